@@ -1,0 +1,203 @@
+"""Everything that can go wrong with a job, as one tree.
+
+    SetteeError
+    ├── ConfigError                 the worker's own settings are wrong
+    ├── InvalidRequest              the caller's mistake; costs no GPU time
+    │   ├── SealBroken              an encrypted payload that does not open
+    │   ├── UnsafePath              a file name that leaves its folder
+    │   └── PayloadTooLarge         over a limit of size, count or pixels
+    ├── StagingError                an input or a model could not be put in place
+    │   ├── ModelMissing
+    │   ├── DownloadFailed
+    │   ├── IntegrityError
+    │   └── NoSpace
+    ├── ComfyError                  ComfyUI refused, failed or went away
+    │   ├── ComfyUnavailable
+    │   ├── PromptLost              removed from ComfyUI's queue by someone else
+    │   ├── WorkflowRejected
+    │   ├── ExecutionFailed
+    │   └── OutOfMemory
+    ├── DeliveryError               the outputs exist but cannot be handed over
+    │   ├── OutputTooLarge
+    │   └── OutputMissing
+    ├── JobTimeout
+    ├── JobCanceled
+    └── Busy                        one job at a time, and one is running
+
+`code` is what every door reports: RunPod's error, an HTTP status, a callback's reason, an exit code.
+`message` is one line for a person. `details` is JSON and safe to show: no traceback, host path or secret.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SetteeError(Exception):
+    """The job failed inside the worker; its log has the traceback under the job's id."""
+
+    code: ClassVar[str] = "internal_error"
+    #: Whether the same request may well succeed when it is sent again.
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: dict[str, Any] | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.details: dict[str, Any] = details or {}
+        if retryable is not None:
+            self.retryable = retryable
+        super().__init__(self.message)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as doors show it: ``{"error", "code", "details"}``."""
+        return {"error": self.message, "code": self.code, "details": self.details}
+
+
+class ConfigError(SetteeError):
+    """The worker's settings are wrong."""
+
+    code = "config_error"
+
+
+class InvalidRequest(SetteeError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+
+    @classmethod
+    def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> InvalidRequest:
+        """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
+        first = problems[0]
+        where = f"{first['path']}: " if first.get("path") else ""
+        more = f" (and {len(problems) - 1} more, see details)" if len(problems) > 1 else ""
+        return cls(f"invalid {what}: {where}{first['problem']}{more}", details={"problems": problems})
+
+
+class SealBroken(InvalidRequest):
+    """The encrypted input does not open with this worker's key."""
+
+    code = "seal_broken"
+
+
+class UnsafePath(InvalidRequest):
+    """A file name leaves the folder it belongs to."""
+
+    code = "unsafe_path"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The request is over one of the worker's limits."""
+
+    code = "payload_too_large"
+
+
+class StagingError(SetteeError):
+    """An input or a model could not be put in place."""
+
+    code = "staging_failed"
+
+
+class ModelMissing(StagingError):
+    """The workflow names a model that nobody can supply."""
+
+    code = "model_missing"
+
+
+class DownloadFailed(StagingError):
+    """A download failed."""
+
+    code = "download_failed"
+    retryable = True
+
+
+class IntegrityError(StagingError):
+    """A file is not what it should be."""
+
+    code = "integrity_error"
+
+
+class NoSpace(StagingError):
+    """There is not enough space left on the worker's disk."""
+
+    code = "no_space"
+
+
+class ComfyError(SetteeError):
+    """ComfyUI could not run the workflow."""
+
+    code = "comfy_error"
+
+
+class ComfyUnavailable(ComfyError):
+    """ComfyUI does not answer."""
+
+    code = "comfy_unavailable"
+    retryable = True
+
+
+class PromptLost(ComfyError):
+    """The prompt was removed from ComfyUI's queue by someone else before it ran."""
+
+    code = "prompt_lost"
+    retryable = True
+
+
+class WorkflowRejected(ComfyError):
+    """ComfyUI does not accept the workflow."""
+
+    code = "workflow_rejected"
+
+
+class ExecutionFailed(ComfyError):
+    """A node of the workflow failed."""
+
+    code = "execution_failed"
+
+
+class OutOfMemory(ComfyError):
+    """The workflow needs more GPU memory than this worker has."""
+
+    code = "out_of_memory"
+
+
+class DeliveryError(SetteeError):
+    """The outputs could not be delivered."""
+
+    code = "delivery_failed"
+
+
+class OutputTooLarge(DeliveryError):
+    """The result is larger than the platform takes."""
+
+    code = "output_too_large"
+
+
+class OutputMissing(DeliveryError):
+    """ComfyUI reported an output file that is not there."""
+
+    code = "output_missing"
+
+
+class JobTimeout(SetteeError):
+    """The job ran into its time limit."""
+
+    code = "timeout"
+    retryable = True
+
+
+class JobCanceled(SetteeError):
+    """The job was canceled."""
+
+    code = "canceled"
+
+
+class Busy(SetteeError):
+    """The worker runs one job at a time, and one is running."""
+
+    code = "busy"
+    retryable = True

@@ -1,0 +1,207 @@
+"""What a caller asks for, parsed and checked once at the door.
+
+:func:`parse` accepts the field's shapes (a superset of what the most used ComfyUI worker takes) and returns a
+typed :class:`JobRequest`, or raises InvalidRequest with every problem found: no GPU time is spent on a mistake.
+Nothing here prints a caller's values: they may be private.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from settee import workflow as graph
+from settee.errors import InvalidRequest, PayloadTooLarge
+from settee.settings import MIB, Settings
+
+Problem = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class InputFile(_Strict):
+    """A file for ComfyUI's input folder. ``data``: base64, a data URI, http(s)://… or s3://bucket/key."""
+
+    name: str = Field(min_length=1, max_length=512)
+    data: str = Field(repr=False)
+
+
+class Bucket(_Strict):
+    """An S3 bucket of the caller's own (RunPod's top-level ``s3Config``)."""
+
+    access_id: SecretStr = Field(alias="accessId")
+    access_secret: SecretStr = Field(alias="accessSecret")
+    bucket_name: str = Field(alias="bucketName", min_length=1)
+    endpoint_url: str = Field(alias="endpointUrl", pattern=r"^https?://")
+
+
+class Delivery(_Strict):
+    """How results go back. Unset fields follow the worker's settings."""
+
+    mode: Literal["auto", "base64", "s3"] | None = None
+    #: Key prefix template for S3 instead of the worker's.
+    prefix: str | None = Field(None, max_length=512)
+    #: Lifetime of presigned URLs, seconds.
+    expires_s: int | None = Field(None, ge=1, le=604_800)
+    #: Re-encode images; unset passes ComfyUI's bytes through.
+    image_format: Literal["png", "webp", "jpeg"] | None = None
+    quality: int | None = Field(None, ge=1, le=100)
+    #: Take the prompt and workflow (and EXIF) out of images.
+    strip_metadata: bool = False
+    #: Return previews of the temp folder too.
+    include_temp: bool = False
+
+
+def _files(value: Any) -> Any:
+    """``{name: data}`` and ``[{"name", "image" | "data"}]`` become the latter with ``data``."""
+    if value is None:
+        return ()
+    if isinstance(value, dict):
+        return tuple({"name": name, "data": data} for name, data in value.items())
+    if isinstance(value, list):
+        return tuple(
+            {"data" if key == "image" and "data" not in item else key: entry for key, entry in item.items()}
+            if isinstance(item, dict)
+            else item
+            for item in value
+        )
+    raise ValueError('give {"name": data} or [{"name": …, "image": data}]')
+
+
+def _delivery(value: Any) -> Any:
+    if value is None:
+        return {}
+    return {"mode": value} if isinstance(value, str) else value
+
+
+class JobRequest(_Strict):
+    """One job as its caller described it."""
+
+    #: API format: ``{node_id: {"class_type", "inputs", "_meta"?}}``.
+    workflow: dict[str, Any] = Field(repr=False)
+    images: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
+    files: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
+    delivery: Annotated[Delivery, BeforeValidator(_delivery)] = Delivery()
+    #: Seconds; None takes the worker's JOB_TIMEOUT_S.
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    #: Keep the job's files until the next job, for a look over SSH.
+    debug: bool = False
+    #: Run the good outputs of a workflow whose other outputs ComfyUI refuses.
+    allow_partial: bool = False
+    #: Goes to ComfyUI as it is; `extra_pnginfo` ends up in PNGs. Always an object: null would kill its executor.
+    extra_data: dict[str, Any] = Field(default_factory=dict, repr=False)
+    comfy_org_api_key: SecretStr | None = None
+    #: Set by the door from RunPod's `s3Config`, never by the payload itself.
+    bucket: Bucket | None = Field(None, repr=False)
+
+    @field_validator("extra_data", mode="before")
+    @classmethod
+    def _object(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("workflow", mode="before")
+    @classmethod
+    def _decode_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError("this text is not JSON") from None
+        return value
+
+
+#: The keys of a payload, as documented.
+KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
+
+
+def decode(payload: Any, settings: Settings) -> dict[str, Any]:
+    """The payload as an object. Raises InvalidRequest when it is neither one nor JSON text of one."""
+    if isinstance(payload, (str, bytes)):
+        if len(payload) > settings.max_request_mb * MIB:
+            raise PayloadTooLarge(f"the request is over MAX_REQUEST_MB ({settings.max_request_mb:g} MiB)")
+        try:
+            payload = json.loads(payload)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("input is text, but not JSON: send an object, or JSON text of one") from None
+    if not isinstance(payload, dict):
+        kind = "nothing" if payload is None else type(payload).__name__
+        raise InvalidRequest(f'input must be an object such as {{"workflow": {{…}}}}, not {kind}')
+    return payload
+
+
+def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest:
+    """Turn a payload (an object, or JSON text of one) into a JobRequest.
+
+    ``bucket`` is RunPod's top-level ``s3Config``. Raises InvalidRequest or PayloadTooLarge with all problems.
+    """
+    payload = decode(payload, settings)
+    problems: list[Problem] = [_unknown(key) for key in payload if key not in KEYS]
+    if "workflow" not in payload or payload["workflow"] is None:
+        problems.append(
+            {"path": "workflow", "problem": "missing: give the workflow in API format (Workflow > Export (API))"}
+        )
+    request: JobRequest | None = None
+    known = {key: value for key, value in payload.items() if key in KEYS}
+    if not any(problem["path"] == "workflow" for problem in problems):
+        try:
+            request = JobRequest.model_validate({**known, **({"bucket": bucket} if bucket is not None else {})})
+        except ValidationError as error:
+            problems += [_problem(item) for item in error.errors(include_input=False, include_url=False)]
+        except RecursionError:
+            problems.append({"path": "", "problem": "nested too deeply"})
+        workflow = request.workflow if request else payload["workflow"]
+        if isinstance(workflow, dict):
+            problems += graph.shape_problems(workflow, max_nodes=settings.max_nodes)
+    if request is not None:
+        problems += _beyond_types(request, settings)
+    if problems:
+        raise InvalidRequest.from_problems(problems)
+    assert request is not None
+    return request
+
+
+def _unknown(key: Any) -> Problem:
+    near = difflib.get_close_matches(str(key), KEYS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(KEYS)}"
+    return {"path": str(key)[:100], "problem": f"unknown key; {hint}"}
+
+
+def _problem(item: Any) -> Problem:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return {"path": path, "problem": "unknown key"}
+    return {"path": path, "problem": str(item["msg"]).removeprefix("Value error, ")}
+
+
+def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
+    """Limits and rules that concern several fields at once."""
+    problems: list[Problem] = []
+    inputs = (*request.images, *request.files)
+    if len(inputs) > settings.max_files:
+        problems.append({"path": "images", "problem": f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"})
+    seen: set[str] = set()
+    for file in inputs:
+        # Names that differ in case only would be one file on some file systems; the field's rule is "unique".
+        if file.name in seen:
+            problems.append({"path": "images", "problem": f"the name {file.name!r} is given twice"})
+        seen.add(file.name)
+    if request.timeout_s is not None and request.timeout_s > settings.max_job_timeout_s:
+        problems.append(
+            {"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"}
+        )
+    size = sum(len(file.data) for file in inputs)
+    if size > settings.max_request_mb * MIB:
+        problems.append(
+            {
+                "path": "images",
+                "problem": f"{math.ceil(size / MIB)} MiB of inline data; MAX_REQUEST_MB allows "
+                f"{settings.max_request_mb:g}: send an http(s) or s3 URL instead",
+            }
+        )
+    return problems

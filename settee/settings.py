@@ -1,0 +1,218 @@
+"""The worker's settings: the only place that reads the environment.
+
+Every field is one environment variable of the same name in capitals. `NAME_FILE` names a file that holds the
+value of a secret instead. docs/settings.md lists them all, and a test holds that table to this file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from settee.errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+def _default_workspace() -> Path:
+    """The RAM disk where there is one, else (a laptop) the folder for temporary files."""
+    shm = Path("/dev/shm")  # noqa: S108 - the RAM disk, of which only our own folder below is used
+    root = shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    return root / "settee"
+
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Read with :func:`load`; a bad value is named together with all other bad values."""
+
+    model_config = SettingsConfigDict(case_sensitive=False, extra="ignore", frozen=True, env_ignore_empty=True)
+
+    # --- ComfyUI -------------------------------------------------------------------------------------
+    comfy_url: str | None = Field(
+        None, description="Address of a ComfyUI that is already running. Unset: the worker starts its own."
+    )
+    comfy_dir: Path = Field(Path("/comfyui"), description="Folder of the ComfyUI that the worker starts.")
+    comfy_args: str = Field("", description="Further arguments for that ComfyUI, as on a command line.")
+    comfy_python: str | None = Field(
+        None, description="Python that runs it. Unset: the one in COMFY_DIR's venv, else the worker's own."
+    )
+    comfy_command: str | None = Field(
+        None,
+        description="Whole command instead of `python COMFY_DIR/main.py`, such as "
+        "`python -m settee.embedded`. Folder and port arguments are added.",
+    )
+    comfy_port: int = Field(8188, ge=0, le=65535, description="Its port on loopback; 0 picks a free one.")
+    comfy_start_timeout_s: float = Field(
+        600, gt=0, description="How long ComfyUI may take from its start to its first answer."
+    )
+    comfy_input_dir: Path | None = Field(
+        None, description="With COMFY_URL: its input folder, when the worker shares it."
+    )
+    comfy_output_dir: Path | None = Field(
+        None, description="With COMFY_URL: its output folder, when the worker shares it."
+    )
+    comfy_temp_dir: Path | None = Field(
+        None, description="With COMFY_URL: its temp folder, when the worker shares it."
+    )
+    comfy_unresponsive_s: float = Field(
+        60, gt=0, description="ComfyUI counts as frozen when it answers nothing for this long during a job."
+    )
+    comfy_stall_s: float = Field(
+        20,
+        gt=0,
+        description="Its executor counts as dead when a submitted prompt, next in line, has not begun for this long.",
+    )
+    comfy_interrupt_s: float = Field(
+        20, gt=0, description="How long a stopped job may take to leave ComfyUI before ComfyUI is restarted."
+    )
+    comfy_history_s: float = Field(
+        15, gt=0, description="How long to wait for the history of a prompt that has ended."
+    )
+    comfy_org_api_key: SecretStr | None = Field(
+        None, description="Comfy.org key for API nodes; a job's own `comfy_org_api_key` goes first."
+    )
+    warmup_workflow: Path | None = Field(
+        None, description="A workflow in API format that runs once before the worker takes jobs."
+    )
+
+    # --- Jobs ----------------------------------------------------------------------------------------
+    job_timeout_s: float = Field(3600, gt=0, description="Time limit of a job that names none.")
+    max_job_timeout_s: float = Field(86400, gt=0, description="The longest limit that a job may ask for.")
+    refresh_worker: bool = Field(False, description="Ask RunPod for a fresh worker after every job.")
+    workspace_dir: Path = Field(
+        default_factory=_default_workspace,
+        description="Folder on the RAM disk that holds ComfyUI's input, output and temp. Default: /dev/shm/settee.",
+    )
+    allow_debug: bool = Field(
+        True, description="Whether a job's `debug: true` may keep its files until the next job."
+    )
+
+    # --- Limits --------------------------------------------------------------------------------------
+    max_request_mb: float = Field(64, gt=0, description="Largest request: its JSON, in MiB.")
+    max_files: int = Field(64, ge=0, description="Most input files of one job, `images` and `files` together.")
+    max_file_mb: float = Field(2048, gt=0, description="Largest single input file once decoded or downloaded, in MiB.")
+    max_pixels: int = Field(
+        100_000_000, gt=0, description="Most pixels (width x height x frames) of an input image."
+    )
+    max_nodes: int = Field(5000, gt=0, description="Most nodes of a workflow.")
+    allowed_nodes: Names = Field((), description="When set, only these node classes may be used (names or patterns).")
+    denied_nodes: Names = Field((), description="These node classes may not be used (names or patterns).")
+    download_timeout_s: float = Field(300, gt=0, description="Time limit for one URL or S3 input.")
+
+    # --- Delivery ------------------------------------------------------------------------------------
+    bucket_endpoint_url: str | None = Field(None, description="S3 endpoint; with the two keys it turns S3 delivery on.")
+    bucket_access_key_id: SecretStr | None = Field(None, description="S3 access key.")
+    bucket_secret_access_key: SecretStr | None = Field(None, description="S3 secret key.")
+    bucket_name: str | None = Field(
+        None, description="Bucket. Default: the month and year as MM-YY, as RunPod's own uploader does."
+    )
+    bucket_region: str | None = Field(None, description="S3 region. Default: read from the endpoint, else us-east-1.")
+    bucket_path_style: bool = Field(True, description="Address as endpoint/bucket/key (MinIO wants it).")
+    bucket_prefix: str = Field(
+        "{job_id}", description="Key prefix template: {job_id}, {date}, {time}, {node_id}, {kind}."
+    )
+    bucket_expires_s: int = Field(604_800, ge=1, le=604_800, description="Lifetime of presigned URLs, in seconds.")
+    bucket_public_url: str | None = Field(
+        None, description="Base of public URLs (a CDN, say) to return instead of presigned ones."
+    )
+    delivery: Literal["auto", "base64", "s3"] = Field(
+        "auto", description="Where results go when a job does not say: auto is S3 when configured, else base64."
+    )
+    result_volume_dir: Path = Field(
+        Path("/runpod-volume/settee-results"),
+        description="Folder for results over RunPod's cap without S3; used only when its volume is mounted.",
+    )
+
+    # --- Sealing -------------------------------------------------------------------------------------
+    encryption_key: SecretStr | None = Field(
+        None, description="Fernet key (comma-separated for rotation, newest first) that opens and seals jobs."
+    )
+    require_encryption: bool = Field(False, description="Refuse jobs that are not sealed.")
+
+    # --- Logs ----------------------------------------------------------------------------------------
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for a person or for a machine.")
+
+    # --- RunPod --------------------------------------------------------------------------------------
+    run_result_mb: float = Field(10, gt=0, description="RunPod's cap for a /run result, in MB (10^6 bytes).")
+    runsync_result_mb: float = Field(20, gt=0, description="RunPod's cap for a /runsync result, in MB.")
+    progress_interval_s: float = Field(1.0, gt=0, description="Least time between two progress updates of a job.")
+    fast_loop: bool = Field(
+        True, description="Take the next job as soon as the slot is free, instead of the SDK's 1 s sleep."
+    )
+
+    @field_validator("allowed_nodes", "denied_nodes", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Comma-separated text becomes names."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        bucket = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
+        if any(bucket) and not all(bucket):
+            raise ValueError(
+                "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY belong together: "
+                "set all three or none"
+            )
+        if self.delivery == "s3" and not all(bucket):
+            raise ValueError("DELIVERY=s3 needs BUCKET_ENDPOINT_URL and its two keys")
+        if self.require_encryption and not self.encryption_key:
+            raise ValueError("REQUIRE_ENCRYPTION needs ENCRYPTION_KEY")
+        return self
+
+    @property
+    def has_bucket(self) -> bool:
+        return self.bucket_endpoint_url is not None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment. No .env file is read: nothing else may set a worker up."""
+        return init_settings, env_settings
+
+
+SECRETS = ("bucket_access_key_id", "bucket_secret_access_key", "comfy_org_api_key", "encryption_key")
+
+
+def _secrets_from_files() -> dict[str, str]:
+    """`NAME_FILE` for each secret whose `NAME` is unset, as container platforms mount them."""
+    found = {}
+    for name in SECRETS:
+        path = os.environ.get(f"{name.upper()}_FILE")
+        if path and not os.environ.get(name.upper()):
+            try:
+                found[name] = Path(path).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ConfigError(f"{name.upper()}_FILE cannot be read: {error.strerror}") from error
+    return found
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the environment. Raises ConfigError that names every bad variable at once, without its value."""
+    try:
+        return Settings(**{**_secrets_from_files(), **overrides})
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']).upper() or 'settings'}: {item['msg']}"
+            for item in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigError("; ".join(problems), details={"problems": problems}) from None
+
+
+__all__ = ["MIB", "Settings", "load"]
