@@ -12,7 +12,15 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 from settee import workflow as graph
 from settee.errors import InvalidRequest, PayloadTooLarge
@@ -144,7 +152,10 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     problems: list[Problem] = [_unknown(key) for key in payload if key not in KEYS]
     if "workflow" not in payload or payload["workflow"] is None:
         problems.append(
-            {"path": "workflow", "problem": "missing: give the workflow in API format (Workflow > Export (API))"}
+            {
+                "path": "workflow",
+                "problem": "missing: give the workflow in API format (Workflow > Export (API))",
+            }
         )
     request: JobRequest | None = None
     known = {key: value for key, value in payload.items() if key in KEYS}
@@ -192,9 +203,7 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
             problems.append({"path": "images", "problem": f"the name {file.name!r} is given twice"})
         seen.add(file.name)
     if request.timeout_s is not None and request.timeout_s > settings.max_job_timeout_s:
-        problems.append(
-            {"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"}
-        )
+        problems.append({"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"})
     size = sum(len(file.data) for file in inputs)
     if size > settings.max_request_mb * MIB:
         problems.append(

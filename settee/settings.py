@@ -58,9 +58,7 @@ class Settings(BaseSettings):
     comfy_output_dir: Path | None = Field(
         None, description="With COMFY_URL: its output folder, when the worker shares it."
     )
-    comfy_temp_dir: Path | None = Field(
-        None, description="With COMFY_URL: its temp folder, when the worker shares it."
-    )
+    comfy_temp_dir: Path | None = Field(None, description="With COMFY_URL: its temp folder, when the worker shares it.")
     comfy_unresponsive_s: float = Field(
         60, gt=0, description="ComfyUI counts as frozen when it answers nothing for this long during a job."
     )
@@ -72,9 +70,7 @@ class Settings(BaseSettings):
     comfy_interrupt_s: float = Field(
         20, gt=0, description="How long a stopped job may take to leave ComfyUI before ComfyUI is restarted."
     )
-    comfy_history_s: float = Field(
-        15, gt=0, description="How long to wait for the history of a prompt that has ended."
-    )
+    comfy_history_s: float = Field(15, gt=0, description="How long to wait for the history of a prompt that has ended.")
     comfy_org_api_key: SecretStr | None = Field(
         None, description="Comfy.org key for API nodes; a job's own `comfy_org_api_key` goes first."
     )
@@ -90,17 +86,13 @@ class Settings(BaseSettings):
         default_factory=_default_workspace,
         description="Folder on the RAM disk that holds ComfyUI's input, output and temp. Default: /dev/shm/settee.",
     )
-    allow_debug: bool = Field(
-        True, description="Whether a job's `debug: true` may keep its files until the next job."
-    )
+    allow_debug: bool = Field(True, description="Whether a job's `debug: true` may keep its files until the next job.")
 
     # --- Limits --------------------------------------------------------------------------------------
     max_request_mb: float = Field(64, gt=0, description="Largest request: its JSON, in MiB.")
     max_files: int = Field(64, ge=0, description="Most input files of one job, `images` and `files` together.")
     max_file_mb: float = Field(2048, gt=0, description="Largest single input file once decoded or downloaded, in MiB.")
-    max_pixels: int = Field(
-        100_000_000, gt=0, description="Most pixels (width x height x frames) of an input image."
-    )
+    max_pixels: int = Field(100_000_000, gt=0, description="Most pixels (width x height x frames) of an input image.")
     max_nodes: int = Field(5000, gt=0, description="Most nodes of a workflow.")
     allowed_nodes: Names = Field((), description="When set, only these node classes may be used (names or patterns).")
     denied_nodes: Names = Field((), description="These node classes may not be used (names or patterns).")
@@ -123,7 +115,8 @@ class Settings(BaseSettings):
         None, description="Base of public URLs (a CDN, say) to return instead of presigned ones."
     )
     delivery: Literal["auto", "base64", "s3"] = Field(
-        "auto", description="Where results go when a job does not say: auto is S3 when configured, else base64."
+        "auto",
+        description="Where results go when a job does not say: auto is S3 when configured, else base64.",
     )
     result_volume_dir: Path = Field(
         Path("/runpod-volume/settee-results"),

@@ -1,0 +1,238 @@
+"""What a workflow means to one ComfyUI, by its node registry (`/object_info`): files loaded, mistakes, near matches.
+
+Pure functions: the registry is an argument. Its shape is ``{Class: {"input": {"required": {name: spec}, "optional":
+…}, "output": [...], "output_node": bool}}``, a spec being ``[type, options]`` or ``[[choice, …], options]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key
+
+# --- loading nodes ---------------------------------------------------------------------------------------
+
+#: Input options by which ComfyUI (and VideoHelperSuite) mark a combo that lists the input folder.
+UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload", "upload")
+#: Inputs that custom loaders use for a file or folder without marking them.
+PATH_INPUT = re.compile(
+    r"^(image|images|mask|audio|video|file|files|folder|directory|dir|path|model_file|filename|image_path"
+    r"|.*_(path|file|dir|directory|folder|filepath|filename))$"
+)
+ANNOTATION = re.compile(r"^(?P<name>.*?) ?\[(?P<folder>input|output|temp)\]$", re.DOTALL)
+WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True)
+class Load:
+    """A file of ComfyUI's input folder that a node loads."""
+
+    node_id: str
+    class_type: str
+    input: str
+    #: As the workflow names it, without its "[input]" annotation.
+    name: str
+
+
+def _spec(object_info: ObjectInfo, class_type: str, input_name: str) -> Any:
+    sections = object_info.get(class_type, {}).get("input", {})
+    for section in ("required", "optional"):
+        spec = (sections.get(section) or {}).get(input_name)
+        if spec is not None:
+            return spec
+    return None
+
+
+def _options(spec: Any) -> Mapping[str, Any]:
+    if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict):
+        return spec[1]
+    return {}
+
+
+def _is_upload(spec: Any) -> bool:
+    options = _options(spec)
+    return any(options.get(name) for name in UPLOAD_OPTIONS)
+
+
+def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
+    """Every file of the input folder that the workflow names, by the registry's upload marks."""
+    found = []
+    for node_id, node in workflow.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str) and _is_upload(_spec(object_info, node["class_type"], name)):
+                match = ANNOTATION.match(value)
+                found.append(Load(node_id, node["class_type"], name, match["name"] if match else value))
+    return found
+
+
+def path_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
+    """Inputs that would make ComfyUI read or write outside the job's own folders.
+
+    LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
+    "[temp]" point at folders that are wiped between jobs.
+    """
+    problems = []
+    for node_id, node in workflow.items():
+        class_type = node["class_type"]
+        for name, value in node["inputs"].items():
+            if not isinstance(value, str):
+                continue
+            is_upload = _is_upload(_spec(object_info, class_type, name))
+            if not (is_upload or PATH_INPUT.match(name) or name == "filename_prefix"):
+                continue
+            if rule := _unsafe(value, is_upload):
+                problems.append(
+                    {
+                        "path": f"workflow.{node_id}.inputs.{name}",
+                        "node_id": node_id,
+                        "class_type": class_type,
+                        "input": name,
+                        "value": value[:200],
+                        "problem": rule,
+                    }
+                )
+    return problems
+
+
+def _unsafe(value: str, is_upload: bool) -> str | None:
+    match = ANNOTATION.match(value)
+    if match and match["folder"] != "input" and is_upload:
+        return f"names ComfyUI's {match['folder']} folder, which is wiped between jobs: send the file with the job"
+    name = match["name"] if match else value
+    parts = re.split(r"[\\/]", name)
+    if name.startswith(("/", "\\", "~")) or WINDOWS_DRIVE.match(name):
+        return "is an absolute path: send the file with the job and name it as you named it there"
+    if ".." in parts:
+        return 'leaves its folder with "..": send the file with the job and name it as you named it there'
+    if "\0" in name:
+        return "holds a NUL character"
+    return None
+
+
+# --- validation against the registry ----------------------------------------------------------------------
+
+
+def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str]:
+    """Choices that look like ``value``, best first: by spelling, else by file name, whatever the case."""
+    texts = [str(choice) for choice in choices][:20_000]
+    wanted = str(value)
+    if len(wanted) > 300:
+        return []
+    lowered: dict[str, str] = {}
+    for text in texts:
+        lowered.setdefault(text.lower(), text)
+        lowered.setdefault(re.split(r"[\\/]", text)[-1].lower(), text)
+    found: list[str] = []
+    for candidate in (wanted.lower(), re.split(r"[\\/]", wanted)[-1].lower()):
+        for match in difflib.get_close_matches(candidate, lowered, n=limit, cutoff=0.6):
+            if lowered[match] not in found:
+                found.append(lowered[match])
+    return found[:limit]
+
+
+def choices_of(spec: Any) -> list[Any] | None:
+    """The list of a combo input, in either of ComfyUI's forms (``[[…], {}]`` or ``["COMBO", {"options"}]``)."""
+    if not isinstance(spec, list) or not spec:
+        return None
+    if isinstance(spec[0], list):
+        return spec[0]
+    if spec[0] == "COMBO" and isinstance(_options(spec).get("options"), list):
+        return list(_options(spec)["options"])
+    return None
+
+
+def registry_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
+    """What ComfyUI is certain to refuse: unknown classes, required inputs that are missing, bad link slots.
+
+    Values are left to ComfyUI itself, because a class may bring a check of its own that `/object_info` does not
+    show (VALIDATE_INPUTS): its verdict is explained by :func:`explain` afterwards.
+    """
+    problems: list[Problem] = []
+    for node_id, node in workflow.items():
+        class_type = node["class_type"]
+        base = {"node_id": node_id, "class_type": class_type}
+        known = object_info.get(class_type)
+        if known is None:
+            problems.append(
+                {
+                    "path": f"workflow.{node_id}",
+                    **base,
+                    "type": "unknown_class",
+                    "problem": "no such node class on this worker: install its custom node, or fix the name",
+                    "near": near_matches(class_type, object_info),
+                }
+            )
+            continue
+        for name, spec in (known.get("input", {}).get("required") or {}).items():
+            if name not in node["inputs"] and _is_plain(spec):
+                problems.append(
+                    {
+                        "path": f"workflow.{node_id}.inputs.{name}",
+                        **base,
+                        "input": name,
+                        "type": "required_input_missing",
+                        "problem": f"the required input {name!r} is missing",
+                    }
+                )
+        for name, source, slot in links(node):
+            outputs = object_info.get(workflow[source]["class_type"], {}).get("output")
+            if isinstance(outputs, list) and slot >= len(outputs):
+                problems.append(
+                    {
+                        "path": f"workflow.{node_id}.inputs.{name}",
+                        **base,
+                        "input": name,
+                        "value": [source, slot],
+                        "type": "bad_link_slot",
+                        "problem": f"node {source} ({workflow[source]['class_type']}) has {len(outputs)} "
+                        f"output(s), so there is no output {slot}",
+                    }
+                )
+    return problems
+
+
+def _is_plain(spec: Any) -> bool:
+    """False for the dynamic inputs of newer nodes (COMFY_AUTOGROW_V3 and kin), whose names are made up later."""
+    return not (isinstance(spec, list) and spec and isinstance(spec[0], str) and spec[0].startswith("COMFY_"))
+
+
+# --- what ComfyUI said -------------------------------------------------------------------------------------
+
+
+def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
+    """ComfyUI's ``node_errors`` as problems that name node, class, input, value and near matches."""
+    problems: list[Problem] = []
+    for node_id, report in sorted(node_errors.items(), key=lambda item: natural_key(item[0])):
+        node = workflow.get(node_id, {"inputs": {}})
+        class_type = report.get("class_type") or node.get("class_type")
+        for error in report.get("errors", ()):
+            info = error.get("extra_info") or {}
+            name = info.get("input_name")
+            value = info.get("received_value", node["inputs"].get(name) if name else None)
+            problem: Problem = {
+                "path": f"workflow.{node_id}" + (f".inputs.{name}" if name else ""),
+                "node_id": node_id,
+                "class_type": class_type,
+                "type": error.get("type"),
+                "problem": _sentence(error),
+            }
+            if name:
+                problem["input"] = name
+                problem["value"] = value if not isinstance(value, str) else value[:200]
+                choices = choices_of(_spec(object_info, str(class_type), name))
+                if choices is not None and not is_link(value):
+                    problem["near"] = near_matches(value, choices)
+                    problem["choices"] = len(choices)
+            problems.append(problem)
+    return problems
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    message = str(error.get("message") or error.get("type") or "refused by ComfyUI")
+    details = str(error.get("details") or "")
+    # A combo's details repeat its whole list, thousands of models long on some workers.
+    return f"{message}: {details}" if 0 < len(details) <= 200 else message
