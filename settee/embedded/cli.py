@@ -1,0 +1,98 @@
+"""Starting the embedded server with ComfyUI's own arguments."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.embedded.faults import Faults, UnknownFault, parse_assignment
+from settee.embedded.folders import Folders
+
+log = logging.getLogger("settee.embedded")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one server was asked to be."""
+
+    listen: str
+    port: int
+    folders: Folders
+    preview_size: int | None
+    keep_cache: bool
+    disable_metadata: bool
+    max_upload_bytes: int
+    faults: dict[str, Any]
+    argv: list[str] = field(default_factory=list)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments that have an effect. Others of ComfyUI's (--cpu, --disable-auto-launch, …) are ignored."""
+    result = argparse.ArgumentParser(prog="python -m settee.embedded", allow_abbrev=False, description=__doc__)
+    result.add_argument("--listen", default="127.0.0.1", nargs="?", const="0.0.0.0", metavar="IP")  # noqa: S104
+    result.add_argument("--port", type=int, default=8188)
+    result.add_argument("--base-directory", help="holds input, output, temp and models; default: here")
+    result.add_argument("--input-directory")
+    result.add_argument("--output-directory")
+    result.add_argument("--temp-directory", help="the folder temp is made in this one, and emptied at start")
+    result.add_argument("--preview-method", default="none", choices=["none", "auto", "latent2rgb", "taesd"])
+    result.add_argument("--preview-size", type=int, default=512, metavar="PIXELS")
+    result.add_argument("--cache-none", action="store_true", help="run every node of every prompt")
+    result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")
+    result.add_argument("--max-upload-size", type=float, default=100, metavar="MIB")
+    result.add_argument("--verbose", nargs="?", const="DEBUG", default="INFO", metavar="LEVEL")
+    result.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help="see faults.py")
+    return result
+
+
+def options_from(argv: Sequence[str]) -> Options:
+    """Read the command line; exits with code 2 when it is wrong."""
+    arguments = parser()
+    given, ignored = arguments.parse_known_args(argv)
+    try:
+        faults = dict(parse_assignment(text) for text in given.fault)
+        Faults(faults)
+    except UnknownFault as error:
+        arguments.error(str(error))
+    base = os.path.abspath(given.base_directory or os.curdir)
+    if ignored:
+        log.debug("arguments without effect here: %s", " ".join(ignored))
+    folders = Folders(
+        input=os.path.abspath(given.input_directory or os.path.join(base, "input")),
+        output=os.path.abspath(given.output_directory or os.path.join(base, "output")),
+        temp=os.path.join(os.path.abspath(given.temp_directory or base), "temp"),
+        models=os.path.join(base, "models"),
+    )
+    return Options(
+        listen=given.listen,
+        port=given.port,
+        folders=folders,
+        preview_size=None if given.preview_method == "none" else given.preview_size,
+        keep_cache=not given.cache_none,
+        disable_metadata=given.disable_metadata,
+        max_upload_bytes=round(given.max_upload_size * 1024 * 1024),
+        faults=faults,
+        argv=list(argv),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is killed. As with ComfyUI, SIGTERM ends it at once with exit status -15."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = options_from(sys.argv[1:] if argv is None else argv)
+    if options.faults.get("die_at_start"):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    time.sleep(float(options.faults.get("slow_start") or 0))
+    from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
+
+    try:
+        serve(options)
+    except KeyboardInterrupt:
+        log.info("\nStopped server")
+    return 0

@@ -1,0 +1,113 @@
+"""Where the embedded server reads and writes: ComfyUI's input, output and temp directories and its name rules."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the next file of a prefix goes: ``folder/stem_00001_.png`` for counter 1."""
+
+    folder: str
+    stem: str
+    counter: int
+    subfolder: str
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The directories of one server, absolute paths."""
+
+    input: str
+    output: str
+    temp: str
+    models: str
+
+    def create(self) -> None:
+        """Make the directories that are missing."""
+        for path in (self.input, self.output, self.temp):
+            os.makedirs(path, exist_ok=True)
+
+    def of_type(self, name: str) -> str | None:
+        """The directory that /view and /upload call ``output``, ``temp`` or ``input``; None for other words."""
+        return {"output": self.output, "temp": self.temp, "input": self.input}.get(name)
+
+    def split_annotation(self, name: str) -> tuple[str, str | None]:
+        """Split ``"a.png [temp]"`` into name and directory; the directory is None without annotation."""
+        for kind in ("output", "input", "temp"):
+            if name.endswith(f"[{kind}]"):
+                return name[: -len(kind) - 3], self.of_type(kind)
+        return name, None
+
+    def locate(self, name: str) -> str:
+        """The path a loading node reads. As in ComfyUI, ``../`` and absolute names leave the input directory."""
+        name, directory = self.split_annotation(name)
+        return os.path.join(directory or self.input, name)
+
+    def next_slot(self, prefix: str, root: str, width: int, height: int) -> Slot:
+        """Find the next free number for a prefix below root, creating its folder.
+
+        Raises OutsideOutputError when the prefix leads out of root.
+        """
+        if "%" in prefix:
+            prefix = _fill_tokens(prefix, width, height)
+        subfolder, stem = os.path.split(os.path.normpath(prefix))
+        folder = os.path.join(root, subfolder)
+        _refuse_escape(folder, root)
+        try:
+            taken = os.listdir(folder)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            taken = []
+        # ComfyUI measures the prefix as typed: "dir/" has an empty last part, matches nothing, and starts at 1 again.
+        counter = _highest(taken, stem) + 1 if os.path.basename(prefix) == stem else 1
+        return Slot(folder, stem, counter, subfolder)
+
+
+class OutsideOutputError(Exception):
+    """A prefix leads out of the directory; nodes report it under ComfyUI's exception type, a plain Exception."""
+
+
+OutsideOutputError.__module__, OutsideOutputError.__qualname__ = "builtins", "Exception"
+
+
+def _refuse_escape(folder: str, root: str) -> None:
+    absolute = os.path.abspath(folder)
+    common = os.path.commonpath((root, absolute))
+    if common != root:
+        raise OutsideOutputError(
+            "**** ERROR: Saving image outside the output folder is not allowed."
+            f"\n full_output_folder: {absolute}\n         output_dir: {root}\n         commonpath: {common}"
+        )
+
+
+def _highest(names: list[str], stem: str) -> int:
+    """The largest number N among names like ``stem_N_…``; 0 when there is none."""
+    start = os.path.normcase(stem + "_")
+    highest = 0
+    for name in names:
+        if os.path.normcase(name[: len(start)]) == start:
+            digits = name[len(start) :].split("_", 1)[0]
+            if digits.isdecimal():
+                highest = max(highest, int(digits))
+    return highest
+
+
+def _fill_tokens(prefix: str, width: int, height: int) -> str:
+    now = time.localtime()
+    tokens = {
+        "width": str(width),
+        "height": str(height),
+        "year": f"{now.tm_year}",
+        "month": f"{now.tm_mon:02}",
+        "day": f"{now.tm_mday:02}",
+        "hour": f"{now.tm_hour:02}",
+        "minute": f"{now.tm_min:02}",
+        "second": f"{now.tm_sec:02}",
+    }
+    for token, text in tokens.items():
+        prefix = prefix.replace(f"%{token}%", text)
+    return prefix

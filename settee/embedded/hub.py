@@ -1,0 +1,130 @@
+"""The sockets of the embedded server and the one ordered stream of messages that goes out through them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import aiohttp
+from aiohttp import web
+from PIL import Image, ImageOps
+
+from settee.embedded.faults import Faults
+
+PREVIEW = 1
+"""Binary event: 4 bytes image type, then the encoded image."""
+PREVIEW_WITH_METADATA = 4
+"""Binary event: 4 bytes metadata length, JSON metadata, then the encoded image."""
+
+
+class PreviewImage(NamedTuple):
+    """An image on its way to a client: ``JPEG`` or ``PNG``, and the largest side in pixels (None: as it is)."""
+
+    format: str
+    image: Image.Image
+    max_size: int | None
+
+    def encoded(self) -> bytes:
+        """The image file's bytes, scaled down to max_size."""
+        image = self.image
+        if self.max_size is not None:
+            image = ImageOps.contain(image, (self.max_size, self.max_size), Image.Resampling.BILINEAR)
+        buffer = BytesIO()
+        image.save(buffer, format=self.format, quality=95, compress_level=1)
+        return buffer.getvalue()
+
+
+@dataclass
+class Client:
+    """One connected socket."""
+
+    socket: web.WebSocketResponse
+    transport: asyncio.Transport | None
+    features: dict[str, Any] = field(default_factory=dict)
+
+
+class Hub:
+    """Clients by id, and an outbox that any thread may post to and one task sends from, in order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, faults: Faults) -> None:
+        self._loop = loop
+        self._faults = faults
+        self._outbox: asyncio.Queue[tuple[str | int, Any, Any]] = asyncio.Queue()
+        self._messages_of_run = 0
+        self.clients: dict[Any, Client] = {}
+        self.client_id: Any = None
+        """Who submitted the prompt that runs, or that ran last. Not always text: callers may send anything."""
+        self.last_node_id: str | None = None
+        """The node that runs for client_id, told to that client when it reconnects."""
+        self.last_prompt_id: str | None = None
+
+    def post(self, event: str | int, data: Any, client_id: Any) -> None:
+        """Queue a message to one client, or to all of them when client_id is None; callable from any thread."""
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, (event, data, client_id))
+
+    def supports(self, client_id: Any, feature: str) -> bool:
+        """Whether that client declared the feature in its first message."""
+        client = self.clients.get(client_id)
+        return client is not None and bool(client.features.get(feature))
+
+    async def publish(self) -> None:
+        """Send queued messages for ever.
+
+        A client id that cannot be hashed (a list, an object) raises TypeError here and so ends the process, as it
+        does in ComfyUI; that is why nothing may forward a caller's client_id unchecked.
+        """
+        while True:
+            event, data, client_id = await self._outbox.get()
+            if event == "execution_start":
+                self._messages_of_run = 0
+            await self.send(event, data, client_id)
+            if event != "status":
+                self._messages_of_run += 1
+                self._drop_if_asked()
+
+    async def send(self, event: str | int, data: Any, client_id: Any) -> None:
+        """Send one message now."""
+        if client_id is None:
+            clients = list(self.clients.values())
+        else:
+            clients = [self.clients[client_id]] if client_id in self.clients else []
+        if not clients or self._faults.get("ws_silent"):
+            return
+        payload = _encode(event, data)
+        for client in clients:
+            try:
+                if isinstance(payload, str):
+                    await client.socket.send_str(payload)
+                else:
+                    await client.socket.send_bytes(payload)
+            except (aiohttp.ClientError, ConnectionError):
+                continue  # the client is leaving; its handler removes it
+
+    def _drop_if_asked(self) -> None:
+        limit = self._faults.get("ws_drop_after")
+        if limit is not None and self._messages_of_run >= limit:
+            self._faults.set("ws_drop_after", None)
+            self.abort_all()
+
+    def abort_all(self) -> None:
+        """Reset every socket's connection without a closing handshake."""
+        for client in list(self.clients.values()):
+            if client.transport is not None:
+                client.transport.abort()
+
+
+def _encode(event: str | int, data: Any) -> str | bytes:
+    if event == PREVIEW:
+        image_type = struct.pack(">I", 2 if data.format == "PNG" else 1)
+        return struct.pack(">I", PREVIEW) + image_type + bytes(data.encoded())
+    if event == PREVIEW_WITH_METADATA:
+        preview, metadata = data
+        kind = "image/png" if preview.format == "PNG" else "image/jpeg"
+        described = json.dumps({**metadata, "image_type": kind}).encode()
+        head = struct.pack(">II", PREVIEW_WITH_METADATA, len(described))
+        return head + described + bytes(preview.encoded())
+    return json.dumps({"type": event, "data": data})

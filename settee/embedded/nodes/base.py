@@ -1,0 +1,183 @@
+"""What a node is: what /object_info says of it, and what it does."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from settee.embedded.faults import Faults, Stats
+from settee.embedded.folders import Folders
+from settee.embedded.hub import PreviewImage
+
+MAX_RESOLUTION = 16384
+"""The largest width or height ComfyUI's nodes accept, in pixels."""
+
+InputType = tuple[Any, ...]
+"""A type name or a list of choices, then optionally its settings: ``("INT", {"default": 1})``."""
+Inputs = Mapping[str, InputType]
+
+
+class Interrupted(Exception):
+    """The running prompt was interrupted."""
+
+
+class ImageBatch(list[Image.Image]):
+    """An IMAGE: pictures of one size and mode, RGB or RGBA, 8 bits a channel."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self[0].size
+
+    def each(self, change: Callable[[Image.Image], Image.Image]) -> ImageBatch:
+        """The batch with every picture changed."""
+        return ImageBatch(change(image) for image in self)
+
+    def __str__(self) -> str:
+        width, height = self.size
+        return f"images({len(self)} of {width}x{height}, {self[0].mode})"
+
+
+class MaskBatch(list[Image.Image]):
+    """A MASK: pictures of mode L, 255 where the mask is 1.0."""
+
+    def __str__(self) -> str:
+        width, height = self[0].size
+        return f"masks({len(self)} of {width}x{height})"
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What /object_info says of a class. The prose ComfyUI adds (tooltips, descriptions) is left out."""
+
+    name: str
+    category: str
+    required: Inputs | Callable[[Folders], Inputs] = field(default_factory=dict)
+    optional: Inputs = field(default_factory=dict)
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    returns: tuple[str, ...] = ()
+    return_names: tuple[str, ...] | None = None
+    output_node: bool = False
+    module: str = "nodes"
+    display_name: str | None = ""
+    experimental: bool | None = None
+    newer_schema: bool = False
+    """Written for ComfyUI's second node API, whose entries have a few more keys."""
+
+    def inputs(self, folders: Folders) -> dict[str, Inputs]:
+        """The inputs by kind; kinds without inputs are left out."""
+        required = self.required(folders) if callable(self.required) else self.required
+        kinds = {"required": required, "optional": self.optional}
+        return {kind: inputs for kind, inputs in kinds.items() if inputs}
+
+    def info(self, folders: Folders) -> dict[str, Any]:
+        """The entry of /object_info."""
+        inputs: dict[str, Mapping[str, Any]] = dict(self.inputs(folders))
+        if self.hidden:
+            inputs["hidden"] = self.hidden
+        info = {
+            "input": inputs,
+            "input_order": {kind: list(named) for kind, named in inputs.items()},
+            "output": self.returns,
+            "output_is_list": [False] * len(self.returns),
+            "output_name": self.return_names or self.returns,
+            "name": self.name,
+            "display_name": self.name if self.display_name == "" else self.display_name,
+            "description": "",
+            "python_module": self.module,
+            "category": self.category,
+            "output_node": self.output_node,
+        }
+        if self.newer_schema:
+            info["output_tooltips"] = [None] * len(self.returns)
+            info |= {"deprecated": False, "experimental": False, "api_node": False}
+        if self.experimental is not None:
+            info["experimental"] = self.experimental
+        return info
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a node gives: one value per output, and what it shows (the ``output`` of ``executed``)."""
+
+    values: tuple[Any, ...] = ()
+    ui: dict[str, list[Any]] | None = None
+
+
+@dataclass
+class Memory:
+    """The memory of a GPU that is not there, for SetteeFault."""
+
+    raised: int = 0
+    """How many out-of-memory errors there were."""
+    freed: bool = False
+    """Whether /free was posted since the last one."""
+
+
+@dataclass
+class NodeEnv:
+    """What a running node can use of the server."""
+
+    folders: Folders
+    faults: Faults
+    stats: Stats
+    memory: Memory
+    log: logging.Logger
+    disable_metadata: bool = False
+    preview_size: int | None = None
+    """The largest side of a preview in pixels; None when previews are off."""
+    report: Callable[[float, float, PreviewImage | None], None] = lambda value, total, preview: None
+    """Progress of the running node: value, total, preview. Raises Interrupted."""
+    check_interrupted: Callable[[], None] = lambda: None
+    """Raises Interrupted when the running prompt should end."""
+
+
+class Node(ABC):
+    """A node class. One object lives as long as prompts keep naming its class under the same node id."""
+
+    spec: ClassVar[NodeSpec]
+    has_fingerprint: ClassVar[bool] = False
+    checks: ClassVar[tuple[str, ...]] = ()
+    """Inputs that ``check`` judges; the ordinary checks (choices, min, max) leave them alone."""
+
+    @classmethod
+    def fingerprint(cls, env: NodeEnv, inputs: dict[str, Any]) -> Any:
+        """A value that differs when the node's result would (ComfyUI's IS_CHANGED). Links are None."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, folders: Folders, inputs: dict[str, Any]) -> str | None:
+        """What is wrong with the inputs (ComfyUI's VALIDATE_INPUTS), None when nothing is."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        """Do the node's work with its inputs by name, hidden ones among them."""
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input comes from another node: ``[node_id, slot]``."""
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
+    )
+
+
+def integer(default: int | None = None, low: int = 0, high: int = MAX_RESOLUTION, **more: Any) -> InputType:
+    """An INT input with its limits."""
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    return ("INT", {**settings, "min": low, "max": high, **more})
+
+
+def decimal(default: float, low: float, high: float, step: float = 0.01) -> InputType:
+    """A FLOAT input with its limits."""
+    return ("FLOAT", {"default": default, "min": low, "max": high, "step": step})
+
+
+def choice(*options: str) -> InputType:
+    """An input with a fixed set of values."""
+    return (list(options),)

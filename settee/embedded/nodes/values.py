@@ -1,0 +1,95 @@
+"""ComfyUI's nodes that hold or show plain values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from settee.embedded.nodes.base import InputType, Node, NodeEnv, NodeSpec, Outcome, integer
+
+_LIMIT = 2**63 - 1
+
+
+class _Primitive(Node):
+    """Gives its ``value`` on."""
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        return Outcome((inputs["value"],))
+
+
+def _spec(name: str, display_name: str, value: InputType) -> NodeSpec:
+    return NodeSpec(
+        name,
+        "utils/primitive",
+        required={"value": value},
+        returns=(str(value[0]),),
+        module="comfy_extras.nodes_primitive",
+        display_name=display_name,
+        newer_schema=True,
+    )
+
+
+class PrimitiveInt(_Primitive):
+    """A whole number."""
+
+    spec = _spec("PrimitiveInt", "Int", integer(None, -_LIMIT, _LIMIT, control_after_generate=True))
+
+
+class PrimitiveFloat(_Primitive):
+    """A number."""
+
+    spec = _spec("PrimitiveFloat", "Float", ("FLOAT", {"min": -_LIMIT, "max": _LIMIT}))
+
+
+class PrimitiveString(_Primitive):
+    """One line of text."""
+
+    spec = _spec("PrimitiveString", "String", ("STRING", {"multiline": False}))
+
+
+class PrimitiveStringMultiline(_Primitive):
+    """Text."""
+
+    spec = _spec("PrimitiveStringMultiline", "String (Multiline)", ("STRING", {"multiline": True}))
+
+
+class PrimitiveBoolean(_Primitive):
+    """Yes or no."""
+
+    spec = _spec("PrimitiveBoolean", "Boolean", ("BOOLEAN", {}))
+
+
+class PreviewAny(Node):
+    """Shows any value as text, under the key ``text``."""
+
+    spec = NodeSpec(
+        "PreviewAny",
+        "utils",
+        required={"source": ("*", {})},
+        output_node=True,
+        module="comfy_extras.nodes_preview_any",
+        display_name="Preview Any",
+    )
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        source = inputs.get("source")
+        if isinstance(source, str):
+            text = source
+        elif source is None or isinstance(source, (int, float)):
+            text = str(source)
+        else:
+            try:
+                text = json.dumps(source)
+            except TypeError:
+                text = str(source)
+        return Outcome(ui={"text": [text]})
+
+
+NODES: tuple[type[Node], ...] = (
+    PrimitiveInt,
+    PrimitiveFloat,
+    PrimitiveString,
+    PrimitiveStringMultiline,
+    PrimitiveBoolean,
+    PreviewAny,
+)

@@ -1,0 +1,143 @@
+"""The queue of prompts and the history of finished ones."""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Item = tuple[float, str, dict[str, Any], Any, list[str]]
+"""number, prompt id, prompt, extra_data, output node ids: the shape /queue and /history show."""
+
+HISTORY_LIMIT = 10_000
+SECRETS = ("auth_token_comfy_org", "api_key_comfy_org")
+
+
+class PromptQueue:
+    """Prompts waiting (a heap), running and done. Any thread may call it."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._lock = threading.RLock()
+        self._awake = threading.Condition(self._lock)
+        self._waiting: list[Item] = []
+        self._running: dict[int, Any] = {}
+        self._taken = 0
+        self._history: dict[str, dict[str, Any]] = {}
+        self._flags: dict[str, Any] = {}
+
+    def put(self, item: Item) -> None:
+        """Queue a prompt.
+
+        Two waiting prompts with equal number and id make the heap compare dicts: TypeError, yet the item is in.
+        ComfyUI answers 500 then and still runs the prompt.
+        """
+        with self._lock:
+            try:
+                heapq.heappush(self._waiting, item)
+            finally:
+                self._awake.notify_all()
+            self._on_change()
+
+    def take(self, wait_seconds: float, paused: Callable[[], bool]) -> tuple[Item, int] | None:
+        """The next prompt and its ticket, or None after the wait or when a flag was set."""
+        with self._lock:
+            if (not self._waiting or paused()) and not self._flags:
+                self._awake.wait(wait_seconds)
+            if not self._waiting or paused():
+                return None
+            item = heapq.heappop(self._waiting)
+            ticket = self._taken
+            self._taken += 1
+            # Copied before it runs: what running adds to the graph (is_changed) never shows in queue or history.
+            self._running[ticket] = copy.deepcopy(item)
+            self._on_change()
+            return item, ticket
+
+    def done(self, ticket: int, result: dict[str, Any], status: dict[str, Any], keep: bool = True) -> None:
+        """Move a running prompt to history (unless keep is false)."""
+        with self._lock:
+            prompt = self._running.pop(ticket)
+            if len(self._history) > HISTORY_LIMIT:
+                self._history.pop(next(iter(self._history)))
+            for secret in SECRETS:
+                if secret in prompt[3]:
+                    del prompt[3][secret]
+            if keep:
+                self._history[prompt[1]] = {"prompt": prompt, "outputs": {}, "status": status, **result}
+            self._on_change()
+
+    def remaining(self) -> int:
+        """How many prompts wait or run."""
+        with self._lock:
+            return len(self._waiting) + len(self._running)
+
+    def snapshot(self) -> tuple[list[Item], list[Item]]:
+        """Running prompts, and waiting ones in heap order, which is not the order they will run in."""
+        with self._lock:
+            return list(self._running.values()), list(self._waiting)
+
+    def clear(self) -> None:
+        """Forget every waiting prompt."""
+        with self._lock:
+            self._waiting = []
+            self._on_change()
+
+    def delete(self, prompt_id: Any) -> bool:
+        """Forget the first waiting prompt of that id; False when there is none."""
+        with self._lock:
+            for index, item in enumerate(self._waiting):
+                if item[1] == prompt_id:
+                    # ComfyUI clears a queue of one, which tells clients twice.
+                    if len(self._waiting) == 1:
+                        self.clear()
+                    else:
+                        del self._waiting[index]
+                        heapq.heapify(self._waiting)
+                    self._on_change()
+                    return True
+        return False
+
+    def history_of(self, prompt_id: str) -> dict[str, Any]:
+        """``{id: entry}``, or ``{}`` while the prompt is unknown, waiting or running."""
+        with self._lock:
+            entry = self._history.get(prompt_id)
+            return {} if entry is None else {prompt_id: copy.deepcopy(entry)}
+
+    def history(self, max_items: int | None, offset: int) -> dict[str, Any]:
+        """A page of history, oldest first; a negative offset with max_items means the newest ones."""
+        with self._lock:
+            if offset < 0 and max_items is not None:
+                offset = len(self._history) - max_items
+            page = list(self._history.items())[max(offset, 0) :]
+            return dict(page if max_items is None else page[: max(max_items, 1)])
+
+    def forget(self, prompt_ids: Iterable[Any]) -> None:
+        """Delete entries of history; unknown ids are ignored."""
+        with self._lock:
+            for prompt_id in prompt_ids:
+                self._history.pop(prompt_id, None)
+
+    def forget_all(self) -> None:
+        """Delete all of history."""
+        with self._lock:
+            self._history = {}
+
+    def set_flag(self, name: str, value: Any) -> None:
+        """Leave a note for the executor (unload_models, free_memory), read before the next prompt."""
+        with self._lock:
+            self._flags[name] = value
+            self._awake.notify_all()
+
+    def take_flags(self) -> dict[str, Any]:
+        """The notes left since the last call."""
+        with self._lock:
+            flags, self._flags = self._flags, {}
+            return flags
+
+    def wake(self) -> None:
+        """Make take() look again, after a pause was lifted."""
+        with self._lock:
+            self._awake.notify_all()
