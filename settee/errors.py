@@ -30,7 +30,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SetteeError(Exception):
@@ -53,6 +56,15 @@ class SetteeError(Exception):
             self.retryable = retryable
         super().__init__(self.message)
 
+    @classmethod
+    def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> Self:
+        """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
+        first = problems[0]
+        where = f"{first['path']}: " if first.get("path") else ""
+        near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
+        more = f" (and {len(problems) - 1} more, see details)" if len(problems) > 1 else ""
+        return cls(f"invalid {what}: {where}{first['problem']}{near}{more}", details={"problems": problems})
+
     def as_dict(self) -> dict[str, Any]:
         """The error as doors show it: ``{"error", "code", "details"}``."""
         return {"error": self.message, "code": self.code, "details": self.details}
@@ -68,14 +80,6 @@ class InvalidRequest(SetteeError):
     """The request is not valid."""
 
     code = "invalid_request"
-
-    @classmethod
-    def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> InvalidRequest:
-        """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
-        first = problems[0]
-        where = f"{first['path']}: " if first.get("path") else ""
-        more = f" (and {len(problems) - 1} more, see details)" if len(problems) > 1 else ""
-        return cls(f"invalid {what}: {where}{first['problem']}{more}", details={"problems": problems})
 
 
 class SealBroken(InvalidRequest):

@@ -218,7 +218,7 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
                 "node_id": node_id,
                 "class_type": class_type,
                 "type": error.get("type"),
-                "problem": _sentence(error),
+                "problem": sentence(error),
             }
             if name:
                 problem["input"] = name
@@ -231,7 +231,7 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
     return problems
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def sentence(error: Mapping[str, Any]) -> str:
     message = str(error.get("message") or error.get("type") or "refused by ComfyUI")
     details = str(error.get("details") or "")
     # A combo's details repeat its whole list, thousands of models long on some workers.

@@ -140,6 +140,15 @@ class Settings(BaseSettings):
     fast_loop: bool = Field(
         True, description="Take the next job as soon as the slot is free, instead of the SDK's 1 s sleep."
     )
+    shutdown_grace_s: float = Field(
+        5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long a running job may go on after SIGTERM before it is canceled and reported.",
+    )
+    serve_api_locally: bool = Field(
+        False, description="Serve the SDK's local API on 0.0.0.0:8000 instead of taking jobs from RunPod."
+    )
 
     @field_validator("allowed_nodes", "denied_nodes", mode="before")
     @classmethod
@@ -208,4 +217,11 @@ def load(**overrides: Any) -> Settings:
         raise ConfigError("; ".join(problems), details={"problems": problems}) from None
 
 
-__all__ = ["MIB", "Settings", "load"]
+def child_environment() -> dict[str, str]:
+    """The environment for ComfyUI: the worker's, without secrets that custom nodes have no business with."""
+    hidden = {name.upper() for name in SECRETS} | {f"{name.upper()}_FILE" for name in SECRETS}
+    hidden |= {"RUNPOD_AI_API_KEY", "RUNPOD_API_KEY"}
+    return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
+
+
+__all__ = ["MIB", "Settings", "child_environment", "load"]

@@ -1,0 +1,157 @@
+"""From ComfyUI's history to the artifacts of a job: every file and text that its nodes left, and nothing else.
+
+The kind of an artifact comes from its file suffix: ComfyUI puts WEBM, MP4 and animated WEBP under `images` too, and
+custom nodes have keys of their own (contracts/comfyui.md, "Outputs").
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.comfy.events import ImageEvent
+from settee.errors import DeliveryError, UnsafePath
+from settee.job import Artifact, Kind
+from settee.media import kind_of
+from settee.workflow import Workflow, natural_key
+from settee.workspace import Workspace
+
+#: Keys that say something about the files beside them, not what was made.
+_ABOUT = {"animated"}
+
+
+@dataclass
+class Collected:
+    artifacts: list[Artifact] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def collect(
+    outputs: Mapping[str, Any],
+    workflow: Workflow,
+    *,
+    prefix: str,
+    workspace: Workspace | None,
+    include_temp: bool,
+    pictures: Sequence[ImageEvent] = (),
+) -> Collected:
+    """The artifacts of one prompt, by node in natural order.
+
+    ``outputs`` is the history's, whose names are not trusted: with ``workspace`` (shared folders) each file must lie
+    inside it. ``prefix`` is the folder this job's nodes were made to write to. ``pictures`` came over the socket.
+    Raises OutputMissing for a file that is not there, DeliveryError for a name outside its folder.
+    """
+    found = Collected()
+    previews = 0
+    seen: set[tuple[str, str, str]] = set()
+    for node_id, key, item in _items(outputs):
+        if isinstance(item, dict):
+            place = (str(item.get("type", "output")), str(item.get("subfolder") or ""), str(item["filename"]))
+        elif (place_of := _path_text(item)) is not None and key != "text":
+            place = ("output", *place_of)
+        elif isinstance(item, str) and key in ("text", "string", "texts"):
+            found.artifacts.append(_text(node_id, item))
+            continue
+        else:
+            if isinstance(item, str) and item:
+                found.warnings.append(f"node {node_id} left a value under {key!r} that is neither a file nor a text")
+            continue
+        if place in seen:
+            continue
+        seen.add(place)
+        if place[0] == "temp" and not include_temp:
+            previews += 1
+        elif place[0] in ("output", "temp"):
+            found.artifacts.append(_file(node_id, place, prefix, workspace))
+    found.artifacts += _pictures(pictures, workflow)
+    if previews:
+        found.warnings.append(f"{previews} preview file(s) were not returned; delivery.include_temp returns them")
+    return found
+
+
+def _items(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for node_id in sorted(outputs, key=natural_key):
+        output = outputs[node_id]
+        if not isinstance(output, Mapping):
+            continue
+        for key, value in output.items():
+            if key in _ABOUT:
+                continue
+            for item in value if isinstance(value, list) else [value]:
+                if not isinstance(item, dict) or isinstance(item.get("filename"), str):
+                    yield node_id, key, item
+
+
+def _path_text(item: Any) -> tuple[str, str] | None:
+    """(subfolder, filename) when the text is a file below output, as Preview3D's `result` gives it."""
+    if not isinstance(item, str) or "\n" in item or len(item) > 500:
+        return None
+    folder, name = posixpath.split(item)
+    if not name or kind_of(name)[0] not in (Kind.MODEL_3D, Kind.VIDEO, Kind.AUDIO, Kind.IMAGE):
+        return None
+    return folder, name
+
+
+def _text(node_id: str, text: str) -> Artifact:
+    content = text.encode("utf-8", "surrogatepass")
+    return Artifact(
+        node_id=node_id,
+        kind=Kind.TEXT,
+        filename=f"{node_id.replace(':', '_')}.txt",
+        subfolder="",
+        media_type="text/plain; charset=utf-8",
+        size=len(content),
+        content=content,
+    )
+
+
+def _file(node_id: str, place: tuple[str, str, str], prefix: str, workspace: Workspace | None) -> Artifact:
+    folder_type, subfolder, filename = place
+    path, size = None, 0
+    if workspace is not None:
+        try:
+            path = workspace.path_of(folder_type, subfolder, filename)
+        except UnsafePath as error:
+            raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
+        size = path.stat().st_size
+    kind, media_type = kind_of(filename)
+    return Artifact(
+        node_id=node_id,
+        kind=kind,
+        filename=filename,
+        subfolder=_without(prefix, subfolder),
+        media_type=media_type,
+        size=size,
+        path=path,
+        folder_type=folder_type,
+        comfy_subfolder=subfolder,
+    )
+
+
+def _without(prefix: str, subfolder: str) -> str:
+    """The subfolder as the workflow's author meant it."""
+    if subfolder == prefix:
+        return ""
+    return subfolder.removeprefix(f"{prefix}/")
+
+
+def _pictures(pictures: Sequence[ImageEvent], workflow: Workflow) -> Iterator[Artifact]:
+    """What SaveImageWebsocket sent: history knows nothing of it (big_ws_message.json)."""
+    count = 0
+    for picture in pictures:
+        node = workflow.get(picture.node_id or "")
+        if node is None or node["class_type"] != "SaveImageWebsocket":
+            continue
+        count += 1
+        suffix = picture.media_type.rpartition("/")[2]
+        yield Artifact(
+            node_id=str(picture.node_id),
+            kind=Kind.IMAGE,
+            filename=f"websocket_{count:05}.{suffix}",
+            subfolder="",
+            media_type=picture.media_type,
+            size=len(picture.content),
+            content=picture.content,
+        )

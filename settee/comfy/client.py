@@ -1,0 +1,234 @@
+"""ComfyUI's HTTP API, as recorded on a real server (contracts/comfyui.md).
+
+Connections are kept alive: on loopback a new one per call costs as much as the whole of a small job. urllib3 is
+used directly because requests adds half a millisecond to every call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import orjson
+import urllib3
+
+from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, WorkflowRejected
+
+
+class NoAnswer(ComfyUnavailable):
+    """ComfyUI does not answer."""
+
+    #: True when it took the connection but said nothing in time (frozen or busy), False when it is not there.
+    timed_out = False
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Prompt ids in ComfyUI's queue."""
+
+    running: tuple[str, ...]
+    #: In the order in which they will run.
+    pending: tuple[str, ...]
+
+
+def loads(body: bytes) -> Any:
+    """JSON as ComfyUI writes it: Python's dialect, where a node's `max` may be Infinity."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)
+
+
+def dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # orjson knows integers up to 64 bits and no lone surrogates. Python's encoder knows both; what it writes
+        # is ASCII, and ComfyUI's own checks speak about the value.
+        try:
+            return json.dumps(value, allow_nan=False).encode("ascii")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequest("the workflow or extra_data holds a value that JSON cannot carry") from error
+
+
+class Client:
+    """One ComfyUI server. Thread-safe; every call has a timeout in seconds and raises NoAnswer at its end."""
+
+    def __init__(self, url: str, *, timeout_s: float = 10) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"not an address of a ComfyUI server: {url!r}")
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self._base = parts.path.rstrip("/")
+        self._timeout_s = timeout_s
+        self._pool = urllib3.connectionpool.connection_from_url(
+            f"{parts.scheme}://{parts.netloc}", maxsize=4, block=False, retries=False
+        )
+
+    # --- prompts ---------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: dict[str, Any],
+        *,
+        prompt_id: str,
+        client_id: str,
+        extra_data: dict[str, Any],
+        timeout_s: float = 60,
+    ) -> dict[str, Any]:
+        """POST /prompt; the ``node_errors`` of a prompt that was taken in part, {} when it was taken whole.
+
+        Raises WorkflowRejected (details: ``error`` and ``node_errors`` as ComfyUI sent them), or NoAnswer, after
+        which the prompt may or may not have been taken.
+        """
+        body: dict[str, Any] = {"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id}
+        if extra_data:  # never null: that kills ComfyUI's executor (worker_death.json)
+            body["extra_data"] = extra_data
+        # Validation may hash input files and ask custom nodes, so its limit is longer than that of other calls.
+        status, raw = self._call("POST", "/prompt", body, timeout_s=timeout_s)
+        answer = _object(raw)
+        if status == 200:
+            return dict(answer.get("node_errors") or {})
+        if status == 400:
+            raise WorkflowRejected(
+                details={"error": answer.get("error") or {}, "node_errors": answer.get("node_errors") or {}}
+            )
+        raise WorkflowRejected(f"ComfyUI failed while it checked the workflow (HTTP {status})")
+
+    def history(self, prompt_id: str, *, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """The stored end of a prompt (prompt, outputs, status, meta), or None while there is none."""
+        path = f"/history/{quote(prompt_id, safe='')}"
+        entry = _object(self._get(path, timeout_s)).get(prompt_id)
+        return entry if isinstance(entry, dict) else None
+
+    def queue(self, *, timeout_s: float | None = None) -> Queue:
+        answer = _object(self._get("/queue", timeout_s))
+        # Items are [number, id, prompt, …]; pending ones come in heap order (queue_shape_and_order.json).
+        pending = sorted(answer.get("queue_pending") or (), key=lambda item: item[0])
+        return Queue(
+            tuple(str(item[1]) for item in answer.get("queue_running") or ()),
+            tuple(str(item[1]) for item in pending),
+        )
+
+    def delete(self, prompt_id: str, *, timeout_s: float | None = None) -> None:
+        """Take a waiting prompt out of the queue; nothing happens to a running one."""
+        self._post("/queue", {"delete": [prompt_id]}, timeout_s)
+
+    def interrupt(self, prompt_id: str, *, timeout_s: float | None = None) -> None:
+        """Stop this prompt at its next step, if it is the one that runs."""
+        self._post("/interrupt", {"prompt_id": prompt_id}, timeout_s)
+
+    def free(self) -> None:
+        """Unload the models, and drop the execution cache before the next prompt.
+
+        Two calls: with both flags in one the second was once deferred past the next prompt.
+        """
+        self._post("/free", {"unload_models": True}, None)
+        self._post("/free", {"free_memory": True}, None)
+
+    def forget(self, prompt_id: str) -> None:
+        """Take a prompt (its texts too) out of ComfyUI's history."""
+        self._post("/history", {"delete": [prompt_id]}, None)
+
+    # --- the server --------------------------------------------------------------------------------------
+
+    def object_info(self) -> dict[str, Any]:
+        return _object(self._get("/object_info", 60.0))
+
+    def system_stats(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        return _object(self._get("/system_stats", timeout_s))
+
+    # --- files -------------------------------------------------------------------------------------------
+
+    def view(self, *, filename: str, subfolder: str, folder_type: str, chunk: int = 1024 * 1024) -> Iterator[bytes]:
+        """Stream an output file. Raises OutputMissing when ComfyUI does not have it, or sends less than it said."""
+        query = urlencode({"filename": filename, "subfolder": subfolder, "type": folder_type})
+        try:
+            response = self._pool.urlopen(
+                "GET", f"{self._base}/view?{query}", preload_content=False, timeout=urllib3.Timeout(10, read=60)
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise _no_answer(error) from error
+        try:
+            if response.status != 200:
+                raise OutputMissing(
+                    f"ComfyUI reported the output {filename!r}, but does not have it (HTTP {response.status})"
+                )
+            yield from response.stream(chunk)
+        except urllib3.exceptions.HTTPError as error:
+            raise OutputMissing(f"the output {filename!r} could not be read whole from ComfyUI") from error
+        finally:
+            response.release_conn()
+
+    def upload(self, path: Path, *, name: str, subfolder: str) -> None:
+        """Put a file into the input folder of a ComfyUI whose folders are not shared."""
+        fields: dict[str, Any] = {
+            "image": (name, path.read_bytes(), "application/octet-stream"),
+            "subfolder": subfolder,
+            "overwrite": "true",
+        }
+        body, content_type = urllib3.encode_multipart_formdata(fields)
+        status, raw = self._send("POST", "/upload/image", body, {"Content-Type": content_type}, 120.0)
+        stored = _object(raw) if status == 200 else {}
+        if stored.get("name") != name or os.path.normpath(stored.get("subfolder") or ".") != os.path.normpath(
+            subfolder or "."
+        ):
+            raise ComfyError(f"ComfyUI did not store the input {name!r} under its name (HTTP {status})")
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # --- one request -------------------------------------------------------------------------------------
+
+    def _get(self, path: str, timeout_s: float | None) -> bytes:
+        status, raw = self._call("GET", path, None, timeout_s=timeout_s or self._timeout_s)
+        if status != 200:
+            raise ComfyError(f"ComfyUI answered GET {path.split('?')[0]} with HTTP {status}")
+        return raw
+
+    def _post(self, path: str, body: Any, timeout_s: float | None) -> None:
+        status, _ = self._call("POST", path, body, timeout_s=timeout_s or self._timeout_s)
+        if status != 200:
+            raise ComfyError(f"ComfyUI answered POST {path} with HTTP {status}")
+
+    def _call(self, method: str, path: str, body: Any, *, timeout_s: float) -> tuple[int, bytes]:
+        raw = None if body is None else dumps(body)
+        return self._send(method, path, raw, {"Content-Type": "application/json"} if raw else {}, timeout_s)
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
+    ) -> tuple[int, bytes]:
+        try:
+            response = self._pool.urlopen(
+                method,
+                self._base + path,
+                body=body,
+                headers=headers,
+                redirect=False,
+                timeout=urllib3.Timeout(connect=min(timeout_s, 10), read=timeout_s),
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise _no_answer(error) from error
+        return response.status, response.data
+
+
+def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:
+    timed_out = isinstance(error, urllib3.exceptions.TimeoutError)
+    no_answer = NoAnswer("ComfyUI does not answer in time" if timed_out else "ComfyUI cannot be reached")
+    no_answer.timed_out = timed_out
+    return no_answer
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        answer = loads(raw)
+    except ValueError as error:
+        raise ComfyError("ComfyUI sent an answer that is not JSON") from error
+    if not isinstance(answer, dict):
+        raise ComfyError("ComfyUI sent an answer of another shape than expected")
+    return answer

@@ -1,0 +1,177 @@
+"""ComfyUI's event socket: what tells early how a prompt goes. Never the truth; see watcher.py."""
+
+from __future__ import annotations
+
+import logging
+import select
+import struct
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import websocket
+
+from settee.comfy.client import loads
+from settee.job import Cancel
+
+log = logging.getLogger(__name__)
+
+#: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). What it says
+#: comes in smaller messages too, so it is skipped unparsed.
+_SKIPPED = (b'{"type": "progress_state"', b'{"type":"progress_state"')
+_BINARY_IMAGE = 1
+_BINARY_IMAGE_WITH_METADATA = 4
+#: A frame that has begun must be complete within this, or the connection counts as broken.
+_FRAME_TIMEOUT_S = 10.0
+
+
+class SocketLost(Exception):
+    """The event socket is closed. The prompt may well go on."""
+
+
+@dataclass(frozen=True)
+class Event:
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageEvent:
+    """A picture sent over the socket: a preview, or the output of SaveImageWebsocket."""
+
+    #: Known when the server speaks preview metadata; else the node that executes.
+    node_id: str | None
+    media_type: str
+    content: bytes
+
+
+class EventSocket:
+    """One connection with a client id of its own.
+
+    A second connection under a client id that is still in use makes the server forget the newer one
+    (reconnect_takeover.json), so :meth:`reconnect` closes the old one first, and a socket that was ever
+    reconnected is not kept for the next job (`pristine`).
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme, rest = url.split("://", 1)
+        self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId="
+        self.client_id = uuid.uuid4().hex
+        self._ws: websocket.WebSocket | None = None
+        self.pristine = True
+
+    @property
+    def is_open(self) -> bool:
+        return self._ws is not None
+
+    def connect(self, timeout_s: float = 5.0) -> None:
+        """Open the socket and wait for the server's greeting. Raises SocketLost."""
+        try:
+            ws = websocket.create_connection(
+                self._url + self.client_id, timeout=timeout_s, skip_utf8_validation=True, enable_multithread=False
+            )
+        except (OSError, websocket.WebSocketException) as error:
+            raise SocketLost(str(error)) from error
+        self._ws = ws
+        try:
+            # Previews then say which node they belong to (success_ksampler_preview_metadata.json). It only
+            # counts as the very first message.
+            ws.send(orjson.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).decode())
+        except (OSError, websocket.WebSocketException) as error:
+            self._lose()
+            raise SocketLost(str(error)) from error
+        # The greeting proves that the server knows this client id: events of a prompt submitted from now on
+        # have an address.
+        deadline = time.monotonic() + timeout_s
+        for event in self.receive(deadline, None):
+            if isinstance(event, Event) and event.type == "status" and "sid" in event.data:
+                return
+        self._lose()
+        raise SocketLost("no greeting")
+
+    def reconnect(self, timeout_s: float = 2.0) -> None:
+        self._lose()
+        self.pristine = False
+        self.connect(timeout_s)
+
+    def receive(self, until: float, cancel: Cancel | None) -> Iterator[Event | ImageEvent]:
+        """Events as they come until ``until`` (time.monotonic()) or until ``cancel`` is set.
+
+        Raises SocketLost when the connection ends.
+        """
+        while self._readable(max(0.0, until - time.monotonic()), cancel):
+            event = self._read()
+            if event is not None:
+                yield event
+            if time.monotonic() >= until or (cancel is not None and cancel.is_set()):
+                return
+
+    def drain(self) -> None:
+        """Throw away what came since the last job. Raises SocketLost when the server closed meanwhile."""
+        while self._readable(0.0, None):
+            self._read()
+
+    def close(self) -> None:
+        self._lose()
+
+    def _readable(self, timeout_s: float, cancel: Cancel | None) -> bool:
+        ws = self._ws
+        if ws is None or ws.sock is None:
+            raise SocketLost("closed")
+        # TLS may hold bytes that select cannot see.
+        pending = getattr(ws.sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        waits: list[Any] = [ws.sock] if cancel is None else [ws.sock, cancel]
+        ready, _, _ = select.select(waits, (), (), timeout_s)
+        return ws.sock in ready
+
+    def _read(self) -> Event | ImageEvent | None:
+        ws = self._ws
+        assert ws is not None
+        try:
+            ws.settimeout(_FRAME_TIMEOUT_S)
+            opcode, raw = ws.recv_data()
+        except (OSError, websocket.WebSocketException) as error:
+            self._lose()
+            raise SocketLost(str(error)) from error
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            self._lose()
+            raise SocketLost("closed by the server")
+        if opcode == websocket.ABNF.OPCODE_BINARY:
+            return _image(raw)
+        if raw.startswith(_SKIPPED):
+            return None
+        try:
+            message = loads(raw)
+            return Event(str(message["type"]), dict(message["data"]))
+        except (ValueError, KeyError, TypeError):
+            log.debug("a message of another shape on the event socket was skipped")
+            return None
+
+    def _lose(self) -> None:
+        ws, self._ws = self._ws, None
+        if ws is not None:
+            # No closing handshake: a frozen server would not answer it.
+            ws.shutdown()  # type: ignore[no-untyped-call]  # the library has no annotation here
+
+
+def _image(raw: bytes) -> ImageEvent | None:
+    """A binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
+    if len(raw) < 8:
+        return None
+    kind, number = struct.unpack(">II", raw[:8])
+    if kind == _BINARY_IMAGE:
+        return ImageEvent(None, "image/png" if number == 2 else "image/jpeg", raw[8:])
+    if kind == _BINARY_IMAGE_WITH_METADATA:
+        try:
+            metadata = loads(raw[8 : 8 + number])
+        except ValueError:
+            return None
+        node_id = metadata.get("node_id")
+        media_type = str(metadata.get("image_type") or "image/jpeg")
+        return ImageEvent(str(node_id) if node_id is not None else None, media_type, raw[8 + number :])
+    return None

@@ -1,0 +1,346 @@
+"""The ComfyUI server that jobs run on: one that the worker starts and supervises, or one that is there already."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from settee.comfy.client import Client
+from settee.errors import ComfyError, ComfyUnavailable, ConfigError
+from settee.job import Cancel
+from settee.settings import Settings, child_environment
+from settee.workspace import Folders
+
+log = logging.getLogger(__name__)
+comfy_log = logging.getLogger("comfyui")
+
+#: Starts in a row without an answer after which ComfyUI counts as beyond repair.
+MAX_FAILED_STARTS = 4
+#: Seconds before the first restart; doubles with each failed start.
+_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 15.0
+#: ComfyUI tells nobody when it is ready, so it is asked this often (its start takes seconds).
+_READY_POLL_S = 0.05
+_LOG_LINES = 200
+
+_PATHS = re.compile(r"(?<![\w/.:])(?:/[\w.+@~-]+){2,}/?")
+
+
+def neutral(text: str) -> str:
+    """Text for a caller's eyes: absolute paths of this host are cut to their last part."""
+    return _PATHS.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
+
+
+class Server(Protocol):
+    """A ComfyUI that jobs can be sent to."""
+
+    client: Client
+    #: Rises with every start: a prompt submitted under another number is gone.
+    generation: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the worker started it, alone uses it, and may restart it."""
+        ...
+
+    @property
+    def unrecoverable(self) -> bool: ...
+    def start(self) -> None: ...
+    def is_running(self) -> bool: ...
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
+    def restart(self, reason: str) -> None: ...
+    def log_tail(self, lines: int = 20) -> list[str]: ...
+    def close(self) -> None: ...
+
+
+class ExternalServer:
+    """A ComfyUI at COMFY_URL: it can be asked, not restarted."""
+
+    is_ours = False
+    unrecoverable = False
+    generation = 0
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.client = Client(url)
+        except ValueError as error:
+            raise ConfigError(f"COMFY_URL: {error}; it looks like http://127.0.0.1:8188") from error
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def is_running(self) -> bool:
+        return True
+
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
+        if not _poll_ready(self.client, time.monotonic() + timeout_s, cancel, lambda: True):
+            raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({self.client.url}) within {timeout_s:g} s")
+
+    def restart(self, reason: str) -> None:
+        raise ComfyUnavailable(f"ComfyUI at COMFY_URL needs a restart ({reason}), which the worker cannot do")
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class SupervisedServer:
+    """A ComfyUI of our own: started on loopback, its log captured, restarted with backoff when it ends."""
+
+    is_ours = True
+
+    def __init__(self, settings: Settings, folders: Folders) -> None:
+        self._settings = settings
+        self._folders = folders
+        self._port = settings.comfy_port or _free_port()
+        self.client = Client(f"http://127.0.0.1:{self._port}")
+        self.generation = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
+        self._quiet = threading.Event()
+        self._closing = threading.Event()
+        #: Starts in a row that never answered.
+        self._failed_starts = 0
+        self._answered = False
+        self._exit_code: int | None = None
+        self._lock = threading.RLock()
+
+    # --- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def unrecoverable(self) -> bool:
+        return self._failed_starts >= MAX_FAILED_STARTS
+
+    def command(self) -> list[str]:
+        """The command line, as a list. Raises ConfigError when there is no ComfyUI to start."""
+        settings = self._settings
+        if settings.comfy_command:
+            command = shlex.split(settings.comfy_command)
+        else:
+            main = settings.comfy_dir / "main.py"
+            if not main.is_file():
+                raise ConfigError(
+                    f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR to its folder, "
+                    "COMFY_URL to a running one, or COMFY_COMMAND"
+                )
+            command = [settings.comfy_python or _python_of(settings.comfy_dir), str(main)]
+        return [
+            *command,
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self._port),
+            "--input-directory",
+            str(self._folders.input),
+            "--output-directory",
+            str(self._folders.output),
+            # ComfyUI appends "temp" to this by itself.
+            "--temp-directory",
+            str(self._folders.temp.parent if self._folders.temp else self._folders.input.parent),
+            "--disable-auto-launch",
+            *shlex.split(settings.comfy_args),
+        ]
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        """The last lines ComfyUI printed, without this host's paths."""
+        return [neutral(line) for line in list(self._lines)[-lines:]]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep what ComfyUI prints out of the worker's log and out of reports: a sealed job is running."""
+        self._quiet.set()
+        try:
+            yield
+        finally:
+            self._quiet.clear()
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start ComfyUI and return at once; a thread watches it from now on. Raises ConfigError."""
+        with self._lock:
+            if self._process is not None or self._closing.is_set():
+                return
+            self._launch(self.command())
+        threading.Thread(target=self._supervise, name="comfyui-supervisor", daemon=True).start()
+
+    def is_running(self) -> bool:
+        process = self._process
+        return process is not None and process.poll() is None
+
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
+        """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
+        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, lambda: not self.unrecoverable):
+            return
+        if self.unrecoverable:
+            message = f"ComfyUI does not start: it ended {self._failed_starts} times in a row before it answered"
+        else:
+            message = f"ComfyUI did not answer within {timeout_s:g} s of waiting"
+        raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": self.log_tail()})
+
+    def restart(self, reason: str) -> None:
+        """Kill ComfyUI, whatever it is doing; the supervising thread starts the next one."""
+        with self._lock:
+            process = self._process
+        if process is not None and process.poll() is None:
+            log.warning("restarting ComfyUI: %s", reason)
+            _kill_group(process, signal.SIGKILL)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                log.error("ComfyUI (pid %s) does not die", process.pid)
+
+    def close(self) -> None:
+        """Stop ComfyUI: SIGTERM, then SIGKILL after 5 s."""
+        self._closing.set()
+        with self._lock:
+            process = self._process
+        if process is not None and process.poll() is None:
+            _kill_group(process, signal.SIGTERM)
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                _kill_group(process, signal.SIGKILL)
+                process.wait(5)
+        self.client.close()
+
+    def _launch(self, command: list[str]) -> None:
+        if _is_taken(self._port):
+            raise ConfigError(
+                f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
+            )
+        self._answered = False
+        try:
+            # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
+            # dealt with its job. The worker's own secrets stay out of reach of custom nodes.
+            process = subprocess.Popen(  # noqa: S603 - the operator's own command
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=child_environment(),
+                cwd=self._settings.comfy_dir if self._settings.comfy_dir.is_dir() else None,
+            )
+        except OSError as error:
+            raise ConfigError(f"ComfyUI cannot be started: {command[0]}: {error.strerror}") from error
+        self.generation += 1
+        self._process = process
+        for target in (self._read_log, self._watch_start):
+            threading.Thread(target=target, args=(process,), name="comfyui-start", daemon=True).start()
+        log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
+
+    def _read_log(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            for raw in process.stdout:
+                if self._quiet.is_set():
+                    continue
+                line = raw.decode("utf-8", "replace").rstrip()
+                self._lines.append(line)
+                comfy_log.info("%s", line)
+
+    def _watch_start(self, process: subprocess.Popen[bytes]) -> None:
+        """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""
+        limit = self._settings.comfy_start_timeout_s
+        if _poll_ready(self.client, time.monotonic() + limit, None, lambda: process.poll() is None):
+            self._answered = True
+            self._failed_starts = 0
+        elif process.poll() is None and not self._closing.is_set():
+            log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit)
+            _kill_group(process, signal.SIGKILL)
+
+    def _supervise(self) -> None:
+        while True:
+            process = self._process
+            assert process is not None
+            self._exit_code = process.wait()
+            if self._closing.is_set():
+                return
+            # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
+            _kill_group(process, signal.SIGKILL)
+            if not self._answered:
+                self._failed_starts += 1
+            log.error("ComfyUI ended with %s", _exit_text(self._exit_code))
+            if self.unrecoverable:
+                return
+            backoff = min(_BACKOFF_S * 2**self._failed_starts, _MAX_BACKOFF_S) if self._failed_starts else 0.0
+            if self._closing.wait(backoff):
+                return
+            try:
+                with self._lock:
+                    if self._closing.is_set():
+                        return
+                    self._launch(self.command())
+            except ConfigError as error:
+                log.error("ComfyUI cannot be started again: %s", error)
+                self._failed_starts = MAX_FAILED_STARTS
+                return
+
+
+def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool]) -> bool:
+    pause = cancel if cancel is not None else threading.Event()
+    while go_on():
+        try:
+            client.system_stats(timeout_s=max(0.1, min(5.0, deadline - time.monotonic())))
+        except ComfyError:
+            if time.monotonic() >= deadline or pause.wait(_READY_POLL_S):
+                return False
+        else:
+            return True
+    return False
+
+
+def _exit_text(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal ComfyUI and everything it started: it leads a session, so its pid names the group."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        # macOS answers so for a group whose members are all zombies.
+        log.debug("process group %s is gone", process.pid)
+
+
+def _python_of(comfy_dir: Path) -> str:
+    for candidate in (comfy_dir / "venv/bin/python", comfy_dir / ".venv/bin/python"):
+        if candidate.exists():
+            return str(candidate)
+    return sys.executable
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

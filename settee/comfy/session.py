@@ -1,0 +1,321 @@
+"""Runs one prompt after another on one ComfyUI: submits, follows, retries what deserves it, stops what must stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee import registry, workflow
+from settee.comfy.client import NoAnswer
+from settee.comfy.events import EventSocket, ImageEvent, SocketLost
+from settee.comfy.process import Server, neutral
+from settee.comfy.watcher import ComfyDied, Limits, Report, Watcher
+from settee.errors import (
+    ComfyError,
+    ComfyUnavailable,
+    ExecutionFailed,
+    JobCanceled,
+    JobTimeout,
+    OutOfMemory,
+    PromptLost,
+    WorkflowRejected,
+)
+from settee.job import Cancel, Job
+from settee.settings import Settings
+from settee.workflow import Workflow
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Ended:
+    """A prompt that succeeded."""
+
+    outputs: dict[str, Any]
+    #: The folder below output that its nodes wrote to.
+    prefix: str
+    #: What came over the socket.
+    pictures: list[ImageEvent]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Who hears of a running prompt."""
+
+    on_submitted: Callable[[], None]
+    on_report: Callable[[Report], None]
+
+
+class Session:
+    """The one user of a server. Not thread-safe: the engine lets one job in at a time."""
+
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self._server = server
+        self._settings = settings
+        self._socket: EventSocket | None = None
+        self._object_info: dict[str, Any] = {}
+        self._known_generation = -1
+        #: Prompts that would not stop on a server we cannot restart.
+        self._leftovers: set[str] = set()
+
+    # --- readiness ----------------------------------------------------------------------------------------
+
+    def ready(self, cancel: Cancel, deadline: float) -> None:
+        """Return once ComfyUI answers, is idle of our prompts, and its registry is known.
+
+        Raises ComfyUnavailable, JobCanceled or JobTimeout (the deadline is in time.monotonic()).
+        """
+        if self._known_generation == self._server.generation and self._server.is_running() and not self._leftovers:
+            return
+        limit = min(self._settings.comfy_start_timeout_s, max(0.0, deadline - time.monotonic()))
+        try:
+            self._server.wait_ready(limit, cancel)
+        except ComfyUnavailable:
+            _check(cancel, deadline)
+            raise
+        for prompt_id in tuple(self._leftovers):
+            self.stop(prompt_id)
+            if prompt_id in self._leftovers:
+                raise ComfyUnavailable("ComfyUI still runs an earlier job that it does not stop; try again later")
+        generation = self._server.generation
+        self._object_info = self._server.client.object_info()
+        self._known_generation = generation
+
+    @property
+    def object_info(self) -> dict[str, Any]:
+        return self._object_info
+
+    def refresh_registry(self) -> None:
+        self._object_info = self._server.client.object_info()
+
+    # --- one job -------------------------------------------------------------------------------------------
+
+    def run(self, job: Job, graph: Workflow, *, cancel: Cancel, deadline: float, hooks: Hooks) -> Ended:
+        """Run a graph to its end.
+
+        A prompt that ComfyUI's death took with it is submitted once more on the restarted server, and one that ran
+        out of memory once more after POST /free. When this raises, nothing of the job runs on any more.
+        """
+        prompt_id = job.prompt_id
+        warnings: list[str] = []
+        died = ran_out = False
+        while True:
+            try:
+                ended = self._attempt(job, prompt_id, graph, cancel=cancel, deadline=deadline, hooks=hooks)
+                ended.warnings += warnings
+                return ended
+            except ComfyDied as error:
+                self._recover(error)
+                if died:
+                    raise ComfyUnavailable(
+                        f"ComfyUI went away twice while it ran this workflow: {error.message}",
+                        details={"log": self._server.log_tail()},
+                    ) from error
+                died = True
+                warnings.append(f"the workflow ran twice: {error.message}")
+                self._await_return(error, cancel, deadline)
+            except OutOfMemory:
+                if ran_out:
+                    raise
+                ran_out = True
+                warnings.append("the workflow ran twice: the first time it ran out of memory")
+                log.warning("job %s ran out of memory; freeing memory for one more try", job.id)
+                self._server.client.free()
+            # A new id: history may hold the old one.
+            prompt_id = str(uuid.uuid4())
+
+    def _attempt(
+        self, job: Job, prompt_id: str, graph: Workflow, *, cancel: Cancel, deadline: float, hooks: Hooks
+    ) -> Ended:
+        prefix = f"settee-{prompt_id[:13]}"
+        isolated = workflow.isolate(graph, self._object_info, prefix)
+        pictures: list[ImageEvent] = []
+        _check(cancel, deadline)
+        socket = self._open_socket()
+        watcher = Watcher(
+            self._server.client,
+            socket,
+            prompt_id,
+            isolated,
+            limits=Limits(
+                unresponsive_s=self._settings.comfy_unresponsive_s,
+                stall_s=self._settings.comfy_stall_s,
+                history_s=self._settings.comfy_history_s,
+            ),
+            is_running=self._same_server(self._server.generation),
+            owns_queue=self._server.is_ours,
+            on_report=hooks.on_report,
+            on_image=pictures.append,
+        )
+        try:
+            self._submit(job, prompt_id, isolated, socket.client_id)
+            hooks.on_submitted()
+            entry = watcher.wait(cancel, deadline)
+        except ComfyDied:
+            raise
+        except WorkflowRejected as error:
+            raise self._explained(error, graph) from error
+        except BaseException:
+            # Canceled, out of time, lost or broken: whatever it is, the GPU must not go on with it.
+            self.stop(prompt_id)
+            raise
+        finally:
+            if not watcher.ended_by_event or not socket.pristine:
+                self._drop_socket()
+        status = entry.get("status") or {}
+        if status.get("status_str") != "success":
+            raise _failure(status, graph)
+        return Ended(outputs=entry.get("outputs") or {}, prefix=prefix, pictures=pictures)
+
+    def _submit(self, job: Job, prompt_id: str, graph: Workflow, client_id: str) -> None:
+        """POST /prompt. Raises WorkflowRejected, also for a prompt taken in part unless the job allows that."""
+        extra_data = dict(job.request.extra_data)
+        key = job.request.comfy_org_api_key or self._settings.comfy_org_api_key
+        if key is not None:
+            extra_data["api_key_comfy_org"] = key.get_secret_value()
+        try:
+            node_errors = self._server.client.submit(
+                graph,
+                prompt_id=prompt_id,
+                client_id=client_id,
+                extra_data=extra_data,
+                timeout_s=self._settings.comfy_unresponsive_s,
+            )
+        except NoAnswer as error:
+            # Taken or not, nobody knows, and with the answer its node_errors are lost: take it back.
+            if self._server.is_running() and not error.timed_out:
+                self.stop(prompt_id)
+            died = ComfyDied(f"{error.message} (the answer to POST /prompt did not come)")
+            died.needs_restart = error.timed_out
+            raise died from error
+        if node_errors and not job.request.allow_partial:
+            # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
+            self.stop(prompt_id)
+            raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
+
+    def _explained(self, error: WorkflowRejected, graph: Workflow) -> WorkflowRejected:
+        problems = registry.explain(error.details.get("node_errors") or {}, graph, self._object_info)
+        said = error.details.get("error") or {}
+        if not problems and not said:
+            return error
+        if not problems:
+            problems = [{"path": "workflow", "type": said.get("type"), "problem": registry.sentence(said)}]
+        return WorkflowRejected.from_problems(problems, "workflow")
+
+    # --- trouble -------------------------------------------------------------------------------------------
+
+    def stop(self, prompt_id: str) -> None:
+        """Take a prompt out of ComfyUI, waiting or running, and return when it is out.
+
+        One that does not leave within COMFY_INTERRUPT_S costs ComfyUI a restart; on a server that is not ours it is
+        remembered, and no job starts before it is gone.
+        """
+        client, give_up, pause = self._server.client, time.monotonic() + self._settings.comfy_interrupt_s, 0.02
+        self._leftovers.discard(prompt_id)
+        while True:
+            try:
+                client.delete(prompt_id, timeout_s=2)
+                client.interrupt(prompt_id, timeout_s=2)
+                queue = client.queue(timeout_s=2)
+                if prompt_id not in queue.running and prompt_id not in queue.pending:
+                    return
+            except ComfyError as error:
+                log.debug("ComfyUI does not take the stop yet: %s", error)
+            if self._server.is_ours and not self._server.is_running():
+                return
+            if time.monotonic() >= give_up:
+                break
+            # No message says that a prompt left the queue, so the queue is asked, ever less often.
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+        if self._server.is_ours:
+            self._server.restart(f"a stopped job did not end within {self._settings.comfy_interrupt_s:g} s")
+        else:
+            self._leftovers.add(prompt_id)
+            log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
+
+    def _recover(self, error: ComfyDied) -> None:
+        """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""
+        self._drop_socket()
+        self._known_generation = -1
+        if error.needs_restart and self._server.is_ours and self._server.is_running():
+            self._server.restart(error.message)
+
+    def _await_return(self, error: ComfyDied, cancel: Cancel, deadline: float) -> None:
+        try:
+            self.ready(cancel, deadline)
+        except (ComfyUnavailable, NoAnswer) as unavailable:
+            raise ComfyUnavailable(
+                f"{error.message}, and it did not come back: {unavailable.message}", details=unavailable.details
+            ) from unavailable
+
+    def _same_server(self, generation: int) -> Callable[[], bool]:
+        return lambda: self._server.generation == generation and self._server.is_running()
+
+    # --- the socket ------------------------------------------------------------------------------------------
+
+    def _open_socket(self) -> EventSocket:
+        """The socket of the last job when it is still good, else a new one; without any, polling has to do."""
+        if self._socket is not None:
+            try:
+                self._socket.drain()
+                return self._socket
+            except SocketLost:
+                self._drop_socket()
+        self._socket = EventSocket(self._server.client.url)
+        try:
+            self._socket.connect()
+        except SocketLost as error:
+            log.warning("no event socket (%s): this job's progress comes from history and queue alone", error)
+        return self._socket
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def close(self) -> None:
+        self._drop_socket()
+
+
+def _check(cancel: Cancel, deadline: float) -> None:
+    if cancel.is_set():
+        raise JobCanceled(cancel.reason or None)
+    if time.monotonic() >= deadline:
+        raise JobTimeout
+
+
+def _failure(status: dict[str, Any], graph: Workflow) -> ComfyError:
+    """The error that a history entry without success stands for."""
+    for name, data in status.get("messages") or ():
+        if name == "execution_interrupted":
+            return PromptLost("the prompt was interrupted by someone else; send the job again")
+        if name == "execution_error":
+            return _node_failure(data, graph)
+    return ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
+
+
+def _node_failure(data: dict[str, Any], graph: Workflow) -> ComfyError:
+    node_id = str(data.get("node_id"))
+    class_type = str(data.get("node_type"))
+    exception = str(data.get("exception_type"))
+    said = neutral(str(data.get("exception_message") or "").strip()) or exception
+    details = {
+        "node_id": node_id,
+        "class_type": class_type,
+        "title": workflow.title(graph.get(node_id, {})),
+        "exception_type": exception,
+        "exception_message": said[:2000],
+    }
+    where = f"node {node_id} ({class_type})"
+    if exception.endswith("OutOfMemoryError") or "out of memory" in said.lower():
+        return OutOfMemory(
+            f"{where} ran out of memory, also after it was freed: use a smaller size or batch, or a larger GPU",
+            details=details,
+        )
+    return ExecutionFailed(f"{where} failed: {said.splitlines()[0][:300]}", details=details)
