@@ -1,0 +1,297 @@
+"""Input files: from what a caller sends to files in ComfyUI's input folder.
+
+Everything that can be known for free is found out first and told at once: all bad names, then all broken data. Only
+then are URLs fetched.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from settee import fetch
+from settee.errors import InvalidRequest, JobCanceled, JobTimeout, UnsafePath
+from settee.images import check_image, looks_like_image
+from settee.job import Cancel
+from settee.request import Bucket, InputFile
+from settee.settings import MIB, Settings
+from settee.workspace import Workspace, safe_relative, shown
+
+Problem = dict[str, Any]
+
+#: Characters of base64 decoded at a time; a multiple of four.
+_STEP = 1 << 20
+#: The URL-safe alphabet's two own characters become the standard one's.
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_SPACE = b" \t\r\n\v\f"
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
+_DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
+_MAX_URL = 16 * 1024
+#: Suffixes under which ComfyUI's LoadImage offers a file.
+_IMAGE_SUFFIXES = frozenset(
+    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """An input file in its place. Width and height (pixels) where it was checked as an image."""
+
+    name: str
+    path: Path
+    #: Bytes.
+    size: int
+    width: int | None = None
+    height: int | None = None
+
+
+class _BadData(ValueError):
+    """What is wrong with the data of one file."""
+
+
+def stage(
+    files: Sequence[InputFile],
+    images: Sequence[InputFile],
+    workspace: Workspace,
+    settings: Settings,
+    *,
+    cancel: Cancel,
+    deadline: float,
+    bucket: Bucket | None = None,
+    notify: Callable[[int, int], None] | None = None,
+) -> tuple[Staged, ...]:
+    """Write a job's input files; returns them in order, ``files`` first.
+
+    ``deadline`` is the job's, in ``time.monotonic`` seconds; ``bucket`` the caller's own S3 credentials;
+    ``notify(done, total)`` is called after each file. Raises InvalidRequest (UnsafePath or PayloadTooLarge when it
+    is all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
+    """
+    staging = _Staging(workspace, settings, cancel, deadline, bucket, len(files) + len(images), notify)
+    everything = [(file, False) for file in files] + [(image, True) for image in images]
+    _check_names([file.name for file, _ in everything])
+    staging.write_inline(everything)
+    staging.download()
+    return tuple(staging.done[file.name] for file, _ in everything)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise UnsafePath with every name that breaks a rule, or InvalidRequest when two want one place."""
+    problems: list[Problem] = []
+    places: dict[PurePosixPath, str] = {}
+    clash = False
+    for name in names:
+        try:
+            # One name in two Unicode spellings is two files here and one on other systems.
+            place = PurePosixPath(unicodedata.normalize("NFC", str(safe_relative(name))))
+        except UnsafePath as error:
+            problems.append({"path": "images", "problem": error.message, "code": error.code})
+            continue
+        if place in places:
+            clash = True
+            problems.append({"path": "images", "problem": f"the file name {shown(name)} is given twice"})
+        places[place] = name
+    for place, name in places.items():
+        for folder in place.parents:
+            if folder in places:
+                clash = True
+                problem = f"the file {shown(places[folder])} cannot also be a folder, that of {shown(name)}"
+                problems.append({"path": "images", "problem": problem})
+    if problems:
+        raise (InvalidRequest if clash else UnsafePath).from_problems(problems, "input file")
+
+
+class _Staging:
+    """One job's input files on their way."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        cancel: Cancel,
+        deadline: float,
+        bucket: Bucket | None,
+        total: int,
+        notify: Callable[[int, int], None] | None,
+    ) -> None:
+        self._workspace = workspace
+        self._settings = settings
+        self._cancel = cancel
+        self._deadline = deadline
+        self._bucket = bucket
+        self._total = total
+        self._notify = notify
+        self._max_bytes = int(settings.max_file_mb * MIB)
+        self._remotes: list[fetch.Remote] = []
+        self._images: set[str] = set()
+        self.done: dict[str, Staged] = {}
+
+    def write_inline(self, everything: Sequence[tuple[InputFile, bool]]) -> None:
+        """Decode and write what came with the request; what must be fetched is only noted."""
+        problems: list[tuple[Problem, type[InvalidRequest]]] = []
+        for file, is_image in everything:
+            self._go_on()
+            if is_image:
+                self._images.add(file.name)
+            try:
+                chunks = self._source(file)
+                if chunks is None:
+                    continue
+                self._finish(file.name, self._workspace.write(file.name, chunks, self._max_bytes))
+            except (_BadData, InvalidRequest) as error:
+                problems += _problems_of(file.name, error)
+        _raise(problems)
+
+    def download(self) -> None:
+        """Fetch the rest, then check the images among it."""
+        problems: list[tuple[Problem, type[InvalidRequest]]] = []
+
+        def arrived(remote: fetch.Remote, path: Path) -> None:
+            try:
+                self._finish(remote.name, path)
+            except InvalidRequest as error:
+                problems.extend(_problems_of(remote.name, error))
+
+        if self._remotes:
+            fetch.download_all(
+                self._remotes,
+                lambda name, chunks: self._workspace.write(name, chunks, self._max_bytes),
+                cancel=self._cancel,
+                deadline=self._deadline,
+                timeout_s=self._settings.download_timeout_s,
+                max_bytes=self._max_bytes,
+                on_done=arrived,
+            )
+        _raise(problems)
+
+    def _source(self, file: InputFile) -> Iterable[bytes] | None:
+        """The decoded data, piece by piece; None for an address, which is noted."""
+        text = file.data
+        start = len(text[:64]) - len(text[:64].lstrip())
+        if not text.strip():
+            raise _BadData("there is no data")
+        uri = _DATA_URI.match(text, start)
+        if uri is not None:
+            return _decode_data_uri(uri[1], text, uri.end())
+        scheme = _SCHEME.match(text, start)
+        if scheme is None:
+            return decode_base64(text, start)
+        if len(text) > _MAX_URL:
+            raise _BadData("this address is too long")
+        kind, address = scheme[1].lower(), text.strip()
+        try:
+            if kind in ("http", "https"):
+                self._remotes.append(fetch.web(file.name, address))
+            elif kind == "s3":
+                self._remotes.append(fetch.s3(file.name, address, self._settings, self._bucket))
+            else:
+                raise ValueError(f"{kind}:// addresses are not fetched: give base64, data:, http(s):// or s3://")
+        except ValueError as error:
+            raise _BadData(str(error)) from error
+        return None
+
+    def _finish(self, name: str, path: Path) -> None:
+        """Check a file that has been written, and count it."""
+        size = path.stat().st_size
+        width = height = None
+        if name in self._images or self._would_load(path):
+            width, height = check_image(path, self._settings.max_pixels)
+        self.done[name] = Staged(name, path, size, width, height)
+        if self._notify is not None:
+            self._notify(len(self.done), self._total)
+
+    def _would_load(self, path: Path) -> bool:
+        if path.suffix.lower() not in _IMAGE_SUFFIXES:
+            return False
+        with path.open("rb") as file:
+            return looks_like_image(file.read(16))
+
+    def _go_on(self) -> None:
+        if self._cancel.is_set():
+            raise JobCanceled()
+        if time.monotonic() >= self._deadline:
+            raise JobTimeout("the job ran into its time limit while its input files were written")
+
+
+def _problems_of(name: str, error: _BadData | InvalidRequest) -> list[tuple[Problem, type[InvalidRequest]]]:
+    if isinstance(error, _BadData):
+        return [({"path": shown(name), "problem": str(error)}, InvalidRequest)]
+    found = error.details.get("problems") or [{"problem": error.message}]
+    return [({**problem, "path": shown(name)}, type(error)) for problem in found]
+
+
+def _raise(problems: list[tuple[Problem, type[InvalidRequest]]]) -> None:
+    """One error for all problems; of their own kind when they are all of one."""
+    if problems:
+        kinds = {kind for _, kind in problems}
+        kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
+        raise kind.from_problems([problem for problem, _ in problems], "input file")
+
+
+# --- data ----------------------------------------------------------------------------------------------
+
+
+def _decode_data_uri(header: str, text: str, start: int) -> Iterable[bytes]:
+    """The data of a data URI (RFC 2397) whose ``header`` is what stands between "data:" and the comma."""
+    if header.lower().rstrip().endswith(";base64"):
+        if text.find("%", start) < 0:
+            return decode_base64(text, start)
+        return decode_base64(unquote(text[start:]), 0)
+    try:
+        return [unquote_to_bytes(text[start:])]
+    except UnicodeEncodeError as error:
+        raise _BadData("this data URI has half a surrogate pair in it") from error
+
+
+def decode_base64(text: str, start: int) -> Iterator[bytes]:
+    """Decode ``text`` from ``start`` on, about 768 KiB at a time, so that a file is never held decoded as a whole.
+
+    Takes the standard and the URL-safe alphabet, white space anywhere, and missing padding. Raises _BadData that
+    names the position of what is neither.
+    """
+    import pybase64
+
+    end = _without_padding(text, start)
+    rest = b""
+    for position in range(start, end, _STEP):
+        piece = text[position : min(position + _STEP, end)]
+        if not rest:
+            try:
+                raw = pybase64.b64decode(piece + "=" * (-len(piece) % 4), validate=True)
+            except ValueError:
+                pass  # white space, the other alphabet, or a mistake: see below
+            else:
+                if "=" not in piece:
+                    yield raw
+                    continue
+        wrong = _NOT_BASE64.search(piece)
+        if wrong is not None:
+            raise _BadData(
+                f"this is neither base64 nor an address (data:, http(s)://, s3://): "
+                f"see {wrong[0]!a} at character {position + wrong.start()}"
+            )
+        clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACE)
+        whole = len(clean) // 4 * 4
+        rest = clean[whole:]
+        yield pybase64.b64decode(clean[:whole], validate=True)
+    if len(rest) == 1:
+        raise _BadData(f"this base64 was cut off: one character is too many or missing at character {end}")
+    if rest:
+        yield pybase64.b64decode(rest + b"=" * (4 - len(rest)), validate=True)
+
+
+def _without_padding(text: str, start: int) -> int:
+    """Where the base64 ends when white space and up to two "=" are taken off its end."""
+    end = len(text)
+    if text[-1:].isspace():
+        end = len(text.rstrip())
+    for _ in range(2):
+        if end > start and text[end - 1] == "=":
+            end -= 1
+    return end

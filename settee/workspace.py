@@ -1,0 +1,254 @@
+"""The folders of a job: ComfyUI's input, output and temp, on a RAM disk where there is one.
+
+They are wiped before and after every job. Names come from two sides that are both not trusted: the caller names
+input files (:func:`safe_relative`), and ComfyUI's history names outputs (:meth:`Workspace.path_of`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from settee.errors import (
+    ConfigError,
+    InvalidRequest,
+    NoSpace,
+    OutputMissing,
+    PayloadTooLarge,
+    StagingError,
+    UnsafePath,
+)
+from settee.settings import MIB, Settings
+from settee.wipe import Wiped, wipe_file, wipe_tree
+
+log = logging.getLogger(__name__)
+
+#: Names that Windows gives to devices, with any extension: a workflow folder may be opened there.
+_DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
+)
+#: ComfyUI's folder_paths cuts these off a file name and looks in that folder instead, space or not.
+_ANNOTATIONS = ("[input]", "[output]", "[temp]")
+_PART_BYTES = 255
+_SHOWN = 80
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def shown(name: object) -> str:
+    """A name as an error shows it: quoted, escaped, shortened."""
+    text = repr(name)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 + 1 :]}"
+
+
+def safe_relative(name: str) -> PurePosixPath:
+    """The one rule for the names of input files: plain names, in plain subfolders if need be.
+
+    What it returns stays below its folder on any file system and means to ComfyUI what it says. Raises UnsafePath
+    with the name and the rule that it breaks.
+    """
+    broken = _broken_rule(name)
+    if broken:
+        raise UnsafePath(f"the file name {shown(name)} {broken}")
+    return PurePosixPath(name)
+
+
+def _broken_rule(name: str) -> str | None:
+    if not name:
+        return "is empty"
+    if name.startswith("/"):
+        return "is absolute: give a name relative to the input folder"
+    if "\\" in name:
+        return "has a backslash: subfolders are written with /"
+    if re.match(r"[A-Za-z]:", name):
+        return "starts with a drive letter"
+    if name.startswith("~"):
+        return "starts with ~"
+    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
+        return "has a control character"
+    if name.endswith(_ANNOTATIONS):
+        return "ends with a folder in brackets, which ComfyUI would look in instead"
+    for part in name.split("/"):
+        broken = _broken_part(part)
+        if broken:
+            return broken
+    return None
+
+
+def _broken_part(part: str) -> str | None:
+    if not part:
+        return "has an empty folder or file name"
+    if part in (".", ".."):
+        return f"has {part!r} as a folder: only plain subfolders are allowed"
+    if part[-1] in ". ":
+        return "has a part that ends with a dot or a space"
+    if part.split(".")[0].rstrip(" ").upper() in _DEVICES:
+        return "has a part that is a device on Windows"
+    try:
+        if len(part.encode()) > _PART_BYTES:
+            return f"has a part of more than {_PART_BYTES} bytes"
+    except UnicodeEncodeError:
+        return "is not valid Unicode (half a surrogate pair)"
+    return None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where ComfyUI reads and writes. ``temp`` is None when the worker does not share it."""
+
+    input: Path
+    output: Path
+    temp: Path | None
+
+    def named(self) -> Iterator[tuple[str, Path]]:
+        """``(folder_type, path)`` of those there are."""
+        yield "input", self.input
+        yield "output", self.output
+        if self.temp is not None:
+            yield "temp", self.temp
+
+
+class Workspace:
+    """The folders, from one job to the next."""
+
+    def __init__(self, folders: Folders, settings: Settings) -> None:
+        self.folders = folders
+        self._settings = settings
+
+    def open(self) -> Wiped:
+        """Create the folders that are missing, for this user only, and wipe them all.
+
+        Raises ConfigError when a folder cannot be made or used.
+        """
+        for kind, folder in self.folders.named():
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"the {kind} folder cannot be made ({error.strerror}): "
+                    f"set WORKSPACE_DIR (or COMFY_{kind.upper()}_DIR) to a folder that the worker may write"
+                ) from error
+        return self.wipe()
+
+    def wipe(self) -> Wiped:
+        """Wipe input, output and temp; see :func:`settee.wipe.wipe_tree`. ``left`` names start with the folder."""
+        files = wiped_bytes = 0
+        left: list[str] = []
+        for kind, folder in self.folders.named():
+            wiped = wipe_tree(folder)
+            files += wiped.files
+            wiped_bytes += wiped.bytes
+            left += [kind if name == "." else f"{kind}/{name}" for name in wiped.left]
+        if left:
+            log.error("%d files or folders of the workspace could not be wiped", len(left))
+        return Wiped(files, wiped_bytes, tuple(left))
+
+    def path_of(self, folder_type: str, subfolder: str, filename: str) -> Path:
+        """The file that ComfyUI's history names, with every link resolved.
+
+        History is not trusted: a custom node may write anything there. Raises UnsafePath for what is not below
+        that folder, OutputMissing for what is not a file.
+        """
+        folder = dict(self.folders.named()).get(folder_type)
+        if folder is None:
+            raise UnsafePath(
+                f"ComfyUI names a file in the folder {shown(folder_type)}, which the worker does not share"
+            )
+        where = f"the output {shown(f'{subfolder}/{filename}' if subfolder else filename)}"
+        try:
+            root = os.path.realpath(folder)
+            path = os.path.realpath(os.path.join(root, subfolder, filename))
+        except (TypeError, ValueError, OSError) as error:  # NUL, a surrogate, a loop of links
+            raise UnsafePath(f"{where} that ComfyUI names is not a file name") from error
+        if not path.startswith(root.rstrip("/") + "/"):
+            raise UnsafePath(f"{where} that ComfyUI names is outside its {folder_type} folder")
+        try:
+            is_file = stat.S_ISREG(os.lstat(path).st_mode)
+        except OSError:
+            is_file = False
+        if not is_file:
+            raise OutputMissing(f"{where} that ComfyUI reported is not there")
+        return Path(path)
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], max_bytes: int) -> Path:
+        """Write an input file, flushed and synced, and return its path.
+
+        On any failure, also one raised by ``chunks``, the part written so far is wiped. Raises UnsafePath,
+        PayloadTooLarge over ``max_bytes``, InvalidRequest when the name is taken, NoSpace.
+        """
+        relative = safe_relative(name)
+        try:
+            folder_fd = self._open_folder(relative.parts[:-1])
+        except OSError as error:
+            raise _write_error(name, error) from error
+        try:
+            try:
+                fd = os.open(relative.name, _NEW_FILE, 0o600, dir_fd=folder_fd)
+            except OSError as error:
+                raise _write_error(name, error) from error
+            try:
+                _copy(chunks, fd, name, max_bytes)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    wipe_file(relative.name, dir_fd=folder_fd)
+                raise
+            finally:
+                os.close(fd)
+        finally:
+            os.close(folder_fd)
+        return self.folders.input / relative
+
+    def _open_folder(self, parts: tuple[str, ...]) -> int:
+        """A descriptor of the subfolder, made where missing; no link below the input folder is followed."""
+        fd = os.open(self.folders.input, _FOLDER & ~os.O_NOFOLLOW)
+        for part in parts:
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=fd)
+                child = os.open(part, _FOLDER, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = child
+        return fd
+
+
+def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: int) -> None:
+    total = 0
+    for chunk in chunks:
+        total += len(chunk)
+        if total > max_bytes:
+            raise PayloadTooLarge(f"the file {shown(name)} is over MAX_FILE_MB ({max_bytes / MIB:g} MiB)")
+        view = memoryview(chunk)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError as error:
+            raise _write_error(name, error) from error
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise _write_error(name, error) from error
+
+
+def _write_error(name: str, error: OSError) -> Exception:
+    """Ours for what went wrong while a file was made; the host's path stays in the cause."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"no space left for the input file {shown(name)}: send less, or give the worker a larger RAM disk "
+            "(docker run --shm-size) or a WORKSPACE_DIR on a larger disk"
+        )
+    if error.errno == errno.EEXIST:
+        return InvalidRequest(f"the input file {shown(name)} is given twice")
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        return UnsafePath(f"the file name {shown(name)} goes through something that is not a folder")
+    return StagingError(f"the input file {shown(name)} cannot be written ({error.strerror})")
