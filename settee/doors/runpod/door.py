@@ -1,0 +1,270 @@
+"""One RunPod job, from the envelope to the answer, around an engine that blocks.
+
+The engine works in one thread of the door's own, so that the event loop stays free for RunPod's stop channel
+and its progress updates. Jobs that come at once (only the SDK's local API lets them) wait for one another there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from settee import logs
+from settee.doors.runpod import render, sealed
+from settee.doors.runpod.progress import ProgressFeed
+from settee.errors import ComfyUnavailable, ConfigError, InvalidRequest, JobCanceled, SetteeError
+from settee.job import Cancel, Job, OnProgress, Progress, Result
+from settee.request import JobRequest, decode, parse
+from settee.settings import Settings
+
+if TYPE_CHECKING:
+    from settee.sealing import Sealer
+
+log = logging.getLogger(__name__)
+
+Answer = dict[str, Any]
+#: Sends one progress update of a job to RunPod.
+PostProgress = Callable[[str, dict[str, Any]], Awaitable[None]]
+
+#: Room in RunPod's cap for what surrounds the files: names, hashes, timings, warnings. Bytes.
+ENVELOPE = 64_000
+
+#: How much longer a stopped job may take than the engine's own deadlines before the worker is given up, seconds.
+OVERDUE_S = 60.0
+
+SHUTDOWN = "the worker is shutting down"
+
+
+class AnyEngine(Protocol):
+    """What a door needs of an engine."""
+
+    @property
+    def unrecoverable(self) -> bool: ...
+    def start(self) -> None: ...
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
+    def run(self, job: Job, on_progress: OnProgress = ..., cancel: Cancel | None = None) -> Result: ...
+    def close(self) -> None: ...
+
+
+class Door:
+    """Runs RunPod's jobs on an engine. ``settings`` says how; nothing happens before :meth:`start`."""
+
+    def __init__(self, engine: AnyEngine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        #: Set by a loop that takes jobs from RunPod; None where progress has nowhere to go.
+        self.post_progress: PostProgress | None = None
+        #: Called when this worker should take no further job.
+        self.on_spent: Callable[[], None] = lambda: None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
+        self._started = False
+        self._ready = False
+        self._stuck = False
+        self._running: Cancel | None = None
+        self._shutdown_at: float | None = None
+
+    # --- Life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start ComfyUI, without waiting for it. Asked again, does nothing."""
+        if not self._started:
+            self._started = True
+            self.engine.start()
+
+    def close(self) -> None:
+        """Stop ComfyUI and wipe. A job that still runs has been told to stop, and is waited for."""
+        if self._running is not None:
+            self._running.set(SHUTDOWN)
+        self._pool.shutdown(wait=not self._stuck)
+        self.engine.close()
+
+    def submit_ready(self, cancel: Cancel) -> Future[None]:
+        """:meth:`make_ready` in the engine's thread."""
+        return self._pool.submit(self.make_ready, cancel)
+
+    def make_ready(self, cancel: Cancel) -> None:
+        """Wait for ComfyUI and run WARMUP_WORKFLOW, once. Blocks; raises SetteeError."""
+        if self._ready:
+            return
+        self.start()
+        self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
+        if self.settings.warmup_workflow is not None:
+            request = _warmup(self.settings)
+            with logs.job("warmup"):
+                done = self.engine.run(Job(id="warmup", request=request), lambda _: None, cancel)
+                log.info("warm-up workflow done in %.0f ms", done.timings.get("total", 0.0))
+        self._ready = True
+
+    # --- Shutdown --------------------------------------------------------------------------------------
+
+    def shut_down(self) -> None:
+        """Give the running job SHUTDOWN_GRACE_S more seconds; asked again, cancel it now. Event loop only."""
+        loop = asyncio.get_running_loop()
+        if self._shutdown_at is not None:
+            self._shutdown_at = loop.time()
+        else:
+            self._shutdown_at = loop.time() + self.settings.shutdown_grace_s
+        self._arm_shutdown(loop)
+
+    def _arm_shutdown(self, loop: asyncio.AbstractEventLoop) -> None:
+        cancel = self._running
+        if cancel is not None and self._shutdown_at is not None:
+            loop.call_at(self._shutdown_at, cancel.set, SHUTDOWN)
+
+    # --- One job ---------------------------------------------------------------------------------------
+
+    async def run(self, envelope: dict[str, Any]) -> Answer:
+        """Run RunPod's job ``{"id", "input", "s3Config"?, …}`` and return its answer; never raises but this:
+
+        CancelledError when the task is cancelled (RunPod's stop channel), and only after the engine's thread
+        has ended, which is when ComfyUI is idle and the workspace wiped: the slot is really free then.
+        """
+        job_id = str(envelope.get("id") or "job")
+        if self._stuck:
+            stuck = ComfyUnavailable("this worker could not stop its last job and is being replaced")
+            return {**render.error(stuck), "refresh_worker": True}
+        loop = asyncio.get_running_loop()
+        cancel = Cancel()
+        feed = self._feed(job_id)
+        work: Future[Answer] = self._pool.submit(self._work, envelope, job_id, cancel, feed)
+        self._running = cancel
+        self._arm_shutdown(loop)
+        try:
+            answer = await asyncio.shield(asyncio.wrap_future(work))
+            if feed is not None:
+                await feed.settle()
+        except asyncio.CancelledError:
+            cancel.set("stopped by RunPod")
+            if not work.cancel():  # true for one that was still waiting for its turn
+                await self._outlast(work)
+            if feed is not None:
+                await feed.settle(0)
+            raise
+        finally:
+            if self._running is cancel:
+                self._running = None
+            if work.done():
+                cancel.close()
+        if answer.get("refresh_worker"):
+            self.on_spent()
+        return answer
+
+    def _feed(self, job_id: str) -> ProgressFeed | None:
+        post = self.post_progress
+        if post is None:
+            return None
+        return ProgressFeed(lambda update: post(job_id, update), self.settings.progress_interval_s)
+
+    async def _outlast(self, work: Future[Answer]) -> None:
+        """Wait for the engine's thread, whatever else is cancelled meanwhile; give the worker up if it never ends."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.comfy_interrupt_s + self.settings.comfy_start_timeout_s + OVERDUE_S
+        ended = asyncio.wrap_future(work)
+        while not ended.done() and loop.time() < deadline:
+            try:
+                await asyncio.wait({ended}, timeout=deadline - loop.time())
+            except asyncio.CancelledError:
+                log.debug("stopped once more while stopping")
+        if not ended.done():
+            log.critical("the job did not stop; this worker takes no more")
+            self._stuck = True
+            self.on_spent()
+
+    # --- In the engine's thread ------------------------------------------------------------------------
+
+    def _work(self, envelope: dict[str, Any], job_id: str, cancel: Cancel, feed: ProgressFeed | None) -> Answer:
+        with logs.job(job_id):
+            ran = False
+            keys: Sealer | None = None
+            try:
+                payload = decode(envelope.get("input"), self.settings)
+                if sealed.is_sealed(payload):
+                    keys = sealed.sealer(self.settings)
+                    payload = sealed.opened(payload, keys)
+                else:
+                    payload = sealed.plain(payload, self.settings)
+                request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
+                self.make_ready(cancel)
+                ran = True
+                answer = self._run_engine(request, job_id, cancel, feed, keys)
+            except SetteeError as error:
+                answer = _failed(self._as_shutdown(error, cancel), keys)
+            except Exception as error:  # the door's edge: what leaves it reaches the caller
+                answer = _crashed(error, keys)
+            if self.engine.unrecoverable or (ran and self.settings.refresh_worker):
+                answer["refresh_worker"] = True
+            return answer
+
+    def _run_engine(
+        self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, keys: Sealer | None
+    ) -> Answer:
+        cap = self.max_result_bytes(job_id)
+        room = cap if cap is None else max(0, cap - ENVELOPE)
+        is_sealed = keys is not None
+        job = Job(
+            id=job_id,
+            request=request,
+            max_result_bytes=sealed.fits(room) if is_sealed else room,
+            sealed=is_sealed,
+        )
+
+        def on_progress(event: Progress) -> None:
+            if feed is not None and not event.status.is_terminal:
+                feed.offer(render.progress(event, sealed=is_sealed))
+
+        done = self.engine.run(job, on_progress, cancel)
+        log.info("succeeded: %d outputs in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
+        answer = render.result(done)
+        return answer if keys is None else sealed.closed(answer, keys)
+
+    def max_result_bytes(self, job_id: str) -> int | None:
+        """RunPod's cap on this job's result: by its id, as /runsync's begin with ``sync-``. None locally."""
+        if job_id.startswith("test-") or job_id == "local_test":
+            return None
+        megabytes = self.settings.runsync_result_mb if job_id.startswith("sync-") else self.settings.run_result_mb
+        return int(megabytes * 1_000_000)
+
+    def _as_shutdown(self, error: SetteeError, cancel: Cancel) -> SetteeError:
+        """A job that a shutdown ended says so, and that it may be sent again: its caller did not cancel it."""
+        if isinstance(error, JobCanceled) and cancel.reason == SHUTDOWN:
+            return JobCanceled(f"the job was canceled: {SHUTDOWN}", details={"reason": "shutdown"}, retryable=True)
+        return error
+
+
+def _warmup(settings: Settings) -> JobRequest:
+    """WARMUP_WORKFLOW as a request. Raises ConfigError when it is none."""
+    path = settings.warmup_workflow
+    assert path is not None
+    try:
+        return parse({"workflow": json.loads(path.read_text(encoding="utf-8"))}, settings)
+    except OSError as error:
+        raise ConfigError(f"WARMUP_WORKFLOW cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError("WARMUP_WORKFLOW is not JSON") from error
+    except InvalidRequest as error:
+        raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
+
+
+def _failed(error: SetteeError, keys: Sealer | None) -> Answer:
+    # The message may quote the caller (a file's name, a node's text): the log of a sealed job gets the code only.
+    if keys is not None:
+        log.info("failed: %s", error.code)
+        return sealed.closed_error(error, keys)
+    log.info("failed: %s", error.code if isinstance(error, InvalidRequest) else f"{error.code}: {error.message}")
+    return render.error(error)
+
+
+def _crashed(error: Exception, keys: Sealer | None) -> Answer:
+    """An error of our own: the log has its traceback, the caller the job's id to ask with."""
+    if keys is None:
+        log.error("internal error", exc_info=error)
+        return render.error(SetteeError("the worker failed on this job; its log has the reason under the job's id"))
+    # No exc_info: an exception's own text may quote the payload.
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    log.error("internal error: %s\n%s", type(error).__name__, frames)
+    return sealed.closed_error(SetteeError(), keys)

@@ -1,0 +1,204 @@
+"""The SDK's job loop, without its sleeps.
+
+The stock loop looks for work in one task and runs it in another; the two meet by polling: 0.1 s between looks
+at the queue, 1 s between looks for a free slot. A job of 3 ms costs 0.96 s, on a GPU billed by the second.
+:class:`FastLoop` does both in one task: take, run, post, take. It has one slot, as one GPU has.
+
+It is built on the inside of the SDK, so it is used with versions it knows only (:func:`sdk.is_known`);
+:class:`StockLoop` is what remains for others. Both keep the SDK's stop channel, pings and log lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import FrameType
+from typing import Any
+
+import aiohttp
+
+from settee.doors.runpod import render, sdk, wire
+from settee.doors.runpod.door import Answer, Door
+from settee.doors.runpod.take import Pace, Taken, TooMany, take
+from settee.errors import InvalidRequest, OutputTooLarge
+
+sdk.load()
+from runpod.http_client import AsyncClientSession  # noqa: E402 - the SDK is imported our way first
+from runpod.serverless.modules import rp_http, rp_job, rp_scale  # noqa: E402
+from runpod.serverless.modules.rp_logger import RunPodLogger  # noqa: E402
+
+log = logging.getLogger(__name__)
+sdk_log = RunPodLogger()
+
+#: How long a take may still be answered after the worker was told to stop, seconds. RunPod may have handed out
+#: a job a moment ago; closing the connection now would lose it.
+LAST_TAKE_S = 0.5
+
+#: How long the body of a job may take once its headers are here, seconds.
+BODY_S = 60.0
+
+#: A body below this many bytes was not refused for its size.
+SMALL = 64_000
+
+
+class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
+    """The SDK's loop as it is, with a shutdown that reaches the running job."""
+
+    def __init__(self, config: dict[str, Any], door: Door) -> None:
+        super().__init__(config)
+        self.door = door
+        door.post_progress = self.post_progress
+        door.on_spent = self.kill_worker
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with AsyncClientSession() as session:
+            self._session = session
+            await self.serve(session)
+
+    async def serve(self, session: aiohttp.ClientSession) -> None:
+        """Take and run jobs until told to stop."""
+        await super().run()
+
+    def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM and SIGINT. An Event set from a signal handler does not wake a loop that waits; this does."""
+        if self._loop is None:
+            self.kill_worker()
+        else:
+            self._loop.call_soon_threadsafe(self._shut_down)
+
+    def _shut_down(self) -> None:
+        sdk_log.info("Shutting down.")
+        self.kill_worker()
+        self.door.shut_down()
+
+    async def post_progress(self, job_id: str, update: dict[str, Any]) -> None:
+        """Send one update, once."""
+        assert self._session is not None
+        body = wire.encode({"status": "IN_PROGRESS", "output": update})
+        await wire.post(self._session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body)
+
+
+class FastLoop(StockLoop):
+    """Takes the next job as soon as the last one's result is posted, and never earlier."""
+
+    def __init__(self, config: dict[str, Any], door: Door) -> None:
+        super().__init__(config, door)
+        self.jobs_handler = self.run_and_post
+
+    async def serve(self, session: aiohttp.ClientSession) -> None:
+        stops = asyncio.create_task(self.monitor_stop_signals(session))
+        try:
+            await self._take_and_run(session)
+        finally:
+            stops.cancel()
+            await asyncio.wait({stops})
+
+    async def _take_and_run(self, session: aiohttp.ClientSession) -> None:
+        pace = Pace()
+        while self.is_alive():
+            try:
+                job = await self._take(session, pace)
+            except TooMany:
+                pace.too_many()
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+                pace.failed()
+                log.warning("no answer to a request for a job: %s", type(error).__name__)
+            else:
+                if job is not None:
+                    await self._run_one(session, job)
+            await self._rest(pace.delay_s())
+
+    async def _take(self, session: aiohttp.ClientSession, pace: Pace) -> dict[str, Any] | None:
+        """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
+        taken = Taken()
+        asking = asyncio.create_task(take(session, rp_job._job_get_url(), taken))
+        stopping = asyncio.create_task(self._shutdown_event.wait())
+        try:
+            await asyncio.wait(
+                {asking, stopping}, timeout=self.jobs_fetcher_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not asking.done() and stopping.done():
+                await asyncio.wait({asking}, timeout=LAST_TAKE_S)
+            if not asking.done() and taken.answered:
+                await asyncio.wait({asking}, timeout=BODY_S)
+        finally:
+            for task in (asking, stopping):
+                task.cancel()
+            await asyncio.wait({asking, stopping})
+        if asking.cancelled():
+            return None  # a long poll that nobody answered in 90 s, as the SDK has it; or a shutdown
+        job = asking.result()
+        pace.took(job is not None)
+        return job
+
+    async def _rest(self, delay_s: float) -> None:
+        if delay_s > 0 and self.is_alive():
+            stopping = asyncio.create_task(self._shutdown_event.wait())
+            await asyncio.wait({stopping}, timeout=delay_s)
+            stopping.cancel()
+
+    async def _run_one(self, session: aiohttp.ClientSession, job: dict[str, Any]) -> None:
+        job_id = job["id"]
+        # handle_job of the SDK ends what is begun here: it reports to the queue, the pings and the stop channel.
+        self.jobs_queue.put_nowait(job)
+        self.jobs_queue.get_nowait()
+        self.job_progress.add(job_id)
+        task = asyncio.create_task(self.handle_job(session, job))
+        self.jobs_tasks[job_id] = task
+        await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a job ended without an answer", exc_info=error)
+
+    async def run_and_post(self, session: aiohttp.ClientSession, config: dict[str, Any], job: dict[str, Any]) -> None:
+        """Run one job and post its result; in place of the SDK's handle_job, which copies it six times."""
+        job_id = job["id"]
+        sdk_log.info("Started.", job_id)
+        if "input" in job:
+            answer = await self.door.run(job)
+        else:
+            answer = render.error(InvalidRequest("the job has no input"))
+        stop_pod = bool(answer.get("refresh_worker"))
+        body = self._body(job_id, answer)
+        del answer  # the body is the only copy from here on
+        url = wire.done_url(rp_http.JOB_DONE_URL, job_id)
+        try:
+            try:
+                await wire.deliver(session, url, job_id, body)
+            except wire.Refused as refusal:
+                if len(body) < SMALL:
+                    raise
+                log.error("RunPod refused a result of %d bytes (%s); reporting that instead", len(body), refusal)
+                body = _too_large(len(body), f"refused by RunPod ({refusal})", stop_pod)
+                await wire.deliver(session, url, job_id, body)
+        except (wire.Refused, wire.Undelivered) as error:
+            sdk_log.error(f"Failed to return job results. | {error}", job_id)
+        finally:
+            sdk_log.info("Finished.", job_id)
+
+    def _body(self, job_id: str, answer: Answer) -> bytes:
+        """What to post: the answer, or an error about its size."""
+        body = wire.encode(wire.message(answer))
+        cap = self.door.max_result_bytes(job_id)
+        if cap is None or len(body) <= cap:
+            return body
+        stop_pod = bool(answer.get("refresh_worker"))
+        if "error" in answer:
+            short = {"error": answer["error"], "code": answer["code"], "details": {"omitted": "too large for RunPod"}}
+            return _encode(short, stop_pod)
+        return _too_large(len(body), f"over the limit of {cap / 1e6:g} MB", stop_pod)
+
+
+def _encode(answer: Answer, stop_pod: bool) -> bytes:
+    return wire.encode(wire.message({**answer, "refresh_worker": stop_pod}))
+
+
+def _too_large(size: int, why: str, stop_pod: bool) -> bytes:
+    problem = OutputTooLarge(
+        f"the result has {size / 1e6:.1f} MB, {why}: set up S3 delivery (BUCKET_ENDPOINT_URL and its keys), mount a "
+        "network volume, or ask for smaller or fewer outputs",
+        details={"size": size},
+    )
+    return _encode(render.error(problem), stop_pod)

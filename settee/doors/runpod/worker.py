@@ -1,0 +1,119 @@
+"""The worker process: `handler` for RunPod's SDK, and `main`, which starts it.
+
+What the SDK does is left to it: its arguments (`--test_input`, `--rp_serve_api`, `--rp_log_level`, …), fitness
+checks, pings, the local API. We bring the handler, the engine, our job loop, and an orderly end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from settee import logs
+from settee.doors.runpod import sdk
+from settee.doors.runpod.door import Answer, AnyEngine, Door
+from settee.doors.runpod.signals import Signals
+from settee.errors import ConfigError, SetteeError
+from settee.job import Cancel
+from settee.settings import Settings, load
+
+log = logging.getLogger(__name__)
+
+MakeEngine = Callable[[Settings], AnyEngine]
+
+
+class Worker:
+    """One process's engine, door and signals."""
+
+    def __init__(self, settings: Settings, make_engine: MakeEngine | None = None) -> None:
+        self.settings = settings
+        self.door = Door((make_engine or _engine)(settings), settings)
+        self._signals: Signals | None = None
+        self._starting = Cancel()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def handle(self, job: dict[str, Any]) -> Answer:
+        """The SDK's handler."""
+        self._loop = asyncio.get_running_loop()
+        if self._signals is not None and self.door.post_progress is None:
+            # Not RunPod's job loop but the local API, whose server has taken the signals over by now.
+            self._signals.wrap()
+        return await self.door.run(job)
+
+    async def comfyui(self) -> None:
+        """RunPod's fitness check: ComfyUI answers, and has run the warm-up workflow. Named for its report."""
+        assert self._signals is not None
+        self._signals.wrap()  # the SDK's start() has taken SIGINT
+        try:
+            await asyncio.wrap_future(self.door.submit_ready(self._starting))
+        except SetteeError as error:
+            if self._starting.is_set():
+                raise SystemExit(0) from error
+            log.error("not fit for jobs: %s", error.message)
+            # The SDK ends the process without any clean-up when a check fails: ComfyUI would outlive it.
+            self.door.close()
+            raise
+
+    def serve(self) -> None:
+        """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end."""
+        runpod = sdk.load()
+        from runpod.serverless import register_fitness_check
+        from runpod.serverless.modules import rp_scale
+
+        from settee.doors.runpod.loop import FastLoop, StockLoop
+
+        # The SDK's debugger reports through the SDK's own way of running a job.
+        fast = self.settings.fast_loop and "--rp_debugger" not in sys.argv
+        if fast and not sdk.is_known():
+            log.warning("runpod %s is not a version our job loop knows: using the SDK's own", runpod.__version__)
+            fast = False
+        rp_scale.JobScaler = partial(FastLoop if fast else StockLoop, door=self.door)
+        register_fitness_check(self.comfyui)
+        if self.settings.serve_api_locally:
+            sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
+        self._signals = Signals(self._stop)
+        self._signals.install()
+        try:
+            self.door.start()
+            runpod.serverless.start({"handler": self.handle})
+        finally:
+            self.door.close()
+
+    def _stop(self) -> None:
+        """A signal arrived: end the start-up, or tell the running loop."""
+        self._starting.set("the worker is shutting down")
+        if self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self.door.shut_down)
+
+
+def _engine(settings: Settings) -> AnyEngine:
+    from settee.engine import Engine
+
+    return Engine(settings)
+
+
+_worker: Worker | None = None
+
+
+async def handler(job: dict[str, Any]) -> Answer:
+    """RunPod's handler, for whoever starts the SDK themselves; ComfyUI starts with the first job then."""
+    global _worker
+    if _worker is None:
+        _worker = Worker(load())
+        atexit.register(_worker.door.close)
+    return await _worker.handle(job)
+
+
+def main(make_engine: MakeEngine | None = None) -> None:
+    """Run a worker until it is told to stop. Exits with a line that says what to set when a setting is wrong."""
+    try:
+        settings = load()
+        logs.setup(settings)
+        Worker(settings, make_engine).serve()
+    except ConfigError as error:
+        sys.exit(f"settee: {error.message}")

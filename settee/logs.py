@@ -1,0 +1,75 @@
+"""Log lines: set up once by a door, each with the id of the job it belongs to.
+
+Only settee's own loggers follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does not use the
+logging module, and is left alone.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import TextIO
+
+from settee.settings import Settings
+
+_job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("settee_job_id", default=None)
+
+
+@contextmanager
+def job(job_id: str) -> Iterator[None]:
+    """Put this id on every line logged in here. A new thread starts without one: copy the context into it."""
+    token = _job_id.set(_one_line(job_id))
+    try:
+        yield
+    finally:
+        _job_id.reset(token)
+
+
+def setup(settings: Settings, stream: TextIO | None = None) -> None:
+    """Log to ``stream`` (default: stderr) as LOG_LEVEL and LOG_FORMAT say. Called again, it replaces itself."""
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.set_name("settee")
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if handler.get_name() == "settee"]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    logging.getLogger("settee").setLevel(settings.log_level)
+
+
+class TextFormatter(logging.Formatter):
+    """``14:03:07.512 WARNING settee.engine [job id] message``, for a person."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
+        job_id = _job_id.get()
+        where = f"{record.name} [{job_id}]" if job_id else record.name
+        line = f"{moment} {record.levelname} {where} {_one_line(record.getMessage())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, for a machine: time, level, logger, message, and job_id and exception when known."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if job_id := _job_id.get():
+            line["job_id"] = job_id
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _one_line(text: str) -> str:
+    """No control characters: an id or a name from outside must not be able to forge a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

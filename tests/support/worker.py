@@ -1,0 +1,67 @@
+"""A worker process under test: started, watched, and ended together with everything it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STUB = ("-m", "tests.support.stub_worker")
+REAL = ("rp_handler.py",)
+
+
+class WorkerProcess:
+    """``python <command> <arguments>`` in the repository, with this environment and nothing of RunPod's but it."""
+
+    def __init__(self, *arguments: str, env: dict[str, str], command: tuple[str, ...] = STUB) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "COMFY_"))}
+        self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", *command, *arguments],
+            cwd=ROOT,
+            env={**clean, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: the SDK's ping process is in it
+        except ProcessLookupError:
+            pass
+        self.process.wait(10)
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        """What it has printed so far."""
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Its exit code. Raises TimeoutError."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"the worker did not end in {timeout_s:g} s:\n{self.log}") from None
+
+    def wait_log(self, text: str, timeout_s: float = 20.0) -> None:
+        """Wait until it prints ``text``. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log:
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise TimeoutError(f"no {text!r} in:\n{self.log}")
+            time.sleep(0.02)
