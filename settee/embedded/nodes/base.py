@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -181,3 +182,18 @@ def decimal(default: float, low: float, high: float, step: float = 0.01) -> Inpu
 def choice(*options: str) -> InputType:
     """An input with a fixed set of values."""
     return (list(options),)
+
+
+def _inverted_bytes() -> list[int]:
+    """What 1 - x becomes for each byte when computed in 32-bit floats and cut to a byte, as ComfyUI does."""
+    stored = array("f", (value / 255 for value in range(256)))
+    turned = array("f", (1.0 - value for value in stored))
+    return [int(value) for value in array("f", (255.0 * value for value in turned))]
+
+
+_INVERTED = _inverted_bytes()
+
+
+def inverted(image: Image.Image) -> Image.Image:
+    """1 - x for every channel."""
+    return image.point(_INVERTED * len(image.getbands()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from settee.embedded.nodes.base import (
     choice,
     decimal,
     integer,
+    inverted,
 )
 from settee.embedded.nodes.resampling import METHODS, center_crop, resize
 
@@ -27,16 +27,6 @@ def scaled(images: ImageBatch, width: int, height: int, method: str, crop: str =
     if crop == "center":
         images = images.each(lambda image: center_crop(image, width, height))
     return images.each(lambda image: resize(image, width, height, method))
-
-
-def _inverted_bytes() -> list[int]:
-    """What 1 - x becomes for each byte when computed in 32-bit floats and cut to a byte, as ComfyUI does."""
-    stored = array("f", (value / 255 for value in range(256)))
-    inverted = array("f", (1.0 - value for value in stored))
-    return [int(value) for value in array("f", (255.0 * value for value in inverted))]
-
-
-_INVERTED = _inverted_bytes()
 
 
 class EmptyImage(Node):
@@ -74,8 +64,7 @@ class ImageInvert(Node):
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
         images: ImageBatch = inputs["image"]
-        table = _INVERTED * len(images[0].getbands())
-        return Outcome((images.each(lambda image: image.point(table)),))
+        return Outcome((images.each(inverted),))
 
 
 class ImageScale(Node):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from PIL import Image, ImageChops, ImageFile, ImageOps, ImageSequence
+from PIL import Image, ImageFile, ImageOps, ImageSequence
 
 from settee.embedded.folders import Folders
 from settee.embedded.nodes.base import (
@@ -20,6 +20,7 @@ from settee.embedded.nodes.base import (
     NodeSpec,
     Outcome,
     choice,
+    inverted,
 )
 
 T = TypeVar("T")
@@ -59,9 +60,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _mask_of(image: Image.Image) -> Image.Image:
     """Alpha inverted; 64 x 64 zeros when the picture has none."""
     if "A" in image.getbands():
-        return ImageChops.invert(image.getchannel("A"))
+        return inverted(image.getchannel("A"))
     if image.mode == "P" and "transparency" in image.info:
-        return ImageChops.invert(image.convert("RGBA").getchannel("A"))
+        return inverted(image.convert("RGBA").getchannel("A"))
     return Image.new("L", (64, 64), 0)
 
 
@@ -164,7 +165,7 @@ class LoadImageMask(_FileNode):
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
         with _tolerating_truncation(Image.open, env.folders.locate(inputs["image"])) as image:
             mask = _upright(image).convert("RGBA").getchannel(inputs["channel"][0].upper())
-        return Outcome((MaskBatch([ImageChops.invert(mask) if inputs["channel"] == "alpha" else mask]),))
+        return Outcome((MaskBatch([inverted(mask) if inputs["channel"] == "alpha" else mask]),))
 
 
 NODES: tuple[type[Node], ...] = (LoadImage, LoadImageMask, LoadImageOutput)

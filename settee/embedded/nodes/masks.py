@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image, ImageChops
+from PIL import Image
 
 from settee.embedded.nodes.base import (
     ImageBatch,
@@ -16,6 +16,7 @@ from settee.embedded.nodes.base import (
     choice,
     decimal,
     integer,
+    inverted,
 )
 
 _MODULE = "comfy_extras.nodes_mask"
@@ -86,7 +87,7 @@ class InvertMask(Node):
     spec = NodeSpec("InvertMask", "mask", required={"mask": ("MASK",)}, returns=("MASK",), module=_MODULE)
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        return Outcome((MaskBatch(ImageChops.invert(mask) for mask in inputs["mask"]),))
+        return Outcome((MaskBatch(inverted(mask) for mask in inputs["mask"]),))
 
 
 NODES: tuple[type[Node], ...] = (MaskToImage, ImageToMask, SolidMask, InvertMask)

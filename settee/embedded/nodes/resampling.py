@@ -7,6 +7,7 @@ and its area averages whole pixels. Both samplers are separable, so each runs al
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 
 from PIL import Image, ImageMath
@@ -18,13 +19,27 @@ _CUBIC_A = -0.75
 
 def resize(image: Image.Image, width: int, height: int, method: str) -> Image.Image:
     """The picture at another size; method is one of METHODS."""
-    if method == "nearest-exact":
-        return image.resize((width, height), Image.Resampling.NEAREST)
+    if (width, height) == image.size:
+        return image
     if method == "lanczos":
         return image.resize((width, height), Image.Resampling.LANCZOS)
-    if method == "area":
-        return _area(image, width, height)
-    return _sampled(image, width, height, _bicubic_taps if method == "bicubic" else _bilinear_taps)
+    if method == "nearest-exact":
+        return _by_axis(image, width, height, _picked)
+    along_x = _area if method == "area" else _sampled_with(_bicubic if method == "bicubic" else _bilinear)
+    bands = [_by_axis(band.convert("F"), width, height, along_x) for band in image.split()]
+    return Image.merge(image.mode, [_bytes_of(band) for band in bands])
+
+
+def _by_axis(
+    image: Image.Image, width: int, height: int, along_x: Callable[[Image.Image, int], Image.Image]
+) -> Image.Image:
+    """Resize along x, then along y."""
+    if width != image.width:
+        image = along_x(image, width)
+    if height != image.height:
+        turned = image.transpose(Image.Transpose.TRANSPOSE)
+        image = along_x(turned, height).transpose(Image.Transpose.TRANSPOSE)
+    return image
 
 
 def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -39,85 +54,83 @@ def center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((x, y, old_width - x, old_height - y)) if x or y else image
 
 
-Taps = list[tuple[int, list[float]]]
-"""Offsets from the pixel left of a sample point, each with its weight for every output position."""
-
-
-def _sampled(image: Image.Image, width: int, height: int, taps: Callable[[int, int], Taps]) -> Image.Image:
-    bands = [band.convert("F") for band in image.split()]
-    if width != image.width:
-        across = taps(image.width, width)
-        bands = [_along_x(band, width, across) for band in bands]
-    if height != image.height:
-        down = taps(image.height, height)
-        bands = [
-            _along_x(band.transpose(Image.Transpose.TRANSPOSE), height, down).transpose(Image.Transpose.TRANSPOSE)
-            for band in bands
-        ]
-    return Image.merge(image.mode, [_bytes_of(band) for band in bands])
-
-
 def _bytes_of(band: Image.Image) -> Image.Image:
-    """Mode F to L, rounded and clipped to 0…255."""
-    rounded: Image.Image = ImageMath.lambda_eval(lambda a: a["min"](a["max"](a["b"] + 0.5, 0.0), 255.0), b=band)
-    return rounded.convert("L")
+    """Mode F to L, clipped to 0…255 and cut to whole numbers, as ComfyUI cuts when it saves."""
+    clipped: Image.Image = ImageMath.lambda_eval(lambda m: m["min"](m["max"](m["band"] + 0.001, 0.0), 255.0), band=band)
+    return clipped.convert("L")
 
 
-def _along_x(band: Image.Image, width: int, taps: Taps) -> Image.Image:
-    """Sample a mode F picture at width points of each row: the sum over taps of weight times shifted pixels."""
-    scale = band.width / width
-    reach = 2
-    padded = _with_repeated_edges(band, reach)
-    total: Image.Image | None = None
-    for offset, weights in taps:
-        # The pixel left of sample x is floor((x + 0.5) * scale - 0.5): a nearest transform moved by half a pixel.
-        shift = reach - 0.5 + offset
-        pixels = padded.transform(
-            (width, band.height),
-            Image.Transform.AFFINE,
-            (scale, 0.0, shift, 0.0, 1.0, 0.0),
-            Image.Resampling.NEAREST,
-        )
-        row = Image.new("F", (width, 1))
-        row.putdata(weights)
-        weight = row.resize((width, band.height), Image.Resampling.NEAREST)
-        total = _plus_product(total, pixels, weight)
-    assert total is not None
-    return total
+def _picked(image: Image.Image, width: int) -> Image.Image:
+    """Nearest columns. PyTorch finds them in 32-bit floats, which decides ties differently than Pillow does."""
+    scale = array("f", [image.width / width])[0]
+    points = array("f", ((x + 0.5) * scale for x in range(width)))
+    result = Image.new(image.mode, (width, image.height))
+    for x, point in enumerate(points):
+        left = min(int(point), image.width - 1)
+        result.paste(image.crop((left, 0, left + 1, image.height)), (x, 0))
+    return result
 
 
-def _plus_product(total: Image.Image | None, pixels: Image.Image, weight: Image.Image) -> Image.Image:
-    product: Image.Image = ImageMath.lambda_eval(lambda a: a["p"] * a["w"], p=pixels, w=weight)
-    if total is None:
-        return product
-    added: Image.Image = ImageMath.lambda_eval(lambda a: a["t"] + a["p"], t=total, p=product)
-    return added
+def _area(band: Image.Image, width: int) -> Image.Image:
+    """Each column is the mean of every column its share of the width touches."""
+    old, height = band.size
+    if old % width == 0:
+        return band.resize((width, height), Image.Resampling.BOX)
+    result = Image.new("F", (width, height))
+    for x in range(width):
+        start, end = x * old // width, -(-(x + 1) * old // width)
+        column = band.resize((1, height), Image.Resampling.BOX, box=(start, 0, end, height))
+        result.paste(column, (x, 0))
+    return result
 
 
-def _with_repeated_edges(band: Image.Image, reach: int) -> Image.Image:
+Taps = list[tuple[int, list[float]]]
+"""Offsets from the pixel left of a sample point, each with its weight for every output column."""
+
+_TIE = 1e-6
+"""Pixels. Makes sample points that fall on a pixel round the same way wherever they are computed."""
+
+
+def _sampled_with(taps: Callable[[list[float]], Taps]) -> Callable[[Image.Image, int], Image.Image]:
+    """A resizer along x: the sum over taps of weight times shifted pixels."""
+
+    def resized(band: Image.Image, width: int) -> Image.Image:
+        old, height = band.size
+        points = [(x + 0.5) * old / width - 0.5 + _TIE for x in range(width)]
+        padded, total = _with_repeated_edges(band), Image.new("F", (width, height))
+        for offset, weights in taps([point - math.floor(point) for point in points]):
+            # The pixel left of sample x is floor((x + 0.5) * scale - 0.5): a nearest transform moved half a pixel.
+            move = (old / width, 0.0, _REACH - 0.5 + _TIE + offset, 0.0, 1.0, 0.0)
+            pixels = padded.transform((width, height), Image.Transform.AFFINE, move, Image.Resampling.NEAREST)
+            row = Image.new("F", (width, 1))
+            row.putdata(weights)
+            weight = row.resize((width, height), Image.Resampling.NEAREST)
+            total = ImageMath.lambda_eval(lambda m: m["t"] + m["p"] * m["w"], t=total, p=pixels, w=weight)
+        return total
+
+    return resized
+
+
+_REACH = 2
+"""How many pixels beyond an edge a tap can lie."""
+
+
+def _with_repeated_edges(band: Image.Image) -> Image.Image:
     width, height = band.size
-    padded = Image.new("F", (width + 2 * reach, height))
-    padded.paste(band, (reach, 0))
-    for edge, at in ((0, 0), (width - 1, width + reach)):
-        column = band.crop((edge, 0, edge + 1, height)).resize((reach, height), Image.Resampling.NEAREST)
+    padded = Image.new("F", (width + 2 * _REACH, height))
+    padded.paste(band, (_REACH, 0))
+    for edge, at in ((0, 0), (width - 1, width + _REACH)):
+        column = band.crop((edge, 0, edge + 1, height)).resize((_REACH, height), Image.Resampling.NEAREST)
         padded.paste(column, (at, 0))
     return padded
 
 
-def _fractions(old: int, new: int) -> list[float]:
-    """How far each sample point lies to the right of the pixel at its left."""
-    points = [(x + 0.5) * old / new - 0.5 for x in range(new)]
-    return [point - math.floor(point) for point in points]
+def _bilinear(fractions: list[float]) -> Taps:
+    return [(0, [1.0 - fraction for fraction in fractions]), (1, fractions)]
 
 
-def _bilinear_taps(old: int, new: int) -> Taps:
-    fractions = _fractions(old, new)
-    return [(0, [1.0 - f for f in fractions]), (1, fractions)]
-
-
-def _bicubic_taps(old: int, new: int) -> Taps:
-    fractions = _fractions(old, new)
-    return [(offset, [_cubic(f - offset) for f in fractions]) for offset in (-1, 0, 1, 2)]
+def _bicubic(fractions: list[float]) -> Taps:
+    return [(offset, [_cubic(fraction - offset) for fraction in fractions]) for offset in (-1, 0, 1, 2)]
 
 
 def _cubic(distance: float) -> float:
@@ -126,22 +139,3 @@ def _cubic(distance: float) -> float:
     if d <= 1:
         return ((a + 2) * d - (a + 3)) * d * d + 1
     return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-
-
-def _area(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Each output pixel is the mean of every input pixel its area touches."""
-    if image.width % width == 0 and image.height % height == 0:
-        return image.resize((width, height), Image.Resampling.BOX)
-    return _area_along_x(_area_along_x(image, width).transpose(Image.Transpose.TRANSPOSE), height).transpose(
-        Image.Transpose.TRANSPOSE
-    )
-
-
-def _area_along_x(image: Image.Image, width: int) -> Image.Image:
-    old, height = image.size
-    result = Image.new(image.mode, (width, height))
-    for x in range(width):
-        start, end = x * old // width, -(-(x + 1) * old // width)
-        column = image.resize((1, height), Image.Resampling.BOX, box=(start, 0, end, height))
-        result.paste(column, (x, 0))
-    return result

@@ -1,0 +1,77 @@
+"""Reading the recordings of a real ComfyUI 0.3.64, and making two runs comparable."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tests.contract.driver import Binary, Message, label
+
+RECORDINGS = Path(__file__).parent / "recordings"
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32}")
+_COUNTER = re.compile(r"_\d{5}_")
+_TEMP = re.compile(r"_temp_[a-z]{5}")
+_TRACEBACK = ("traceback",)
+_PROSE = ("tooltip", "output_tooltips", "description")
+
+
+@cache
+def load(name: str) -> Any:
+    """A recording; do not change what it gives."""
+    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def http_events(name: str) -> list[dict[str, Any]]:
+    """The HTTP exchanges of a recording, in order."""
+    return [event for event in load(name)["events"] if event["kind"] == "http"]
+
+
+def cases(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Each HTTP exchange that follows a note ``case: NAME``, by that name; the last of each case is left out
+    when it only reads history."""
+    found, current = [], ""
+    for event in load(name)["events"]:
+        if event["kind"] == "note" and event["text"].startswith("case: "):
+            current = event["text"].removeprefix("case: ")
+        elif event["kind"] == "http" and current and event["method"] == "POST":
+            found.append((current, event))
+            current = ""
+    return found
+
+
+def messages(name: str, client: str) -> list[Message]:
+    """What one client of a recording received."""
+    found: list[Message] = []
+    for event in load(name)["events"]:
+        if event["kind"] == "ws" and event["client"] == client:
+            message = event["msg"]
+            found.append(Binary(message["binary"]["event"], b"") if "binary" in message else message)
+    return found
+
+
+def labels(name: str, client: str = "A") -> list[str]:
+    """The same in a few letters each."""
+    return [label(message) for message in messages(name, client)]
+
+
+def neutral(value: Any) -> Any:
+    """A JSON value without what differs from run to run: ids, times, counters, colours, tracebacks and prose."""
+    if isinstance(value, dict):
+        kept = {key: neutral(item) for key, item in value.items() if key not in (*_PROSE, "client_id")}
+        for key in kept:
+            if key == "timestamp":
+                kept[key] = "TIME"
+            if key in _TRACEBACK:
+                kept[key] = "TRACEBACK"
+            if key == "color":
+                kept[key] = "COLOR"
+        return {neutral(key): item for key, item in kept.items()}
+    if isinstance(value, list):
+        return [neutral(item) for item in value]
+    if isinstance(value, str):
+        value = _UUID.sub("ID", value)
+        return _TEMP.sub("_temp_XXXXX", _COUNTER.sub("_N_", value))
+    return value

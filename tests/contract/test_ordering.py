@@ -1,0 +1,29 @@
+"""The order nodes run in, for graphs whose classes the embedded server does not have."""
+
+from __future__ import annotations
+
+from settee.embedded.ordering import ExecutionOrder
+from tests.contract import recording
+
+
+def test_a_sampling_graph_runs_in_the_recorded_order() -> None:
+    submitted = next(e for e in recording.http_events("success_ksampler") if e["path"] == "/prompt")
+    graph = submitted["request_body"]["prompt"]
+    order = ExecutionOrder(graph, ["9"], lambda _: False, lambda node_id: graph[node_id]["class_type"] == "SaveImage")
+    ran = []
+    while order:
+        ran.append(order.next())
+        order.complete(ran[-1])
+    told = [each.removeprefix("executing:") for each in recording.labels("success_ksampler") if "executing:" in each]
+    assert ran == told[:-1]
+
+
+def test_cached_nodes_are_skipped() -> None:
+    submitted = next(e for e in recording.http_events("success_ksampler") if e["path"] == "/prompt")
+    graph = submitted["request_body"]["prompt"]
+    order = ExecutionOrder(graph, ["9"], lambda node_id: node_id in "4567", lambda node_id: node_id == "9")
+    ran = []
+    while order:
+        ran.append(order.next())
+        order.complete(ran[-1])
+    assert ran == ["3", "8", "9"]
