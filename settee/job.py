@@ -61,6 +61,8 @@ class Job:
     created_at: float = field(default_factory=time.time)
     #: The largest result the door can carry, in bytes of its body; None when it has no limit.
     max_result_bytes: int | None = None
+    #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
+    sealed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,6 +114,9 @@ class Settings(BaseSettings):
     bucket_public_url: str | None = Field(
         None, description="Base of public URLs (a CDN, say) to return instead of presigned ones."
     )
+    allow_private_s3config: bool = Field(
+        False, description="Let a job's `s3Config` name an endpoint that is not on the public Internet."
+    )
     delivery: Literal["auto", "base64", "s3"] = Field(
         "auto",
         description="Where results go when a job does not say: auto is S3 when configured, else base64.",

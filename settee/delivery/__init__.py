@@ -1,0 +1,150 @@
+"""Hands a job's artifacts over: as base64 in the result, to S3, or (over the platform's cap) on the network volume.
+
+All of a job's outputs are delivered or none: a failure takes back what was already uploaded. Files of a sealed job
+leave the worker only encrypted, each as one Fernet token in a file named ``….sealed``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from settee.delivery import inline, plan
+from settee.delivery.item import Item
+from settee.delivery.keys import prefix_problem
+from settee.delivery.plan import Place
+from settee.errors import ConfigError, InvalidRequest, JobCanceled, JobTimeout
+from settee.job import Artifact, Cancel, Job, Output
+from settee.request import JobRequest
+from settee.settings import Settings
+
+__all__ = ["Delivered", "check_request", "deliver"]
+
+
+class Delivered(NamedTuple):
+    """Outputs in the order of the artifacts, and what the caller should know about them."""
+
+    outputs: tuple[Output, ...]
+    warnings: tuple[str, ...]
+
+
+def check_request(request: JobRequest, settings: Settings) -> None:
+    """Find what would make the delivery fail, before anything is computed.
+
+    Raises InvalidRequest with all problems of the request, ConfigError for the worker's own settings.
+    """
+    problems: list[dict[str, Any]] = []
+    wanted = request.delivery
+    if wanted.mode == "s3" and request.bucket is None and not settings.has_bucket:
+        problems.append(
+            {
+                "path": "delivery.mode",
+                "problem": "this worker has no S3: set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and "
+                "BUCKET_SECRET_ACCESS_KEY, or send an s3Config with the job",
+            }
+        )
+    if wanted.prefix is not None and (problem := prefix_problem(wanted.prefix)):
+        problems.append({"path": "delivery.prefix", "problem": problem})
+    if request.bucket is not None and not settings.allow_private_s3config:
+        from settee.delivery.s3 import endpoint_problem
+
+        if problem := endpoint_problem(request.bucket.endpoint_url):
+            problems.append({"path": "s3Config.endpointUrl", "problem": problem})
+    if problems:
+        raise InvalidRequest.from_problems(problems)
+    if problem := prefix_problem(settings.bucket_prefix):
+        raise ConfigError(f"BUCKET_PREFIX: {problem}")
+
+
+def deliver(
+    artifacts: Sequence[Artifact],
+    job: Job,
+    settings: Settings,
+    *,
+    fetch: Callable[[Artifact], Iterator[bytes]],
+    cancel: Cancel,
+    deadline: float,
+    notify: Callable[[int, int], None] | None = None,
+) -> Delivered:
+    """Deliver all artifacts where the request, the settings and the platform's cap say.
+
+    ``fetch`` streams an artifact that has neither ``path`` nor ``content``; it is only called in this thread. Its
+    ``size`` is checked then; below 1 it is unknown. ``deadline`` is on ``time.monotonic()``'s clock. ``notify`` hears
+    ``(bytes delivered, bytes of all files)`` in this thread.
+
+    Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
+    of the job is left in the bucket or on the volume then.
+    """
+
+    def check() -> None:
+        if cancel.is_set():
+            raise JobCanceled
+        if time.monotonic() > deadline:
+            raise JobTimeout("the job ran into its time limit while its outputs were being delivered")
+
+    check()
+    items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
+    target = _target(job.request, settings)
+    places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
+    report = _Report(sum(max(0, artifact.size) for artifact in artifacts), notify)
+    outputs: dict[int, Output] = {}
+    for item, place in zip(items, places, strict=True):
+        if place is Place.INLINE:
+            outputs[item.index] = inline.encode(item, check)
+            report.add(outputs[item.index].size)
+    sealer = _sealer(job, settings)
+    options: dict[str, Any] = {"sealer": sealer, "check": check, "notify": report.add}
+    for place in (Place.S3, Place.VOLUME):
+        chosen = [item for item in items if places[item.index] is place]
+        if not chosen:
+            continue
+        if place is Place.S3:
+            from settee.delivery.upload import upload
+
+            assert target is not None
+            done = upload(chosen, job, target, **options)
+        else:
+            from settee.delivery.volume import store
+
+            done = store(chosen, job, settings.result_volume_dir, **options)
+        outputs.update(zip((item.index for item in chosen), done, strict=True))
+        if sealer:
+            warnings.append(
+                f"{len(chosen)} files are encrypted with the job's key: the content behind each url is one Fernet token"
+            )
+    warnings += [warning for item in items for warning in item.warnings]
+    return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
+
+
+def _target(request: JobRequest, settings: Settings) -> Any:
+    if request.bucket is None and not settings.has_bucket:
+        return None
+    from settee.delivery.s3 import target_for
+
+    return target_for(request, settings)
+
+
+def _sealer(job: Job, settings: Settings) -> Any:
+    if not job.sealed:
+        return None
+    if settings.encryption_key is None:
+        raise ConfigError("the job is sealed, but ENCRYPTION_KEY is not set")
+    from settee.sealing import Sealer
+
+    return Sealer(settings.encryption_key.get_secret_value())
+
+
+class _Report:
+    """Adds up delivered bytes."""
+
+    def __init__(self, total: int, notify: Callable[[int, int], None] | None) -> None:
+        self._total = total
+        self._done = 0
+        self._notify = notify
+
+    def add(self, count: int) -> None:
+        # Conversion and sealing change sizes: the end is still the end.
+        self._done = min(self._done + count, self._total)
+        if self._notify:
+            self._notify(self._done, self._total)

@@ -1,0 +1,215 @@
+"""The bytes to deliver: read where they lie, in pieces, as often as needed, and never all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+from settee.errors import DeliveryError, OutputMissing
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from settee.job import Artifact
+
+#: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
+CHUNK = 3 << 17
+
+
+class Span(NamedTuple):
+    """A part of the file: where it begins and how long it is, in bytes."""
+
+    offset: int
+    length: int
+
+
+class Blob:
+    """Bytes in memory, a file, or a file with parts left out or put in (see ``strip``). Close it after use.
+
+    Safe to read from several threads: there is no file position.
+    """
+
+    def __init__(self, pieces: Sequence[bytes | Span], fd: int = -1) -> None:
+        self._pieces = [piece for piece in pieces if (piece.length if isinstance(piece, Span) else len(piece))]
+        lengths = [piece.length if isinstance(piece, Span) else len(piece) for piece in self._pieces]
+        self._ends = list(accumulate(lengths))
+        self._fd = fd
+        self.size = self._ends[-1] if self._ends else 0
+
+    def rearranged(self, parts: Sequence[bytes | Span]) -> Blob:
+        """Other bytes made of parts of this one (spans count in its own bytes). Takes over: this one is closed."""
+        pieces: list[bytes | Span] = []
+        for part in parts:
+            pieces += self._cut(part) if isinstance(part, Span) else [part]
+        fd, self._fd = self._fd, -1
+        return Blob(pieces, fd)
+
+    def _cut(self, span: Span) -> Iterator[bytes | Span]:
+        start = 0
+        for piece, end in zip(self._pieces, self._ends, strict=True):
+            low, high = max(span.offset, start) - start, min(span.offset + span.length, end) - start
+            if low < high:
+                yield Span(piece.offset + low, high - low) if isinstance(piece, Span) else piece[low:high]
+            start = end
+
+    def read_into(self, buffer: WriteableBuffer, position: int) -> int:
+        """Fill the buffer with the bytes at ``position``; how many there were. Raises DeliveryError."""
+        view = memoryview(buffer).cast("B")
+        index = bisect_right(self._ends, position)
+        filled = 0
+        while filled < len(view) and index < len(self._pieces):
+            piece = self._pieces[index]
+            left = self._ends[index] - position
+            part = view[filled : filled + left]
+            if isinstance(piece, Span):
+                count = os.preadv(self._fd, [part], piece.offset + piece.length - left)
+                if count == 0:
+                    raise DeliveryError("an output file became shorter while it was being delivered")
+            else:
+                count = len(part)
+                part[:] = memoryview(piece)[len(piece) - left :][:count]
+            filled += count
+            position += count
+            if count == left:
+                index += 1
+        return filled
+
+    def read_at(self, position: int, length: int) -> bytes:
+        """At most ``length`` bytes from ``position``."""
+        buffer = bytearray(max(0, min(length, self.size - position)))
+        self.read_into(buffer, position)
+        return bytes(buffer)
+
+    def chunks(self) -> Iterator[memoryview]:
+        """All bytes in chunks of CHUNK (the last is shorter). Each is valid until the next one is taken."""
+        buffer = memoryview(bytearray(min(CHUNK, self.size)))
+        position = 0
+        while position < self.size:
+            count = self.read_into(buffer, position)
+            yield buffer[:count]
+            position += count
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Blob:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Stream:
+    """Bytes that come once, from ComfyUI's /view. ``size``: as announced; below 1 when it is not known."""
+
+    def __init__(self, artifact: Artifact, fetch: Callable[[Artifact], Iterator[bytes]]) -> None:
+        self._artifact = artifact
+        self._fetch = fetch
+        self.size = artifact.size
+
+    def chunks(self) -> Iterator[bytes]:
+        """All bytes. Raises DeliveryError when there are fewer or more of them than were announced."""
+        count = 0
+        for chunk in self._fetch(self._artifact):
+            count += len(chunk)
+            yield chunk
+        if self.size > 0 and count != self.size:
+            raise DeliveryError(
+                f"ComfyUI sent {count} of the {self.size} bytes of {self._artifact.filename}",
+                details={"filename": self._artifact.filename, "node_id": self._artifact.node_id},
+                retryable=True,
+            )
+
+    def close(self) -> None:
+        """Nothing is held between reads."""
+
+
+class Digest:
+    """Passes chunks on and keeps count: ``size`` and ``sha256`` are those of all the bytes once they are through."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._hash = hashlib.sha256()
+        self._check = check
+        self.size = 0
+
+    def through(self, chunks: Iterator[bytes] | Iterator[memoryview]) -> Iterator[bytes | memoryview]:
+        for chunk in chunks:
+            self._check()
+            self._hash.update(chunk)
+            self.size += len(chunk)
+            yield chunk
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+class Stopped(BaseException):
+    """Ends an upload from within.
+
+    Not an Exception: botocore takes any of those from a body for a lost connection, and would try again.
+    """
+
+
+class Window(io.RawIOBase):
+    """A part of a blob as a seekable file. Raises Stopped from its reads once ``stop`` is set."""
+
+    def __init__(self, blob: Blob, offset: int = 0, length: int | None = None, stop: threading.Event | None = None):
+        super().__init__()
+        self._blob = blob
+        self._offset = offset
+        self._length = blob.size - offset if length is None else length
+        self._position = 0
+        self._stop = stop
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        if self._stop is not None and self._stop.is_set():
+            raise Stopped
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
+        count = self._blob.read_into(view, self._offset + self._position)
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def open_file(artifact: Artifact) -> Blob:
+    """The file of an artifact. Raises OutputMissing when it is gone or is not a plain file.
+
+    A link is refused: it would hand over a file that ComfyUI never made.
+    """
+    assert artifact.path is not None
+    details = {"filename": artifact.filename, "node_id": artifact.node_id}
+    try:
+        fd = os.open(artifact.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutputMissing(
+            f"the output file {artifact.filename} of node {artifact.node_id} cannot be read: {error.strerror}",
+            details=details,
+        ) from error
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise OutputMissing(f"the output {artifact.filename} of node {artifact.node_id} is not a file", details=details)
+    return Blob([Span(0, status.st_size)], fd)

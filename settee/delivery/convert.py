@@ -1,0 +1,184 @@
+"""Re-encodes an image, when the caller asks for another format than ComfyUI saved.
+
+One image at a time is decoded. What cannot be converted without losing something that nobody offered (frames, a
+picture that Pillow cannot read) is delivered as it is, with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from settee.delivery.blob import Blob, Window
+from settee.delivery.header import image_size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Format → suffix, media type, longest side in pixels.
+FORMATS: dict[str, tuple[str, str, int]] = {
+    "png": (".png", "image/png", 2**31 - 1),
+    "jpeg": (".jpg", "image/jpeg", 65_500),
+    "webp": (".webp", "image/webp", 16_383),
+}
+DEFAULT_QUALITY = 90
+_READABLE = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_ORIENTATION = 0x0112
+#: A JPEG segment holds 65,533 bytes, "Exif\0\0" included.
+_JPEG_EXIF = 65_000
+#: zlib's level for PNGs: 4 is ComfyUI's own choice, half the time of 6 for some 2 % more bytes.
+_PNG_LEVEL = 4
+
+
+class Converted(NamedTuple):
+    blob: Blob
+    filename: str
+    media_type: str
+    warnings: tuple[str, ...]
+
+
+class Kept(Exception):
+    """Why an image stays as it is; to follow its name in a warning."""
+
+
+def convert(
+    blob: Blob,
+    filename: str,
+    *,
+    image_format: str,
+    quality: int | None = None,
+    strip_metadata: bool = False,
+    max_pixels: int,
+) -> Converted:
+    """The image in ``image_format`` (png | jpeg | webp), or raises Kept. The blob is only read.
+
+    Colour profiles stay, the orientation is applied to the pixels, and unless ``strip_metadata`` the prompt and the
+    workflow move along. PNGs are lossless whatever ``quality`` says.
+    """
+    suffix, media_type, longest = FORMATS[image_format]
+    size = image_size(blob)
+    if size and size[0] * size[1] > max_pixels:
+        raise Kept(f"has more than MAX_PIXELS ({max_pixels}) pixels")
+    notes: list[str] = []
+    with _opened(blob) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise Kept("is animated")
+        if max(image.size) > longest:
+            raise Kept(f"has a side of more than the {longest} pixels that {image_format} can have")
+        text = {} if strip_metadata else _texts(image)
+        exif = None if strip_metadata else image.getexif()
+        options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
+        pixels, flattened = _pixels(image, image_format)
+        if flattened:
+            notes.append(f"{filename}: {flattened}")
+        _add_metadata(options, image_format, text, exif, notes, filename)
+        if image_format == "png":
+            options["compress_level"] = _PNG_LEVEL
+        else:
+            options["quality"] = quality or DEFAULT_QUALITY
+        out = io.BytesIO()
+        try:
+            pixels.save(out, format=image_format.upper(), **options)
+        except (OSError, ValueError) as error:
+            raise Kept(f"cannot be written as {image_format}") from error
+    name = str(PurePosixPath(filename).with_suffix(suffix)) if PurePosixPath(filename).stem else filename
+    return Converted(Blob([out.getvalue()]), name, media_type, tuple(notes))
+
+
+@contextlib.contextmanager
+def _opened(blob: Blob) -> Iterator[Image]:
+    """The image, decoded. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on large files; max_pixels is our limit
+        try:
+            image = Image.open(io.BufferedReader(Window(blob)), formats=_READABLE)
+            if getattr(image, "n_frames", 1) == 1:
+                image.load()
+        except Exception as error:
+            raise Kept("cannot be decoded") from error
+        with image:
+            yield image
+
+
+def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
+    """The image upright and in a mode that the format can hold; what that cost, if anything."""
+    from PIL import ImageOps
+
+    note = ""
+    image = ImageOps.exif_transpose(image)
+    if image_format == "png":
+        return (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else image), note
+    if image.mode.startswith("I"):
+        # 16 bits: Pillow's own conversion to L clips instead of scaling.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+        note = "reduced from 16 to 8 bits per channel"
+    if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
+        image = image.convert("RGB")
+    if image.mode == "RGBA" and image_format == "jpeg":
+        image, note = _on_white(image), "its transparency was flattened onto white: JPEG has none"
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    return image, note
+
+
+def _on_white(image: Image) -> Image:
+    from PIL import Image as Images
+
+    page = Images.new("RGB", image.size, (255, 255, 255))
+    page.paste(image, mask=image.getchannel("A"))
+    return page
+
+
+def _texts(image: Image) -> dict[str, str]:
+    """The texts of a PNG: ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo."""
+    return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
+
+
+def _add_metadata(
+    options: dict[str, Any], image_format: str, text: dict[str, str], exif: Any, notes: list[str], filename: str
+) -> None:
+    """Put the texts where ComfyUI looks for them in this format."""
+    if image_format == "png":
+        if text:
+            from PIL.PngImagePlugin import PngInfo
+
+            options["pnginfo"] = PngInfo()
+            for key, value in text.items():
+                options["pnginfo"].add_text(key, value)
+        if exif:
+            exif.pop(_ORIENTATION, None)
+            options["exif"] = exif.tobytes()
+        return
+    if exif is None:
+        return
+    # As ComfyUI's SaveAnimatedWEBP does it: the prompt under 0x0110, the others from 0x010f downwards.
+    tag = 0x010F
+    for key, value in text.items():
+        if key == "prompt":
+            exif[0x0110] = f"prompt:{value}"
+        elif _is_json(value):
+            exif[tag] = f"{key}:{value}"
+            tag -= 1
+    exif.pop(_ORIENTATION, None)
+    block = exif.tobytes() if len(exif) else b""
+    if image_format == "jpeg" and len(block) > _JPEG_EXIF:
+        notes.append(f"{filename}: its workflow is too large for a JPEG's 64 KiB of metadata and was left out")
+    elif block:
+        options["exif"] = block
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return True

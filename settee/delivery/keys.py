@@ -1,0 +1,110 @@
+"""Names of delivered files: S3 keys and paths on the volume, made of what callers and nodes chose.
+
+A template such as ``results/{date}/{job_id}`` becomes a folder of safe segments; no value can add a slash, a ``..``
+or a control character, and no two files of a job get the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+import time
+from pathlib import PurePosixPath
+
+from settee.job import Artifact, Job
+
+FIELDS = ("job_id", "date", "time", "node_id", "kind")
+#: S3 takes keys of 1,024 bytes; this is the template's share, its fields filled in.
+MAX_PREFIX_BYTES = 500
+MAX_NAME_BYTES = 200
+
+_UNSAFE = re.compile(r"[^\w\-.+=@,()\[\] ]", re.UNICODE)
+
+
+def safe_segment(text: str, limit: int = MAX_NAME_BYTES) -> str:
+    """One path segment for any text: letters and digits of any script, ``-_.+=@,()[]`` and inner spaces.
+
+    At most ``limit`` bytes of UTF-8. Never empty, never dots only, no leading dot or space; a suffix survives.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = text if len(text) <= 512 else text[:480] + text[-32:]
+    text = _UNSAFE.sub("_", text).strip(" ")
+    if text.startswith("."):
+        text = "_" + text.lstrip(".")
+    while len(text.encode()) > limit:
+        path = PurePosixPath(text)
+        stem = path.stem if len(path.suffix.encode()) < limit // 2 else text
+        suffix = path.suffix if stem is not text else ""
+        text = stem[:-1] + suffix
+    return text.rstrip(" ") or "_"
+
+
+def safe_id(text: str) -> str:
+    """One segment for an id. Ids that differ stay different: a changed one gets a short hash."""
+    safe = safe_segment(text, 100)
+    if safe == text:
+        return safe
+    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+
+
+def prefix_problem(template: str) -> str | None:
+    """What is wrong with a prefix template, for a person; None when nothing is."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        return f"not a template ({error}): write {{{{ and }}}} for braces"
+    for _, name, spec, conversion in parts:
+        if name is not None and (name not in FIELDS or spec or conversion):
+            known = ", ".join(f"{{{field}}}" for field in FIELDS)
+            return f"unknown field {{{name[:40]}}}; known: {known}"
+    literal = "".join(text for text, *_ in parts)
+    if any(segment in (".", "..") for segment in literal.split("/")):
+        return "`.` and `..` are no folders here"
+    if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in literal):
+        return "control characters are not allowed"
+    if len(literal.encode()) > MAX_PREFIX_BYTES // 2:
+        return f"longer than {MAX_PREFIX_BYTES // 2} bytes"
+    return None
+
+
+class Namer:
+    """Gives each file of a job its key. One per delivery: it remembers the names given."""
+
+    def __init__(self, template: str, job: Job) -> None:
+        moment = time.gmtime(job.created_at)
+        self._values = {
+            "job_id": safe_id(job.id),
+            "date": time.strftime("%Y-%m-%d", moment),
+            "time": time.strftime("%H-%M-%S", moment),
+        }
+        # ComfyUI numbers files from 00001 in every job: without the job's id, one job would overwrite another's.
+        names = {name for _, name, *_ in string.Formatter().parse(template)}
+        self._template = template if "job_id" in names else f"{template}/{{job_id}}"
+        self._taken: set[str] = set()
+
+    def _folder(self, artifact: Artifact) -> str:
+        filled = self._template.format(
+            **self._values, node_id=safe_id(artifact.node_id), kind=safe_segment(artifact.kind.value)
+        )
+        return "/".join(safe_segment(segment, 120) for segment in filled.split("/") if segment.strip())
+
+    def key(self, artifact: Artifact, filename: str) -> str:
+        """``folder/name``; if that is taken ``folder/subfolder/name``, then ``folder/node/name``, then a counter."""
+        folder = self._folder(artifact)
+        name = safe_segment(filename)
+        subfolder = "/".join(safe_segment(part, 60) for part in artifact.subfolder.split("/")[:4] if part)
+        candidates = [f"{folder}/{name}"]
+        if subfolder:
+            candidates.append(f"{folder}/{subfolder}/{name}")
+        candidates.append(f"{folder}/{safe_id(artifact.node_id)}/{name}")
+        path = PurePosixPath(name)
+        number = 1
+        # Compared without case: the volume may be a file system that knows none.
+        while candidates[0].casefold() in self._taken:
+            candidates.pop(0)
+            if not candidates:
+                number += 1
+                candidates.append(f"{folder}/{path.stem}-{number}{path.suffix}")
+        self._taken.add(candidates[0].casefold())
+        return candidates[0]

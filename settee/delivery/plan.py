@@ -1,0 +1,155 @@
+"""Where each file goes, decided from sizes before a byte is encoded, so that no result is lost to the platform's cap.
+
+A door that posts more than its platform takes loses the whole result in silence: RunPod answers 400 and does not
+ask again. So the size of the final JSON is added up here, generously, and what does not fit goes elsewhere, largest
+file first: to S3, else to the network volume. When there is neither, the job fails and says what would help.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from settee.delivery.item import Item
+from settee.errors import OutputTooLarge
+from settee.job import Job
+from settee.sealing import sealed_size
+from settee.settings import Settings
+
+#: Bytes for what surrounds the files: status, timings, warnings, the envelope.
+BODY = 8 * 1024
+#: Bytes for a file's keys, numbers and hash.
+ENTRY = 400
+#: Bytes for a presigned URL, its key not counted.
+URL = 1200
+
+
+class Place(Enum):
+    INLINE = "inline"
+    S3 = "s3"
+    VOLUME = "volume"
+
+
+def text_size(text: str) -> int:
+    """Bytes of a string as the SDK's JSON has it: quoted, escaped, UTF-8."""
+    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+def base64_size(size: int) -> int:
+    return 4 * -(-size // 3)
+
+
+def _entry(item: Item) -> int:
+    artifact = item.artifact
+    return ENTRY + sum(
+        text_size(text) for text in (artifact.filename, artifact.subfolder, artifact.node_id, artifact.media_type)
+    )
+
+
+def _inline(item: Item, size: int) -> int:
+    if item.is_text and item.artifact.content is not None:
+        return _entry(item) + text_size(item.artifact.content.decode("utf-8", "replace"))
+    return _entry(item) + base64_size(size)
+
+
+def _elsewhere(item: Item) -> int:
+    # The key repeats the names percent-encoded, up to three bytes for one.
+    return _entry(item) + URL + 3 * text_size(item.artifact.filename + item.artifact.subfolder)
+
+
+def choose(
+    items: Sequence[Item], job: Job, settings: Settings, *, has_s3: bool, check: Callable[[], None]
+) -> tuple[list[Place], list[str]]:
+    """A place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
+    mode = job.request.delivery.mode or settings.delivery
+    to_s3 = has_s3 and mode != "base64"
+    places = [Place.S3 if to_s3 and not item.is_text else Place.INLINE for item in items]
+    cap = job.max_result_bytes
+    if cap is None:
+        return places, []
+
+    def measure(index: int) -> int:
+        item = items[index]
+        if places[index] is Place.INLINE:
+            return item.measure(check, keep=max(0, cap - total))
+        return max(0, item.artifact.size)
+
+    sizes: list[int] = []
+    total = BODY
+    for index, item in enumerate(items):
+        sizes.append(measure(index))
+        total += _inline(item, sizes[-1]) if places[index] is Place.INLINE else _elsewhere(item)
+    if _body(total, job) <= cap:
+        return places, []
+    spill = Place.S3 if has_s3 else Place.VOLUME if mounted(settings.result_volume_dir) else None
+    asked = _body(total, job)
+    moved: list[int] = []
+    if spill is not None:
+        inline = [index for index, place in enumerate(places) if place is Place.INLINE]
+        for index in sorted(inline, key=lambda index: sizes[index], reverse=True):
+            if _body(total, job) <= cap:
+                break
+            total += _elsewhere(items[index]) - _inline(items[index], sizes[index])
+            places[index] = spill
+            items[index].forget()
+            moved.append(index)
+    if _body(total, job) > cap:
+        raise _too_large(items, sizes, asked, cap, settings, full=spill is not None)
+    return places, [_moved_warning(len(moved), len(items), asked, cap, spill)]
+
+
+def _body(total: int, job: Job) -> int:
+    return sealed_size(total) + BODY if job.sealed else total
+
+
+def _moved_warning(moved: int, count: int, size: int, cap: int, spill: Place | None) -> str:
+    where = "to S3" if spill is Place.S3 else "to the network volume (url is a path there)"
+    return (
+        f"the result would have been {_mb(size)}, over the {_mb(cap)} that fit into the answer: "
+        f"{moved} of {count} files went {where} instead"
+    )
+
+
+def _too_large(
+    items: Sequence[Item], sizes: Sequence[int], size: int, cap: int, settings: Settings, *, full: bool
+) -> OutputTooLarge:
+    wanted = ["BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "RESULT_VOLUME_DIR"]
+    remedy = (
+        "even the names of its files do not fit: save fewer files"
+        if full
+        else "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY to have large results "
+        "uploaded to S3, or attach a network volume (RESULT_VOLUME_DIR), or ask for smaller files "
+        '(delivery: {"image_format": "webp"})'
+    )
+    files = [
+        {"filename": item.artifact.filename, "node_id": item.artifact.node_id, "size": length}
+        for item, length in zip(items, sizes, strict=True)
+    ]
+    details: dict[str, Any] = {"result_bytes": size, "cap_bytes": cap, "files": files[:100], "file_count": len(files)}
+    if not full:
+        details["settings"] = wanted
+    return OutputTooLarge(f"the result is {_mb(size)}, but {_mb(cap)} fit into the answer; {remedy}", details=details)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def mounted(folder: Path) -> bool:
+    """Whether the folder lies on a volume of its own (below some mount point other than the root) that we may write.
+
+    RunPod mounts a network volume at /runpod-volume. Where none is attached, the folder can still be made: in the
+    container's own file system, where a result would die with the worker.
+    """
+    existing = folder
+    while not existing.is_dir():
+        if existing == existing.parent:
+            return False
+        existing = existing.parent
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return False
+    return any(os.path.ismount(part) for part in (existing, *existing.parents) if part != part.parent)

@@ -1,0 +1,301 @@
+"""Where S3 results go and how to talk to it: target, client, and what its errors mean for a person."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from settee.errors import DeliveryError
+from settee.request import JobRequest
+from settee.settings import Settings
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+#: Attempts per request, the first included; botocore waits at most 1, 2 and 4 s between them.
+ATTEMPTS = 4
+#: Uploads at a time, and so connections kept.
+LANES = 8
+#: Metadata of one object, names included, as Amazon limits it.
+METADATA_BYTES = 2048
+_CLIENTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A bucket with all that reaching it takes. ``own`` is False for the caller's (RunPod's s3Config)."""
+
+    endpoint_url: str
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    region: str
+    bucket: str
+    path_style: bool
+    prefix: str
+    expires_s: int
+    public_url: str | None
+    own: bool
+    #: The bucket is the month's because nobody named one.
+    by_month: bool = False
+
+    def setting(self, name: str) -> str:
+        """How its owner calls a setting: BUCKET_NAME, or s3Config.bucketName."""
+        return f"BUCKET_{name}" if self.own else f"s3Config.{_CALLERS_NAMES[name]}"
+
+
+_CALLERS_NAMES = {
+    "ENDPOINT_URL": "endpointUrl",
+    "NAME": "bucketName",
+    "ACCESS_KEY_ID": "accessId",
+    "SECRET_ACCESS_KEY": "accessSecret",
+    "REGION": "endpointUrl",
+}
+
+
+def target_for(request: JobRequest, settings: Settings) -> Target | None:
+    """The caller's bucket if the job brought one, else the worker's, else None."""
+    wanted = request.delivery
+    expires_s = wanted.expires_s or settings.bucket_expires_s
+    if request.bucket is not None:
+        bucket = request.bucket
+        endpoint = plain_endpoint(bucket.endpoint_url, bucket.bucket_name)
+        return Target(
+            endpoint_url=endpoint,
+            access_key=bucket.access_id.get_secret_value(),
+            secret_key=bucket.access_secret.get_secret_value(),
+            region=region_of(endpoint),
+            bucket=bucket.bucket_name,
+            path_style=True,
+            prefix=wanted.prefix or "{job_id}",
+            expires_s=expires_s,
+            public_url=None,
+            own=False,
+        )
+    if not settings.bucket_endpoint_url:
+        return None
+    assert settings.bucket_access_key_id is not None
+    assert settings.bucket_secret_access_key is not None
+    endpoint = plain_endpoint(settings.bucket_endpoint_url, settings.bucket_name)
+    return Target(
+        endpoint_url=endpoint,
+        access_key=settings.bucket_access_key_id.get_secret_value(),
+        secret_key=settings.bucket_secret_access_key.get_secret_value(),
+        region=settings.bucket_region or region_of(endpoint),
+        # RunPod's uploader: the month and year of the worker's clock. Behind an endpoint that names a bucket
+        # itself (https://bucket.s3.region.amazonaws.com, as that worker's guide says) this is a folder in it.
+        bucket=settings.bucket_name or time.strftime("%m-%y"),
+        path_style=settings.bucket_path_style,
+        prefix=wanted.prefix or settings.bucket_prefix,
+        expires_s=expires_s,
+        public_url=settings.bucket_public_url,
+        own=True,
+        by_month=not settings.bucket_name,
+    )
+
+
+def plain_endpoint(url: str, bucket: str | None) -> str:
+    """The endpoint without the bucket, when it begins with that bucket's name: it would be addressed twice."""
+    url = url.rstrip("/")
+    if bucket:
+        scheme, _, rest = url.partition("://")
+        if rest.lower().startswith(f"{bucket.lower()}.") and "." in rest[len(bucket) + 1 :]:
+            return f"{scheme}://{rest[len(bucket) + 1 :]}"
+    return url
+
+
+def region_of(endpoint_url: str) -> str:
+    """The region that the common providers' addresses name; "auto" for R2, us-east-1 where none is named."""
+    host = urlsplit(endpoint_url).hostname or ""
+    if host.endswith(".r2.cloudflarestorage.com"):
+        return "auto"
+    for pattern in (
+        r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z0-9-]+)\.",
+        r"(?:^|\.)([a-z0-9-]+)\.digitaloceanspaces\.com$",
+    ):
+        found = re.search(pattern, host)
+        if found and found[1] not in ("amazonaws", "dualstack", "fips"):
+            return found[1]
+    return "us-east-1"
+
+
+def endpoint_problem(url: str) -> str | None:
+    """Why a caller's endpoint may not be used: the worker would speak to its own network for a stranger.
+
+    Looks the host up. The worker's own BUCKET_ENDPOINT_URL may point anywhere.
+    """
+    host = urlsplit(url).hostname
+    if not host:
+        return "has no host"
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return "has a host that cannot be found"
+    for text in found:
+        address = ipaddress.ip_address(str(text).partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if not mapped.is_global or mapped.is_multicast:
+            return "is not on the public Internet (ALLOW_PRIVATE_S3CONFIG permits it)"
+    return None
+
+
+_clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+_clients_lock = threading.Lock()
+
+
+def client_for(target: Target) -> Any:
+    """A boto3 client, kept for the next job with the same keys: making one takes a tenth of a second."""
+    key = (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style)
+    with _clients_lock:
+        client = _clients.pop(key, None)
+        if client is None:
+            client = _new_client(target)
+        _clients[key] = client
+        # The oldest is dropped, not closed: another thread may still use it.
+        while len(_clients) > _CLIENTS:
+            _clients.popitem(last=False)
+        return client
+
+
+def _new_client(target: Target) -> Any:
+    import boto3.session
+    from botocore.config import Config
+
+    config = Config(
+        signature_version="s3v4",
+        s3={
+            "addressing_style": "path" if target.path_style else "virtual",
+            # Each request is signed with its body's SHA-256, over TLS too: the server itself then refuses bytes
+            # that differ from those we read, which an MD5 (slower than SHA-256 here) would only repeat.
+            "payload_signing_enabled": True,
+        },
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=LANES + 2,
+        # botocore's default sends checksums as aws-chunked trailers, which many S3-compatible servers refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        user_agent_extra="settee",
+    )
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=target.endpoint_url,
+        aws_access_key_id=target.access_key,
+        aws_secret_access_key=target.secret_key,
+        region_name=target.region,
+        config=config,
+    )
+
+
+def url_for(client: Any, target: Target, key: str) -> str:
+    """A presigned GET, or the public address. Signing is local: no request is made."""
+    if target.public_url:
+        return f"{target.public_url.rstrip('/')}/{quote(key)}"
+    url: str = client.generate_presigned_url(
+        "get_object", Params={"Bucket": target.bucket, "Key": key}, ExpiresIn=target.expires_s
+    )
+    return url
+
+
+def encode_metadata(values: Mapping[str, str]) -> dict[str, str]:
+    """Object metadata for any text: percent-encoded UTF-8, so ``urllib.parse.unquote`` gives it back.
+
+    S3 sends metadata as HTTP headers, which are ASCII. Spaces stay as they are inside a value. The whole keeps to
+    Amazon's 2 KB: the longest values are cut, and end with "..." then.
+    """
+    texts = {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in values.items()}
+    budget = METADATA_BYTES - sum(len(name) for name in texts)
+    encoded = {name: _percent(text) for name, text in texts.items()}
+    shorten = sorted(encoded, key=lambda name: len(encoded[name]))
+    for position, name in enumerate(shorten):
+        share = max(0, budget) // (len(shorten) - position)
+        if len(encoded[name]) > share:
+            encoded[name] = _cut(texts[name], share)
+        budget -= len(encoded[name])
+    return encoded
+
+
+def _percent(text: str) -> str:
+    encoded = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
+    # HTTP trims spaces at the ends of a header.
+    inner = encoded.strip(" ")
+    start = len(encoded) - len(encoded.lstrip(" "))
+    return "%20" * start + inner + "%20" * (len(encoded) - len(inner) - start) if inner else "%20" * len(encoded)
+
+
+def _cut(text: str, limit: int) -> str:
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(_percent(text[:middle])) + 3 <= limit else (low, middle - 1)
+    return (_percent(text[:low]) + "...")[:limit]
+
+
+def explain(error: Exception, target: Target) -> DeliveryError:
+    """What an S3 failure means and which setting to look at. Names no host, key or secret."""
+    from botocore import exceptions as boto
+
+    if isinstance(error, boto.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
+        return _explain_answer(code, status, target)
+    details = {"settings": [target.setting("ENDPOINT_URL")]}
+    if isinstance(error, boto.SSLError):
+        return DeliveryError(
+            f"S3's certificate is not accepted: look at {target.setting('ENDPOINT_URL')}", details=details
+        )
+    if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
+        return DeliveryError(
+            f"S3 cannot be reached or dropped the connection ({ATTEMPTS} attempts): "
+            f"look at {target.setting('ENDPOINT_URL')}",
+            details=details,
+            retryable=True,
+        )
+    if isinstance(error, boto.ResponseParserError) or "Parse" in type(error).__name__:
+        return DeliveryError(
+            f"{target.setting('ENDPOINT_URL')} does not answer as S3 does: is it the address of the S3 API?",
+            details=details,
+        )
+    return DeliveryError(
+        f"the upload to S3 failed ({type(error).__name__}): look at {target.setting('ENDPOINT_URL')} and its keys",
+        details=details,
+    )
+
+
+def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
+    keys = [target.setting("ACCESS_KEY_ID"), target.setting("SECRET_ACCESS_KEY")]
+    name = target.setting("NAME")
+    retryable = False
+    if code in ("NoSuchBucket", "InvalidBucketName") or (status == 404 and code != "NoSuchUpload"):
+        why = " (the month and year: BUCKET_NAME is not set)" if target.by_month else ""
+        settings, problem = [name], f"S3 has no bucket {target.bucket!r}{why}: create it, or set {name}"
+    elif code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure"):
+        settings, problem = keys, f"S3 does not accept the keys: look at {' and '.join(keys)}"
+    elif code == "RequestTimeTooSkewed":
+        settings, problem = [], "S3 says that the worker's clock is wrong"
+    elif code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException") or (
+        status in (301, 307)
+    ):
+        region = target.setting("REGION")
+        settings, problem = [region, target.setting("ENDPOINT_URL")], f"the bucket is in another region: set {region}"
+    elif status in (401, 403):
+        settings = [*keys, name]
+        problem = (
+            f"S3 does not allow these keys to write to the bucket {target.bucket!r}: look at {', '.join(settings)}"
+        )
+    elif code in ("XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"):
+        settings, problem, retryable = [], "a file reached S3 damaged, and S3 refused it", True
+    elif status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
+        settings, retryable = [target.setting("ENDPOINT_URL")], True
+        problem = f"S3 failed {ATTEMPTS} times ({status} {code or 'without a reason'})"
+    else:
+        settings = [target.setting("ENDPOINT_URL"), name]
+        problem = f"S3 refused the upload ({status} {code}): look at {' and '.join(settings)}"
+    return DeliveryError(problem, details={"settings": settings, "s3_code": code[:80]}, retryable=retryable)

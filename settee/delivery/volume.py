@@ -1,0 +1,105 @@
+"""Results on the network volume: the last resort for what is over the platform's cap when there is no S3.
+
+Files lie in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job says so.
+Nobody but their owner removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from settee.delivery.blob import Digest
+from settee.delivery.item import Item
+from settee.delivery.keys import Namer
+from settee.errors import DeliveryError
+from settee.job import Job, Output
+from settee.sealing import Sealer
+
+log = logging.getLogger(__name__)
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def store(
+    items: Sequence[Item],
+    job: Job,
+    folder: Path,
+    *,
+    sealer: Sealer | None,
+    check: Callable[[], None],
+    notify: Callable[[int], None],
+) -> list[Output]:
+    """Write the items below ``folder``; with ``sealer``, sealed. Their Outputs have type "path".
+
+    Raises DeliveryError; what was written is removed then.
+    """
+    namer = Namer("{job_id}", job)
+    written: list[Path] = []
+    outputs = []
+    try:
+        for item in items:
+            outputs.append(_store(item, folder, namer, sealer, check, written))
+            notify(outputs[-1].size)
+        for parent in {path.parent for path in written} | {folder, folder.parent}:
+            _sync_folder(parent)
+    except BaseException as error:
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for parent in sorted({path.parent for path in written}, reverse=True):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            log.warning("job %s: the result volume failed: %s", job.id, error)
+            raise DeliveryError(
+                f"the result cannot be written to the network volume ({error.strerror}): look at RESULT_VOLUME_DIR, "
+                "its owner and its free space"
+            ) from error
+        raise
+    return outputs
+
+
+def _store(
+    item: Item,
+    folder: Path,
+    namer: Namer,
+    sealer: Sealer | None,
+    check: Callable[[], None],
+    written: list[Path],
+) -> Output:
+    with item.prepare() as prepared:
+        name = f"{item.index:04d}.sealed" if sealer else prepared.filename
+        path = folder / namer.key(item.artifact, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (*reversed(path.relative_to(folder).parents[:-1]),):
+            (folder / parent).mkdir(mode=0o700, exist_ok=True)
+        # Whole or not at all, and over what an earlier attempt at this job left.
+        part = path.with_name(f".{path.name}.part")
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+        written.append(part)
+        digest = Digest(check)
+        chunks = digest.through(prepared.content.chunks())
+        with open(os.open(part, _NEW, 0o600), "wb", buffering=0) as file:
+            for chunk in sealer.seal_chunks(chunks) if sealer else chunks:
+                view = memoryview(chunk)
+                while view:
+                    view = view[file.write(view) :]
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        written[-1] = path
+        return item.output(prepared, size=digest.size, sha256=digest.sha256, type="path", url=str(path))
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in it last; some network file systems refuse, and keep them anyway."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,153 @@
+"""End-to-end encryption of payloads and results, in the format that every language has a library for: Fernet.
+
+A token is ``base64url(0x80 | time | IV | AES-128-CBC ciphertext | HMAC-SHA256)`` (github.com/fernet/spec). Opening
+is left to ``cryptography``, which checks the whole token before it decrypts a byte. Sealing writes the same format
+from the same library's primitives, but as a stream: ``Fernet.encrypt`` holds its message six times over, and a
+result or a film does not fit in memory that often.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from settee.errors import ConfigError, SealBroken
+from settee.strings import join_ascii
+
+if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
+
+_HEADER = 1 + 8 + 16  # version, seconds since 1970 (big-endian), IV
+_HMAC = 32
+_BLOCK = 16
+_CHUNK = 3 << 17
+
+
+def generate_key() -> str:
+    """A new key for ENCRYPTION_KEY."""
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
+def sealed_size(size: int) -> int:
+    """Bytes of the token for a message of ``size`` bytes."""
+    ciphertext = (size // _BLOCK + 1) * _BLOCK  # PKCS #7 pads a full block too
+    return 4 * -(-(_HEADER + ciphertext + _HMAC) // 3)
+
+
+class Sealer:
+    """Opens what the keys' holders sealed, and seals with the first key.
+
+    ``keys``: Fernet keys, comma-separated, newest first; the older ones only open. Raises ConfigError.
+    """
+
+    def __init__(self, keys: str) -> None:
+        self._keys = [key.strip() for key in keys.split(",") if key.strip()]
+        if not self._keys:
+            raise ConfigError("ENCRYPTION_KEY is empty: make a key with `python -m settee.sealing`")
+        for number, key in enumerate(self._keys, 1):
+            if not _is_key(key):
+                which = f"key {number} of {len(self._keys)} in " if len(self._keys) > 1 else ""
+                raise ConfigError(
+                    f"{which}ENCRYPTION_KEY is not a Fernet key (32 bytes in url-safe base64, 44 characters): "
+                    "make one with `python -m settee.sealing`"
+                )
+
+    def __repr__(self) -> str:
+        return f"Sealer({len(self._keys)} keys)"
+
+    @cached_property
+    def _fernet(self) -> MultiFernet:
+        from cryptography.fernet import Fernet, MultiFernet
+
+        return MultiFernet([Fernet(key) for key in self._keys])
+
+    def open(self, token: str | bytes) -> Any:
+        """The JSON value inside a token. Raises SealBroken, which never says what exactly was wrong."""
+        from cryptography.fernet import InvalidToken
+
+        try:
+            content = self._fernet.decrypt(token.encode("ascii") if isinstance(token, str) else bytes(token))
+            del token
+            return _loads(content)
+        except (InvalidToken, ValueError, TypeError, AttributeError, RecursionError):
+            # `from None`: the cause may quote the payload.
+            raise SealBroken from None
+
+    def seal(self, value: Any) -> str:
+        """A token around a JSON value. Needs memory for its JSON and for the token, once each."""
+        return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(_slices(_dumps(value))))
+
+    def seal_chunks(self, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+        """The token for a message that arrives in chunks, in pieces; together they are ``sealed_size`` bytes."""
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.hmac import HMAC
+        from cryptography.hazmat.primitives.padding import PKCS7
+
+        key = base64.urlsafe_b64decode(self._keys[0])
+        iv = os.urandom(16)
+        mac = HMAC(key[:16], SHA256())
+        cipher = Cipher(algorithms.AES(key[16:]), modes.CBC(iv)).encryptor()
+        padder = PKCS7(_BLOCK * 8).padder()
+
+        def parts() -> Iterator[bytes]:
+            yield b"\x80" + int(time.time()).to_bytes(8, "big") + iv
+            for chunk in chunks:
+                yield cipher.update(padder.update(chunk))
+            yield cipher.update(padder.finalize()) + cipher.finalize()
+
+        rest = b""
+        for part in parts():
+            mac.update(part)
+            part = rest + part
+            whole = len(part) - len(part) % 3  # base64 turns 3 bytes into 4 characters
+            rest = part[whole:]
+            if whole:
+                yield _encode(memoryview(part)[:whole])
+        yield _encode(rest + mac.finalize())
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key.encode("ascii"), altchars=b"-_", validate=True)) == 32
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _encode(data: bytes | memoryview) -> bytes:
+    import pybase64
+
+    encoded: bytes = pybase64.b64encode(data, altchars=b"-_")
+    return encoded
+
+
+def _slices(data: bytes) -> Iterator[memoryview]:
+    view = memoryview(data)
+    for start in range(0, len(data), _CHUNK):
+        yield view[start : start + _CHUNK]
+
+
+def _dumps(value: Any) -> bytes:
+    import orjson
+
+    try:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # File names that are not UTF-8 reach us as lone surrogates, which only the standard library writes.
+        return json.dumps(value).encode("ascii")
+
+
+def _loads(content: bytes) -> Any:
+    import orjson
+
+    return orjson.loads(content)
+
+
+if __name__ == "__main__":
+    print(generate_key())  # noqa: T201 - the command that the error above names
