@@ -56,6 +56,9 @@ class SetteeError(Exception):
             self.retryable = retryable
         super().__init__(self.message)
 
+    def __str__(self) -> str:
+        return self.message
+
     @classmethod
     def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> Self:
         """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""

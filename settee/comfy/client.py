@@ -91,10 +91,10 @@ class Client:
             body["extra_data"] = extra_data
         # Validation may hash input files and ask custom nodes, so its limit is longer than that of other calls.
         status, raw = self._call("POST", "/prompt", body, timeout_s=timeout_s)
-        answer = _object(raw)
         if status == 200:
-            return dict(answer.get("node_errors") or {})
+            return dict(_object(raw).get("node_errors") or {})
         if status == 400:
+            answer = _object(raw)
             raise WorkflowRejected(
                 details={"error": answer.get("error") or {}, "node_errors": answer.get("node_errors") or {}}
             )

@@ -107,7 +107,7 @@ class Session:
         while True:
             try:
                 ended = self._attempt(job, prompt_id, graph, cancel=cancel, deadline=deadline, hooks=hooks)
-                ended.warnings += warnings
+                ended.warnings[:0] = warnings
                 return ended
             except ComfyDied as error:
                 self._recover(error)
@@ -153,7 +153,7 @@ class Session:
             on_image=pictures.append,
         )
         try:
-            self._submit(job, prompt_id, isolated, socket.client_id)
+            refused = self._submit(job, prompt_id, isolated, socket.client_id)
             hooks.on_submitted()
             entry = watcher.wait(cancel, deadline)
         except ComfyDied:
@@ -170,10 +170,17 @@ class Session:
         status = entry.get("status") or {}
         if status.get("status_str") != "success":
             raise _failure(status, graph)
-        return Ended(outputs=entry.get("outputs") or {}, prefix=prefix, pictures=pictures)
+        warnings = [
+            f"not run (allow_partial): {problem['path']}: {problem['problem']}"
+            for problem in registry.explain(refused, graph, self._object_info)
+        ]
+        return Ended(outputs=entry.get("outputs") or {}, prefix=prefix, pictures=pictures, warnings=warnings)
 
-    def _submit(self, job: Job, prompt_id: str, graph: Workflow, client_id: str) -> None:
-        """POST /prompt. Raises WorkflowRejected, also for a prompt taken in part unless the job allows that."""
+    def _submit(self, job: Job, prompt_id: str, graph: Workflow, client_id: str) -> dict[str, Any]:
+        """POST /prompt; the node errors of a prompt that was taken in part.
+
+        Raises WorkflowRejected, also for a prompt taken in part unless the job allows that.
+        """
         extra_data = dict(job.request.extra_data)
         key = job.request.comfy_org_api_key or self._settings.comfy_org_api_key
         if key is not None:
@@ -197,6 +204,7 @@ class Session:
             # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
             self.stop(prompt_id)
             raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
+        return node_errors
 
     def _explained(self, error: WorkflowRejected, graph: Workflow) -> WorkflowRejected:
         problems = registry.explain(error.details.get("node_errors") or {}, graph, self._object_info)

@@ -1,0 +1,37 @@
+# Everything runs from a bare checkout with Python 3.10+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint bench lock clean
+
+help:            ## This list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP)   ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
+	$(BIN)/python -m settee.embedded.demo --out out
+
+test: $(STAMP)   ## Every test, a real S3 server included
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)   ## Style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Speed and memory, as ratios against named baselines
+	$(BIN)/python -m bench
+
+lock:            ## Pin what pyproject.toml asks for, with hashes
+	uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header \
+	  --all-extras pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,37 @@
+"""Engines on a ComfyUI that can be made to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.rig import Rig, files_below
+
+
+@pytest.fixture(scope="module")
+def _shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(tmp_path_factory.mktemp("rig")) as rig:
+        yield rig
+
+
+@pytest.fixture
+def rig(_shared_rig: Rig) -> Iterator[Rig]:
+    """A supervised embedded ComfyUI, shared by a module's tests; clean and healthy before and after each."""
+    _shared_rig.engine.wait_ready(20)
+    yield _shared_rig
+    _shared_rig.engine.wait_ready(20)
+    import requests
+
+    active = requests.get(f"{_shared_rig.url}/settee/faults", timeout=5).json()
+    requests.post(f"{_shared_rig.url}/settee/faults", json=dict.fromkeys(active), timeout=5)
+    assert _shared_rig.is_idle()
+    assert files_below(*_shared_rig.folders) == []
+
+
+@pytest.fixture
+def own_rig(tmp_path: Path) -> Iterator[Rig]:
+    """One for this test alone."""
+    with Rig(tmp_path) as rig:
+        yield rig

@@ -1,0 +1,307 @@
+"""What a job may ask for, what it gets, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.errors import Busy, ComfyUnavailable, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
+from settee.job import Cancel, Kind, Status
+from tests.support.embedded import EmbeddedServer
+from tests.support.rig import Rig, b64, empty, eventually, failing, files_below, picture, png, slow
+
+
+def load(name: str = "in.png", prefix: str = "made") -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": prefix}},
+    }
+
+
+# --- what comes back ---------------------------------------------------------------------------------------
+
+
+def test_a_picture_goes_in_and_its_inverse_comes_out(rig: Rig) -> None:
+    result = rig.run(load("sub/in.png"), images=[{"name": "sub/in.png", "image": b64(png((10, 200, 30)))}])
+    [output] = result.outputs
+    assert (output.kind, output.type, output.media_type, output.node_id) == (Kind.IMAGE, "base64", "image/png", "9")
+    assert (output.width, output.height) == (64, 64)
+    assert picture(output).getpixel((5, 5)) in [(245, 55, 225), (245, 54, 225)]  # ComfyUI cuts 54.99999 off
+    assert set(result.timings) >= {"staging", "execution", "delivery", "wipe", "total"}
+    assert not result.warnings
+
+
+def test_every_kind_of_output_is_told_by_its_suffix(rig: Rig) -> None:
+    graph = {"1": {"class_type": "SetteeSaveFiles", "inputs": {"kind": "all", "filename_prefix": "a/b", "text": "hé"}}}
+    outputs = rig.run(graph).outputs
+    kinds = {output.kind: output for output in outputs}
+    assert set(kinds) == {Kind.AUDIO, Kind.MODEL_3D, Kind.VIDEO, Kind.IMAGE, Kind.TEXT}
+    assert "hé" in [output.data for output in outputs if output.type == "text"]
+    assert {output.subfolder for output in outputs if output.type == "base64"} == {"a"}
+
+
+def test_outputs_keep_the_subfolder_their_author_meant(rig: Rig) -> None:
+    [output] = rig.run(empty(21, prefix="deep/er/name")).outputs
+    assert (output.subfolder, output.filename) == ("deep/er", "name_00001_.png")
+
+
+def test_previews_are_returned_only_when_asked_for(rig: Rig) -> None:
+    graph = empty(22)
+    graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    result = rig.run(graph)
+    assert [output.node_id for output in result.outputs] == ["9"]
+    assert "include_temp" in result.warnings[0]
+    # Again, with nothing changed: a cached preview's file is long wiped, so it must be made again too.
+    again = rig.run(graph, delivery={"include_temp": True})
+    assert sorted(output.node_id for output in again.outputs) == ["3", "9"]
+
+
+def test_a_picture_over_the_socket_is_an_output(rig: Rig) -> None:
+    graph = empty(23, save=False)
+    graph["2"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}
+    [output] = rig.run(graph).outputs
+    assert output.node_id == "2"
+    assert picture(output).size == (64, 64)
+
+
+def test_a_graph_of_previews_only_succeeds_with_nothing(rig: Rig) -> None:
+    graph = empty(24, save=False)
+    graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    result = rig.run(graph)
+    assert result.outputs == ()
+    assert result.warnings
+
+
+def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
+    run = rig.start(slow(steps=6, delay_ms=10))
+    run.end()
+    steps = [(step.value, step.maximum) for step in run.progress if step.node_type == "SetteeSampler" and step.value]
+    assert steps == [(value, 6) for value in range(1, 7)]
+    percents = [step.percent for step in run.progress if step.percent is not None]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    order = [step.status for step in run.progress]
+    assert order == sorted(order, key=list(Status).index), "a job went back to an earlier state"
+
+
+# --- what is refused, before any GPU time ---------------------------------------------------------------------
+
+
+def test_every_problem_is_named_at_once_with_near_matches(rig: Rig) -> None:
+    graph = {
+        "1": {"class_type": "EmtyImage", "inputs": {}},
+        "2": {"class_type": "SaveImages", "inputs": {"images": ["1", 0]}},
+        "3": {"class_type": "ImageScale", "inputs": {"image": ["1", 0]}},
+    }
+    with pytest.raises(WorkflowRejected, match="did you mean 'EmptyImage'") as caught:
+        rig.run(graph)
+    problems = {(item["node_id"], item.get("input")): item for item in caught.value.details["problems"]}
+    assert problems[("1", None)]["near"][0] == "EmptyImage"
+    assert problems[("2", None)]["near"][0] == "SaveImage"
+    assert ("3", "upscale_method") in problems
+
+
+def test_a_value_that_comfyui_refuses_is_explained(rig: Rig) -> None:
+    graph = load()
+    graph["2"] = {
+        "class_type": "ImageScaleBy",
+        "inputs": {"image": ["1", 0], "upscale_method": "lancos", "scale_by": 900.0},
+    }
+    with pytest.raises(WorkflowRejected) as caught:
+        rig.run(graph, images={"in.png": b64(png())})
+    problems = {item["input"]: item for item in caught.value.details["problems"]}
+    assert problems["upscale_method"]["near"][0] == "lanczos"
+    assert problems["upscale_method"]["value"] == "lancos"
+    assert problems["scale_by"]["value"] == 900.0
+
+
+def test_a_file_that_did_not_come_with_the_job(rig: Rig) -> None:
+    with pytest.raises(InvalidRequest, match=r"did not come with the job.*did you mean 'photo\.png'"):
+        rig.run(load("phto.png"), images={"photo.png": b64(png())})
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../../secret.png", "C:\\x.png", "a.png [output]", "~/x.png"])
+def test_a_file_outside_the_input_folder_is_refused(rig: Rig, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        rig.run(load(name))
+
+
+def test_a_workflow_without_an_output_node(rig: Rig) -> None:
+    with pytest.raises(WorkflowRejected, match="no output node"):
+        rig.run(empty(25, save=False))
+
+
+def test_node_classes_can_be_ruled_out(tmp_path: Path) -> None:
+    with (
+        EmbeddedServer(tmp_path / "comfy") as server,
+        Rig(tmp_path, comfy_url=server.url, denied_nodes=("Save*",), allowed_nodes=("EmptyImage", "SaveImage")) as rig,
+    ):
+        with pytest.raises(InvalidRequest, match="DENIED_NODES"):
+            rig.run(empty())
+        with pytest.raises(InvalidRequest, match="ALLOWED_NODES"):
+            rig.run({"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}})
+
+
+# --- stopping --------------------------------------------------------------------------------------------------
+
+
+def test_cancel_stops_comfyui_itself(rig: Rig) -> None:
+    run = rig.start(slow(steps=1000, delay_ms=20))
+    run.reach(Status.RUNNING, "SetteeSampler")
+    started = time.monotonic()
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+    assert time.monotonic() - started < 2
+    assert rig.is_idle(), "the slot is free while ComfyUI renders on"
+    assert rig.run(empty(26)).outputs
+
+
+def test_cancel_before_the_job_begins(rig: Rig) -> None:
+    with Cancel() as cancel:
+        cancel.set()
+        with pytest.raises(JobCanceled):
+            rig.run(empty(27), cancel=cancel)
+
+
+def test_cancel_of_a_node_that_does_not_listen_costs_comfyui_a_restart(rig: Rig) -> None:
+    generation = rig.server.generation
+    run = rig.start(failing("sleep", seconds=60))
+    run.reach(Status.RUNNING, "SetteeFault")
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+    rig.engine.wait_ready(20)
+    assert rig.server.generation == generation + 1
+    assert rig.run(empty(28)).outputs
+
+
+def test_cancel_while_the_interrupt_is_slow(rig: Rig) -> None:
+    rig.fault("interrupt_slow", 1)
+    run = rig.start(slow(steps=1000, delay_ms=20))
+    run.reach(Status.RUNNING, "SetteeSampler")
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+    assert rig.is_idle()
+
+
+def test_a_server_that_is_not_ours_and_does_not_stop_takes_no_job_meanwhile(tmp_path: Path) -> None:
+    with (
+        EmbeddedServer(tmp_path / "comfy") as server,
+        Rig(tmp_path, comfy_url=server.url, comfy_interrupt_s=0.5) as rig,
+    ):
+        run = rig.start(failing("sleep", seconds=2))
+        run.reach(Status.RUNNING, "SetteeFault")
+        run.cancel.set()
+        with pytest.raises(JobCanceled):
+            run.end()
+        with pytest.raises(ComfyUnavailable, match="still runs an earlier job"):
+            rig.run(empty())
+        eventually(rig.is_idle, what="an idle ComfyUI")
+        assert rig.run(empty()).outputs
+
+
+def test_one_job_at_a_time(rig: Rig) -> None:
+    run = rig.start(slow(steps=1000, delay_ms=20))
+    run.reach(Status.RUNNING, "SetteeSampler")
+    with pytest.raises(Busy):
+        rig.run(empty(29))
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+
+
+# --- what is left ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "graph", [empty(30, prefix="a/b/c"), failing("error"), {"1": {"class_type": "X", "inputs": {}}}]
+)
+def test_nothing_is_left_after_success_or_failure(rig: Rig, graph: dict[str, Any]) -> None:
+    images = {"deep/secret.png": b64(png())}
+    with contextlib.suppress(SetteeError):
+        rig.run(graph, images=images)
+    assert files_below(*rig.folders) == []
+
+
+def test_the_bytes_of_inputs_and_outputs_are_gone_not_only_their_names(rig: Rig) -> None:
+    """Descriptors opened while the job ran still read the same pages afterwards: zeros."""
+    graph = slow(steps=1000, delay_ms=20)
+    graph["2"] = {"class_type": "LoadImage", "inputs": {"image": "secret.png"}}
+    graph["3"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "copy"}}
+    run = rig.start(graph, images={"secret.png": b64(png())})
+    run.reach(Status.RUNNING, "SetteeSampler")
+    paths = [path for path in files_below(*rig.folders) if path.is_file()]
+    assert paths
+    opened = [path.open("rb") for path in paths]
+    before = [file.read() for file in opened]
+    assert all(any(content) for content in before)
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+    for file, content in zip(opened, before, strict=True):
+        file.seek(0)
+        assert not any(file.read(len(content)))
+        file.close()
+
+
+def test_debug_keeps_the_files_until_the_next_job(rig: Rig) -> None:
+    rig.run(load(), images={"in.png": b64(png())}, debug=True)
+    assert [path.name for path in files_below(rig.folders[0])] == ["in.png"]
+    rig.run(empty(31))
+    assert files_below(*rig.folders) == []
+
+
+def test_what_an_earlier_job_left_is_never_returned(rig: Rig) -> None:
+    stray = rig.folders[1] / "stray.png"
+    stray.write_bytes(png())
+    outputs = rig.run(empty(32)).outputs
+    assert [output.filename for output in outputs] == ["made_00001_.png"]
+    assert not stray.exists()
+
+
+# --- other servers -------------------------------------------------------------------------------------------------
+
+
+def test_a_server_whose_folders_are_not_shared(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
+        [output] = rig.run(load("sub/in.png"), images={"sub/in.png": b64(png((1, 2, 3)))}).outputs
+        assert picture(output).getpixel((0, 0)) == pytest.approx((254, 253, 252), abs=1)
+        assert (output.width, output.height, output.subfolder) == (64, 64, "")
+        [again] = rig.run(load("sub/in.png"), images={"sub/in.png": b64(png((4, 5, 6)))}).outputs
+        assert picture(again).getpixel((0, 0)) == pytest.approx((251, 250, 249), abs=1)
+
+
+def test_a_comfyui_that_never_starts_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, comfy_args="--fault die_at_start")
+    rig.engine.start()
+    try:
+        with pytest.raises(ComfyUnavailable, match="does not start") as caught:
+            rig.engine.wait_ready(30)
+        assert any("Error" in line for line in caught.value.details["log"])
+        assert rig.engine.unrecoverable
+        with pytest.raises(ComfyUnavailable):
+            rig.run(empty())
+    finally:
+        rig.engine.close()
+
+
+def test_a_job_waits_for_a_comfyui_that_still_starts(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, comfy_args="--fault slow_start=1.5")
+    rig.engine.start()
+    try:
+        assert rig.run(empty()).outputs
+    finally:
+        rig.engine.close()
+
+
+def test_closing_the_engine_ends_comfyui(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig:
+        process = rig.server._process
+    assert process.poll() is not None

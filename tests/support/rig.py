@@ -1,0 +1,248 @@
+"""An engine on a ComfyUI, for tests: the embedded one under its supervisor, or any at COMFY_URL."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import requests
+from PIL import Image
+
+from settee.comfy.process import SupervisedServer
+from settee.engine import Engine
+from settee.errors import SetteeError
+from settee.job import Cancel, Job, Output, Progress, Result, Status
+from settee.request import parse
+from settee.settings import Settings, load
+
+ROOT = Path(__file__).parents[2]
+
+#: Every wait of the engine, short: the tests provoke what the waits are for.
+QUICK = {
+    "comfy_unresponsive_s": 2.5,
+    "comfy_stall_s": 1.5,
+    "comfy_interrupt_s": 3,
+    "comfy_history_s": 4,
+    "comfy_start_timeout_s": 30,
+    "job_timeout_s": 40,
+}
+
+
+def empty(colour: int = 255, size: int = 64, save: bool = True, prefix: str = "made") -> dict[str, Any]:
+    """EmptyImage "1", and SaveImage "9"."""
+    graph: dict[str, Any] = {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": size, "height": size, "batch_size": 1, "color": colour},
+        }
+    }
+    if save:
+        graph["9"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}}
+    return graph
+
+
+def slow(steps: int = 40, delay_ms: int = 50, seed: int | None = None) -> dict[str, Any]:
+    """A sampler-like node "5" that takes ``steps`` × ``delay_ms``, reports each step, and can be interrupted."""
+    graph = empty()
+    graph["5"] = {
+        "class_type": "SetteeSampler",
+        "inputs": {
+            "image": ["1", 0],
+            "seed": uuid.uuid4().int % 2**32 if seed is None else seed,
+            "steps": steps,
+            "delay_ms": delay_ms,
+        },
+    }
+    graph["9"]["inputs"]["images"] = ["5", 0]
+    return graph
+
+
+def failing(fault: str, **inputs: Any) -> dict[str, Any]:
+    """A node "5" (SetteeFault) that fails in the named way."""
+    graph = empty()
+    graph["5"] = {"class_type": "SetteeFault", "inputs": {"image": ["1", 0], "fault": fault, **inputs}}
+    graph["9"]["inputs"]["images"] = ["5", 0]
+    return graph
+
+
+def png(colour: tuple[int, int, int] = (10, 200, 30), size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def picture(output: Output) -> Image.Image:
+    """The image that an output carries inline."""
+    assert output.data is not None
+    return Image.open(io.BytesIO(base64.b64decode(output.data)))
+
+
+def files_below(*folders: Path) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*")]
+
+
+def eventually(condition: Callable[[], Any], timeout_s: float = 10, what: str = "the condition") -> Any:
+    """Poll until the condition holds, and return what it said."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what} did not come true within {timeout_s} s")
+        time.sleep(0.01)
+
+
+class Run(threading.Thread):
+    """A job on its way in a thread."""
+
+    def __init__(self, rig: Rig, graph: dict[str, Any], request: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._rig, self._graph, self._request = rig, graph, request
+        self.cancel = Cancel()
+        self.progress: list[Progress] = []
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._rig.run(
+                self._graph, cancel=self.cancel, on_progress=self.progress.append, **self._request
+            )
+        except BaseException as error:  # handed to the test by end()
+            self.error = error
+        finally:
+            self.cancel.close()
+
+    def reach(self, status: Status, node_type: str | None = None, timeout_s: float = 15) -> Progress:
+        """Wait until the job gets there."""
+
+        def there() -> Progress | None:
+            assert self.error is None or isinstance(self.error, SetteeError), self.error
+            for step in list(self.progress):
+                if step.status is status and (node_type is None or step.node_type == node_type):
+                    return step
+            return None
+
+        return eventually(there, timeout_s, f"{status} {node_type or ''}")  # type: ignore[no-any-return]
+
+    def end(self, timeout_s: float = 30) -> Result:
+        """The job's result; raises what the job raised."""
+        self.join(timeout_s)
+        assert not self.is_alive(), "the job hangs"
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+
+class Rig:
+    """Engine, workspace and ComfyUI, to be used in a with statement."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root = root
+        chosen: dict[str, Any] = {
+            "workspace_dir": root / "workspace",
+            "comfy_port": 0,
+            "comfy_command": f"{sys.executable} -m settee.embedded",
+            **QUICK,
+            **settings,
+        }
+        self.settings: Settings = load(**chosen)
+        self.engine = Engine(self.settings)
+
+    def __enter__(self) -> Rig:
+        self.engine.start()
+        try:
+            self.engine.wait_ready(30)
+        except BaseException:
+            self.engine.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    def job(self, graph: dict[str, Any], **request: Any) -> Job:
+        max_result_bytes = request.pop("max_result_bytes", None)
+        sealed = request.pop("sealed", False)
+        return Job(
+            id=f"job-{uuid.uuid4().hex[:8]}",
+            request=parse({"workflow": graph, **request}, self.settings),
+            max_result_bytes=max_result_bytes,
+            sealed=sealed,
+        )
+
+    def run(
+        self,
+        graph: dict[str, Any],
+        *,
+        cancel: Cancel | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        **request: Any,
+    ) -> Result:
+        return self.engine.run(self.job(graph, **request), on_progress, cancel)
+
+    def start(self, graph: dict[str, Any], **request: Any) -> Run:
+        run = Run(self, graph, request)
+        run.start()
+        return run
+
+    # --- the ComfyUI below ----------------------------------------------------------------------------------
+
+    @property
+    def server(self) -> Any:
+        return self.engine._server
+
+    @property
+    def url(self) -> str:
+        return str(self.server.client.url)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        folders = self.engine._workspace.folders
+        return tuple(folder for folder in (folders.input, folders.output, folders.temp) if folder is not None)
+
+    def fault(self, name: str, value: Any = True) -> None:
+        answer = requests.post(f"{self.url}/settee/faults", json={name: value}, timeout=5)
+        assert answer.status_code == 200, answer.text
+
+    def stats(self) -> dict[str, int]:
+        return dict(requests.get(f"{self.url}/settee/stats", timeout=5).json())
+
+    def queue(self) -> dict[str, Any]:
+        return dict(requests.get(f"{self.url}/queue", timeout=5).json())
+
+    def is_idle(self) -> bool:
+        queue = self.queue()
+        return not queue["queue_running"] and not queue["queue_pending"]
+
+    def running_id(self) -> str:
+        """The prompt that ComfyUI runs now."""
+        running = eventually(lambda: self.queue()["queue_running"], what="a running prompt")
+        return str(running[0][1])
+
+    def send_signal(self, number: signal.Signals) -> int:
+        """Signal ComfyUI's process; returns its pid."""
+        assert isinstance(self.server, SupervisedServer)
+        process = self.server._process
+        assert process is not None
+        os.kill(process.pid, number)
+        return process.pid
