@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,20 +36,20 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: the SDK's ping process is in it
-        except ProcessLookupError:
-            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: the SDK's ping process is in it
         self.process.wait(10)
         self._log.close()
 
     @property
     def log(self) -> str:
         """What it has printed so far."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        # Not seek and read: the offset is the child's too, and it would go on writing from there.
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def signal(self, number: int) -> None:
+        """Send it a signal: to itself, not to its group, as a container's host does."""
         self.process.send_signal(number)
 
     def wait(self, timeout_s: float = 20.0) -> int:

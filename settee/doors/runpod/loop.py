@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from types import FrameType
 from typing import Any
 
@@ -36,6 +37,10 @@ LAST_TAKE_S = 0.5
 
 #: How long the body of a job may take once its headers are here, seconds.
 BODY_S = 60.0
+
+#: How long a stop for a job that we do not have yet is remembered, seconds. RunPod may say stop before the answer
+#: with the job itself is read. Not longer: a job that is retried keeps its id.
+EARLY_STOP_S = 5.0
 
 #: A body below this many bytes was not refused for its size.
 SMALL = 64_000
@@ -87,6 +92,7 @@ class FastLoop(StockLoop):
     def __init__(self, config: dict[str, Any], door: Door) -> None:
         super().__init__(config, door)
         self.jobs_handler = self.run_and_post
+        self._early_stops: dict[str, float] = {}
 
     async def serve(self, session: aiohttp.ClientSession) -> None:
         stops = asyncio.create_task(self.monitor_stop_signals(session))
@@ -140,8 +146,20 @@ class FastLoop(StockLoop):
             await asyncio.wait({stopping}, timeout=delay_s)
             stopping.cancel()
 
+    async def stop_job(self, job_id: str) -> bool:
+        """The stop channel's order. The SDK forgets one that comes before its job, which then runs to its end."""
+        stopped: bool = await super().stop_job(job_id)
+        if not stopped:
+            now = time.monotonic()
+            self._early_stops = {job: at for job, at in self._early_stops.items() if at > now - EARLY_STOP_S}
+            self._early_stops[job_id] = now
+        return stopped
+
     async def _run_one(self, session: aiohttp.ClientSession, job: dict[str, Any]) -> None:
         job_id = job["id"]
+        if self._early_stops.pop(job_id, float("-inf")) > time.monotonic() - EARLY_STOP_S:
+            sdk_log.info("Stopped before it began.", job_id)
+            return
         # handle_job of the SDK ends what is begun here: it reports to the queue, the pings and the stop channel.
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()

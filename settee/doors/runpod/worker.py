@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from settee import logs
-from settee.doors.runpod import sdk
+from settee.doors.runpod import sdk, sealed
 from settee.doors.runpod.door import Answer, AnyEngine, Door
 from settee.doors.runpod.signals import Signals
 from settee.errors import ConfigError, SetteeError
@@ -60,7 +60,9 @@ class Worker:
             raise
 
     def serve(self) -> None:
-        """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end."""
+        """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end. Raises ConfigError."""
+        if self.settings.encryption_key is not None:
+            sealed.sealer(self.settings)  # a bad key is found now, not by the first caller
         runpod = sdk.load()
         from runpod.serverless import register_fitness_check
         from runpod.serverless.modules import rp_scale
