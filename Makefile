@@ -16,7 +16,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)   ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
-	$(BIN)/python -m settee.embedded.demo --out out
+	$(BIN)/python -m settee.demo --out out
 
 test: $(STAMP)   ## Every test, a real S3 server included
 	$(BIN)/python -m pytest

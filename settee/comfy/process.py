@@ -107,7 +107,7 @@ class SupervisedServer:
     def __init__(self, settings: Settings, folders: Folders) -> None:
         self._settings = settings
         self._folders = folders
-        self._port = settings.comfy_port or _free_port()
+        self._port = settings.comfy_port or free_port()
         self.client = Client(f"http://127.0.0.1:{self._port}")
         self.generation = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -330,7 +330,7 @@ def _python_of(comfy_dir: Path) -> str:
     return sys.executable
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
