@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import traceback
@@ -15,7 +14,7 @@ from settee.embedded.faults import Faults, Stats
 from settee.embedded.hub import Hub, PreviewImage
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.base import Interrupted, Node, NodeEnv, Outcome, is_link
-from settee.embedded.nodes.own import out_of_memory
+from settee.embedded.nodes.own import exit_soon, out_of_memory
 from settee.embedded.ordering import ExecutionOrder
 from settee.embedded.pending import PromptQueue
 from settee.embedded.progress import Progress
@@ -61,7 +60,7 @@ class Executor:
                 self._work_on(ticket, *item)
             flags = self._queue.take_flags()
             if flags.get("free_memory") or flags.get("unload_models"):
-                self._env.memory.freed = True
+                self._env.memory.free()
             if flags.get("free_memory"):
                 self._cache = Cache(self._keep_cache)
                 self._stats.add("cache_drops")
@@ -136,7 +135,7 @@ class Executor:
                 self._say("execution_error", run.failure(node_id, problem))
                 return False
             if crash:
-                os._exit(9)
+                exit_soon()
             order.complete(node_id)
         self._stats.add("prompts_succeeded")
         self._say("execution_success", {"prompt_id": run.prompt_id})

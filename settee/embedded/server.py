@@ -41,10 +41,12 @@ def build_app(state: State) -> web.Application:
     app[STATE] = state
     app.add_routes(switches.routes)
     for table in (prompts.routes, files.routes, information.routes, sockets.routes):
-        for route in table:
-            if isinstance(route, web.RouteDef):
-                app.router.add_route(route.method, route.path, route.handler, **route.kwargs)
-                app.router.add_route(route.method, "/api" + route.path, route.handler)
+        app.add_routes(table)
+        app.add_routes(
+            web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)
+            for route in table
+            if isinstance(route, web.RouteDef)
+        )
     app.router.add_get("/{path:.*}", not_found)
     return app
 

@@ -116,8 +116,22 @@ class Memory:
 
     raised: int = 0
     """How many out-of-memory errors there were."""
+    full: bool = False
     freed: bool = False
-    """Whether /free was posted since the last one."""
+
+    def run_out(self) -> None:
+        """Note an out-of-memory error."""
+        self.raised += 1
+        self.full, self.freed = True, False
+
+    def free(self) -> None:
+        """Note that /free was posted, which counts only when memory was full."""
+        self.full, self.freed = False, self.full or self.freed
+
+    def take_freed(self) -> bool:
+        """Whether it was freed since it was full; the next time it must be freed again."""
+        freed, self.freed = self.freed, False
+        return freed
 
 
 @dataclass

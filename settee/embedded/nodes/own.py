@@ -14,6 +14,7 @@ from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outc
 
 _MODULE = "settee.embedded.nodes.own"
 _POLL_SECONDS = 0.005
+_CRASH_DELAY_SECONDS = 0.05
 
 
 class SetteeSampler(Node):
@@ -81,6 +82,12 @@ def out_of_memory() -> OutOfMemoryError:
     )
 
 
+def exit_soon() -> None:
+    """End the process as a crash would, once the messages sent so far are on their way."""
+    time.sleep(_CRASH_DELAY_SECONDS)
+    os._exit(9)
+
+
 class SetteeFault(Node):
     """Passes a picture through and fails as asked.
 
@@ -116,7 +123,7 @@ class SetteeFault(Node):
         elif fault == "sleep":
             time.sleep(inputs.get("seconds", 1.0))
         elif fault == "exit":
-            os._exit(9)
+            exit_soon()
         elif fault == "hang":
             while True:  # ended by Interrupted, or with the process
                 env.check_interrupted()
@@ -125,16 +132,10 @@ class SetteeFault(Node):
 
     @staticmethod
     def _fill_memory(env: NodeEnv, times: int, until_free: bool) -> None:
-        memory = env.memory
-        if until_free:
-            if memory.freed:
-                memory.freed = False
-                return
-        elif times and memory.raised >= times:
-            return
-        memory.raised += 1
-        memory.freed = False
-        raise out_of_memory()
+        fits = env.memory.take_freed() if until_free else bool(times) and env.memory.raised >= times
+        if not fits:
+            env.memory.run_out()
+            raise out_of_memory()
 
 
 NODES: tuple[type[Node], ...] = (SetteeSampler, SetteeFault)

@@ -48,7 +48,7 @@ class SaveImage(Node):
     spec = NodeSpec(
         "SaveImage",
         "image",
-        required={"images": ("IMAGE",), "filename_prefix": PREFIX},
+        required={"images": ("IMAGE", {}), "filename_prefix": PREFIX},
         hidden=FILE_HIDDEN,
         output_node=True,
         display_name="Save Image",
