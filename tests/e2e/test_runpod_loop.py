@@ -97,7 +97,7 @@ def test_a_failure_carries_code_and_details(worker: tuple[ControlPlane, WorkerPr
 
 def test_an_error_of_our_own_shows_nothing_of_the_host(worker: tuple[ControlPlane, WorkerProcess]) -> None:
     runpod, process = worker
-    job_id = runpod.submit(does("Crash"))
+    job_id = runpod.submit(does("Crash", message="secret of the host: /root/.ssh"))
     result = runpod.wait_result(job_id)
     assert result["output"] == {"code": "internal_error", "details": {}}
     assert "/root" not in str(result)

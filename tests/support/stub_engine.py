@@ -1,7 +1,7 @@
 """A small honest engine for the door's tests: the contract of settee.engine.Engine, and a "node" for each ending.
 
 The workflow's first node says what happens: ``Wait`` (inputs.seconds; stops when cancelled), ``Give``
-(inputs.size: a base64 file of that many bytes), ``Fail`` (inputs.error: a class of settee.errors), ``Crash``,
+(inputs.size: a base64 file of that many bytes), ``Fail`` (inputs.error: a class of settee.errors), ``Crash`` (message),
 ``Die`` (ComfyUI cannot be brought back), ``Steps`` (inputs.count, inputs.seconds each), ``Deaf`` (seconds; ends
 when it ends, however often it is told to stop).
 """
@@ -74,7 +74,7 @@ class StubEngine:
         if what == "Fail":
             raise getattr(errors, inputs["error"])(inputs.get("message"), details=inputs.get("details"))
         if what == "Crash":
-            raise RuntimeError("secret of the host: /root/.ssh")
+            raise RuntimeError(inputs["message"])
         if what == "Die":
             self.unrecoverable = True
             raise errors.ComfyUnavailable("ComfyUI died and does not come back")

@@ -31,8 +31,8 @@ Answer = dict[str, Any]
 #: Sends one progress update of a job to RunPod.
 PostProgress = Callable[[str, dict[str, Any]], Awaitable[None]]
 
-#: Room in RunPod's cap for what surrounds the files: names, hashes, timings, warnings. Bytes.
-ENVELOPE = 64_000
+#: Room in RunPod's cap for what delivery does not count: many warnings (shown twice), RunPod's envelope. Bytes.
+ENVELOPE = 32_000
 
 #: How much longer a stopped job may take than the engine's own deadlines before the worker is given up, seconds.
 OVERDUE_S = 60.0
@@ -204,12 +204,11 @@ class Door:
         self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, keys: Sealer | None
     ) -> Answer:
         cap = self.max_result_bytes(job_id)
-        room = cap if cap is None else max(0, cap - ENVELOPE)
         is_sealed = keys is not None
         job = Job(
             id=job_id,
             request=request,
-            max_result_bytes=sealed.fits(room) if is_sealed else room,
+            max_result_bytes=None if cap is None else max(0, cap - ENVELOPE),
             sealed=is_sealed,
         )
 

@@ -61,8 +61,3 @@ def closed_error(problem: SetteeError, keys: Sealer) -> dict[str, Any]:
     """A rendered error: outside only what its kind means in general, its own words under the seal."""
     outside = render.error(type(problem)(retryable=problem.retryable))
     return outside | closed(render.error(problem), keys)
-
-
-def fits(max_bytes: int | None) -> int | None:
-    """How large an answer may be so that its token is within ``max_bytes``: Fernet adds 73 bytes and base64."""
-    return None if max_bytes is None else max(0, max_bytes * 3 // 4 - 1024)

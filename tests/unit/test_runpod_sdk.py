@@ -1,0 +1,98 @@
+"""The SDK as we import it, and whether it is still the one our loop was written against."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from settee.doors.runpod import sdk
+
+ROOT = Path(__file__).parents[2]
+
+
+def fresh(code: str, *arguments: str, **env: str) -> Any:
+    """What ``code`` prints (JSON) in a Python of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{code}", *arguments],
+        cwd=ROOT,
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_our_loop_knows_the_installed_sdk() -> None:
+    """When this fails the worker still runs, on the SDK's slower loop.
+
+    Read what changed in the modules of sdk.INSIDE since the last known version, run tests/e2e/test_runpod_*.py
+    with the new fingerprint, and add it to sdk.KNOWN_INSIDES.
+    """
+    assert sdk.is_known(), f"runpod {sdk.load().__version__} is new to us: fingerprint {sdk.inside()}"
+    assert sdk.KNOWN_INSIDES[sdk.inside() or ""] == sdk.load().__version__
+
+
+def test_a_changed_sdk_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
+    modules = tmp_path / "serverless" / "modules"
+    modules.mkdir(parents=True)
+    real = Path(sdk.load().__file__ or "").parent / "serverless" / "modules"
+    for name in sdk.INSIDE:
+        (modules / f"{name}.py").write_bytes((real / f"{name}.py").read_bytes())
+    monkeypatch.setattr(sdk.load(), "__file__", str(tmp_path / "__init__.py"))
+    assert sdk.is_known()
+    with (modules / "rp_scale.py").open("a") as module:
+        module.write("# a line more\n")
+    assert not sdk.is_known()
+    (modules / "rp_scale.py").unlink()
+    assert not sdk.is_known(), "without sources there is nothing to be sure of"
+
+
+def test_the_handler_is_ready_without_what_it_does_not_need() -> None:
+    heavy = ["boto3", "botocore", "huggingface_hub", "PIL", "fastapi", "uvicorn", "paramiko", "tomlkit", "cpuinfo"]
+    code = f"import rp_handler\nrp_handler.handler\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    assert fresh(code) == []
+    with_sdk = f"from settee.doors.runpod import sdk\nsdk.load()\n{code}"
+    assert fresh(with_sdk) == []
+
+
+def test_deferred_libraries_are_the_real_ones_when_used() -> None:
+    code = """
+from settee.doors.runpod import sdk
+sdk.load()
+from runpod.cli.groups.ssh import functions as ssh
+from runpod.cli.groups.config import functions as config
+import paramiko, tomlkit
+print(json.dumps([ssh.paramiko.RSAKey is paramiko.RSAKey, config.tomlkit.parse is tomlkit.parse]))
+"""
+    assert fresh(code) == [True, True]
+
+
+def test_the_processor_is_asked_for_by_the_debugger_only() -> None:
+    code = """
+from settee.doors.runpod import sdk
+sdk.load()
+from runpod.serverless.utils import rp_debugger
+import cpuinfo
+print(json.dumps([rp_debugger.PROCESSOR, hasattr(cpuinfo, "_get_cpu_info_internal") or cpuinfo.__file__ is not None]))
+"""
+    assert fresh(code) == [sdk.NOT_ASKED, True]
+    assert fresh(code, "--rp_debugger")[0] != sdk.NOT_ASKED
+
+
+def test_the_sdk_logs_no_results_unless_asked_to() -> None:
+    code = """
+from settee.doors.runpod import sdk
+sdk.load()
+from runpod.serverless.modules.rp_logger import RunPodLogger
+print(json.dumps(RunPodLogger.level))
+"""
+    assert fresh(code) == "INFO"
+    assert fresh(code, RUNPOD_LOG_LEVEL="ERROR") == "ERROR"
+    assert fresh(code, RUNPOD_DEBUG_LEVEL="DEBUG") == "DEBUG"
