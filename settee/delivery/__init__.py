@@ -14,7 +14,8 @@ from settee.delivery import inline, plan
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
-from settee.errors import ConfigError, InvalidRequest, JobCanceled, JobTimeout
+from settee.delivery.s3 import bucket_problem, endpoint_problem, target_for
+from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
 from settee.settings import Settings
@@ -46,15 +47,18 @@ def check_request(request: JobRequest, settings: Settings) -> None:
         )
     if wanted.prefix is not None and (problem := prefix_problem(wanted.prefix)):
         problems.append({"path": "delivery.prefix", "problem": problem})
-    if request.bucket is not None and not settings.allow_private_s3config:
-        from settee.delivery.s3 import endpoint_problem
-
-        if problem := endpoint_problem(request.bucket.endpoint_url):
+    if request.bucket is not None:
+        if problem := _endpoint_problem(request, settings):
             problems.append({"path": "s3Config.endpointUrl", "problem": problem})
+        if problem := bucket_problem(request.bucket.bucket_name):
+            problems.append({"path": "s3Config.bucketName", "problem": problem})
     if problems:
         raise InvalidRequest.from_problems(problems)
-    if problem := prefix_problem(settings.bucket_prefix):
-        raise ConfigError(f"BUCKET_PREFIX: {problem}")
+    if settings.has_bucket and request.bucket is None:
+        if problem := prefix_problem(settings.bucket_prefix):
+            raise ConfigError(f"BUCKET_PREFIX: {problem}")
+        if settings.bucket_name and (problem := bucket_problem(settings.bucket_name)):
+            raise ConfigError(f"BUCKET_NAME {problem}")
 
 
 def deliver(
@@ -85,7 +89,7 @@ def deliver(
 
     check()
     items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
-    target = _target(job.request, settings)
+    target = target_for(job.request, settings)
     places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
     report = _Report(sum(max(0, artifact.size) for artifact in artifacts), notify)
     outputs: dict[int, Output] = {}
@@ -103,6 +107,9 @@ def deliver(
             from settee.delivery.upload import upload
 
             assert target is not None
+            # Again: the name may have been pointed elsewhere while the job ran.
+            if problem := _endpoint_problem(job.request, settings):
+                raise DeliveryError(f"s3Config.endpointUrl {problem}")
             done = upload(chosen, job, target, **options)
         else:
             from settee.delivery.volume import store
@@ -113,16 +120,16 @@ def deliver(
             warnings.append(
                 f"{len(chosen)} files are encrypted with the job's key: the content behind each url is one Fernet token"
             )
+    if job.request.delivery.quality and job.request.delivery.image_format not in ("jpeg", "webp"):
+        warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
     warnings += [warning for item in items for warning in item.warnings]
     return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
 
 
-def _target(request: JobRequest, settings: Settings) -> Any:
-    if request.bucket is None and not settings.has_bucket:
+def _endpoint_problem(request: JobRequest, settings: Settings) -> str | None:
+    if request.bucket is None or settings.allow_private_s3config:
         return None
-    from settee.delivery.s3 import target_for
-
-    return target_for(request, settings)
+    return endpoint_problem(request.bucket.endpoint_url)
 
 
 def _sealer(job: Job, settings: Settings) -> Any:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
 CHUNK = 3 << 17
+#: Enough for the header of nearly every image.
+_HEAD = 64 * 1024
 
 
 class Span(NamedTuple):
@@ -101,6 +103,10 @@ class Blob:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        # For uploads given up on: closing under the thread that still reads could hand it another file's bytes.
+        self.close()
+
     def __enter__(self) -> Blob:
         return self
 
@@ -134,16 +140,22 @@ class Stream:
 
 
 class Digest:
-    """Passes chunks on and keeps count: ``size`` and ``sha256`` are those of all the bytes once they are through."""
+    """Passes chunks on and keeps count: ``size`` and ``sha256`` are those of all the bytes once they are through.
+
+    ``head`` is the first chunk.
+    """
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._hash = hashlib.sha256()
         self._check = check
         self.size = 0
+        self.head = b""
 
     def through(self, chunks: Iterator[bytes] | Iterator[memoryview]) -> Iterator[bytes | memoryview]:
         for chunk in chunks:
             self._check()
+            if not self.size:
+                self.head = bytes(chunk[:_HEAD])
             self._hash.update(chunk)
             self.size += len(chunk)
             yield chunk

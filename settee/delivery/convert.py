@@ -15,7 +15,6 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settee.delivery.blob import Blob, Window
-from settee.delivery.header import image_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,19 +60,14 @@ def convert(
     workflow move along. PNGs are lossless whatever ``quality`` says.
     """
     suffix, media_type, longest = FORMATS[image_format]
-    size = image_size(blob)
-    if size and size[0] * size[1] > max_pixels:
-        raise Kept(f"has more than MAX_PIXELS ({max_pixels}) pixels")
     notes: list[str] = []
-    with _opened(blob) as image:
-        if getattr(image, "n_frames", 1) > 1:
-            raise Kept("is animated")
+    with _opened(blob, max_pixels) as image:
         if max(image.size) > longest:
             raise Kept(f"has a side of more than the {longest} pixels that {image_format} can have")
         text = {} if strip_metadata else _texts(image)
         exif = None if strip_metadata else image.getexif()
-        options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
         pixels, flattened = _pixels(image, image_format)
+        options: dict[str, Any] = {"icc_profile": _profile(image, pixels, image_format)}
         if flattened:
             notes.append(f"{filename}: {flattened}")
         _add_metadata(options, image_format, text, exif, notes, filename)
@@ -91,16 +85,21 @@ def convert(
 
 
 @contextlib.contextmanager
-def _opened(blob: Blob) -> Iterator[Image]:
-    """The image, decoded. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
+def _opened(blob: Blob, max_pixels: int) -> Iterator[Image]:
+    """A still image, decoded. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on large files; max_pixels is our limit
         try:
             image = Image.open(io.BufferedReader(Window(blob)), formats=_READABLE)
-            if getattr(image, "n_frames", 1) == 1:
-                image.load()
+            if getattr(image, "n_frames", 1) > 1:
+                raise Kept("is animated")
+            if image.width * image.height > max_pixels:
+                raise Kept(f"has more than the {max_pixels} pixels of MAX_PIXELS")
+            image.load()
+        except Kept:
+            raise
         except Exception as error:
             raise Kept("cannot be decoded") from error
         with image:
@@ -112,7 +111,7 @@ def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
     from PIL import ImageOps
 
     note = ""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image_format == "png":
         return (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "F") else image), note
     if image.mode.startswith("I"):
@@ -128,6 +127,16 @@ def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")
     return image, note
+
+
+def _profile(before: Image, after: Image, image_format: str) -> bytes | None:
+    """The colour profile, if it still fits: one for CMYK or grey says nothing about RGB."""
+    profile: bytes | None = before.info.get("icc_profile")
+    was_grey = before.mode in ("1", "L", "LA") or before.mode.startswith("I")
+    is_grey = after.mode in ("1", "L", "LA") or after.mode.startswith("I")
+    if was_grey != (is_grey and image_format != "webp") or before.mode in ("CMYK", "YCbCr", "LAB"):
+        return None
+    return profile
 
 
 def _on_white(image: Image) -> Image:

@@ -21,11 +21,11 @@ def encode(item: Item, check: Callable[[], None]) -> Output:
             assert isinstance(prepared.content, Blob)
             content = b"".join(digest.through(prepared.content.chunks()))
             where = {"data": content.decode("utf-8", "replace")}
-            return item.output(prepared, size=digest.size, sha256=digest.sha256, type="text", **where)
+            return item.output(prepared, digest, "text", **where)
         chunks = digest.through(prepared.content.chunks())
         data = join_ascii(_encoded(chunks if isinstance(prepared.content, Blob) else _regrouped(chunks)))
         item.forget()
-        return item.output(prepared, size=digest.size, sha256=digest.sha256, type="base64", data=data)
+        return item.output(prepared, digest, "base64", data=data)
 
 
 def _encoded(chunks: Iterator[bytes | memoryview]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from settee.delivery.blob import Blob, Stream, open_file
+from settee.delivery.blob import Blob, Digest, Stream, open_file
 from settee.delivery.header import Size, image_size
 from settee.errors import DeliveryError
 from settee.job import Artifact, Job, Kind, Output
@@ -14,8 +14,8 @@ from settee.settings import Settings
 
 Fetch = Callable[[Artifact], Iterator[bytes]]
 
-#: Formats that hold nothing but pixels.
-_BARE = (".bmp", ".tga", ".hdr")
+#: Formats with no room for a prompt beside what they are for.
+_BARE = (".bmp", ".tga", ".hdr", ".txt", ".md", ".srt", ".vtt", ".csv", ".json", ".yaml", ".yml")
 _SAME = {"png": (".png",), "jpeg": (".jpg", ".jpeg", ".jfif"), "webp": (".webp",)}
 
 
@@ -163,17 +163,20 @@ class Item:
         else:
             prepared.content = stripped
 
-    def output(self, prepared: Prepared, *, size: int, sha256: str, type: str, **where: str) -> Output:
-        """The Output for its bytes; ``where`` is ``data`` or ``url``."""
-        width, height = prepared.pixels or (None, None)
+    def output(self, prepared: Prepared, digest: Digest, type: str, **where: str) -> Output:
+        """The Output for its bytes, which all went through ``digest``; ``where`` is ``data`` or ``url``."""
+        pixels = prepared.pixels
+        if pixels is None and self.artifact.kind is Kind.IMAGE:
+            pixels = image_size(Blob([digest.head]))
+        width, height = pixels or (None, None)
         return Output(
             filename=prepared.filename,
             subfolder=self.artifact.subfolder,
             kind=self.artifact.kind,
             node_id=self.artifact.node_id,
             media_type=prepared.media_type,
-            size=size,
-            sha256=sha256,
+            size=digest.size,
+            sha256=digest.sha256,
             type=type,
             width=width,
             height=height,

@@ -18,6 +18,9 @@ FIELDS = ("job_id", "date", "time", "node_id", "kind")
 #: S3 takes keys of 1,024 bytes; this is the template's share, its fields filled in.
 MAX_PREFIX_BYTES = 500
 MAX_NAME_BYTES = 200
+#: An id's share, and the hash that a changed one gets.
+_ID_BYTES, _HASH_BYTES = 100, 10
+_FIELD_BYTES = {"job_id": _ID_BYTES + 1 + _HASH_BYTES, "node_id": _ID_BYTES + 1 + _HASH_BYTES}
 
 _UNSAFE = re.compile(r"[^\w\-.+=@,()\[\] ]", re.UNICODE)
 
@@ -42,10 +45,10 @@ def safe_segment(text: str, limit: int = MAX_NAME_BYTES) -> str:
 
 def safe_id(text: str) -> str:
     """One segment for an id. Ids that differ stay different: a changed one gets a short hash."""
-    safe = safe_segment(text, 100)
+    safe = safe_segment(text, _ID_BYTES)
     if safe == text:
         return safe
-    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH_BYTES]}"
 
 
 def prefix_problem(template: str) -> str | None:
@@ -63,8 +66,9 @@ def prefix_problem(template: str) -> str | None:
         return "`.` and `..` are no folders here"
     if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in literal):
         return "control characters are not allowed"
-    if len(literal.encode()) > MAX_PREFIX_BYTES // 2:
-        return f"longer than {MAX_PREFIX_BYTES // 2} bytes"
+    fields = sum(_FIELD_BYTES.get(name, 10) for _, name, *_ in parts if name)
+    if len(literal.encode()) + fields > MAX_PREFIX_BYTES:
+        return f"too long: it may come to more than {MAX_PREFIX_BYTES} bytes"
     return None
 
 
@@ -72,6 +76,7 @@ class Namer:
     """Gives each file of a job its key. One per delivery: it remembers the names given."""
 
     def __init__(self, template: str, job: Job) -> None:
+        assert prefix_problem(template) is None
         moment = time.gmtime(job.created_at)
         self._values = {
             "job_id": safe_id(job.id),
@@ -87,13 +92,13 @@ class Namer:
         filled = self._template.format(
             **self._values, node_id=safe_id(artifact.node_id), kind=safe_segment(artifact.kind.value)
         )
-        return "/".join(safe_segment(segment, 120) for segment in filled.split("/") if segment.strip())
+        return "/".join(safe_segment(segment, MAX_PREFIX_BYTES) for segment in filled.split("/") if segment.strip())
 
     def key(self, artifact: Artifact, filename: str) -> str:
         """``folder/name``; if that is taken ``folder/subfolder/name``, then ``folder/node/name``, then a counter."""
         folder = self._folder(artifact)
         name = safe_segment(filename)
-        subfolder = "/".join(safe_segment(part, 60) for part in artifact.subfolder.split("/")[:4] if part)
+        subfolder = "/".join(safe_segment(part, 40) for part in artifact.subfolder.split("/")[:4] if part)
         candidates = [f"{folder}/{name}"]
         if subfolder:
             candidates.append(f"{folder}/{subfolder}/{name}")

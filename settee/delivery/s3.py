@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -23,8 +22,6 @@ READ_TIMEOUT_S = 60
 ATTEMPTS = 4
 #: Uploads at a time, and so connections kept.
 LANES = 8
-#: Metadata of one object, names included, as Amazon limits it.
-METADATA_BYTES = 2048
 _CLIENTS = 4
 
 
@@ -145,6 +142,11 @@ def endpoint_problem(url: str) -> str | None:
     return None
 
 
+def bucket_problem(name: str) -> str | None:
+    """Why no bucket can have this name. Generous: old buckets have capitals, some servers have underscores."""
+    return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name) else "is not a bucket's name"
+
+
 _clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 _clients_lock = threading.Lock()
 
@@ -155,7 +157,13 @@ def client_for(target: Target) -> Any:
     with _clients_lock:
         client = _clients.pop(key, None)
         if client is None:
-            client = _new_client(target)
+            try:
+                client = _new_client(target)
+            except ValueError as error:
+                raise DeliveryError(
+                    f"{target.setting('ENDPOINT_URL')} is not the address of an S3 API",
+                    details={"settings": [target.setting("ENDPOINT_URL")]},
+                ) from error
         _clients[key] = client
         # The oldest is dropped, not closed: another thread may still use it.
         while len(_clients) > _CLIENTS:
@@ -202,40 +210,6 @@ def url_for(client: Any, target: Target, key: str) -> str:
         "get_object", Params={"Bucket": target.bucket, "Key": key}, ExpiresIn=target.expires_s
     )
     return url
-
-
-def encode_metadata(values: Mapping[str, str]) -> dict[str, str]:
-    """Object metadata for any text: percent-encoded UTF-8, so ``urllib.parse.unquote`` gives it back.
-
-    S3 sends metadata as HTTP headers, which are ASCII. Spaces stay as they are inside a value. The whole keeps to
-    Amazon's 2 KB: the longest values are cut, and end with "..." then.
-    """
-    texts = {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in values.items()}
-    budget = METADATA_BYTES - sum(len(name) for name in texts)
-    encoded = {name: _percent(text) for name, text in texts.items()}
-    shorten = sorted(encoded, key=lambda name: len(encoded[name]))
-    for position, name in enumerate(shorten):
-        share = max(0, budget) // (len(shorten) - position)
-        if len(encoded[name]) > share:
-            encoded[name] = _cut(texts[name], share)
-        budget -= len(encoded[name])
-    return encoded
-
-
-def _percent(text: str) -> str:
-    encoded = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-    # HTTP trims spaces at the ends of a header.
-    inner = encoded.strip(" ")
-    start = len(encoded) - len(encoded.lstrip(" "))
-    return "%20" * start + inner + "%20" * (len(encoded) - len(inner) - start) if inner else "%20" * len(encoded)
-
-
-def _cut(text: str, limit: int) -> str:
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(_percent(text[:middle])) + 3 <= limit else (low, middle - 1)
-    return (_percent(text[:low]) + "...")[:limit]
 
 
 def explain(error: Exception, target: Target) -> DeliveryError:

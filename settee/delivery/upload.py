@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from settee.delivery import s3
-from settee.delivery.blob import Blob, Digest, Stopped, Window
+from settee.delivery.blob import Blob, Digest, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
-from settee.errors import DeliveryError, SetteeError
+from settee.delivery.lanes import Lanes
+from settee.delivery.metadata import encode_metadata
+from settee.errors import DeliveryError
 from settee.job import Job, Output
 from settee.sealing import Sealer
 
@@ -27,15 +28,12 @@ MULTIPART_BYTES = 64 * MIB
 PART_BYTES = 16 * MIB
 #: A part of a stream: it must be held, because a part that failed is sent again.
 STREAM_PART_BYTES = 8 * MIB
-#: Parts of streams in memory at a time, the one that fills included.
+#: Parts of streams under way at a time; one more is being filled meanwhile.
 STREAM_PARTS = 3
 MAX_PARTS = 10_000
 #: Up to here a file is read into memory: a body that is a file costs a round trip more (Expect: 100-continue).
 SMALL_BYTES = MIB
-#: How often a cancel is looked for while requests are under way.
-POLL_S = 0.1
-#: How long requests under way may take to notice that the job is over, and how long clearing up may take.
-GRACE_S = 5.0
+#: How long the clearing up after a failure may take.
 CLEAN_UP_S = 15.0
 
 
@@ -58,16 +56,27 @@ def upload(
 
 @dataclass
 class _File:
-    """A file on its way: ``upload_id`` and ``parts`` when it goes in parts."""
+    """A file on its way."""
 
     item: Item
     prepared: Prepared
     key: str
-    sha256: str = ""
-    size: int = 0
+    digest: Digest
+    #: Bytes of the object; a sealed one is larger than its file.
     sent: int = 0
+    #: While it goes up in parts.
     upload_id: str | None = None
-    parts: list[Future[dict[str, Any]]] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[Future[Any]] = field(default_factory=list)
+    #: Whether S3 may hold (some of) it by now.
+    stored: bool = False
+
+    def close_if_sent(self) -> bool:
+        """A file that a thread may still read closes when that thread lets go of it."""
+        if all(request.done() for request in self.requests):
+            self.prepared.content.close()
+            return True
+        return False
 
 
 class _Upload:
@@ -83,12 +92,10 @@ class _Upload:
         self._target = target
         self._sealer = sealer
         self._check = check
-        self._notify = notify
         self._namer = Namer(target.prefix, job)
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix="upload")
-        self._pending: dict[Future[Any], int] = {}
+        self._lanes = Lanes(s3.LANES, check, notify)
         self._files: list[_File] = []
+        self._open: list[_File] = []
 
     def run(self, items: Sequence[Item]) -> list[Output]:
         try:
@@ -96,74 +103,62 @@ class _Upload:
                 self._client = s3.client_for(self._target)
                 for item in items:
                     self._send(item)
-                self._settle()
-                self._complete()
+                self._lanes.settle()
+                for file in self._files:
+                    if file.upload_id is not None:
+                        self._lanes.submit(self._finish, file)
+                self._lanes.settle()
                 return [self._output(file) for file in self._files]
         except BaseException:
             self._undo()
             raise
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            for file in self._files:
-                file.prepared.content.close()
+            self._lanes.close()
+            self._close_sent()
 
-    # --- requests in flight --------------------------------------------------------------------------
-
-    def _submit(self, call: Callable[..., Any], *args: Any, weight: int = 0, lanes: int = s3.LANES) -> Future[Any]:
-        """Run a request in a thread of its own, once fewer than ``lanes`` are under way."""
-        self._settle(below=lanes)
-        future = self._pool.submit(call, *args)
-        self._pending[future] = weight
-        return future
-
-    def _settle(self, below: int = 1) -> None:
-        """Wait until fewer than ``below`` requests are under way; raise what any of them raised."""
-        while len(self._pending) >= below:
-            # Two things are awaited, a request and a cancel, and only one can wake us.
-            done, _ = wait(self._pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            self._check()
-            for future in done:
-                weight = self._pending.pop(future)
-                future.result()
-                if weight:
-                    self._notify(weight)
-
-    def _call(self, call: Callable[..., Any], *args: Any) -> Any:
-        """A request whose answer is needed now, without becoming deaf to a cancel."""
-        future = self._submit(call, *args)
-        while not future.done():
-            self._settle(below=len(self._pending))
-        self._pending.pop(future, None)
-        return future.result()
+    def _submit(
+        self, file: _File, call: Callable[..., None], *args: Any, weight: int, width: int | None = None
+    ) -> None:
+        """Start one of a file's requests."""
+        file.requests.append(self._lanes.submit(call, file, *args, weight=weight, width=width))
 
     # --- sending -------------------------------------------------------------------------------------
 
     def _send(self, item: Item) -> None:
-        self._settle(below=s3.LANES)  # a converted image is held in memory from here on: not before it has a lane
+        # What is converted or small is held in memory from here on: not before there is a lane for it.
+        self._lanes.room()
+        self._close_sent()
         prepared = item.prepare()
         name = f"{item.index:04d}.sealed" if self._sealer else prepared.filename
-        file = _File(item, prepared, self._namer.key(item.artifact, name))
+        file = _File(item, prepared, self._namer.key(item.artifact, name), Digest(self._check))
         self._files.append(file)
-        digest = Digest(self._check)
-        content = prepared.content
-        if isinstance(content, Blob) and not self._sealer:
-            if content.size <= MULTIPART_BYTES:
-                self._submit(self._put, file, content, weight=content.size)
-            else:
-                self._begin(file)
-                size = _part_bytes(content.size)
-                for number, offset in enumerate(range(0, content.size, size), 1):
-                    length = min(size, content.size - offset)
-                    part = Window(content, offset, length, self._stop)
-                    file.parts.append(self._submit(self._put_part, file, number, part, weight=length))
-            for _ in digest.through(content.chunks()):
-                pass  # hashed here while the threads send
-            file.sent = content.size
-        else:
-            chunks = digest.through(content.chunks())
+        self._open.append(file)
+        chunks = file.digest.through(prepared.content.chunks())
+        if self._sealer or not isinstance(prepared.content, Blob):
             self._send_stream(file, self._sealer.seal_chunks(chunks) if self._sealer else chunks)
-        file.size, file.sha256 = digest.size, digest.sha256
+        elif prepared.content.size <= SMALL_BYTES:
+            self._send_stream(file, chunks)
+        else:
+            self._send_blob(file, prepared.content)
+            for _ in chunks:
+                pass  # hashed here while the threads send
         item.forget()
+
+    def _close_sent(self) -> None:
+        """A job may have more files than a process may have open."""
+        self._open = [file for file in self._open if not file.close_if_sent()]
+
+    def _send_blob(self, file: _File, blob: Blob) -> None:
+        """A put, or parts: threads read them from the file as they go."""
+        file.sent = blob.size
+        if blob.size <= MULTIPART_BYTES:
+            self._submit(file, self._put, Window(blob, stop=self._lanes.stop), weight=blob.size)
+            return
+        self._begin(file)
+        step = _part_bytes(blob.size)
+        for number, offset in enumerate(range(0, blob.size, step), 1):
+            length = min(step, blob.size - offset)
+            self._submit(file, self._put_part, number, Window(blob, offset, length, self._lanes.stop), weight=length)
 
     def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
         """Parts of equal size from chunks of any; a stream that ends within the first one needs no multipart."""
@@ -182,14 +177,13 @@ class _Upload:
             part = bytearray()
         if number == 0:
             file.sent = len(part)
-            self._submit(self._put, file, Blob([bytes(part)]), weight=len(part))
+            self._submit(file, self._put, part, weight=len(part))
         elif part:
             self._send_part(file, number + 1, part)
 
     def _send_part(self, file: _File, number: int, part: bytearray) -> None:
         file.sent += len(part)
-        future = self._submit(self._put_part, file, number, part, weight=len(part), lanes=STREAM_PARTS)
-        file.parts.append(future)
+        self._submit(file, self._put_part, number, part, weight=len(part), width=STREAM_PARTS)
 
     # --- S3's requests, each in a thread of the pool -------------------------------------------------
 
@@ -202,7 +196,7 @@ class _Upload:
             values["settee-filename"] = file.prepared.filename
             if artifact.subfolder:
                 values["settee-subfolder"] = artifact.subfolder
-        return s3.encode_metadata(values)
+        return encode_metadata(values)
 
     def _object(self, file: _File) -> dict[str, Any]:
         return {
@@ -212,37 +206,36 @@ class _Upload:
             "Metadata": self._metadata(file),
         }
 
-    def _put(self, file: _File, blob: Blob) -> None:
-        small = blob.size <= SMALL_BYTES
-        body: Any = blob.read_at(0, blob.size) if small else Window(blob, stop=self._stop)
-        self._client.put_object(**self._object(file), Body=body)
-        if self._stop.is_set():
-            # Too late to be wanted, and perhaps too late for the clearing up to see.
+    def _put(self, file: _File, body: Window | bytearray) -> None:
+        with _refusal_noted(file):
+            # A body that is a file costs a round trip (Expect: 100-continue), so small ones are bytes.
+            self._client.put_object(**self._object(file), Body=body)
+        self._take_back_if_late(file)
+
+    def _take_back_if_late(self, file: _File) -> None:
+        """The job is over, and the clearing up may have been here already."""
+        if self._lanes.stop.is_set():
             self._client.delete_object(Bucket=self._target.bucket, Key=file.key)
 
     def _begin(self, file: _File) -> None:
-        def create() -> None:
-            answer = self._client.create_multipart_upload(**self._object(file))
-            file.upload_id = answer["UploadId"]
+        """Start a multipart upload: its id is needed before anything else of the file can be sent."""
 
-        self._call(create)
+        def create(file: _File) -> None:
+            with _refusal_noted(file):
+                file.upload_id = self._client.create_multipart_upload(**self._object(file))["UploadId"]
 
-    def _put_part(self, file: _File, number: int, part: Window | bytearray) -> dict[str, Any]:
+        self._lanes.result(self._lanes.submit(create, file))
+
+    def _put_part(self, file: _File, number: int, part: Window | bytearray) -> None:
         answer = self._client.upload_part(
             Bucket=self._target.bucket, Key=file.key, UploadId=file.upload_id, PartNumber=number, Body=part
         )
-        return {"PartNumber": number, "ETag": answer["ETag"]}
-
-    def _complete(self) -> None:
-        for file in self._files:
-            if file.upload_id is not None:
-                self._submit(self._finish, file)
-        self._settle()
+        file.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
     def _finish(self, file: _File) -> None:
         from botocore.exceptions import ClientError
 
-        parts = [part.result() for part in file.parts]
+        parts = sorted(file.parts, key=lambda part: int(part["PartNumber"]))
         place = {"Bucket": self._target.bucket, "Key": file.key}
         try:
             self._client.complete_multipart_upload(**place, UploadId=file.upload_id, MultipartUpload={"Parts": parts})
@@ -251,6 +244,7 @@ class _Upload:
             if error.response.get("Error", {}).get("Code") != "NoSuchUpload" or self._stored(place) != file.sent:
                 raise
         file.upload_id = None
+        self._take_back_if_late(file)
         stored = self._stored(place)
         if stored is not None and stored != file.sent:
             raise DeliveryError(
@@ -269,26 +263,19 @@ class _Upload:
             raise
 
     def _output(self, file: _File) -> Output:
-        return file.item.output(
-            file.prepared,
-            size=file.size,
-            sha256=file.sha256,
-            type="s3_url",
-            url=s3.url_for(self._client, self._target, file.key),
-        )
+        url = s3.url_for(self._client, self._target, file.key)
+        return file.item.output(file.prepared, file.digest, "s3_url", url=url)
 
     # --- after a failure -----------------------------------------------------------------------------
 
     def _undo(self) -> None:
         """Leave nothing behind: stop what is under way, abort, delete. Never raises."""
-        self._stop.set()
-        for future in self._pending:
-            future.cancel()
-        wait(self._pending, timeout=GRACE_S)
-        if not self._files or not hasattr(self, "_client"):
+        self._lanes.halt()
+        doubtful = [file for file in self._files if file.stored or file.upload_id is not None]
+        if not doubtful:
             return
         pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix="clean-up")
-        futures = [pool.submit(self._remove, file) for file in self._files]
+        futures = [pool.submit(self._remove, file) for file in doubtful]
         done, late = wait(futures, timeout=CLEAN_UP_S)
         pool.shutdown(wait=False, cancel_futures=True)
         failed = [future for future in done if not future.cancelled() and future.exception()]
@@ -302,17 +289,37 @@ class _Upload:
             )
 
     def _remove(self, file: _File) -> None:
+        from botocore.exceptions import ClientError
+
         place = {"Bucket": self._target.bucket, "Key": file.key}
         if file.upload_id is not None:
-            self._client.abort_multipart_upload(**place, UploadId=file.upload_id)
-        else:
-            self._client.delete_object(**place)
+            try:
+                self._client.abort_multipart_upload(**place, UploadId=file.upload_id)
+                return
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                    raise
+            # It was completed, and only the answer got lost.
+        self._client.delete_object(**place)
 
 
 def _part_bytes(size: int) -> int:
     """PART_BYTES, or more for files that would have too many parts."""
     least = -(-size // MAX_PARTS)
     return max(PART_BYTES, -(-least // MIB) * MIB)
+
+
+@contextlib.contextmanager
+def _refusal_noted(file: _File) -> Iterator[None]:
+    """After a request that stores something S3 may hold it, unless S3 itself said no or was never reached."""
+    from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
+
+    file.stored = True
+    try:
+        yield
+    except (ClientError, EndpointConnectionError, ConnectTimeoutError):
+        file.stored = False
+        raise
 
 
 @contextlib.contextmanager
@@ -325,9 +332,3 @@ def _explained(target: s3.Target, job: Job) -> Iterator[None]:
     except (BotoCoreError, ClientError) as error:
         log.warning("job %s: S3: %s", job.id, error)
         raise s3.explain(error, target) from error
-    except ValueError as error:
-        # boto3's own for an endpoint that is no URL.
-        log.warning("job %s: S3: %s", job.id, error)
-        raise s3.explain(error, target) from error
-    except Stopped as error:  # only seen when a thread stopped by itself, which none does
-        raise SetteeError from error

@@ -92,7 +92,7 @@ def _store(
             os.fsync(file.fileno())
         os.replace(part, path)
         written[-1] = path
-        return item.output(prepared, size=digest.size, sha256=digest.sha256, type="path", url=str(path))
+        return item.output(prepared, digest, "path", url=str(path))
 
 
 def _sync_folder(path: Path) -> None:
