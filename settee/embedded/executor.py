@@ -5,26 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from settee.embedded.caching import Cache, Fingerprints, Prompt
 from settee.embedded.faults import Faults, Stats
-from settee.embedded.hub import Hub, PreviewImage
-from settee.embedded.nodes import NODES
-from settee.embedded.nodes.base import Interrupted, Node, NodeEnv, Outcome, is_link
-from settee.embedded.nodes.own import exit_soon, out_of_memory
+from settee.embedded.hub import Hub
+from settee.embedded.nodes.base import Interrupted, NodeEnv
+from settee.embedded.nodes.own import exit_soon
 from settee.embedded.ordering import ExecutionOrder
 from settee.embedded.pending import PromptQueue
-from settee.embedded.progress import Progress
-from settee.embedded.validation import type_name
+from settee.embedded.running import Run
 
 log = logging.getLogger("settee.embedded")
 
-OOM_HINT = "The GPU has no memory left for this workflow: a smaller picture or batch needs less."
 _IDLE_WAIT_SECONDS = 10.0
-_PAUSE_POLL_SECONDS = 0.05
 
 
 class Executor:
@@ -33,13 +29,12 @@ class Executor:
     def __init__(self, queue: PromptQueue, hub: Hub, env: NodeEnv, keep_cache: bool) -> None:
         self._queue = queue
         self._hub = hub
-        self._env = env
+        self._env = replace(env, check_interrupted=self._check_interrupted)
         self._faults: Faults = env.faults
         self._stats: Stats = env.stats
         self._keep_cache = keep_cache
         self._cache = Cache(keep_cache)
         self._interrupted = threading.Event()
-        env.check_interrupted = self._check_interrupted
         self._messages: list[tuple[str, dict[str, Any]]] = []
         self._succeeded = True
 
@@ -50,11 +45,12 @@ class Executor:
     def work(self) -> None:
         """Run prompts for ever.
 
-        An extra_data that is null or a number raises here and ends the thread, and with it all work, while HTTP
-        goes on answering: ComfyUI has this bug, and callers must be safe from it.
+        An extra_data that is null or a number, or a node without inputs that no output needs, raises here and ends
+        the thread, and with it all work, while HTTP goes on answering. ComfyUI dies of the same requests, and
+        callers must be safe from it.
         """
         while True:
-            taken = self._queue.take(_PAUSE_POLL_SECONDS if self._paused() else _IDLE_WAIT_SECONDS, self._paused)
+            taken = self._queue.take(_IDLE_WAIT_SECONDS, self._paused)
             if taken is not None:
                 item, ticket = taken
                 self._work_on(ticket, *item)
@@ -103,7 +99,7 @@ class Executor:
         self._cache.start(prompt, Fingerprints(prompt, self._env).keys)
         cached = [node_id for node_id in prompt if self._cache.output(node_id) is not None]
         self._say("execution_cached", {"nodes": cached, "prompt_id": prompt_id})
-        run = _Run(self, prompt, prompt_id, extra_data)
+        run = Run(prompt, prompt_id, extra_data, self._cache, self._hub, self._env)
         self._succeeded = self._run_nodes(run, outputs)
         self._hub.last_node_id = None
         shown = {node_id: self._cache.shown(node_id) for node_id in prompt}
@@ -112,7 +108,7 @@ class Executor:
             "meta": {node_id: each["meta"] for node_id, each in shown.items() if each},
         }
 
-    def _run_nodes(self, run: _Run, outputs: Iterable[str]) -> bool:
+    def _run_nodes(self, run: Run, outputs: Iterable[str]) -> bool:
         order = ExecutionOrder(
             run.prompt,
             outputs,
@@ -152,120 +148,3 @@ class Executor:
         if self._interrupted.is_set():
             self._interrupted.clear()
             raise Interrupted
-
-
-class _Run:
-    """One prompt while it runs."""
-
-    def __init__(self, executor: Executor, prompt: Prompt, prompt_id: str, extra_data: Any) -> None:
-        self.prompt = prompt
-        self.prompt_id = prompt_id
-        self._extra_data = extra_data
-        self._cache = executor._cache
-        self._hub = executor._hub
-        self._env = executor._env
-        self._progress = Progress(self._hub, prompt_id)
-        self._executed: list[str] = []
-        self._inputs: dict[str, Any] = {}
-
-    def node_class(self, node_id: str) -> type[Node]:
-        """The class of a node of this prompt."""
-        return NODES[self.prompt[node_id]["class_type"]]
-
-    def run_node(self, node_id: str) -> None:
-        """Run one node, or only repeat what it showed when its result is cached. Raises what the node raises."""
-        shown = self._cache.shown(node_id)
-        if self._cache.output(node_id) is not None:
-            self._say_executed(node_id, shown["output"] if shown else None)
-            self._progress.finish(node_id)
-            return
-        self._inputs = {}
-        self._progress.start(node_id)
-        node_class = self.node_class(node_id)
-        self._inputs = self._gather(node_id, node_class)
-        if self._hub.client_id is not None:
-            self._hub.last_node_id = node_id
-            where = {"node": node_id, "display_node": node_id, "prompt_id": self.prompt_id}
-            self._hub.post("executing", where, self._hub.client_id)
-        outcome = self._execute(node_id, node_class)
-        if outcome.ui:
-            meta = {"node_id": node_id, "display_node": node_id, "parent_node": None, "real_node_id": node_id}
-            self._cache.store_shown(node_id, {"meta": meta, "output": outcome.ui})
-            self._say_executed(node_id, outcome.ui)
-        self._cache.store(node_id, outcome.values)
-        self._progress.finish(node_id)
-        self._executed.append(node_id)
-
-    def _execute(self, node_id: str, node_class: type[Node]) -> Outcome:
-        node = self._cache.node_object(node_id, node_class)
-        env = self._env
-
-        def report(value: float, total: float, preview: PreviewImage | None) -> None:
-            env.check_interrupted()
-            self._progress.update(node_id, value, total, preview)
-
-        env.report = report
-        env.check_interrupted()
-        if env.faults.take("oom"):
-            raise out_of_memory()
-        env.stats.add("nodes_executed")
-        return node.run(env, **self._inputs)
-
-    def _say_executed(self, node_id: str, output: Any) -> None:
-        if self._hub.client_id is not None:
-            data = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": self.prompt_id}
-            self._hub.post("executed", data, self._hub.client_id)
-
-    def _gather(self, node_id: str, node_class: type[Node]) -> dict[str, Any]:
-        """The node's inputs by name: constants, values of other nodes, and hidden ones.
-
-        Constants of an unknown name are left out; a link of one is passed on, which ComfyUI's nodes cannot take.
-        """
-        spec = node_class.spec
-        known = {name for kind in spec.inputs(self._env.folders).values() for name in kind}
-        gathered: dict[str, Any] = {}
-        for name, value in self.prompt[node_id]["inputs"].items():
-            if is_link(value):
-                if name not in known:
-                    raise TypeError(f"{node_class.__name__} got an unexpected keyword argument {name!r}")
-                values = self._cache.output(value[0])
-                gathered[name] = None if values is None or value[1] >= len(values) else values[int(value[1])]
-            elif name in known:
-                gathered[name] = value
-        hidden: dict[str, Callable[[], Any]] = {
-            "PROMPT": lambda: self.prompt,
-            "EXTRA_PNGINFO": self._pnginfo,
-            "UNIQUE_ID": lambda: node_id,
-        }
-        for name, kind in spec.hidden.items():
-            gathered[name] = hidden[kind]()
-        return gathered
-
-    def _pnginfo(self) -> Any:
-        return self._extra_data.get("extra_pnginfo")
-
-    def where(self, node_id: str) -> dict[str, Any]:
-        """What execution_interrupted says."""
-        class_type = self.prompt[node_id]["class_type"]
-        return {
-            "prompt_id": self.prompt_id,
-            "node_id": node_id,
-            "node_type": class_type,
-            "executed": list(self._executed),
-        }
-
-    def failure(self, node_id: str, problem: Exception) -> dict[str, Any]:
-        """What execution_error says."""
-        hint = OOM_HINT if type_name(problem) == "torch.OutOfMemoryError" else ""
-        return {
-            **self.where(node_id),
-            "exception_message": f"{problem}\n{hint}",
-            "exception_type": type_name(problem),
-            "traceback": traceback.format_tb(problem.__traceback__),
-            "current_inputs": {name: [_plain(value)] for name, value in self._inputs.items()},
-            "current_outputs": list(self.prompt),
-        }
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (int, float, bool, str)) else str(value)

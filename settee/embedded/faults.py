@@ -90,7 +90,6 @@ class Faults:
     def __init__(self, initial: dict[str, Any] | None = None) -> None:
         self._lock = threading.Lock()
         self._values: dict[str, Any] = {}
-        self.changed = threading.Condition()
         for name, value in (initial or {}).items():
             self.set(name, value)
 
@@ -102,8 +101,6 @@ class Faults:
                 self._values.pop(name, None)
             else:
                 self._values[name] = value
-        with self.changed:
-            self.changed.notify_all()
 
     def active(self) -> dict[str, Any]:
         """What is switched on, by name."""

@@ -6,6 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl", ".sft")
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -34,6 +36,16 @@ class Folders:
     def of_type(self, name: str) -> str | None:
         """The directory that /view and /upload call ``output``, ``temp`` or ``input``; None for other words."""
         return {"output": self.output, "temp": self.temp, "input": self.input}.get(name)
+
+    def model_files(self, kind: str) -> list[str]:
+        """The model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folder."""
+        top = os.path.join(self.models, kind)
+        return sorted(
+            os.path.relpath(os.path.join(directory, name), top)
+            for directory, _, names in os.walk(top, followlinks=True)
+            for name in names
+            if name.lower().endswith(MODEL_SUFFIXES)
+        )
 
     def split_annotation(self, name: str) -> tuple[str, str | None]:
         """Split ``"a.png [temp]"`` into name and directory; the directory is None without annotation."""

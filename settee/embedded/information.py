@@ -21,7 +21,6 @@ MODEL_FOLDERS = [
     *("embeddings", "diffusers", "vae_approx", "controlnet", "gligen", "upscale_models", "custom_nodes"),
     *("hypernetworks", "photomaker", "classifiers", "model_patches", "audio_encoders"),
 ]
-MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl", ".sft")
 
 
 @routes.get("/")
@@ -103,22 +102,11 @@ async def models(request: web.Request) -> web.Response:
     folder = request.match_info["folder"]
     if folder not in MODEL_FOLDERS:
         return web.Response(status=404)
-    return web.json_response(_model_files(request.app[STATE].options.folders.models, folder))
+    return web.json_response(request.app[STATE].options.folders.model_files(folder))
 
 
 @routes.get("/embeddings")
 async def embeddings(request: web.Request) -> web.Response:
     """Embeddings without their suffix."""
-    names = _model_files(request.app[STATE].options.folders.models, "embeddings")
+    names = request.app[STATE].options.folders.model_files("embeddings")
     return web.json_response([os.path.splitext(name)[0] for name in names])
-
-
-def _model_files(models_directory: str, folder: str) -> list[str]:
-    """Model files below a kind's folder, as sorted relative paths."""
-    top = os.path.join(models_directory, folder)
-    return sorted(
-        os.path.relpath(os.path.join(directory, name), top)
-        for directory, _, names in os.walk(top, followlinks=True)
-        for name in names
-        if name.lower().endswith(MODEL_SUFFIXES)
-    )

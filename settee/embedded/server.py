@@ -30,8 +30,9 @@ async def _serve(options: Options) -> None:
     threading.Thread(target=state.executor.work, name="executor", daemon=True).start()
     runner = web.AppRunner(build_app(state), access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, options.listen, options.port).start()
-    log.info("Starting server\n\nTo see the GUI go to: http://%s:%s", options.listen, options.port)
+    for address in options.listen.split(","):
+        await web.TCPSite(runner, address, options.port).start()
+        log.info("Starting server\n\nTo see the GUI go to: http://%s:%s", address, options.port)
     await state.hub.publish()
 
 

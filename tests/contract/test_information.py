@@ -12,7 +12,7 @@ from tests.contract import recording
 from tests.contract.driver import Comfy
 
 SHARED = sorted(recording.load("object_info"))
-OWN = {"SetteeSampler", "SetteeFault", "SetteeSaveFiles"}
+OWN = {"SetteeCheckpointTint", "SetteeSampler", "SetteeFault", "SetteeSaveFiles"}
 
 
 def without_files(info: dict[str, Any]) -> Any:

@@ -1,7 +1,8 @@
-"""settee's own stand-ins: a sampler without a model, and a node that fails on request."""
+"""settee's own stand-ins: a sampler without a model, a user of model files, and a node that fails on request."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import time
@@ -9,8 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageFilter
 
+from settee.embedded.folders import Folders
 from settee.embedded.hub import PreviewImage
-from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
+from settee.embedded.nodes.base import ImageBatch, Inputs, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
 
 _MODULE = "settee.embedded.nodes.own"
 _POLL_SECONDS = 0.005
@@ -44,8 +46,8 @@ class SetteeSampler(Node):
         current = images
         for step in range(1, steps + 1):
             self._work(env, inputs["delay_ms"] / 1000)
-            share = step / steps
-            current = images.each(lambda image, share=share: Image.blend(image, target, share * 0.8))  # type: ignore[misc]
+            share = 0.8 * step / steps
+            current = ImageBatch(Image.blend(image, target, share) for image in images)
             preview = None
             if env.preview_size is not None:
                 preview = PreviewImage("JPEG", current[0].convert("RGB"), env.preview_size)
@@ -65,6 +67,31 @@ class SetteeSampler(Node):
         colours = random.Random(seed).randbytes(16 * 16 * 3)  # noqa: S311 (a picture, not a secret)
         small = Image.frombytes("RGB", (16, 16), colours).filter(ImageFilter.GaussianBlur(1))
         return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def _checkpoint_inputs(folders: Folders) -> Inputs:
+    return {"image": ("IMAGE",), "ckpt_name": (folders.model_files("checkpoints"),)}
+
+
+class SetteeCheckpointTint(Node):
+    """Tints a picture with a colour from the SHA-256 of a checkpoint file: shows which model was really there."""
+
+    spec = NodeSpec(
+        "SetteeCheckpointTint",
+        "settee",
+        required=_checkpoint_inputs,
+        returns=("IMAGE",),
+        module=_MODULE,
+        display_name="Settee Checkpoint Tint",
+    )
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        path = os.path.join(env.folders.models, "checkpoints", inputs["ckpt_name"])
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(file.read()).digest()
+        images: ImageBatch = inputs["image"]
+        tint = Image.new(images[0].mode, images.size, tuple(digest[: len(images[0].getbands())]))
+        return Outcome((images.each(lambda image: Image.blend(image, tint, 0.5)),))
 
 
 class OutOfMemoryError(RuntimeError):
@@ -138,4 +165,4 @@ class SetteeFault(Node):
             raise out_of_memory()
 
 
-NODES: tuple[type[Node], ...] = (SetteeSampler, SetteeFault)
+NODES: tuple[type[Node], ...] = (SetteeSampler, SetteeCheckpointTint, SetteeFault)
