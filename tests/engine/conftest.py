@@ -21,11 +21,9 @@ def rig(_shared_rig: Rig) -> Iterator[Rig]:
     """A supervised embedded ComfyUI, shared by a module's tests; clean and healthy before and after each."""
     _shared_rig.engine.wait_ready(20)
     yield _shared_rig
+    _shared_rig.stop_runs()
     _shared_rig.engine.wait_ready(20)
-    import requests
-
-    active = requests.get(f"{_shared_rig.url}/settee/faults", timeout=5).json()
-    requests.post(f"{_shared_rig.url}/settee/faults", json=dict.fromkeys(active), timeout=5)
+    _shared_rig.clear_faults()
     assert _shared_rig.is_idle()
     assert files_below(*_shared_rig.folders) == []
 
@@ -33,5 +31,5 @@ def rig(_shared_rig: Rig) -> Iterator[Rig]:
 @pytest.fixture
 def own_rig(tmp_path: Path) -> Iterator[Rig]:
     """One for this test alone."""
-    with Rig(tmp_path) as rig:
+    with Rig(tmp_path, embedded=True) as rig:
         yield rig

