@@ -68,7 +68,6 @@ class Executor:
         self, ticket: int, number: float, prompt_id: str, prompt: Prompt, extra_data: Any, outputs: list[str]
     ) -> None:
         started = time.perf_counter()
-        self._hub.last_prompt_id = prompt_id
         result = self._run(prompt, prompt_id, extra_data, outputs)
         status = {
             "status_str": "success" if self._succeeded else "error",

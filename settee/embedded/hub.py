@@ -60,7 +60,6 @@ class Hub:
         """Who submitted the prompt that runs, or that ran last. Not always text: callers may send anything."""
         self.last_node_id: str | None = None
         """The node that runs for client_id, told to that client when it reconnects."""
-        self.last_prompt_id: str | None = None
 
     def post(self, event: str | int, data: Any, client_id: Any) -> None:
         """Queue a message to one client, or to all of them when client_id is None; callable from any thread."""

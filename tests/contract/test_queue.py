@@ -14,7 +14,7 @@ from tests.contract.driver import Comfy, Graph, Listener, empty_to_save, eventua
 Slow = Callable[[int], Graph]
 
 
-def running(comfy: Comfy, slow_graph: Slow, steps: int = 40) -> tuple[Listener, str]:
+def running(comfy: Comfy, slow_graph: Slow, steps: int = 100) -> tuple[Listener, str]:
     """A prompt that is past its first step."""
     listener = comfy.listen()
     prompt_id = comfy.submit(slow_graph(steps), listener)
@@ -75,14 +75,14 @@ def test_a_waiting_prompt_is_deleted_without_a_word(comfy: Comfy, slow_graph: Sl
 
 
 def test_deleting_the_running_prompt_does_nothing(comfy: Comfy, slow_graph: Slow) -> None:
-    listener, running_id = running(comfy, slow_graph, 8)
+    listener, running_id = running(comfy, slow_graph, 20)
     assert comfy.post("/queue", json={"delete": [running_id]}).status_code == 200
     listener.wait_end(running_id)
     assert comfy.wait_history(running_id)["status"]["status_str"] == "success"
 
 
 def test_clearing_the_queue_spares_the_running_prompt(comfy: Comfy, slow_graph: Slow) -> None:
-    listener, running_id = running(comfy, slow_graph, 8)
+    listener, running_id = running(comfy, slow_graph, 20)
     waiting = [comfy.submit(empty_to_save(), listener) for _ in range(3)]
     assert comfy.post("/queue", json={"clear": True}).status_code == 200
     listener.wait_end(running_id)
@@ -120,8 +120,8 @@ def test_an_interrupt_without_id_ends_whatever_runs(comfy: Comfy, slow_graph: Sl
 
 def test_everyone_hears_of_the_interrupt_of_a_prompt_without_client(comfy: Comfy, slow_graph: Slow) -> None:
     listener = comfy.listen()
-    running_id = comfy.submit(slow_graph(40))
-    listener.wait_label("progress:1/40")
+    running_id = comfy.submit(slow_graph(100))
+    listener.wait_label("progress:1/100")
     comfy.post("/interrupt", json={})
     comfy.wait_history(running_id)
     listener.wait_label("status:0")

@@ -37,7 +37,7 @@ def test_each_step_is_told_in_the_recorded_order(comfy: Comfy, slow_graph: Slow)
 
 def test_two_clients_hear_their_own_prompts_and_every_status(comfy: Comfy, slow_graph: Slow) -> None:
     one, other = comfy.listen(), comfy.listen()
-    slow = comfy.submit(slow_graph(6), one)
+    slow = comfy.submit(slow_graph(20), one)
     one.wait_label("executing:3")
     fast = comfy.submit(empty_to_save(), other)
     one.wait_end(slow)
@@ -52,8 +52,8 @@ def test_two_clients_hear_their_own_prompts_and_every_status(comfy: Comfy, slow_
 
 def test_a_reconnect_is_told_the_node_that_runs(comfy: Comfy, slow_graph: Slow) -> None:
     listener = comfy.listen()
-    prompt_id = comfy.submit(slow_graph(10), listener)
-    listener.wait_for(lambda message: label(message) == "progress:2/10")
+    prompt_id = comfy.submit(slow_graph(20), listener)
+    listener.wait_for(lambda message: label(message) == "progress:2/20")
     listener.close()
     again = comfy.listen(listener.client_id)
     again.wait_end(prompt_id)
@@ -76,8 +76,8 @@ def test_a_reconnect_after_the_end_hears_nothing_of_it(comfy: Comfy, slow_graph:
 
 def test_closing_the_older_of_two_sockets_deafens_the_newer(comfy: Comfy, slow_graph: Slow) -> None:
     first = comfy.listen()
-    prompt_id = comfy.submit(slow_graph(12), first)
-    first.wait_for(lambda message: label(message) == "progress:2/12")
+    prompt_id = comfy.submit(slow_graph(20), first)
+    first.wait_for(lambda message: label(message) == "progress:2/20")
     second = comfy.listen(first.client_id)
     second.wait_label("executing:3")
     assert second.labels()[:2] == ["status:1+sid", "executing:3"]

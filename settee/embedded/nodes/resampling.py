@@ -25,20 +25,20 @@ def resize(image: Image.Image, width: int, height: int, method: str) -> Image.Im
         return image.resize((width, height), Image.Resampling.LANCZOS)
     if method == "nearest-exact":
         return _by_axis(image, width, height, _picked)
-    along_x = _area if method == "area" else _sampled_with(_bicubic if method == "bicubic" else _bilinear)
-    bands = [_by_axis(band.convert("F"), width, height, along_x) for band in image.split()]
+    along_y = {"area": _area, "bilinear": _bilinear_rows, "bicubic": _sampled_with(_bicubic)}[method]
+    bands = [_by_axis(band.convert("F"), width, height, along_y) for band in image.split()]
     return Image.merge(image.mode, [_bytes_of(band) for band in bands])
 
 
 def _by_axis(
-    image: Image.Image, width: int, height: int, along_x: Callable[[Image.Image, int], Image.Image]
+    image: Image.Image, width: int, height: int, along_y: Callable[[Image.Image, int], Image.Image]
 ) -> Image.Image:
-    """Resize along x, then along y."""
-    if width != image.width:
-        image = along_x(image, width)
+    """Resize along y, and along x by turning the picture: whole rows are much faster to move than columns."""
     if height != image.height:
-        turned = image.transpose(Image.Transpose.TRANSPOSE)
-        image = along_x(turned, height).transpose(Image.Transpose.TRANSPOSE)
+        image = along_y(image, height)
+    if width != image.width:
+        turned = along_y(image.transpose(Image.Transpose.TRANSPOSE), width)
+        image = turned.transpose(Image.Transpose.TRANSPOSE)
     return image
 
 
@@ -60,69 +60,74 @@ def _bytes_of(band: Image.Image) -> Image.Image:
     return clipped.convert("L")
 
 
-def _picked(image: Image.Image, width: int) -> Image.Image:
-    """Nearest columns. PyTorch finds them in 32-bit floats, which decides ties differently than Pillow does."""
-    scale = array("f", [image.width / width])[0]
-    points = array("f", ((x + 0.5) * scale for x in range(width)))
-    result = Image.new(image.mode, (width, image.height))
-    for x, point in enumerate(points):
-        left = min(int(point), image.width - 1)
-        result.paste(image.crop((left, 0, left + 1, image.height)), (x, 0))
+def _picked(image: Image.Image, height: int) -> Image.Image:
+    """Nearest rows. PyTorch finds them in 32-bit floats, which decides ties differently than Pillow does."""
+    scale = array("f", [image.height / height])[0]
+    points = array("f", ((y + 0.5) * scale for y in range(height)))
+    result = Image.new(image.mode, (image.width, height))
+    for y, point in enumerate(points):
+        top = min(int(point), image.height - 1)
+        result.paste(image.crop((0, top, image.width, top + 1)), (0, y))
     return result
 
 
-def _area(band: Image.Image, width: int) -> Image.Image:
-    """Each column is the mean of every column its share of the width touches."""
-    old, height = band.size
-    if old % width == 0:
+def _area(band: Image.Image, height: int) -> Image.Image:
+    """Each row is the mean of every row its share of the height touches."""
+    width, old = band.size
+    if old % height == 0:
         return band.resize((width, height), Image.Resampling.BOX)
     result = Image.new("F", (width, height))
-    for x in range(width):
-        start, end = x * old // width, -(-(x + 1) * old // width)
-        column = band.resize((1, height), Image.Resampling.BOX, box=(start, 0, end, height))
-        result.paste(column, (x, 0))
+    for y in range(height):
+        start, end = y * old // height, -(-(y + 1) * old // height)
+        result.paste(band.resize((width, 1), Image.Resampling.BOX, box=(0, start, width, end)), (0, y))
     return result
 
 
 Taps = list[tuple[int, list[float]]]
-"""Offsets from the pixel left of a sample point, each with its weight for every output column."""
+"""Offsets from the row above a sample point, each with its weight for every output row."""
 
 _TIE = 1e-6
-"""Pixels. Makes sample points that fall on a pixel round the same way wherever they are computed."""
+"""Pixels. Makes sample points that fall on a row round the same way wherever they are computed."""
+
+_REACH = 2
+"""How many rows beyond an edge a tap can lie."""
 
 
 def _sampled_with(taps: Callable[[list[float]], Taps]) -> Callable[[Image.Image, int], Image.Image]:
-    """A resizer along x: the sum over taps of weight times shifted pixels."""
+    """A resizer along y: the sum over taps of weight times shifted rows."""
 
-    def resized(band: Image.Image, width: int) -> Image.Image:
-        old, height = band.size
-        points = [(x + 0.5) * old / width - 0.5 + _TIE for x in range(width)]
+    def resized(band: Image.Image, height: int) -> Image.Image:
+        width, old = band.size
+        points = [(y + 0.5) * old / height - 0.5 + _TIE for y in range(height)]
         padded, total = _with_repeated_edges(band), Image.new("F", (width, height))
         for offset, weights in taps([point - math.floor(point) for point in points]):
-            # The pixel left of sample x is floor((x + 0.5) * scale - 0.5): a nearest transform moved half a pixel.
-            move = (old / width, 0.0, _REACH - 0.5 + _TIE + offset, 0.0, 1.0, 0.0)
-            pixels = padded.transform((width, height), Image.Transform.AFFINE, move, Image.Resampling.NEAREST)
-            row = Image.new("F", (width, 1))
-            row.putdata(weights)
-            weight = row.resize((width, height), Image.Resampling.NEAREST)
-            total = ImageMath.lambda_eval(lambda m: m["t"] + m["p"] * m["w"], t=total, p=pixels, w=weight)
+            # The row above sample y is floor((y + 0.5) * scale - 0.5): a nearest transform moved half a pixel.
+            move = (1.0, 0.0, 0.0, 0.0, old / height, _REACH - 0.5 + _TIE + offset)
+            rows = padded.transform((width, height), Image.Transform.AFFINE, move, Image.Resampling.NEAREST)
+            column = Image.new("F", (1, height))
+            column.putdata(weights)
+            weight = column.resize((width, height), Image.Resampling.NEAREST)
+            total = ImageMath.lambda_eval(lambda m: m["t"] + m["r"] * m["w"], t=total, r=rows, w=weight)
         return total
 
     return resized
 
 
-_REACH = 2
-"""How many pixels beyond an edge a tap can lie."""
-
-
 def _with_repeated_edges(band: Image.Image) -> Image.Image:
     width, height = band.size
-    padded = Image.new("F", (width + 2 * _REACH, height))
-    padded.paste(band, (_REACH, 0))
-    for edge, at in ((0, 0), (width - 1, width + _REACH)):
-        column = band.crop((edge, 0, edge + 1, height)).resize((_REACH, height), Image.Resampling.NEAREST)
-        padded.paste(column, (at, 0))
+    padded = Image.new("F", (width, height + 2 * _REACH))
+    padded.paste(band, (0, _REACH))
+    for edge, at in ((0, 0), (height - 1, height + _REACH)):
+        row = band.crop((0, edge, width, edge + 1)).resize((width, _REACH), Image.Resampling.NEAREST)
+        padded.paste(row, (0, at))
     return padded
+
+
+def _bilinear_rows(band: Image.Image, height: int) -> Image.Image:
+    """Growing, Pillow's filter is the same as PyTorch's and much faster; shrinking, it smooths."""
+    if height > band.height:
+        return band.resize((band.width, height), Image.Resampling.BILINEAR)
+    return _sampled_with(_bilinear)(band, height)
 
 
 def _bilinear(fractions: list[float]) -> Taps:
