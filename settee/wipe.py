@@ -24,8 +24,8 @@ _ZEROES = memoryview(bytes(1024 * 1024))
 #: costs neither descriptors nor Python's recursion.
 _DEEPEST = 32
 
-#: Looks at one folder before it is given up as one that is being written into all the time.
-_PASSES = 200
+#: Walks over a tree before it is given up as one that is being written into all the time.
+_PASSES = 5
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -107,83 +107,102 @@ def _allow_owner(name: str, dir_fd: int) -> None:
         os.close(fd)
 
 
-class _Walk:
-    """One wipe of one tree: what it has done so far."""
+class _Wipe:
+    """One wipe of one tree: walks over it until there is nothing more to do."""
 
     def __init__(self, root_fd: int) -> None:
         self.root_fd = root_fd
         self.files = 0
         self.bytes = 0
+        #: What the present walk could not remove.
         self.left: list[str] = []
+        #: What no walk meets again, though it was not overwritten.
+        self.gone: list[str] = []
+        #: Entries that the present walk removed or moved up.
+        self.progress = 0
+        #: Deep folders moved up so far.
         self.moved = 0
 
+    def run(self) -> Wiped:
+        passes = 0
+        while passes < _PASSES:
+            self.left, self.progress, moved = [], 0, self.moved
+            self.empty(self.root_fd, "", 0)
+            if not self.progress:
+                return Wiped(self.files, self.bytes, (*self.gone, *self.left))
+            passes += self.moved == moved
+        return Wiped(self.files, self.bytes, (*self.gone, *self.left, "."))
+
     def empty(self, fd: int, path: str, depth: int) -> None:
-        """Wipe everything in the open folder ``fd``, called ``path`` (ends with "/", "" for the root).
+        """Wipe what the open folder ``fd`` holds, called ``path`` (ends with "/", "" for the root)."""
+        names: list[str] = []
+        folders: list[str] = []
+        # The names first: a folder that is written into meanwhile could go on listing for ever.
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                (folders if entry.is_dir(follow_symlinks=False) else names).append(entry.name)
+        for name in names:
+            self.progress += self.file(fd, name, path)
+        for name in folders:
+            self.progress += self.folder(fd, name, path, depth)
 
-        Looks again until it finds nothing new: a file may be created meanwhile, and a deep folder be moved up.
-        """
-        failed: set[str] = set()
-        for _ in range(_PASSES):
-            found = False
-            folders = []
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    if entry.name in failed:
-                        continue
-                    found = True
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.name)
-                    elif not self.file(fd, entry.name):
-                        failed.add(entry.name)
-            failed.update(name for name in folders if not self.folder(fd, name, path, depth))
-            if not found:
-                break
-        else:
-            failed.add(".")
-        self.left += [path + name for name in failed]
-
-    def file(self, fd: int, name: str) -> bool:
+    def file(self, fd: int, name: str, path: str) -> bool:
+        """Wipe one entry that was no folder; whether that is done with."""
         try:
             self.bytes += wipe_file(name, dir_fd=fd)
         except FileNotFoundError:
             return True  # somebody else was faster
         except OSError as error:
-            # A folder that took the file's place is met again in the next pass.
-            return error.errno == errno.EISDIR
+            if error.errno == errno.EISDIR:
+                return True  # a folder has taken its place, which the next walk meets
+            try:
+                os.lstat(name, dir_fd=fd)
+            except FileNotFoundError:
+                self.gone.append(path + name)
+                return True
+            self.left.append(path + name)
+            return False
         self.files += 1
         return True
 
     def folder(self, fd: int, name: str, path: str, depth: int) -> bool:
+        """Empty and remove one folder; whether that is done with."""
         try:
             if depth >= _DEEPEST:
                 self.moved += 1
                 os.rename(name, f".wiped-{self.moved}", src_dir_fd=fd, dst_dir_fd=self.root_fd)
                 return True
-            # O_NOFOLLOW: a folder that has become a link since it was listed must not lead out of the tree.
+            child = _open_folder(name, fd)
             try:
-                child = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
-            except PermissionError:
-                _allow_owner(name, fd)
-                child = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
-            try:
-                if os.fstat(child).st_mode & 0o300 != 0o300:
-                    with contextlib.suppress(PermissionError):
-                        os.fchmod(child, 0o700)  # nothing can be removed from a read-only folder
                 self.empty(child, f"{path}{name}/", depth + 1)
             finally:
                 os.close(child)
             os.rmdir(name, dir_fd=fd)
         except FileNotFoundError:
             return True
-        except NotADirectoryError:
-            return self.file(fd, name)
         except OSError as error:
-            return self.file(fd, name) if error.errno == errno.ELOOP else False
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                return self.file(fd, name, path)  # it has become a file or a link since it was listed
+            self.left.append(path + name)
+            return False
         return True
 
 
+def _open_folder(name: str, dir_fd: int) -> int:
+    """A descriptor of a folder, never of what a link leads to, with the right to remove what is in it."""
+    try:
+        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except PermissionError:
+        _allow_owner(name, dir_fd)
+        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
+    if os.fstat(fd).st_mode & 0o300 != 0o300:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(fd, 0o700)
+    return fd
+
+
 def wipe_tree(root: Path) -> Wiped:
-    """Wipe everything below ``root``, in constant memory; ``root`` itself stays.
+    """Wipe everything below ``root``, in the memory that the names of one folder take; ``root`` itself stays.
 
     Every folder is opened through its parent's descriptor and no link is followed, so nothing outside is touched
     even when somebody swaps folders for links meanwhile. The one exception is ``root``: start.sh may have made
@@ -197,8 +216,6 @@ def wipe_tree(root: Path) -> Wiped:
     except OSError:
         return Wiped(left=(".",))
     try:
-        walk = _Walk(fd)
-        walk.empty(fd, "", 0)
+        return _Wipe(fd).run()
     finally:
         os.close(fd)
-    return Wiped(walk.files, walk.bytes, tuple(walk.left))

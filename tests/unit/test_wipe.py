@@ -1,0 +1,419 @@
+"""Wiping, proven on the old pages themselves.
+
+A file that was cut to nothing reads as empty whatever became of its pages. So the tests keep hold of the pages: what
+``splice`` puts into a pipe are references to the file's pages, not copies, and the pipe shows what is on them when it
+is read later. ``open(name, "wb")`` fails these tests: it leaves the old bytes on the old pages.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from settee.wipe import Wiped, wipe_file, wipe_tree
+
+PAGES = 64 * 1024  # what a pipe holds
+WORD = b"secret!!"
+SECRET = WORD * (3 * PAGES // len(WORD)) + b"tail"
+
+FOLDERS = ["disk"] + (["/dev/shm"] if os.access("/dev/shm", os.W_OK) else [])
+
+
+@pytest.fixture(params=FOLDERS)
+def outside(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on the disk, and again on the RAM disk."""
+    if request.param == "disk":
+        yield tmp_path
+        return
+    folder = Path(request.param) / f"settee-test-{os.getpid()}-{tmp_path.name}"
+    folder.mkdir()
+    yield folder
+    wipe_tree(folder)
+    folder.rmdir()
+
+
+@pytest.fixture
+def root(outside: Path) -> Path:
+    """What is wiped, with room for a test's own files beside it."""
+    folder = outside / "root"
+    folder.mkdir()
+    return folder
+
+
+def put(path: Path, content: bytes = SECRET) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+class HeldPages:
+    """Pages of a file from ``offset`` on, held in a pipe while the file is wiped."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._read, self._write = os.pipe()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            self.size = os.splice(fd, self._write, PAGES, offset_src=offset)
+        finally:
+            os.close(fd)
+
+    def now(self) -> bytes:
+        """What is on the pages; closes the pipe."""
+        os.close(self._write)
+        with os.fdopen(self._read, "rb") as pipe:
+            return pipe.read()
+
+
+# --- the old bytes are gone ----------------------------------------------------------------------------
+
+
+def test_the_old_pages_hold_zeroes(root: Path) -> None:
+    pages = HeldPages(put(root / "secret.png"))
+
+    wiped = wipe_tree(root)
+
+    assert wiped == Wiped(files=1, bytes=len(SECRET))
+    assert list(root.iterdir()) == []
+    assert pages.now() == bytes(PAGES)
+
+
+def test_the_pages_that_the_usual_way_leaves_would_be_noticed(root: Path) -> None:
+    """The proof itself: truncating first, as open("wb") does, leaves every old byte where it was."""
+    file = put(root / "secret.png")
+    pages = HeldPages(file)
+    with file.open("wb") as new:
+        new.write(bytes(len(SECRET)))
+        new.flush()
+        os.fsync(new.fileno())
+    file.unlink()
+    assert pages.now() == SECRET[:PAGES]
+
+
+def test_descriptors_and_hard_links_from_before_show_no_old_byte(root: Path, outside: Path) -> None:
+    file = put(root / "deep" / "er" / "secret.png")
+    os.link(file, outside / "kept")
+    pages = HeldPages(outside / "kept")
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        assert wipe_tree(root).left == ()
+        assert os.pread(fd, len(SECRET), 0).strip(b"\0") == b""
+    finally:
+        os.close(fd)
+    assert (outside / "kept").read_bytes().strip(b"\0") == b""
+    assert pages.now() == bytes(PAGES)
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1024 * 1024, 2 * 1024 * 1024 + 5])
+def test_every_byte_of_any_size_is_overwritten(root: Path, size: int) -> None:
+    file = put(root / "file", b"x" * size)
+    ends = [HeldPages(file), HeldPages(file, max(0, size - 4096) // 4096 * 4096)]
+
+    assert wipe_tree(root) == Wiped(files=1, bytes=size)
+
+    assert [end.now() for end in ends] == [bytes(end.size) for end in ends]
+    assert ends[0].size
+
+
+def test_a_sparse_file_costs_no_memory_and_loses_its_data(root: Path) -> None:
+    """Filling the holes of this one would take more than the machine has."""
+    file = root / "sparse"
+    with file.open("wb") as new:
+        new.truncate(1 << 40)
+        for position in (0, 1 << 30, 1 << 39):
+            new.seek(position)
+            new.write(WORD * 512)
+    pages = [HeldPages(file, position) for position in (0, 1 << 30, 1 << 39)]
+
+    wiped = wipe_tree(root)
+
+    assert wiped.left == ()
+    assert 3 * 4096 <= wiped.bytes < 1 << 24
+    assert [held.now().count(WORD) for held in pages] == [0, 0, 0]
+
+
+def test_bytes_written_through_a_mapping_go_too(root: Path) -> None:
+    import mmap
+
+    file = put(root / "mapped", bytes(PAGES))
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), PAGES) as mapping:
+        mapping[:8] = WORD
+        pages = HeldPages(file)
+        wipe_tree(root)
+    assert pages.now() == bytes(PAGES)
+
+
+# --- everything goes, and nothing else -------------------------------------------------------------------
+
+
+def test_subfolders_go_and_the_root_stays(root: Path) -> None:
+    for name in ("a/b/c/1", "a/2", "3", "a/b/.hidden"):
+        put(root / name, b"xy")
+    (root / "empty" / "er").mkdir(parents=True)
+
+    assert wipe_tree(root) == Wiped(files=4, bytes=8)
+
+    assert root.is_dir()
+    assert list(root.iterdir()) == []
+
+
+def test_links_are_removed_and_never_followed(root: Path, outside: Path) -> None:
+    file = put(outside / "kept" / "file", b"not ours")
+    (root / "to-file").symlink_to(file)
+    (root / "to-folder").symlink_to(file.parent)
+    (root / "to-nothing").symlink_to(outside / "nothing")
+    (root / "in" / "deep").parent.mkdir()
+    (root / "in" / "deep").symlink_to("../../kept")
+
+    assert wipe_tree(root) == Wiped(files=4, bytes=0)
+
+    assert list(root.iterdir()) == []
+    assert file.read_bytes() == b"not ours"
+
+
+def test_the_root_itself_may_be_a_link(outside: Path) -> None:
+    """start.sh makes ComfyUI's input folder one that leads to the RAM disk."""
+    folder = outside / "shm"
+    put(folder / "sub" / "file", b"x")
+    (outside / "link").symlink_to(folder)
+
+    assert wipe_tree(outside / "link") == Wiped(files=1, bytes=1)
+
+    assert (outside / "link").is_symlink()
+    assert list(folder.iterdir()) == []
+
+
+def test_fifos_sockets_and_devices_are_not_opened(root: Path) -> None:
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.open(root, os.O_RDONLY)
+        try:
+            server.bind(f"/proc/self/fd/{here}/socket")
+        finally:
+            os.close(here)
+        expected = 2
+        if os.geteuid() == 0:
+            os.mknod(root / "full", stat.S_IFCHR | 0o666, os.makedev(1, 7))  # /dev/full refuses every write
+            expected = 3
+        assert wipe_tree(root) == Wiped(files=expected, bytes=0)
+    assert list(root.iterdir()) == []
+
+
+def test_names_of_any_bytes(root: Path) -> None:
+    here = os.fsencode(root)
+    for name in (b"new\nline", b"\xff\xfe", b"-rf", b" ", b"*", "\N{BLACK HEART SUIT}".encode(), b"x" * 255):
+        with open(here + b"/" + name, "wb") as file:
+            file.write(b"12")
+        os.mkdir(here + b"/d" + name[:250])
+    assert wipe_tree(root) == Wiped(files=7, bytes=14)
+    assert list(root.iterdir()) == []
+
+
+def test_a_tree_deeper_than_descriptors_and_recursion_allow(root: Path) -> None:
+    fd = os.open(root, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=fd)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = deeper
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+    assert wipe_tree(root) == Wiped(files=1, bytes=0)
+
+    assert list(root.iterdir()) == []
+
+
+def test_many_files(root: Path) -> None:
+    for number in range(600):
+        put(root / str(number % 7) / str(number), b"x")
+    assert wipe_tree(root) == Wiped(files=600, bytes=600)
+    assert list(root.iterdir()) == []
+
+
+def test_a_missing_root_is_an_empty_one_and_a_file_is_none(outside: Path) -> None:
+    assert wipe_tree(outside / "nothing") == Wiped()
+    file = put(outside / "file", b"keep")
+    assert wipe_tree(file) == Wiped(left=(".",))
+    assert file.read_bytes() == b"keep"
+
+
+def test_no_descriptor_stays_open(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    put(root / "a" / "b" / "file")
+    os.mkfifo(root / "fifo")
+    wipe_tree(root)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- while others write ----------------------------------------------------------------------------------
+
+
+def test_files_that_appear_meanwhile(root: Path) -> None:
+    """A writer at work during many wipes: none of them raises, and the last one finds the rest."""
+    count = 1000
+
+    def write() -> None:
+        number = 0
+        while number < count:
+            try:
+                put(root / f"d{number % 5}" / str(number), b"x")
+            except OSError:
+                continue  # its folder was removed under it
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    wiped = 0
+    while writer.is_alive():
+        wiped += wipe_tree(root).files
+    writer.join()
+    last = wipe_tree(root)
+    assert last.left == ()
+    assert wiped + last.files == count
+    assert list(root.iterdir()) == []
+
+
+def test_a_writer_that_never_ends_does_not_keep_the_wipe(root: Path) -> None:
+    """Whatever is removed comes back at once: the wipe gives up and says so."""
+    os.mkfifo(root / "fifo")
+    real = os.unlink
+    names = iter(range(10**9))
+
+    def unlink(name: str, *, dir_fd: int) -> None:
+        real(name, dir_fd=dir_fd)
+        os.mkfifo(f"again-{next(names)}", dir_fd=dir_fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        assert wipe_tree(root).left == (".",)
+
+
+def test_a_folder_swapped_for_a_link_leads_nowhere(root: Path, outside: Path) -> None:
+    """Somebody exchanges a folder for a link to one outside, over and over, while the wipe walks."""
+    kept = put(outside / "kept" / "file", b"not ours")
+    stop = threading.Event()
+
+    def swap() -> None:
+        spare = outside / "spare"
+        while not stop.is_set():
+            try:
+                (root / "sub").mkdir(exist_ok=True)
+                os.rename(root / "sub", spare)
+                (root / "sub").symlink_to(kept.parent)
+                os.rename(root / "sub", outside / "link")
+                os.rename(spare, root / "sub")
+            except OSError:
+                continue
+
+    swapper = threading.Thread(target=swap)
+    swapper.start()
+    try:
+        for _ in range(300):
+            wipe_tree(root)
+    finally:
+        stop.set()
+        swapper.join()
+    assert kept.read_bytes() == b"not ours"
+
+
+# --- what cannot be wiped --------------------------------------------------------------------------------
+
+UNPRIVILEGED = textwrap.dedent(
+    """
+    import os, sys
+    from pathlib import Path
+    from settee.wipe import wipe_tree
+    if os.geteuid() == 0:
+        os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    print(wipe_tree(Path(sys.argv[1])))
+    """
+)
+
+
+def wipe_unprivileged(root: Path) -> str:
+    """The wipe by a user whom permissions do bind."""
+    for folder in (root, *root.parents):
+        if folder != Path("/") and folder.stat().st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    source = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, str(root)],
+        env={"PYTHONPATH": str(source), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def give_away(*paths: Path) -> None:
+    if os.geteuid() == 0:
+        for path in paths:
+            os.chown(path, 65534, 65534)
+
+
+def test_read_only_files_and_folders_of_our_own(root: Path) -> None:
+    put(root / "file", b"1234").chmod(0o400)
+    put(root / "sealed", b"1234").chmod(0o000)
+    inner = put(root / "folder" / "file", b"1234")
+    put(root / "closed" / "file", b"1234")
+    give_away(root, *root.rglob("*"))
+    inner.parent.chmod(0o500)
+    (root / "closed").chmod(0o000)
+
+    assert wipe_unprivileged(root) == repr(Wiped(files=4, bytes=16))
+
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+def test_what_is_not_ours_is_reported_and_the_rest_goes_on(root: Path) -> None:
+    theirs = put(root / "theirs" / "file", b"1234")
+    ours = put(root / "z" / "ours", b"12")
+    give_away(root, ours, ours.parent)
+    theirs.parent.chmod(0o755)
+
+    assert wipe_unprivileged(root) == repr(Wiped(files=1, bytes=2, left=("theirs/file", "theirs")))
+
+    assert theirs.read_bytes() == b"1234"
+    assert not ours.parent.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+def test_a_file_that_may_be_removed_but_not_written_is_removed_and_reported(root: Path) -> None:
+    theirs = put(root / "theirs", b"1234")
+    give_away(root)
+    theirs.chmod(0o600)
+
+    assert wipe_unprivileged(root) == repr(Wiped(left=("theirs",)))
+
+    assert not theirs.exists()
+
+
+# --- one file --------------------------------------------------------------------------------------------
+
+
+def test_one_file_is_named_below_its_folder(root: Path) -> None:
+    pages = HeldPages(put(root / "one"))
+    put(root / "other", b"stays")
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        assert wipe_file("one", dir_fd=fd) == len(SECRET)
+        with pytest.raises(FileNotFoundError):
+            wipe_file("one", dir_fd=fd)
+        with pytest.raises(OSError, match=r"directory|permitted"):
+            wipe_file("..", dir_fd=fd)
+    finally:
+        os.close(fd)
+    assert pages.now() == bytes(PAGES)
+    assert os.listdir(root) == ["other"]
