@@ -66,7 +66,9 @@ class SetteeError(Exception):
         where = f"{first['path']}: " if first.get("path") else ""
         near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
         more = f" (and {len(problems) - 1} more, see details)" if len(problems) > 1 else ""
-        return cls(f"invalid {what}: {where}{first['problem']}{near}{more}", details={"problems": problems})
+        # One line, whatever a caller's keys hold.
+        message = " ".join(f"invalid {what}: {where}{first['problem']}{near}{more}".split())
+        return cls(message, details={"problems": problems})
 
     def as_dict(self) -> dict[str, Any]:
         """The error as doors show it: ``{"error", "code", "details"}``."""

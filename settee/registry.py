@@ -212,7 +212,7 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
         for error in report.get("errors", ()):
             info = error.get("extra_info") or {}
             name = info.get("input_name")
-            value = info.get("received_value", node["inputs"].get(name) if name else None)
+            value = info.get("received_value", node["inputs"].get(name) if name and "inputs" in node else None)
             problem: Problem = {
                 "path": f"workflow.{node_id}" + (f".inputs.{name}" if name else ""),
                 "node_id": node_id,

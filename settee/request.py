@@ -172,7 +172,8 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     if request is not None:
         problems += _beyond_types(request, settings)
     if problems:
-        raise InvalidRequest.from_problems(problems)
+        over_limits_only = all(problem.get("type") == "limit" for problem in problems)
+        raise (PayloadTooLarge if over_limits_only else InvalidRequest).from_problems(problems)
     assert request is not None
     return request
 
@@ -195,7 +196,8 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     problems: list[Problem] = []
     inputs = (*request.images, *request.files)
     if len(inputs) > settings.max_files:
-        problems.append({"path": "images", "problem": f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"})
+        limit = f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"
+        problems.append({"path": "images", "type": "limit", "problem": limit})
     seen: set[str] = set()
     for file in inputs:
         # Names that differ in case only would be one file on some file systems; the field's rule is "unique".
@@ -209,6 +211,7 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
         problems.append(
             {
                 "path": "images",
+                "type": "limit",
                 "problem": f"{math.ceil(size / MIB)} MiB of inline data; MAX_REQUEST_MB allows "
                 f"{settings.max_request_mb:g}: send an http(s) or s3 URL instead",
             }

@@ -1,0 +1,214 @@
+"""Workflows: shape, loops, isolation, and what the registry shows, against real graphs and a real registry."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee import registry, workflow
+
+DATA = Path(__file__).parents[1] / "data"
+RECORDINGS = Path(__file__).parents[1] / "contract" / "recordings"
+REAL = sorted((DATA / "real-workflows").glob("*.api.json"))
+
+
+@pytest.fixture(scope="module")
+def object_info() -> dict[str, Any]:
+    return dict(json.loads((DATA / "object_info.json").read_text()))
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+# --- shape ----------------------------------------------------------------------------------------------------
+
+
+def test_there_are_real_workflows() -> None:
+    assert len(REAL) == 56
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name.removesuffix(".api.json"))
+def test_published_workflows_are_never_refused_by_mistake(path: Path, object_info: dict[str, Any]) -> None:
+    """What is left to say about them is only that this registry has no API nodes."""
+    graph = json.loads(path.read_text())
+    assert workflow.shape_problems(graph, max_nodes=1000) == []
+    assert registry.path_problems(graph, object_info) == []
+    assert [item for item in registry.registry_problems(graph, object_info) if item["type"] != "unknown_class"] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "real-workflows").glob("*.ui.json")), ids=lambda path: path.name.removesuffix(".ui.json")
+)
+def test_the_editors_format_gets_a_word_on_how_to_export(path: Path) -> None:
+    [problem] = workflow.shape_problems(json.loads(path.read_text()), max_nodes=1000)
+    assert "Workflow > Export (API)" in problem["problem"]
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"),
+    [
+        ({}, "no nodes"),
+        ({"1": []}, "must be an object"),
+        ({"1": {"inputs": {}}}, "no class_type"),
+        ({"1": {"class_type": 3, "inputs": {}}}, "no class_type"),
+        ({"1": {"class_type": "A"}}, 'no "inputs"'),
+        ({"1": {"class_type": "A", "inputs": []}}, 'no "inputs"'),
+        ({"1": node("A", x=["2", 0])}, "not in the workflow"),
+        ({"1": node("A", x=["1", 0])}, "1 -> 1 form a loop"),
+        ({"1": node("A", x=["2", 0]), "2": node("B", x=["3", 0]), "3": node("C", x=["2", 1])}, "2 -> 3 -> 2"),
+        ({"1": node("A", x=["2", -1]), "2": node("B")}, "count from 0"),
+        ({"prompt": {"1": node("A")}, "client_id": "x"}, "whole POST /prompt body"),
+        ({str(index): node("A") for index in range(11)}, "MAX_NODES allows 10"),
+    ],
+)
+def test_what_is_wrong_with_a_shape_is_said(graph: dict[str, Any], says: str) -> None:
+    assert any(says in item["problem"] for item in workflow.shape_problems(graph, max_nodes=10))
+
+
+def test_a_long_chain_is_no_loop_and_no_recursion() -> None:
+    graph = {str(index): node("A", x=[str(index + 1), 0]) for index in range(4999)} | {"4999": node("A")}
+    assert workflow.find_cycle(graph) == []
+
+
+def test_a_diamond_is_no_loop() -> None:
+    graph = {
+        "1": node("A"),
+        "2": node("B", x=["1", 0]),
+        "3": node("B", x=["1", 0]),
+        "4": node("C", a=["2", 0], b=["3", 0]),
+    }
+    assert workflow.find_cycle(graph) == []
+
+
+def test_natural_order_takes_subgraph_ids() -> None:
+    ids = ["10", "57:8", "2", "57:10", "57", "a"]
+    assert sorted(ids, key=workflow.natural_key) == ["2", "10", "57", "57:8", "57:10", "a"]
+
+
+@pytest.mark.parametrize("value", [["1", True], ["1"], ["1", 0, 0], [1, 0], "1", ["1", "0"], None])
+def test_what_is_no_link(value: Any) -> None:
+    assert not workflow.is_link(value)
+
+
+# --- isolation ------------------------------------------------------------------------------------------------
+
+
+def test_isolation_touches_output_nodes_only_and_never_the_original(object_info: dict[str, Any]) -> None:
+    graph = {
+        "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="a/b"),
+        "3": node("PreviewImage", images=["1", 0]),
+        "4": node("SaveImage", images=["1", 0], filename_prefix=["9", 0]),
+    }
+    before = copy.deepcopy(graph)
+    isolated = workflow.isolate(graph, object_info, "job")
+    assert graph == before
+    assert isolated["1"] is graph["1"]
+    assert isolated["2"]["inputs"]["filename_prefix"] == "job/a/b"
+    assert isolated["3"]["inputs"][workflow.SALT_INPUT] == "job"
+    assert isolated["4"]["inputs"]["filename_prefix"] == ["9", 0]
+    assert isolated["4"]["inputs"][workflow.SALT_INPUT] == "job"
+
+
+def test_policy_takes_names_and_patterns() -> None:
+    graph = {"1": node("SaveImage"), "2": node("LoadImage")}
+    assert [item["node_id"] for item in workflow.class_problems(graph, (), ("Save*",))] == ["1"]
+    assert [item["node_id"] for item in workflow.class_problems(graph, ("SaveImage",), ())] == ["2"]
+    assert workflow.class_problems(graph, ("*",), ("Nothing",)) == []
+
+
+# --- the registry ---------------------------------------------------------------------------------------------
+
+
+def test_the_files_that_a_workflow_loads(object_info: dict[str, Any]) -> None:
+    graph = {
+        "1": node("LoadImage", image="a.png"),
+        "2": node("LoadImageMask", image="b.png [input]", channel="alpha"),
+        "3": node("LoadAudio", audio="c.wav"),
+        "4": node("LoadImage", image=["1", 0]),
+        "5": node("CLIPTextEncode", text="d.png", clip=["9", 0]),
+    }
+    assert [(item.node_id, item.name) for item in registry.loads(graph, object_info)] == [
+        ("1", "a.png"),
+        ("2", "b.png"),
+        ("3", "c.wav"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (node("LoadImage", image="/etc/passwd"), True),
+        (node("LoadImage", image="../x.png"), True),
+        (node("LoadImage", image="a/../../x.png"), True),
+        (node("LoadImage", image="a\\..\\x.png"), True),
+        (node("LoadImage", image="C:\\x.png"), True),
+        (node("LoadImage", image="x.png [output]"), True),
+        (node("LoadImage", image="x.png [temp]"), True),
+        (node("LoadImage", image="/etc/passwd [input]"), True),
+        (node("SomeCustomLoader", video_path="/etc/passwd"), True),
+        (node("SomeCustomLoader", directory="../.."), True),
+        (node("SaveImage", filename_prefix="/etc/x"), True),
+        (node("LoadImage", image="faces/x.png [input]"), False),
+        (node("CLIPTextEncode", text="/imagine ../ a cat"), False),
+        (node("SaveImage", filename_prefix="%date:yyyy-MM-dd%/x"), False),
+        (node("CheckpointLoaderSimple", ckpt_name="sdxl/base.safetensors"), False),
+    ],
+)
+def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, object_info: dict[str, Any]) -> None:
+    assert bool(registry.path_problems({"1": given}, object_info)) is refused
+
+
+@pytest.mark.parametrize(
+    ("value", "choices", "best"),
+    [
+        ("sdxl_base.safetensor", ["sd15.safetensors", "sdxl_base.safetensors"], "sdxl_base.safetensors"),
+        ("SDXL_BASE.safetensors", ["xl/sdxl_base.safetensors"], "xl/sdxl_base.safetensors"),
+        ("euler_a", ["euler", "euler_ancestral", "ddim"], "euler"),
+    ],
+)
+def test_near_matches(value: str, choices: list[str], best: str) -> None:
+    assert registry.near_matches(value, choices)[0] == best
+
+
+def test_no_near_match_is_made_up() -> None:
+    assert registry.near_matches("zzzz", ["euler", "ddim"]) == []
+    assert registry.near_matches("x" * 1000, ["euler"]) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "choices"),
+    [
+        ([["a", "b"], {}], ["a", "b"]),
+        (["COMBO", {"options": ["a"]}], ["a"]),
+        (["COMBO", {"remote": {}}], None),
+        (["INT", {"default": 1}], None),
+        (None, None),
+    ],
+)
+def test_both_forms_of_a_combo(spec: Any, choices: Any) -> None:
+    assert registry.choices_of(spec) == choices
+
+
+def test_comfyuis_own_words_are_explained(object_info: dict[str, Any]) -> None:
+    """Every recorded rejection turns into problems that name the node, the input and the value."""
+    recorded = json.loads((RECORDINGS / "validation_errors.json").read_text())
+    explained = 0
+    for event in recorded["events"]:
+        body = event.get("response_body")
+        if event.get("path") != "/prompt" or not isinstance(body, dict) or not body.get("node_errors"):
+            continue
+        graph = event["request_body"]["prompt"]
+        problems = registry.explain(body["node_errors"], graph, object_info)
+        assert len(problems) == sum(len(report["errors"]) for report in body["node_errors"].values())
+        for problem in problems:
+            assert problem["node_id"] in body["node_errors"]
+            assert problem["class_type"]
+            assert problem["problem"]
+        explained += len(problems)
+    assert explained > 15
