@@ -297,32 +297,29 @@ def test_a_writer_that_never_ends_does_not_keep_the_wipe(root: Path) -> None:
         assert wipe_tree(root).left == (".",)
 
 
-def test_a_folder_swapped_for_a_link_leads_nowhere(root: Path, outside: Path) -> None:
-    """Somebody exchanges a folder for a link to one outside, over and over, while the wipe walks."""
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_is_swapped_for_a_link_leads_nowhere(
+    root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Between the moment a name is listed and the moment it is opened, somebody puts a link in its place."""
     kept = put(outside / "kept" / "file", b"not ours")
-    stop = threading.Event()
+    put(root / "sub" / "file") if what == "folder" else put(root / "sub")
+    real, swapped = os.open, []
 
-    def swap() -> None:
-        spare = outside / "spare"
-        while not stop.is_set():
-            try:
-                (root / "sub").mkdir(exist_ok=True)
-                os.rename(root / "sub", spare)
-                (root / "sub").symlink_to(kept.parent)
-                os.rename(root / "sub", outside / "link")
-                os.rename(spare, root / "sub")
-            except OSError:
-                continue
+    def swap_and_open(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == "sub" and not swapped:
+            swapped.append(path)
+            os.rename(root / "sub", outside / "moved")
+            (root / "sub").symlink_to(kept.parent if what == "folder" else kept)
+        return real(path, flags, mode, dir_fd=dir_fd)
 
-    swapper = threading.Thread(target=swap)
-    swapper.start()
-    try:
-        for _ in range(300):
-            wipe_tree(root)
-    finally:
-        stop.set()
-        swapper.join()
+    monkeypatch.setattr(os, "open", swap_and_open)
+    wiped = wipe_tree(root)
+
+    assert swapped
     assert kept.read_bytes() == b"not ours"
+    assert list(root.iterdir()) == []
+    assert wiped == (Wiped(files=1) if what == "folder" else Wiped(left=("sub",)))
 
 
 # --- what cannot be wiped --------------------------------------------------------------------------------
