@@ -1,6 +1,6 @@
 """Log lines: set up once by a door, each with the id of the job it belongs to.
 
-Only settee's own loggers follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does not use the
+settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does not use the
 logging module, and is left alone.
 """
 
@@ -39,7 +39,8 @@ def setup(settings: Settings, stream: TextIO | None = None) -> None:
     for old in [handler for handler in root.handlers if handler.get_name() == "settee"]:
         root.removeHandler(old)
     root.addHandler(handler)
-    logging.getLogger("settee").setLevel(settings.log_level)
+    for name in ("settee", "comfyui"):
+        logging.getLogger(name).setLevel(settings.log_level)
 
 
 class TextFormatter(logging.Formatter):

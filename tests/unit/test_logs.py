@@ -15,11 +15,12 @@ from settee.settings import Settings
 
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("settee")
-    handlers, level = list(root.handlers), ours.level
+    root = logging.getLogger()
+    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in ("settee", "comfyui")}
     yield
     root.handlers[:] = handlers
-    ours.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def test_text_lines_carry_the_job() -> None:
@@ -64,6 +65,7 @@ def test_the_level_is_ours_and_libraries_stay_quiet() -> None:
     logs.setup(Settings(log_level="DEBUG"), stream)
     logs.setup(Settings(log_level="DEBUG"), stream)
     logging.getLogger("settee.x").debug("ours")
+    logging.getLogger("comfyui").debug("prompt")
     logging.getLogger("urllib3").info("theirs")
     logging.getLogger("urllib3").warning("theirs, loud")
-    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["ours", "loud"]
+    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["ours", "prompt", "loud"]

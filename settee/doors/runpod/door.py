@@ -65,7 +65,7 @@ class Door:
         self._started = False
         self._ready = False
         self._stuck = False
-        self._running: Cancel | None = None
+        self._running: set[Cancel] = set()
         self._shutdown_at: float | None = None
 
     # --- Life ------------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ class Door:
 
     def close(self) -> None:
         """Stop ComfyUI and wipe. A job that still runs has been told to stop, and is waited for."""
-        if self._running is not None:
-            self._running.set(SHUTDOWN)
+        for cancel in tuple(self._running):
+            cancel.set(SHUTDOWN)
         self._pool.shutdown(wait=not self._stuck)
         self.engine.close()
 
@@ -100,20 +100,21 @@ class Door:
                 log.info("warm-up workflow done in %.0f ms", done.timings.get("total", 0.0))
         self._ready = True
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs or waits for its turn."""
+        return bool(self._running)
+
     # --- Shutdown --------------------------------------------------------------------------------------
 
     def shut_down(self) -> None:
-        """Give the running job SHUTDOWN_GRACE_S more seconds; asked again, cancel it now. Event loop only."""
+        """Give every job SHUTDOWN_GRACE_S more seconds; asked again, cancel them now. Event loop only."""
         loop = asyncio.get_running_loop()
         if self._shutdown_at is not None:
             self._shutdown_at = loop.time()
         else:
             self._shutdown_at = loop.time() + self.settings.shutdown_grace_s
-        self._arm_shutdown(loop)
-
-    def _arm_shutdown(self, loop: asyncio.AbstractEventLoop) -> None:
-        cancel = self._running
-        if cancel is not None and self._shutdown_at is not None:
+        for cancel in self._running:
             loop.call_at(self._shutdown_at, cancel.set, SHUTDOWN)
 
     # --- One job ---------------------------------------------------------------------------------------
@@ -132,8 +133,9 @@ class Door:
         cancel = Cancel()
         feed = self._feed(job_id)
         work: Future[Answer] = self._pool.submit(self._work, envelope, job_id, cancel, feed)
-        self._running = cancel
-        self._arm_shutdown(loop)
+        self._running.add(cancel)
+        if self._shutdown_at is not None:
+            loop.call_at(self._shutdown_at, cancel.set, SHUTDOWN)
         try:
             answer = await asyncio.shield(asyncio.wrap_future(work))
             if feed is not None:
@@ -146,8 +148,7 @@ class Door:
                 await feed.settle(0)
             raise
         finally:
-            if self._running is cancel:
-                self._running = None
+            self._running.discard(cancel)
             if work.done():
                 cancel.close()
         if answer.get("refresh_worker"):

@@ -16,9 +16,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Signals:
-    """Calls ``on_stop`` for a signal, then whoever handled it before; with nobody there, leaves with SystemExit."""
+    """Calls ``on_stop`` for a signal, then whoever handled it before.
 
-    def __init__(self, on_stop: Callable[[], None]) -> None:
+    With nobody there it leaves with SystemExit, unless ``on_stop`` says that the process will end by itself.
+    """
+
+    def __init__(self, on_stop: Callable[[], bool]) -> None:
         self._on_stop = on_stop
         self._pid = os.getpid()
         self._inner: dict[int, Any] = {}
@@ -42,9 +45,9 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self._on_stop()
+        will_end = self._on_stop()
         inner = self._inner.get(number)
         if callable(inner):
             inner(number, frame)
-        elif inner is None:
+        elif not will_end:
             raise SystemExit(0)

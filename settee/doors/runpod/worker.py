@@ -55,6 +55,8 @@ class Worker:
             if self._starting.is_set():
                 raise SystemExit(0) from error
             log.error("not fit for jobs: %s", error.message)
+            for line in error.details.get("log", ()):
+                log.error("ComfyUI said: %s", line)
             # The SDK ends the process without any clean-up when a check fails: ComfyUI would outlive it.
             self.door.close()
             raise
@@ -86,11 +88,12 @@ class Worker:
         finally:
             self.door.close()
 
-    def _stop(self) -> None:
-        """A signal arrived: end the start-up, or tell the running loop."""
+    def _stop(self) -> bool:
+        """A signal arrived: end the start-up, or the running job. True when there is one: its end is the end."""
         self._starting.set("the worker is shutting down")
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self.door.shut_down)
+        return self.door.is_busy
 
 
 def _engine(settings: Settings) -> AnyEngine:
