@@ -26,7 +26,7 @@ FORMATS: dict[str, tuple[str, str, int]] = {
     "webp": (".webp", "image/webp", 16_383),
 }
 DEFAULT_QUALITY = 90
-_READABLE = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
 #: A JPEG segment holds 65,533 bytes, "Exif\0\0" included.
 _JPEG_EXIF = 65_000

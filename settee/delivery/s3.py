@@ -107,18 +107,23 @@ def plain_endpoint(url: str, bucket: str | None) -> str:
     return url
 
 
+_REGIONS = (
+    r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.",  # Amazon, Backblaze, Wasabi
+    r"(?:^|\.)([a-z]+\d+)\.digitaloceanspaces\.com$",
+    r"^s3\.([a-z]{2}-[a-z]{3})\.scw\.cloud$",
+    r"^s3api-([a-z]+-[a-z]+-\d+)\.runpod\.io$",
+)
+
+
 def region_of(endpoint_url: str) -> str:
     """The region that the common providers' addresses name; "auto" for R2, us-east-1 where none is named."""
     host = urlsplit(endpoint_url).hostname or ""
     if host.endswith(".r2.cloudflarestorage.com"):
         return "auto"
-    for pattern in (
-        r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z0-9-]+)\.",
-        r"(?:^|\.)([a-z0-9-]+)\.digitaloceanspaces\.com$",
-    ):
-        found = re.search(pattern, host)
-        if found and found[1] not in ("amazonaws", "dualstack", "fips"):
-            return found[1]
+    for pattern in _REGIONS:
+        if found := re.search(pattern, host):
+            # RunPod writes its data centers, which are its regions, in capitals.
+            return found[1].upper() if host.endswith(".runpod.io") else found[1]
     return "us-east-1"
 
 
