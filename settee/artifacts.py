@@ -15,6 +15,7 @@ from settee.comfy.events import ImageEvent
 from settee.errors import DeliveryError, UnsafePath
 from settee.job import Artifact, Kind
 from settee.media import kind_of
+from settee.metadata import restore
 from settee.workflow import Workflow, natural_key
 from settee.workspace import Workspace
 
@@ -115,6 +116,7 @@ def _file(node_id: str, place: tuple[str, str, str], prefix: str, workspace: Wor
             path = workspace.path_of(folder_type, subfolder, filename)
         except UnsafePath as error:
             raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
+        restore(path, prefix)
         size = path.stat().st_size
     kind, media_type = kind_of(filename)
     return Artifact(

@@ -123,6 +123,7 @@ class _Run:
     def go(self, session: Session, workspace: Workspace, server: Server, shared: bool) -> Result:
         job = self._job
         try:
+            session.settle()
             with self._timed("wipe"):
                 self._clean(workspace)
             self._report(Status.PREPARING)
@@ -152,6 +153,7 @@ class _Run:
             self._explain_end(error)
             raise
         finally:
+            session.forget()
             with self._timed("wipe"):
                 self._wipe(workspace)
         self._timings["total"] = self._since(self._started)

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,9 @@ from settee.settings import Settings
 from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
+
+#: A server that refuses connections for this long is not there, and runs nothing.
+GONE_AFTER_S = 2.0
 
 
 @dataclass
@@ -62,6 +66,9 @@ class Session:
         self._known_generation = -1
         #: Prompts that would not stop on a server we cannot restart.
         self._leftovers: set[str] = set()
+        self._to_forget: list[str] = []
+        self._forgetting: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-forget")
 
     # --- readiness ----------------------------------------------------------------------------------------
 
@@ -72,7 +79,9 @@ class Session:
         """
         if self._known_generation == self._server.generation and self._server.is_running() and not self._leftovers:
             return
-        limit = min(self._settings.comfy_start_timeout_s, max(0.0, deadline - time.monotonic()))
+        # Ours may be starting, which takes what it takes; another one is there or it is not.
+        patience = self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
+        limit = min(patience, max(0.0, deadline - time.monotonic()))
         try:
             self._server.wait_ready(limit, cancel)
         except ComfyUnavailable:
@@ -167,6 +176,8 @@ class Session:
         finally:
             if not watcher.ended_by_event or not socket.pristine:
                 self._drop_socket()
+            self._to_forget.append(prompt_id)
+        self.forget()
         status = entry.get("status") or {}
         if status.get("status_str") != "success":
             raise _failure(status, graph)
@@ -225,6 +236,7 @@ class Session:
         """
         client, give_up, pause = self._server.client, time.monotonic() + self._settings.comfy_interrupt_s, 0.02
         self._leftovers.discard(prompt_id)
+        gone_since: float | None = None
         while True:
             try:
                 client.delete(prompt_id, timeout_s=2)
@@ -232,10 +244,15 @@ class Session:
                 queue = client.queue(timeout_s=2)
                 if prompt_id not in queue.running and prompt_id not in queue.pending:
                     return
+                gone_since = None
+            except NoAnswer as error:
+                gone_since = None if error.timed_out else gone_since or time.monotonic()
             except ComfyError as error:
                 log.debug("ComfyUI does not take the stop yet: %s", error)
             if self._server.is_ours and not self._server.is_running():
                 return
+            if gone_since is not None and time.monotonic() - gone_since > GONE_AFTER_S:
+                return  # nothing listens any more, so nothing runs
             if time.monotonic() >= give_up:
                 break
             # No message says that a prompt left the queue, so the queue is asked, ever less often.
@@ -246,6 +263,26 @@ class Session:
         else:
             self._leftovers.add(prompt_id)
             log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
+
+    def forget(self) -> None:
+        """Begin to take what ran out of ComfyUI's history, which holds every text of a prompt; see settle."""
+        prompt_ids, self._to_forget = self._to_forget, []
+        if prompt_ids:
+            self._forgetting.append(self._pool.submit(self._forget, prompt_ids))
+
+    def settle(self) -> None:
+        """Return when all that was begun is done."""
+        self.forget()
+        while self._forgetting:
+            self._forgetting.pop().result()
+
+    def _forget(self, prompt_ids: list[str]) -> None:
+        for prompt_id in prompt_ids:
+            try:
+                self._server.client.forget(prompt_id)
+            except ComfyError as error:
+                # A server that died has forgotten by itself.
+                log.warning("a prompt stays in ComfyUI's history: %s", error)
 
     def _recover(self, error: ComfyDied) -> None:
         """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""
@@ -289,6 +326,7 @@ class Session:
 
     def close(self) -> None:
         self._drop_socket()
+        self._pool.shutdown()
 
 
 def _check(cancel: Cancel, deadline: float) -> None:
