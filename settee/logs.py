@@ -1,7 +1,7 @@
 """Log lines: set up once by a door, each with the id of the job it belongs to.
 
-settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does not use the
-logging module, and is left alone.
+settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does
+not use the logging module, and is left alone.
 """
 
 from __future__ import annotations
