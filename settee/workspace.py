@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -70,7 +69,7 @@ def _broken_rule(name: str) -> str | None:
         return "is absolute: give a name relative to the input folder"
     if "\\" in name:
         return "has a backslash: subfolders are written with /"
-    if re.match(r"[A-Za-z]:", name):
+    if name[1:2] == ":":
         return "starts with a drive letter"
     if name.startswith("~"):
         return "starts with ~"
