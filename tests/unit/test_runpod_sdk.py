@@ -55,7 +55,18 @@ def test_a_changed_sdk_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_the_handler_is_ready_without_what_it_does_not_need() -> None:
-    heavy = ["boto3", "botocore", "huggingface_hub", "PIL", "fastapi", "uvicorn", "paramiko", "tomlkit", "cpuinfo"]
+    heavy = [
+        "boto3",
+        "botocore",
+        "huggingface_hub",
+        "PIL",
+        "fastapi",
+        "uvicorn",
+        "paramiko",
+        "tomlkit",
+        "tqdm",
+        "cpuinfo",
+    ]
     code = f"import rp_handler\nrp_handler.handler\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))"
     assert fresh(code) == []
     with_sdk = f"from settee.doors.runpod import sdk\nsdk.load()\n{code}"
@@ -68,10 +79,13 @@ from settee.doors.runpod import sdk
 sdk.load()
 from runpod.cli.groups.ssh import functions as ssh
 from runpod.cli.groups.config import functions as config
-import paramiko, tomlkit
-print(json.dumps([ssh.paramiko.RSAKey is paramiko.RSAKey, config.tomlkit.parse is tomlkit.parse]))
+from runpod.serverless.utils import rp_upload
+same = [list(rp_upload.tqdm([1, 2], disable=True))]
+import paramiko, tomlkit, tqdm_loggable.auto
+same += [ssh.paramiko.RSAKey is paramiko.RSAKey, config.tomlkit.parse is tomlkit.parse]
+print(json.dumps(same))
 """
-    assert fresh(code) == [True, True]
+    assert fresh(code) == [[1, 2], True, True]
 
 
 def test_the_processor_is_asked_for_by_the_debugger_only() -> None:

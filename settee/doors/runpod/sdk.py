@@ -1,8 +1,8 @@
 """RunPod's SDK, imported quickly, and the versions whose inside we know.
 
 `import runpod` asks py-cpuinfo for the processor's name, which takes about 1.1 s of its 1.4 s, for a debugger
-that hardly anyone starts; and it loads its command line's SSH and TOML libraries. A worker is billed for that
-time at every cold start, so :func:`load` answers the first question with a stand-in and defers the second.
+that hardly anyone starts; and it loads its command line's SSH and TOML libraries and a progress bar. A worker is
+billed for that time at every cold start, so :func:`load` answers the first with a stand-in and defers the rest.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ NOT_ASKED = "not asked for: start the worker with --rp_debugger"
 
 #: Libraries of the SDK's command line, loaded when first touched, which in a worker is never.
 DEFERRED = ("paramiko", "tomlkit")
+
+#: A progress bar of the SDK's uploader: ``from module import name``, called in there only.
+DEFERRED_CALL = ("tqdm_loggable.auto", "tqdm")
 
 #: Modules that our loop builds on or replaces a part of, in the order in which they are hashed.
 INSIDE = ("rp_scale", "rp_job", "rp_http", "worker_state")
@@ -55,10 +58,22 @@ class _Deferred(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
+def _deferred_call(home: str, name: str) -> ModuleType:
+    """Stands for a module of which only one function is imported, and imports it when that is called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(home), name)(*args, **kwargs)
+
+    stand_in = ModuleType(home)
+    setattr(stand_in, name, call)
+    return stand_in
+
+
 @contextmanager
 def _stand_ins(*, ask_processor: bool) -> Iterator[None]:
     """Put stand-ins into sys.modules for as long as the SDK is being imported."""
     modules: dict[str, Any] = {name: _Deferred(name) for name in DEFERRED}
+    modules[DEFERRED_CALL[0]] = _deferred_call(*DEFERRED_CALL)
     if not ask_processor:
         modules["cpuinfo"] = ModuleType("cpuinfo")
         modules["cpuinfo"].get_cpu_info = lambda: {"brand_raw": NOT_ASKED}
