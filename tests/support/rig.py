@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import sys
@@ -223,7 +224,7 @@ class Rig:
     # --- jobs -----------------------------------------------------------------------------------------------
 
     def job(self, graph: dict[str, Any], **request: Any) -> Job:
-        if EXTERNAL and any(node["class_type"].startswith("Settee") for node in graph.values()):
+        if EXTERNAL and '"class_type": "Settee' in json.dumps(graph):
             pytest.skip("needs a node of the embedded server")
         max_result_bytes = request.pop("max_result_bytes", None)
         sealed = request.pop("sealed", False)
