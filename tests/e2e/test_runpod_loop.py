@@ -156,6 +156,19 @@ def test_envelopes_that_are_no_job_are_answered_or_skipped(worker: tuple[Control
     assert runpod.results["41"]["output"]["status"] == "success"
 
 
+def test_a_job_that_cannot_be_read_does_not_end_the_worker(worker: tuple[ControlPlane, WorkerProcess]) -> None:
+    runpod, _ = worker
+    deep: list[Any] = []
+    for _ in range(400):
+        deep = [deep]
+    runpod.submit_raw({"id": "deep", "input": {"workflow": {"1": {"class_type": "Give", "inputs": {"size": deep}}}}})
+    assert runpod.wait_result("deep")["error"]
+    runpod.submit_text("[" * 200_000 + "]" * 200_000)
+    runpod.submit_text('"a word"')
+    runpod.submit_text("{")
+    assert runpod.wait_result(runpod.submit(does("Give", size=3)))["output"]["status"] == "success"
+
+
 def test_progress_is_throttled_and_ends_before_the_result(worker: tuple[ControlPlane, WorkerProcess]) -> None:
     runpod, _ = worker
     job_id = runpod.submit(does("Steps", count=40, seconds=0.02))
@@ -329,6 +342,17 @@ def test_sigterm_cancels_and_reports_a_job_that_cannot_finish() -> None:
         worker.signal(signal.SIGTERM)
         result = runpod.wait_result(job_id)
         assert result["output"] == {"code": "canceled", "details": {"reason": "shutdown", "retryable": True}}
+        assert worker.wait() == 0
+
+
+def test_a_job_handed_out_while_the_worker_is_told_to_stop_is_not_lost() -> None:
+    with working() as (runpod, worker):
+        runpod.wait_result(runpod.submit(does("Give", size=3)))
+        runpod.take_delay_s = 0.3
+        job_id = runpod.submit(does("Give", size=3))
+        runpod.wait_for("take", job_id)
+        worker.signal(signal.SIGTERM)
+        assert runpod.wait_result(job_id)["output"]["status"] == "success"
         assert worker.wait() == 0
 
 

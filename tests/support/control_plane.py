@@ -52,12 +52,14 @@ class ControlPlane:
         self.result_cap = result_cap
         #: Seconds between reading a progress update and answering it.
         self.progress_delay_s = 0.0
+        #: Seconds between handing a job out and answering the take with it.
+        self.take_delay_s = 0.0
         #: Statuses for the next job-takes, and for the next results, before normal service.
         self.take_statuses: deque[int] = deque()
         self.result_statuses: deque[int] = deque()
         self.events: list[Event] = []
         self.pings: list[str | None] = []
-        self._queue: deque[dict[str, Any]] = deque()
+        self._queue: deque[dict[str, Any] | str] = deque()
         self._stops: list[str] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -108,6 +110,12 @@ class ControlPlane:
         """Queue whole envelopes, all at once."""
         with self._changed:
             self._queue.extend(jobs)
+            self._changed.notify_all()
+
+    def submit_text(self, body: str) -> None:
+        """Queue a body for job-take as it is, JSON or not."""
+        with self._changed:
+            self._queue.append(body)
             self._changed.notify_all()
 
     def cancel(self, job_id: str) -> None:
@@ -162,8 +170,9 @@ class ControlPlane:
                 self._record(Event("empty", None, time.monotonic(), 204))
                 return 204, None
             job = self._queue.popleft()
-            self._record(Event("take", job.get("id"), time.monotonic()))
-            return 200, job
+            self._record(Event("take", job.get("id") if isinstance(job, dict) else None, time.monotonic()))
+        time.sleep(self.take_delay_s)
+        return 200, job
 
     def stops(self, connection: socket.socket) -> tuple[int, Any]:
         """GET job-stop: ``{"jobsToStop": [ids]}``, or 204 after a while."""
@@ -267,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _answer(self, status: int, value: Any) -> None:
-        body = b"" if value is None else json.dumps(value).encode()
+        body = b"" if value is None else (value if isinstance(value, str) else json.dumps(value)).encode()
         self.send_response(status)
         if body:
             self.send_header("Content-Type", "application/json")

@@ -40,17 +40,17 @@ def test_our_loop_knows_the_installed_sdk() -> None:
 
 
 def test_a_changed_sdk_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
-    modules = tmp_path / "serverless" / "modules"
-    modules.mkdir(parents=True)
-    real = Path(sdk.load().__file__ or "").parent / "serverless" / "modules"
+    modules = tmp_path / "serverless"
+    (modules / "modules").mkdir(parents=True)
+    real = Path(sdk.load().__file__ or "").parent / "serverless"
     for name in sdk.INSIDE:
         (modules / f"{name}.py").write_bytes((real / f"{name}.py").read_bytes())
     monkeypatch.setattr(sdk.load(), "__file__", str(tmp_path / "__init__.py"))
     assert sdk.is_known()
-    with (modules / "rp_scale.py").open("a") as module:
+    with (modules / "modules" / "rp_scale.py").open("a") as module:
         module.write("# a line more\n")
     assert not sdk.is_known()
-    (modules / "rp_scale.py").unlink()
+    (modules / "modules" / "rp_scale.py").unlink()
     assert not sdk.is_known(), "without sources there is nothing to be sure of"
 
 

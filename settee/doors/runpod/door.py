@@ -64,7 +64,8 @@ class Door:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
         self._started = False
         self._ready = False
-        self._stuck = False
+        #: A job did not stop in time: its thread may never end.
+        self.is_stuck = False
         self._running: set[Cancel] = set()
         self._shutdown_at: float | None = None
 
@@ -80,7 +81,7 @@ class Door:
         """Stop ComfyUI and wipe. A job that still runs has been told to stop, and is waited for."""
         for cancel in tuple(self._running):
             cancel.set(SHUTDOWN)
-        self._pool.shutdown(wait=not self._stuck)
+        self._pool.shutdown(wait=not self.is_stuck)
         self.engine.close()
 
     def submit_ready(self, cancel: Cancel) -> Future[None]:
@@ -126,7 +127,7 @@ class Door:
         has ended, which is when ComfyUI is idle and the workspace wiped: the slot is really free then.
         """
         job_id = str(envelope.get("id") or "job")
-        if self._stuck:
+        if self.is_stuck:
             stuck = ComfyUnavailable("this worker could not stop its last job and is being replaced")
             return {**render.error(stuck), "refresh_worker": True}
         loop = asyncio.get_running_loop()
@@ -173,33 +174,41 @@ class Door:
                 log.debug("stopped once more while stopping")
         if not ended.done():
             log.critical("the job did not stop; this worker takes no more")
-            self._stuck = True
+            self.is_stuck = True
             self.on_spent()
 
     # --- In the engine's thread ------------------------------------------------------------------------
 
     def _work(self, envelope: dict[str, Any], job_id: str, cancel: Cancel, feed: ProgressFeed | None) -> Answer:
+        """The whole job; never raises."""
         with logs.job(job_id):
-            ran = False
-            keys: Sealer | None = None
             try:
-                payload = decode(envelope.get("input"), self.settings)
-                if sealed.is_sealed(payload):
-                    keys = sealed.sealer(self.settings)
-                    payload = sealed.opened(payload, keys)
-                else:
-                    payload = sealed.plain(payload, self.settings)
-                request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
-                self.make_ready(cancel)
-                ran = True
-                answer = self._run_engine(request, job_id, cancel, feed, keys)
-            except SetteeError as error:
-                answer = _failed(self._as_shutdown(error, cancel), keys)
-            except Exception as error:  # the door's edge: what leaves it reaches the caller
-                answer = _crashed(error, keys)
-            if self.engine.unrecoverable or (ran and self.settings.refresh_worker):
-                answer["refresh_worker"] = True
-            return answer
+                return self._answer(envelope, job_id, cancel, feed)
+            except Exception as error:  # an answer that could not be rendered; it may have been a sealed job's
+                log.error("internal error: %s", type(error).__name__)
+                return render.error(SetteeError())
+
+    def _answer(self, envelope: dict[str, Any], job_id: str, cancel: Cancel, feed: ProgressFeed | None) -> Answer:
+        ran = False
+        keys: Sealer | None = None
+        try:
+            payload = decode(envelope.get("input"), self.settings)
+            if sealed.is_sealed(payload):
+                keys = sealed.sealer(self.settings)
+                payload = sealed.opened(payload, keys)
+            else:
+                payload = sealed.plain(payload, self.settings)
+            request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
+            self.make_ready(cancel)
+            ran = True
+            answer = self._run_engine(request, job_id, cancel, feed, keys)
+        except SetteeError as error:
+            answer = _failed(self._as_shutdown(error, cancel), keys)
+        except Exception as error:  # the door's edge: what leaves it reaches the caller
+            answer = _crashed(error, keys)
+        if self.engine.unrecoverable or (ran and self.settings.refresh_worker):
+            answer["refresh_worker"] = True
+        return answer
 
     def _run_engine(
         self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, keys: Sealer | None

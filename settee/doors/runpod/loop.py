@@ -93,6 +93,7 @@ class FastLoop(StockLoop):
         super().__init__(config, door)
         self.jobs_handler = self.run_and_post
         self._early_stops: dict[str, float] = {}
+        self._last_job = ""
 
     async def serve(self, session: aiohttp.ClientSession) -> None:
         stops = asyncio.create_task(self.monitor_stop_signals(session))
@@ -109,9 +110,9 @@ class FastLoop(StockLoop):
                 job = await self._take(session, pace)
             except TooMany:
                 pace.too_many()
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            except Exception as error:  # a door's edge: whatever RunPod answers, the worker must ask again
                 pace.failed()
-                log.warning("no answer to a request for a job: %s", type(error).__name__)
+                log.warning("a request for a job failed: %s", type(error).__name__)
             else:
                 if job is not None:
                     await self._run_one(session, job)
@@ -149,7 +150,7 @@ class FastLoop(StockLoop):
     async def stop_job(self, job_id: str) -> bool:
         """The stop channel's order. The SDK forgets one that comes before its job, which then runs to its end."""
         stopped: bool = await super().stop_job(job_id)
-        if not stopped:
+        if not stopped and job_id != self._last_job:
             now = time.monotonic()
             self._early_stops = {job: at for job, at in self._early_stops.items() if at > now - EARLY_STOP_S}
             self._early_stops[job_id] = now
@@ -160,6 +161,7 @@ class FastLoop(StockLoop):
         if self._early_stops.pop(job_id, float("-inf")) > time.monotonic() - EARLY_STOP_S:
             sdk_log.info("Stopped before it began.", job_id)
             return
+        self._last_job = job_id
         # handle_job of the SDK ends what is begun here: it reports to the queue, the pings and the stop channel.
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
@@ -167,6 +169,9 @@ class FastLoop(StockLoop):
         task = asyncio.create_task(self.handle_job(session, job))
         self.jobs_tasks[job_id] = task
         await asyncio.wait({task})
+        # Done by handle_job already, except for a task that was cancelled before its first step.
+        self.job_progress.remove(job_id)
+        self.jobs_tasks.pop(job_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a job ended without an answer", exc_info=error)
 

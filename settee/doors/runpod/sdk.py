@@ -27,11 +27,11 @@ DEFERRED = ("paramiko", "tomlkit")
 DEFERRED_CALL = ("tqdm_loggable.auto", "tqdm")
 
 #: Modules that our loop builds on or replaces a part of, in the order in which they are hashed.
-INSIDE = ("rp_scale", "rp_job", "rp_http", "worker_state")
+INSIDE = ("worker", "modules/rp_scale", "modules/rp_job", "modules/rp_http", "modules/worker_state")
 
 #: sha256 over the sources of INSIDE, and the SDK version each belongs to. tests/unit/test_runpod_sdk.py fails
-#: when the installed SDK is not among them: read its changes to these four files, run tests/e2e, then add it.
-KNOWN_INSIDES = {"c44b477b1bcee2ab81f02b6f2f3a81edcf88af7a4be4434857c2cd6b617834c8": "1.12.0"}
+#: when the installed SDK is not among them: read its changes to these files, run tests/e2e, then add it.
+KNOWN_INSIDES = {"335189ff53ea396b511e539ee00ae5b8a02de071048840ae384453187d3bb6c1": "1.12.0"}
 
 
 def load() -> ModuleType:
@@ -55,6 +55,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -89,7 +91,7 @@ def _stand_ins(*, ask_processor: bool) -> Iterator[None]:
 
 def inside() -> str | None:
     """The fingerprint of the installed SDK's job loop, or None when its sources are not there to be read."""
-    folder = Path(load().__file__ or "").parent / "serverless" / "modules"
+    folder = Path(load().__file__ or "").parent / "serverless"
     digest = hashlib.sha256()
     try:
         for name in INSIDE:

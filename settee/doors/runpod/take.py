@@ -33,7 +33,7 @@ class Taken:
 async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[str, Any] | None:
     """One long poll. None when there is no job (204, or 400, which FlashBoot makes usual).
 
-    Raises TooMany, aiohttp.ClientError, ValueError (not a job), or TimeoutError.
+    Raises TooMany, aiohttp.ClientError, TimeoutError, ValueError (not a job), or RecursionError (nested too deeply).
     """
     async with session.get(url) as response:
         if response.status in (204, 400):

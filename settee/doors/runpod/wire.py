@@ -66,8 +66,9 @@ def done_url(template: str, job_id: str) -> str:
 
 async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: bytes) -> None:
     """Send one body, once. Raises Refused, aiohttp.ClientError or TimeoutError."""
+    request_id = job_id if job_id.isascii() and job_id.isprintable() else quote(job_id)
     # A BytesIO shares these bytes and goes out in small chunks; bytes would be copied whole by the transport.
-    request = session.post(url, data=io.BytesIO(body), headers={**HEADERS, "X-Request-ID": job_id})
+    request = session.post(url, data=io.BytesIO(body), headers={**HEADERS, "X-Request-ID": request_id})
     async with request as response:
         await response.read()
         if response.status in REFUSED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -57,8 +58,6 @@ class Worker:
             log.error("not fit for jobs: %s", error.message)
             for line in error.details.get("log", ()):
                 log.error("ComfyUI said: %s", line)
-            # The SDK ends the process without any clean-up when a check fails: ComfyUI would outlive it.
-            self.door.close()
             raise
 
     def serve(self) -> None:
@@ -66,8 +65,7 @@ class Worker:
         if self.settings.encryption_key is not None:
             sealed.sealer(self.settings)  # a bad key is found now, not by the first caller
         runpod = sdk.load()
-        from runpod.serverless import register_fitness_check
-        from runpod.serverless.modules import rp_scale
+        from runpod.serverless.modules import rp_fitness, rp_scale
 
         from settee.doors.runpod.loop import FastLoop, StockLoop
 
@@ -77,7 +75,7 @@ class Worker:
             log.warning("runpod %s is not a version our job loop knows: using the SDK's own", runpod.__version__)
             fast = False
         rp_scale.JobScaler = partial(FastLoop if fast else StockLoop, door=self.door)
-        register_fitness_check(self.comfyui)
+        self._check_fitness(rp_fitness)
         if self.settings.serve_api_locally:
             sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
         self._signals = Signals(self._stop)
@@ -87,6 +85,30 @@ class Worker:
             runpod.serverless.start({"handler": self.handle})
         finally:
             self.door.close()
+            if self.door.is_stuck:
+                # Python would wait for the job's thread at its own end; the platform must see an end.
+                logging.shutdown()
+                os._exit(1)
+
+    def _check_fitness(self, rp_fitness: Any) -> None:
+        """Have ComfyUI checked before the first job, and not left behind when any check fails."""
+
+        def comfyui_last() -> None:
+            # Registered from within a check, ours comes after those that the SDK adds by itself: its GPU test
+            # allocates memory, and must not find the warm-up's models there. ComfyUI starts meanwhile.
+            rp_fitness.register_fitness_check(self.comfyui)
+
+        rp_fitness.register_fitness_check(comfyui_last)
+        terminate = getattr(rp_fitness, "_terminate_unhealthy", None)
+        if terminate is not None:
+            # The SDK ends an unfit process with os._exit: ComfyUI, a session of its own, would outlive it.
+            def close_and_terminate(code: int = 1) -> None:
+                try:
+                    self.door.close()
+                finally:
+                    terminate(code)
+
+            rp_fitness._terminate_unhealthy = close_and_terminate
 
     def _stop(self) -> bool:
         """A signal arrived: end the start-up, or the running job. True when there is one: its end is the end."""
