@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.delivery import s3
-from settee.delivery.blob import Blob, Digest, Window
+from settee.delivery.blob import CHUNK, Blob, Digest, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
 from settee.delivery.lanes import Lanes
@@ -207,10 +209,27 @@ class _Upload:
         }
 
     def _put(self, file: _File, body: Window | bytearray) -> None:
+        md5 = self._md5(body)
         with _refusal_noted(file):
             # A body that is a file costs a round trip (Expect: 100-continue), so small ones are bytes.
-            self._client.put_object(**self._object(file), Body=body)
+            self._client.put_object(**self._object(file), Body=body, ContentMD5=md5)
         self._take_back_if_late(file)
+
+    def _md5(self, body: Window | bytearray) -> str:
+        """Content-MD5: has the server itself refuse bytes that changed on their way.
+
+        The one check that all S3 servers make. SeaweedFS takes no notice of the SHA-256 in the signature, some
+        refuse Amazon's newer checksum headers, and an ETag is the file's MD5 only where nothing is encrypted.
+        It costs a pass at 0.5 GB/s, in parallel.
+        """
+        md5 = hashlib.md5(usedforsecurity=False)
+        if isinstance(body, Window):
+            while chunk := body.read(CHUNK):
+                md5.update(chunk)
+            body.seek(0)
+        else:
+            md5.update(body)
+        return base64.b64encode(md5.digest()).decode()
 
     def _take_back_if_late(self, file: _File) -> None:
         """The job is over, and the clearing up may have been here already."""
@@ -228,7 +247,12 @@ class _Upload:
 
     def _put_part(self, file: _File, number: int, part: Window | bytearray) -> None:
         answer = self._client.upload_part(
-            Bucket=self._target.bucket, Key=file.key, UploadId=file.upload_id, PartNumber=number, Body=part
+            Bucket=self._target.bucket,
+            Key=file.key,
+            UploadId=file.upload_id,
+            PartNumber=number,
+            Body=part,
+            ContentMD5=self._md5(part),
         )
         file.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
