@@ -267,8 +267,11 @@ def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
     elif code in ("XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody"):
         settings, problem, retryable = [], "a file reached S3 damaged, and S3 refused it", True
     elif status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
-        settings, retryable = [target.setting("ENDPOINT_URL")], True
-        problem = f"S3 failed {ATTEMPTS} times ({status} {code or 'without a reason'})"
+        endpoint = target.setting("ENDPOINT_URL")
+        settings, retryable = [endpoint], True
+        # botocore calls a web page a 500 as well.
+        reason = f"{status} {code}" if code != str(status) else f"{status}, or a web page"
+        problem = f"S3 failed {ATTEMPTS} times ({reason}): if it goes on, look at {endpoint}"
     else:
         settings = [target.setting("ENDPOINT_URL"), name]
         problem = f"S3 refused the upload ({status} {code}): look at {' and '.join(settings)}"
