@@ -14,11 +14,8 @@ import pytest
 import requests
 
 from tests.support.embedded import free_port
+from tests.support.stub_rig import does
 from tests.support.worker import WorkerProcess
-
-
-def does(what: str, **inputs: Any) -> dict[str, Any]:
-    return {"workflow": {"1": {"class_type": what, "inputs": inputs}}}
 
 
 class LocalApi:
@@ -100,7 +97,7 @@ def test_jobs_at_once_wait_for_one_another(api: LocalApi) -> None:
 def test_a_signal_cancels_the_job_answers_it_and_ends_the_worker(number: int) -> None:
     with serving(SHUTDOWN_GRACE_S="0.2") as api, concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(api.post, "/runsync", {"input": does("Wait", seconds=60)})
-        api.worker.wait_log("Started.")
+        api.worker.wait_log("the stub engine begins")
         api.worker.signal(number)
         assert answer.result(20)["error"] == "the job was canceled: the worker is shutting down [canceled]"
         assert api.worker.wait() == 0
@@ -139,7 +136,7 @@ def test_test_input(job_input: Any, code: int, words: str) -> None:
 def test_test_input_is_stopped_by_a_signal() -> None:
     job = json.dumps({"input": does("Wait", seconds=60)})
     with WorkerProcess("--test_input", job, env={"SHUTDOWN_GRACE_S": "0.1"}) as worker:
-        worker.wait_log("Started.")
+        worker.wait_log("the stub engine begins")
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 1, "the SDK's way to say that the job failed"
         assert "[canceled]" in worker.log

@@ -1,33 +1,16 @@
-"""The worker under the real SDK against a control plane: what RunPod sees of it. The engine is a stub."""
+"""The worker under the real SDK against a control plane: jobs, progress, stops, sizes. The engine is a stub."""
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.support.control_plane import ControlPlane
+from tests.support.stub_rig import does, working
 from tests.support.worker import WorkerProcess
-
-
-def does(what: str, **inputs: Any) -> dict[str, Any]:
-    """The input of a job whose one node does this."""
-    return {"workflow": {"1": {"class_type": what, "inputs": inputs}}}
-
-
-@contextmanager
-def working(
-    plane: ControlPlane | None = None, *arguments: str, **settings: str
-) -> Iterator[tuple[ControlPlane, WorkerProcess]]:
-    with plane or ControlPlane() as runpod, WorkerProcess(*arguments, env={**runpod.env(), **settings}) as worker:
-        try:
-            yield runpod, worker
-        except TimeoutError as error:
-            raise AssertionError(f"{error}\n--- worker ---\n{worker.log}") from error
 
 
 @pytest.fixture(scope="module")
@@ -297,76 +280,6 @@ def test_429_gives_runpod_a_rest() -> None:
         assert runpod.wait_for("take", job_id).at - refused.at > 4.5
 
 
-def test_refresh_worker_asks_for_a_new_pod_and_takes_no_more_jobs() -> None:
-    with working(REFRESH_WORKER="true") as (runpod, worker):
-        bad = runpod.submit({})
-        assert "stopPod" not in runpod.wait_result(bad), "a job that never reached ComfyUI left nothing behind"
-        first, second = runpod.submit(does("Give", size=3)), runpod.submit(does("Give", size=3))
-        assert runpod.wait_result(first)["stopPod"] is True
-        assert worker.wait() == 0
-        assert runpod.of("take", second) == []
-
-
-def test_a_comfyui_that_is_gone_for_good_replaces_the_worker() -> None:
-    with working() as (runpod, worker):
-        result = runpod.wait_result(runpod.submit(does("Die")))
-        assert result["stopPod"] is True
-        assert result["output"]["code"] == "comfy_unavailable"
-        assert worker.wait() == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_worker_at_once(number: int) -> None:
-    with working() as (runpod, worker):
-        runpod.wait_result(runpod.submit(does("Give", size=3)))
-        begun = time.monotonic()
-        worker.signal(number)
-        assert worker.wait() == 0
-        assert time.monotonic() - begun < 5, "not after the 20 s for which the take is held"
-        assert "Traceback" not in worker.log
-
-
-def test_sigterm_lets_a_job_finish_that_can() -> None:
-    with working(SHUTDOWN_GRACE_S="20") as (runpod, worker):
-        job_id = runpod.submit(does("Wait", seconds=1))
-        runpod.wait_for("take", job_id)
-        worker.signal(signal.SIGTERM)
-        assert runpod.wait_result(job_id)["output"]["status"] == "success_no_images"
-        assert worker.wait() == 0
-
-
-def test_sigterm_cancels_and_reports_a_job_that_cannot_finish() -> None:
-    with working(SHUTDOWN_GRACE_S="0.2") as (runpod, worker):
-        job_id = runpod.submit(does("Wait", seconds=60))
-        runpod.wait_for("take", job_id)
-        worker.signal(signal.SIGTERM)
-        result = runpod.wait_result(job_id)
-        assert result["output"] == {"code": "canceled", "details": {"reason": "shutdown", "retryable": True}}
-        assert worker.wait() == 0
-
-
-def test_a_job_handed_out_while_the_worker_is_told_to_stop_is_not_lost() -> None:
-    with working() as (runpod, worker):
-        runpod.wait_result(runpod.submit(does("Give", size=3)))
-        runpod.take_delay_s = 0.3
-        job_id = runpod.submit(does("Give", size=3))
-        runpod.wait_for("take", job_id)
-        worker.signal(signal.SIGTERM)
-        assert runpod.wait_result(job_id)["output"]["status"] == "success"
-        assert worker.wait() == 0
-
-
-def test_a_second_sigterm_cancels_the_job_now() -> None:
-    with working(SHUTDOWN_GRACE_S="60") as (runpod, worker):
-        job_id = runpod.submit(does("Wait", seconds=60))
-        runpod.wait_for("take", job_id)
-        worker.signal(signal.SIGTERM)
-        worker.wait_log("Shutting down")
-        worker.signal(signal.SIGTERM)
-        assert runpod.wait_result(job_id)["output"]["code"] == "canceled"
-        assert worker.wait() == 0
-
-
 def test_pings_name_the_running_job(worker: tuple[ControlPlane, WorkerProcess]) -> None:
     runpod, _ = worker
     job_id = runpod.submit(does("Wait", seconds=2.5))
@@ -374,35 +287,11 @@ def test_pings_name_the_running_job(worker: tuple[ControlPlane, WorkerProcess]) 
     assert job_id in runpod.pings
 
 
-@pytest.mark.parametrize("arguments", [(), ("--rp_debugger",)])
-def test_the_stock_loop_serves_too(arguments: tuple[str, ...]) -> None:
-    plane = ControlPlane(hold_s=1)  # it ends with its long polls
-    with working(plane, *arguments, FAST_LOOP="false", PROGRESS_INTERVAL_S="0.05") as (runpod, worker):
-        job_id = runpod.submit(does("Steps", count=20, seconds=0.03))
-        result = runpod.wait_result(job_id)
-        assert result["output"]["status"] == "success_no_images"
-        assert ("rp_debugger" in result["output"]) == bool(arguments)
-        assert [event.kind for event in runpod.events if event.job_id == job_id][-1] == "result"
-        assert runpod.progress_of(job_id)
-        assert runpod.wait_result(runpod.submit({}))["output"]["code"] == "invalid_request"
-        last = runpod.submit(does("Wait", seconds=60))
-        # Not on its take: the SDK loses a job that it is handed while it is being told to stop.
-        runpod.wait_for("progress", last)
-        worker.signal(signal.SIGTERM)
-        assert runpod.wait_result(last)["output"]["code"] == "canceled"
-        assert worker.wait(30) == 0
-
-
-def test_settings_that_are_wrong_are_named_and_nothing_is_taken() -> None:
-    with working(PROGRESS_INTERVAL_S="soon", ENCRYPTION_KEY="x") as (runpod, worker):
-        assert worker.wait() == 1
-        assert "settee: PROGRESS_INTERVAL_S" in worker.log
-        assert runpod.takes == []
-
-
-def test_a_bad_encryption_key_ends_the_worker_before_it_takes_jobs() -> None:
-    with working(ENCRYPTION_KEY="x") as (runpod, worker):
-        assert worker.wait() == 1
-        assert "ENCRYPTION_KEY is not a Fernet key" in worker.log
-        assert "Traceback" not in worker.log
-        assert runpod.takes == []
+def test_a_result_that_nobody_wants_does_not_end_the_worker() -> None:
+    with working() as (runpod, worker):
+        runpod.result_statuses.extend([404, 400])
+        gone, odd = (runpod.submit(does("Give", size=3)) for _ in range(2))
+        good = runpod.submit(does("Give", size=3))
+        assert runpod.wait_result(good)["output"]["status"] == "success"
+        assert [event.job_id for event in runpod.of("refused")] == [gone, odd], "neither asks for another attempt"
+        assert worker.log.count("Failed to return job results.") == 2

@@ -226,3 +226,13 @@ def test_the_warm_up_runs_before_the_first_job(tmp_path: Path) -> None:
         assert rig.run({"workflow": empty()})["output"]["status"] == "success"
         log = rig.worker.log
         assert log.index("[warmup] warm-up workflow done") < log.index("Started.")
+
+
+def test_a_worker_that_fails_a_check_of_the_sdks_leaves_no_comfyui_behind(tmp_path: Path) -> None:
+    unfit = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false", "RUNPOD_MIN_MEMORY_GB": "1000000"}
+    with working(tmp_path, **unfit) as rig:
+        assert rig.worker.wait(40) == 1
+        assert "Insufficient memory" in rig.worker.log
+        assert "started ComfyUI" in rig.worker.log
+        assert not rig.comfyui_listens()
+        assert rig.runpod.takes == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import threading
 import time
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 from settee import errors
 from settee.job import Cancel, Job, Kind, OnProgress, Output, Progress, Result, Status
 from settee.settings import Settings
+
+
+log = logging.getLogger("settee.stub")
 
 
 class StubEngine:
@@ -56,6 +60,7 @@ class StubEngine:
             raise errors.Busy
         try:
             self.began.append(job.id)
+            log.info("the stub engine begins")
             on_progress(Progress(job_id=job.id, status=Status.PREPARING, percent=0.0))
             node: dict[str, Any] = next(iter(job.request.workflow.values()))
             outputs = self._play(job, node["class_type"], node["inputs"], on_progress, cancel or Cancel())
