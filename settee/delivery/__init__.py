@@ -6,6 +6,7 @@ leave the worker only encrypted, each as one Fernet token in a file named ``….
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def deliver(
 
     ``fetch`` streams an artifact that has neither ``path`` nor ``content``; it is only called in this thread. Its
     ``size`` is checked then; below 1 it is unknown. ``deadline`` is on ``time.monotonic()``'s clock. ``notify`` hears
-    ``(bytes delivered, bytes of all files)`` in this thread.
+    ``(outputs delivered, all outputs)`` in this thread.
 
     Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
     of the job is left in the bucket or on the volume then.
@@ -88,42 +89,58 @@ def deliver(
             raise JobTimeout("the job ran into its time limit while its outputs were being delivered")
 
     check()
-    items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
-    target = target_for(job.request, settings)
-    places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
-    report = _Report(sum(max(0, artifact.size) for artifact in artifacts), notify)
-    outputs: dict[int, Output] = {}
-    for item, place in zip(items, places, strict=True):
-        if place is Place.INLINE:
-            outputs[item.index] = inline.encode(item, check)
-            report.add(outputs[item.index].size)
+    delivered = itertools.count(1)
+
+    def tell() -> None:
+        if notify is not None:
+            notify(next(delivered), len(items))
+
     sealer = _sealer(job, settings)
-    options: dict[str, Any] = {"sealer": sealer, "check": check, "notify": report.add}
+    target = target_for(job.request, settings)
+    items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
+    places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
+    by_place: dict[Place, list[Item]] = {}
+    for item, place in zip(items, places, strict=True):
+        by_place.setdefault(place, []).append(item)
+    outputs: dict[int, Output] = {}
+    for item in by_place.get(Place.INLINE, ()):
+        outputs[item.index] = inline.encode(item, check)
+        tell()
     for place in (Place.S3, Place.VOLUME):
-        chosen = [item for item in items if places[item.index] is place]
-        if not chosen:
-            continue
-        if place is Place.S3:
-            from settee.delivery.upload import upload
-
-            assert target is not None
-            # Again: the name may have been pointed elsewhere while the job ran.
-            if problem := _endpoint_problem(job.request, settings):
-                raise DeliveryError(f"s3Config.endpointUrl {problem}")
-            done = upload(chosen, job, target, **options)
-        else:
-            from settee.delivery.volume import store
-
-            done = store(chosen, job, settings.result_volume_dir, **options)
-        outputs.update(zip((item.index for item in chosen), done, strict=True))
-        if sealer:
-            warnings.append(
-                f"{len(chosen)} files are encrypted with the job's key: the content behind each url is one Fernet token"
-            )
-    if job.request.delivery.quality and job.request.delivery.image_format not in ("jpeg", "webp"):
+        chosen = by_place.get(place, [])
+        if chosen:
+            send = _to_s3 if place is Place.S3 else _to_volume
+            sent = send(chosen, job, settings, sealer=sealer, check=check, notify=tell)
+            outputs.update(zip((item.index for item in chosen), sent, strict=True))
+            if sealer:
+                warnings.append(_sealed_warning(len(chosen)))
+    wanted = job.request.delivery
+    if wanted.quality and wanted.image_format not in ("jpeg", "webp"):
         warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
     warnings += [warning for item in items for warning in item.warnings]
     return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
+
+
+def _to_s3(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
+    from settee.delivery.upload import upload
+
+    target = target_for(job.request, settings)
+    assert target is not None
+    # Again: the name may have been pointed elsewhere while the job ran.
+    if problem := _endpoint_problem(job.request, settings):
+        raise DeliveryError(f"s3Config.endpointUrl {problem}")
+    return upload(items, job, target, **options)
+
+
+def _to_volume(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
+    from settee.delivery.volume import store
+
+    return store(items, job, settings.result_volume_dir, **options)
+
+
+def _sealed_warning(count: int) -> str:
+    files, are = ("file", "is") if count == 1 else ("files", "are")
+    return f"{count} {files} {are} encrypted with the job's key: behind each url lies one Fernet token"
 
 
 def _endpoint_problem(request: JobRequest, settings: Settings) -> str | None:
@@ -140,18 +157,3 @@ def _sealer(job: Job, settings: Settings) -> Any:
     from settee.sealing import Sealer
 
     return Sealer(settings.encryption_key.get_secret_value())
-
-
-class _Report:
-    """Adds up delivered bytes."""
-
-    def __init__(self, total: int, notify: Callable[[int, int], None] | None) -> None:
-        self._total = total
-        self._done = 0
-        self._notify = notify
-
-    def add(self, count: int) -> None:
-        # Conversion and sealing change sizes: the end is still the end.
-        self._done = min(self._done + count, self._total)
-        if self._notify:
-            self._notify(self._done, self._total)

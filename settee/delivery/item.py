@@ -71,7 +71,7 @@ class Item:
         """
         if self._kept is not None:
             blob = Blob([self._kept])
-            return Prepared(blob, *self._kept_name, image_size(blob))
+            return Prepared(blob, *self._kept_name, image_size(blob) if self.artifact.kind is Kind.IMAGE else None)
         self.warnings.clear()
         wanted = self.job.request.delivery
         artifact = self.artifact
@@ -103,14 +103,23 @@ class Item:
         self._kept = None
 
     def measure(self, check: Callable[[], None], *, keep: int = 0) -> int:
-        """Bytes to deliver, found in the cheapest way: usually no byte is read."""
+        """Bytes to deliver, found in the cheapest way: usually no byte is read.
+
+        What had to be made or fetched for it is remembered for the next ``prepare``, if it is ``keep`` bytes at most.
+        """
         with self.prepare(keep=keep) as prepared:
             if prepared.content.size > 0 or isinstance(prepared.content, Blob):
                 return prepared.content.size
             size = 0
+            chunks: list[bytes] = []
             for chunk in prepared.content.chunks():
                 check()
                 size += len(chunk)
+                chunks.append(chunk)
+                if size > keep:
+                    chunks.clear()
+            if size <= keep:
+                self._kept, self._kept_name = b"".join(chunks), (prepared.filename, prepared.media_type)
             return size
 
     def _open(self) -> Blob | Stream:

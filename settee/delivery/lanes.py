@@ -16,23 +16,24 @@ GRACE_S = 5.0
 class Lanes:
     """At most ``width`` calls at a time, each in a thread. Used from one thread.
 
-    ``check`` raises when the job is over; ``notify`` hears the weight of each call that succeeded. Calls are asked to
-    stop through ``stop``.
+    ``check`` raises when the job is over; ``notify`` is told of each call started with ``tell`` once it has
+    succeeded. Calls are asked to stop through ``stop``.
     """
 
-    def __init__(self, width: int, check: Callable[[], None], notify: Callable[[int], None]) -> None:
+    def __init__(self, width: int, check: Callable[[], None], notify: Callable[[], None]) -> None:
         self._width = width
         self._check = check
         self._notify = notify
         self._pool = ThreadPoolExecutor(width, thread_name_prefix="upload")
-        self._pending: dict[Future[Any], int] = {}
+        #: With each, whether to tell of it.
+        self._pending: dict[Future[Any], bool] = {}
         self.stop = threading.Event()
 
-    def submit(self, call: Callable[..., Any], *args: Any, weight: int = 0, width: int | None = None) -> Future[Any]:
+    def submit(self, call: Callable[..., Any], *args: Any, tell: bool = False, width: int | None = None) -> Future[Any]:
         """Start a call once there is a lane for it (of ``width``, if less). Raises what earlier calls raised."""
         self.settle(below=min(width or self._width, self._width))
         future = self._pool.submit(call, *args)
-        self._pending[future] = weight
+        self._pending[future] = tell
         return future
 
     def settle(self, below: int = 1) -> None:
@@ -42,10 +43,10 @@ class Lanes:
             done, _ = wait(self._pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
             self._check()
             for future in done:
-                weight = self._pending.pop(future)
+                tell = self._pending.pop(future)
                 future.result()
-                if weight:
-                    self._notify(weight)
+                if tell:
+                    self._notify()
 
     def room(self) -> None:
         """Wait until another call could start."""

@@ -46,7 +46,7 @@ def upload(
     *,
     sealer: Sealer | None,
     check: Callable[[], None],
-    notify: Callable[[int], None],
+    notify: Callable[[], None],
 ) -> list[Output]:
     """Upload the items; with ``sealer``, each as one Fernet token. Their Outputs have type "s3_url".
 
@@ -88,7 +88,7 @@ class _Upload:
         target: s3.Target,
         sealer: Sealer | None,
         check: Callable[[], None],
-        notify: Callable[[int], None],
+        notify: Callable[[], None],
     ) -> None:
         self._job = job
         self._target = target
@@ -108,7 +108,7 @@ class _Upload:
                 self._lanes.settle()
                 for file in self._files:
                     if file.upload_id is not None:
-                        self._lanes.submit(self._finish, file)
+                        self._submit(file, self._finish, last=True)
                 self._lanes.settle()
                 return [self._output(file) for file in self._files]
         except BaseException:
@@ -119,10 +119,10 @@ class _Upload:
             self._close_sent()
 
     def _submit(
-        self, file: _File, call: Callable[..., None], *args: Any, weight: int, width: int | None = None
+        self, file: _File, call: Callable[..., None], *args: Any, last: bool = False, width: int | None = None
     ) -> None:
-        """Start one of a file's requests."""
-        file.requests.append(self._lanes.submit(call, file, *args, weight=weight, width=width))
+        """Start one of a file's requests; with the ``last`` one the file is delivered."""
+        file.requests.append(self._lanes.submit(call, file, *args, tell=last, width=width))
 
     # --- sending -------------------------------------------------------------------------------------
 
@@ -154,13 +154,13 @@ class _Upload:
         """A put, or parts: threads read them from the file as they go."""
         file.sent = blob.size
         if blob.size <= MULTIPART_BYTES:
-            self._submit(file, self._put, Window(blob, stop=self._lanes.stop), weight=blob.size)
+            self._submit(file, self._put, Window(blob, stop=self._lanes.stop), last=True)
             return
         self._begin(file)
         step = _part_bytes(blob.size)
         for number, offset in enumerate(range(0, blob.size, step), 1):
             length = min(step, blob.size - offset)
-            self._submit(file, self._put_part, number, Window(blob, offset, length, self._lanes.stop), weight=length)
+            self._submit(file, self._put_part, number, Window(blob, offset, length, self._lanes.stop))
 
     def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
         """Parts of equal size from chunks of any; a stream that ends within the first one needs no multipart."""
@@ -179,13 +179,13 @@ class _Upload:
             part = bytearray()
         if number == 0:
             file.sent = len(part)
-            self._submit(file, self._put, part, weight=len(part))
+            self._submit(file, self._put, part, last=True)
         elif part:
             self._send_part(file, number + 1, part)
 
     def _send_part(self, file: _File, number: int, part: bytearray) -> None:
         file.sent += len(part)
-        self._submit(file, self._put_part, number, part, weight=len(part), width=STREAM_PARTS)
+        self._submit(file, self._put_part, number, part, width=STREAM_PARTS)
 
     # --- S3's requests, each in a thread of the pool -------------------------------------------------
 

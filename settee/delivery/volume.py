@@ -31,7 +31,7 @@ def store(
     *,
     sealer: Sealer | None,
     check: Callable[[], None],
-    notify: Callable[[int], None],
+    notify: Callable[[], None],
 ) -> list[Output]:
     """Write the items below ``folder``; with ``sealer``, sealed. Their Outputs have type "path".
 
@@ -43,7 +43,7 @@ def store(
     try:
         for item in items:
             outputs.append(_store(item, folder, namer, sealer, check, written))
-            notify(outputs[-1].size)
+            notify()
         for parent in {path.parent for path in written} | {folder, folder.parent}:
             _sync_folder(parent)
     except BaseException as error:

@@ -122,9 +122,7 @@ def test_a_large_file_goes_up_in_parts_and_comes_back_whole(s3: S3Server, bucket
         for chunk in answer.iter_content(MIB):
             digest.update(chunk)
     assert digest.hexdigest() == output.sha256 == hashlib.sha256(big.read_bytes()).hexdigest()
-    assert len(seen) == 5
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (big.stat().st_size, big.stat().st_size)
+    assert seen == [(1, 1)]
     assert uploads_in(s3, bucket) == []
 
 
@@ -378,6 +376,7 @@ def test_a_cancel_or_the_deadline_in_the_middle_leaves_nothing(
 
         def notify(done: int, total: int) -> None:
             nonlocal began
+            # The small file is up; the large one is on its way.
             if not began and how == "cancel":
                 began = time.monotonic()
                 cancel.set()

@@ -108,11 +108,11 @@ def test_nothing_to_deliver() -> None:
     assert run([], make_job(), make_settings()) == ((), ())
 
 
-def test_progress_counts_bytes_and_ends_at_the_end(tmp_path: Path) -> None:
+def test_progress_counts_outputs_and_ends_at_the_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     artifacts = [file_artifact(write(tmp_path / f"{n}.bin", bytes(n))) for n in (10, 20, 30)]
     run(artifacts, make_job(), make_settings(), notify=lambda done, total: seen.append((done, total)))
-    assert seen == [(10, 60), (30, 60), (60, 60)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 # --- files that are not what they should be ----------------------------------------------------------
@@ -219,6 +219,22 @@ def test_a_file_of_unknown_size_is_measured_not_trusted(tmp_path: Path) -> None:
         run([artifact], make_job(max_result_bytes=50_000), make_settings(), fetch=lambda wanted: iter([b"12"]))
     )
     assert output.size == 2
+
+
+def test_a_file_of_unknown_size_that_fits_is_fetched_once(tmp_path: Path) -> None:
+    fetched = []
+
+    def fetch(artifact: Artifact) -> Iterator[bytes]:
+        fetched.append(artifact.filename)
+        yield PNG[:20]
+        yield PNG[20:]
+
+    artifacts = [file_artifact(tmp_path / f"{n}.png", path=None, size=0) for n in range(3)]
+    outputs = run(artifacts, make_job(max_result_bytes=50_000), make_settings(), fetch=fetch).outputs
+    assert fetched == ["0.png", "1.png", "2.png"]
+    assert {(output.width, output.height, output.data) for output in outputs} == {
+        (5, 3, base64.b64encode(PNG).decode())
+    }
 
 
 def test_conversion_counts_before_the_cap_does(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Delivers one file in a process of its own and prints by how many bytes that grew it, as JSON. Linux only.
+
+    python -m tests.support.measure_delivery WHAT FILE ENDPOINT BUCKET
+
+WHAT is base64, s3, s3-fetch, s3-sealed or seal-result: settee's; or, to compare with, base64-stdlib (read the file,
+encode it, decode that), s3-boto3 (its upload_file), seal-fernet (Fernet.encrypt of the JSON).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from settee.job import Artifact
+from settee.sealing import Sealer, generate_key
+from tests.support.delivering import bucket_settings, file_artifact, make_job, make_settings, run
+from tests.support.s3 import S3Server
+
+CHUNK = 65_536
+
+
+def resident(name: str) -> int:
+    """VmRSS or its peak, VmHWM, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)
+
+
+def growth(work: Callable[[], object]) -> int:
+    """By how much the peak while working lies over the resident memory before."""
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    kept = work()
+    grown = resident("VmHWM") - before
+    del kept
+    return grown
+
+
+def fetch(artifact: Artifact) -> Iterator[bytes]:
+    """As from /view: small chunks of a file that is not shared."""
+    with Path(artifact.subfolder).open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+def task(what: str, path: Path, server: S3Server, bucket: str) -> Callable[[], object]:
+    if what == "base64-stdlib":
+        return lambda: base64.b64encode(path.read_bytes()).decode("utf-8")
+    if what == "s3-boto3":
+        client = server.client()
+        return lambda: client.upload_file(str(path), bucket, "boto3")
+    if what in ("seal-result", "seal-fernet"):
+        return _sealing(what, path)
+    artifact = file_artifact(path)
+    if what == "s3-fetch":
+        artifact = file_artifact(path, path=None, subfolder=str(path))
+    config: dict[str, Any] = {"encryption_key": generate_key()}
+    settings = make_settings(**config) if what == "base64" else bucket_settings(server, bucket, **config)
+    job = make_job("base64" if what == "base64" else "s3", sealed=what == "s3-sealed")
+    return lambda: run([artifact], job, settings, fetch=fetch)
+
+
+def _sealing(what: str, path: Path) -> Callable[[], object]:
+    from cryptography.fernet import Fernet
+
+    value = {"images": [{"data": path.read_bytes().hex()}]}
+    key = generate_key()
+    if what == "seal-result":
+        return lambda: Sealer(key).seal(value)
+    return lambda: Fernet(key).encrypt(json.dumps(value).encode()).decode()
+
+
+def main() -> None:
+    what, file, endpoint, bucket = sys.argv[1:]
+    server, path = S3Server(endpoint), Path(file)
+    # Once with a small file: imports, connections and arenas are no part of what a file costs.
+    small = path.with_name(f"{path.name}-small")
+    small.write_bytes(path.read_bytes()[:1] * 3_000_000)
+    task(what, small, server, bucket)()
+    small.unlink()
+    work = task(what, path, server, bucket)
+    print(json.dumps({"growth": growth(work)}))
+
+
+if __name__ == "__main__":
+    main()
