@@ -227,27 +227,27 @@ class _Downloads:
     def _download(self, remote: Remote) -> Path:
         for pause in _RETRY_AFTER_S:
             try:
-                return self._sink(remote.name, self._chunks(remote))
+                return self._attempt(remote)
             except DownloadFailed as error:
                 if not error.retryable or self._stopped.wait(pause):
                     raise
-        return self._sink(remote.name, self._chunks(remote))
+        return self._attempt(remote)
 
-    def _chunks(self, remote: Remote) -> Iterator[bytes]:
+    def _attempt(self, remote: Remote) -> Path:
         import requests
         import urllib3
 
         try:
-            with contextlib.closing(_open(remote)) as response, self._registered(response):
+            # The file is only made once there is an answer: a thread left waiting for one has nothing to clean up.
+            with _opened(remote) as response, self._registered(response):
                 self._check_head(remote, response)
-                yield from self._body(remote, response)
+                return self._sink(remote.name, self._body(remote, response))
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if self._stopped.is_set():
-                raise _Stopped from None
             raise remote.failed(_reason(error)) from error
 
     @contextlib.contextmanager
     def _registered(self, response: Any) -> Iterator[None]:
+        """Keep the response where :meth:`stop` finds it until its file is written, or wiped."""
         with self._lock:
             if self._stopped.is_set():
                 raise _Stopped
@@ -290,12 +290,24 @@ class _Downloads:
             raise remote.failed(f"the connection ended after {received} of {length} bytes")
 
 
+@contextlib.contextmanager
+def _opened(remote: Remote) -> Iterator[Any]:
+    response = _open(remote)
+    try:
+        yield response
+    finally:
+        response.close()
+        # The SDK's own close refers to the response that has it: a cycle that would keep an idle connection open until
+        # Python collects its garbage.
+        vars(response).pop("close", None)
+
+
 def _open(remote: Remote) -> Any:
     """The response, its body unread."""
+    import requests
+
     timeout: Any = (_CONNECT_S, _READ_S)
     if remote.trusted:
-        import requests
-
         return requests.get(remote.url, headers=_HEADERS, timeout=timeout, stream=True, allow_redirects=False)
     from runpod.serverless.utils.rp_ssrf import SSRFError, safe_get
 
@@ -304,7 +316,9 @@ def _open(remote: Remote) -> Any:
         return safe_get(remote.url, timeout=timeout, headers=_HEADERS, max_bytes=1 << 62)
     except SSRFError as error:
         raise _refused(remote, str(error)) from error
-    except ValueError as error:  # a port or host name that is none; requests' InvalidURL
+    except requests.exceptions.InvalidHeader:  # a ValueError too, but the server's
+        raise
+    except ValueError as error:  # a port or a host name that is none; requests' InvalidURL
         raise InvalidRequest(f"the URL of the input file {remote.name!r} is not valid") from error
 
 

@@ -29,7 +29,7 @@ Problem = dict[str, Any]
 _STEP = 1 << 20
 #: The URL-safe alphabet's two own characters become the standard one's.
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_SPACE = b" \t\r\n\v\f"
+_SPACES = " \t\r\n\v\f"
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
@@ -276,7 +276,7 @@ def decode_base64(text: str, start: int) -> Iterator[bytes]:
                 f"this is neither base64 nor an address (data:, http(s)://, s3://): "
                 f"see {wrong[0]!a} at character {position + wrong.start()}"
             )
-        clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACE)
+        clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACES.encode())
         whole = len(clean) // 4 * 4
         rest = clean[whole:]
         yield pybase64.b64decode(clean[:whole], validate=True)
@@ -289,9 +289,11 @@ def decode_base64(text: str, start: int) -> Iterator[bytes]:
 def _without_padding(text: str, start: int) -> int:
     """Where the base64 ends when white space and up to two "=" are taken off its end."""
     end = len(text)
-    if text[-1:].isspace():
-        end = len(text.rstrip())
+    if text[-1:] in _SPACES:
+        end = len(text.rstrip(_SPACES))
     for _ in range(2):
         if end > start and text[end - 1] == "=":
             end -= 1
+            for _ in range(2):  # a line may end before each "="
+                end -= end > start and text[end - 1] in _SPACES
     return end
