@@ -19,7 +19,6 @@ from settee import errors
 from settee.job import Cancel, Job, Kind, OnProgress, Output, Progress, Result, Status
 from settee.settings import Settings
 
-
 log = logging.getLogger("settee.stub")
 
 

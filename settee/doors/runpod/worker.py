@@ -64,6 +64,19 @@ class Worker:
         """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end. Raises ConfigError."""
         if self.settings.encryption_key is not None:
             sealed.sealer(self.settings)  # a bad key is found now, not by the first caller
+        self._signals = Signals(self._stop)
+        self._signals.install()
+        try:
+            self.door.start()  # ComfyUI takes seconds to start: it need not wait for the SDK's import
+            self._serve()
+        finally:
+            self.door.close()
+            if self.door.is_stuck:
+                # Python would wait for the job's thread at its own end; the platform must see an end.
+                logging.shutdown()
+                os._exit(1)
+
+    def _serve(self) -> None:
         runpod = sdk.load()
         from runpod.serverless.modules import rp_fitness, rp_scale
 
@@ -78,17 +91,7 @@ class Worker:
         self._check_fitness(rp_fitness)
         if self.settings.serve_api_locally:
             sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
-        self._signals = Signals(self._stop)
-        self._signals.install()
-        try:
-            self.door.start()
-            runpod.serverless.start({"handler": self.handle})
-        finally:
-            self.door.close()
-            if self.door.is_stuck:
-                # Python would wait for the job's thread at its own end; the platform must see an end.
-                logging.shutdown()
-                os._exit(1)
+        runpod.serverless.start({"handler": self.handle})
 
     def _check_fitness(self, rp_fitness: Any) -> None:
         """Have ComfyUI checked before the first job, and not left behind when any check fails."""
