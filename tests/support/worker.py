@@ -36,6 +36,11 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        # Asked first, twice so that no job gets its grace: its ComfyUI is a session of its own and would live on.
+        for _ in range(2):
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(4)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: the SDK's ping process is in it
         self.process.wait(10)
