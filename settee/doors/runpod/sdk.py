@@ -20,8 +20,8 @@ from typing import Any
 #: What `--rp_debugger` prints as the processor when it was not there to make us ask for it.
 NOT_ASKED = "not asked for: start the worker with --rp_debugger"
 
-#: Libraries of the SDK's command line, loaded when first touched, which in a worker is never.
-DEFERRED = ("paramiko", "tomlkit")
+#: Libraries of the SDK's command line and volume cache, loaded when first touched, which in a worker is never.
+DEFERRED = ("paramiko", "tomlkit", "tarfile")
 
 #: A progress bar of the SDK's uploader: ``from module import name``, called in there only.
 DEFERRED_CALL = ("tqdm_loggable.auto", "tqdm")
