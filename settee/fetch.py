@@ -1,9 +1,8 @@
-"""Downloads of input files: any http(s) URL by the SDK's SSRF-safe way, s3:// by a URL signed here.
+"""Downloads of input files, several at a time, under a time limit that no server can stretch.
 
 A caller's URL may point anywhere, so the SDK's ``safe_get`` refuses all that is not public, pins the address and
-looks at every redirect again. The same holds for an S3 endpoint that the caller names; only the worker's own
-endpoint (BUCKET_ENDPOINT_URL, often a private MinIO) is reached directly. URLs may carry signatures: errors name the
-host, or the bucket and key, never the URL.
+looks at every redirect again. Only an operator's own S3 endpoint is reached directly (:mod:`settee.addresses`). URLs
+may carry signatures: errors never show one.
 """
 
 from __future__ import annotations
@@ -15,16 +14,22 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from settee import __version__
-from settee.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, SetteeError
+from settee.addresses import Remote
+from settee.errors import (
+    DownloadFailed,
+    InvalidRequest,
+    JobCanceled,
+    JobTimeout,
+    PayloadTooLarge,
+    SetteeError,
+)
 from settee.job import Cancel
-from settee.request import Bucket
-from settee.settings import MIB, Settings
+from settee.settings import MIB
+from settee.workspace import shown
 
 _THREADS = 4
 _CHUNK = 256 * 1024
@@ -33,86 +38,14 @@ _READ_S = 30.0
 #: Waits before the second and third attempt.
 _RETRY_AFTER_S = (0.25, 1.0)
 _RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
-#: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
-_SIGNED_S = 6 * 3600
 #: Bodies as they are: a compressed one would not have the length that its header says.
 _HEADERS = {"User-Agent": f"settee/{__version__}", "Accept-Encoding": "identity"}
 
 Sink = Callable[[str, Iterable[bytes]], Path]
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A file that is to be downloaded. ``where`` is the part of its address that may be shown."""
-
-    name: str
-    url: str
-    where: str
-    #: Whether the address is the operator's own, and may be private.
-    trusted: bool = False
-
-    def failed(self, why: str, *, retryable: bool = True) -> DownloadFailed:
-        return DownloadFailed(
-            f"the input file {self.name!r} cannot be downloaded from {self.where}: {why}", retryable=retryable
-        )
-
-
 class _Stopped(Exception):
     """The downloads were given up while this one ran."""
-
-
-def web(name: str, url: str) -> Remote:
-    """A caller's http(s) URL. Raises ValueError for what is none."""
-    parts = urlsplit(url)
-    if not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-        raise ValueError("this is no http(s) URL")
-    return Remote(name, url, parts.hostname)
-
-
-def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote:
-    """``s3://bucket/key`` as a signed URL, with the caller's credentials or else the worker's.
-
-    Signing asks nobody. Raises ValueError with what is wrong with the address, or what to set.
-    """
-    match = re.fullmatch(r"(?i:s3)://([^/]+)/(.+)", uri, re.DOTALL)
-    if match is None:
-        raise ValueError("an S3 address is s3://bucket/key")
-    if bucket is not None:
-        endpoint, path_style, region = bucket.endpoint_url, True, None
-        key_id, secret = bucket.access_id, bucket.access_secret
-    elif settings.bucket_endpoint_url and settings.bucket_access_key_id and settings.bucket_secret_access_key:
-        endpoint, path_style, region = settings.bucket_endpoint_url, settings.bucket_path_style, settings.bucket_region
-        key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
-    else:
-        raise ValueError(
-            "the worker has no S3 credentials: send s3Config with the job, or set BUCKET_ENDPOINT_URL, "
-            "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the worker"
-        )
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            aws_access_key_id=key_id.get_secret_value(),
-            aws_secret_access_key=secret.get_secret_value(),
-            region_name=region or _region(endpoint),
-            config=Config(signature_version="s3v4", s3={"addressing_style": "path" if path_style else "virtual"}),
-        )
-        url = client.generate_presigned_url(
-            "get_object", Params={"Bucket": match[1], "Key": match[2]}, ExpiresIn=_SIGNED_S
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise ValueError("this S3 address or endpoint is not valid") from error
-    return Remote(name, url, f"s3://{match[1]}/{match[2]}", trusted=bucket is None)
-
-
-def _region(endpoint: str) -> str:
-    """The region in an AWS endpoint's name; other services take us-east-1 from anybody who names none."""
-    match = re.search(r"\bs3[.-](?:dualstack\.)?([a-z]{2}(?:-[a-z]+)+-\d)\.", urlsplit(endpoint).hostname or "")
-    return match[1] if match else "us-east-1"
 
 
 def download_all(
@@ -262,9 +195,8 @@ class _Downloads:
     def _check_head(self, remote: Remote, response: Any) -> None:
         status = response.status_code
         if status != 200:
-            code = (
-                re.search(rb"<Code>(\w+)</Code>", response.raw.read(4096)) if remote.where.startswith("s3:") else None
-            )
+            # S3 says why in a word; its other words name keys and signatures.
+            code = re.search(rb"<Code>(\w{1,60})</Code>", response.raw.read(4096))
             why = f"HTTP {status}" + (f" {code[1].decode()}" if code else "")
             raise remote.failed(why, retryable=status in _RETRY_STATUS)
         if (_length(response) or 0) > self._max_bytes:
@@ -297,9 +229,11 @@ def _opened(remote: Remote) -> Iterator[Any]:
         yield response
     finally:
         response.close()
-        # The SDK's own close refers to the response that has it: a cycle that would keep an idle connection open until
-        # Python collects its garbage.
-        vars(response).pop("close", None)
+        # requests puts a connection whose answer was read to the end back into its pool, and since urllib3 2 a session
+        # that is closed leaves that to the garbage collector: the socket would stay open for as long.
+        pool = getattr(response.raw, "_pool", None)
+        if pool is not None:
+            pool.close()
 
 
 def _open(remote: Remote) -> Any:
@@ -319,7 +253,7 @@ def _open(remote: Remote) -> Any:
     except requests.exceptions.InvalidHeader:  # a ValueError too, but the server's
         raise
     except ValueError as error:  # a port or a host name that is none; requests' InvalidURL
-        raise InvalidRequest(f"the URL of the input file {remote.name!r} is not valid") from error
+        raise InvalidRequest(f"the URL of the input file {shown(remote.name)} is not valid") from error
 
 
 def _refused(remote: Remote, reason: str) -> SetteeError:
@@ -335,7 +269,7 @@ def _refused(remote: Remote, reason: str) -> SetteeError:
             retryable=False,
         )
     return InvalidRequest(
-        f"the URL of the input file {remote.name!r} is not allowed: {remote.where} is not a public http(s) address"
+        f"the URL of the input file {shown(remote.name)} is not allowed: {remote.where} is not a public http(s) address"
     )
 
 
@@ -348,7 +282,7 @@ def _length(response: Any) -> int | None:
 
 
 def _too_large(remote: Remote, max_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the input file {remote.name!r} is over MAX_FILE_MB ({max_bytes / MIB:g} MiB)")
+    return PayloadTooLarge(f"the input file {shown(remote.name)} is over MAX_FILE_MB ({max_bytes / MIB:g} MiB)")
 
 
 def _reason(error: Exception) -> str:

@@ -29,6 +29,10 @@ _INFLATE_STEP = 16 * 1024
 
 #: What ends a stretch of a JPEG's entropy-coded data: a marker that is no stuffed 0xff, restart or fill byte.
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
+#: Chunks, segments or blocks of one file. Real ones have thousands at most; a crafted one of 2 GiB has enough of them
+#: to keep Python busy for minutes.
+_MOST_PARTS = 1_000_000
+_MOST_FRAMES = 10_000
 #: Scans of one JPEG: encoders make about ten, and each one costs a decoder a pass over all pixels.
 _JPEG_SCANS = 200
 
@@ -42,10 +46,12 @@ class TooManyPixels(Exception):
 
 
 def within(max_pixels: int, extent: Extent) -> None:
-    """Raise TooManyPixels when width × height × frames is over ``max_pixels``."""
+    """Raise TooManyPixels when width × height × frames is over ``max_pixels``, Broken for frames beyond reason."""
     width, height, frames = extent
     if width * height * frames > max_pixels:
         raise TooManyPixels(f"{width} × {height}" + (f" × {frames}" if frames > 1 else ""))
+    if frames > _MOST_FRAMES:
+        raise Broken(f"has {frames} frames; more than {_MOST_FRAMES} are not decoded")
 
 
 # --- PNG ---------------------------------------------------------------------------------------------
@@ -80,8 +86,7 @@ def _png_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, memoryview]]:
     crc32 = _fast_zlib().crc32
     with memoryview(data) as view:
         position = len(PNG)
-        kind = b""
-        while kind != b"IEND":
+        for _ in range(_MOST_PARTS):
             header = data[position : position + 8]
             end = position + 12 + int.from_bytes(header[:4], "big")
             if len(header) < 8 or end > len(data):
@@ -91,7 +96,10 @@ def _png_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, memoryview]]:
                 if crc32(summed) != int.from_bytes(data[end - 4 : end], "big"):
                     raise Broken(f"is damaged: the checksum of its chunk {kind!r} does not fit")
                 yield kind, body
+            if kind == b"IEND":
+                return
             position = end
+    raise Broken("has too many chunks")
 
 
 class _PngPixels:
@@ -154,7 +162,7 @@ def walk_jpeg(data: mmap.mmap, *, header_only: bool = False) -> Extent:
     position = 2
     extent: Extent | None = None
     scans = 0
-    while True:
+    for _ in range(_MOST_PARTS):
         code, position = _jpeg_marker(data, position)
         if code == 0xD9:
             if extent is None:
@@ -177,6 +185,7 @@ def walk_jpeg(data: mmap.mmap, *, header_only: bool = False) -> Extent:
             if scans > _JPEG_SCANS:
                 raise Broken(f"has more than {_JPEG_SCANS} scans")
             position = found.start()
+    raise Broken("has too many segments")
 
 
 def _jpeg_marker(data: mmap.mmap, position: int) -> tuple[int, int]:
@@ -199,8 +208,8 @@ def walk_gif(data: mmap.mmap) -> Extent:
     try:
         width, height = struct.unpack("<HH", data[6:10])
         position = 13 + _colour_table(data[10])
-        frames = 0
-        while True:
+        frames = blocks = 0
+        while blocks < _MOST_PARTS:
             block = data[position]
             if block == 0x3B:
                 if not frames:
@@ -213,11 +222,14 @@ def walk_gif(data: mmap.mmap) -> Extent:
                 position += 2
             else:
                 raise Broken("is damaged: something else stands where a block must start")
-            while size := data[position]:
+            while blocks < _MOST_PARTS and (size := data[position]):
                 position += 1 + size
+                blocks += 1
             position += 1
+            blocks += 1
     except (IndexError, struct.error) as error:
         raise Broken("is truncated: it ends before its trailer") from error
+    raise Broken("has too many blocks")
 
 
 def _colour_table(flags: int) -> int:
@@ -232,7 +244,9 @@ def walk_webp(data: mmap.mmap) -> Extent:
         raise Broken("is truncated: it ends before its header says")
     width = height = frames = 0
     position = 12
-    while position + 8 <= end:
+    for _ in range(_MOST_PARTS):
+        if position + 8 > end:
+            break
         kind, start = data[position : position + 4], position + 8
         position = start + (int.from_bytes(data[position + 4 : start], "little") + 1) // 2 * 2
         if kind == b"VP8X":
@@ -259,6 +273,8 @@ def walk_tiff(data: mmap.mmap) -> None:
     seen: set[int] = set()
     while offset and offset not in seen:
         seen.add(offset)
+        if len(seen) > _MOST_FRAMES:
+            raise Broken(f"has more than {_MOST_FRAMES} pictures")
         entries = int.from_bytes(data[offset : offset + count_size], order)
         following = offset + count_size + entries * entry_size
         if following + offset_size > len(data):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, unquote_to_bytes
 
-from settee import fetch
+from settee import addresses, fetch
+from settee.addresses import Remote
+from settee.encoded import BadData, decode_base64, decode_data_uri
 from settee.errors import InvalidRequest, JobCanceled, JobTimeout, UnsafePath
 from settee.images import check_image, looks_like_image
 from settee.job import Cancel
@@ -25,12 +26,6 @@ from settee.workspace import Workspace, safe_relative, shown
 
 Problem = dict[str, Any]
 
-#: Characters of base64 decoded at a time; a multiple of four.
-_STEP = 1 << 20
-#: The URL-safe alphabet's two own characters become the standard one's.
-_STANDARD = bytes.maketrans(b"-_", b"+/")
-_SPACES = " \t\r\n\v\f"
-_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
 _MAX_URL = 16 * 1024
@@ -50,10 +45,6 @@ class Staged:
     size: int
     width: int | None = None
     height: int | None = None
-
-
-class _BadData(ValueError):
-    """What is wrong with the data of one file."""
 
 
 def stage(
@@ -128,7 +119,7 @@ class _Staging:
         self._total = total
         self._notify = notify
         self._max_bytes = int(settings.max_file_mb * MIB)
-        self._remotes: list[fetch.Remote] = []
+        self._remotes: list[Remote] = []
         self._images: set[str] = set()
         self.done: dict[str, Staged] = {}
 
@@ -144,7 +135,7 @@ class _Staging:
                 if chunks is None:
                     continue
                 self._finish(file.name, self._workspace.write(file.name, chunks, self._max_bytes))
-            except (_BadData, InvalidRequest) as error:
+            except (BadData, InvalidRequest) as error:
                 problems += _problems_of(file.name, error)
         _raise(problems)
 
@@ -152,7 +143,7 @@ class _Staging:
         """Fetch the rest, then check the images among it."""
         problems: list[tuple[Problem, type[InvalidRequest]]] = []
 
-        def arrived(remote: fetch.Remote, path: Path) -> None:
+        def arrived(remote: Remote, path: Path) -> None:
             try:
                 self._finish(remote.name, path)
             except InvalidRequest as error:
@@ -174,26 +165,26 @@ class _Staging:
         """The decoded data, piece by piece; None for an address, which is noted."""
         text = file.data
         start = len(text[:64]) - len(text[:64].lstrip())
-        if not text.strip():
-            raise _BadData("there is no data")
+        if not text or text.isspace():
+            raise BadData("there is no data")
         uri = _DATA_URI.match(text, start)
         if uri is not None:
-            return _decode_data_uri(uri[1], text, uri.end())
+            return decode_data_uri(uri[1], text, uri.end())
         scheme = _SCHEME.match(text, start)
         if scheme is None:
             return decode_base64(text, start)
         if len(text) > _MAX_URL:
-            raise _BadData("this address is too long")
+            raise BadData("this address is too long")
         kind, address = scheme[1].lower(), text.strip()
         try:
             if kind in ("http", "https"):
-                self._remotes.append(fetch.web(file.name, address))
+                self._remotes.append(addresses.web(file.name, address))
             elif kind == "s3":
-                self._remotes.append(fetch.s3(file.name, address, self._settings, self._bucket))
+                self._remotes.append(addresses.s3(file.name, address, self._settings, self._bucket))
             else:
                 raise ValueError(f"{kind}:// addresses are not fetched: give base64, data:, http(s):// or s3://")
         except ValueError as error:
-            raise _BadData(str(error)) from error
+            raise BadData(str(error)) from error
         return None
 
     def _finish(self, name: str, path: Path) -> None:
@@ -219,8 +210,8 @@ class _Staging:
             raise JobTimeout("the job ran into its time limit while its input files were written")
 
 
-def _problems_of(name: str, error: _BadData | InvalidRequest) -> list[tuple[Problem, type[InvalidRequest]]]:
-    if isinstance(error, _BadData):
+def _problems_of(name: str, error: BadData | InvalidRequest) -> list[tuple[Problem, type[InvalidRequest]]]:
+    if isinstance(error, BadData):
         return [({"path": shown(name), "problem": str(error)}, InvalidRequest)]
     found = error.details.get("problems") or [{"problem": error.message}]
     return [({**problem, "path": shown(name)}, type(error)) for problem in found]
@@ -232,68 +223,3 @@ def _raise(problems: list[tuple[Problem, type[InvalidRequest]]]) -> None:
         kinds = {kind for _, kind in problems}
         kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
         raise kind.from_problems([problem for problem, _ in problems], "input file")
-
-
-# --- data ----------------------------------------------------------------------------------------------
-
-
-def _decode_data_uri(header: str, text: str, start: int) -> Iterable[bytes]:
-    """The data of a data URI (RFC 2397) whose ``header`` is what stands between "data:" and the comma."""
-    if header.lower().rstrip().endswith(";base64"):
-        if text.find("%", start) < 0:
-            return decode_base64(text, start)
-        return decode_base64(unquote(text[start:]), 0)
-    try:
-        return [unquote_to_bytes(text[start:])]
-    except UnicodeEncodeError as error:
-        raise _BadData("this data URI has half a surrogate pair in it") from error
-
-
-def decode_base64(text: str, start: int) -> Iterator[bytes]:
-    """Decode ``text`` from ``start`` on, about 768 KiB at a time, so that a file is never held decoded as a whole.
-
-    Takes the standard and the URL-safe alphabet, white space anywhere, and missing padding. Raises _BadData that
-    names the position of what is neither.
-    """
-    import pybase64
-
-    end = _without_padding(text, start)
-    rest = b""
-    for position in range(start, end, _STEP):
-        piece = text[position : min(position + _STEP, end)]
-        if not rest:
-            try:
-                raw = pybase64.b64decode(piece + "=" * (-len(piece) % 4), validate=True)
-            except ValueError:
-                pass  # white space, the other alphabet, or a mistake: see below
-            else:
-                if "=" not in piece:
-                    yield raw
-                    continue
-        wrong = _NOT_BASE64.search(piece)
-        if wrong is not None:
-            raise _BadData(
-                f"this is neither base64 nor an address (data:, http(s)://, s3://): "
-                f"see {wrong[0]!a} at character {position + wrong.start()}"
-            )
-        clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACES.encode())
-        whole = len(clean) // 4 * 4
-        rest = clean[whole:]
-        yield pybase64.b64decode(clean[:whole], validate=True)
-    if len(rest) == 1:
-        raise _BadData(f"this base64 was cut off: one character is too many or missing at character {end}")
-    if rest:
-        yield pybase64.b64decode(rest + b"=" * (4 - len(rest)), validate=True)
-
-
-def _without_padding(text: str, start: int) -> int:
-    """Where the base64 ends when white space and up to two "=" are taken off its end."""
-    end = len(text)
-    if text[-1:] in _SPACES:
-        end = len(text.rstrip(_SPACES))
-    for _ in range(2):
-        if end > start and text[end - 1] == "=":
-            end -= 1
-            for _ in range(2):  # a line may end before each "="
-                end -= end > start and text[end - 1] in _SPACES
-    return end

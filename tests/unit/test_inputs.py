@@ -21,7 +21,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
-from settee import fetch, inputs
+from settee import encoded, fetch
+from settee.encoded import decode_base64
 from settee.errors import (
     DownloadFailed,
     InvalidRequest,
@@ -31,7 +32,7 @@ from settee.errors import (
     SetteeError,
     UnsafePath,
 )
-from settee.inputs import Staged, decode_base64, stage
+from settee.inputs import Staged, stage
 from settee.job import Cancel
 from settee.request import InputFile
 from settee.settings import Settings
@@ -182,7 +183,7 @@ def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe
     text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(raw).decode()
     wrapped = "\n".join(text[start : start + wrap] for start in range(0, len(text), wrap))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "_STEP", step)
+        patch.setattr(encoded, "_STEP", step)
         assert b"".join(decode_base64(wrapped, 0)) == raw
         assert b"".join(decode_base64("xx" + text.rstrip("="), 2)) == raw
 
@@ -191,7 +192,7 @@ def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe
 @given(text=st.text(alphabet="AQgw+/-_=\n !é", max_size=24), step=st.sampled_from([4, 8]))
 def test_base64_is_decoded_as_the_standard_library_does_or_refused(text: str, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inputs, "_STEP", step)
+        patch.setattr(encoded, "_STEP", step)
         try:
             raw = b"".join(decode_base64(text, 0))
         except ValueError as error:
@@ -520,9 +521,8 @@ def test_cancel_ends_downloads_and_nothing_writes_afterwards(put: Stage, web: We
     web.answers["/a"] = stall(web, head=kind != "silent", trickle=kind == "trickle")
 
     def cancel() -> None:
-        while not web.requests:
-            time.sleep(0.005)
-        time.sleep(0.05)
+        while not (web.requests if kind == "silent" else os.listdir(put.workspace.folders.input)):
+            time.sleep(0.002)
         put.cancel.set()
 
     canceler = threading.Thread(target=cancel)

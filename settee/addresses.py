@@ -1,0 +1,93 @@
+"""Addresses that an input file may come from: http(s) URLs, and s3:// as URLs signed here.
+
+Nothing is asked of anybody here. Which address may be reached is decided when it is fetched
+(:mod:`settee.fetch`): a caller's only when it is public.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from settee.delivery.s3 import Target, client_for, plain_endpoint, region_of, url_for
+from settee.errors import DeliveryError, DownloadFailed
+from settee.request import Bucket
+from settee.settings import Settings
+from settee.workspace import shown
+
+#: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
+_SIGNED_S = 6 * 3600
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that is to be downloaded. ``where`` is the part of its address that may be shown."""
+
+    name: str
+    url: str = field(repr=False)
+    where: str
+    #: Whether the address is the operator's own, and may be private.
+    trusted: bool = False
+
+    def failed(self, why: str, *, retryable: bool = True) -> DownloadFailed:
+        return DownloadFailed(
+            f"the input file {shown(self.name)} cannot be downloaded from {self.where}: {why}", retryable=retryable
+        )
+
+
+def web(name: str, url: str) -> Remote:
+    """A caller's http(s) URL. Raises ValueError for what is none."""
+    parts = urlsplit(url)
+    if not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError("this is no http(s) URL")
+    return Remote(name, url, shown(parts.hostname))
+
+
+def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote:
+    """``s3://bucket/key`` as a signed URL, with the caller's credentials or else the worker's.
+
+    Signing asks nobody. Raises ValueError with what is wrong with the address, or what to set.
+    """
+    match = re.fullmatch(r"(?i:s3)://([^/]+)/(.+)", uri, re.DOTALL)
+    if match is None:
+        raise ValueError("an S3 address is s3://bucket/key")
+    target = _target(match[1], settings, bucket)
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        url = url_for(client_for(target), target, match[2])
+    except (BotoCoreError, DeliveryError, ValueError) as error:
+        raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
+    trusted = target.own or settings.allow_private_s3config
+    return Remote(name, url, shown(f"s3://{match[1]}/{match[2]}"), trusted=trusted)
+
+
+def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:
+    """The bucket ``name`` at the caller's endpoint, or else the worker's."""
+    if bucket is not None:
+        endpoint = plain_endpoint(bucket.endpoint_url, bucket.bucket_name)
+        key_id, secret = bucket.access_id.get_secret_value(), bucket.access_secret.get_secret_value()
+        region, path_style = None, True
+    elif settings.bucket_endpoint_url and settings.bucket_access_key_id and settings.bucket_secret_access_key:
+        endpoint = plain_endpoint(settings.bucket_endpoint_url, settings.bucket_name)
+        key_id = settings.bucket_access_key_id.get_secret_value()
+        secret = settings.bucket_secret_access_key.get_secret_value()
+        region, path_style = settings.bucket_region, settings.bucket_path_style
+    else:
+        raise ValueError(
+            "the worker has no S3 credentials: send s3Config with the job, or set BUCKET_ENDPOINT_URL, "
+            "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the worker"
+        )
+    return Target(
+        endpoint_url=plain_endpoint(endpoint, name),
+        access_key=key_id,
+        secret_key=secret,
+        region=region or region_of(endpoint),
+        bucket=name,
+        path_style=path_style,
+        prefix="",
+        expires_s=_SIGNED_S,
+        public_url=None,
+        own=bucket is None,
+    )
