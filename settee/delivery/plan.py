@@ -24,8 +24,8 @@ from settee.settings import Settings
 BODY = 8 * 1024
 #: Bytes for a file's keys, numbers and hash.
 ENTRY = 400
-#: Bytes for a presigned URL, its key not counted.
-URL = 1200
+#: Bytes for a presigned URL with the longest prefix that ``keys`` permits, percent-encoded.
+URL = 2200
 
 
 class Place(Enum):

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from settee.delivery.attempts import BOTOCORE_ATTEMPTS, code_of, status_of
 from settee.errors import DeliveryError
 from settee.request import JobRequest
 from settee.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
-#: Attempts per request, the first included; botocore waits at most 1, 2 and 4 s between them.
-ATTEMPTS = 4
 #: Uploads at a time, and so connections kept.
 LANES = 8
 _CLIENTS = 4
@@ -156,9 +155,19 @@ _clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 _clients_lock = threading.Lock()
 
 
+def _identity(target: Target) -> tuple[object, ...]:
+    return (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style)
+
+
+def forget(target: Target) -> None:
+    """Have the next job make a client of its own."""
+    with _clients_lock:
+        _clients.pop(_identity(target), None)
+
+
 def client_for(target: Target) -> Any:
     """A boto3 client, kept for the next job with the same keys: making one takes a tenth of a second."""
-    key = (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style)
+    key = _identity(target)
     with _clients_lock:
         client = _clients.pop(key, None)
         if client is None:
@@ -183,7 +192,7 @@ def _new_client(target: Target) -> Any:
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path" if target.path_style else "virtual"},
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": BOTOCORE_ATTEMPTS},
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=READ_TIMEOUT_S,
         max_pool_connections=LANES + 2,
@@ -217,9 +226,7 @@ def explain(error: Exception, target: Target) -> DeliveryError:
     from botocore import exceptions as boto
 
     if isinstance(error, boto.ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
-        return _explain_answer(code, status, target)
+        return _explain_answer(code_of(error), status_of(error), target)
     details = {"settings": [target.setting("ENDPOINT_URL")]}
     if isinstance(error, boto.SSLError):
         return DeliveryError(
@@ -227,8 +234,7 @@ def explain(error: Exception, target: Target) -> DeliveryError:
         )
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         return DeliveryError(
-            f"S3 cannot be reached or dropped the connection ({ATTEMPTS} attempts): "
-            f"look at {target.setting('ENDPOINT_URL')}",
+            f"S3 cannot be reached, or drops the connection again and again: look at {target.setting('ENDPOINT_URL')}",
             details=details,
             retryable=True,
         )
@@ -271,7 +277,7 @@ def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
         settings, retryable = [endpoint], True
         # botocore calls a web page a 500 as well.
         reason = f"{status} {code}" if code != str(status) else f"{status}, or a web page"
-        problem = f"S3 failed {ATTEMPTS} times ({reason}): if it goes on, look at {endpoint}"
+        problem = f"S3 failed again and again ({reason}): if it goes on, look at {endpoint}"
     else:
         settings = [target.setting("ENDPOINT_URL"), name]
         problem = f"S3 refused the upload ({status} {code}): look at {' and '.join(settings)}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.delivery import s3
-from settee.delivery.blob import CHUNK, Blob, Digest, Window
+from settee.delivery.blob import Blob, Digest, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
 from settee.delivery.lanes import Lanes
 from settee.delivery.metadata import encode_metadata
+from settee.delivery.objects import Bucket, Object
 from settee.errors import DeliveryError
 from settee.job import Job, Output
 from settee.sealing import Sealer
@@ -32,8 +31,9 @@ PART_BYTES = 16 * MIB
 STREAM_PART_BYTES = 8 * MIB
 #: Parts of streams under way at a time; one more is being filled meanwhile.
 STREAM_PARTS = 3
+#: S3's own limit.
 MAX_PARTS = 10_000
-#: Up to here a file is read into memory: a body that is a file costs a round trip more (Expect: 100-continue).
+#: Up to here a file is read into memory to be sent.
 SMALL_BYTES = MIB
 #: How long the clearing up after a failure may take.
 CLEAN_UP_S = 15.0
@@ -50,8 +50,8 @@ def upload(
 ) -> list[Output]:
     """Upload the items; with ``sealer``, each as one Fernet token. Their Outputs have type "s3_url".
 
-    Raises DeliveryError (also for what S3 says), OutputMissing, and what ``check`` and fetching raise. The files
-    that were already up are deleted then, as far as S3 lets us.
+    ``notify`` is told of each that has arrived. Raises DeliveryError (also for what S3 says), OutputMissing, and what
+    ``check`` and fetching raise. The files that were already up are deleted then, as far as S3 lets us.
     """
     return _Upload(job, target, sealer, check, notify).run(items)
 
@@ -62,16 +62,9 @@ class _File:
 
     item: Item
     prepared: Prepared
-    key: str
+    object: Object
     digest: Digest
-    #: Bytes of the object; a sealed one is larger than its file.
-    sent: int = 0
-    #: While it goes up in parts.
-    upload_id: str | None = None
-    parts: list[dict[str, Any]] = field(default_factory=list)
     requests: list[Future[Any]] = field(default_factory=list)
-    #: Whether S3 may hold (some of) it by now.
-    stored: bool = False
 
     def close_if_sent(self) -> bool:
         """A file that a thread may still read closes when that thread lets go of it."""
@@ -102,15 +95,18 @@ class _Upload:
     def run(self, items: Sequence[Item]) -> list[Output]:
         try:
             with _explained(self._target, self._job):
-                self._client = s3.client_for(self._target)
+                self._bucket = Bucket(self._target, self._lanes.stop)
                 for item in items:
                     self._send(item)
                 self._lanes.settle()
                 for file in self._files:
-                    if file.upload_id is not None:
-                        self._submit(file, self._finish, last=True)
+                    if file.object.upload_id is not None:
+                        self._submit(file, self._bucket.finish, last=True)
                 self._lanes.settle()
-                return [self._output(file) for file in self._files]
+                return [
+                    file.item.output(file.prepared, file.digest, "s3_url", url=self._bucket.url(file.object))
+                    for file in self._files
+                ]
         except BaseException:
             self._undo()
             raise
@@ -122,17 +118,18 @@ class _Upload:
         self, file: _File, call: Callable[..., None], *args: Any, last: bool = False, width: int | None = None
     ) -> None:
         """Start one of a file's requests; with the ``last`` one the file is delivered."""
-        file.requests.append(self._lanes.submit(call, file, *args, tell=last, width=width))
+        file.requests.append(self._lanes.submit(call, file.object, *args, tell=last, width=width))
 
-    # --- sending -------------------------------------------------------------------------------------
+    def _begin(self, file: _File) -> None:
+        """A multipart upload's id is needed before anything else of the file can be sent."""
+        self._lanes.result(self._lanes.submit(self._bucket.begin, file.object))
 
     def _send(self, item: Item) -> None:
         # What is converted or small is held in memory from here on: not before there is a lane for it.
         self._lanes.room()
         self._close_sent()
         prepared = item.prepare()
-        name = f"{item.index:04d}.sealed" if self._sealer else prepared.filename
-        file = _File(item, prepared, self._namer.key(item.artifact, name), Digest(self._check))
+        file = _File(item, prepared, self._object(item, prepared), Digest(self._check))
         self._files.append(file)
         self._open.append(file)
         chunks = file.digest.through(prepared.content.chunks())
@@ -146,163 +143,72 @@ class _Upload:
                 pass  # hashed here while the threads send
         item.forget()
 
+    def _object(self, item: Item, prepared: Prepared) -> Object:
+        """Its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
+        artifact = item.artifact
+        if self._sealer:
+            key = self._namer.key(artifact, f"{item.index:04d}.sealed")
+            return Object(key, "application/octet-stream", encode_metadata({"settee-job": self._job.id}))
+        values = {
+            "settee-job": self._job.id,
+            "settee-node": artifact.node_id,
+            "settee-filename": prepared.filename,
+            "settee-subfolder": artifact.subfolder,
+        }
+        metadata = encode_metadata({name: value for name, value in values.items() if value})
+        return Object(self._namer.key(artifact, prepared.filename), prepared.media_type, metadata)
+
     def _close_sent(self) -> None:
         """A job may have more files than a process may have open."""
         self._open = [file for file in self._open if not file.close_if_sent()]
 
     def _send_blob(self, file: _File, blob: Blob) -> None:
         """A put, or parts: threads read them from the file as they go."""
-        file.sent = blob.size
+        stop = self._lanes.stop
+        file.object.size = blob.size
         if blob.size <= MULTIPART_BYTES:
-            self._submit(file, self._put, Window(blob, stop=self._lanes.stop), last=True)
+            self._submit(file, self._bucket.put, Window(blob, stop=stop), last=True)
             return
         self._begin(file)
         step = _part_bytes(blob.size)
         for number, offset in enumerate(range(0, blob.size, step), 1):
-            length = min(step, blob.size - offset)
-            self._submit(file, self._put_part, number, Window(blob, offset, length, self._lanes.stop))
+            part = Window(blob, offset, min(step, blob.size - offset), stop)
+            self._submit(file, self._bucket.put_part, number, part)
 
     def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
-        """Parts of equal size from chunks of any; a stream that ends within the first one needs no multipart."""
+        """Parts from chunks of any size; a stream that ends within the first part needs no multipart upload."""
         part = bytearray()
         number = 0
         for chunk in chunks:
+            file.object.size += len(chunk)
             part += chunk
-            if len(part) < STREAM_PART_BYTES:
-                continue
-            if number == 0:
-                self._begin(file)
-            number += 1
-            if number > MAX_PARTS:
-                raise DeliveryError(f"{file.item.artifact.filename} is too large for S3 ({MAX_PARTS} parts)")
-            self._send_part(file, number, part)
-            part = bytearray()
+            # To the byte: Cloudflare's R2 wants all parts but the last to have one size.
+            while len(part) > STREAM_PART_BYTES:
+                if number == 0:
+                    self._begin(file)
+                number += 1
+                if number == MAX_PARTS:
+                    raise DeliveryError(f"{file.item.artifact.filename} is too large for S3 ({MAX_PARTS} parts)")
+                rest = part[STREAM_PART_BYTES:]
+                del part[STREAM_PART_BYTES:]
+                self._submit(file, self._bucket.put_part, number, part, width=STREAM_PARTS)
+                part = rest
         if number == 0:
-            file.sent = len(part)
-            self._submit(file, self._put, part, last=True)
-        elif part:
-            self._send_part(file, number + 1, part)
-
-    def _send_part(self, file: _File, number: int, part: bytearray) -> None:
-        file.sent += len(part)
-        self._submit(file, self._put_part, number, part, width=STREAM_PARTS)
-
-    # --- S3's requests, each in a thread of the pool -------------------------------------------------
-
-    def _metadata(self, file: _File) -> dict[str, str]:
-        """What a bucket's owner may want to know about an object. Nothing of a sealed job but its id."""
-        values = {"settee-job": self._job.id}
-        if not self._sealer:
-            artifact = file.item.artifact
-            values["settee-node"] = artifact.node_id
-            values["settee-filename"] = file.prepared.filename
-            if artifact.subfolder:
-                values["settee-subfolder"] = artifact.subfolder
-        return encode_metadata(values)
-
-    def _object(self, file: _File) -> dict[str, Any]:
-        return {
-            "Bucket": self._target.bucket,
-            "Key": file.key,
-            "ContentType": "application/octet-stream" if self._sealer else file.prepared.media_type,
-            "Metadata": self._metadata(file),
-        }
-
-    def _put(self, file: _File, body: Window | bytearray) -> None:
-        md5 = self._md5(body)
-        with _refusal_noted(file):
-            # A body that is a file costs a round trip (Expect: 100-continue), so small ones are bytes.
-            self._client.put_object(**self._object(file), Body=body, ContentMD5=md5)
-        self._take_back_if_late(file)
-
-    def _md5(self, body: Window | bytearray) -> str:
-        """Content-MD5: has the server itself refuse bytes that changed on their way.
-
-        The one check that all S3 servers make. SeaweedFS takes no notice of the SHA-256 in the signature, some
-        refuse Amazon's newer checksum headers, and an ETag is the file's MD5 only where nothing is encrypted.
-        It costs a pass at 0.5 GB/s, in parallel.
-        """
-        md5 = hashlib.md5(usedforsecurity=False)
-        if isinstance(body, Window):
-            while chunk := body.read(CHUNK):
-                md5.update(chunk)
-            body.seek(0)
+            self._submit(file, self._bucket.put, part, last=True)
         else:
-            md5.update(body)
-        return base64.b64encode(md5.digest()).decode()
-
-    def _take_back_if_late(self, file: _File) -> None:
-        """The job is over, and the clearing up may have been here already."""
-        if self._lanes.stop.is_set():
-            self._client.delete_object(Bucket=self._target.bucket, Key=file.key)
-
-    def _begin(self, file: _File) -> None:
-        """Start a multipart upload: its id is needed before anything else of the file can be sent."""
-
-        def create(file: _File) -> None:
-            with _refusal_noted(file):
-                file.upload_id = self._client.create_multipart_upload(**self._object(file))["UploadId"]
-
-        self._lanes.result(self._lanes.submit(create, file))
-
-    def _put_part(self, file: _File, number: int, part: Window | bytearray) -> None:
-        answer = self._client.upload_part(
-            Bucket=self._target.bucket,
-            Key=file.key,
-            UploadId=file.upload_id,
-            PartNumber=number,
-            Body=part,
-            ContentMD5=self._md5(part),
-        )
-        file.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-
-    def _finish(self, file: _File) -> None:
-        from botocore.exceptions import ClientError
-
-        parts = sorted(file.parts, key=lambda part: int(part["PartNumber"]))
-        place = {"Bucket": self._target.bucket, "Key": file.key}
-        try:
-            self._client.complete_multipart_upload(**place, UploadId=file.upload_id, MultipartUpload={"Parts": parts})
-        except ClientError as error:
-            # A first attempt whose answer got lost may have completed it: then it is there, whole.
-            if error.response.get("Error", {}).get("Code") != "NoSuchUpload" or self._stored(place) != file.sent:
-                raise
-        file.upload_id = None
-        self._take_back_if_late(file)
-        stored = self._stored(place)
-        if stored is not None and stored != file.sent:
-            raise DeliveryError(
-                f"S3 stored {stored} of the {file.sent} bytes of {file.item.artifact.filename}", retryable=True
-            )
-
-    def _stored(self, place: dict[str, str]) -> int | None:
-        """Bytes of an object; None where the keys may write but not read."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return int(self._client.head_object(**place)["ContentLength"])
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (401, 403):
-                return None
-            raise
-
-    def _output(self, file: _File) -> Output:
-        url = s3.url_for(self._client, self._target, file.key)
-        return file.item.output(file.prepared, file.digest, "s3_url", url=url)
-
-    # --- after a failure -----------------------------------------------------------------------------
+            self._submit(file, self._bucket.put_part, number + 1, part, width=STREAM_PARTS)
 
     def _undo(self) -> None:
         """Leave nothing behind: stop what is under way, abort, delete. Never raises."""
         self._lanes.halt()
-        doubtful = [file for file in self._files if file.stored or file.upload_id is not None]
+        doubtful = [file.object for file in self._files if file.object.doubtful]
         if not doubtful:
             return
         pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix="clean-up")
-        futures = [pool.submit(self._remove, file) for file in doubtful]
+        futures = [pool.submit(self._bucket.remove, thing) for thing in doubtful]
         done, late = wait(futures, timeout=CLEAN_UP_S)
         pool.shutdown(wait=False, cancel_futures=True)
-        failed = [future for future in done if not future.cancelled() and future.exception()]
+        failed = [future for future in done if future.exception()]
         if failed or late:
             log.warning(
                 "job %s: %d of %d uploaded files could not be deleted from S3 after its delivery failed: %s",
@@ -312,38 +218,11 @@ class _Upload:
                 type(failed[0].exception()).__name__ if failed else "no answer",
             )
 
-    def _remove(self, file: _File) -> None:
-        from botocore.exceptions import ClientError
-
-        place = {"Bucket": self._target.bucket, "Key": file.key}
-        if file.upload_id is not None:
-            try:
-                self._client.abort_multipart_upload(**place, UploadId=file.upload_id)
-                return
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
-                    raise
-            # It was completed, and only the answer got lost.
-        self._client.delete_object(**place)
-
 
 def _part_bytes(size: int) -> int:
     """PART_BYTES, or more for files that would have too many parts."""
     least = -(-size // MAX_PARTS)
     return max(PART_BYTES, -(-least // MIB) * MIB)
-
-
-@contextlib.contextmanager
-def _refusal_noted(file: _File) -> Iterator[None]:
-    """After a request that stores something S3 may hold it, unless S3 itself said no or was never reached."""
-    from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError
-
-    file.stored = True
-    try:
-        yield
-    except (ClientError, EndpointConnectionError, ConnectTimeoutError):
-        file.stored = False
-        raise
 
 
 @contextlib.contextmanager
@@ -355,4 +234,5 @@ def _explained(target: s3.Target, job: Job) -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError) as error:
         log.warning("job %s: S3: %s", job.id, error)
+        s3.forget(target)  # and with it botocore's count of failures, which would cost the next job its retries
         raise s3.explain(error, target) from error

@@ -17,7 +17,7 @@ import pytest
 import requests
 from cryptography.fernet import Fernet
 
-from settee.delivery import upload
+from settee.delivery import attempts, upload
 from settee.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing
 from settee.job import Artifact, Cancel, Kind
 from tests.support.delivering import bucket_settings, file_artifact, make_job, make_settings, only, run
@@ -32,12 +32,12 @@ def bucket(s3: S3Server) -> str:
     return s3.make_bucket()
 
 
-@pytest.fixture(scope="module")
-def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A film just over the size from which files go up in parts."""
-    path = tmp_path_factory.mktemp("big") / "film.mp4"
-    path.write_bytes(os.urandom(MIB) * 65 + b"the end")
-    return path
+@pytest.fixture
+def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A film that goes up in parts, of S3's least size here."""
+    monkeypatch.setattr(upload, "MULTIPART_BYTES", 8 * MIB)
+    monkeypatch.setattr(upload, "PART_BYTES", 5 * MIB)
+    return write(tmp_path / "big" / "film.mp4", os.urandom(MIB) * 13 + b"the end")
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -103,7 +103,8 @@ def test_every_size_from_every_source(s3: S3Server, bucket: str, tmp_path: Path,
     assert uploads_in(s3, bucket) == []
 
 
-def test_a_large_file_goes_up_in_parts_and_comes_back_whole(s3: S3Server, bucket: str, big: Path) -> None:
+def test_over_64_mb_a_file_goes_up_in_parts_and_comes_back_whole(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    big = write(tmp_path / "film.mp4", os.urandom(MIB) * 64 + b"the end")
     seen: list[tuple[int, int]] = []
     output = only(
         run(
@@ -243,6 +244,7 @@ def test_a_sealed_job_uploads_nothing_readable(s3: S3Server, bucket: str, tmp_pa
     assert metadata == {"settee-job": "job-1"}
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_server_refuses_bytes_that_changed_on_the_way(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """Why no ETag is compared: the hash in each request's signature does it, at the server."""
     relay = _Relay(s3.endpoint_url, corrupt=b"C" * 64)
@@ -297,6 +299,11 @@ class _Relay:
 # --- what goes wrong ---------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "PATIENCE_S", 0.3)
+
+
 def failure(artifacts: list[Artifact], config: Any, **options: Any) -> DeliveryError:
     with pytest.raises(DeliveryError) as error:
         run(artifacts, make_job("s3"), config, **options)
@@ -324,6 +331,7 @@ def test_missing_bucket(s3: S3Server, big: Path, tmp_path: Path, large: bool) ->
     assert error.details["settings"] == ["BUCKET_NAME"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_nobody_listens(s3: S3Server, tmp_path: Path) -> None:
     artifact = file_artifact(write(tmp_path / "a.png", b"x"))
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
@@ -402,8 +410,7 @@ def test_the_log_names_the_job_and_no_secret(s3: S3Server, tmp_path: Path, caplo
 def test_files_are_closed_whatever_happens(s3: S3Server, bucket: str, big: Path, tmp_path: Path) -> None:
     def open_files() -> int:
         return sum(
-            os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(big.parent.parent))
-            for fd in os.listdir("/proc/self/fd")
+            os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(tmp_path)) for fd in os.listdir("/proc/self/fd")
         )
 
     before = open_files()

@@ -42,6 +42,8 @@ class FaultyS3:
         self.then = OK
         #: Called with each request's line before it is answered.
         self.on_request: Callable[[str], None] = lambda line: None
+        #: Whether the last multipart upload had parts of one size, as Cloudflare's R2 insists.
+        self.even = False
         self.released = threading.Event()
         self.received = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -151,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.s3.objects[key] = body
         elif "uploadId" in query:
             parts = self.s3.uploads.pop(query["uploadId"][0])
+            lengths = [len(parts[number]) for number in sorted(parts)]
+            self.s3.even = len(set(lengths[:-1])) == 1 and 0 < lengths[-1] <= lengths[0]
             self.s3.objects[key] = b"".join(parts[number] for number in sorted(parts))
 
     def do_PUT(self) -> None:

@@ -1,0 +1,163 @@
+"""One object on its way into a bucket: S3's requests for it, each checked, tried again, and undone if need be."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.delivery import s3
+from settee.delivery.attempts import attempt, code_of, status_of, was_refused
+from settee.delivery.blob import CHUNK, Window
+from settee.errors import DeliveryError
+
+Body = Window | bytearray
+
+
+@dataclass
+class Object:
+    """What S3 is told of an object, and how far it has come."""
+
+    key: str
+    media_type: str
+    metadata: dict[str, str]
+    #: Bytes sent so far.
+    size: int = 0
+    #: While it goes up in parts.
+    upload_id: str | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    #: Whether S3 may hold (some of) it by now.
+    doubtful: bool = False
+
+
+class Bucket:
+    """Requests to one bucket, made from many threads. Once ``stop`` is set they end early and store nothing.
+
+    They raise botocore's errors, DeliveryError, and Stopped.
+    """
+
+    def __init__(self, target: s3.Target, stop: threading.Event) -> None:
+        self._target = target
+        self._client = s3.client_for(target)
+        self._stop = stop
+
+    def put(self, thing: Object, body: Body) -> None:
+        """Store an object in one request."""
+        # A body that is a file costs a round trip (Expect: 100-continue): small ones are given as bytes.
+        arguments = {**self._described(thing), "Body": body, "ContentMD5": _md5(body)}
+        with _refusal_noted(thing):
+            self._attempt(self._client.put_object, arguments)
+        self._take_back_if_late(thing)
+
+    def begin(self, thing: Object) -> None:
+        """Start an object that comes in parts."""
+        with _refusal_noted(thing):
+            answer = self._attempt(self._client.create_multipart_upload, self._described(thing))
+            thing.upload_id = answer["UploadId"]
+
+    def put_part(self, thing: Object, number: int, body: Body) -> None:
+        """Send a part; they are numbered from 1."""
+        place = {**self._place(thing), "UploadId": thing.upload_id, "PartNumber": number}
+        answer = self._attempt(self._client.upload_part, {**place, "Body": body, "ContentMD5": _md5(body)})
+        thing.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    def finish(self, thing: Object) -> None:
+        """Put the parts together, and see that the object is as long as what was sent."""
+        from botocore.exceptions import ClientError
+
+        parts = sorted(thing.parts, key=lambda part: int(part["PartNumber"]))
+        arguments = {**self._place(thing), "UploadId": thing.upload_id, "MultipartUpload": {"Parts": parts}}
+        try:
+            self._attempt(self._client.complete_multipart_upload, arguments)
+        except ClientError as error:
+            # A first attempt whose answer got lost may have completed it: then it is there, whole.
+            if code_of(error) != "NoSuchUpload" or self._stored(thing) != thing.size:
+                raise
+        thing.upload_id = None
+        self._take_back_if_late(thing)
+        stored = self._stored(thing)
+        if stored is not None and stored != thing.size:
+            raise DeliveryError(f"S3 stored {stored} of the {thing.size} bytes of {thing.key}", retryable=True)
+
+    def remove(self, thing: Object) -> None:
+        """Delete what there is of an object, in one attempt."""
+        from botocore.exceptions import ClientError
+
+        if thing.upload_id is not None:
+            try:
+                self._client.abort_multipart_upload(**self._place(thing), UploadId=thing.upload_id)
+                return
+            except ClientError as error:
+                if code_of(error) != "NoSuchUpload":
+                    raise
+            # It was completed, and only the answer got lost.
+        self._client.delete_object(**self._place(thing))
+
+    def url(self, thing: Object) -> str:
+        """Where the object can be fetched."""
+        return s3.url_for(self._client, self._target, thing.key)
+
+    def _take_back_if_late(self, thing: Object) -> None:
+        """The job is over, and the clearing up may have been here already."""
+        if self._stop.is_set():
+            self._client.delete_object(**self._place(thing))
+
+    def _stored(self, thing: Object) -> int | None:
+        """Bytes of an object, 0 if it is not there; None where the keys may write but not read."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return int(self._attempt(self._client.head_object, self._place(thing))["ContentLength"])
+        except ClientError as error:
+            if status_of(error) in (401, 403):
+                return None
+            if status_of(error) == 404:
+                return 0
+            raise
+
+    def _place(self, thing: Object) -> dict[str, Any]:
+        return {"Bucket": self._target.bucket, "Key": thing.key}
+
+    def _described(self, thing: Object) -> dict[str, Any]:
+        return {**self._place(thing), "ContentType": thing.media_type, "Metadata": thing.metadata}
+
+    def _attempt(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        def once() -> Any:
+            body = arguments.get("Body")
+            if isinstance(body, Window):
+                body.seek(0)
+            return call(**arguments)
+
+        return attempt(once, self._stop)
+
+
+def _md5(body: Body) -> str:
+    """Content-MD5: has the server itself refuse bytes that changed on their way.
+
+    The one check that all S3 servers make. SeaweedFS takes no notice of the SHA-256 in the signature, some refuse
+    Amazon's newer checksum headers, and an ETag is the file's MD5 only where nothing is encrypted. It costs a pass
+    at 0.5 GB/s, in parallel.
+    """
+    md5 = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, Window):
+        while chunk := body.read(CHUNK):
+            md5.update(chunk)
+    else:
+        md5.update(body)
+    return base64.b64encode(md5.digest()).decode()
+
+
+@contextlib.contextmanager
+def _refusal_noted(thing: Object) -> Iterator[None]:
+    """Around a request that stores something: from here on S3 may hold it, unless S3 itself said no."""
+    before, thing.doubtful = thing.doubtful, True
+    try:
+        yield
+    except Exception as error:
+        if was_refused(error):
+            thing.doubtful = before
+        raise
