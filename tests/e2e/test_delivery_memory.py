@@ -39,7 +39,10 @@ def test_base64_holds_one_copy(tmp_path: Path) -> None:
 
 
 def test_a_sealed_result_is_held_once_beside_its_json(tmp_path: Path) -> None:
-    """The JSON (twice the file, in hex), its writer's slack, and its token (4/3 of that); Fernet.encrypt takes seven times the JSON."""
+    """The JSON (twice the file, in hex), its writer's slack, and the token (4/3 of that).
+
+    ``Fernet.encrypt`` takes seven times the JSON.
+    """
     size = 10 * MB
     assert growth("seal-result", make(tmp_path / "a.bin", size)) < 3.3 * 2 * size
 
