@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +29,8 @@ from settee.workspace import Folders
 log = logging.getLogger(__name__)
 comfy_log = logging.getLogger("comfyui")
 
+#: Run by its path, with nothing but the standard library: ComfyUI's folder must not get into its imports.
+LEASH = Path(__file__).with_name("leash.py")
 #: Starts in a row without an answer after which ComfyUI counts as beyond repair.
 MAX_FAILED_STARTS = 4
 #: Seconds before the first restart; doubles with each failed start.
@@ -118,6 +122,7 @@ class SupervisedServer:
         self._failed_starts = 0
         self._answered = False
         self._exit_code: int | None = None
+        self._is_supervised = False
         self._lock = threading.RLock()
 
     # --- what it is ---------------------------------------------------------------------------------------
@@ -131,6 +136,8 @@ class SupervisedServer:
         settings = self._settings
         if settings.comfy_command:
             command = shlex.split(settings.comfy_command)
+            if not command or shutil.which(command[0]) is None:
+                raise ConfigError("COMFY_COMMAND does not begin with a program that can be run")
         else:
             main = settings.comfy_dir / "main.py"
             if not main.is_file():
@@ -174,10 +181,16 @@ class SupervisedServer:
     def start(self) -> None:
         """Start ComfyUI and return at once; a thread watches it from now on. Raises ConfigError."""
         with self._lock:
-            if self._process is not None or self._closing.is_set():
+            if self._is_supervised or self._closing.is_set():
                 return
-            self._launch(self.command())
-        threading.Thread(target=self._supervise, name="comfyui-supervisor", daemon=True).start()
+            self._is_supervised = True
+        first: Future[None] = Future()
+        threading.Thread(target=self._supervise, args=(first,), name="comfyui-supervisor", daemon=True).start()
+        try:
+            first.result()
+        except ConfigError:
+            self._is_supervised = False
+            raise
 
     def is_running(self) -> bool:
         process = self._process
@@ -219,7 +232,7 @@ class SupervisedServer:
                 process.wait(5)
         self.client.close()
 
-    def _launch(self, command: list[str]) -> None:
+    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         if _is_taken(self._port):
             raise ConfigError(
                 f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
@@ -229,7 +242,7 @@ class SupervisedServer:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
             # dealt with its job. The worker's own secrets stay out of reach of custom nodes.
             process = subprocess.Popen(  # noqa: S603 - the operator's own command
-                command,
+                [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -244,6 +257,7 @@ class SupervisedServer:
         for target in (self._read_log, self._watch_start):
             threading.Thread(target=target, args=(process,), name="comfyui-start", daemon=True).start()
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
+        return process
 
     def _read_log(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -265,32 +279,36 @@ class SupervisedServer:
             log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit)
             _kill_group(process, signal.SIGKILL)
 
-    def _supervise(self) -> None:
-        while True:
-            process = self._process
-            assert process is not None
-            self._exit_code = process.wait()
-            if self._closing.is_set():
-                return
-            # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
-            _kill_group(process, signal.SIGKILL)
-            if not self._answered:
+    def _supervise(self, first: Future[None]) -> None:
+        """Keep a ComfyUI running until close(); ``first`` learns whether the first start was possible.
+
+        All starts are this thread's: ComfyUI is tied to the life of the thread that started it (leash.py).
+        """
+        while not self._closing.is_set():
+            try:
+                with self._lock:
+                    process = self._launch(self.command())
+            except ConfigError as error:
                 self._failed_starts += 1
-            log.error("ComfyUI ended with %s", _exit_text(self._exit_code))
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                log.error("ComfyUI cannot be started again: %s", error)
+            else:
+                if not first.done():
+                    first.set_result(None)
+                self._exit_code = process.wait()
+                # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
+                _kill_group(process, signal.SIGKILL)
+                if self._closing.is_set():
+                    return
+                log.error("ComfyUI ended with %s", _exit_text(self._exit_code))
+                if not self._answered:
+                    self._failed_starts += 1
             if self.unrecoverable:
                 return
             backoff = min(_BACKOFF_S * 2**self._failed_starts, _MAX_BACKOFF_S) if self._failed_starts else 0.0
-            if self._closing.wait(backoff):
-                return
-            try:
-                with self._lock:
-                    if self._closing.is_set():
-                        return
-                    self._launch(self.command())
-            except ConfigError as error:
-                log.error("ComfyUI cannot be started again: %s", error)
-                self._failed_starts = MAX_FAILED_STARTS
-                return
+            self._closing.wait(backoff)
 
 
 def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool]) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,20 @@ import pytest
 from settee.errors import Busy, ComfyUnavailable, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
 from settee.job import Cancel, Kind, Status
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import EXTERNAL, SLOW, Rig, b64, empty, eventually, failing, files_below, picture, png, slow
+from tests.support.rig import (
+    EXTERNAL,
+    ROOT,
+    SLOW,
+    Rig,
+    b64,
+    empty,
+    eventually,
+    failing,
+    files_below,
+    picture,
+    png,
+    slow,
+)
 
 
 def load(name: str = "in.png", prefix: str = "made") -> dict[str, Any]:
@@ -299,6 +315,25 @@ def test_a_job_waits_for_a_comfyui_that_still_starts(tmp_path: Path) -> None:
         assert rig.run(empty()).outputs
     finally:
         rig.engine.close()
+
+
+def test_a_worker_that_is_killed_takes_comfyui_with_it(tmp_path: Path) -> None:
+    """Nobody is left to stop it: the kernel does."""
+    code = (
+        "import sys; from pathlib import Path; from tests.support.rig import Rig\n"
+        "with Rig(Path(sys.argv[1]), embedded=True) as rig:\n"
+        "    print(rig.server._process.pid, flush=True); sys.stdin.read()"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with worker, worker.stdin:
+        pid = int(worker.stdout.readline())
+        os.kill(pid, 0)
+        worker.kill()
+        eventually(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def test_closing_the_engine_ends_comfyui(tmp_path: Path) -> None:

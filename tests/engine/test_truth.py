@@ -22,7 +22,7 @@ from settee.errors import (
 )
 from settee.job import Status
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import QUICK, SLOW, Rig, empty, eventually, failing, picture, slow
+from tests.support.rig import QUICK, SLOW, Rig, empty, eventually, failing, slow
 
 
 def test_a_node_error_is_a_failure_that_names_the_node(rig: Rig) -> None:
