@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Send a workflow (API format) to a worker and save its outputs.")
     parser.add_argument("workflow", type=Path, help="workflow in API format")
-    parser.add_argument("--img", type=Path, nargs="*", default=[], help="images for the LoadImage nodes, lowest id first")
+    parser.add_argument(
+        "--img", type=Path, nargs="*", default=[], help="images for the LoadImage nodes, lowest id first"
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="base URL of the worker's API")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what comes back")
     parser.add_argument("--timeout", type=float, default=600, help="seconds to wait for the result")
