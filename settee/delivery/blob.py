@@ -49,7 +49,13 @@ class Blob:
         """Other bytes made of parts of this one (spans count in its own bytes). Takes over: this one is closed."""
         pieces: list[bytes | Span] = []
         for part in parts:
-            pieces += self._cut(part) if isinstance(part, Span) else [part]
+            for piece in self._cut(part) if isinstance(part, Span) else [part]:
+                last = pieces[-1] if pieces else None
+                # A PNG has a chunk every few kilobytes: what lies together is read together.
+                if isinstance(last, Span) and isinstance(piece, Span) and sum(last) == piece.offset:
+                    pieces[-1] = Span(last.offset, last.length + piece.length)
+                else:
+                    pieces.append(piece)
         fd, self._fd = self._fd, -1
         return Blob(pieces, fd)
 

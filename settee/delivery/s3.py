@@ -250,6 +250,7 @@ def explain(error: Exception, target: Target) -> DeliveryError:
 
 
 def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
+    code = code[:80]  # the server's words, and it may be the caller's server
     keys = [target.setting("ACCESS_KEY_ID"), target.setting("SECRET_ACCESS_KEY")]
     name = target.setting("NAME")
     retryable = False
@@ -281,4 +282,4 @@ def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
     else:
         settings = [target.setting("ENDPOINT_URL"), name]
         problem = f"S3 refused the upload ({status} {code}): look at {' and '.join(settings)}"
-    return DeliveryError(problem, details={"settings": settings, "s3_code": code[:80]}, retryable=retryable)
+    return DeliveryError(problem, details={"settings": settings, "s3_code": code}, retryable=retryable)

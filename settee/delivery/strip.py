@@ -23,6 +23,10 @@ _WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
+#: No picture has more chunks or segments; walking a file made of nothing else would take minutes.
+_MOST = 200_000
+
+
 class Unreadable(Exception):
     """The file is not built as its format says."""
 
@@ -47,7 +51,7 @@ def strip(blob: Blob) -> Blob | None:
 def _png(blob: Blob) -> list[bytes | Span]:
     parts: list[bytes | Span] = [Span(0, 8)]
     position = 8
-    while True:
+    for _ in range(_MOST):
         header = blob.read_at(position, 8)
         length, kind = int.from_bytes(header[:4], "big") + 12, header[4:]
         if len(header) < 8 or position + length > blob.size:
@@ -62,12 +66,13 @@ def _png(blob: Blob) -> list[bytes | Span]:
         if kind == b"IEND":
             return parts
         position += length
+    raise Unreadable("it has too many chunks")
 
 
 def _jpeg(blob: Blob) -> list[bytes | Span]:
     parts: list[bytes | Span] = [Span(0, 2)]
     position = 2
-    while True:
+    for _ in range(_MOST):
         header = blob.read_at(position, 20)
         if len(header) < 4 or header[0] != 0xFF:
             raise Unreadable("its segments do not follow each other")
@@ -94,6 +99,7 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
         ):
             parts.append(Span(position, length))
         position += length
+    raise Unreadable("it has too many segments")
 
 
 def _jpeg_end(blob: Blob, position: int) -> int:
@@ -102,7 +108,7 @@ def _jpeg_end(blob: Blob, position: int) -> int:
     Between scans of a progressive file lie further segments; none of them carries text in practice, but a comment
     may, so a file that has one is refused rather than half cleaned.
     """
-    while True:
+    for _ in range(_MOST):
         header = blob.read_at(position, 4)
         if len(header) < 4:
             raise Unreadable("it ends in the middle of its pixels")
@@ -114,6 +120,7 @@ def _jpeg_end(blob: Blob, position: int) -> int:
             position = _jpeg_marker(blob, position)
             if blob.read_at(position, 2) == b"\xff\xd9":
                 return position + 2
+    raise Unreadable("it has too many segments")
 
 
 def _jpeg_marker(blob: Blob, position: int) -> int:
@@ -136,6 +143,8 @@ def _webp(blob: Blob) -> list[bytes | Span]:
     flags_at: int | None = None
     position = 12
     while position + 8 <= end:
+        if len(kept) > _MOST:
+            raise Unreadable("it has too many chunks")
         header = blob.read_at(position, 8)
         kind, size = header[:4], int.from_bytes(header[4:], "little")
         length = 8 + size + size % 2

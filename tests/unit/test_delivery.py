@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -323,6 +324,19 @@ def test_a_failure_leaves_nothing_on_the_volume(tmp_path: Path, volume: Path) ->
     job = make_job(max_result_bytes=30_000)
     with pytest.raises(DeliveryError, match="sent 1 of"):
         run(artifacts, job, make_settings(result_volume_dir=volume), fetch=lambda wanted: iter([b"x"]))
+    assert list(volume.rglob("*")) == []
+
+
+def test_a_volume_that_is_full_fails_the_job_and_keeps_no_half(tmp_path: Path, volume: Path) -> None:
+    artifact = file_artifact(write(tmp_path / "a.bin", bytes(500_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk, but for the errno
+    try:
+        with pytest.raises(DeliveryError, match="RESULT_VOLUME_DIR") as error:
+            run([artifact], make_job(max_result_bytes=30_000), make_settings(result_volume_dir=volume))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(volume) not in str(error.value.as_dict())
     assert list(volume.rglob("*")) == []
 
 

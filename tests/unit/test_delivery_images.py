@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,25 @@ def test_a_broken_image_is_never_half_cleaned(tmp_path: Path, name: str) -> None
     with pytest.raises(DeliveryError, match="cannot be removed") as error:
         deliver_one(path, strip_metadata=True)
     assert error.value.details["filename"] == name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n" + (b"\0\0\0\0tEXt\0\0\0\0") * 1_000_000,
+        b"\xff\xd8\xff" + b"\xff" * 10_000_000,
+        b"\xff\xd8" + b"\xff\xfe\0\x02" * 3_000_000,
+        b"RIFF\0\0\0\x0fWEBP" + b"ALPH\0\0\0\0" * 1_500_000,
+    ],
+    ids=["png", "jpeg-fill", "jpeg-comments", "webp"],
+)
+def test_a_file_of_nothing_but_chunks_holds_nobody_up(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    began = time.monotonic()
+    with pytest.raises(DeliveryError, match="cannot be removed"):
+        deliver_one(path, strip_metadata=True)
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "song.flac", "a.gif", "weights.safetensors", "drawing.svg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from settee.delivery import check_request
 from settee.delivery.keys import Namer, prefix_problem, safe_id, safe_segment
 from settee.delivery.metadata import METADATA_BYTES, encode_metadata
-from settee.delivery.s3 import endpoint_problem, plain_endpoint, region_of, target_for
+from settee.delivery.s3 import client_for, endpoint_problem, forget, plain_endpoint, region_of, target_for, url_for
 from settee.errors import ConfigError, InvalidRequest
 from settee.job import Artifact, Kind
 from tests.support.delivering import make_job, make_settings
@@ -231,6 +232,41 @@ def test_the_defaults_are_those_of_runpods_uploader() -> None:
 )
 def test_regions_named_by_endpoints(url: str, region: str) -> None:
     assert region_of(url) == region
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "region"),
+    [
+        # What that worker's guide tells its users to set: the month is a folder in the bucket that the host names.
+        (
+            {"bucket_endpoint_url": "https://pics.s3.eu-central-1.amazonaws.com"},
+            "https://pics.s3.eu-central-1.amazonaws.com/{month}/job-1/a.png?",
+            "eu-central-1",
+        ),
+        (
+            {"bucket_endpoint_url": "https://pics.s3.eu-central-1.amazonaws.com", "bucket_name": "pics"},
+            "https://s3.eu-central-1.amazonaws.com/pics/job-1/a.png?",
+            "eu-central-1",
+        ),
+        (
+            {"bucket_endpoint_url": "https://s3.example.com", "bucket_name": "pics", "bucket_path_style": False},
+            "https://pics.s3.example.com/job-1/a.png?",
+            "us-east-1",
+        ),
+        (
+            {"bucket_endpoint_url": "http://minio:9000", "bucket_name": "pics", "bucket_region": "here"},
+            "http://minio:9000/pics/job-1/a.png?",
+            "here",
+        ),
+    ],
+)
+def test_the_addresses_that_endpoints_make(changes: dict[str, object], start: str, region: str) -> None:
+    target = target_for(make_job().request, make_settings(**{**BUCKET, **changes}))
+    assert target is not None
+    url = url_for(client_for(target), target, "job-1/a.png")
+    assert url.startswith(start.format(month=time.strftime("%m-%y")))
+    assert f"worker-key%2F{time.strftime('%Y%m%d', time.gmtime())}%2F{region}%2Fs3%2Faws4_request" in url
+    forget(target)
 
 
 @pytest.mark.parametrize(
