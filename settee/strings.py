@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
-
-# CPython appends to a string in place when nobody else refers to it: since 3.11 only after the instruction below
-# has run a few times and specialised itself. These get it there before the first large piece comes.
-_WARM_UP = ("",) * 64
 
 
 def join_ascii(pieces: Iterable[str]) -> str:
-    """Like ``"".join`` for an iterator of large pieces, in memory for the result plus one piece.
+    """Like ``"".join`` for an iterator of many pieces, in memory for the result plus one piece.
 
-    ``"".join`` keeps every piece until the result is whole: twice the memory. Here the result grows in place
-    (``realloc``, which moves pages of large blocks instead of copying them).
+    ``"".join`` keeps every piece until the result is whole: twice the memory. CPython appends in place to a string
+    that nobody else refers to (``realloc``, which moves pages of large blocks instead of copying them); since 3.11
+    only once the instruction has specialised itself, so let the pieces be small beside the whole.
     """
     text = ""
-    for piece in chain(_WARM_UP, pieces):
+    for piece in pieces:
         text += piece
     return text
