@@ -203,22 +203,22 @@ class _Downloads:
             raise _too_large(remote, self._max_bytes)
 
     def _body(self, remote: Remote, response: Any) -> Iterator[bytes]:
-        """The body as it arrives. Not the SDK's iter_content: it waits for whole chunks, and a server that sends
-        a byte now and then would never let the time limit be looked at."""
-        raw = response.raw
-        read = getattr(raw, "read1", raw.read)
+        """The body as it arrives; :attr:`_sink` holds it to the size limit.
+
+        Not by the SDK's iter_content_capped, which waits for whole chunks: of a server that sends a byte now and then,
+        older urllib3 could not be torn away.
+        """
+        read = getattr(response.raw, "read1", response.raw.read)
         received = 0
         while chunk := read(_CHUNK, decode_content=True):
             if self._stopped.is_set():
                 raise _Stopped
             received += len(chunk)
-            if received > self._max_bytes:
-                raise _too_large(remote, self._max_bytes)
             yield chunk
         if self._stopped.is_set():
             raise _Stopped
         length = _length(response)
-        if length is not None and received != length:
+        if length is not None and received != length:  # urllib3 2 says so itself
             raise remote.failed(f"the connection ended after {received} of {length} bytes")
 
 

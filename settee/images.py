@@ -137,10 +137,10 @@ def _check(data: mmap.mmap, path: Path, known: str | None, max_pixels: int) -> E
         walk_jpeg2000(data)
     elif known == "BMP" and int.from_bytes(data[2:6], "little") > len(data):
         raise Broken("is truncated: it ends before its header says")
-    return _decode(path, known, len(data), max_pixels)
+    return _decode(path, known, max_pixels)
 
 
-def _decode(path: Path, known: str | None, length: int, max_pixels: int) -> Extent:
+def _decode(path: Path, known: str | None, max_pixels: int) -> Extent:
     """Decode every frame with Pillow. A JPEG at an eighth of its size: all of it is still read and unpacked."""
     with _opened(path, known) as image:
         width, height = image.size
@@ -152,9 +152,7 @@ def _decode(path: Path, known: str | None, length: int, max_pixels: int) -> Exte
             seen += image.width * image.height
             if seen > max_pixels:
                 raise TooManyPixels(f"{width} × {height}" + (f" and more in {frames} frames" if frame else ""))
-            if known == "TIFF":
-                _check_strips(image, length)
-            elif image.format == "JPEG":  # one with several pictures calls itself MPO, and loses its place
+            if image.format == "JPEG":  # one with several pictures calls itself MPO, and loses its place
                 image.draft("L", (max(1, width // 8), max(1, height // 8)))
             image.load()
         return width, height, frames
@@ -185,11 +183,3 @@ def _opened(path: Path, known: str | None) -> Iterator[Any]:
             # Pillow's readers let out whatever a bad file makes them stumble over: struct.error, SyntaxError, KeyError…
             reason = str(error) if isinstance(error, OSError) and error.strerror is None else type(error).__name__
             raise Broken(f"cannot be decoded ({reason[:100]})") from error
-
-
-def _check_strips(image: Any, length: int) -> None:
-    """Every strip or tile of a TIFF's frame must lie within the file."""
-    for offsets, sizes in ((273, 279), (324, 325)):
-        for offset, size in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(sizes, ()), strict=False):
-            if offset + size > length:
-                raise Broken("is truncated: it ends before its last strip")
