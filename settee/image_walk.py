@@ -158,8 +158,8 @@ def _fast_zlib() -> Any:
 # --- JPEG --------------------------------------------------------------------------------------------
 
 
-def walk_jpeg(data: mmap.mmap, *, header_only: bool = False) -> Extent:
-    """Follow the segments (ITU T.81, annex B) to the end of image, or only as far as the size."""
+def walk_jpeg(data: mmap.mmap) -> Extent:
+    """Follow the segments (ITU T.81, annex B) to the end of image."""
     position = 2
     extent: Extent | None = None
     scans = 0
@@ -175,8 +175,6 @@ def walk_jpeg(data: mmap.mmap, *, header_only: bool = False) -> Extent:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and len(data) >= position + 7:
             height, width = struct.unpack(">HH", data[position + 3 : position + 7])
             extent = (width, height, 1)
-            if header_only:
-                return extent
         position += max(length, 2)
         if code == 0xDA:
             scans += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import mmap
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,30 +81,6 @@ def check_image(path: Path, max_pixels: int) -> tuple[int, int]:
         problem = f"this {name} has {large} pixels; MAX_PIXELS allows {max_pixels}"
         raise PayloadTooLarge.from_problems([{"path": path.name, "problem": problem}], "image") from large
     return extent[:2]
-
-
-def probe_size(path: Path) -> tuple[int, int] | None:
-    """Width and height in pixels from the header alone; None for what is no image. Raises OSError."""
-    with _mapped(path) as data:
-        if data is None:
-            return None
-        known = _format(data[:16])
-        try:
-            if known == "PNG":
-                return struct.Struct(">II").unpack(data[16:24])[:2]
-            if known == "GIF":
-                return struct.Struct("<HH").unpack(data[6:10])[:2]
-            if known == "JPEG":
-                return walk_jpeg(data, header_only=True)[:2]
-            if known == "WEBP":
-                return walk_webp(data)[:2]
-            if known is None:
-                return None
-            with _opened(path, known) as image:
-                size: tuple[int, int] = image.size
-                return size
-        except (Broken, TooManyPixels, struct.error):
-            return None
 
 
 @contextmanager

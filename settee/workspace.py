@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 import unicodedata
@@ -27,8 +26,6 @@ from settee.errors import (
 )
 from settee.settings import MIB, Settings
 from settee.wipe import Wiped, wipe_file, wipe_tree
-
-log = logging.getLogger(__name__)
 
 #: Names that Windows gives to devices, with any extension: a workflow folder may be opened there.
 _DEVICES = frozenset(
@@ -148,8 +145,6 @@ class Workspace:
             files += wiped.files
             wiped_bytes += wiped.bytes
             left += [kind if name == "." else f"{kind}/{name}" for name in wiped.left]
-        if left:
-            log.error("%d files or folders of the workspace could not be wiped", len(left))
         return Wiped(files, wiped_bytes, tuple(left))
 
     def path_of(self, folder_type: str, subfolder: str, filename: str) -> Path:
@@ -178,6 +173,10 @@ class Workspace:
         if not is_file:
             raise OutputMissing(f"{where} that ComfyUI reported is not there")
         return Path(path)
+
+    def relative(self, folder_type: str, path: Path) -> str:
+        """The name below its folder of a path that :meth:`path_of` gave."""
+        return os.path.relpath(path, os.path.realpath(dict(self.folders.named())[folder_type]))
 
     def write(self, name: str, chunks: Iterable[bytes | memoryview], max_bytes: int) -> Path:
         """Write an input file, flushed and synced, and return its path.

@@ -172,14 +172,13 @@ def test_a_folder_that_cannot_be_made_is_a_matter_of_settings(tmp_path: Path) ->
     assert str(tmp_path) not in caught.value.message
 
 
-def test_wipe_reports_what_is_left_by_folder(workspace: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+def test_wipe_reports_what_is_left_by_folder(workspace: Workspace) -> None:
     for folder in ("input", "output", "temp"):
         (getattr(workspace.folders, folder) / "file").write_bytes(b"12")
     assert workspace.wipe().files == 3
     workspace.folders.temp.rmdir()  # type: ignore[union-attr]
     workspace.folders.temp.write_bytes(b"")  # type: ignore[union-attr]
     assert workspace.wipe().left == ("temp",)
-    assert "could not be wiped" in caplog.text
 
 
 # --- outputs ---------------------------------------------------------------------------------------------
