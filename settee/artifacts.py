@@ -7,12 +7,14 @@ custom nodes have keys of their own (contracts/comfyui.md, "Outputs").
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from settee.comfy.events import ImageEvent
-from settee.errors import DeliveryError, UnsafePath
+from settee.comfy.watcher import PICTURE_NODE
+from settee.errors import DeliveryError, OutputMissing, UnsafePath
 from settee.job import Artifact, Kind
 from settee.media import kind_of
 from settee.metadata import restore
@@ -21,6 +23,8 @@ from settee.workspace import Workspace
 
 #: Keys that say something about the files beside them, not what was made.
 _ABOUT = {"animated"}
+#: Keys whose texts are names of files.
+_NAMING = {"result", "3d"}
 
 
 @dataclass
@@ -50,14 +54,14 @@ def collect(
     for node_id, key, item in _items(outputs):
         if isinstance(item, dict):
             place = (str(item.get("type", "output")), str(item.get("subfolder") or ""), str(item["filename"]))
-        elif (place_of := _path_text(item)) is not None and key != "text":
-            place = ("output", *place_of)
-        elif isinstance(item, str) and key in ("text", "string", "texts"):
+        elif key == "text" and isinstance(item, str):
             found.artifacts.append(_text(node_id, item))
             continue
+        elif (named := _named_file(key, item, workspace)) is not None:
+            place = ("output", *named)
         else:
             if isinstance(item, str) and item:
-                found.warnings.append(f"node {node_id} left a value under {key!r} that is neither a file nor a text")
+                found.warnings.append(f"node {node_id} left a text under {key[:50]!r} that was not returned")
             continue
         if place in seen:
             continue
@@ -85,13 +89,18 @@ def _items(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
                     yield node_id, key, item
 
 
-def _path_text(item: Any) -> tuple[str, str] | None:
-    """(subfolder, filename) when the text is a file below output, as Preview3D's `result` gives it."""
-    if not isinstance(item, str) or "\n" in item or len(item) > 500:
+def _named_file(key: str, item: Any, workspace: Workspace | None) -> tuple[str, str] | None:
+    """(subfolder, filename) when the text is the name of a file below output, as Preview3D's `result` has it."""
+    if key not in _NAMING or not isinstance(item, str) or "\n" in item or len(item) > 500:
         return None
     folder, name = posixpath.split(item)
-    if not name or kind_of(name)[0] not in (Kind.MODEL_3D, Kind.VIDEO, Kind.AUDIO, Kind.IMAGE):
+    if kind_of(name)[0] in (Kind.TEXT, Kind.FILE):
         return None
+    if workspace is not None:
+        try:
+            workspace.path_of("output", folder, name)
+        except (UnsafePath, OutputMissing):
+            return None
     return folder, name
 
 
@@ -100,7 +109,7 @@ def _text(node_id: str, text: str) -> Artifact:
     return Artifact(
         node_id=node_id,
         kind=Kind.TEXT,
-        filename=f"{node_id.replace(':', '_')}.txt",
+        filename=f"node_{re.sub(r'[^A-Za-z0-9_-]', '_', node_id)[:100]}.txt",
         subfolder="",
         media_type="text/plain; charset=utf-8",
         size=len(content),
@@ -111,13 +120,19 @@ def _text(node_id: str, text: str) -> Artifact:
 def _file(node_id: str, place: tuple[str, str, str], prefix: str, workspace: Workspace | None) -> Artifact:
     folder_type, subfolder, filename = place
     path, size = None, 0
+    # A node may report "sub/a.png", or an absolute name: a caller gets a plain one, and the folder apart.
+    subfolder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
     if workspace is not None:
         try:
-            path = workspace.path_of(folder_type, subfolder, filename)
+            path = workspace.path_of(folder_type, place[1], filename)
+            subfolder, name = posixpath.split(workspace.relative(folder_type, path))
         except UnsafePath as error:
             raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
         restore(path, prefix)
         size = path.stat().st_size
+    elif subfolder.startswith(("/", "..")):
+        raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder")
+    filename = name
     kind, media_type = kind_of(filename)
     return Artifact(
         node_id=node_id,
@@ -144,7 +159,7 @@ def _pictures(pictures: Sequence[ImageEvent], workflow: Workflow) -> Iterator[Ar
     count = 0
     for picture in pictures:
         node = workflow.get(picture.node_id or "")
-        if node is None or node["class_type"] != "SaveImageWebsocket":
+        if node is None or node["class_type"] != PICTURE_NODE:
             continue
         count += 1
         suffix = picture.media_type.rpartition("/")[2]

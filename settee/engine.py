@@ -6,12 +6,14 @@ through a Cancel token and a time in time.monotonic().
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import posixpath
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from settee import registry, workflow
@@ -119,11 +121,13 @@ class _Run:
         self._started = time.monotonic()
         self._deadline = self._started + (job.request.timeout_s or settings.job_timeout_s)
         self._timings: dict[str, float] = {}
+        self._percent = 0.0
 
     def go(self, session: Session, workspace: Workspace, server: Server, shared: bool) -> Result:
         job = self._job
         try:
             session.settle()
+            server.new_job()
             with self._timed("wipe"):
                 self._clean(workspace)
             self._report(Status.PREPARING)
@@ -137,7 +141,7 @@ class _Run:
                     self._upload(server, staged)
                 self._check_loads(graph, session, staged)
             with self._timed("execution"):
-                ended = self._execute(session, graph)
+                ended = self._execute(session, graph, staged)
             with self._timed("delivery"):
                 found = collect(
                     ended.outputs,
@@ -241,20 +245,23 @@ class _Run:
 
     # --- in ComfyUI -------------------------------------------------------------------------------------------
 
-    def _execute(self, session: Session, graph: workflow.Workflow) -> Ended:
+    def _execute(self, session: Session, graph: workflow.Workflow, staged: tuple[Staged, ...]) -> Ended:
         def on_report(report: Report) -> None:
             node = graph.get(report.node_id or "")
+            # A job that runs a second time begins anew; what its caller sees does not fall.
+            self._percent = max(self._percent, report.percent)
             self._report(
                 Status.RUNNING,
                 node_id=report.node_id,
                 node_type=node["class_type"] if node else None,
                 value=report.value,
                 maximum=report.maximum,
-                percent=report.percent,
+                percent=self._percent,
             )
 
         hooks = Hooks(on_submitted=lambda: self._report(Status.SUBMITTED), on_report=on_report)
-        return session.run(self._job, graph, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
+        salts = workflow.salts(graph, {file.name: file_digest(file.path) for file in staged})
+        return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
 
     # --- after ComfyUI ------------------------------------------------------------------------------------------
 
@@ -306,6 +313,14 @@ class _Run:
     def _since(begun: float) -> float:
         """Milliseconds."""
         return round((time.monotonic() - begun) * 1000, 2)
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 __all__ = ["Engine"]

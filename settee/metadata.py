@@ -9,16 +9,20 @@ keeps its length, and nothing is copied.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
 
 from settee.workflow import SALT_INPUT
 
+_SALT = re.compile(rb'(?:, )?"%b": "[\w-]*"' % SALT_INPUT.encode())
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = {b"tEXt", b"iTXt"}
 #: Metadata beyond this is not a prompt.
 _MAX_CHUNK = 16 * 1024 * 1024
+#: An animation of more frames keeps the traces; a file of zeroes is not walked byte by byte.
+_MAX_CHUNKS = 10_000
 
 
 def restore(path: Path, prefix: str) -> bool:
@@ -40,18 +44,18 @@ def restore(path: Path, prefix: str) -> bool:
 
 def blanked(text: bytes, prefix: str) -> bytes:
     """The JSON text with this job's prefix and salt replaced by spaces; as long as before."""
-    name = prefix.encode()
-    for salt in (b', "%b": "%b"', b'"%b": "%b"'):
-        trace = salt % (SALT_INPUT.encode(), name)
-        text = text.replace(trace, b" " * len(trace))
-    trace = b'"%b/' % name
+    text = _SALT.sub(lambda match: b" " * len(match[0]), text)
+    trace = b'"%b/' % prefix.encode()
     return text.replace(trace, b" " * (len(trace) - 1) + b'"')
 
 
 def _png(fd: int, prefix: str) -> bool:
     """Chunks are length (4), type (4), data, CRC of type and data (4); Pillow writes texts before the first IDAT."""
     at, found = len(_PNG), False
-    while len(header := os.pread(fd, 8, at)) == 8:
+    for _ in range(_MAX_CHUNKS):
+        header = os.pread(fd, 8, at)
+        if len(header) < 8:
+            break
         size, kind = struct.unpack(">I4s", header)
         if kind in (b"IDAT", b"IEND"):
             break
@@ -68,7 +72,10 @@ def _png(fd: int, prefix: str) -> bool:
 def _webp(fd: int, prefix: str) -> bool:
     """RIFF chunks are type (4), length (4, little-endian), data, padded to even; EXIF follows the pictures."""
     at, found = 12, False
-    while len(header := os.pread(fd, 8, at)) == 8:
+    for _ in range(_MAX_CHUNKS):
+        header = os.pread(fd, 8, at)
+        if len(header) < 8:
+            break
         kind, size = struct.unpack("<4sI", header)
         if kind == b"EXIF" and size <= _MAX_CHUNK:
             data = os.pread(fd, size, at + 8)

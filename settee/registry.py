@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key
+from settee.redact import neutral
+from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key, unwrapped
 
 # --- loading nodes ---------------------------------------------------------------------------------------
 
@@ -63,6 +64,7 @@ def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
     found = []
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
+            value = unwrapped(value)
             if isinstance(value, str) and _is_upload(_spec(object_info, node["class_type"], name)):
                 match = ANNOTATION.match(value)
                 found.append(Load(node_id, node["class_type"], name, match["name"] if match else value))
@@ -79,10 +81,13 @@ def path_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in node["inputs"].items():
+            value = unwrapped(value)
             if not isinstance(value, str):
                 continue
-            is_upload = _is_upload(_spec(object_info, class_type, name))
-            if not (is_upload or PATH_INPUT.match(name) or name == "filename_prefix"):
+            spec = _spec(object_info, class_type, name)
+            is_upload = _is_upload(spec)
+            # A combo names one of its choices; a class with a check of its own may take more (LoadLatent does).
+            if not (is_upload or choices_of(spec) is not None or PATH_INPUT.match(name) or name == "filename_prefix"):
                 continue
             if rule := _unsafe(value, is_upload):
                 problems.append(
@@ -116,6 +121,10 @@ def _unsafe(value: str, is_upload: bool) -> str | None:
 # --- validation against the registry ----------------------------------------------------------------------
 
 
+#: So many different unknown names get near matches; a graph that is all wrong has no use for more.
+MAX_NEAR = 10
+
+
 def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str]:
     """Choices that look like ``value``, best first: by spelling, else by file name, whatever the case."""
     texts = [str(choice) for choice in choices][:20_000]
@@ -127,7 +136,7 @@ def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str
         lowered.setdefault(text.lower(), text)
         lowered.setdefault(re.split(r"[\\/]", text)[-1].lower(), text)
     found: list[str] = []
-    for candidate in (wanted.lower(), re.split(r"[\\/]", wanted)[-1].lower()):
+    for candidate in dict.fromkeys((wanted.lower(), re.split(r"[\\/]", wanted)[-1].lower())):
         for match in difflib.get_close_matches(candidate, lowered, n=limit, cutoff=0.6):
             if lowered[match] not in found:
                 found.append(lowered[match])
@@ -152,18 +161,22 @@ def registry_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Probl
     show (VALIDATE_INPUTS): its verdict is explained by :func:`explain` afterwards.
     """
     problems: list[Problem] = []
+    near: dict[str, list[str]] = {}
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         base = {"node_id": node_id, "class_type": class_type}
         known = object_info.get(class_type)
         if known is None:
+            if class_type not in near:
+                # Each costs milliseconds on a worker with thousands of classes.
+                near[class_type] = near_matches(class_type, object_info) if len(near) < MAX_NEAR else []
             problems.append(
                 {
                     "path": f"workflow.{node_id}",
                     **base,
                     "type": "unknown_class",
                     "problem": "no such node class on this worker: install its custom node, or fix the name",
-                    "near": near_matches(class_type, object_info),
+                    "near": near[class_type],
                 }
             )
             continue
@@ -235,4 +248,4 @@ def sentence(error: Mapping[str, Any]) -> str:
     message = str(error.get("message") or error.get("type") or "refused by ComfyUI")
     details = str(error.get("details") or "")
     # A combo's details repeat its whole list, thousands of models long on some workers.
-    return f"{message}: {details}" if 0 < len(details) <= 200 else message
+    return neutral(f"{message}: {details}" if 0 < len(details) <= 200 else message)

@@ -124,6 +124,9 @@ class JobRequest(_Strict):
         return value
 
 
+#: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
+MAX_DEPTH = 64
+
 #: The keys of a payload, as documented.
 KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
 
@@ -194,6 +197,9 @@ def _problem(item: Any) -> Problem:
 def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     """Limits and rules that concern several fields at once."""
     problems: list[Problem] = []
+    for name in ("workflow", "extra_data"):
+        if is_deeper(getattr(request, name), MAX_DEPTH):
+            problems.append({"path": name, "problem": f"nested more than {MAX_DEPTH} levels deep"})
     inputs = (*request.images, *request.files)
     if len(inputs) > settings.max_files:
         limit = f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"
@@ -217,3 +223,18 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
             }
         )
     return problems
+
+
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether objects and lists are nested more than ``limit`` levels; level by level, not recursively."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True

@@ -7,6 +7,9 @@ changes the graph it is given. Node ids are strings such as "12" or, inside a su
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import math
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,6 +17,9 @@ from typing import Any
 Workflow = dict[str, Any]
 ObjectInfo = Mapping[str, Any]
 Problem = dict[str, Any]
+
+#: ComfyUI walks a chain recursively, in the thread that runs prompts, which Python's limit of 1,000 calls then ends.
+MAX_CHAIN = 400
 
 EXPORT_HINT = (
     "this is the editor's format, which ComfyUI cannot run: open it in ComfyUI and use Workflow > Export (API), "
@@ -24,25 +30,32 @@ EXPORT_HINT = (
 def natural_key(node_id: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts "2" before "10" and "57:8" after "57"."""
     return tuple(
-        (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part) for part in re.split(r"[:.]", node_id)
+        # Python refuses to read numbers of thousands of digits.
+        (0, int(part), "") if len(part) < 19 and part.isascii() and part.isdigit() else (1, 0, part)
+        for part in re.split(r"[:.]", node_id)
     )
 
 
 def is_link(value: Any) -> bool:
-    """Whether an input is ``[node_id, slot]``, by ComfyUI's own rule (graph_utils.is_link)."""
+    """Whether ComfyUI takes an input for ``[node_id, slot]`` (graph_utils.is_link): booleans and fractions too."""
     return (
-        isinstance(value, list)
-        and len(value) == 2
-        and isinstance(value[0], str)
-        and isinstance(value[1], (int, float))
-        and not isinstance(value[1], bool)
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
     )
+
+
+def unwrapped(value: Any) -> Any:
+    """ComfyUI's editor wraps a list that is no link as ``{"__value__": […]}``; ComfyUI takes the inside."""
+    return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
+
+
+def _is_slot(number: Any) -> bool:
+    return not isinstance(number, bool) and math.isfinite(number) and number == int(number) and number >= 0
 
 
 def links(node: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
     """``(input name, source node id, source slot)`` for every linked input of a node."""
     for name, value in node["inputs"].items():
-        if is_link(value):
+        if is_link(value) and _is_slot(value[1]):
             yield name, value[0], int(value[1])
 
 
@@ -77,10 +90,15 @@ def shape_problems(workflow: Mapping[str, Any], *, max_nodes: int) -> list[Probl
         problems += _node_shape(node_id, node)
     if not problems:
         problems += _link_targets(workflow)
-    if not problems and (loop := find_cycle(workflow)):
-        problems.append(
-            {"path": "workflow", "problem": f"the nodes {' -> '.join(loop)} form a loop; a workflow must not"}
-        )
+    if not problems:
+        loop, longest = walk(workflow)
+        if loop:
+            named = " -> ".join(node_id[:50] for node_id in loop[:20])
+            problems.append({"path": "workflow", "problem": f"the nodes {named} form a loop; a workflow must not"})
+        elif longest > MAX_CHAIN:
+            problems.append(
+                {"path": "workflow", "problem": f"a chain of {longest} nodes; ComfyUI follows at most {MAX_CHAIN}"}
+            )
     return problems
 
 
@@ -101,12 +119,20 @@ def _node_shape(node_id: Any, node: Any) -> Iterator[Problem]:
 
 def _link_targets(workflow: Mapping[str, Any]) -> Iterator[Problem]:
     for node_id, node in workflow.items():
-        for name, source, slot in links(node):
+        for name, given in node["inputs"].items():
+            value = unwrapped(given)
+            if not is_link(value):
+                continue
+            source, slot = value[0][:100], repr(value[1])[:100]
             problem = None
-            if source not in workflow:
+            if value is not given:
+                # ComfyUI's executor follows it, and its validation does not look.
+                problem = 'is a link wrapped as a value: give it without "__value__"'
+            elif not _is_slot(value[1]):
+                # Any other number ends ComfyUI's executor thread, or fools it.
+                problem = f"is linked to output {slot} of node {source!r}: outputs count from 0, in whole numbers"
+            elif value[0] not in workflow:
                 problem = f"is linked to node {source!r}, which is not in the workflow"
-            elif slot < 0:
-                problem = f"is linked to output {slot} of node {source!r}: outputs count from 0"
             if problem:
                 yield {
                     "path": f"workflow.{node_id}.inputs.{name}",
@@ -118,36 +144,33 @@ def _link_targets(workflow: Mapping[str, Any]) -> Iterator[Problem]:
                 }
 
 
-def find_cycle(workflow: Mapping[str, Any]) -> list[str]:
-    """The ids along one loop of links, its first again at the end; [] when there is none. Not recursive."""
-    done: set[str] = set()
+def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
+    """The ids along one loop of links, its first again at the end ([] without one), and the longest chain's length.
+
+    Not recursive: a caller's graph may be deeper than Python's stack.
+    """
+    depth: dict[str, int] = {}
     for start in workflow:
-        if start in done:
-            continue
-        path: list[str] = []
-        on_path: set[str] = set()
-        stack: list[tuple[str, Iterator[str]]] = []
-
-        def enter(node_id: str) -> None:
-            path.append(node_id)  # noqa: B023 - called only within this turn of the loop
-            on_path.add(node_id)  # noqa: B023
-            stack.append((node_id, iter([source for _, source, _ in links(workflow[node_id])])))  # noqa: B023
-
-        enter(start)
-        while stack:
-            node_id, sources = stack[-1]
-            for source in sources:
-                if source in on_path:
-                    return [*path[path.index(source) :], source]
-                if source not in done and source in workflow:
-                    enter(source)
+        # Nodes on the way from start to the one looked at, in order, with the sources still to be looked at.
+        path: dict[str, Iterator[str]] = {}
+        entering: str | None = start if start not in depth else None
+        while entering is not None or path:
+            if entering is not None:
+                path[entering] = iter([source for _, source, _ in links(workflow[entering])])
+                entering = None
+            node_id = next(reversed(path))
+            for source in path[node_id]:
+                if source in path:
+                    ids = list(path)
+                    return [*ids[ids.index(source) :], source], 0
+                if source not in depth and source in workflow:
+                    entering = source
                     break
             else:
-                stack.pop()
-                path.pop()
-                on_path.discard(node_id)
-                done.add(node_id)
-    return []
+                del path[node_id]
+                sources = [depth.get(source, 0) for _, source, _ in links(workflow[node_id])]
+                depth[node_id] = 1 + max(sources, default=0)
+    return [], max(depth.values(), default=0)
 
 
 # --- policy ----------------------------------------------------------------------------------------------
@@ -188,23 +211,52 @@ def output_nodes(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
 SALT_INPUT = "settee_job"
 
 
-def isolate(workflow: Workflow, object_info: ObjectInfo, prefix: str) -> Workflow:
+#: Node id → text that changes when what the node reads changes.
+Salts = Mapping[str, str]
+#: What ComfyUI reads of a node. Anything else is dropped: ComfyUI keeps `is_changed` there, which the metadata of a
+#: picture brings back, and a loader that finds one answers with the picture of the job before.
+_NODE_KEYS = ("class_type", "inputs", "_meta")
+
+
+def isolate(workflow: Workflow, object_info: ObjectInfo, prefix: str, salts: Salts | None = None) -> Workflow:
     """A copy in which every saving node runs for this job and writes below ``prefix``.
 
     ComfyUI answers a graph it has seen from its cache, with the names of files that were wiped after the last job
     (resubmit_cached.json). A `filename_prefix` of this job's own makes its node save again, and tells its files
-    from any other job's; output nodes without one get an input that only the cache sees. Nothing upstream of
+    from any other job's; output nodes without one get an input that only the cache sees, and so do the nodes of
+    ``salts``: a loader without an IS_CHANGED would show the file that had its name before. Nothing else upstream of
     them runs again.
     """
-    isolated = dict(workflow)
+    isolated: Workflow = {}
     for node_id, node in workflow.items():
+        isolated[node_id] = kept = {key: node[key] for key in _NODE_KEYS if key in node}
+        inputs = dict(node["inputs"])
+        if salts and node_id in salts:
+            inputs[SALT_INPUT] = salts[node_id]
+            kept["inputs"] = inputs
         if not object_info.get(node["class_type"], {}).get("output_node"):
             continue
-        inputs = dict(node["inputs"])
         name = inputs.get("filename_prefix")
         if isinstance(name, str):
-            inputs["filename_prefix"] = f"{prefix}/{name}"
+            # A prefix that names no file would make ComfyUI name it after our folder.
+            is_name = posixpath.normpath(name.strip("/")) != "."
+            inputs["filename_prefix"] = f"{prefix}/{name if is_name else 'ComfyUI'}"
         else:
             inputs[SALT_INPUT] = prefix
-        isolated[node_id] = {**node, "inputs": inputs}
+        kept["inputs"] = inputs
     return isolated
+
+
+def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
+    """The salt of every node that names an input file, or a folder of them: ``digests`` is by file name."""
+    found = {}
+    for node_id, node in workflow.items():
+        named: set[str] = set()
+        for value in node["inputs"].values():
+            value = unwrapped(value)
+            if isinstance(value, str) and 0 < len(value) < 1000:
+                name = posixpath.normpath(value.removesuffix(" [input]"))
+                named.update(file for file in digests if file == name or file.startswith(f"{name}/"))
+        if named:
+            found[node_id] = hashlib.sha256("".join(digests[name] for name in sorted(named)).encode()).hexdigest()
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,7 @@ class Client:
     def _send(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout_s: float
     ) -> tuple[int, bytes]:
+        give_up = time.monotonic() + timeout_s
         try:
             response = self._pool.urlopen(
                 method,
@@ -210,11 +212,26 @@ class Client:
                 body=body,
                 headers=headers,
                 redirect=False,
+                preload_content=False,
                 timeout=urllib3.Timeout(connect=min(timeout_s, 10), read=timeout_s),
             )
+            try:
+                return response.status, _body(response, give_up)
+            finally:
+                response.release_conn()
         except urllib3.exceptions.HTTPError as error:
             raise _no_answer(error) from error
-        return response.status, response.data
+
+
+def _body(response: urllib3.BaseHTTPResponse, give_up: float) -> bytes:
+    """The whole body. urllib3's limit is per read: a body that trickles would outlast it."""
+    parts = []
+    while part := response.read1(256 * 1024):
+        parts.append(part)
+        if time.monotonic() >= give_up:
+            response.close()
+            raise urllib3.exceptions.ReadTimeoutError(None, "", "the answer came too slowly")  # type: ignore[arg-type]
+    return b"".join(parts)
 
 
 def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:

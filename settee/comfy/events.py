@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import select
 import struct
 import time
@@ -125,9 +126,12 @@ class EventSocket:
         pending = getattr(ws.sock, "pending", None)
         if pending is not None and pending():
             return True
-        waits: list[Any] = [ws.sock] if cancel is None else [ws.sock, cancel]
-        ready, _, _ = select.select(waits, (), (), timeout_s)
-        return ws.sock in ready
+        # poll, because select takes no descriptor above 1023.
+        poll, own = select.poll(), ws.sock.fileno()
+        poll.register(own, select.POLLIN)
+        if cancel is not None:
+            poll.register(cancel.fileno(), select.POLLIN)
+        return any(fd == own for fd, _ in poll.poll(math.ceil(timeout_s * 1000)))
 
     def _read(self) -> Event | ImageEvent | None:
         ws = self._ws
@@ -170,6 +174,8 @@ def _image(raw: bytes) -> ImageEvent | None:
         try:
             metadata = loads(raw[8 : 8 + number])
         except ValueError:
+            return None
+        if not isinstance(metadata, dict):
             return None
         node_id = metadata.get("node_id")
         media_type = str(metadata.get("image_type") or "image/jpeg")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -14,20 +12,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from settee.comfy.client import Client
+from settee.comfy.console import Console
 from settee.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.job import Cancel
 from settee.settings import Settings, child_environment
 from settee.workspace import Folders
 
 log = logging.getLogger(__name__)
-comfy_log = logging.getLogger("comfyui")
 
 #: Run by its path, with nothing but the standard library: ComfyUI's folder must not get into its imports.
 LEASH = Path(__file__).with_name("leash.py")
@@ -38,14 +36,6 @@ _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 #: ComfyUI tells nobody when it is ready, so it is asked this often (its start takes seconds).
 _READY_POLL_S = 0.05
-_LOG_LINES = 200
-
-_PATHS = re.compile(r"(?<![\w/.:])(?:/[\w.+@~-]+){2,}/?")
-
-
-def neutral(text: str) -> str:
-    """Text for a caller's eyes: absolute paths of this host are cut to their last part."""
-    return _PATHS.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 
 class Server(Protocol):
@@ -60,8 +50,12 @@ class Server(Protocol):
         """Whether the worker started it, alone uses it, and may restart it."""
         ...
 
+    #: Whether it printed that the thread which runs prompts has ended.
+    executor_died: bool
+
     @property
     def unrecoverable(self) -> bool: ...
+    def new_job(self) -> None: ...
     def start(self) -> None: ...
     def is_running(self) -> bool: ...
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
@@ -75,6 +69,7 @@ class ExternalServer:
 
     is_ours = False
     unrecoverable = False
+    executor_died = False
     generation = 0
 
     def __init__(self, url: str) -> None:
@@ -85,6 +80,9 @@ class ExternalServer:
 
     def start(self) -> None:
         """Nothing to start."""
+
+    def new_job(self) -> None:
+        """Its log is not ours to see."""
 
     def is_running(self) -> bool:
         return True
@@ -115,8 +113,8 @@ class SupervisedServer:
         self.client = Client(f"http://127.0.0.1:{self._port}")
         self.generation = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._lines: collections.deque[str] = collections.deque(maxlen=_LOG_LINES)
-        self._quiet = threading.Event()
+        self._console = Console(self._note)
+        self.executor_died = False
         self._closing = threading.Event()
         #: Starts in a row that never answered.
         self._failed_starts = 0
@@ -164,17 +162,21 @@ class SupervisedServer:
         ]
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines ComfyUI printed, without this host's paths."""
-        return [neutral(line) for line in list(self._lines)[-lines:]]
+        """The last lines ComfyUI printed for this job, without tracebacks and this host's paths."""
+        return self._console.tail(lines)
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def _note(self, line: str) -> None:
+        """Python's own words for a thread that ended: ComfyUI lives on, and runs nothing any more."""
+        if line.startswith("Exception in thread") and "prompt_worker" in line:
+            self.executor_died = True
+
+    def quiet(self) -> AbstractContextManager[None]:
         """Keep what ComfyUI prints out of the worker's log and out of reports: a sealed job is running."""
-        self._quiet.set()
-        try:
-            yield
-        finally:
-            self._quiet.clear()
+        return self._console.quiet()
+
+    def new_job(self) -> None:
+        """What is printed from now on belongs to another job."""
+        self._console.forget()
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -198,13 +200,18 @@ class SupervisedServer:
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
-        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, lambda: not self.unrecoverable):
+        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up):
             return
+        if self._closing.is_set():
+            raise ComfyUnavailable("the worker is shutting down", retryable=True)
         if self.unrecoverable:
             message = f"ComfyUI does not start: it ended {self._failed_starts} times in a row before it answered"
         else:
             message = f"ComfyUI did not answer within {timeout_s:g} s of waiting"
         raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": self.log_tail()})
+
+    def _may_come_up(self) -> bool:
+        return not self.unrecoverable and not self._closing.is_set()
 
     def restart(self, reason: str) -> None:
         """Kill ComfyUI, whatever it is doing; the supervising thread starts the next one."""
@@ -230,6 +237,9 @@ class SupervisedServer:
             except subprocess.TimeoutExpired:
                 _kill_group(process, signal.SIGKILL)
                 process.wait(5)
+        if process is not None:
+            # What it started itself may have ignored the SIGTERM.
+            _kill_group(process, signal.SIGKILL)
         self.client.close()
 
     def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
@@ -240,34 +250,26 @@ class SupervisedServer:
         self._answered = False
         try:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
-            # dealt with its job. The worker's own secrets stay out of reach of custom nodes.
+            # dealt with its job. The worker's own secrets stay out of reach of custom nodes. Unbuffered: a line
+            # must come out while the job runs that it is about.
             process = subprocess.Popen(  # noqa: S603 - the operator's own command
                 [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=child_environment(),
+                env={**child_environment(), "PYTHONUNBUFFERED": "1"},
                 cwd=self._settings.comfy_dir if self._settings.comfy_dir.is_dir() else None,
             )
         except OSError as error:
             raise ConfigError(f"ComfyUI cannot be started: {command[0]}: {error.strerror}") from error
         self.generation += 1
         self._process = process
-        for target in (self._read_log, self._watch_start):
-            threading.Thread(target=target, args=(process,), name="comfyui-start", daemon=True).start()
+        self.executor_died = False
+        for target, subject in ((self._console.follow, process.stdout), (self._watch_start, process)):
+            threading.Thread(target=target, args=(subject,), name="comfyui-start", daemon=True).start()
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
         return process
-
-    def _read_log(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            for raw in process.stdout:
-                if self._quiet.is_set():
-                    continue
-                line = raw.decode("utf-8", "replace").rstrip()
-                self._lines.append(line)
-                comfy_log.info("%s", line)
 
     def _watch_start(self, process: subprocess.Popen[bytes]) -> None:
         """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""

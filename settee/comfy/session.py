@@ -13,8 +13,8 @@ from typing import Any
 from settee import registry, workflow
 from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, ImageEvent, SocketLost
-from settee.comfy.process import Server, neutral
-from settee.comfy.watcher import ComfyDied, Limits, Report, Watcher
+from settee.comfy.process import Server
+from settee.comfy.watcher import PICTURE_NODE, ComfyDied, ComfyStalled, Limits, Report, Watcher
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
@@ -22,12 +22,14 @@ from settee.errors import (
     JobCanceled,
     JobTimeout,
     OutOfMemory,
+    OutputMissing,
     PromptLost,
     WorkflowRejected,
 )
 from settee.job import Cancel, Job
+from settee.redact import neutral
 from settee.settings import Settings
-from settee.workflow import Workflow
+from settee.workflow import Salts, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Session:
         self._to_forget: list[str] = []
         self._forgetting: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-forget")
+        self._closed = False
 
     # --- readiness ----------------------------------------------------------------------------------------
 
@@ -104,8 +107,8 @@ class Session:
 
     # --- one job -------------------------------------------------------------------------------------------
 
-    def run(self, job: Job, graph: Workflow, *, cancel: Cancel, deadline: float, hooks: Hooks) -> Ended:
-        """Run a graph to its end.
+    def run(self, job: Job, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks) -> Ended:
+        """Run a graph to its end; ``salts`` as in workflow.isolate.
 
         A prompt that ComfyUI's death took with it is submitted once more on the restarted server, and one that ran
         out of memory once more after POST /free. When this raises, nothing of the job runs on any more.
@@ -115,7 +118,7 @@ class Session:
         died = ran_out = False
         while True:
             try:
-                ended = self._attempt(job, prompt_id, graph, cancel=cancel, deadline=deadline, hooks=hooks)
+                ended = self._attempt(job, prompt_id, graph, salts, cancel=cancel, deadline=deadline, hooks=hooks)
                 ended.warnings[:0] = warnings
                 return ended
             except ComfyDied as error:
@@ -139,11 +142,13 @@ class Session:
             prompt_id = str(uuid.uuid4())
 
     def _attempt(
-        self, job: Job, prompt_id: str, graph: Workflow, *, cancel: Cancel, deadline: float, hooks: Hooks
+        self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks
     ) -> Ended:
         prefix = f"settee-{prompt_id[:13]}"
-        isolated = workflow.isolate(graph, self._object_info, prefix)
+        isolated = workflow.isolate(graph, self._object_info, prefix, salts)
         pictures: list[ImageEvent] = []
+        # Every step of a sampler may send a preview; only these nodes' pictures are outputs.
+        sending = {node_id for node_id, node in graph.items() if node["class_type"] == PICTURE_NODE}
         _check(cancel, deadline)
         socket = self._open_socket()
         watcher = Watcher(
@@ -156,16 +161,19 @@ class Session:
                 stall_s=self._settings.comfy_stall_s,
                 history_s=self._settings.comfy_history_s,
             ),
-            is_running=self._same_server(self._server.generation),
+            check_server=self._watchdog(self._server.generation),
             owns_queue=self._server.is_ours,
             on_report=hooks.on_report,
-            on_image=pictures.append,
+            on_image=lambda picture: pictures.append(picture) if picture.node_id in sending else None,
         )
         try:
             refused = self._submit(job, prompt_id, isolated, socket.client_id)
             hooks.on_submitted()
             entry = watcher.wait(cancel, deadline)
         except ComfyDied:
+            if not self._server.is_ours:
+                # It may only have been frozen: it must not go on with this when it wakes.
+                self._leftovers.add(prompt_id)
             raise
         except WorkflowRejected as error:
             raise self._explained(error, graph) from error
@@ -181,6 +189,12 @@ class Session:
         status = entry.get("status") or {}
         if status.get("status_str") != "success":
             raise _failure(status, graph)
+        if watcher.lost_messages and sending:
+            raise OutputMissing(
+                f"the pictures of {PICTURE_NODE} come over ComfyUI's event socket only, which was lost; "
+                "send the job again, or use SaveImage",
+                retryable=True,
+            )
         warnings = [
             f"not run (allow_partial): {problem['path']}: {problem['problem']}"
             for problem in registry.explain(refused, graph, self._object_info)
@@ -267,7 +281,7 @@ class Session:
     def forget(self) -> None:
         """Begin to take what ran out of ComfyUI's history, which holds every text of a prompt; see settle."""
         prompt_ids, self._to_forget = self._to_forget, []
-        if prompt_ids:
+        if prompt_ids and not self._closed:
             self._forgetting.append(self._pool.submit(self._forget, prompt_ids))
 
     def settle(self) -> None:
@@ -299,8 +313,16 @@ class Session:
                 f"{error.message}, and it did not come back: {unavailable.message}", details=unavailable.details
             ) from unavailable
 
-    def _same_server(self, generation: int) -> Callable[[], bool]:
-        return lambda: self._server.generation == generation and self._server.is_running()
+    def _watchdog(self, generation: int) -> Callable[[], None]:
+        """A check that raises when the server with this generation number runs no prompt any more."""
+
+        def check() -> None:
+            if self._server.generation != generation or not self._server.is_running():
+                raise ComfyDied("ComfyUI's process ended while it ran the workflow")
+            if self._server.executor_died:
+                raise ComfyStalled("the thread of ComfyUI that runs prompts ended while it ran the workflow")
+
+        return check
 
     # --- the socket ------------------------------------------------------------------------------------------
 
@@ -325,6 +347,7 @@ class Session:
             self._socket = None
 
     def close(self) -> None:
+        self._closed = True
         self._drop_socket()
         self._pool.shutdown()
 

@@ -8,6 +8,7 @@ wakes for every event, and looks at history and queue once a second whatever the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ TRUTH_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 1.0
 #: A prompt that neither history nor queue knows counts as gone after this (history fills within 8 ms).
 LOST_AFTER_S = 3.0
+
+
+#: Sends its pictures over the socket; history has nothing of them (big_ws_message.json).
+PICTURE_NODE = "SaveImageWebsocket"
 
 
 class ComfyDied(ComfyUnavailable):
@@ -73,13 +78,14 @@ class Meter:
         """Note an event of the prompt; True when there is something to tell."""
         report, data = self.report, event.data
         if event.type == "execution_cached":
-            self._done.update(str(node) for node in data.get("nodes") or ())
+            nodes = data.get("nodes")
+            self._done.update(str(node) for node in (nodes if isinstance(nodes, list) else ()))
         elif event.type == "executing" and data.get("node") is not None:
             self._finish_current()
             report.node_id, report.value, report.maximum = str(data["node"]), None, None
-        elif event.type == "progress" and isinstance(data.get("max"), (int, float)) and data["max"] > 0:
+        elif event.type == "progress" and (maximum := _count(data.get("max"))):
             report.node_id = str(data["node"]) if data.get("node") is not None else report.node_id
-            report.value, report.maximum = int(data.get("value") or 0), int(data["max"])
+            report.value, report.maximum = _count(data.get("value")), maximum
         elif event.type == "execution_success":
             report.percent = 100.0
             return True
@@ -95,6 +101,11 @@ class Meter:
             self._done.add(self.report.node_id)
 
 
+def _count(value: Any) -> int:
+    """A custom node may report anything as its progress; what is no number counts as 0."""
+    return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
 class Watcher:
     """Waits for one prompt. :meth:`wait` returns its history entry, or raises how it was lost."""
 
@@ -106,7 +117,7 @@ class Watcher:
         workflow: Workflow,
         *,
         limits: Limits,
-        is_running: Callable[[], bool],
+        check_server: Callable[[], None],
         owns_queue: bool,
         on_report: Callable[[Report], None],
         on_image: Callable[[ImageEvent], None],
@@ -116,7 +127,11 @@ class Watcher:
         self._socket = socket
         self._prompt_id = prompt_id
         self._limits = limits
-        self._is_running = is_running
+        self._check_server = check_server
+        #: SaveImageWebsocket's pictures are sent after history is stored, and nowhere else.
+        self._awaits_pictures = any(node.get("class_type") == PICTURE_NODE for node in workflow.values())
+        self._entry: dict[str, Any] | None = None
+        self._last_event = clock()
         self._owns_queue = owns_queue
         self._on_report = on_report
         self._on_image = on_image
@@ -150,17 +165,29 @@ class Watcher:
             now = self._clock()
             if now >= deadline:
                 raise JobTimeout
-            if not self._is_running():
-                raise ComfyDied("ComfyUI's process ended while it ran the workflow")
+            self._check_server()
             if self._ended or now >= self._next_truth:
-                entry = self._truth(cancel, deadline)
-                if entry is not None:
-                    return entry
+                self._entry = self._truth(cancel, deadline) or self._entry
+                if self._entry is not None and not self._more_to_come():
+                    return self._entry
                 continue
             for event in self._events(min(self._next_truth, deadline), cancel):
                 self._take(event)
                 if self.ended_by_event:
                     break
+
+    @property
+    def lost_messages(self) -> bool:
+        """Whether something that was sent over the socket may not have arrived."""
+        return self._socket_was_lost or not self._ended
+
+    def _more_to_come(self) -> bool:
+        return (
+            self._awaits_pictures
+            and not self._ended
+            and self._socket.is_open
+            and self._clock() - self._last_event < self._limits.history_s
+        )
 
     # --- what the socket says -----------------------------------------------------------------------------
 
@@ -178,6 +205,7 @@ class Watcher:
         cancel.wait(max(0.0, until - self._clock()))
 
     def _take(self, event: Event | ImageEvent) -> None:
+        self._last_event = self._clock()
         if isinstance(event, ImageEvent):
             node_id = event.node_id or self._meter.report.node_id
             self._on_image(ImageEvent(node_id, event.media_type, event.content))
@@ -220,8 +248,9 @@ class Watcher:
             if self._clock() >= give_up:
                 limit = f"{self._limits.history_s:g} s"
                 raise ComfyError(f"ComfyUI said that the prompt ended, but its history did not come within {limit}")
-            if cancel.wait(pause) or self._clock() >= deadline or not self._is_running():
+            if cancel.wait(pause) or self._clock() >= deadline:
                 return None
+            self._check_server()
             pause = min(pause * 2, 0.25)
 
     def _place_in_queue(self) -> None:

@@ -84,7 +84,7 @@ class Fingerprints:
         try:
             # ComfyUI writes this into the graph itself, from where it reaches the metadata of saved files.
             node["is_changed"] = [node_class.fingerprint(self._env, constants)]
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # as ComfyUI: whatever a node raises here is only a warning
             self._env.log.warning("WARNING: %s", error)
             node["is_changed"] = math.nan
         return node["is_changed"]

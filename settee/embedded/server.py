@@ -27,7 +27,7 @@ def serve(options: Options) -> None:
 
 async def _serve(options: Options) -> None:
     state = build_state(options, asyncio.get_running_loop())
-    threading.Thread(target=state.executor.work, name="executor", daemon=True).start()
+    threading.Thread(target=state.executor.work, name="Thread-1 (prompt_worker)", daemon=True).start()
     runner = web.AppRunner(build_app(state), access_log=None)
     await runner.setup()
     for address in options.listen.split(","):
