@@ -22,7 +22,16 @@ from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Ended, Hooks, Session
 from settee.comfy.watcher import Report
 from settee.delivery import Delivered, check_request, deliver
-from settee.errors import Busy, InvalidRequest, JobCanceled, JobTimeout, SetteeError, StagingError, WorkflowRejected
+from settee.errors import (
+    Busy,
+    ComfyUnavailable,
+    InvalidRequest,
+    JobCanceled,
+    JobTimeout,
+    SetteeError,
+    StagingError,
+    WorkflowRejected,
+)
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.settings import Settings
@@ -58,6 +67,8 @@ class Engine:
         self._workspace = Workspace(own, settings)
         self._session = Session(self._server, settings)
         self._slot = threading.Lock()
+        self._running: Cancel | None = None
+        self._closing = threading.Event()
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -81,7 +92,15 @@ class Engine:
         return self._server.unrecoverable
 
     def close(self) -> None:
-        """Stop ComfyUI and wipe. A job that still runs must be canceled and waited for by its door first."""
+        """Cancel the job that runs, stop ComfyUI, wipe. No job runs afterwards."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        running = self._running
+        if running is not None:
+            running.set("the worker is shutting down")
+        # The job's own deadlines bound this; what is left after them is ended with ComfyUI.
+        self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
         self._session.close()
         self._server.close()
         left = self._workspace.wipe().left
@@ -96,17 +115,23 @@ class Engine:
         Raises a SetteeError for every way in which a job can fail: Busy while another one runs, JobCanceled,
         JobTimeout, and the rest of the tree in errors.py.
         """
+        if self._closing.is_set():
+            raise ComfyUnavailable("the worker is shutting down", retryable=True)
         if not self._slot.acquire(blocking=False):
             raise Busy
         try:
             with ExitStack() as stack:
                 token = cancel if cancel is not None else stack.enter_context(Cancel())
+                self._running = token
+                if self._closing.is_set():
+                    token.set("the worker is shutting down")
                 if job.sealed and isinstance(self._server, SupervisedServer):
                     stack.enter_context(self._server.quiet())
                 return _Run(job, on_progress, token, self._settings).go(
                     self._session, self._workspace, self._server, self._shared
                 )
         finally:
+            self._running = None
             self._slot.release()
 
 

@@ -1,0 +1,548 @@
+"""What a hostile caller, a careless custom node or a bad moment did to the engine: one test per fault found."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee import registry, workflow
+from settee.artifacts import collect
+from settee.comfy.events import Event, ImageEvent, _image
+from settee.comfy.process import SupervisedServer
+from settee.comfy.watcher import Limits, Meter, Watcher
+from settee.errors import ComfyUnavailable, InvalidRequest, SetteeError
+from settee.job import Cancel, Status
+from settee.metadata import restore
+from settee.redact import neutral
+from settee.request import parse
+from settee.settings import load
+from settee.workspace import Folders, Workspace
+from tests.support.embedded import EmbeddedServer
+from tests.support.rig import QUICK, SLOW, Rig, b64, empty, eventually, failing, picture, png, slow
+
+SAVED = {"images": ["1", 0], "filename_prefix": "made"}
+
+
+def saving(**inputs: Any) -> dict[str, Any]:
+    graph = empty()
+    graph["9"]["inputs"].update(inputs)
+    return graph
+
+
+def refuse(graph: dict[str, Any], **request: Any) -> None:
+    """The request is turned away with an error of ours, before any ComfyUI sees it."""
+    with pytest.raises(InvalidRequest):
+        parse({"workflow": graph, **request}, load(comfy_url=None))
+
+
+# --- graphs that kill ComfyUI's executor thread, or fool it ---------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", [True, False])
+def test_a_link_whose_slot_is_a_boolean_is_a_link_to_comfyui(slot: bool) -> None:
+    """graph_utils.is_link takes it for one; execution_list.add_node raises for the missing node, outside any try."""
+    refuse(saving(x=["nope", slot]))
+
+
+def test_a_loop_through_a_boolean_slot_is_a_loop() -> None:
+    """Real ComfyUI reports success, with the error in status.messages, and ran nothing."""
+    refuse(saving(x=["9", True]))
+
+
+def test_the_executor_dies_while_it_runs_a_prompt(own_rig: Rig) -> None:
+    """execution_start was heard, so the watcher waits for the job's own time limit (an hour by default).
+
+    ComfyUI says so in its log only: "Exception in thread Thread-1 (prompt_worker):".
+    """
+    job = own_rig.job(empty(), timeout_s=20)
+    unchecked = job.request.model_copy(update={"workflow": saving(x=["nope", True])})
+    started = time.monotonic()
+    with pytest.raises(SetteeError):
+        own_rig.engine.run(dataclasses.replace(job, request=unchecked))
+    assert time.monotonic() - started < 12
+    assert own_rig.run(empty(3)).outputs
+
+
+def test_a_chain_longer_than_comfyui_can_recurse() -> None:
+    """Through inputs no class declares, so it is not validated; caching.get_ordered_ancestry_internal recurses."""
+    graph = empty()
+    for index in range(1500):
+        source = f"n{index - 1}" if index else "1"
+        graph[f"n{index}"] = {"class_type": "EmptyImage", "inputs": {**graph["1"]["inputs"], "x": [source, 0]}}
+    graph["9"]["inputs"]["images"] = ["n1499", 0]
+    refuse(graph)
+
+
+@pytest.mark.parametrize("value", [["nope", 0], ["9", 0]])
+def test_a_link_wrapped_as_a_value_is_unwrapped_by_comfyui(value: Any) -> None:
+    """validate_inputs replaces {"__value__": x} by x after all link checks; the executor then follows it."""
+    refuse(saving(images={"__value__": value}))
+
+
+@pytest.mark.parametrize("slot", [float("nan"), float("inf"), 0.5])
+def test_a_slot_that_is_no_whole_number(slot: float) -> None:
+    refuse(saving(images=["1", slot]))
+
+
+@pytest.mark.parametrize("where", ["_meta", "inputs", "extra_data"])
+def test_json_too_deep_for_comfyui(where: str) -> None:
+    """Its queue copies prompts with copy.deepcopy in the executor's thread: RecursionError, and the thread is gone."""
+    deep: Any = 1
+    for _ in range(800):
+        deep = {"a": deep}
+    graph = empty()
+    if where == "extra_data":
+        refuse(graph, extra_data={"extra_pnginfo": deep})
+    elif where == "_meta":
+        graph["1"]["_meta"] = deep
+        refuse(graph)
+    else:
+        graph["1"]["inputs"]["unused"] = deep
+        refuse(graph)
+
+
+def test_an_unused_loader_with_an_odd_input_does_not_end_the_embedded_executor(own_rig: Rig) -> None:
+    """Real ComfyUI runs this graph: what IS_CHANGED raises is only a warning there."""
+    graph = empty(5)
+    graph["3"] = {"class_type": "LoadImage", "inputs": {"image": ["9"]}}
+    assert own_rig.run(graph, timeout_s=5).outputs
+
+
+# --- graphs that reach outside, or break ours ------------------------------------------------------------------
+
+
+def test_a_path_wrapped_as_a_value_reads_nothing_outside(rig: Rig, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png())
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": {"__value__": str(outside)}}},
+        "9": {"class_type": "SaveImage", "inputs": SAVED},
+    }
+    with pytest.raises(SetteeError):
+        rig.run(graph)
+
+
+def test_a_latent_is_loaded_from_the_input_folder_only() -> None:
+    """LoadLatent's `latent` bears no upload mark; ComfyUI's exists_annotated_filepath takes absolute names."""
+    info = {"LoadLatent": {"input": {"required": {"latent": [[]]}}, "output": ["LATENT"], "output_node": False}}
+    graph = {"1": {"class_type": "LoadLatent", "inputs": {"latent": "/srv/private/x.latent"}}}
+    assert registry.path_problems(graph, info)
+
+
+def test_a_node_id_of_five_thousand_digits(rig: Rig) -> None:
+    graph = empty(6)
+    graph["1" * 5000] = graph.pop("9")
+    assert rig.run(graph).outputs
+
+
+def test_thousands_of_unknown_classes_are_refused_quickly() -> None:
+    info = {f"Custom Node {i} Image Loader (suite)": {"input": {}, "output": []} for i in range(2000)}
+    graph = {str(i): {"class_type": f"Custom Image Lodaer Node {i}", "inputs": {}} for i in range(100)}
+    started = time.process_time()
+    assert registry.registry_problems(graph, info)
+    assert time.process_time() - started < 3, "5,000 nodes would take fifty times as long, without a cancel check"
+
+
+# --- pictures of another job -----------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_in_a_node_does_not_reach_comfyui() -> None:
+    """ComfyUI writes `is_changed` into the prompt, so into PNGs too, and believes it when it comes back.
+
+    Real ComfyUI then answers from its cache: LoadImage returns the picture of the job before, whosever it was.
+    """
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "in.png"}, "is_changed": ["1127…"]},
+        "9": {"class_type": "SaveImage", "inputs": SAVED},
+    }
+    assert "is_changed" not in workflow.isolate(graph, {}, "settee-x")["1"]
+
+
+def test_a_loader_without_a_fingerprint_reads_this_job_s_files(rig: Rig) -> None:
+    """Real ComfyUI (COMFY_URL) only: LoadImageSetFromFolderNode has no IS_CHANGED, so its cache key is the folder."""
+    rig.run(empty(12))
+    if "LoadImageSetFromFolderNode" not in rig.engine._session.object_info:
+        pytest.skip("needs a ComfyUI with its training nodes")
+    graph = {
+        "1": {"class_type": "LoadImageSetFromFolderNode", "inputs": {"folder": "set", "resize_method": "None"}},
+        "9": {"class_type": "SaveImage", "inputs": SAVED},
+    }
+    for colour in ((200, 0, 0), (0, 0, 200)):
+        [output] = rig.run(graph, images={"set/a.png": b64(png(colour))}).outputs
+        assert picture(output).getpixel((3, 3)) == colour
+
+
+# --- what nodes say over the socket ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("progress", {"value": "x", "max": 5}),
+        ("progress", {"value": [1], "max": 5}),
+        ("progress", {"value": float("nan"), "max": 5}),
+        ("progress", {"value": 1, "max": float("inf")}),
+        ("execution_cached", {"nodes": 5}),
+    ],
+)
+def test_odd_progress_of_a_custom_node(kind: str, data: dict[str, Any]) -> None:
+    Meter({"1": {}}).take(Event(kind, data))
+
+
+@pytest.mark.parametrize("metadata", [b"[]", b"5", b"null"])
+def test_odd_metadata_of_a_preview(metadata: bytes) -> None:
+    _image(struct.pack(">II", 4, len(metadata)) + metadata + b"picture")
+
+
+def test_progress_never_falls_also_when_comfyui_is_restarted(own_rig: Rig) -> None:
+    run = own_rig.start(slow(steps=30))
+    eventually(lambda: [step for step in run.progress if (step.percent or 0) > 45], what="half of the graph")
+    own_rig.send_signal(signal.SIGKILL)
+    assert run.end().outputs
+    percents = [step.percent for step in run.progress if step.percent is not None]
+    assert percents == sorted(percents)
+
+
+# --- pictures over the socket --------------------------------------------------------------------------------------
+
+
+def test_a_picture_over_a_socket_that_is_not_there_is_no_success(own_rig: Rig) -> None:
+    graph = empty(7, save=False)
+    graph["2"] = {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}
+    own_rig.fault("ws_refuse")
+    with pytest.raises(SetteeError):
+        own_rig.run(graph)
+
+
+def test_history_that_comes_before_the_pictures_does_not_end_the_wait() -> None:
+    """ComfyUI's executor only queues pictures; its event loop encodes and sends them after history is stored."""
+
+    class Client:
+        def history(self, prompt_id: str, **_: Any) -> dict[str, Any]:
+            return {"outputs": {}, "status": {"status_str": "success"}}
+
+    class Socket:
+        is_open = True
+        left = 8
+
+        def receive(self, until: float, cancel: Any) -> Any:
+            while self.left and time.monotonic() < until:
+                time.sleep(0.2)
+                self.left -= 1
+                yield ImageEvent("2", "image/png", b"picture")
+            if not self.left:
+                yield Event("executing", {"node": None, "prompt_id": "p"})
+
+    pictures: list[ImageEvent] = []
+    watcher = Watcher(
+        Client(),  # type: ignore[arg-type]  # stands for one that has answered
+        Socket(),  # type: ignore[arg-type]
+        "p",
+        {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
+        limits=Limits(10, 10, 10),
+        check_server=lambda: None,
+        owns_queue=True,
+        on_report=lambda _: None,
+        on_image=pictures.append,
+    )
+    with Cancel() as cancel:
+        watcher.wait(cancel, time.monotonic() + 10)
+    assert len(pictures) == 8
+
+
+def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of a sampler sends one; only pictures of SaveImageWebsocket are outputs."""
+    kept: list[int] = []
+
+    def spy(*args: Any, **named: Any) -> Any:
+        kept.append(len(named["pictures"]))
+        return collect(*args, **named)
+
+    monkeypatch.setattr("settee.engine.collect", spy)
+    with Rig(tmp_path, embedded=True, comfy_args="--preview-method auto") as rig:
+        assert rig.run(slow(steps=20, delay_ms=5)).outputs
+    assert kept == [0]
+
+
+# --- what history says -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Workspace:
+    space = Workspace(Folders(tmp_path / "input", tmp_path / "output", tmp_path / "temp"), load(comfy_url=None))
+    space.open()
+    return space
+
+
+def collected(space: Workspace, outputs: dict[str, Any]) -> list[Any]:
+    return collect(outputs, {}, prefix="settee-x", workspace=space, include_temp=False).artifacts
+
+
+@pytest.mark.parametrize("key", ["string", "value", "caption"])
+def test_a_text_that_ends_like_a_picture_is_no_missing_file(space: Workspace, key: str) -> None:
+    collected(space, {"1": {key: ["a photo of cat.png"]}})
+
+
+def test_an_artifact_has_a_plain_name(space: Workspace) -> None:
+    """A custom node may report the absolute name; it must not reach a caller, who writes files under these names."""
+    (space.folders.output / "sub").mkdir()
+    file = space.folders.output / "sub" / "a.png"
+    file.write_bytes(png())
+    for name in (str(file), "sub/a.png", "sub/../sub/a.png"):
+        [artifact] = collected(space, {"1": {"images": [{"filename": name, "subfolder": "", "type": "output"}]}})
+        assert (artifact.subfolder, artifact.filename) == ("sub", "a.png")
+
+
+@pytest.mark.parametrize("node_id", ["../../x", "a/b", "\0", "\ud800", "."])
+def test_a_text_has_a_plain_name_whatever_its_node_is_called(space: Workspace, node_id: str) -> None:
+    [artifact] = collected(space, {node_id: {"text": ["hello"]}})
+    assert "/" not in artifact.filename
+    assert artifact.filename.isprintable()
+    assert not artifact.filename.startswith(".")
+
+
+def test_an_empty_prefix_shows_nothing_of_ours(rig: Rig) -> None:
+    [output] = rig.run(empty(8, prefix="")).outputs
+    assert "settee" not in f"{output.subfolder}/{output.filename}"
+
+
+def test_a_picture_of_zeroes_is_not_walked_for_minutes(tmp_path: Path) -> None:
+    path = tmp_path / "z.webp"
+    with path.open("wb") as file:
+        file.write(b"RIFF\0\0\0\0WEBP")
+        file.truncate(40_000_000)
+    started = time.process_time()
+    restore(path, "settee-x")
+    assert time.process_time() - started < 1
+
+
+# --- what leaks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["at path:/srv/private/x", "see file:///srv/private/x"])
+def test_paths_after_a_colon_are_cut_too(text: str) -> None:
+    assert "/srv" not in neutral(text)
+
+
+def test_what_comfyui_says_of_a_workflow_has_no_host_path() -> None:
+    said = {"type": "exception_during_validation", "message": "Exception", "details": "'/srv/private/secret/x.txt'"}
+    problems = registry.explain({"1": {"class_type": "A", "errors": [said]}}, {}, {})
+    assert "/srv" not in json.dumps(problems)
+
+
+def test_the_log_in_an_error_is_of_this_job_only(own_rig: Rig) -> None:
+    with pytest.raises(SetteeError):
+        own_rig.run(failing("error", message="words of caller A"))
+    with pytest.raises(ComfyUnavailable) as caught:
+        own_rig.run(failing("exit"))
+    assert "words of caller A" not in str(caught.value.details)
+    assert "Traceback" not in str(caught.value.details)
+
+
+def test_what_a_sealed_job_prints_does_not_come_out_later(tmp_path: Path) -> None:
+    """ComfyUI wraps stdout (app/logger.py) so that what a node prints waits for 8 KiB, PYTHONUNBUFFERED or not.
+
+    It comes out during a later job, or at the end.
+    """
+    script = tmp_path / "comfyui.py"
+    script.write_text(
+        "import io, pathlib, sys, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "if (here / 'printed').exists(): time.sleep(60)\n"
+        "sys.stdout = io.TextIOWrapper(sys.stdout.buffer, line_buffering=sys.stdout.line_buffering)\n"
+        "def wait(name):\n"
+        "    while not (here / name).exists(): time.sleep(0.005)\n"
+        "wait('sealed'); print('words of a sealed job'); (here / 'printed').touch()\n"
+        "wait('end')\n"
+    )
+    settings = load(
+        comfy_url=None, comfy_port=0, comfy_command=f"{sys.executable} {script}", workspace_dir=tmp_path / "space"
+    )
+    server = SupervisedServer(settings, Folders(tmp_path / "i", tmp_path / "o", tmp_path / "space/temp"))
+    server.start()
+    try:
+        with server.quiet():
+            (tmp_path / "sealed").touch()
+            eventually((tmp_path / "printed").exists)
+        (tmp_path / "end").touch()
+        eventually(lambda: server.generation == 2, what="the restart")
+        with pytest.raises(AssertionError):
+            eventually(lambda: "words of a sealed job" in server.log_tail(200), timeout_s=1)
+    finally:
+        server.close()
+
+
+# --- bad moments -------------------------------------------------------------------------------------------------
+
+
+def test_closing_the_engine_ends_a_running_job_with_an_error_of_ours(tmp_path: Path) -> None:
+    with Rig(tmp_path, embedded=True, comfy_start_timeout_s=20) as rig:
+        run = rig.start(slow(steps=400))
+        run.reach(Status.RUNNING, SLOW)
+        started = time.monotonic()
+        rig.engine.close()
+        with pytest.raises(SetteeError):
+            run.end()
+        assert time.monotonic() - started < 10, "the job waited for a ComfyUI that will not come back"
+
+
+def test_closing_the_engine_ends_what_comfyui_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = tmp_path / "comfyui.py"
+    script.write_text(
+        "import pathlib, signal, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time\\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\nprint(1, flush=True)\\n"
+        "time.sleep(60)'], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    settings = load(
+        comfy_url=None, comfy_port=0, comfy_command=f"{sys.executable} {script}", workspace_dir=tmp_path / "space"
+    )
+    server = SupervisedServer(settings, Folders(tmp_path / "i", tmp_path / "o", tmp_path / "space/temp"))
+    server.start()
+    pid = 0
+    try:
+        pid = int(eventually(lambda: note.exists() and note.read_text(), what="the child"))
+    finally:
+        server.close()
+    try:
+        eventually(lambda: not _is_alive(pid), timeout_s=2, what="the child's end")
+    finally:
+        if _is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_with_more_than_a_thousand_descriptors(rig: Rig) -> None:
+    """select() takes none above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    rig.engine._session._drop_socket()
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert rig.run(empty(9)).outputs
+    finally:
+        for fd in held:
+            os.close(fd)
+        rig.engine._session._drop_socket()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_frozen_comfyui_that_is_not_ours_does_not_go_on_with_a_job_given_up(tmp_path: Path) -> None:
+    """What could not be stopped must be remembered, as after a stop that has no effect."""
+    with EmbeddedServer(tmp_path / "comfy") as server:
+        folders = {
+            "comfy_input_dir": server.input_dir,
+            "comfy_output_dir": server.output_dir,
+            "comfy_temp_dir": server.temp_dir,
+        }
+        with Rig(tmp_path, comfy_url=server.url, **folders) as rig:
+            run = rig.start(slow(steps=1000, delay_ms=20))
+            run.reach(Status.RUNNING, SLOW)
+            assert server.process is not None
+            os.kill(server.process.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(SetteeError):
+                    run.end()
+            finally:
+                os.kill(server.process.pid, signal.SIGCONT)
+            started = time.monotonic()
+            assert rig.run(empty(10)).outputs
+            assert time.monotonic() - started < 5, "it waited for a job that was given up"
+
+
+def test_an_answer_that_trickles_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
+    """The limits of urllib3 are per read: a body that comes byte by byte outlasts them all."""
+
+    class Trickle(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def answer(self, body: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if self.path.startswith("/object_info"):
+                info = {"SaveImage": {"input": {"required": {}}, "output": [], "output_node": True}}
+                return self.answer(json.dumps(info).encode())
+            if self.path == "/queue":
+                return self.answer(b'{"queue_running": [], "queue_pending": []}')
+            if self.path.startswith("/history"):
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    for _ in range(40):
+                        self.wfile.write(b" ")
+                        time.sleep(0.25)
+                self.close_connection = True
+                return None
+            return self.answer(b"{}", 503 if self.path.startswith("/ws") else 200)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(b"{}")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with Rig(tmp_path, comfy_url=f"http://127.0.0.1:{server.server_port}") as rig:
+            graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}}}
+            started = time.monotonic()
+            with pytest.raises(SetteeError):
+                rig.run(graph, timeout_s=2)
+            assert time.monotonic() - started < 6
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_prompt_whose_submission_was_not_answered_is_taken_back(tmp_path: Path) -> None:
+    """On a ComfyUI that is not ours a timeout leaves the first prompt in the queue, and both run."""
+    with EmbeddedServer(tmp_path / "comfy") as server:
+        folders = {
+            "comfy_input_dir": server.input_dir,
+            "comfy_output_dir": server.output_dir,
+            "comfy_temp_dir": server.temp_dir,
+        }
+        with Rig(tmp_path, comfy_url=server.url, **folders) as rig:
+            assert rig.run(empty(13)).outputs
+            assert server.process is not None
+            os.kill(server.process.pid, signal.SIGSTOP)
+            run = rig.start(slow(steps=100, delay_ms=20))
+            time.sleep(QUICK["comfy_unresponsive_s"] + 1.5)
+            os.kill(server.process.pid, signal.SIGCONT)
+            at_once = 0
+            while run.is_alive():
+                queue = rig.queue()
+                at_once = max(at_once, len(queue["queue_running"]) + len(queue["queue_pending"]))
+                time.sleep(0.02)
+            assert at_once <= 1
