@@ -53,12 +53,17 @@ class Settings(BaseSettings):
         600, gt=0, description="How long ComfyUI may take from its start to its first answer."
     )
     comfy_input_dir: Path | None = Field(
-        None, description="With COMFY_URL: its input folder, when the worker shares it."
+        None,
+        description="With COMFY_URL: its input folder, when the worker shares it. Emptied before and after every job.",
     )
     comfy_output_dir: Path | None = Field(
-        None, description="With COMFY_URL: its output folder, when the worker shares it."
+        None,
+        description="With COMFY_URL: its output folder, when the worker shares it. Emptied before and after every job.",
     )
-    comfy_temp_dir: Path | None = Field(None, description="With COMFY_URL: its temp folder, when the worker shares it.")
+    comfy_temp_dir: Path | None = Field(
+        None,
+        description="With COMFY_URL: its temp folder, when the worker shares it. Emptied before and after every job.",
+    )
     comfy_unresponsive_s: float = Field(
         60, gt=0, description="ComfyUI counts as frozen when it answers nothing for this long during a job."
     )

@@ -20,6 +20,7 @@ import pytest
 
 from settee import registry, workflow
 from settee.artifacts import collect
+from settee.comfy.client import Queue
 from settee.comfy.events import Event, ImageEvent, _image
 from settee.comfy.process import SupervisedServer
 from settee.comfy.watcher import Limits, Meter, Watcher
@@ -227,12 +228,22 @@ def test_a_picture_over_a_socket_that_is_not_there_is_no_success(own_rig: Rig) -
         own_rig.run(graph)
 
 
-def test_history_that_comes_before_the_pictures_does_not_end_the_wait() -> None:
+@pytest.mark.parametrize("between", [False, True])
+def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: bool) -> None:
     """ComfyUI's executor only queues pictures; its event loop encodes and sends them after history is stored."""
 
     class Client:
-        def history(self, prompt_id: str, **_: Any) -> dict[str, Any]:
+        asked = 0
+
+        def history(self, prompt_id: str, **_: Any) -> dict[str, Any] | None:
+            self.asked += 1
+            if between and self.asked == 1:
+                return None
             return {"outputs": {}, "status": {"status_str": "success"}}
+
+        def queue(self, **_: Any) -> Queue:
+            """The prompt ended between the two questions."""
+            return Queue((), ())
 
     class Socket:
         is_open = True
@@ -352,7 +363,7 @@ def test_the_log_in_an_error_is_of_this_job_only(own_rig: Rig) -> None:
     assert "Traceback" not in str(caught.value.details)
 
 
-def test_what_a_sealed_job_prints_does_not_come_out_later(tmp_path: Path) -> None:
+def test_what_a_sealed_job_prints_does_not_come_out_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """ComfyUI wraps stdout (app/logger.py) so that what a node prints waits for 8 KiB, PYTHONUNBUFFERED or not.
 
     It comes out during a later job, or at the end.
@@ -366,12 +377,13 @@ def test_what_a_sealed_job_prints_does_not_come_out_later(tmp_path: Path) -> Non
         "def wait(name):\n"
         "    while not (here / name).exists(): time.sleep(0.005)\n"
         "wait('sealed'); print('words of a sealed job'); (here / 'printed').touch()\n"
-        "wait('end')\n"
+        "wait('end'); print('got prompt', file=sys.stderr, flush=True); print('words of a later one')\n"
     )
     settings = load(
         comfy_url=None, comfy_port=0, comfy_command=f"{sys.executable} {script}", workspace_dir=tmp_path / "space"
     )
     server = SupervisedServer(settings, Folders(tmp_path / "i", tmp_path / "o", tmp_path / "space/temp"))
+    caplog.set_level("INFO", "comfyui")
     server.start()
     try:
         with server.quiet():
@@ -380,7 +392,7 @@ def test_what_a_sealed_job_prints_does_not_come_out_later(tmp_path: Path) -> Non
         (tmp_path / "end").touch()
         eventually(lambda: server.generation == 2, what="the restart")
         with pytest.raises(AssertionError):
-            eventually(lambda: "words of a sealed job" in server.log_tail(200), timeout_s=1)
+            eventually(lambda: "words of a sealed job" in caplog.text + str(server.log_tail(200)), timeout_s=1)
     finally:
         server.close()
 
