@@ -60,8 +60,8 @@ def collect(
         elif (named := _named_file(key, item, workspace)) is not None:
             place = ("output", *named)
         else:
-            if isinstance(item, str) and item:
-                found.warnings.append(f"node {node_id} left a text under {key[:50]!r} that was not returned")
+            if (isinstance(item, str) and item) or key == "text":
+                found.warnings.append(f"node {node_id} left something under {key[:50]!r} that was not returned")
             continue
         if place in seen:
             continue

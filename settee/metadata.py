@@ -18,7 +18,8 @@ from settee.workflow import SALT_INPUT
 
 _SALT = re.compile(rb'(?:, )?"%b": "[\w-]*"' % SALT_INPUT.encode())
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_TEXTS = {b"tEXt", b"iTXt"}
+#: Texts, and the chunk of ComfyUI's own that SaveAnimatedPNG writes behind the first picture.
+_PNG_TEXTS = {b"tEXt", b"iTXt", b"comf"}
 #: Metadata beyond this is not a prompt.
 _MAX_CHUNK = 16 * 1024 * 1024
 #: An animation of more frames keeps the traces; a file of zeroes is not walked byte by byte.
@@ -50,14 +51,14 @@ def blanked(text: bytes, prefix: str) -> bytes:
 
 
 def _png(fd: int, prefix: str) -> bool:
-    """Chunks are length (4), type (4), data, CRC of type and data (4); Pillow writes texts before the first IDAT."""
+    """Chunks are length (4), type (4), data, CRC of type and data (4)."""
     at, found = len(_PNG), False
     for _ in range(_MAX_CHUNKS):
         header = os.pread(fd, 8, at)
         if len(header) < 8:
             break
         size, kind = struct.unpack(">I4s", header)
-        if kind in (b"IDAT", b"IEND"):
+        if kind == b"IEND":
             break
         if kind in _PNG_TEXTS and size <= _MAX_CHUNK:
             data = os.pread(fd, size, at + 8)

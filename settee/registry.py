@@ -220,10 +220,16 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
     """ComfyUI's ``node_errors`` as problems that name node, class, input, value and near matches."""
     problems: list[Problem] = []
     for node_id, report in sorted(node_errors.items(), key=lambda item: natural_key(item[0])):
+        if not isinstance(report, dict):
+            continue
         node = workflow.get(node_id, {"inputs": {}})
         class_type = report.get("class_type") or node.get("class_type")
-        for error in report.get("errors", ()):
-            info = error.get("extra_info") or {}
+        errors = report.get("errors")
+        for error in errors if isinstance(errors, list) else ():
+            if not isinstance(error, dict):
+                continue
+            info = error.get("extra_info")
+            info = info if isinstance(info, dict) else {}
             name = info.get("input_name")
             value = info.get("received_value", node["inputs"].get(name) if name and "inputs" in node else None)
             problem: Problem = {

@@ -198,8 +198,8 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     """Limits and rules that concern several fields at once."""
     problems: list[Problem] = []
     for name in ("workflow", "extra_data"):
-        if is_deeper(getattr(request, name), MAX_DEPTH):
-            problems.append({"path": name, "problem": f"nested more than {MAX_DEPTH} levels deep"})
+        if problem := json_problem(getattr(request, name)):
+            problems.append({"path": name, "problem": problem})
     inputs = (*request.images, *request.files)
     if len(inputs) > settings.max_files:
         limit = f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"
@@ -225,10 +225,15 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     return problems
 
 
-def is_deeper(value: Any, limit: int) -> bool:
-    """Whether objects and lists are nested more than ``limit`` levels; level by level, not recursively."""
+def json_problem(value: Any) -> str | None:
+    """What of a value ComfyUI could not take: nested too deeply, or a number that JSON has no word for.
+
+    Level by level, not recursively: the value may be deeper than Python's stack.
+    """
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(MAX_DEPTH + 1):
+        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
+            return "holds a NaN or an infinite number, which JSON has no word for"
         level = [
             inner
             for outer in level
@@ -236,5 +241,5 @@ def is_deeper(value: Any, limit: int) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
-            return False
-    return True
+            return None
+    return f"nested more than {MAX_DEPTH} levels deep"

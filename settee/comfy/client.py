@@ -93,7 +93,8 @@ class Client:
         # Validation may hash input files and ask custom nodes, so its limit is longer than that of other calls.
         status, raw = self._call("POST", "/prompt", body, timeout_s=timeout_s)
         if status == 200:
-            return dict(_object(raw).get("node_errors") or {})
+            node_errors = _object(raw).get("node_errors")
+            return node_errors if isinstance(node_errors, dict) else {}
         if status == 400:
             answer = _object(raw)
             raise WorkflowRejected(
@@ -110,11 +111,14 @@ class Client:
     def queue(self, *, timeout_s: float | None = None) -> Queue:
         answer = _object(self._get("/queue", timeout_s))
         # Items are [number, id, prompt, …]; pending ones come in heap order (queue_shape_and_order.json).
-        pending = sorted(answer.get("queue_pending") or (), key=lambda item: item[0])
-        return Queue(
-            tuple(str(item[1]) for item in answer.get("queue_running") or ()),
-            tuple(str(item[1]) for item in pending),
-        )
+        try:
+            pending = sorted(answer.get("queue_pending") or (), key=lambda item: item[0])
+            return Queue(
+                tuple(str(item[1]) for item in answer.get("queue_running") or ()),
+                tuple(str(item[1]) for item in pending),
+            )
+        except (TypeError, LookupError) as error:
+            raise ComfyError("ComfyUI's queue has another shape than expected") from error
 
     def delete(self, prompt_id: str, *, timeout_s: float | None = None) -> None:
         """Take a waiting prompt out of the queue; nothing happens to a running one."""
@@ -244,7 +248,7 @@ def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         answer = loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ComfyError("ComfyUI sent an answer that is not JSON") from error
     if not isinstance(answer, dict):
         raise ComfyError("ComfyUI sent an answer of another shape than expected")

@@ -103,7 +103,8 @@ class EventSocket:
 
         Raises SocketLost when the connection ends.
         """
-        while self._readable(max(0.0, until - time.monotonic()), cancel):
+        poll = self._poll(cancel)
+        while self._readable(poll, until - time.monotonic()):
             event = self._read()
             if event is not None:
                 yield event
@@ -112,30 +113,42 @@ class EventSocket:
 
     def drain(self) -> None:
         """Throw away what came since the last job. Raises SocketLost when the server closed meanwhile."""
-        while self._readable(0.0, None):
+        poll, give_up = self._poll(None), time.monotonic() + 1.0
+        while self._readable(poll, 0.0):
             self._read()
+            if time.monotonic() > give_up:
+                raise SocketLost("a flood of messages of others")
 
     def close(self) -> None:
         self._lose()
 
-    def _readable(self, timeout_s: float, cancel: Cancel | None) -> bool:
+    def _poll(self, cancel: Cancel | None) -> select.poll:
+        """For the socket and the cancel token; poll, because select takes no descriptor above 1023."""
+        poll = select.poll()
+        sock: Any = self._open_ws().sock
+        poll.register(sock, select.POLLIN)
+        if cancel is not None:
+            poll.register(cancel, select.POLLIN)
+        return poll
+
+    def _readable(self, poll: select.poll, timeout_s: float) -> bool:
+        """Whether there is something to read before the timeout, or the cancel token, is there."""
+        sock: Any = self._open_ws().sock
+        # TLS may hold bytes that poll cannot see.
+        pending = getattr(sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        own = sock.fileno()
+        return any(fd == own for fd, _ in poll.poll(max(0, math.ceil(timeout_s * 1000))))
+
+    def _open_ws(self) -> websocket.WebSocket:
         ws = self._ws
         if ws is None or ws.sock is None:
             raise SocketLost("closed")
-        # TLS may hold bytes that select cannot see.
-        pending = getattr(ws.sock, "pending", None)
-        if pending is not None and pending():
-            return True
-        # poll, because select takes no descriptor above 1023.
-        poll, own = select.poll(), ws.sock.fileno()
-        poll.register(own, select.POLLIN)
-        if cancel is not None:
-            poll.register(cancel.fileno(), select.POLLIN)
-        return any(fd == own for fd, _ in poll.poll(math.ceil(timeout_s * 1000)))
+        return ws
 
     def _read(self) -> Event | ImageEvent | None:
-        ws = self._ws
-        assert ws is not None
+        ws = self._open_ws()
         try:
             ws.settimeout(_FRAME_TIMEOUT_S)
             opcode, raw = ws.recv_data()

@@ -80,8 +80,11 @@ class Session:
 
         Raises ComfyUnavailable, JobCanceled or JobTimeout (the deadline is in time.monotonic()).
         """
-        if self._known_generation == self._server.generation and self._server.is_running() and not self._leftovers:
+        is_known = self._known_generation == self._server.generation and self._server.is_running()
+        if is_known and not self._leftovers and not self._server.executor_died:
             return
+        if self._server.executor_died and self._server.is_running():
+            self._server.restart("the thread that runs prompts has ended")
         # Ours may be starting, which takes what it takes; another one is there or it is not.
         patience = self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
         limit = min(patience, max(0.0, deadline - time.monotonic()))
@@ -123,6 +126,8 @@ class Session:
                 return ended
             except ComfyDied as error:
                 self._recover(error)
+                if error.is_fatal:
+                    raise ExecutionFailed(f"{error.message}: ComfyUI cannot run this workflow") from error
                 if died:
                     raise ComfyUnavailable(
                         f"ComfyUI went away twice while it ran this workflow: {error.message}",
@@ -186,9 +191,10 @@ class Session:
                 self._drop_socket()
             self._to_forget.append(prompt_id)
         self.forget()
-        status = entry.get("status") or {}
-        if status.get("status_str") != "success":
-            raise _failure(status, graph)
+        status = _mapping(entry.get("status"))
+        failure = _failure(status, graph)
+        if failure is not None:
+            raise failure
         if watcher.lost_messages and sending:
             raise OutputMissing(
                 f"the pictures of {PICTURE_NODE} come over ComfyUI's event socket only, which was lost; "
@@ -199,7 +205,7 @@ class Session:
             f"not run (allow_partial): {problem['path']}: {problem['problem']}"
             for problem in registry.explain(refused, graph, self._object_info)
         ]
-        return Ended(outputs=entry.get("outputs") or {}, prefix=prefix, pictures=pictures, warnings=warnings)
+        return Ended(outputs=_mapping(entry.get("outputs")), prefix=prefix, pictures=pictures, warnings=warnings)
 
     def _submit(self, job: Job, prompt_id: str, graph: Workflow, client_id: str) -> dict[str, Any]:
         """POST /prompt; the node errors of a prompt that was taken in part.
@@ -320,7 +326,9 @@ class Session:
             if self._server.generation != generation or not self._server.is_running():
                 raise ComfyDied("ComfyUI's process ended while it ran the workflow")
             if self._server.executor_died:
-                raise ComfyStalled("the thread of ComfyUI that runs prompts ended while it ran the workflow")
+                stalled = ComfyStalled("the thread of ComfyUI that runs prompts ended")
+                stalled.is_fatal = True
+                raise stalled
 
         return check
 
@@ -359,13 +367,24 @@ def _check(cancel: Cancel, deadline: float) -> None:
         raise JobTimeout
 
 
-def _failure(status: dict[str, Any], graph: Workflow) -> ComfyError:
-    """The error that a history entry without success stands for."""
-    for name, data in status.get("messages") or ():
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _failure(status: dict[str, Any], graph: Workflow) -> ComfyError | None:
+    """The error that a history entry's status stands for; None for a success.
+
+    A loop through an odd link ends with "success" and an execution_error among the messages, so those go first.
+    """
+    messages = status.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        name, data = message if isinstance(message, list) and len(message) == 2 else (None, None)
         if name == "execution_interrupted":
-            return PromptLost("the prompt was interrupted by someone else; send the job again")
+            return PromptLost("the prompt was interrupted, by someone else or by a node of its own; send the job again")
         if name == "execution_error":
-            return _node_failure(data, graph)
+            return _node_failure(_mapping(data), graph)
+    if status.get("status_str") == "success":
+        return None
     return ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
 
 

@@ -39,6 +39,8 @@ class ComfyDied(ComfyUnavailable):
 
     #: Whether its process, if it still runs, is good for nothing any more.
     needs_restart = False
+    #: Whether the prompt itself is to blame, so that it must not run again.
+    is_fatal = False
 
 
 class ComfyStalled(ComfyDied):
@@ -263,7 +265,7 @@ class Watcher:
             return
         # It may have ended between the two questions: ask again before believing that it is gone.
         if self._client.history(self._prompt_id, timeout_s=ANSWER_TIMEOUT_S) is not None:
-            self._ended = True
+            self._next_truth = now
             return
         self._absent = self._absent or now
         # Look again soon, not in a second.

@@ -91,7 +91,7 @@ def test_a_prompt_that_someone_else_interrupts(rig: Rig) -> None:
     run = rig.start(slow())
     run.reach(Status.RUNNING, SLOW)
     requests.post(f"{rig.url}/interrupt", json={}, timeout=5)
-    with pytest.raises(PromptLost, match="interrupted by someone else"):
+    with pytest.raises(PromptLost, match="interrupted, by someone else"):
         run.end()
 
 
