@@ -131,7 +131,7 @@ class Result:
     job_id: str
     status: Status
     outputs: tuple[Output, ...] = ()
-    #: Milliseconds by phase: staging, queue, execution, delivery, wipe, total.
+    #: Milliseconds by phase: wipe, ready (waiting for ComfyUI), staging, execution, delivery, total.
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None

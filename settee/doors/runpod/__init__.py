@@ -5,6 +5,7 @@
     sealed     encrypted jobs in, encrypted results out
     render     a Result or an error as RunPod's callers get it
     progress   throttled updates that never outlive their job
+    take       jobs asked for, none of them lost
     wire       results posted to RunPod, once serialised
     loop       the SDK's job loop without its sleeps
     signals    SIGTERM and SIGINT, around the SDK's own handlers
