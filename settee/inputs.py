@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from settee import addresses, fetch
 from settee.addresses import Remote
@@ -22,9 +21,8 @@ from settee.images import check_image, looks_like_image
 from settee.job import Cancel
 from settee.request import Bucket, InputFile
 from settee.settings import MIB, Settings
+from settee.workflow import Problem
 from settee.workspace import Workspace, safe_relative, shown
-
-Problem = dict[str, Any]
 
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")

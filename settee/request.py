@@ -25,8 +25,7 @@ from pydantic import (
 from settee import workflow as graph
 from settee.errors import InvalidRequest, PayloadTooLarge
 from settee.settings import MIB, Settings
-
-Problem = dict[str, Any]
+from settee.workflow import Problem
 
 
 class _Strict(BaseModel):

@@ -19,10 +19,10 @@ from settee.delivery.objects import Bucket, Object
 from settee.errors import DeliveryError
 from settee.job import Job, Output
 from settee.sealing import Sealer
+from settee.settings import MIB
 
 log = logging.getLogger(__name__)
 
-MIB = 1024 * 1024
 #: Above this a file goes up in parts, as DESIGN.md measured.
 MULTIPART_BYTES = 64 * MIB
 #: A part of a file: read from it as it is sent.
