@@ -1,7 +1,8 @@
 """`make demo`: every shipped workflow through the real RunPod SDK, with the embedded ComfyUI below it.
 
 Starts rp_handler.py under the SDK's local API, sends workflows/*.json with the example picture through client.py,
-checks that what comes back opens as pictures, and ends what it started.
+checks that what comes back opens as pictures, and ends what it started. It runs from a checkout, whatever settings of
+a worker the shell has.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from pathlib import Path
 import requests
 
 from settee.comfy.process import free_port
-from settee.settings import child_environment
+from settee.settings import Settings, child_environment
 
 ROOT = Path(__file__).parents[1]
 START_S = 60.0
@@ -29,9 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     args = parser.parse_args(argv)
     say("The demo's ComfyUI is the embedded one: it runs nodes that need no model, and no others.")
+    workflows = sorted((ROOT / "workflows").glob("*.json"))
+    if not workflows:
+        raise SystemExit(f"there are no workflows in {ROOT / 'workflows'}: run the demo from a checkout")
     failed = []
     with _worker() as url:
-        for workflow in sorted((ROOT / "workflows").glob("*.json")):
+        for workflow in workflows:
             begun = time.monotonic()
             paths = _send(url, workflow, args.out)
             if not paths:
@@ -53,28 +58,36 @@ def say(text: str) -> None:
 def _worker() -> Iterator[str]:
     """rp_handler.py under the SDK's local API; its base URL once it listens."""
     port = free_port()
-    environment = {
-        **child_environment(),
+    command = [sys.executable, str(ROOT / "rp_handler.py"), "--rp_serve_api", "--rp_api_port", str(port)]
+    say("Starting the worker under RunPod's SDK ...")
+    url = f"http://127.0.0.1:{port}"
+    # Folders of its own: a worker empties its WORKSPACE_DIR, and another one may be using the default.
+    with tempfile.TemporaryDirectory(prefix="settee-demo-") as workspace:
+        worker = subprocess.Popen(command, cwd=ROOT, env=_environment(workspace))  # noqa: S603 - our own worker
+        try:
+            _await_listening(url, worker)
+            yield url
+        finally:
+            worker.terminate()
+            try:
+                worker.wait(20)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait(5)
+
+
+def _environment(workspace: str) -> dict[str, str]:
+    """The shell's, without what would make this worker another one than the demo's (COMFY_URL, BUCKET_NAME, …)."""
+    settings = {name.upper() for name in Settings.model_fields}
+    return {
+        **{name: value for name, value in child_environment().items() if name.upper() not in settings},
         "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
         "COMFY_PORT": "0",
+        "WORKSPACE_DIR": workspace,
         "LOG_LEVEL": "WARNING",
         "RUNPOD_LOG_LEVEL": "ERROR",
         "UVICORN_LOG_LEVEL": "warning",
     }
-    command = [sys.executable, str(ROOT / "rp_handler.py"), "--rp_serve_api", "--rp_api_port", str(port)]
-    say("Starting the worker under RunPod's SDK ...")
-    worker = subprocess.Popen(command, cwd=ROOT, env=environment)  # noqa: S603 - our own worker
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _await_listening(url, worker)
-        yield url
-    finally:
-        worker.terminate()
-        try:
-            worker.wait(20)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait(5)
 
 
 def _await_listening(url: str, worker: subprocess.Popen[bytes]) -> None:
