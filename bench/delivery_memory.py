@@ -6,14 +6,12 @@ memory over what it was before the large one. The S3 server is a real one on loo
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from tests.support import s3 as s3_server
+from tests.support.measure_delivery import measured
 
 MB = 1_000_000
 #: What, its baseline, the file's size in MB, what the figure is a multiple of.
@@ -26,13 +24,6 @@ LINES = (
 )
 
 
-def growth(what: str, path: Path, endpoint: str, bucket: str) -> int:
-    """Bytes, measured in a process of its own."""
-    command = [sys.executable, "-m", "tests.support.measure_delivery", what, str(path), endpoint, bucket]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    return int(json.loads(done.stdout)["growth"])
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="s3-") as folder:
         server, process = s3_server.start(Path(folder) / "server")
@@ -42,7 +33,7 @@ def main() -> None:
                 path = Path(folder) / f"{size}.bin"
                 if not path.exists():
                     path.write_bytes(os.urandom(size * MB))
-                ours, plain = (growth(name, path, server.endpoint_url, bucket) for name in (what, baseline))
+                ours, plain = (measured(name, path, server.endpoint_url, bucket) for name in (what, baseline))
                 print(
                     f"delivery memory  {what:12} {size:4} MB  {ours / MB:7.1f} MB  {ours / size / MB:5.2f}× the file"
                     f"   ({baseline}: {plain / MB:.1f} MB, {plain / size / MB:.2f}×)"

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.measure_delivery import measured
 from tests.support.s3 import S3Server
 
 MB = 1_000_000
-
-
-def growth(what: str, path: Path, endpoint: str = "", bucket: str = "") -> int:
-    command = [sys.executable, "-m", "tests.support.measure_delivery", what, str(path), endpoint, bucket]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return int(json.loads(done.stdout)["growth"])
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -35,7 +26,7 @@ def make(path: Path, size: int) -> Path:
 def test_base64_holds_one_copy(tmp_path: Path) -> None:
     """4/3 of the file is the result itself; "".join or a decode of encoded bytes would make it 8/3."""
     size = 48 * MB
-    assert growth("base64", make(tmp_path / "a.png", size)) < 1.6 * size
+    assert measured("base64", make(tmp_path / "a.png", size)) < 1.6 * size
 
 
 def test_a_sealed_result_is_held_once_beside_its_json(tmp_path: Path) -> None:
@@ -44,10 +35,10 @@ def test_a_sealed_result_is_held_once_beside_its_json(tmp_path: Path) -> None:
     ``Fernet.encrypt`` takes seven times the JSON.
     """
     size = 10 * MB
-    assert growth("seal-result", make(tmp_path / "a.bin", size)) < 3.3 * 2 * size
+    assert measured("seal-result", make(tmp_path / "a.bin", size)) < 3.3 * 2 * size
 
 
 @pytest.mark.parametrize(("what", "size"), [("s3", 200), ("s3-fetch", 120), ("s3-sealed", 120)])
 def test_200_mb_to_s3_take_less_than_64(s3: S3Server, tmp_path: Path, what: str, size: int) -> None:
     path = make(tmp_path / "film.mp4", size * MB)
-    assert growth(what, path, s3.endpoint_url, s3.make_bucket()) < 64 * MB
+    assert measured(what, path, s3.endpoint_url, s3.make_bucket()) < 64 * MB

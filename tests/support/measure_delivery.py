@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,23 +19,15 @@ from typing import Any
 from settee.job import Artifact
 from settee.sealing import Sealer, generate_key
 from tests.support.delivering import bucket_settings, file_artifact, make_job, make_settings, run
+from tests.support.memory import reset_peak, resident
 from tests.support.s3 import S3Server
 
 CHUNK = 65_536
 
 
-def resident(name: str) -> int:
-    """VmRSS or its peak, VmHWM, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(name)
-
-
 def growth(work: Callable[[], object]) -> int:
     """By how much the peak while working lies over the resident memory before."""
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = reset_peak()
     kept = work()
     grown = resident("VmHWM") - before
     del kept
@@ -46,6 +39,14 @@ def fetch(artifact: Artifact) -> Iterator[bytes]:
     with Path(artifact.subfolder).open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
+
+
+def measured(what: str, path: Path, endpoint: str = "", bucket: str = "") -> int:
+    """Run this module in a Python of its own; the bytes by which it grew."""
+    command = [sys.executable, "-m", "tests.support.measure_delivery", what, str(path), endpoint, bucket]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return int(json.loads(done.stdout)["growth"])
 
 
 def task(what: str, path: Path, server: S3Server, bucket: str) -> Callable[[], object]:
