@@ -1,0 +1,70 @@
+"""Settings that reach ComfyUI: how it is started, and what is sent along with a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from settee.comfy.process import SupervisedServer
+from settee.errors import ConfigError
+from settee.settings import load
+from settee.workspace import Folders
+from tests.support.rig import ROOT, Rig, empty, files_below, slow
+from tests.support.waiting import eventually
+
+
+def comfyui_in(folder: Path) -> Path:
+    """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI."""
+    folder.mkdir()
+    (folder / "main.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom settee.embedded.cli import main\nsys.exit(main())\n"
+    )
+    return folder
+
+
+def command(folder: Path, **settings: Any) -> list[str]:
+    folders = Folders(folder / "input", folder / "output", folder / "temp")
+    return SupervisedServer(load(comfy_dir=folder, comfy_port=0, **settings), folders).command()
+
+
+def test_the_comfyui_of_comfy_dir_is_started_with_comfy_args(tmp_path: Path) -> None:
+    folder = comfyui_in(tmp_path / "ComfyUI")
+    with Rig(tmp_path, embedded=True, comfy_command=None, comfy_dir=folder, comfy_args="--preview-size '64'") as rig:
+        assert rig.run(empty(1)).outputs
+        argv = requests.get(f"{rig.url}/system_stats", timeout=5).json()["system"]["argv"]
+        assert argv[-2:] == ["--preview-size", "64"]
+        assert argv[argv.index("--listen") + 1] == "127.0.0.1"
+
+
+def test_comfyui_runs_on_its_own_python_where_it_has_one(tmp_path: Path) -> None:
+    folder = comfyui_in(tmp_path / "ComfyUI")
+    assert command(folder)[:2] == [sys.executable, str(folder / "main.py")]
+    own = folder / "venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert command(folder)[0] == str(own)
+    assert command(folder, comfy_python="python9")[0] == "python9"
+
+
+def test_no_comfyui_at_comfy_dir_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"COMFY_DIR.*COMFY_URL"):
+        command(tmp_path)
+
+
+@pytest.mark.parametrize("own", [None, "the job's"])
+def test_the_api_key_goes_with_the_prompt(tmp_path: Path, own: str | None) -> None:
+    with Rig(tmp_path, embedded=True, comfy_org_api_key="the worker's") as rig:
+        rig.start(slow(), comfy_org_api_key=own, extra_data={"more": 1})
+        [prompt] = eventually(lambda: rig.queue()["queue_running"], what="a running prompt")
+        assert prompt[3]["api_key_comfy_org"] == (own or "the worker's")
+        assert prompt[3]["more"] == 1
+
+
+def test_debug_is_only_for_workers_that_allow_it(tmp_path: Path) -> None:
+    with Rig(tmp_path, embedded=True, allow_debug=False) as rig:
+        assert rig.run(empty(1), debug=True).outputs
+        assert files_below(*rig.folders) == []
