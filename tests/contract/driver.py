@@ -8,7 +8,6 @@ import os
 import random
 import struct
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import requests
 import websocket
+
+from tests.support.waiting import eventually
 
 Graph = dict[str, dict[str, Any]]
 WAIT_SECONDS = 60.0 if os.environ.get("COMFY_URL") else 15.0
@@ -199,7 +200,9 @@ class Comfy:
 
     def wait_idle(self) -> None:
         """Wait until nothing runs and nothing waits."""
-        eventually(lambda: self.get("/prompt").json()["exec_info"]["queue_remaining"] == 0)
+        eventually(
+            lambda: self.get("/prompt").json()["exec_info"]["queue_remaining"] == 0, WAIT_SECONDS, "an idle server"
+        )
 
     def view(self, entry: dict[str, str]) -> bytes:
         """The bytes of a file that history or an executed message named."""
@@ -219,17 +222,6 @@ class Comfy:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-
-
-def eventually(question: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
-    """Ask until the answer is true, then give it; fails after a time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = question()
-        if answer:
-            return answer
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)  # only HTTP can tell, so it is asked again
 
 
 _COLORS: Iterator[int] = iter(random.sample(range(1 << 24), 10_000))

@@ -9,7 +9,8 @@ import pytest
 import requests
 
 from tests.contract import recording
-from tests.contract.driver import Comfy, empty_to_save, eventually
+from tests.contract.driver import Comfy, empty_to_save
+from tests.support.waiting import eventually
 
 NOTHING_FOR = 0.3
 """Seconds in which a living server would have run the prompt a hundred times."""

@@ -12,8 +12,9 @@ import pytest
 import requests
 
 from settee.embedded import faults
-from tests.contract.driver import Comfy, Listener, empty_to_save, eventually, sampler_graph
+from tests.contract.driver import Comfy, Listener, empty_to_save, sampler_graph
 from tests.support.embedded import EmbeddedServer
+from tests.support.waiting import eventually
 
 SHORT = 0.3
 """Seconds that something is watched not to happen."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.contract import recording
-from tests.contract.driver import Comfy, Graph, Listener, empty_to_save, eventually
+from tests.contract.driver import Comfy, Graph, Listener, empty_to_save
+from tests.support.waiting import eventually
 
 Slow = Callable[[int], Graph]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.embedded import free_port
+from settee.comfy.process import free_port
 from tests.support.stub_rig import does
 from tests.support.worker import WorkerProcess
 

@@ -19,9 +19,9 @@ import pytest
 import requests
 from PIL import Image
 
+from settee.comfy.process import free_port
 from settee.sealing import Sealer, generate_key
 from tests.support.control_plane import ControlPlane
-from tests.support.embedded import free_port
 from tests.support.rig import b64, empty, failing, files_below, png, slow
 from tests.support.worker import REAL, WorkerProcess
 

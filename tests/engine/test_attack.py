@@ -32,7 +32,8 @@ from settee.request import parse
 from settee.settings import load
 from settee.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import QUICK, SLOW, Rig, b64, empty, eventually, failing, picture, png, slow
+from tests.support.rig import QUICK, SLOW, Rig, b64, empty, failing, picture, png, slow
+from tests.support.waiting import eventually
 
 SAVED = {"images": ["1", 0], "filename_prefix": "made"}
 
@@ -464,25 +465,19 @@ def test_a_worker_with_more_than_a_thousand_descriptors(rig: Rig) -> None:
 
 def test_a_frozen_comfyui_that_is_not_ours_does_not_go_on_with_a_job_given_up(tmp_path: Path) -> None:
     """What could not be stopped must be remembered, as after a stop that has no effect."""
-    with EmbeddedServer(tmp_path / "comfy") as server:
-        folders = {
-            "comfy_input_dir": server.input_dir,
-            "comfy_output_dir": server.output_dir,
-            "comfy_temp_dir": server.temp_dir,
-        }
-        with Rig(tmp_path, comfy_url=server.url, **folders) as rig:
-            run = rig.start(slow(steps=1000, delay_ms=20))
-            run.reach(Status.RUNNING, SLOW)
-            assert server.process is not None
-            os.kill(server.process.pid, signal.SIGSTOP)
-            try:
-                with pytest.raises(SetteeError):
-                    run.end()
-            finally:
-                os.kill(server.process.pid, signal.SIGCONT)
-            started = time.monotonic()
-            assert rig.run(empty(10)).outputs
-            assert time.monotonic() - started < 5, "it waited for a job that was given up"
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **server.shared) as rig:
+        run = rig.start(slow(steps=1000, delay_ms=20))
+        run.reach(Status.RUNNING, SLOW)
+        assert server.process is not None
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(SetteeError):
+                run.end()
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+        started = time.monotonic()
+        assert rig.run(empty(10)).outputs
+        assert time.monotonic() - started < 5, "it waited for a job that was given up"
 
 
 def test_an_answer_that_trickles_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
@@ -539,22 +534,16 @@ def test_an_answer_that_trickles_does_not_hold_up_a_cancel(tmp_path: Path) -> No
 
 def test_a_prompt_whose_submission_was_not_answered_is_taken_back(tmp_path: Path) -> None:
     """On a ComfyUI that is not ours a timeout leaves the first prompt in the queue, and both run."""
-    with EmbeddedServer(tmp_path / "comfy") as server:
-        folders = {
-            "comfy_input_dir": server.input_dir,
-            "comfy_output_dir": server.output_dir,
-            "comfy_temp_dir": server.temp_dir,
-        }
-        with Rig(tmp_path, comfy_url=server.url, **folders) as rig:
-            assert rig.run(empty(13)).outputs
-            assert server.process is not None
-            os.kill(server.process.pid, signal.SIGSTOP)
-            run = rig.start(slow(steps=100, delay_ms=20))
-            time.sleep(QUICK["comfy_unresponsive_s"] + 1.5)
-            os.kill(server.process.pid, signal.SIGCONT)
-            at_once = 0
-            while run.is_alive():
-                queue = rig.queue()
-                at_once = max(at_once, len(queue["queue_running"]) + len(queue["queue_pending"]))
-                time.sleep(0.02)
-            assert at_once <= 1
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **server.shared) as rig:
+        assert rig.run(empty(13)).outputs
+        assert server.process is not None
+        os.kill(server.process.pid, signal.SIGSTOP)
+        run = rig.start(slow(steps=100, delay_ms=20))
+        time.sleep(QUICK["comfy_unresponsive_s"] + 1.5)
+        os.kill(server.process.pid, signal.SIGCONT)
+        at_once = 0
+        while run.is_alive():
+            queue = rig.queue()
+            at_once = max(at_once, len(queue["queue_running"]) + len(queue["queue_pending"]))
+            time.sleep(0.02)
+        assert at_once <= 1

@@ -22,13 +22,13 @@ from tests.support.rig import (
     Rig,
     b64,
     empty,
-    eventually,
     failing,
     files_below,
     picture,
     png,
     slow,
 )
+from tests.support.waiting import eventually
 
 
 def load(name: str = "in.png", prefix: str = "made") -> dict[str, Any]:

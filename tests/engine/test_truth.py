@@ -22,7 +22,8 @@ from settee.errors import (
 )
 from settee.job import Status
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import QUICK, SLOW, Rig, empty, eventually, failing, slow
+from tests.support.rig import QUICK, SLOW, Rig, empty, failing, slow
+from tests.support.waiting import eventually
 
 
 def test_a_node_error_is_a_failure_that_names_the_node(rig: Rig) -> None:
@@ -134,22 +135,17 @@ def test_a_short_freeze_is_waited_for(rig: Rig) -> None:
 
 
 def test_a_comfyui_that_is_not_ours_is_restarted_in_mid_run(tmp_path: Path) -> None:
-    with EmbeddedServer(tmp_path / "comfy") as server:
-        folders = {
-            "comfy_input_dir": server.input_dir,
-            "comfy_output_dir": server.output_dir,
-            "comfy_temp_dir": server.temp_dir,
-        }
-        with Rig(tmp_path, comfy_url=server.url, **{**QUICK, "comfy_unresponsive_s": 15}, **folders) as rig:
-            run = rig.start(slow(steps=40))
-            run.reach(Status.RUNNING, SLOW)
-            assert server.process is not None
-            server.process.kill()
-            server.process.wait(5)
-            server.start()
-            result = run.end()
-            assert result.outputs
-            assert "ran twice" in result.warnings[0]
+    slow_to_judge = {**QUICK, "comfy_unresponsive_s": 15}
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **slow_to_judge, **server.shared) as rig:
+        run = rig.start(slow(steps=40))
+        run.reach(Status.RUNNING, SLOW)
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait(5)
+        server.start()
+        result = run.end()
+        assert result.outputs
+        assert "ran twice" in result.warnings[0]
 
 
 def test_history_comes_late(rig: Rig) -> None:

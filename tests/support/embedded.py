@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,16 +13,10 @@ from typing import Any
 
 import requests
 
+from settee.comfy.process import free_port
+
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
-
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class EmbeddedServer:
@@ -47,13 +40,22 @@ class EmbeddedServer:
         self.log_path = self.root / "server.log"
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.ws_url = f"ws://127.0.0.1:{self.port}/ws"
         self.process: subprocess.Popen[bytes] | None = None
         self._session = requests.Session()
         self._command = [sys.executable, "-m", "settee.embedded", "--port", str(self.port)]
         self._command += ["--base-directory", str(self.root), *args]
         for name, value in (faults or {}).items():
             self._command += ["--fault", name if value is True else f"{name}={value}"]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings of a worker that uses this server and shares its folders."""
+        return {
+            "comfy_url": self.url,
+            "comfy_input_dir": self.input_dir,
+            "comfy_output_dir": self.output_dir,
+            "comfy_temp_dir": self.temp_dir,
+        }
 
     def start(self, wait: bool = True) -> EmbeddedServer:
         """Start the process; with wait, return once it answers. Raises RuntimeError when it does not."""

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from settee.errors import SetteeError
 from settee.job import Cancel, Job, Output, Progress, Result, Status
 from settee.request import parse
 from settee.settings import Settings, load
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,17 +126,6 @@ def picture(output: Output) -> Image.Image:
 
 def files_below(*folders: Path) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*")]
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = 10, what: str = "the condition") -> Any:
-    """Poll until the condition holds, and return what it said."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"{what} did not come true within {timeout_s} s")
-        time.sleep(0.01)
 
 
 class Run(threading.Thread):

@@ -37,6 +37,7 @@ from settee.job import Cancel
 from settee.request import InputFile
 from settee.settings import Settings
 from settee.workspace import Folders, Workspace
+from tests.support.waiting import eventually
 
 
 def png(side: int = 8) -> bytes:
@@ -645,10 +646,5 @@ def test_no_thread_and_no_descriptor_stays(put: Stage, web: Web) -> None:
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     put({str(number): web.serve(f"/{number}", b"x" * 100) for number in range(5)})
     put.refused({"bad": web.serve("/404", b"", 404)}, kind=DownloadFailed)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and (
-        len(os.listdir("/proc/self/fd")) > descriptors or threading.active_count() > threads
-    ):
-        time.sleep(0.01)
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
-    assert threading.active_count() <= threads
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, what="as few descriptors as before")
+    eventually(lambda: threading.active_count() <= threads, what="as few threads as before")

@@ -15,6 +15,7 @@ from settee.job import Cancel
 from settee.request import Bucket, InputFile
 from settee.settings import Settings
 from settee.workspace import Folders, Workspace
+from tests.support.delivering import bucket_settings
 from tests.support.s3 import S3Server
 
 BODY = os.urandom(3_000_001)
@@ -50,15 +51,6 @@ def put(tmp_path: Path) -> Iterator[Stage]:
         yield Stage(tmp_path, cancel)
 
 
-def worker(s3: S3Server, **changes: object) -> Settings:
-    given = {
-        "bucket_endpoint_url": s3.endpoint_url,
-        "bucket_access_key_id": s3.access_key,
-        "bucket_secret_access_key": s3.secret_key,
-    }
-    return Settings(**{**given, **changes})  # type: ignore[arg-type]
-
-
 def callers(s3: S3Server, secret: str | None = None) -> Bucket:
     return Bucket(
         accessId=s3.access_key,  # type: ignore[arg-type]
@@ -73,11 +65,11 @@ def test_with_the_workers_credentials_from_a_private_address(
 ) -> None:
     """The operator's own endpoint may be on a private network: here it is on loopback."""
     monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", raising=False)
-    assert put(f"s3://{bucket}/folder/plain.bin", worker(s3)).path.read_bytes() == BODY
+    assert put(f"s3://{bucket}/folder/plain.bin", bucket_settings(s3, None)).path.read_bytes() == BODY
 
 
 def test_keys_are_taken_as_they_are(put: Stage, s3: S3Server, bucket: str) -> None:
-    assert put(f"S3://{bucket}/a b+c/ü?x=1#y&%41.bin", worker(s3)).path.read_bytes() == b"hard"
+    assert put(f"S3://{bucket}/a b+c/ü?x=1#y&%41.bin", bucket_settings(s3, None)).path.read_bytes() == b"hard"
 
 
 def test_with_the_callers_credentials(put: Stage, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,14 +86,14 @@ def test_the_callers_credentials_stand_alone(
     """Wrong ones are not made up for by the worker's."""
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
     with pytest.raises(DownloadFailed, match="HTTP 403") as caught:
-        put(f"s3://{bucket}/folder/plain.bin", worker(s3), callers(s3, secret="wrong"))
+        put(f"s3://{bucket}/folder/plain.bin", bucket_settings(s3, None), callers(s3, secret="wrong"))
     assert not caught.value.retryable
 
 
 @pytest.mark.parametrize("address", ["s3://{bucket}/nothing", "s3://no-such-bucket-at-all/key"])
 def test_what_is_not_there(put: Stage, s3: S3Server, bucket: str, address: str) -> None:
     with pytest.raises(DownloadFailed) as caught:
-        put(address.format(bucket=bucket), worker(s3))
+        put(address.format(bucket=bucket), bucket_settings(s3, None))
     message = caught.value.message
     assert "HTTP 404 NoSuch" in message
     assert address.format(bucket=bucket) in message
@@ -112,18 +104,18 @@ def test_what_is_not_there(put: Stage, s3: S3Server, bucket: str, address: str) 
 
 def test_a_server_that_is_not_there_is_told_without_secrets(put: Stage, s3: S3Server) -> None:
     with pytest.raises(DownloadFailed) as caught:
-        put("s3://bucket/key", worker(s3, bucket_endpoint_url="http://127.0.0.1:9"))
+        put("s3://bucket/key", bucket_settings(s3, None, bucket_endpoint_url="http://127.0.0.1:9"))
     assert caught.value.retryable
     assert "Signature" not in str(caught.value.as_dict())
 
 
 def test_the_size_limit(put: Stage, s3: S3Server, bucket: str) -> None:
     with pytest.raises(PayloadTooLarge, match="MAX_FILE_MB"):
-        put(f"s3://{bucket}/folder/plain.bin", worker(s3, max_file_mb=1))
+        put(f"s3://{bucket}/folder/plain.bin", bucket_settings(s3, None, max_file_mb=1))
 
 
 @pytest.mark.parametrize("address", ["s3://bad bucket!/key", "s3://-/key"])
 def test_names_that_no_bucket_may_have(put: Stage, s3: S3Server, address: str) -> None:
     with pytest.raises((InvalidRequest, DownloadFailed)) as caught:
-        put(address, worker(s3))
+        put(address, bucket_settings(s3, None))
     assert "Signature" not in caught.value.message

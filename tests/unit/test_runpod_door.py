@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from settee.sealing import Sealer, generate_key
 from settee.settings import Settings
 from tests.support.stub_engine import StubEngine
 from tests.support.stub_rig import does
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 KEY = generate_key()
 
@@ -281,10 +280,7 @@ def test_a_job_that_never_stops_gives_the_worker_up(make: Callable[..., Rig], mo
     answer = asyncio.run(scene())
     assert answer["code"] == "comfy_unavailable"
     assert answer["refresh_worker"] is True
-    deadline = time.monotonic() + 5
-    while not rig.engine.ended:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: rig.engine.ended, what="the end of the engine's thread")
 
 
 def test_a_shutdown_reaches_a_job_that_begins_during_it(make: Callable[..., Rig]) -> None:
