@@ -1,4 +1,4 @@
-"""Runs one job, start to finish. It knows no door: see DESIGN in ARCHITECTURE.md for a job's twelve hops.
+"""Runs one job, start to finish. It knows no door; ARCHITECTURE.md tells a job's twelve hops.
 
 Ordinary blocking code: a GPU does one job at a time. What must be able to interrupt it (a cancel, a deadline) goes
 through a Cancel token and a time in time.monotonic().
