@@ -308,7 +308,7 @@ class _Run:
         )
 
     def _wipe(self, workspace: Workspace) -> None:
-        if self._job.request.debug and self._settings.allow_debug:
+        if self._job.request.debug and self._settings.allow_debug and not self._job.sealed:
             log.warning("job %s asked for debug: its files stay until the next job", self._job.id)
             return
         left = workspace.wipe().left

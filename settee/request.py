@@ -196,8 +196,11 @@ def _problem(item: Any) -> Problem:
 def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     """Limits and rules that concern several fields at once."""
     problems: list[Problem] = []
+    size = 0
     for name in ("workflow", "extra_data"):
-        if problem := json_problem(getattr(request, name)):
+        characters, problem = measure(getattr(request, name))
+        size += characters
+        if problem:
             problems.append({"path": name, "problem": problem})
     inputs = (*request.images, *request.files)
     if len(inputs) > settings.max_files:
@@ -211,34 +214,38 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
         seen.add(file.name)
     if request.timeout_s is not None and request.timeout_s > settings.max_job_timeout_s:
         problems.append({"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"})
-    size = sum(len(file.data) for file in inputs)
+    size += sum(len(file.data) for file in inputs)
     if size > settings.max_request_mb * MIB:
         problems.append(
             {
                 "path": "images",
                 "type": "limit",
-                "problem": f"{math.ceil(size / MIB)} MiB of inline data; MAX_REQUEST_MB allows "
-                f"{settings.max_request_mb:g}: send an http(s) or s3 URL instead",
+                "problem": f"{math.ceil(size / MIB)} MiB of request; MAX_REQUEST_MB allows "
+                f"{settings.max_request_mb:g}: send files by http(s) or s3 URL instead",
             }
         )
     return problems
 
 
-def json_problem(value: Any) -> str | None:
-    """What of a value ComfyUI could not take: nested too deeply, or a number that JSON has no word for.
+def measure(value: Any) -> tuple[int, str | None]:
+    """(characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
 
     Level by level, not recursively: the value may be deeper than Python's stack.
     """
-    level = [value]
+    size, level = 0, [value]
     for _ in range(MAX_DEPTH + 1):
-        if any(isinstance(item, float) and not math.isfinite(item) for item in level):
-            return "holds a NaN or an infinite number, which JSON has no word for"
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, (dict, list))
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return None
-    return f"nested more than {MAX_DEPTH} levels deep"
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                size += len(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                return size, "holds a NaN or an infinite number, which JSON has no word for"
+            elif isinstance(item, dict):
+                inside += item
+                inside += item.values()
+            elif isinstance(item, list):
+                inside += item
+        if not inside:
+            return size, None
+        level = inside
+    return size, f"nested more than {MAX_DEPTH} levels deep"

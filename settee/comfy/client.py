@@ -138,7 +138,7 @@ class Client:
 
     def forget(self, prompt_id: str) -> None:
         """Take a prompt (its texts too) out of ComfyUI's history."""
-        self._post("/history", {"delete": [prompt_id]}, None)
+        self._post("/history", {"delete": [prompt_id]}, 2.0)
 
     # --- the server --------------------------------------------------------------------------------------
 

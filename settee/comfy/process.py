@@ -328,7 +328,8 @@ def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: C
 
 def _exit_text(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"signal {names.get(-code, -code)}"
     return f"exit code {code}"
 
 

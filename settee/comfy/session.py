@@ -6,13 +6,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
 
 from settee import registry, workflow
 from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, ImageEvent, SocketLost
+from settee.comfy.failure import failure_of, mapping
 from settee.comfy.process import Server
 from settee.comfy.watcher import PICTURE_NODE, ComfyDied, ComfyStalled, Limits, Report, Watcher
 from settee.errors import (
@@ -23,16 +25,16 @@ from settee.errors import (
     JobTimeout,
     OutOfMemory,
     OutputMissing,
-    PromptLost,
     WorkflowRejected,
 )
 from settee.job import Cancel, Job
-from settee.redact import neutral
 from settee.settings import Settings
 from settee.workflow import Salts, Workflow
 
 log = logging.getLogger(__name__)
 
+#: How often a cancel is looked at while ComfyUI validates, seconds.
+ANSWER_POLL_S = 0.25
 #: A server that refuses connections for this long is not there, and runs nothing.
 GONE_AFTER_S = 2.0
 
@@ -70,7 +72,7 @@ class Session:
         self._leftovers: set[str] = set()
         self._to_forget: list[str] = []
         self._forgetting: list[Future[None]] = []
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-forget")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="comfyui-call")
         self._closed = False
 
     # --- readiness ----------------------------------------------------------------------------------------
@@ -166,13 +168,13 @@ class Session:
                 stall_s=self._settings.comfy_stall_s,
                 history_s=self._settings.comfy_history_s,
             ),
-            check_server=self._watchdog(self._server.generation),
+            check_server=self._watchdog(self._server.generation, prompt_id),
             owns_queue=self._server.is_ours,
             on_report=hooks.on_report,
             on_image=lambda picture: pictures.append(picture) if picture.node_id in sending else None,
         )
         try:
-            refused = self._submit(job, prompt_id, isolated, socket.client_id)
+            refused = self._submit(job, prompt_id, isolated, socket.client_id, cancel, deadline)
             hooks.on_submitted()
             entry = watcher.wait(cancel, deadline)
         except ComfyDied:
@@ -184,15 +186,18 @@ class Session:
             raise self._explained(error, graph) from error
         except BaseException:
             # Canceled, out of time, lost or broken: whatever it is, the GPU must not go on with it.
+            may_yet_come = prompt_id in self._leftovers
             self.stop(prompt_id)
+            if may_yet_come:
+                self._leftovers.add(prompt_id)
             raise
         finally:
             if not watcher.ended_by_event or not socket.pristine:
                 self._drop_socket()
             self._to_forget.append(prompt_id)
         self.forget()
-        status = _mapping(entry.get("status"))
-        failure = _failure(status, graph)
+        status = mapping(entry.get("status"))
+        failure = failure_of(status, graph)
         if failure is not None:
             raise failure
         if watcher.lost_messages and sending:
@@ -205,9 +210,11 @@ class Session:
             f"not run (allow_partial): {problem['path']}: {problem['problem']}"
             for problem in registry.explain(refused, graph, self._object_info)
         ]
-        return Ended(outputs=_mapping(entry.get("outputs")), prefix=prefix, pictures=pictures, warnings=warnings)
+        return Ended(outputs=mapping(entry.get("outputs")), prefix=prefix, pictures=pictures, warnings=warnings)
 
-    def _submit(self, job: Job, prompt_id: str, graph: Workflow, client_id: str) -> dict[str, Any]:
+    def _submit(
+        self, job: Job, prompt_id: str, graph: Workflow, client_id: str, cancel: Cancel, deadline: float
+    ) -> dict[str, Any]:
         """POST /prompt; the node errors of a prompt that was taken in part.
 
         Raises WorkflowRejected, also for a prompt taken in part unless the job allows that.
@@ -217,13 +224,16 @@ class Session:
         if key is not None:
             extra_data["api_key_comfy_org"] = key.get_secret_value()
         try:
-            node_errors = self._server.client.submit(
+            # In a thread: ComfyUI validates before it answers, which may take as long as its custom nodes like.
+            answer = self._pool.submit(
+                self._server.client.submit,
                 graph,
                 prompt_id=prompt_id,
                 client_id=client_id,
                 extra_data=extra_data,
                 timeout_s=self._settings.comfy_unresponsive_s,
             )
+            node_errors = self._await_answer(answer, prompt_id, cancel, deadline)
         except NoAnswer as error:
             # Taken or not, nobody knows, and with the answer its node_errors are lost: take it back.
             if self._server.is_running() and not error.timed_out:
@@ -236,6 +246,23 @@ class Session:
             self.stop(prompt_id)
             raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
         return node_errors
+
+    def _await_answer(
+        self, answer: Future[dict[str, Any]], prompt_id: str, cancel: Cancel, deadline: float
+    ) -> dict[str, Any]:
+        """The answer to POST /prompt; raises JobCanceled or JobTimeout once what it brings can be stopped."""
+        while True:
+            try:
+                return answer.result(timeout=ANSWER_POLL_S)
+            except FutureTimeout:
+                if not cancel.is_set() and time.monotonic() < deadline:
+                    continue
+            done, _ = wait([answer], timeout=self._settings.comfy_interrupt_s)
+            if not done and self._server.is_ours:
+                self._server.restart("a canceled job is still being submitted")
+            elif not done:
+                self._leftovers.add(prompt_id)
+            _check(cancel, deadline)
 
     def _explained(self, error: WorkflowRejected, graph: Workflow) -> WorkflowRejected:
         problems = registry.explain(error.details.get("node_errors") or {}, graph, self._object_info)
@@ -319,18 +346,25 @@ class Session:
                 f"{error.message}, and it did not come back: {unavailable.message}", details=unavailable.details
             ) from unavailable
 
-    def _watchdog(self, generation: int) -> Callable[[], None]:
-        """A check that raises when the server with this generation number runs no prompt any more."""
+    def _watchdog(self, generation: int, prompt_id: str) -> Callable[[], None]:
+        """A check that raises when the server with this generation number runs the prompt no more."""
 
         def check() -> None:
             if self._server.generation != generation or not self._server.is_running():
                 raise ComfyDied("ComfyUI's process ended while it ran the workflow")
             if self._server.executor_died:
                 stalled = ComfyStalled("the thread of ComfyUI that runs prompts ended")
-                stalled.is_fatal = True
+                # One that still waits for its turn did not end it.
+                stalled.is_fatal = not self._still_waits(prompt_id)
                 raise stalled
 
         return check
+
+    def _still_waits(self, prompt_id: str) -> bool:
+        try:
+            return prompt_id in self._server.client.queue(timeout_s=2).pending
+        except ComfyError:
+            return False
 
     # --- the socket ------------------------------------------------------------------------------------------
 
@@ -365,45 +399,3 @@ def _check(cancel: Cancel, deadline: float) -> None:
         raise JobCanceled(cancel.reason or None)
     if time.monotonic() >= deadline:
         raise JobTimeout
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _failure(status: dict[str, Any], graph: Workflow) -> ComfyError | None:
-    """The error that a history entry's status stands for; None for a success.
-
-    A loop through an odd link ends with "success" and an execution_error among the messages, so those go first.
-    """
-    messages = status.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        name, data = message if isinstance(message, list) and len(message) == 2 else (None, None)
-        if name == "execution_interrupted":
-            return PromptLost("the prompt was interrupted, by someone else or by a node of its own; send the job again")
-        if name == "execution_error":
-            return _node_failure(_mapping(data), graph)
-    if status.get("status_str") == "success":
-        return None
-    return ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
-
-
-def _node_failure(data: dict[str, Any], graph: Workflow) -> ComfyError:
-    node_id = str(data.get("node_id"))
-    class_type = str(data.get("node_type"))
-    exception = str(data.get("exception_type"))
-    said = neutral(str(data.get("exception_message") or "").strip()) or exception
-    details = {
-        "node_id": node_id,
-        "class_type": class_type,
-        "title": workflow.title(graph.get(node_id, {})),
-        "exception_type": exception,
-        "exception_message": said[:2000],
-    }
-    where = f"node {node_id} ({class_type})"
-    if exception.endswith("OutOfMemoryError") or "out of memory" in said.lower():
-        return OutOfMemory(
-            f"{where} ran out of memory, also after it was freed: use a smaller size or batch, or a larger GPU",
-            details=details,
-        )
-    return ExecutionFailed(f"{where} failed: {said.splitlines()[0][:300]}", details=details)
