@@ -62,7 +62,10 @@ class Engine:
                 assert settings.comfy_input_dir is not None
                 assert settings.comfy_output_dir is not None
                 own = Folders(
-                    input=settings.comfy_input_dir, output=settings.comfy_output_dir, temp=settings.comfy_temp_dir
+                    input=settings.comfy_input_dir,
+                    output=settings.comfy_output_dir,
+                    temp=settings.comfy_temp_dir,
+                    are_shared=True,
                 )
         self._workspace = Workspace(own, settings)
         self._session = Session(self._server, settings)
@@ -74,6 +77,7 @@ class Engine:
 
     def start(self) -> None:
         """Start ComfyUI (unless COMFY_URL names one) without waiting for it. Raises ConfigError."""
+        self._workspace.claim()
         self._workspace.open()
         if not self._shared:
             log.warning(
@@ -106,6 +110,7 @@ class Engine:
         left = self._workspace.wipe().left
         if left:
             log.error("%d files could not be wiped", len(left))
+        self._workspace.release()
 
     # --- one job --------------------------------------------------------------------------------------------
 

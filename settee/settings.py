@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     comfy_command: str | None = Field(
         None,
         description="Whole command instead of `python COMFY_DIR/main.py`, such as "
-        "`python -m settee.embedded`. Folder and port arguments are added.",
+        "`/path/to/python -m settee.embedded`. Folder and port arguments are added; it runs in COMFY_DIR.",
     )
     comfy_port: int = Field(8188, ge=0, le=65535, description="Its port on loopback; 0 picks a free one.")
     comfy_start_timeout_s: float = Field(
@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     refresh_worker: bool = Field(False, description="Ask RunPod for a fresh worker after every job.")
     workspace_dir: Path = Field(
         default_factory=_default_workspace,
-        description="Folder on the RAM disk that holds ComfyUI's input, output and temp. Default: /dev/shm/settee.",
+        description="Folder on the RAM disk that holds ComfyUI's input, output and temp, all emptied before and after "
+        "every job: one of its own for every worker.",
     )
     allow_debug: bool = Field(True, description="Whether a job's `debug: true` may keep its files until the next job.")
 

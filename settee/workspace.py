@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import stat
 import unicodedata
@@ -26,6 +28,11 @@ from settee.errors import (
 )
 from settee.settings import MIB, Settings
 from settee.wipe import Wiped, wipe_file, wipe_tree
+
+log = logging.getLogger(__name__)
+
+#: In the folder above: says that the folders beside it are settee's to empty, and holds the lock on them.
+MARKER = ".settee"
 
 #: Names that Windows gives to devices, with any extension: a workflow folder may be opened there.
 _DEVICES = frozenset(
@@ -105,6 +112,8 @@ class Folders:
     input: Path
     output: Path
     temp: Path | None
+    #: ComfyUI's own folders at COMFY_URL, not ones below WORKSPACE_DIR.
+    are_shared: bool = False
 
     def named(self) -> Iterator[tuple[str, Path]]:
         """``(folder_type, path)`` of those there are."""
@@ -120,6 +129,48 @@ class Workspace:
     def __init__(self, folders: Folders, settings: Settings) -> None:
         self.folders = folders
         self._settings = settings
+        self._claim: int | None = None
+
+    def claim(self) -> None:
+        """Take the folders for this process, until :meth:`release`. Raises ConfigError when that must not be.
+
+        They are emptied before and after every job, so nobody else may use them, and what is in them must be ours:
+        a lock, and a marker that says who made them. Called once, before the first :meth:`open`.
+        """
+        root = self.folders.input.parent
+        marker = root / MARKER
+        try:
+            if not self.folders.are_shared and not marker.exists():
+                strange = [folder for _, folder in self.folders.named() if folder.is_dir() and any(folder.iterdir())]
+                if strange:
+                    raise ConfigError(
+                        f"WORKSPACE_DIR has a folder {strange[0].name!r} with files that are not settee's, and every "
+                        "job would destroy them: set WORKSPACE_DIR to a folder of its own"
+                    )
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._claim = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            if self.folders.are_shared:
+                log.debug("the folder above ComfyUI's is not ours to write: it is not locked")
+                return
+            raise ConfigError(
+                f"WORKSPACE_DIR cannot be used ({error.strerror}): set it to a folder of its own"
+            ) from error
+        try:
+            # Record locks are this process's alone: the SDK's forked ping process does not keep them.
+            fcntl.lockf(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise ConfigError(
+                "another worker uses these folders, and both would wipe each other's jobs: "
+                "set WORKSPACE_DIR (and COMFY_PORT) to ones of its own"
+            ) from error
+
+    def release(self) -> None:
+        """Give the folders up."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def open(self) -> Wiped:
         """Create the folders that are missing, for this user only, and wipe them all.

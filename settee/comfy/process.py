@@ -133,9 +133,9 @@ class SupervisedServer:
         """The command line, as a list. Raises ConfigError when there is no ComfyUI to start."""
         settings = self._settings
         if settings.comfy_command:
-            command = shlex.split(settings.comfy_command)
-            if not command or shutil.which(command[0]) is None:
-                raise ConfigError("COMFY_COMMAND does not begin with a program that can be run")
+            command = _words("COMFY_COMMAND", settings.comfy_command)
+            if not command:
+                raise ConfigError("COMFY_COMMAND is empty")
         else:
             main = settings.comfy_dir / "main.py"
             if not main.is_file():
@@ -158,7 +158,7 @@ class SupervisedServer:
             "--temp-directory",
             str(self._folders.temp.parent if self._folders.temp else self._folders.input.parent),
             "--disable-auto-launch",
-            *shlex.split(settings.comfy_args),
+            *_words("COMFY_ARGS", settings.comfy_args),
         ]
 
     def log_tail(self, lines: int = 20) -> list[str]:
@@ -247,6 +247,9 @@ class SupervisedServer:
             raise ConfigError(
                 f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
             )
+        if shutil.which(command[0]) is None:
+            which = "COMFY_COMMAND" if self._settings.comfy_command else "COMFY_PYTHON"
+            raise ConfigError(f"{which}: {command[0]!r} is not a program that can be run; give its whole path")
         self._answered = False
         try:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
@@ -324,6 +327,13 @@ def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: C
         else:
             return True
     return False
+
+
+def _words(name: str, line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"{name} is not a command line: {error}") from error
 
 
 def _exit_text(code: int | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 import requests
 
 from settee.comfy.process import SupervisedServer
-from settee.errors import ConfigError
+from settee.errors import ComfyUnavailable, ConfigError
+from settee.job import Status
 from settee.settings import load
 from settee.workspace import Folders
-from tests.support.rig import ROOT, Rig, empty, files_below, slow
+from tests.support.rig import ROOT, SLOW, Rig, empty, files_below, slow
 from tests.support.waiting import eventually
 
 
@@ -68,3 +70,33 @@ def test_debug_is_only_for_workers_that_allow_it(tmp_path: Path) -> None:
     with Rig(tmp_path, embedded=True, allow_debug=False) as rig:
         assert rig.run(empty(1), debug=True).outputs
         assert files_below(*rig.folders) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"comfy_args": '--cpu "'}, "COMFY_ARGS is not a command line"),
+        ({"comfy_command": "'"}, "COMFY_COMMAND is not a command line"),
+        ({"comfy_command": "/nowhere/python -m x"}, "COMFY_COMMAND: '/nowhere/python' is not a program"),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_found_at_the_start(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
+    rig = Rig(tmp_path, embedded=True, **wrong)
+    with pytest.raises(ConfigError, match=says):
+        rig.engine.start()
+    rig.engine.close()
+
+
+def test_a_comfyui_that_dies_for_good_makes_the_worker_unrecoverable(tmp_path: Path) -> None:
+    """Then the result carries refresh_worker. It came up once, and its restarts, ever later, all fail."""
+    gone = tmp_path / "gone"
+    script = tmp_path / "comfyui.sh"
+    script.write_text(f'[ ! -e {gone} ] || exit 1\nexec {sys.executable} -m settee.embedded "$@"\n')
+    with Rig(tmp_path, embedded=True, comfy_command=f"/bin/sh {script}") as rig:
+        run = rig.start(slow(steps=400))
+        run.reach(Status.RUNNING, SLOW)
+        gone.touch()
+        rig.send_signal(signal.SIGKILL)
+        with pytest.raises(ComfyUnavailable, match="did not come back"):
+            run.end()
+        assert rig.engine.unrecoverable

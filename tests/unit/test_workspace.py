@@ -6,6 +6,8 @@ import errno
 import ntpath
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -389,3 +391,49 @@ def test_no_descriptor_stays_open(workspace: Workspace) -> None:
     with pytest.raises(UnsafePath):
         workspace.write("a/b/c/d/e", [b"x"], 10)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# --- Whose folders they are ------------------------------------------------------------------------------
+
+
+def test_folders_with_files_of_somebody_else_are_not_taken(tmp_path: Path) -> None:
+    """WORKSPACE_DIR set to a ComfyUI's folder, say: every job would empty its input and output."""
+    (tmp_path / "output").mkdir()
+    precious = tmp_path / "output" / "precious.png"
+    precious.write_bytes(b"x")
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    with pytest.raises(ConfigError, match="not settee's"):
+        workspace.claim()
+    assert precious.read_bytes() == b"x"
+
+
+def test_what_a_worker_left_is_its_own_the_next_time(tmp_path: Path) -> None:
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace.claim()
+    workspace.open()
+    (tmp_path / "input" / "left").write_bytes(b"x")
+    workspace.release()
+    workspace.claim()
+    workspace.open()
+    assert not any((tmp_path / "input").iterdir())
+    workspace.release()
+
+
+def test_two_workers_cannot_have_the_same_folders(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from settee.settings import Settings; "
+        "from settee.workspace import Folders, Workspace; root = Path(sys.argv[1]); "
+        "Workspace(Folders(root / 'input', root / 'output', None), Settings()).claim(); "
+        "print('mine', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    with other, other.stdin:
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(ConfigError, match="another worker"):
+            workspace.claim()
+        other.kill()
+    workspace.claim()  # a worker that was killed holds nothing
+    workspace.release()
