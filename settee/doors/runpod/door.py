@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from settee import logs
 from settee.doors.runpod import render, sealed
 from settee.doors.runpod.progress import ProgressFeed
+from settee.doors.runpod.take import Unreadable
 from settee.errors import ComfyUnavailable, ConfigError, InvalidRequest, JobCanceled, SetteeError
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.request import JobRequest, decode, parse
@@ -192,7 +193,13 @@ class Door:
         ran = False
         keys: Sealer | None = None
         try:
-            payload = decode(envelope.get("input"), self.settings)
+            payload = envelope.get("input")
+            if isinstance(payload, Unreadable):
+                raise InvalidRequest(
+                    "the request cannot be read: its JSON is broken, nested too deeply, or has a "
+                    "number of thousands of digits"
+                )
+            payload = decode(payload, self.settings)
             if sealed.is_sealed(payload):
                 keys = sealed.sealer(self.settings)
                 payload = sealed.opened(payload, keys)

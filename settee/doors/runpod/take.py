@@ -5,7 +5,9 @@ The SDK drops a job that has no `input` with a log line; RunPod then holds it in
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,15 @@ log = logging.getLogger(__name__)
 
 #: Seconds to leave RunPod alone after 429, as the SDK does.
 TOO_MANY_S = 5.0
+
+
+#: A text or a bracket of JSON, and the value of a key that is a text or a whole number.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
+_VALUE = re.compile(r'\s*:\s*("[^"\\]{1,1000}"|\d{1,100}\b)')
+
+
+class Unreadable:
+    """The input of a job whose JSON Python does not read: it is answered all the same."""
 
 
 class TooMany(Exception):
@@ -33,7 +44,9 @@ class Taken:
 async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[str, Any] | None:
     """One long poll. None when there is no job (204, or 400, which FlashBoot makes usual).
 
-    Raises TooMany, aiohttp.ClientError, TimeoutError, ValueError (not a job), or RecursionError (nested too deeply).
+    A job that is no JSON for Python (nested too deeply, numbers of thousands of digits, text that is not UTF-8)
+    comes as its id with an :class:`Unreadable` for its input. Raises TooMany, aiohttp.ClientError, TimeoutError,
+    or ValueError (not a job).
     """
     async with session.get(url) as response:
         if response.status in (204, 400):
@@ -44,14 +57,34 @@ async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[s
         state.answered = response.status == 200
         if response.status != 200 or response.content_length == 0:
             return None
-        job = await response.json(content_type=None)
+        body = await response.read()
+    try:
+        job = json.loads(body)
+    except (ValueError, RecursionError):
+        job = _unreadable(body)
     if isinstance(job, list):  # the batch form, asked for one
         job = job[0] if job else None
-    if job is None:
+    if job is None and body.strip() in (b"", b"null", b"[]"):
         return None
     if not isinstance(job, dict) or not job.get("id"):
         raise ValueError("RunPod's answer is not a job")
     return {**job, "id": str(job["id"])}
+
+
+def _unreadable(body: bytes) -> dict[str, Any] | None:
+    """What can be told of a job that does not parse; None when not even its id can."""
+    text = body.decode("utf-8", "replace")
+    inside = 2 if text.lstrip().startswith("[") else 1
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        word = token[0]
+        if word in "{[":
+            depth += 1
+        elif word in "}]":
+            depth -= 1
+        elif depth == inside and word == '"id"' and (value := _VALUE.match(text, token.end())):
+            return {"id": value[1].strip('"'), "input": Unreadable()}
+    return None
 
 
 class Pace:

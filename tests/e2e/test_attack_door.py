@@ -1,0 +1,144 @@
+"""Attacks on the RunPod door that succeeded. Each asks for what should be."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from settee.sealing import Sealer, generate_key
+from tests.support.control_plane import ControlPlane
+from tests.support.embedded import free_port
+from tests.support.rig import b64, empty, files_below
+from tests.support.stub_rig import does, working
+from tests.support.worker import REAL, WorkerProcess
+
+KEY = generate_key()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlane, WorkerProcess, Path]]:
+    folder = tmp_path_factory.mktemp("attack")
+    env = {
+        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_PORT": str(free_port()),
+        "WORKSPACE_DIR": str(folder / "workspace"),
+        "ENCRYPTION_KEY": KEY,
+    }
+    with ControlPlane() as runpod, WorkerProcess(env={**runpod.env(), **env}, command=REAL) as worker:
+        yield runpod, worker, folder / "workspace"
+
+
+@pytest.mark.parametrize("size", ["[" * 1200 + "]" * 1200, "9" * 5000], ids=["deep", "digits"])
+def test_a_job_that_pythons_json_does_not_read_is_answered(size: str) -> None:
+    """take() cannot read the envelope; RunPod keeps the job in progress until it times out."""
+    with working() as (runpod, _):
+        workflow = f'{{"1": {{"class_type": "Give", "inputs": {{"size": {size}}}}}}}'
+        runpod.submit_text(f'{{"id": "odd", "input": {{"workflow": {workflow}}}}}')
+        assert runpod.wait_result("odd", timeout_s=8)["error"]
+
+
+def test_an_error_over_the_cap_is_not_lost_with_the_sdks_own_loop() -> None:
+    """StockLoop (FAST_LOOP=false, or an SDK we do not know) posts whatever size; RunPod refuses it, the SDK gives up."""
+    with working(ControlPlane(result_cap=10_000_000), FAST_LOOP="false") as (runpod, _):
+        job = runpod.submit(does("Fail", error="ComfyError", details={"x": "y" * 10_500_000}))
+        assert runpod.wait_result(job, timeout_s=12)["error"]
+
+
+def _load(name: str) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "made"}},
+    }
+
+
+def _png(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_half_a_picture_under_another_suffix_is_refused(
+    real: tuple[ControlPlane, WorkerProcess, Path],
+) -> None:
+    """`files` are checked as images by suffix only; LoadImage opens any name, and half a PNG succeeds."""
+    file = io.BytesIO()
+    Image.effect_noise((256, 256), 80).convert("RGB").save(file, "PNG")
+    half = file.getvalue()[: len(file.getvalue()) // 2]
+    runpod, _, _ = real
+    result = runpod.wait_result(runpod.submit({"workflow": _load("a.bin"), "files": {"a.bin": b64(half)}}))
+    assert result["output"].get("code") == "invalid_request"
+
+
+def test_max_pixels_holds_under_another_suffix(real: tuple[ControlPlane, WorkerProcess, Path]) -> None:
+    runpod, _, _ = real
+    data = b64(_png((12_000, 12_000)))
+    result = runpod.wait_result(runpod.submit({"workflow": _load("a.bin"), "files": {"a.bin": data}}), timeout_s=60)
+    assert result["output"].get("code") == "payload_too_large"
+
+
+def test_debug_leaves_nothing_of_a_sealed_job_in_plain(real: tuple[ControlPlane, WorkerProcess, Path]) -> None:
+    """Job.sealed: no file of it may lie anywhere in plain. ALLOW_DEBUG is on by default."""
+    runpod, _, workspace = real
+    token = Sealer(KEY).seal({"workflow": empty(prefix="private"), "debug": True})
+    assert "error" not in runpod.wait_result(runpod.submit({"encrypted_input": token, "is_encrypted": True}))
+    assert not [path.name for path in files_below(workspace) if path.is_file() and "private" in path.name]
+
+
+def test_no_log_quotes_a_plain_jobs_values(real: tuple[ControlPlane, WorkerProcess, Path]) -> None:
+    """InvalidRequest's words are kept from the log as they quote the caller; WorkflowRejected quotes as much."""
+    runpod, worker, _ = real
+    graph = empty()
+    graph["2"] = {
+        "class_type": "ImageScale",
+        "inputs": {
+            "image": ["1", 0],
+            "upscale_method": "a very private prompt",
+            "width": 64,
+            "height": 64,
+            "crop": "disabled",
+        },
+    }
+    graph["9"]["inputs"]["images"] = ["2", 0]
+    assert "error" in runpod.wait_result(runpod.submit({"workflow": graph}))
+    url = "http://a-private-host.invalid/x.png"
+    assert "error" in runpod.wait_result(runpod.submit({"workflow": empty(), "images": {"private-name.png": url}}))
+    for word in ("a very private prompt", "private-name", "a-private-host"):
+        assert word not in worker.log
+
+
+def test_a_sigterm_does_not_wait_for_a_result_that_hangs_for_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's session allows 600 s for a POST, seven times: a silent control plane holds worker and slot."""
+    done = ControlPlane.done
+
+    def silent(plane: ControlPlane, job_id: str, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
+        answer = done(plane, job_id, body, headers)
+        threading.Event().wait(25)
+        return answer
+
+    monkeypatch.setattr(ControlPlane, "done", silent)
+    with working(SHUTDOWN_GRACE_S="0.2") as (runpod, worker):
+        job = runpod.submit(does("Give", size=3))
+        runpod.wait_result(job)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+
+
+def test_the_stock_loop_takes_no_job_after_sigterm() -> None:
+    """Its long poll goes on (up to 90 s) while the part that runs jobs has ended: a job taken then is lost."""
+    with working(FAST_LOOP="false", SHUTDOWN_GRACE_S="0.2") as (runpod, worker):
+        worker.wait_log("fitness checks passed")
+        time.sleep(0.7)
+        worker.signal(signal.SIGTERM)
+        time.sleep(0.5)
+        job = runpod.submit(does("Give", size=3))
+        worker.wait(15)
+        assert not runpod.of("take", job) or job in runpod.results
