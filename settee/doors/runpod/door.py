@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from settee import logs
 from settee.doors.runpod import render, sealed
 from settee.doors.runpod.progress import ProgressFeed
-from settee.doors.runpod.take import Unreadable
 from settee.errors import ComfyUnavailable, ConfigError, InvalidRequest, JobCanceled, SetteeError
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.request import JobRequest, decode, parse
@@ -39,6 +38,10 @@ ENVELOPE = 32_000
 OVERDUE_S = 60.0
 
 SHUTDOWN = "the worker is shutting down"
+
+
+class Unreadable:
+    """The input of a job whose JSON Python does not read: it is answered all the same."""
 
 
 class AnyEngine(Protocol):
@@ -184,7 +187,9 @@ class Door:
         """The whole job; never raises."""
         with logs.job(job_id):
             try:
-                return self._answer(envelope, job_id, cancel, feed)
+                answer = self._answer(envelope, job_id, cancel, feed)
+                cap = self.max_result_bytes(job_id)
+                return answer if cap is None else render.bounded(answer, cap)
             except Exception as error:  # an answer that could not be rendered; it may have been a sealed job's
                 log.error("internal error: %s", type(error).__name__)
                 return render.error(SetteeError())

@@ -19,9 +19,9 @@ from typing import Any
 import aiohttp
 
 from settee.doors.runpod import render, sdk, wire
-from settee.doors.runpod.door import Answer, Door
-from settee.doors.runpod.take import Pace, Taken, TooMany, take
-from settee.errors import InvalidRequest, OutputTooLarge
+from settee.doors.runpod.door import Door
+from settee.doors.runpod.take import TOO_MANY_S, Pace, Taken, TooMany, take
+from settee.errors import InvalidRequest
 
 sdk.load()
 from runpod.http_client import AsyncClientSession  # noqa: E402 - the SDK is imported our way first
@@ -30,6 +30,9 @@ from runpod.serverless.modules.rp_logger import RunPodLogger  # noqa: E402
 
 log = logging.getLogger(__name__)
 sdk_log = RunPodLogger()
+
+#: How long RunPod may hold a request for a job, seconds, as the SDK has it.
+LONG_POLL_S = 90.0
 
 #: How long a take may still be answered after the worker was told to stop, seconds. RunPod may have handed out
 #: a job a moment ago; closing the connection now would lose it.
@@ -42,12 +45,15 @@ BODY_S = 60.0
 #: with the job itself is read. Not longer: a job that is retried keeps its id.
 EARLY_STOP_S = 5.0
 
+#: How long a result may still be on its way once the worker is to end, seconds, and more for a large one.
+LAST_POST_S = 10.0
+
 #: A body below this many bytes was not refused for its size.
 SMALL = 64_000
 
 
 class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
-    """The SDK's loop as it is, with a shutdown that reaches the running job."""
+    """The SDK's loop, with a shutdown that reaches the running job and the long polls, and loses no job."""
 
     def __init__(self, config: dict[str, Any], door: Door) -> None:
         super().__init__(config)
@@ -56,6 +62,11 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         door.on_spent = self.kill_worker
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.jobs_fetcher = self._fetch
+        self.jobs_fetcher_timeout = LONG_POLL_S + BODY_S + TOO_MANY_S + Pace.LONGEST_FAILING  # never ours to cut off
+        self._pace = Pace()
+        self._all_taken = asyncio.Event()
+        self._all_run = asyncio.Event()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -66,6 +77,73 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
     async def serve(self, session: aiohttp.ClientSession) -> None:
         """Take and run jobs until told to stop."""
         await super().run()
+
+    async def _fetch(self, session: aiohttp.ClientSession, _: int = 1) -> list[dict[str, Any]] | None:
+        """The SDK's jobs_fetcher, which a shutdown ends: its own would hold the worker for the rest of its poll."""
+        await self._rest(self._pace.delay_s())
+        try:
+            job = await self._take(session, self._pace) if self.is_alive() else None
+        except TooMany:
+            self._pace.too_many()
+            return None
+        except Exception as error:  # a door's edge: whatever RunPod answers, the worker must ask again
+            self._pace.failed()
+            log.warning("a request for a job failed: %s", type(error).__name__)
+            return None
+        return None if job is None else [job]
+
+    async def get_jobs(self, session: aiohttp.ClientSession) -> None:
+        """The SDK's part that takes jobs."""
+        try:
+            await super().get_jobs(session)
+        finally:
+            self._all_taken.set()
+
+    async def run_jobs(self, session: aiohttp.ClientSession) -> None:
+        """The SDK's part that runs jobs. It ends at once in a shutdown, even if a job is just being taken."""
+        await super().run_jobs(session)
+        await self._all_taken.wait()
+        await super().run_jobs(session)
+        self._all_run.set()
+
+    async def monitor_stop_signals(self, session: aiohttp.ClientSession) -> None:
+        """The SDK's stop channel, which would hold the worker for the rest of its poll."""
+        listening = asyncio.create_task(super().monitor_stop_signals(session))
+        ending = asyncio.create_task(self._all_run.wait())
+        try:
+            # It may end by itself: there is no channel where it finds no URL.
+            await asyncio.wait({listening, ending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (listening, ending):
+                task.cancel()
+            await asyncio.wait({listening, ending})
+
+    async def _take(self, session: aiohttp.ClientSession, pace: Pace) -> dict[str, Any] | None:
+        """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
+        taken = Taken()
+        asking = asyncio.create_task(take(session, rp_job._job_get_url(), taken))
+        stopping = asyncio.create_task(self._shutdown_event.wait())
+        try:
+            await asyncio.wait({asking, stopping}, timeout=LONG_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done() and stopping.done():
+                await asyncio.wait({asking}, timeout=LAST_TAKE_S)
+            if not asking.done() and taken.answered:
+                await asyncio.wait({asking}, timeout=BODY_S)
+        finally:
+            for task in (asking, stopping):
+                task.cancel()
+            await asyncio.wait({asking, stopping})
+        if asking.cancelled():
+            return None  # a long poll that nobody answered in 90 s, as the SDK has it; or a shutdown
+        job = asking.result()
+        pace.took(job is not None)
+        return job
+
+    async def _rest(self, delay_s: float) -> None:
+        if delay_s > 0 and self.is_alive():
+            stopping = asyncio.create_task(self._shutdown_event.wait())
+            await asyncio.wait({stopping}, timeout=delay_s)
+            stopping.cancel()
 
     def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
         """SIGTERM and SIGINT. An Event set from a signal handler does not wake a loop that waits; this does."""
@@ -118,35 +196,6 @@ class FastLoop(StockLoop):
                     await self._run_one(session, job)
             await self._rest(pace.delay_s())
 
-    async def _take(self, session: aiohttp.ClientSession, pace: Pace) -> dict[str, Any] | None:
-        """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
-        taken = Taken()
-        asking = asyncio.create_task(take(session, rp_job._job_get_url(), taken))
-        stopping = asyncio.create_task(self._shutdown_event.wait())
-        try:
-            await asyncio.wait(
-                {asking, stopping}, timeout=self.jobs_fetcher_timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not asking.done() and stopping.done():
-                await asyncio.wait({asking}, timeout=LAST_TAKE_S)
-            if not asking.done() and taken.answered:
-                await asyncio.wait({asking}, timeout=BODY_S)
-        finally:
-            for task in (asking, stopping):
-                task.cancel()
-            await asyncio.wait({asking, stopping})
-        if asking.cancelled():
-            return None  # a long poll that nobody answered in 90 s, as the SDK has it; or a shutdown
-        job = asking.result()
-        pace.took(job is not None)
-        return job
-
-    async def _rest(self, delay_s: float) -> None:
-        if delay_s > 0 and self.is_alive():
-            stopping = asyncio.create_task(self._shutdown_event.wait())
-            await asyncio.wait({stopping}, timeout=delay_s)
-            stopping.cancel()
-
     async def stop_job(self, job_id: str) -> bool:
         """The stop channel's order. The SDK forgets one that comes before its job, which then runs to its end."""
         stopped: bool = await super().stop_job(job_id)
@@ -184,44 +233,35 @@ class FastLoop(StockLoop):
         else:
             answer = render.error(InvalidRequest("the job has no input"))
         stop_pod = bool(answer.get("refresh_worker"))
-        body = self._body(job_id, answer)
+        body = wire.encode(wire.message(answer))
         del answer  # the body is the only copy from here on
-        url = wire.done_url(rp_http.JOB_DONE_URL, job_id)
         try:
             try:
-                await wire.deliver(session, url, job_id, body)
+                await self._deliver(session, job_id, body)
             except wire.Refused as refusal:
                 if len(body) < SMALL:
                     raise
                 log.error("RunPod refused a result of %d bytes (%s); reporting that instead", len(body), refusal)
-                body = _too_large(len(body), f"refused by RunPod ({refusal})", stop_pod)
-                await wire.deliver(session, url, job_id, body)
+                short = render.too_large(len(body), f"refused by RunPod ({refusal})")
+                body = wire.encode(wire.message({**short, "refresh_worker": stop_pod}))
+                await self._deliver(session, job_id, body)
         except (wire.Refused, wire.Undelivered) as error:
             sdk_log.error(f"Failed to return job results. | {error}", job_id)
         finally:
             sdk_log.info("Finished.", job_id)
 
-    def _body(self, job_id: str, answer: Answer) -> bytes:
-        """What to post: the answer, or an error about its size."""
-        body = wire.encode(wire.message(answer))
-        cap = self.door.max_result_bytes(job_id)
-        if cap is None or len(body) <= cap:
-            return body
-        stop_pod = bool(answer.get("refresh_worker"))
-        if "error" in answer:
-            short = {"error": answer["error"], "code": answer["code"], "details": {"omitted": "too large for RunPod"}}
-            return _encode(short, stop_pod)
-        return _too_large(len(body), f"over the limit of {cap / 1e6:g} MB", stop_pod)
-
-
-def _encode(answer: Answer, stop_pod: bool) -> bytes:
-    return wire.encode(wire.message({**answer, "refresh_worker": stop_pod}))
-
-
-def _too_large(size: int, why: str, stop_pod: bool) -> bytes:
-    problem = OutputTooLarge(
-        f"the result has {size / 1e6:.1f} MB, {why}: set up S3 delivery (BUCKET_ENDPOINT_URL and its keys), mount a "
-        "network volume, or ask for smaller or fewer outputs",
-        details={"size": size},
-    )
-    return _encode(render.error(problem), stop_pod)
+    async def _deliver(self, session: aiohttp.ClientSession, job_id: str, body: bytes) -> None:
+        """Post a result. Once the worker is to end, RunPod has a bounded time to take it: it may never answer."""
+        posting = asyncio.create_task(wire.deliver(session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body))
+        stopping = asyncio.create_task(self._shutdown_event.wait())
+        try:
+            await asyncio.wait({posting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not posting.done():
+                await asyncio.wait({posting}, timeout=LAST_POST_S + len(body) / wire.SLOWEST)
+        finally:
+            for task in (posting, stopping):
+                task.cancel()
+            await asyncio.wait({posting, stopping})
+        if posting.cancelled():
+            raise wire.Undelivered("no answer before the worker's end")
+        posting.result()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from settee.errors import SetteeError
+from settee.errors import OutputTooLarge, SetteeError
 from settee.job import Kind, Output, Progress, Result
 
 #: The longest error line, in characters; the whole text is in details.
@@ -44,6 +44,31 @@ def error(problem: SetteeError) -> dict[str, Any]:
     if problem.retryable:
         details.setdefault("retryable", True)
     return _safe_dict({"error": f"{line} [{problem.code}]", "code": problem.code, "details": details})
+
+
+def too_large(size: int, why: str) -> dict[str, Any]:
+    """The error in place of a result of ``size`` bytes that RunPod does not take."""
+    return error(
+        OutputTooLarge(
+            f"the result has {size / 1e6:.1f} MB, {why}: set up S3 delivery (BUCKET_ENDPOINT_URL and its keys), mount "
+            "a network volume, or ask for smaller or fewer outputs",
+            details={"size": size},
+        )
+    )
+
+
+def bounded(answer: dict[str, Any], cap: int) -> dict[str, Any]:
+    """The answer, or an error about its size where it has over ``cap`` bytes as JSON."""
+    from settee.doors.runpod import wire  # its aiohttp is slow to import, and ComfyUI starts meanwhile
+
+    size = len(wire.encode(answer))
+    if size <= cap:
+        return answer
+    if "error" in answer:
+        short = {"error": answer["error"], "code": answer["code"], "details": {"omitted": "too large for RunPod"}}
+    else:
+        short = too_large(size, f"over the limit of {cap / 1e6:g} MB")
+    return {**short, "refresh_worker": True} if answer.get("refresh_worker") else short
 
 
 def progress(event: Progress, *, sealed: bool) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 
+from settee.doors.runpod.door import Unreadable
+
 log = logging.getLogger(__name__)
 
 #: Seconds to leave RunPod alone after 429, as the SDK does.
@@ -23,10 +25,6 @@ TOO_MANY_S = 5.0
 #: A text or a bracket of JSON, and the value of a key that is a text or a whole number.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
 _VALUE = re.compile(r'\s*:\s*("[^"\\]{1,1000}"|\d{1,100}\b)')
-
-
-class Unreadable:
-    """The input of a job whose JSON Python does not read: it is answered all the same."""
 
 
 class TooMany(Exception):

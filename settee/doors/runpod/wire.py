@@ -23,6 +23,10 @@ HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencode
 #: Seconds between attempts at a result. The SDK gives up after three within 2 s, and the job is lost.
 RETRY_DELAYS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0)
 
+#: How long one attempt may take, seconds, and the bytes a second that a large body is given on top. The SDK's
+#: session allows 600 s: a RunPod that does not answer would hold the slot for more than an hour.
+ATTEMPT_S, SLOWEST = 30.0, 1_000_000
+
 #: Answers to a result that mean "not like this", not "not now" (RunPod refuses one over its cap with 400).
 REFUSED = frozenset({400, 413, 422})
 
@@ -68,7 +72,12 @@ async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: byte
     """Send one body, once. Raises Refused, aiohttp.ClientError or TimeoutError."""
     request_id = job_id if job_id.isascii() and job_id.isprintable() else quote(job_id)
     # A BytesIO shares these bytes and goes out in small chunks; bytes would be copied whole by the transport.
-    request = session.post(url, data=io.BytesIO(body), headers={**HEADERS, "X-Request-ID": request_id})
+    request = session.post(
+        url,
+        data=io.BytesIO(body),
+        headers={**HEADERS, "X-Request-ID": request_id},
+        timeout=aiohttp.ClientTimeout(total=ATTEMPT_S + len(body) / SLOWEST),
+    )
     async with request as response:
         await response.read()
         if response.status in REFUSED:
