@@ -36,6 +36,8 @@ _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 #: ComfyUI tells nobody when it is ready, so it is asked this often (its start takes seconds).
 _READY_POLL_S = 0.05
+#: Whoever waits longer than this is told what for, seconds.
+_TELL_AFTER_S = 3.0
 
 
 class Server(Protocol):
@@ -318,7 +320,11 @@ class SupervisedServer:
 
 def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool]) -> bool:
     pause = cancel if cancel is not None else threading.Event()
+    told = time.monotonic() + _TELL_AFTER_S
     while go_on():
+        if time.monotonic() > told:
+            log.info("still waiting for ComfyUI at %s", client.url)
+            told = time.monotonic() + 10 * _TELL_AFTER_S
         try:
             client.system_stats(timeout_s=max(0.1, min(5.0, deadline - time.monotonic())))
         except ComfyError:
