@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from settee.delivery.s3 import Target, client_for, plain_endpoint, region_of, url_for
+from settee.delivery.s3 import Target, bucket_problem, callers_endpoint, client_for, plain_endpoint, region_of, url_for
 from settee.errors import DeliveryError, DownloadFailed
 from settee.request import Bucket
 from settee.settings import Settings
@@ -52,6 +52,8 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
     match = re.fullmatch(r"(?i:s3)://([^/]+)/(.+)", uri, re.DOTALL)
     if match is None:
         raise ValueError("an S3 address is s3://bucket/key")
+    if problem := bucket_problem(match[1]):
+        raise ValueError(f"the bucket of this S3 address {problem}")
     target = _target(match[1], settings, bucket)
     from botocore.exceptions import BotoCoreError
 
@@ -66,7 +68,10 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
 def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:
     """The bucket ``name`` at the caller's endpoint, or else the worker's."""
     if bucket is not None:
-        endpoint = plain_endpoint(bucket.endpoint_url, bucket.bucket_name)
+        try:
+            endpoint = callers_endpoint(bucket)
+        except ValueError as error:
+            raise ValueError(f"s3Config.endpointUrl {error}") from error
         key_id, secret = bucket.access_id.get_secret_value(), bucket.access_secret.get_secret_value()
         region, path_style = None, True
     elif settings.bucket_endpoint_url and settings.bucket_access_key_id and settings.bucket_secret_access_key:
@@ -80,7 +85,8 @@ def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:
             "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the worker"
         )
     return Target(
-        endpoint_url=plain_endpoint(endpoint, name),
+        # Never cut by the name in the address, which is a caller's: only by the bucket set beside the endpoint.
+        endpoint_url=endpoint,
         access_key=key_id,
         secret_key=secret,
         region=region or region_of(endpoint),

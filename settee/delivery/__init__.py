@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from settee.delivery import inline, plan
+from settee.delivery.endpoint import endpoint_problem
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
-from settee.delivery.s3 import bucket_problem, endpoint_problem, target_for
+from settee.delivery.s3 import bucket_problem, callers_endpoint, target_for
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
@@ -144,9 +145,13 @@ def _sealed_warning(count: int) -> str:
 
 
 def _endpoint_problem(request: JobRequest, settings: Settings) -> str | None:
-    if request.bucket is None or settings.allow_private_s3config:
+    if request.bucket is None:
         return None
-    return endpoint_problem(request.bucket.endpoint_url)
+    try:
+        endpoint = callers_endpoint(request.bucket)
+    except ValueError as error:
+        return str(error)
+    return None if settings.allow_private_s3config else endpoint_problem(endpoint)
 
 
 def _sealer(job: Job, settings: Settings) -> Any:

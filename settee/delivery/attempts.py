@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from settee.delivery.blob import Stopped
+from settee.delivery.endpoint import NotPublic
 
 #: No new attempt is made when this much time has passed since the first.
 PATIENCE_S = 20.0
@@ -32,9 +33,14 @@ def is_transient(error: Exception) -> bool:
 
     if isinstance(error, boto.ClientError):
         return status_of(error) >= 500 or status_of(error) == 429 or code_of(error) in _LATER
-    if isinstance(error, boto.SSLError):
+    if isinstance(error, boto.SSLError) or is_not_public(error):
         return False
     return isinstance(error, (boto.ConnectionError, boto.HTTPClientError))
+
+
+def is_not_public(error: Exception) -> bool:
+    """Whether a connection was not made because of the address. botocore wraps what it does not know."""
+    return isinstance(getattr(error, "kwargs", {}).get("error"), NotPublic)
 
 
 def was_refused(error: Exception) -> bool:
@@ -43,18 +49,20 @@ def was_refused(error: Exception) -> bool:
 
     if isinstance(error, boto.ClientError):
         return status_of(error) < 500
-    return isinstance(error, (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.SSLError))
+    return is_not_public(error) or isinstance(
+        error, (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.SSLError)
+    )
 
 
 def status_of(error: Exception) -> int:
     """The HTTP status of a ClientError; 0 where there is none."""
-    response = getattr(error, "response", {})
+    response = getattr(error, "response", None) or {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
 
 
 def code_of(error: Exception) -> str:
     """The S3 error code of a ClientError, such as NoSuchBucket."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
 def attempt(call: Callable[[], T], stop: threading.Event) -> T:

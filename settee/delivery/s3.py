@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 import threading
 import time
 from collections import OrderedDict
@@ -12,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from settee.delivery.attempts import BOTOCORE_ATTEMPTS, code_of, status_of
+from settee.delivery.attempts import BOTOCORE_ATTEMPTS, code_of, is_not_public, status_of
+from settee.delivery.endpoint import NOT_PUBLIC, guard, normal_endpoint
+from settee.delivery.endpoint import endpoint_problem as endpoint_problem
 from settee.errors import DeliveryError
-from settee.request import JobRequest
+from settee.request import Bucket, JobRequest
 from settee.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
@@ -40,6 +40,8 @@ class Target:
     own: bool
     #: The bucket is the month's because nobody named one.
     by_month: bool = False
+    #: Only connect to public addresses.
+    guarded: bool = False
 
     def setting(self, name: str) -> str:
         """How its owner calls a setting: BUCKET_NAME, or s3Config.bucketName."""
@@ -61,7 +63,10 @@ def target_for(request: JobRequest, settings: Settings) -> Target | None:
     expires_s = wanted.expires_s or settings.bucket_expires_s
     if request.bucket is not None:
         bucket = request.bucket
-        endpoint = plain_endpoint(bucket.endpoint_url, bucket.bucket_name)
+        try:
+            endpoint = callers_endpoint(bucket)
+        except ValueError as error:
+            raise DeliveryError(f"s3Config.endpointUrl {error}") from error
         return Target(
             endpoint_url=endpoint,
             access_key=bucket.access_id.get_secret_value(),
@@ -73,6 +78,7 @@ def target_for(request: JobRequest, settings: Settings) -> Target | None:
             expires_s=expires_s,
             public_url=None,
             own=False,
+            guarded=not settings.allow_private_s3config,
         )
     if not settings.bucket_endpoint_url:
         return None
@@ -94,6 +100,11 @@ def target_for(request: JobRequest, settings: Settings) -> Target | None:
         own=True,
         by_month=not settings.bucket_name,
     )
+
+
+def callers_endpoint(bucket: Bucket) -> str:
+    """What is connected to for an s3Config. Raises ValueError with what is wrong with its endpointUrl."""
+    return normal_endpoint(plain_endpoint(normal_endpoint(bucket.endpoint_url), bucket.bucket_name))
 
 
 def plain_endpoint(url: str, bucket: str | None) -> str:
@@ -126,26 +137,6 @@ def region_of(endpoint_url: str) -> str:
     return "us-east-1"
 
 
-def endpoint_problem(url: str) -> str | None:
-    """Why a caller's endpoint may not be used: the worker would speak to its own network for a stranger.
-
-    Looks the host up. The worker's own BUCKET_ENDPOINT_URL may point anywhere.
-    """
-    host = urlsplit(url).hostname
-    if not host:
-        return "has no host"
-    try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):
-        return "has a host that cannot be found"
-    for text in found:
-        address = ipaddress.ip_address(str(text).partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if not mapped.is_global or mapped.is_multicast:
-            return "is not on the public Internet (ALLOW_PRIVATE_S3CONFIG permits it)"
-    return None
-
-
 def bucket_problem(name: str) -> str | None:
     """Why no bucket can have this name. Generous: old buckets have capitals, some servers have underscores."""
     return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name) else "is not a bucket's name"
@@ -156,7 +147,7 @@ _clients_lock = threading.Lock()
 
 
 def _identity(target: Target) -> tuple[object, ...]:
-    return (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style)
+    return (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style, target.guarded)
 
 
 def forget(target: Target) -> None:
@@ -200,8 +191,10 @@ def _new_client(target: Target) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         user_agent_extra="settee",
+        # None means those of the environment; through a proxy nobody could check the address.
+        proxies={} if target.guarded else None,
     )
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=target.endpoint_url,
         aws_access_key_id=target.access_key,
@@ -209,6 +202,9 @@ def _new_client(target: Target) -> Any:
         region_name=target.region,
         config=config,
     )
+    if target.guarded:
+        guard(client)
+    return client
 
 
 def url_for(client: Any, target: Target, key: str) -> str:
@@ -219,6 +215,11 @@ def url_for(client: Any, target: Target, key: str) -> str:
         "get_object", Params={"Bucket": target.bucket, "Key": key}, ExpiresIn=target.expires_s
     )
     return url
+
+
+def is_upstream(error: Exception) -> bool:
+    """Whether an error is botocore's or urllib3's. Some of botocore's have no base class of its own."""
+    return any(kind.__module__.partition(".")[0] in ("botocore", "boto3", "urllib3") for kind in type(error).__mro__)
 
 
 def explain(error: Exception, target: Target) -> DeliveryError:
@@ -232,13 +233,15 @@ def explain(error: Exception, target: Target) -> DeliveryError:
         return DeliveryError(
             f"S3's certificate is not accepted: look at {target.setting('ENDPOINT_URL')}", details=details
         )
+    if is_not_public(error):
+        return DeliveryError(f"{target.setting('ENDPOINT_URL')} {NOT_PUBLIC}", details=details)
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError)):
         return DeliveryError(
             f"S3 cannot be reached, or drops the connection again and again: look at {target.setting('ENDPOINT_URL')}",
             details=details,
             retryable=True,
         )
-    if isinstance(error, boto.ResponseParserError) or "Parse" in type(error).__name__:
+    if "Parse" in type(error).__name__:  # ResponseParserError, in botocore.parsers
         return DeliveryError(
             f"{target.setting('ENDPOINT_URL')} does not answer as S3 does: is it the address of the S3 API?",
             details=details,

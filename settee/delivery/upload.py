@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.delivery import s3
+from settee.delivery.attempts import code_of, status_of
 from settee.delivery.blob import Blob, Digest, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
@@ -227,12 +228,13 @@ def _part_bytes(size: int) -> int:
 
 @contextlib.contextmanager
 def _explained(target: s3.Target, job: Job) -> Iterator[None]:
-    """botocore's errors become ours; the log keeps theirs, which name hosts."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    """botocore's errors become ours. The log keeps their kind only: their text has the URL, and so names."""
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
-        log.warning("job %s: S3: %s", job.id, error)
+    except Exception as error:
+        if not s3.is_upstream(error):
+            raise
+        code, status = code_of(error)[:80], status_of(error)
+        log.warning("job %s: S3: %s (code %r, status %d)", job.id, type(error).__name__, code, status)
         s3.forget(target)  # and with it botocore's count of failures, which would cost the next job its retries
         raise s3.explain(error, target) from error
