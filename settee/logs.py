@@ -1,7 +1,7 @@
 """Log lines: set up once by a door, each with the id of the job it belongs to.
 
-settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on. RunPod's SDK does
-not use the logging module, and is left alone.
+settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on, but for
+those in QUIET. RunPod's SDK does not use the logging module, and is left alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from datetime import datetime, timezone
 from typing import TextIO
 
 from settee.settings import Settings
+
+#: Libraries whose warnings quote a job: urllib3's name the URL of a request that is tried again, signature and all
+#: ("Retrying (…) after connection broken by …: /bucket/key?X-Amz-Signature=…"), and so do those built on it; PIL's
+#: name what it finds in a picture. What matters of them reaches the job's error.
+QUIET = ("urllib3", "botocore", "boto3", "s3transfer", "requests", "PIL")
 
 _job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("settee_job_id", default=None)
 
@@ -41,6 +46,8 @@ def setup(settings: Settings, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     for name in ("settee", "comfyui"):
         logging.getLogger(name).setLevel(settings.log_level)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 class TextFormatter(logging.Formatter):

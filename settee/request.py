@@ -126,6 +126,9 @@ class JobRequest(_Strict):
 #: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
 MAX_DEPTH = 64
 
+#: How many mistakes of one request are told, and how many of its unknown keys are compared with the known ones.
+MAX_PROBLEMS, MAX_HINTS = 100, 20
+
 #: The keys of a payload, as documented.
 KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
 
@@ -151,7 +154,8 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     ``bucket`` is RunPod's top-level ``s3Config``. Raises InvalidRequest or PayloadTooLarge with all problems.
     """
     payload = decode(payload, settings)
-    problems: list[Problem] = [_unknown(key) for key in payload if key not in KEYS]
+    unknown = [key for key in payload if key not in KEYS]
+    problems: list[Problem] = [_unknown(key, hinted=at < MAX_HINTS) for at, key in enumerate(unknown)]
     if "workflow" not in payload or payload["workflow"] is None:
         problems.append(
             {
@@ -175,19 +179,26 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
         problems += _beyond_types(request, settings)
     if problems:
         over_limits_only = all(problem.get("type") == "limit" for problem in problems)
+        if len(problems) > MAX_PROBLEMS:
+            problems[MAX_PROBLEMS:] = [{"path": "", "problem": f"and {len(problems) - MAX_PROBLEMS} more"}]
         raise (PayloadTooLarge if over_limits_only else InvalidRequest).from_problems(problems)
     assert request is not None
     return request
 
 
-def _unknown(key: Any) -> Problem:
-    near = difflib.get_close_matches(str(key), KEYS, n=1)
+def _unknown(key: Any, *, hinted: bool) -> Problem:
+    if not hinted:
+        return {"path": str(key)[:100], "problem": "unknown key"}
+    near = difflib.get_close_matches(str(key)[:100], KEYS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(KEYS)}"
     return {"path": str(key)[:100], "problem": f"unknown key; {hint}"}
 
 
 def _problem(item: Any) -> Problem:
-    path = ".".join(str(part) for part in item["loc"])
+    loc = item["loc"]
+    if loc and loc[0] == "bucket":
+        loc = ("s3Config", *loc[1:])  # where its caller wrote it
+    path = ".".join(str(part)[:100] for part in loc)
     if item["type"] == "extra_forbidden":
         return {"path": path, "problem": "unknown key"}
     return {"path": path, "problem": str(item["msg"]).removeprefix("Value error, ")}

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from settee import logs
 from settee.doors.runpod import render, sealed
 from settee.doors.runpod.progress import ProgressFeed
-from settee.errors import ComfyUnavailable, ConfigError, InvalidRequest, JobCanceled, SetteeError
+from settee.errors import (
+    ComfyUnavailable,
+    ConfigError,
+    InvalidRequest,
+    JobCanceled,
+    JobTimeout,
+    ModelMissing,
+    SetteeError,
+    WorkflowRejected,
+)
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.request import JobRequest, decode, parse
 from settee.settings import Settings
@@ -36,6 +45,9 @@ ENVELOPE = 32_000
 
 #: How much longer a stopped job may take than the engine's own deadlines before the worker is given up, seconds.
 OVERDUE_S = 60.0
+
+#: Errors whose messages are logged: those of others may quote the caller (a file's name, a URL, a node's text).
+OWN_WORDS = (ComfyUnavailable, ConfigError, JobCanceled, JobTimeout)
 
 SHUTDOWN = "the worker is shutting down"
 
@@ -99,9 +111,12 @@ class Door:
         self.start()
         self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
         if self.settings.warmup_workflow is not None:
-            request = _warmup(self.settings)
+            request = warmup(self.settings)
             with logs.job("warmup"):
-                done = self.engine.run(Job(id="warmup", request=request), lambda _: None, cancel)
+                try:
+                    done = self.engine.run(Job(id="warmup", request=request), lambda _: None, cancel)
+                except (InvalidRequest, ModelMissing, WorkflowRejected) as error:  # a mistake of this worker's operator
+                    raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
                 log.info("warm-up workflow done in %.0f ms", done.timings.get("total", 0.0))
         self._ready = True
 
@@ -257,7 +272,7 @@ class Door:
         return error
 
 
-def _warmup(settings: Settings) -> JobRequest:
+def warmup(settings: Settings) -> JobRequest:
     """WARMUP_WORKFLOW as a request. Raises ConfigError when it is none."""
     path = settings.warmup_workflow
     assert path is not None
@@ -265,18 +280,21 @@ def _warmup(settings: Settings) -> JobRequest:
         return parse({"workflow": json.loads(path.read_text(encoding="utf-8"))}, settings)
     except OSError as error:
         raise ConfigError(f"WARMUP_WORKFLOW cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError("WARMUP_WORKFLOW is not JSON") from error
     except InvalidRequest as error:
         raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
 
 
 def _failed(error: SetteeError, keys: Sealer | None) -> Answer:
-    # The message may quote the caller (a file's name, a node's text): the log of a sealed job gets the code only.
     if keys is not None:
         log.info("failed: %s", error.code)
         return sealed.closed_error(error, keys)
-    log.info("failed: %s", error.code if isinstance(error, InvalidRequest) else f"{error.code}: {error.message}")
+    if isinstance(error, OWN_WORDS):
+        log.info("failed: %s: %s", error.code, error.message)
+    else:
+        problems = error.details.get("problems") or error.details.get("node_errors") or ()
+        log.info("failed: %s%s", error.code, f" ({len(problems)} problems)" if problems else "")
     return render.error(error)
 
 

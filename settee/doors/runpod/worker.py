@@ -17,7 +17,7 @@ from typing import Any
 
 from settee import logs
 from settee.doors.runpod import sdk, sealed
-from settee.doors.runpod.door import Answer, AnyEngine, Door
+from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
 from settee.doors.runpod.signals import Signals
 from settee.errors import ConfigError, SetteeError
 from settee.job import Cancel
@@ -64,6 +64,8 @@ class Worker:
         """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end. Raises ConfigError."""
         if self.settings.encryption_key is not None:
             sealed.sealer(self.settings)  # a bad key is found now, not by the first caller
+        if self.settings.warmup_workflow is not None:
+            warmup(self.settings)  # so is a file that is missing
         self._signals = Signals(self._stop)
         self._signals.install()
         try:
