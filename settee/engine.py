@@ -156,7 +156,7 @@ class _Run:
     def go(self, session: Session, workspace: Workspace, server: Server, shared: bool) -> Result:
         job = self._job
         try:
-            session.settle()
+            session.forgetter.settle()
             server.new_job()
             with self._timed("wipe"):
                 self._clean(workspace)
@@ -187,7 +187,7 @@ class _Run:
             self._explain_end(error)
             raise
         finally:
-            session.forget()
+            session.forgetter.begin()
             with self._timed("wipe"):
                 self._wipe(workspace)
         self._timings["total"] = self._since(self._started)

@@ -15,6 +15,7 @@ from settee import registry, workflow
 from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, ImageEvent, SocketLost
 from settee.comfy.failure import failure_of, mapping
+from settee.comfy.forget import Forgetter
 from settee.comfy.process import Server
 from settee.comfy.watcher import PICTURE_NODE, ComfyDied, ComfyStalled, Limits, Report, Watcher
 from settee.errors import (
@@ -70,10 +71,8 @@ class Session:
         self._known_generation = -1
         #: Prompts that would not stop on a server we cannot restart.
         self._leftovers: set[str] = set()
-        self._to_forget: list[str] = []
-        self._forgetting: list[Future[None]] = []
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="comfyui-call")
-        self._closed = False
+        self.forgetter = Forgetter(server.client)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
 
     # --- readiness ----------------------------------------------------------------------------------------
 
@@ -194,8 +193,8 @@ class Session:
         finally:
             if not watcher.ended_by_event or not socket.pristine:
                 self._drop_socket()
-            self._to_forget.append(prompt_id)
-        self.forget()
+            self.forgetter.add(prompt_id)
+        self.forgetter.begin()
         status = mapping(entry.get("status"))
         failure = failure_of(status, graph)
         if failure is not None:
@@ -311,26 +310,6 @@ class Session:
             self._leftovers.add(prompt_id)
             log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
 
-    def forget(self) -> None:
-        """Begin to take what ran out of ComfyUI's history, which holds every text of a prompt; see settle."""
-        prompt_ids, self._to_forget = self._to_forget, []
-        if prompt_ids and not self._closed:
-            self._forgetting.append(self._pool.submit(self._forget, prompt_ids))
-
-    def settle(self) -> None:
-        """Return when all that was begun is done."""
-        self.forget()
-        while self._forgetting:
-            self._forgetting.pop().result()
-
-    def _forget(self, prompt_ids: list[str]) -> None:
-        for prompt_id in prompt_ids:
-            try:
-                self._server.client.forget(prompt_id)
-            except ComfyError as error:
-                # A server that died has forgotten by itself.
-                log.warning("a prompt stays in ComfyUI's history: %s", error)
-
     def _recover(self, error: ComfyDied) -> None:
         """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""
         self._drop_socket()
@@ -389,8 +368,8 @@ class Session:
             self._socket = None
 
     def close(self) -> None:
-        self._closed = True
         self._drop_socket()
+        self.forgetter.close()
         self._pool.shutdown()
 
 
