@@ -1,4 +1,4 @@
-"""Attacks on the RunPod door that succeeded. Each asks for what should be."""
+"""Attacks on the RunPod door: jobs made to be lost, to be held for long, or to leave private words behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from settee.comfy.process import free_port
 from settee.sealing import Sealer, generate_key
 from tests.support.control_plane import ControlPlane
-from tests.support.embedded import free_port
 from tests.support.rig import b64, empty, files_below
 from tests.support.stub_rig import does, working
 from tests.support.worker import REAL, WorkerProcess
@@ -38,16 +37,19 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlan
 
 
 @pytest.mark.parametrize("size", ["[" * 1200 + "]" * 1200, "9" * 5000], ids=["deep", "digits"])
-def test_a_job_that_pythons_json_does_not_read_is_answered(size: str) -> None:
-    """take() cannot read the envelope; RunPod keeps the job in progress until it times out."""
-    with working() as (runpod, _):
+@pytest.mark.parametrize("fast", ["true", "false"])
+def test_a_job_that_pythons_json_does_not_read_is_answered(size: str, fast: str) -> None:
+    """Unanswered, RunPod would keep it in progress until it times out."""
+    with working(FAST_LOOP=fast) as (runpod, _):
         workflow = f'{{"1": {{"class_type": "Give", "inputs": {{"size": {size}}}}}}}'
         runpod.submit_text(f'{{"id": "odd", "input": {{"workflow": {workflow}}}}}')
-        assert runpod.wait_result("odd", timeout_s=8)["error"]
+        result = runpod.wait_result("odd", timeout_s=8)
+        assert "cannot be read" in result["error"]
+        assert result["output"]["code"] == "invalid_request"
 
 
 def test_an_error_over_the_cap_is_not_lost_with_the_sdks_own_loop() -> None:
-    """StockLoop (FAST_LOOP=false, or an SDK we do not know) posts whatever size; RunPod refuses it, the SDK gives up."""
+    """It posts whatever it is given, and gives up when RunPod refuses that."""
     with working(ControlPlane(result_cap=10_000_000), FAST_LOOP="false") as (runpod, _):
         job = runpod.submit(does("Fail", error="ComfyError", details={"x": "y" * 10_500_000}))
         assert runpod.wait_result(job, timeout_s=12)["error"]
@@ -69,7 +71,7 @@ def _png(size: tuple[int, int]) -> bytes:
 def test_half_a_picture_under_another_suffix_is_refused(
     real: tuple[ControlPlane, WorkerProcess, Path],
 ) -> None:
-    """`files` are checked as images by suffix only; LoadImage opens any name, and half a PNG succeeds."""
+    """LoadImage opens a file under any name, and half a PNG makes a picture."""
     file = io.BytesIO()
     Image.effect_noise((256, 256), 80).convert("RGB").save(file, "PNG")
     half = file.getvalue()[: len(file.getvalue()) // 2]
@@ -94,7 +96,6 @@ def test_debug_leaves_nothing_of_a_sealed_job_in_plain(real: tuple[ControlPlane,
 
 
 def test_no_log_quotes_a_plain_jobs_values(real: tuple[ControlPlane, WorkerProcess, Path]) -> None:
-    """InvalidRequest's words are kept from the log as they quote the caller; WorkflowRejected quotes as much."""
     runpod, worker, _ = real
     graph = empty()
     graph["2"] = {
@@ -116,7 +117,7 @@ def test_no_log_quotes_a_plain_jobs_values(real: tuple[ControlPlane, WorkerProce
 
 
 def test_a_sigterm_does_not_wait_for_a_result_that_hangs_for_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's session allows 600 s for a POST, seven times: a silent control plane holds worker and slot."""
+    """RunPod has the result, and never says so."""
     done = ControlPlane.done
 
     def silent(plane: ControlPlane, job_id: str, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
@@ -133,12 +134,29 @@ def test_a_sigterm_does_not_wait_for_a_result_that_hangs_for_ten_minutes(monkeyp
 
 
 def test_the_stock_loop_takes_no_job_after_sigterm() -> None:
-    """Its long poll goes on (up to 90 s) while the part that runs jobs has ended: a job taken then is lost."""
+    """Its long poll would go on for up to 90 s while the part that runs jobs has ended: a job taken then is lost."""
     with working(FAST_LOOP="false", SHUTDOWN_GRACE_S="0.2") as (runpod, worker):
-        worker.wait_log("fitness checks passed")
-        time.sleep(0.7)
+        runpod.wait_result(runpod.submit(does("Give", size=3)))
         worker.signal(signal.SIGTERM)
-        time.sleep(0.5)
+        worker.wait_log("Shutting down")
         job = runpod.submit(does("Give", size=3))
-        worker.wait(15)
+        assert worker.wait(15) == 0
         assert not runpod.of("take", job) or job in runpod.results
+
+
+def test_the_stock_loop_runs_a_job_that_was_being_taken_at_sigterm() -> None:
+    with working(FAST_LOOP="false") as (runpod, worker):
+        worker.wait_log("fitness checks passed")
+        runpod.take_delay_s = 0.3
+        job = runpod.submit(does("Give", size=3))
+        runpod.wait_for("take", job)
+        worker.signal(signal.SIGTERM)
+        assert runpod.wait_result(job, timeout_s=10)["output"]["status"] == "success"
+        assert worker.wait(15) == 0
+
+
+def test_a_warm_up_file_that_is_missing_ends_the_worker_at_its_start(tmp_path: Path) -> None:
+    with working(WARMUP_WORKFLOW=str(tmp_path / "none.json")) as (_, worker):
+        assert worker.wait(15) == 1
+        assert "settee: WARMUP_WORKFLOW cannot be read" in worker.log
+        assert "fitness" not in worker.log

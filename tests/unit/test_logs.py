@@ -13,10 +13,13 @@ from settee import logs
 from settee.settings import Settings
 
 
+OURS = ("settee", "comfyui", *logs.QUIET)
+
+
 @pytest.fixture(autouse=True)
 def _restore() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in ("settee", "comfyui")}
+    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in OURS}
     yield
     root.handlers[:] = handlers
     for name, level in levels.items():
@@ -66,6 +69,7 @@ def test_the_level_is_ours_and_libraries_stay_quiet() -> None:
     logs.setup(Settings(log_level="DEBUG"), stream)
     logging.getLogger("settee.x").debug("ours")
     logging.getLogger("comfyui").debug("prompt")
-    logging.getLogger("urllib3").info("theirs")
-    logging.getLogger("urllib3").warning("theirs, loud")
+    logging.getLogger("asyncio").info("theirs")
+    logging.getLogger("asyncio").warning("theirs, loud")
+    logging.getLogger("urllib3.connectionpool").warning("Retrying after a reset: /bucket/key?X-Amz-Signature=abc")
     assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["ours", "prompt", "loud"]

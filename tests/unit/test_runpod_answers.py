@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from settee import errors
 from settee.doors.runpod import render, wire
+from settee.doors.runpod.door import Unreadable
 from settee.doors.runpod.progress import ProgressFeed
-from settee.doors.runpod.take import TOO_MANY_S, Pace
+from settee.doors.runpod.take import TOO_MANY_S, Pace, as_job
 from settee.job import Kind, Output, Progress, Result, Status
 from tests.support.waiting import until
 
@@ -250,3 +251,39 @@ def test_the_pace_slows_for_quick_nothings_only(monkeypatch: pytest.MonkeyPatch)
         waits.append(pace.delay_s())
     assert waits == [1, 2, 4, 8, 10, 10]
     assert all(math.isfinite(wait) for wait in waits)
+
+
+# --- a job that does not parse ------------------------------------------------------------------------------
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'{{"id": "a-1", "input": {DEEP}}}',
+        f'{{"input": {{"id": "not this", "x": {DEEP}, "t": "{{\\"id\\": 1"}}, "id" : "a-1"}}',
+        f'[{{"webhook": "id", "input": {DEEP}, "id": "a-1"}}]',
+        '{"id": "a-1", "input": {"seed": ' + "9" * 5000 + "}}",
+        '{"id": "a-1", "input": "\xff"}',
+    ],
+    ids=["deep", "after its input", "batch", "digits", "not UTF-8"],
+)
+def test_a_job_that_does_not_parse_is_taken_by_its_id(body: str) -> None:
+    job = as_job(body.encode("latin-1"))
+    assert job is not None
+    assert job["id"] == "a-1"
+    assert isinstance(job["input"], Unreadable)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b'{"id"', b'{"input": {"id": "a"}', b"[1]", b'{"id": ""}', b'{"input": 1}']
+)
+def test_what_is_no_job_is_an_error(body: bytes) -> None:
+    with pytest.raises(ValueError, match="not a job"):
+        as_job(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"[]", b" [ ] ", b"[null]"])
+def test_an_answer_without_a_job_is_none(body: bytes) -> None:
+    assert as_job(body) is None

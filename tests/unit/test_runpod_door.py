@@ -108,6 +108,55 @@ def test_a_warm_up_that_is_none_is_named(make: Callable[..., Rig], tmp_path: Pat
     assert str(tmp_path) not in str(answer)
 
 
+@pytest.mark.parametrize("error", ["InvalidRequest", "PayloadTooLarge", "WorkflowRejected", "ModelMissing"])
+def test_a_warm_up_that_is_refused_is_not_the_callers_mistake(
+    make: Callable[..., Rig], tmp_path: Path, error: str
+) -> None:
+    path = tmp_path / "warm.json"
+    path.write_text(json.dumps(does("Fail", error=error, message="no such node")["workflow"]))
+    answer = make(warmup_workflow=path).run(does("Give", size=1))
+    assert answer["error"] == "WARMUP_WORKFLOW: no such node [config_error]"
+
+
+# --- what a caller may do wrong -----------------------------------------------------------------------------
+
+
+def test_of_very_many_mistakes_the_first_hundred_are_told(make: Callable[..., Rig]) -> None:
+    answer = make().run({f"workflo{number}": 1 for number in range(50_000)})
+    problems = answer["details"]["problems"]
+    assert len(problems) == 101
+    assert "did you mean 'workflow'" in problems[0]["problem"]
+    assert problems[99]["problem"] == "unknown key"
+    assert problems[100]["problem"] == "and 49901 more"
+
+
+def test_mistakes_in_s3config_are_told_in_its_own_names(make: Callable[..., Rig]) -> None:
+    answer = make().run(does("Give", size=1), s3Config={"accessId": "a", "bucketName": "b", "endpointUrl": "ftp://c"})
+    assert [problem["path"] for problem in answer["details"]["problems"]] == [
+        "s3Config.accessSecret",
+        "s3Config.endpointUrl",
+    ]
+
+
+@pytest.mark.parametrize("error", ["WorkflowRejected", "DownloadFailed", "ExecutionFailed", "DeliveryError"])
+def test_the_log_has_the_kind_of_an_error_and_not_its_words(
+    make: Callable[..., Rig], caplog: pytest.LogCaptureFixture, error: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    details = {"problems": [{"path": "1", "problem": "private"}] * 3}
+    answer = make().run(does("Fail", error=error, message="private", details=details))
+    assert f"failed: {answer['code']} (3 problems)" in caplog.messages
+    assert "private" not in caplog.text
+
+
+def test_an_answer_over_the_cap_becomes_an_error_about_it(make: Callable[..., Rig]) -> None:
+    """Whoever posts it: the SDK's own loop does not look at sizes."""
+    rig = make(run_result_mb=0.1)
+    answer = rig.run(does("Fail", error="ComfyError", message="what went wrong", details={"x": "y" * 100_000}))
+    assert answer["error"] == "what went wrong [comfy_error]"
+    assert answer["details"] == {"omitted": "too large for RunPod"}
+
+
 def test_jobs_that_come_at_once_wait_for_one_another(make: Callable[..., Rig]) -> None:
     rig = make()
 

@@ -56,21 +56,28 @@ async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[s
         if response.status != 200 or response.content_length == 0:
             return None
         body = await response.read()
+    return as_job(body)
+
+
+def as_job(body: bytes) -> dict[str, Any] | None:
+    """The job in an answer of RunPod's, None when there is none. Raises ValueError when it is something else."""
+    if not body.strip():
+        return None
     try:
         job = json.loads(body)
     except (ValueError, RecursionError):
         job = _unreadable(body)
     if isinstance(job, list):  # the batch form, asked for one
         job = job[0] if job else None
-    if job is None and body.strip() in (b"", b"null", b"[]"):
+    if job is None:
         return None
     if not isinstance(job, dict) or not job.get("id"):
         raise ValueError("RunPod's answer is not a job")
     return {**job, "id": str(job["id"])}
 
 
-def _unreadable(body: bytes) -> dict[str, Any] | None:
-    """What can be told of a job that does not parse; None when not even its id can."""
+def _unreadable(body: bytes) -> dict[str, Any]:
+    """What can be told of a job that does not parse: not even an id, perhaps."""
     text = body.decode("utf-8", "replace")
     inside = 2 if text.lstrip().startswith("[") else 1
     depth = 0
@@ -82,7 +89,7 @@ def _unreadable(body: bytes) -> dict[str, Any] | None:
             depth -= 1
         elif depth == inside and word == '"id"' and (value := _VALUE.match(text, token.end())):
             return {"id": value[1].strip('"'), "input": Unreadable()}
-    return None
+    return {}
 
 
 class Pace:
