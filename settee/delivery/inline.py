@@ -15,6 +15,7 @@ def encode(item: Item, check: Callable[[], None]) -> Output:
 
     Raises OutputMissing, DeliveryError, what ``check`` raises between chunks, and what fetching raises.
     """
+    check()  # preparing may be a conversion
     with item.prepare() as prepared:
         digest = Digest(check)
         if item.is_text:

@@ -12,7 +12,7 @@ from typing import Any
 
 from settee.delivery import s3
 from settee.delivery.attempts import attempt, code_of, status_of, was_refused
-from settee.delivery.blob import CHUNK, Window
+from settee.delivery.blob import CHUNK, Stopped, Window
 from settee.errors import DeliveryError
 
 Body = Window | bytearray
@@ -55,9 +55,16 @@ class Bucket:
 
     def begin(self, thing: Object) -> None:
         """Start an object that comes in parts."""
+        from botocore.exceptions import ClientError
+
         with _refusal_noted(thing):
             answer = self._attempt(self._client.create_multipart_upload, self._described(thing))
             thing.upload_id = answer["UploadId"]
+        if self._stop.is_set():
+            # The clearing up may have been here already, and knew of no upload.
+            with contextlib.suppress(ClientError):  # or it was in time, and there is none any more
+                self._client.abort_multipart_upload(**self._place(thing), UploadId=thing.upload_id)
+            raise Stopped
 
     def put_part(self, thing: Object, number: int, body: Body) -> None:
         """Send a part; they are numbered from 1."""

@@ -27,6 +27,11 @@ ENTRY = 400
 #: Bytes for a presigned URL with the longest prefix that ``keys`` permits, percent-encoded.
 URL = 2200
 
+#: Warnings in a result; the rest is only counted. RunPod's answer has each twice: under ``warnings`` and ``errors``.
+MAX_WARNINGS = 50
+#: Bytes for a warning's words about a file, beside the file's name.
+WARNING = 250
+
 
 class Place(Enum):
     INLINE = "inline"
@@ -61,6 +66,15 @@ def _elsewhere(item: Item) -> int:
     return _entry(item) + URL + 3 * text_size(item.artifact.filename + item.artifact.subfolder)
 
 
+def _warned(item: Item, *, measured: bool) -> int:
+    """Bytes for the warnings about an item: those it has when it was ``measured``, else those it may come to have."""
+    if measured:
+        return sum(2 * (text_size(warning) + 2) for warning in item.warnings)
+    wanted = item.job.request.delivery
+    possible = item.is_converted + (wanted.strip_metadata and not item.is_text)
+    return possible * 2 * (WARNING + text_size(item.artifact.filename))
+
+
 def choose(
     items: Sequence[Item], job: Job, settings: Settings, *, has_s3: bool, check: Callable[[], None]
 ) -> tuple[list[Place], list[str]]:
@@ -73,6 +87,7 @@ def choose(
         return places, []
 
     def measure(index: int) -> int:
+        check()  # measuring may be a conversion
         item = items[index]
         if places[index] is Place.INLINE:
             return item.measure(check, keep=max(0, cap - total))
@@ -80,9 +95,12 @@ def choose(
 
     sizes: list[int] = []
     total = BODY
+    warned: list[int] = []
     for index, item in enumerate(items):
         sizes.append(measure(index))
         total += _inline(item, sizes[-1]) if places[index] is Place.INLINE else _elsewhere(item)
+        warned.append(_warned(item, measured=places[index] is Place.INLINE))
+    total += sum(sorted(warned, reverse=True)[:MAX_WARNINGS])
     if _body(total, job) <= cap:
         return places, []
     spill = Place.S3 if has_s3 else Place.VOLUME if mounted(settings.result_volume_dir) else None

@@ -129,6 +129,7 @@ class _Upload:
         # What is converted or small is held in memory from here on: not before there is a lane for it.
         self._lanes.room()
         self._close_sent()
+        self._check()  # preparing may be a conversion
         prepared = item.prepare()
         file = _File(item, prepared, self._object(item, prepared), Digest(self._check))
         self._files.append(file)

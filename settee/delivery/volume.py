@@ -42,6 +42,7 @@ def store(
     outputs = []
     try:
         for item in items:
+            check()
             outputs.append(_store(item, folder, namer, sealer, check, written))
             notify()
         for parent in {path.parent for path in written} | {folder, folder.parent}:
@@ -54,7 +55,8 @@ def store(
             with contextlib.suppress(OSError):
                 parent.rmdir()
         if isinstance(error, OSError):
-            log.warning("job %s: the result volume failed: %s", job.id, error)
+            # Not the error itself: it names the file.
+            log.warning("job %s: the result volume failed: %s (errno %s)", job.id, type(error).__name__, error.errno)
             raise DeliveryError(
                 f"the result cannot be written to the network volume ({error.strerror}): look at RESULT_VOLUME_DIR, "
                 "its owner and its free space"
