@@ -36,6 +36,8 @@ _MOST_PARTS = 1_000_000
 _MOST_FRAMES = 10_000
 #: Scans of one JPEG: encoders make about ten, and each one costs a decoder a pass over all pixels.
 _JPEG_SCANS = 200
+#: Scans that the largest image permitted may have; smaller ones more, for the same work.
+_JPEG_USUAL_SCANS = 20
 
 
 class Broken(Exception):
@@ -158,7 +160,7 @@ def _fast_zlib() -> Any:
 # --- JPEG --------------------------------------------------------------------------------------------
 
 
-def walk_jpeg(data: mmap.mmap) -> Extent:
+def walk_jpeg(data: mmap.mmap, max_pixels: int) -> Extent:
     """Follow the segments (ITU T.81, annex B) to the end of image."""
     position = 2
     extent: Extent | None = None
@@ -175,6 +177,7 @@ def walk_jpeg(data: mmap.mmap) -> Extent:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and len(data) >= position + 7:
             height, width = struct.unpack(">HH", data[position + 3 : position + 7])
             extent = (width, height, 1)
+            within(max_pixels, extent)
         position += max(length, 2)
         if code == 0xDA:
             scans += 1
@@ -183,6 +186,8 @@ def walk_jpeg(data: mmap.mmap) -> Extent:
                 raise Broken("is truncated: it ends in the middle of its pixels")
             if scans > _JPEG_SCANS:
                 raise Broken(f"has more than {_JPEG_SCANS} scans")
+            if extent is not None and extent[0] * extent[1] * scans > _JPEG_USUAL_SCANS * max_pixels:
+                raise Broken(f"has {scans} scans, too many for {extent[0]} × {extent[1]} pixels")
             position = found.start()
     raise Broken("has too many segments")
 

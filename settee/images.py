@@ -37,7 +37,8 @@ _MAGIC = (
     ("JPEG", re.compile(rb"\xff\xd8\xff")),
     ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
     ("GIF", re.compile(rb"GIF8[79]a")),
-    ("BMP", re.compile(rb"BM")),
+    # "BM" alone begins other files too. After sizes and offsets comes the length of one of the headers Pillow knows.
+    ("BMP", re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0", re.DOTALL)),
     ("TIFF", re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")),
     ("AVIF", re.compile(rb"....ftyp(?:avif|avis|mif1|msf1)", re.DOTALL)),
     ("JPEG2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
@@ -48,9 +49,12 @@ _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K"
 #: Formats without a clear first byte, or rare ones, that Pillow may try: none of them starts a program.
 _OTHERS = ("DIB", "ICO", "PPM", "PSD", "QOI", "TGA")
 
+#: Bytes at a file's start that its format is known by.
+HEAD = 16
+
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` (16 bytes are enough) is meant to be an image."""
+    """Whether a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image."""
     return _format(head) is not None
 
 
@@ -71,7 +75,7 @@ def check_image(path: Path, max_pixels: int) -> tuple[int, int]:
         with _mapped(path) as data:
             if data is None:
                 raise Broken("is empty")
-            known = _format(data[:16])
+            known = _format(data[:HEAD])
             name = known or name
             extent = _check(data, path, known, max_pixels)
     except Broken as broken:
@@ -101,7 +105,7 @@ def _check(data: mmap.mmap, path: Path, known: str | None, max_pixels: int) -> E
         if extent[2] == 1:
             return extent
     elif known == "JPEG":
-        within(max_pixels, walk_jpeg(data))
+        walk_jpeg(data, max_pixels)
     elif known == "GIF":
         within(max_pixels, walk_gif(data))
     elif known == "WEBP":
