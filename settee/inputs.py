@@ -17,7 +17,7 @@ from settee import addresses, fetch
 from settee.addresses import Remote
 from settee.encoded import BadData, decode_base64, decode_data_uri
 from settee.errors import InvalidRequest, JobCanceled, JobTimeout, UnsafePath
-from settee.images import check_image, looks_like_image
+from settee.images import HEAD, check_image, looks_like_image
 from settee.job import Cancel
 from settee.request import Bucket, InputFile
 from settee.settings import MIB, Settings
@@ -27,10 +27,6 @@ from settee.workspace import Workspace, safe_relative, shown
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
 _MAX_URL = 16 * 1024
-#: Suffixes under which ComfyUI's LoadImage offers a file.
-_IMAGE_SUFFIXES = frozenset(
-    (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-)
 
 
 @dataclass(frozen=True)
@@ -196,10 +192,9 @@ class _Staging:
             self._notify(len(self.done), self._total)
 
     def _would_load(self, path: Path) -> bool:
-        if path.suffix.lower() not in _IMAGE_SUFFIXES:
-            return False
+        """Whether LoadImage would open it: Pillow goes by the first bytes, whatever the name's suffix is."""
         with path.open("rb") as file:
-            return looks_like_image(file.read(16))
+            return looks_like_image(file.read(HEAD))
 
     def _go_on(self) -> None:
         if self._cancel.is_set():
