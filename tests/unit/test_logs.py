@@ -12,7 +12,6 @@ import pytest
 from settee import logs
 from settee.settings import Settings
 
-
 OURS = ("settee", "comfyui", *logs.QUIET)
 
 
