@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from settee.delivery import inline, plan
-from settee.delivery.endpoint import endpoint_problem
+from settee.delivery.endpoint import endpoint_problem, unreadable
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
@@ -57,6 +57,8 @@ def check_request(request: JobRequest, settings: Settings) -> None:
     if problems:
         raise InvalidRequest.from_problems(problems)
     if settings.has_bucket and request.bucket is None:
+        if problem := unreadable(settings.bucket_endpoint_url or ""):
+            raise ConfigError(f"BUCKET_ENDPOINT_URL {problem}")
         if problem := prefix_problem(settings.bucket_prefix):
             raise ConfigError(f"BUCKET_PREFIX: {problem}")
         if settings.bucket_name and (problem := bucket_problem(settings.bucket_name)):

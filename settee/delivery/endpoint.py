@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 NOT_PUBLIC = "is not on the public Internet (ALLOW_PRIVATE_S3CONFIG permits it)"
+_UNREADABLE = "is not a URL: its host or port cannot be read"
 #: NAT64 (RFC 6052) and IPv4-compatible addresses (RFC 4291, 2.5.5.1) end with an IPv4 address.
 _ENDING_IN_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 
@@ -30,21 +31,30 @@ def normal_endpoint(url: str) -> str:
     """
     if re.search(r"[\x00-\x20\x7f\\?#@]", url):
         raise ValueError("has a character that no endpoint may have (a space, \\, ?, # or @)")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-        if host and ":" in host:
-            host = f"[{ipaddress.IPv6Address(host)}]"
-    except ValueError as error:
-        raise ValueError("is not a URL: its host or port cannot be read") from error
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("must start with https:// or http://")
-    if not host:
-        raise ValueError("has no host")
+    if problem := unreadable(url):
+        raise ValueError(problem)
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
+    if ":" in host:
+        host = f"[{host}]"
     # "%" would be an IPv6 zone, or an escape that some parsers decode.
     if not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host) or port == 0:
-        raise ValueError("is not a URL: its host or port cannot be read")
+        raise ValueError(_UNREADABLE)
     return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path.rstrip('/')}"
+
+
+def unreadable(url: str) -> str | None:
+    """Why no host and port can be read from an endpoint, the operator's own or a caller's."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        if host and ":" in host:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        return _UNREADABLE
+    if parts.scheme not in ("http", "https"):
+        return "must start with https:// or http://"
+    return None if host else "has no host"
 
 
 def endpoint_problem(url: str) -> str | None:

@@ -22,7 +22,7 @@ from settee.delivery import check_request
 from settee.delivery.s3 import endpoint_problem
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
-from settee.errors import DeliveryError, InvalidRequest, JobCanceled, JobTimeout
+from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.images import check_image
 from settee.inputs import stage
 from settee.job import Cancel, Result, Status
@@ -75,6 +75,34 @@ def test_an_endpoint_that_cannot_be_parsed_is_the_callers_mistake() -> None:
     request = parse({"workflow": WORKFLOW}, make_settings(), bucket=_bucket("http://[::1"))
     with pytest.raises(InvalidRequest):
         check_request(request, make_settings())
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://s3.example:x", "http://s3.example:99999", "http://:9000"])
+def test_an_operators_endpoint_that_cannot_be_parsed_is_named(url: str) -> None:
+    settings = make_settings(bucket_endpoint_url=url, bucket_access_key_id="K", bucket_secret_access_key="S")
+    with pytest.raises(ConfigError, match="BUCKET_ENDPOINT_URL"):
+        check_request(parse({"workflow": WORKFLOW}, settings), settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://8.8.8.8:x",
+        "http://8.8.8.8:0",
+        "http://8.8.8.8\\@127.0.0.1",
+        "http://a@8.8.8.8",
+        "http://8.8.8.8?x",
+        "http://8.8.8.8#x",
+        "http://8.8.8.8/\t",
+        "http://8.8.8.8%2f",
+        "http://[fe80::1%25eth0]",
+        "ftp://8.8.8.8",
+        "http://[::ffff:10.0.0.1]",
+        "http://[2001:0:7f00:1::]",
+    ],
+)
+def test_endpoints_that_no_caller_may_name(url: str) -> None:
+    assert endpoint_problem(url)
 
 
 def test_an_unusual_error_of_botocore_is_explained(tmp_path: Path) -> None:
