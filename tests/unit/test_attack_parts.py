@@ -18,7 +18,7 @@ from PIL import Image
 
 from settee import addresses, fetch, logs
 from settee.addresses import Remote
-from settee.delivery import check_request
+from settee.delivery import check_request, endpoint
 from settee.delivery.s3 import endpoint_problem
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
@@ -348,3 +348,24 @@ def test_an_s3config_is_reached_at_the_address_that_was_checked(
         with pytest.raises(DeliveryError, match="not on the public Internet"):
             run([file_artifact(tmp_path / "a.png")], job, make_settings(), seconds=5)
         assert not server.requests
+
+
+def test_a_guarded_client_tries_each_address_and_delivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's first address refuses the connection, its second takes the file."""
+    real = socket.getaddrinfo
+
+    def two(host: object, port: object, *args: object, **kwargs: object) -> object:
+        if host == "two.test":
+            return [*real("127.0.0.2", port, *args, **kwargs), *real("127.0.0.1", port, *args, **kwargs)]  # type: ignore[arg-type]
+        return real(host, port, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    monkeypatch.setattr(endpoint, "is_public", lambda text: True)
+    server = FaultyS3()
+    (tmp_path / "a.png").write_bytes(b"x" * 100)
+    with server.running():
+        port = urlsplit(server.endpoint_url).port
+        job = make_job("s3", bucket=_bucket(f"http://two.test:{port}"))
+        (output,) = run([file_artifact(tmp_path / "a.png")], job, make_settings(), seconds=20).outputs
+        assert list(server.objects.values()) == [b"x" * 100]
+    assert urlsplit(output.url or "").hostname == "two.test"
