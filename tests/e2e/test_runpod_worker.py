@@ -21,6 +21,7 @@ from PIL import Image
 
 from settee.comfy.process import free_port
 from settee.sealing import Sealer, generate_key
+from settee.workspace import MARKER
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import b64, empty, failing, files_below, png, slow
 from tests.support.worker import REAL, WorkerProcess
@@ -44,7 +45,8 @@ class Rig:
         return requests.get(f"http://127.0.0.1:{self.port}/queue", timeout=5).json()  # type: ignore[no-any-return]
 
     def left_behind(self) -> list[Path]:
-        return [path for path in files_below(self.workspace) if path.is_file() and "log" not in path.name]
+        kept = ("log", MARKER)
+        return [path for path in files_below(self.workspace) if path.is_file() and not path.name.endswith(kept)]
 
     def comfyui_listens(self) -> bool:
         with socket.socket() as probe:
