@@ -32,7 +32,9 @@ Names = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Read with :func:`load`; a bad value is named together with all other bad values."""
 
-    model_config = SettingsConfigDict(case_sensitive=False, extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        case_sensitive=False, extra="ignore", frozen=True, env_ignore_empty=True, allow_inf_nan=False
+    )
 
     # --- ComfyUI -------------------------------------------------------------------------------------
     comfy_url: str | None = Field(
@@ -152,7 +154,6 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         5.0,
         ge=0,
-        allow_inf_nan=False,
         description="How long a running job may go on after SIGTERM before it is canceled and reported.",
     )
     serve_api_locally: bool = Field(
