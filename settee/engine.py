@@ -72,12 +72,13 @@ class Engine:
         self._slot = threading.Lock()
         self._running: Cancel | None = None
         self._closing = threading.Event()
+        self._claimed = False
 
     # --- life ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start ComfyUI (unless COMFY_URL names one) without waiting for it. Raises ConfigError."""
-        self._workspace.claim()
+        self._claim()
         self._workspace.open()
         if not self._shared:
             log.warning(
@@ -85,6 +86,12 @@ class Engine:
                 "ComfyUI's folders cannot be wiped"
             )
         self._server.start()
+
+    def _claim(self) -> None:
+        """Nothing is wiped, by a job or at the end, in folders that are not this worker's. Raises ConfigError."""
+        if not self._claimed:
+            self._workspace.claim()
+            self._claimed = True
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable with the end of its log."""
@@ -107,6 +114,8 @@ class Engine:
         self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
         self._session.close()
         self._server.close()
+        if not self._claimed:
+            return
         left = self._workspace.wipe().left
         if left:
             log.error("%d files could not be wiped", len(left))
@@ -125,6 +134,7 @@ class Engine:
         if not self._slot.acquire(blocking=False):
             raise Busy
         try:
+            self._claim()
             with ExitStack() as stack:
                 token = cancel if cancel is not None else stack.enter_context(Cancel())
                 self._running = token

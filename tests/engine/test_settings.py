@@ -100,3 +100,16 @@ def test_a_comfyui_that_dies_for_good_makes_the_worker_unrecoverable(tmp_path: P
         with pytest.raises(ComfyUnavailable, match="did not come back"):
             run.end()
         assert rig.engine.unrecoverable
+
+
+def test_files_of_somebody_else_outlive_a_worker_that_was_pointed_at_them(tmp_path: Path) -> None:
+    precious = tmp_path / "workspace" / "output" / "precious.png"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"x")
+    rig = Rig(tmp_path, embedded=True)
+    with pytest.raises(ConfigError, match="not settee's"):
+        rig.engine.start()
+    with pytest.raises(ConfigError, match="not settee's"):
+        rig.run(empty())
+    rig.engine.close()
+    assert precious.read_bytes() == b"x"
