@@ -85,6 +85,50 @@ class Settings(BaseSettings):
         None, description="A workflow in API format that runs once before the worker takes jobs."
     )
 
+    # --- Models --------------------------------------------------------------------------------------
+    models: str = Field(
+        "",
+        description="Models to place before jobs need them: `RepoID[@revision]:Filename:Target[:LocalName]`, "
+        "`s3://bucket/key:Target[:LocalName]` or `https://…:Target[:LocalName]`, each optionally with `#sha256=HEX`, "
+        "separated by commas. See docs/models.md.",
+    )
+    models_file: Path | None = Field(None, description="The same as a YAML or JSON file.")
+    models_dir: Path | None = Field(None, description="ComfyUI's models folder. Unset: COMFY_DIR/models.")
+    models_extra_dirs: Names = Field(
+        ("/runpod-volume/models",),
+        description="Folders laid out like ComfyUI's models folder, on a network volume say: ComfyUI is shown them, and "
+        "a model found there is linked instead of downloaded. Comma-separated.",
+    )
+    host_cache_dir: Path = Field(
+        Path("/runpod-volume/huggingface-cache/hub"),
+        description="RunPod's cache of Hugging Face models: what is there is linked, at no cost of disk.",
+    )
+    hf_token: SecretStr | None = Field(None, description="Hugging Face token, for private and gated models.")
+    hf_endpoint: str = Field("https://huggingface.co", description="The Hub, or a mirror that speaks its protocol.")
+    models_s3_endpoint_url: str | None = Field(
+        None, description="S3 endpoint of `s3://` models and of the mirror. Unset: BUCKET_ENDPOINT_URL and its keys."
+    )
+    models_s3_access_key_id: SecretStr | None = Field(None, description="Its access key.")
+    models_s3_secret_access_key: SecretStr | None = Field(None, description="Its secret key.")
+    models_s3_region: str | None = Field(None, description="Its region. Default: read from the endpoint.")
+    models_s3_path_style: bool = Field(True, description="Address as endpoint/bucket/key (MinIO wants it).")
+    models_mirror: str | None = Field(
+        None,
+        pattern=r"^s3://[^/]+(/.*)?$",
+        description="`s3://bucket/prefix` that is asked for `Target/LocalName` before Hugging Face or a URL is.",
+    )
+    models_disk_budget_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Most disk for models that jobs brought, in GB (10^9 bytes): the least recently used go first.",
+    )
+    models_connections: int = Field(8, ge=1, le=64, description="Most connections of all model downloads together.")
+    models_timeout_s: float = Field(7200, gt=0, description="Time limit for one model's download.")
+    models_read_ahead: bool = Field(
+        True, description="Read a job's models into the page cache while ComfyUI starts or fetches others."
+    )
+    allow_job_models: bool = Field(True, description="Whether a job may bring models of its own (`models`).")
+
     # --- Jobs ----------------------------------------------------------------------------------------
     job_timeout_s: float = Field(3600, gt=0, description="Time limit of a job that names none.")
     max_job_timeout_s: float = Field(86400, gt=0, description="The longest limit that a job may ask for.")
@@ -160,7 +204,7 @@ class Settings(BaseSettings):
         False, description="Serve the SDK's local API on 0.0.0.0:8000 instead of taking jobs from RunPod."
     )
 
-    @field_validator("allowed_nodes", "denied_nodes", mode="before")
+    @field_validator("allowed_nodes", "denied_nodes", "models_extra_dirs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Comma-separated text becomes names."""
@@ -176,6 +220,14 @@ class Settings(BaseSettings):
                 "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY belong together: "
                 "set all three or none"
             )
+        store = (self.models_s3_endpoint_url, self.models_s3_access_key_id, self.models_s3_secret_access_key)
+        if any(store) and not all(store):
+            raise ValueError(
+                "MODELS_S3_ENDPOINT_URL, MODELS_S3_ACCESS_KEY_ID and MODELS_S3_SECRET_ACCESS_KEY belong together: "
+                "set all three or none"
+            )
+        if self.models_mirror and not (all(store) or all(bucket)):
+            raise ValueError("MODELS_MIRROR needs MODELS_S3_ENDPOINT_URL (or BUCKET_ENDPOINT_URL) and its two keys")
         if self.delivery == "s3" and not all(bucket):
             raise ValueError("DELIVERY=s3 needs BUCKET_ENDPOINT_URL and its two keys")
         if self.require_encryption and not self.encryption_key:
@@ -199,7 +251,15 @@ class Settings(BaseSettings):
         return init_settings, env_settings
 
 
-SECRETS = ("bucket_access_key_id", "bucket_secret_access_key", "comfy_org_api_key", "encryption_key")
+SECRETS = (
+    "bucket_access_key_id",
+    "bucket_secret_access_key",
+    "comfy_org_api_key",
+    "encryption_key",
+    "hf_token",
+    "models_s3_access_key_id",
+    "models_s3_secret_access_key",
+)
 
 
 def _secrets_from_files() -> dict[str, str]:

@@ -23,6 +23,8 @@ def _default(name: str) -> str:
     assert value is not PydanticUndefined
     if value is None or value == () or value == "":
         return "–"
+    if isinstance(value, tuple):
+        value = ",".join(value)
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f"`{value:_}`" if isinstance(value, int) and value >= 100_000 else f"`{value}`"

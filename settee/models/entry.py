@@ -1,0 +1,84 @@
+"""One model that somebody asked for: where it comes from, and where it belongs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a Hugging Face model repository."""
+
+    repo: str
+    filename: str
+    #: A branch, tag or commit.
+    revision: str = "main"
+
+    @property
+    def where(self) -> str:
+        """What an error or a log line may show of it."""
+        at = "" if self.revision == "main" else f"@{self.revision}"
+        return f"{self.repo}{at}:{self.filename}"
+
+
+@dataclass(frozen=True)
+class S3Object:
+    """An object at the S3 endpoint that the worker's settings name (or, for a job, its own s3Config)."""
+
+    bucket: str
+    key: str
+
+    @property
+    def where(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True)
+class WebFile:
+    """A file at an http(s) address, whose query may be a signature."""
+
+    url: str = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        """The address without its query and credentials."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}"
+
+
+Source = HubFile | S3Object | WebFile
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One entry of MODELS, MODELS_FILE or a job's `models`."""
+
+    source: Source
+    #: Folder below the models folder: "checkpoints", "loras/styles". Checked: relative, no "..".
+    target: str
+    #: Plain file name there.
+    name: str
+    #: Hex, lower case; None when nobody gave one.
+    sha256: str | None = None
+    #: Bytes; None when nobody gave them.
+    size: int | None = None
+    #: Whether a worker without it should not start (place all: exit code).
+    required: bool = True
+    #: Fetched when a workflow first names it.
+    lazy: bool = False
+    #: Read into the page cache while ComfyUI starts.
+    preload: bool = False
+    #: Sent to the host of the source alone; None takes HF_TOKEN for the Hub, nothing for a URL.
+    token: SecretStr | None = field(default=None, repr=False)
+    #: Where it was written, for errors: "MODELS entry 3", "models[0]".
+    position: str = ""
+    #: Whether a job brought it: such a file may be evicted, and only public addresses are reached for it.
+    from_job: bool = False
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Below the models folder: ``checkpoints/sd15.safetensors``."""
+        return PurePosixPath(self.target) / self.name
