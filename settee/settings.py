@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     models_dir: Path | None = Field(None, description="ComfyUI's models folder. Unset: COMFY_DIR/models.")
     models_extra_dirs: Names = Field(
         ("/runpod-volume/models",),
-        description="Folders laid out like ComfyUI's models folder, on a network volume say: ComfyUI is shown them, and "
-        "a model found there is linked instead of downloaded. Comma-separated.",
+        description="Folders laid out like ComfyUI's models folder, on a network volume say: ComfyUI is shown them, "
+        "and a model found there is linked instead of downloaded. Comma-separated.",
     )
     host_cache_dir: Path = Field(
         Path("/runpod-volume/huggingface-cache/hub"),
