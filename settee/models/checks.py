@@ -1,0 +1,201 @@
+"""Is this file a model at all, and whole? Only its first bytes are read, and a few of its last: no hash here.
+
+A problem is returned as what follows the file's name in a sentence ("is a web page, not a model: …"); None is no
+problem found. The rules for safetensors are those of its format page and of the library's own validation
+(github.com/huggingface/safetensors): a file that passes here is not refused there for its header.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+#: Longest header that the safetensors library reads.
+MAX_HEADER_BYTES = 100_000_000
+#: Bits of one element. A type that is not listed is newer than this table: its size is not checked.
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+#: NumPy's limit; PyTorch's tensors have fewer.
+_MOST_DIMENSIONS = 64
+_SAFETENSORS = (".safetensors", ".sft")
+_TORCH = (".pt", ".pth", ".ckpt")
+#: Of files that lie beside models and may well be text.
+_TEXT = (".json", ".jsonc", ".yaml", ".yml", ".txt", ".md", ".jinja", ".html", ".xml", ".csv", ".toml", ".py")
+_HEAD_BYTES = 1024
+#: An error body or an LFS pointer is small; nothing larger is parsed to find out.
+_TEXT_BYTES = 64 * 1024
+#: A zip archive's end record and the longest comment after it.
+_ZIP_END_BYTES = 22 + 65_535
+_AGAIN = "delete it and let it be fetched again"
+
+
+def model_problem(path: Path, name: str | None = None) -> str | None:
+    """What is wrong with the file, by what its suffix promises. ``name`` gives the suffix of a `.part`."""
+    suffix = os.path.splitext(name or path.name)[1].lower()
+    try:
+        with _open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_HEAD_BYTES)
+            problem = _not_a_model(file, head, size, suffix)
+            if problem:
+                return problem
+            if suffix in _SAFETENSORS:
+                return _safetensors(file, size)
+            if suffix == ".gguf" and head[:4] != b"GGUF":
+                return f"is not a GGUF file (it does not begin with GGUF): {_AGAIN}, or correct its name"
+            if suffix in _TORCH:
+                return _torch(file, head, size)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """What is wrong with a safetensors file's header, or with the file's size against it."""
+    try:
+        with _open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            return _not_a_model(file, file.read(_HEAD_BYTES), size, ".safetensors") or _safetensors(file, size)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _open(path: Path) -> BinaryIO:
+    """Raises OSError, also for what is not a regular file (a named pipe would block for ever)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a regular file")
+    return open(fd, "rb", buffering=0)
+
+
+def _not_a_model(file: BinaryIO, head: bytes, size: int, suffix: str) -> str | None:
+    """Text that servers send, and repositories hold, in a model's place."""
+    if size == 0:
+        return f"is empty: {_AGAIN}"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return (
+            "is a git-lfs pointer, a text that stands for the model: fetch the model itself "
+            "(git lfs pull, or an address that serves the file and not the repository's text)"
+        )
+    if suffix in _TEXT:
+        return None
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
+        return (
+            "is a web page (HTML), not a model: the address needs a login or token, or shows the file instead of "
+            "serving it (on Hugging Face, /resolve/ serves what /blob/ shows)"
+        )
+    if text.startswith((b"<?xml", b"<error")):
+        return "is an XML answer, most likely a server's error, not a model: check the address and its credentials"
+    if text.startswith((b"{", b"[")) and size <= _TEXT_BYTES and _is_json(file):
+        return "is a JSON text, most likely a server's error, not a model: check the address and its token"
+    return None
+
+
+def _is_json(file: BinaryIO) -> bool:
+    try:
+        _parse(os.pread(file.fileno(), _TEXT_BYTES, 0))
+    except ValueError:
+        return False
+    return True
+
+
+def _parse(text: bytes) -> Any:
+    """Raises ValueError. orjson, because it also has an answer (an error) to a million nested brackets."""
+    import orjson
+
+    return orjson.loads(text)
+
+
+def _torch(file: BinaryIO, head: bytes, size: int) -> str | None:
+    if head.startswith(b"PK\x03\x04"):
+        tail = os.pread(file.fileno(), _ZIP_END_BYTES, max(0, size - _ZIP_END_BYTES))
+        return None if b"PK\x05\x06" in tail else f"is cut short (its archive has no end): {_AGAIN}"
+    is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    # The tar archives of PyTorch before 0.1.11 are still read by torch.load.
+    if is_pickle or head[257:262] == b"ustar":
+        return None
+    return f"is not a PyTorch file (neither an archive nor a pickle): {_AGAIN}, or correct its name"
+
+
+def _safetensors(file: BinaryIO, size: int) -> str | None:
+    length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+    if size < 8 or (length <= MAX_HEADER_BYTES and 8 + length > size):
+        return f"is cut short ({size} bytes, not even a whole header): {_AGAIN}"
+    if length > MAX_HEADER_BYTES or length < 2:
+        return f"is not a safetensors file (its first 8 bytes are no header length): {_AGAIN}, or correct its name"
+    try:
+        header = _parse(_pread_all(file, length, 8))
+    except ValueError:
+        return f"is not a safetensors file, or a damaged one (its header is no JSON): {_AGAIN}"
+    if not isinstance(header, dict):
+        return f"is a damaged safetensors file (its header is no JSON object): {_AGAIN}"
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        return f"is a damaged safetensors file (its __metadata__ is no table of texts): {_AGAIN}"
+    ranges = []
+    for name, tensor in header.items():
+        span = _range(tensor)
+        if span is None:
+            return f"is a damaged safetensors file (tensor {name[:80]!r} contradicts itself): {_AGAIN}"
+        ranges.append(span)
+    return _layout(ranges, size - 8 - length)
+
+
+def _pread_all(file: BinaryIO, count: int, offset: int) -> bytes:
+    """One read ends early on a signal and on some network file systems. A file that shrinks ends it too."""
+    data = bytearray()
+    while len(data) < count:
+        more = os.pread(file.fileno(), count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return bytes(data)
+
+
+def _range(tensor: Any) -> tuple[int, int] | None:
+    """Where a tensor's bytes lie, relative to the end of the header; None when its entry makes no sense."""
+    if not isinstance(tensor, dict):
+        return None
+    dtype, shape, offsets = tensor.get("dtype"), _counts(tensor.get("shape")), _counts(tensor.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        return None
+    begin, end = offsets
+    bits = _BITS.get(dtype)
+    if end < begin or (bits is not None and math.prod(shape) * bits != (end - begin) * 8):
+        return None
+    return begin, end
+
+
+def _counts(value: Any) -> list[int] | None:
+    """A list of numbers from 0 up, as short as a shape is: a product of millions of them would take hours."""
+    # `type`, as True is an int too.
+    if isinstance(value, list) and len(value) <= _MOST_DIMENSIONS and all(type(x) is int and x >= 0 for x in value):
+        return value
+    return None
+
+
+def _layout(ranges: list[tuple[int, int]], data_bytes: int) -> str | None:
+    """The library wants the tensors back to back, from the header's end to the file's."""
+    ranges.sort()
+    if ranges and (ranges[0][0] != 0 or any(one[1] != other[0] for one, other in pairwise(ranges))):
+        return f"is a damaged safetensors file (its tensors overlap, or leave gaps): {_AGAIN}"
+    expected = ranges[-1][1] if ranges else 0
+    if data_bytes < expected:
+        return f"is cut short ({expected - data_bytes} bytes are missing at its end): {_AGAIN}"
+    if data_bytes > expected:
+        return f"is damaged ({data_bytes - expected} bytes too many at its end): {_AGAIN}"
+    return None
