@@ -287,6 +287,12 @@ def load(**overrides: Any) -> Settings:
         raise ConfigError("; ".join(problems), details={"problems": problems}) from None
 
 
+def secret_named(name: str) -> SecretStr | None:
+    """The environment variable that MODELS_FILE names as an entry's token; None when it is unset or empty."""
+    value = os.environ.get(name, "").strip()
+    return SecretStr(value) if value else None
+
+
 def child_environment() -> dict[str, str]:
     """The environment for ComfyUI: the worker's, without secrets that custom nodes have no business with."""
     hidden = {name.upper() for name in SECRETS} | {f"{name.upper()}_FILE" for name in SECRETS}
@@ -294,4 +300,4 @@ def child_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
 
 
-__all__ = ["MIB", "Settings", "child_environment", "load"]
+__all__ = ["MIB", "Settings", "child_environment", "load", "secret_named"]

@@ -1,0 +1,321 @@
+"""The grammar of MODELS, MODELS_FILE and a job's `models`: text and mappings into :class:`ModelEntry`.
+
+    RepoID[@revision]:Filename:Target[:LocalName]      a file of a Hugging Face repository
+    s3://bucket/key:Target[:LocalName]                 an object of the configured S3 endpoint
+    http(s)://host/path[?query]:Target[:LocalName]     any web server
+
+each optionally followed by ``#sha256=HEX``, ``#lazy``, ``#preload`` or several (``#sha256=HEX&lazy``). A mapping has
+the first part as ``source`` and the rest as keys. Every bad entry is found, and named with its position, before
+anything is fetched. Nothing here asks the network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import SecretStr
+
+from settee.errors import ConfigError, UnsafePath
+from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
+from settee.settings import Settings, secret_named
+from settee.workflow import Problem
+from settee.workspace import safe_relative, shown
+
+#: Keys of an entry that is a mapping.
+KEYS = ("source", "target", "name", "sha256", "size", "required", "lazy", "preload", "token")
+#: A job may not name the worker's variables, and what it brings it needs.
+JOB_KEYS = ("source", "target", "name", "sha256", "size")
+_REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REVISION = re.compile(r"[\w./-]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BUCKET = re.compile(r"[\w.-]{3,255}")
+#: A Target, as told from the end of a URL: plain folders, no dot.
+_FOLDERS = re.compile(r"[\w-]+(/[\w-]+)*")
+_OPTIONS = re.compile(r"#((?:sha256=[^#&]*|lazy|preload)(?:&(?:sha256=[^#&]*|lazy|preload))*)$")
+_FORMS = (
+    "RepoID[@revision]:Filename:Target[:LocalName], s3://bucket/key:Target[:LocalName] or https://…:Target[:LocalName]"
+)
+#: Hosts whose file pages are understood as files of the Hub.
+_HUB_HOSTS = ("huggingface.co", "hf.co")
+_HUB_PAGE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<revision>[\w.%-]+)/(?P<filename>.+)")
+
+
+class _Bad(ValueError):
+    """What is wrong with one entry, to follow its position."""
+
+
+def configured(settings: Settings) -> tuple[ModelEntry, ...]:
+    """The entries of MODELS and MODELS_FILE. Raises ConfigError with every bad one."""
+    problems: list[Problem] = []
+    entries = [
+        *_parse_all(_split(settings.models), "MODELS entry {}".format, problems, KEYS),
+        *_parse_all(_read(settings.models_file, problems), "MODELS_FILE entry {}".format, problems, KEYS),
+    ]
+    entries = _without_clashes(entries, problems)
+    if problems:
+        raise ConfigError.from_problems(problems, "MODELS")
+    return tuple(entries)
+
+
+def of_job(items: Sequence[Any]) -> tuple[tuple[ModelEntry, ...], list[Problem]]:
+    """A job's `models`, and what is wrong with them (``path`` is ``models.0``)."""
+    problems: list[Problem] = []
+    found = _parse_all(items, lambda number: f"models.{number - 1}", problems, JOB_KEYS)
+    return tuple(_without_clashes(found, problems)), problems
+
+
+def _parse_all(
+    items: Iterable[Any], position: Callable[[int], str], problems: list[Problem], keys: tuple[str, ...]
+) -> list[ModelEntry]:
+    entries = []
+    for number, item in enumerate(items, 1):
+        where = position(number)
+        try:
+            entries.append(_entry(item, where, keys))
+        except _Bad as error:
+            problems.append({"path": where, "problem": str(error)})
+    return entries
+
+
+def _without_clashes(entries: list[ModelEntry], problems: list[Problem]) -> list[ModelEntry]:
+    """Each place once: the same entry twice is one, two files for one place are a mistake."""
+    placed: dict[str, ModelEntry] = {}
+    for entry in entries:
+        # Some volumes do not tell case apart.
+        first = placed.setdefault(str(entry.path).lower(), entry)
+        if first.source != entry.source or first.sha256 != entry.sha256:
+            problem = f"goes to {entry.path}, where {first.position} goes too: give one of them another LocalName"
+            problems.append({"path": entry.position, "problem": problem})
+    return list(placed.values())
+
+
+def _split(text: str) -> list[str]:
+    """Entries stand between commas or line breaks; a comma within a URL is written %2C."""
+    return [item.strip() for item in re.split(r"[,\n]", text) if item.strip()]
+
+
+def _read(path: Path | None, problems: list[Problem]) -> list[Any]:
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        problems.append({"path": "MODELS_FILE", "problem": f"cannot be read: {reason}"})
+        return []
+    if isinstance(content, dict) and set(content) <= {"models"}:
+        content = content.get("models")
+    if content is None:
+        return []
+    if not isinstance(content, list):
+        problem = "must be a list of entries, or a mapping with such a list as `models`"
+        problems.append({"path": "MODELS_FILE", "problem": problem})
+        return []
+    return content
+
+
+def _yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"this is not YAML{at}: {getattr(error, 'problem', None) or error}") from error
+
+
+# --- one entry -------------------------------------------------------------------------------------------
+
+
+def _entry(item: Any, position: str, keys: tuple[str, ...]) -> ModelEntry:
+    if isinstance(item, str):
+        return _from_text(item, position, keys)
+    if isinstance(item, dict):
+        return _from_mapping(item, position, keys)
+    raise _Bad(f"must be text ({_FORMS}) or a mapping with source and target, not {type(item).__name__}")
+
+
+def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
+    text = text.strip()
+    options: dict[str, str] = {}
+    if match := _OPTIONS.search(text):
+        text = text[: match.start()]
+        options = {name: value for name, _, value in (part.partition("=") for part in match[1].split("&"))}
+    for name in ("lazy", "preload"):
+        if name in options and name not in keys:
+            raise _Bad(f"#{name} is for MODELS: a job's models are fetched when the job runs")
+    source, target, name_ = _cut(text)
+    return _build(
+        source,
+        target,
+        name_,
+        position,
+        keys,
+        sha256=options.get("sha256"),
+        lazy="lazy" in options,
+        preload="preload" in options,
+    )
+
+
+def _cut(text: str) -> tuple[str, str, str | None]:
+    """``text`` as (source, Target, LocalName). A colon inside a URL is no separator."""
+    match = re.match(r"(?i)(https?|s3)://", text)
+    if match is None:
+        parts = text.split(":")
+        if not 3 <= len(parts) <= 4:
+            raise _Bad(f"{_safely(text)} has {len(parts)} part(s) between colons; write {_FORMS}")
+        return f"{parts[0]}:{parts[1]}", parts[2], parts[3] if len(parts) == 4 else None
+    host, slash, path = text[match.end() :].partition("/")
+    head = text[: match.end()] + host + slash
+    start, _, last = path.rpartition(":")
+    before, _, target = start.rpartition(":")
+    if start and before and "." in last and "/" not in last and _FOLDERS.fullmatch(target):
+        return head + before, target, last
+    if start and (_FOLDERS.fullmatch(last) or last in ("", ".", "..") or last.startswith((".", "/"))):
+        return head + start, last, None
+    raise _Bad(f"{_safely(text)} names no Target: end it with :checkpoints, :loras, … (the folder below models)")
+
+
+def _safely(text: str) -> str:
+    """The entry as an error may show it: the query of a URL may be a signature, its user a password."""
+    return shown(re.sub(r"//[^/@]*@", "//", text.partition("?")[0]))
+
+
+def _from_mapping(item: Mapping[Any, Any], position: str, keys: tuple[str, ...]) -> ModelEntry:
+    unknown = [str(key)[:50] for key in item if key not in keys]
+    if unknown:
+        raise _Bad(f"has unknown keys ({', '.join(unknown)}); the keys are {', '.join(keys)}")
+    given = {key: value for key, value in item.items() if value is not None}
+    kinds: dict[str, type] = {"required": bool, "lazy": bool, "preload": bool, "size": int}
+    for key, value in given.items():
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            words = {bool: "true or false", int: "a number of bytes", str: "text"}
+            raise _Bad(f"{key} must be {words[kind]}, not {type(value).__name__}")
+    for key in ("source", "target"):
+        if key not in given:
+            raise _Bad(f"has no {key}")
+    token = given.pop("token", None)
+    return _build(
+        given.pop("source"), given.pop("target"), given.pop("name", None), position, keys, token_name=token, **given
+    )
+
+
+def _build(
+    source: str,
+    target: str,
+    name: str | None,
+    position: str,
+    keys: tuple[str, ...],
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    required: bool = True,
+    lazy: bool = False,
+    preload: bool = False,
+    token_name: str | None = None,
+) -> ModelEntry:
+    parsed = _source(source.strip())
+    if name is None:
+        name = _own_name(parsed)
+    if sha256 is not None:
+        sha256 = sha256.strip().lower()
+        if not _SHA256.fullmatch(sha256):
+            raise _Bad("sha256 must be 64 hexadecimal digits")
+    if size is not None and size < 0:
+        raise _Bad("size must be a number of bytes")
+    folder, name = _place(target.strip().rstrip("/"), name.strip())
+    return ModelEntry(
+        source=parsed,
+        target=folder,
+        name=name,
+        sha256=sha256,
+        size=size,
+        required=required,
+        lazy=lazy,
+        preload=preload,
+        token=_token(token_name),
+        position=position,
+        from_job="token" not in keys,
+    )
+
+
+def _token(name: str | None) -> SecretStr | None:
+    if name is None:
+        return None
+    token = secret_named(name)
+    if token is None:
+        raise _Bad(f"token names the environment variable {shown(name)}, which is not set")
+    return token
+
+
+def _source(text: str) -> Source:
+    scheme = re.match(r"(?i)(https?|s3)://", text)
+    if scheme is None:
+        return _hub_file(text)
+    if scheme[1].lower() == "s3":
+        bucket, _, key = text[len("s3://") :].partition("/")
+        if not _BUCKET.fullmatch(bucket) or not key or key.endswith("/"):
+            raise _Bad(f"{_safely(text)} is no object: write s3://bucket/key")
+        return S3Object(bucket, key)
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or re.search(r"[\x00-\x20\x7f]", text):
+        raise _Bad(f"{_safely(text)} is no http(s) address")
+    page = _HUB_PAGE.fullmatch(parts.path) if host in _HUB_HOSTS else None
+    if page is not None:
+        # What people copy from the site; as a file of the Hub it has a hash, a token and the host cache.
+        return HubFile(page["repo"], unquote(page["filename"]), unquote(page["revision"]))
+    return WebFile(text)
+
+
+def _hub_file(text: str) -> HubFile:
+    repo, colon, filename = text.partition(":")
+    repo, at, revision = repo.partition("@")
+    if not colon or not _REPO.fullmatch(repo):
+        raise _Bad(f"{_safely(text)} names no Hugging Face repository and file: write org/name:path/to/file")
+    if at and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise _Bad(f"{shown(revision)} is no revision: write org/name@branch, @tag or @commit")
+    try:
+        path = str(safe_relative(filename))
+    except UnsafePath as error:
+        raise _Bad(error.message) from error
+    return HubFile(repo, path, revision or "main")
+
+
+def _own_name(source: Source) -> str:
+    """The file's name where none is given: its own, at its source."""
+    if isinstance(source, WebFile):
+        name = unquote(urlsplit(source.url).path.rpartition("/")[2])
+        if "." not in name.strip("."):
+            raise _Bad(f"{source.where} has no file name: add one as LocalName, such as :loras:style.safetensors")
+        return name
+    return (source.key if isinstance(source, S3Object) else source.filename).rpartition("/")[2]
+
+
+def _place(target: str, name: str) -> tuple[str, str]:
+    """Folder and name, checked to lie below the models folder and to be nothing that settee keeps there itself."""
+    try:
+        path = safe_relative(f"{target}/{name}")
+    except UnsafePath as error:
+        raise _Bad(f"Target and LocalName: {error.message}") from error
+    if len(path.parts) < 2:
+        raise _Bad("names no Target: the folder below models, such as checkpoints")
+    if any(part.startswith(".") for part in path.parts):
+        raise _Bad("Target and LocalName may not begin with a dot")
+    if re.search(r"\.part(\.json)?$", path.name, re.IGNORECASE):
+        raise _Bad("LocalName may not end with .part: unfinished downloads are called so")
+    return str(path.parent), path.name
+
+
+__all__ = ["JOB_KEYS", "KEYS", "configured", "of_job"]
