@@ -18,12 +18,15 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    SkipValidation,
     ValidationError,
     field_validator,
 )
 
 from settee import workflow as graph
 from settee.errors import InvalidRequest, PayloadTooLarge
+from settee.models import spec
+from settee.models.entry import ModelEntry
 from settee.settings import MIB, Settings
 from settee.workflow import Problem
 
@@ -94,6 +97,8 @@ class JobRequest(_Strict):
     workflow: dict[str, Any] = Field(repr=False)
     images: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
     files: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
+    #: Models that the job brings, in the grammar of MODELS (settee/models/spec.py).
+    models: SkipValidation[tuple[ModelEntry, ...]] = ()
     delivery: Annotated[Delivery, BeforeValidator(_delivery)] = Delivery()
     #: Seconds; None takes the worker's JOB_TIMEOUT_S.
     timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -165,6 +170,7 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
         )
     request: JobRequest | None = None
     known = {key: value for key, value in payload.items() if key in KEYS}
+    known["models"] = _models(known.get("models"), settings, problems)
     if not any(problem["path"] == "workflow" for problem in problems):
         try:
             request = JobRequest.model_validate({**known, **({"bucket": bucket} if bucket is not None else {})})
@@ -184,6 +190,24 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
         raise (PayloadTooLarge if over_limits_only else InvalidRequest).from_problems(problems)
     assert request is not None
     return request
+
+
+def _models(value: Any, settings: Settings, problems: list[Problem]) -> tuple[ModelEntry, ...]:
+    if value is None or value == []:
+        return ()
+    if not isinstance(value, list):
+        problems.append({"path": "models", "problem": 'give a list such as ["org/name:file.safetensors:loras"]'})
+        return ()
+    if not settings.allow_job_models:
+        problems.append({"path": "models", "problem": "this worker takes no models from jobs (ALLOW_JOB_MODELS)"})
+        return ()
+    if len(value) > settings.max_files:
+        problem = f"{len(value)} models; MAX_FILES allows {settings.max_files}"
+        problems.append({"path": "models", "type": "limit", "problem": problem})
+        return ()
+    entries, wrong = spec.of_job(value)
+    problems += wrong
+    return entries
 
 
 def _unknown(key: Any, *, hinted: bool) -> Problem:

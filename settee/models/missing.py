@@ -1,0 +1,96 @@
+"""Models that a workflow names and nobody has: said before it runs, with near matches and what to add.
+
+Two looks. Before ComfyUI is asked, at the core loaders only, whose combos mean what they list; a custom node may bring
+a check of its own that `/object_info` does not show. And at ComfyUI's own refusal, which is final for all others.
+Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from settee.errors import ModelMissing, WorkflowRejected
+from settee.models.entry import ModelEntry
+from settee.models.needs import SUFFIXES, Named, named_models, supplying
+from settee.registry import choices_of, near_matches
+from settee.workflow import ObjectInfo, Problem, Workflow
+
+
+def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequence[ModelEntry]) -> list[Problem]:
+    """A problem for every model of a core loader that is neither there nor supplied by an entry."""
+    problems: list[Problem] = []
+    for named in named_models(workflow):
+        choices = _choices(named, object_info)
+        if choices is None or named.value in choices or supplying(named, entries):
+            continue
+        problems.append(_problem(named, [*choices, *_names(entries)]))
+    return problems
+
+
+def _choices(named: Named, object_info: ObjectInfo) -> list[Any] | None:
+    known = object_info.get(named.class_type, {})
+    module = str(known.get("python_module", ""))
+    if not named.folders or not (module == "nodes" or module.startswith("comfy_extras.")):
+        return None
+    inputs = known.get("input", {})
+    return choices_of(
+        (inputs.get("required") or {}).get(named.input) or (inputs.get("optional") or {}).get(named.input)
+    )
+
+
+def _problem(named: Named, choices: Iterable[Any]) -> Problem:
+    return {
+        "path": f"workflow.{named.node_id}.inputs.{named.input}",
+        "node_id": named.node_id,
+        "class_type": named.class_type,
+        "input": named.input,
+        "value": named.value[:200],
+        "type": "model_missing",
+        **_advice(named.value, named.folders),
+        "near": near_matches(named.value, choices),
+    }
+
+
+def _advice(value: str, folders: Sequence[str]) -> Problem:
+    folder = folders[0] if folders else "FOLDER"
+    subfolder, _, name = value.replace("\\", "/").rpartition("/")
+    add = f"ORG/REPO:{name}:{folder}{f'/{subfolder}' if subfolder else ''}"
+    return {
+        "problem": f"no model {value[:200]!r} on this worker, and no entry of MODELS supplies it: "
+        f"add {add} (with its real repository) to MODELS, or to the job's models",
+        "add": add,
+    }
+
+
+def as_missing(
+    error: WorkflowRejected, workflow: Workflow, entries: Sequence[ModelEntry]
+) -> WorkflowRejected | ModelMissing:
+    """ComfyUI's refusal as ModelMissing, when models are all that it is about; else with advice where it is."""
+    problems = error.details.get("problems")
+    if not isinstance(problems, list):
+        return error
+    named = {(item.node_id, item.input, item.value): item for item in named_models(workflow)}
+    told, all_models = [], bool(problems)
+    for problem in problems:
+        value = problem.get("value")
+        is_model = (
+            problem.get("type") == "value_not_in_list" and isinstance(value, str) and value.lower().endswith(SUFFIXES)
+        )
+        all_models = all_models and is_model
+        if is_model:
+            known = named.get((str(problem.get("node_id")), str(problem.get("input")), str(value)))
+            near = [*problem.get("near", ()), *near_matches(value, _names(entries))]
+            advice = _advice(str(value), known.folders if known else ())
+            problem = {**problem, **advice, "type": "model_missing", "near": list(dict.fromkeys(near))[:3]}
+        told.append(problem)
+    kind = ModelMissing if all_models else WorkflowRejected
+    return kind.from_problems(told, "workflow")
+
+
+def _names(entries: Iterable[ModelEntry]) -> list[str]:
+    """The entries as a workflow would name them: below their first folder."""
+    return ["/".join(entry.path.parts[1:]) for entry in entries]
+
+
+__all__ = ["as_missing", "missing_models"]

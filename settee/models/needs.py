@@ -1,0 +1,122 @@
+"""Which models a workflow names, and which entries would supply them. Pure functions.
+
+`/object_info` tells a combo's choices, not the folder they come from, and it is not there yet while ComfyUI starts. So
+a model is told by its suffix, wherever it stands among a node's inputs, and an entry supplies it when the name is the
+end of the entry's path. Inputs of well-known loaders say which folder they mean: that decides between namesakes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from settee.models.entry import ModelEntry
+from settee.workflow import Workflow, is_link, unwrapped
+
+#: What ComfyUI (folder_paths.supported_pt_extensions) and the usual custom nodes (gguf, onnx) take for a model.
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
+
+#: Input name → folders below models, of ComfyUI's own loaders.
+_FOLDERS: dict[str, tuple[str, ...]] = {
+    "ckpt_name": ("checkpoints",),
+    "vae_name": ("vae",),
+    "lora_name": ("loras",),
+    "unet_name": ("diffusion_models", "unet", "unet_gguf"),
+    "clip_name": ("text_encoders", "clip", "clip_gguf", "clip_vision"),
+    "control_net_name": ("controlnet", "t2i_adapter"),
+    "style_model_name": ("style_models",),
+    "gligen_name": ("gligen",),
+    "hypernetwork_name": ("hypernetworks",),
+    "audio_encoder_name": ("audio_encoders",),
+    "photomaker_model_name": ("photomaker",),
+}
+#: Where a class means less than its input's name allows.
+_BY_CLASS: dict[str, tuple[str, ...]] = {
+    "CLIPVisionLoader": ("clip_vision",),
+    "UpscaleModelLoader": ("upscale_models",),
+}
+#: `embedding:name` within a prompt, with or without suffix.
+_EMBEDDING = re.compile(r"embedding:([\w./\\-]+)")
+#: No file name is longer, and prompts are: they are not searched for suffixes.
+_LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model as a node names it."""
+
+    node_id: str
+    class_type: str
+    input: str
+    #: As written: ``sdxl/base.safetensors``.
+    value: str
+    #: Folders below models that this input reads; empty when that is not known.
+    folders: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(part for part in re.split(r"[\\/]", self.value.lower()) if part not in ("", "."))
+
+
+def named_models(workflow: Workflow) -> list[Named]:
+    """Every model that the workflow names, in the order of its nodes; the same name at one input once."""
+    found: dict[Named, None] = {}
+    for node_id, node in workflow.items():
+        class_type = node["class_type"]
+        for name, value in node["inputs"].items():
+            folders = _BY_CLASS.get(class_type) or _FOLDERS.get(re.sub(r"_?\d+$", "", name), ())
+            for text in _texts(value):
+                if text.lower().endswith(SUFFIXES) and len(text) <= _LONGEST and "\n" not in text:
+                    found[Named(node_id, class_type, name, text, folders)] = None
+                elif "embedding:" in text:
+                    for match in _EMBEDDING.finditer(text):
+                        found[Named(node_id, class_type, name, match[1], ("embeddings",))] = None
+    return list(found)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts within an input's value: some custom nodes keep a lora in an object (`{"on": true, "lora": …}`)."""
+    level = [unwrapped(value)]
+    while level:
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                yield item
+            elif isinstance(item, dict):
+                inside += item.values()
+            elif isinstance(item, list) and not is_link(item):
+                inside += item
+        level = inside
+
+
+def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
+    """The entries whose file ``named`` may mean: in the folders its input reads, or else wherever its name fits."""
+    fitting = [entry for entry in entries if _fits(named, entry)]
+    meant = [entry for entry in fitting if entry.target.split("/")[0] in named.folders]
+    return meant or ([] if named.folders == ("embeddings",) else fitting)
+
+
+def _fits(named: Named, entry: ModelEntry) -> bool:
+    path = str(entry.path).lower()
+    if named.folders == ("embeddings",):
+        path = re.sub(r"\.\w+$", "", path)
+        wanted = tuple(re.sub(r"\.(safetensors|pt|bin)$", "", part) for part in named.parts)
+    else:
+        wanted = named.parts
+    # The first folder is ComfyUI's, and not part of a name.
+    inner = tuple(path.split("/"))[1:]
+    return bool(wanted) and inner[-len(wanted) :] == wanted
+
+
+def needed(workflow: Workflow, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
+    """The entries that a workflow names, each once, in the order of its nodes."""
+    found: dict[str, ModelEntry] = {}
+    for named in named_models(workflow):
+        for entry in supplying(named, entries):
+            found.setdefault(str(entry.path), entry)
+    return list(found.values())
+
+
+__all__ = ["SUFFIXES", "Named", "named_models", "needed", "supplying"]
