@@ -16,10 +16,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from settee.comfy.client import Client
 from settee.comfy.console import Console
+from settee.comfy.extra_paths import ExtraPaths
+from settee.comfy.group import exit_text, kill_group
 from settee.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.job import Cancel
 from settee.settings import Settings, child_environment
@@ -38,6 +40,8 @@ _MAX_BACKOFF_S = 15.0
 _READY_POLL_S = 0.05
 #: Whoever waits longer than this is told what for, seconds.
 _TELL_AFTER_S = 3.0
+#: How long to read on after ComfyUI's end: something it started may hold the pipe open.
+_LAST_WORDS_S = 2.0
 
 
 class Server(Protocol):
@@ -108,9 +112,11 @@ class SupervisedServer:
 
     is_ours = True
 
-    def __init__(self, settings: Settings, folders: Folders) -> None:
+    def __init__(self, settings: Settings, folders: Folders, *, listen: str = "127.0.0.1") -> None:
         self._settings = settings
         self._folders = folders
+        self._listen = listen
+        self._extra_paths = ExtraPaths(settings)
         self._port = settings.comfy_port or free_port()
         self.client = Client(f"http://127.0.0.1:{self._port}")
         self.generation = 0
@@ -121,15 +127,21 @@ class SupervisedServer:
         #: Starts in a row that never answered.
         self._failed_starts = 0
         self._answered = False
+        self._has_answered_once = False
+        #: A start was ended by us: what it would have come to is not known.
+        self._was_killed = False
         self._exit_code: int | None = None
         self._is_supervised = False
+        self._reader = threading.Thread()
         self._lock = threading.RLock()
 
     # --- what it is ---------------------------------------------------------------------------------------
 
     @property
     def unrecoverable(self) -> bool:
-        return self._failed_starts >= MAX_FAILED_STARTS
+        # One that never came up and ends by itself lacks something that no second try brings.
+        tries = MAX_FAILED_STARTS if self._has_answered_once or self._was_killed else 1
+        return self._failed_starts >= tries
 
     def command(self) -> list[str]:
         """The command line, as a list. Raises ConfigError when there is no ComfyUI to start."""
@@ -149,7 +161,7 @@ class SupervisedServer:
         return [
             *command,
             "--listen",
-            "127.0.0.1",
+            self._listen,
             "--port",
             str(self._port),
             "--input-directory",
@@ -160,6 +172,7 @@ class SupervisedServer:
             "--temp-directory",
             str(self._folders.temp.parent if self._folders.temp else self._folders.input.parent),
             "--disable-auto-launch",
+            *self._extra_paths.arguments(),
             *_words("COMFY_ARGS", settings.comfy_args),
         ]
 
@@ -207,7 +220,8 @@ class SupervisedServer:
         if self._closing.is_set():
             raise ComfyUnavailable("the worker is shutting down", retryable=True)
         if self.unrecoverable:
-            message = f"ComfyUI does not start: it ended {self._failed_starts} times in a row before it answered"
+            times = "" if self._failed_starts == 1 else f" {self._failed_starts} times in a row"
+            message = f"ComfyUI does not start: it ended{times} with {exit_text(self._exit_code)} before it answered"
         else:
             message = f"ComfyUI did not answer within {timeout_s:g} s of waiting"
         raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": self.log_tail()})
@@ -221,7 +235,8 @@ class SupervisedServer:
             process = self._process
         if process is not None and process.poll() is None:
             log.warning("restarting ComfyUI: %s", reason)
-            _kill_group(process, signal.SIGKILL)
+            self._was_killed = True
+            kill_group(process, signal.SIGKILL)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -233,15 +248,16 @@ class SupervisedServer:
         with self._lock:
             process = self._process
         if process is not None and process.poll() is None:
-            _kill_group(process, signal.SIGTERM)
+            kill_group(process, signal.SIGTERM)
             try:
                 process.wait(5)
             except subprocess.TimeoutExpired:
-                _kill_group(process, signal.SIGKILL)
+                kill_group(process, signal.SIGKILL)
                 process.wait(5)
         if process is not None:
             # What it started itself may have ignored the SIGTERM.
-            _kill_group(process, signal.SIGKILL)
+            kill_group(process, signal.SIGKILL)
+        self._extra_paths.remove()
         self.client.close()
 
     def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
@@ -271,8 +287,8 @@ class SupervisedServer:
         self.generation += 1
         self._process = process
         self.executor_died = False
-        for target, subject in ((self._console.follow, process.stdout), (self._watch_start, process)):
-            threading.Thread(target=target, args=(subject,), name="comfyui-start", daemon=True).start()
+        self._reader = _thread("comfyui-log", self._console.follow, process.stdout)
+        _thread("comfyui-start", self._watch_start, process)
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
         return process
 
@@ -280,11 +296,12 @@ class SupervisedServer:
         """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""
         limit = self._settings.comfy_start_timeout_s
         if _poll_ready(self.client, time.monotonic() + limit, None, lambda: process.poll() is None):
-            self._answered = True
+            self._answered = self._has_answered_once = True
             self._failed_starts = 0
         elif process.poll() is None and not self._closing.is_set():
             log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit)
-            _kill_group(process, signal.SIGKILL)
+            self._was_killed = True
+            kill_group(process, signal.SIGKILL)
 
     def _supervise(self, first: Future[None]) -> None:
         """Keep a ComfyUI running until close(); ``first`` learns whether the first start was possible.
@@ -294,6 +311,9 @@ class SupervisedServer:
         while not self._closing.is_set():
             try:
                 with self._lock:
+                    if self._closing.is_set():
+                        return
+                    self._extra_paths.write()
                     process = self._launch(self.command())
             except ConfigError as error:
                 self._failed_starts += 1
@@ -306,10 +326,11 @@ class SupervisedServer:
                     first.set_result(None)
                 self._exit_code = process.wait()
                 # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
-                _kill_group(process, signal.SIGKILL)
+                kill_group(process, signal.SIGKILL)
                 if self._closing.is_set():
                     return
-                log.error("ComfyUI ended with %s", _exit_text(self._exit_code))
+                self._reader.join(_LAST_WORDS_S)  # why it ended is in its last lines
+                log.error("ComfyUI ended with %s", exit_text(self._exit_code))
                 if not self._answered:
                     self._failed_starts += 1
             if self.unrecoverable:
@@ -335,29 +356,17 @@ def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: C
     return False
 
 
+def _thread(name: str, target: Callable[[Any], None], subject: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=(subject,), name=name, daemon=True)
+    thread.start()
+    return thread
+
+
 def _words(name: str, line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError as error:
         raise ConfigError(f"{name} is not a command line: {error}") from error
-
-
-def _exit_text(code: int | None) -> str:
-    if code is not None and code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"signal {names.get(-code, -code)}"
-    return f"exit code {code}"
-
-
-def _kill_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal ComfyUI and everything it started: it leads a session, so its pid names the group."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        # macOS answers so for a group whose members are all zombies.
-        log.debug("process group %s is gone", process.pid)
 
 
 def _python_of(comfy_dir: Path) -> str:

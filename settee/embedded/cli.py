@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from settee.embedded.faults import Faults, UnknownFault, parse_assignment
 from settee.embedded.folders import Folders
+from settee.embedded.model_folders import model_folders
 
 log = logging.getLogger("settee.embedded")
 
@@ -41,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--input-directory")
     result.add_argument("--output-directory")
     result.add_argument("--temp-directory", help="the folder temp is made in this one, and emptied at start")
+    result.add_argument(
+        "--extra-model-paths-config", nargs="+", action="append", default=[], metavar="PATH", help="models elsewhere"
+    )
     result.add_argument("--preview-method", default="none", choices=["none", "auto", "latent2rgb", "taesd"])
     result.add_argument("--preview-size", type=int, default=512, metavar="PIXELS")
     result.add_argument("--cache-none", action="store_true", help="run every node of every prompt")
@@ -63,11 +68,13 @@ def options_from(argv: Sequence[str]) -> Options:
     base = os.path.abspath(given.base_directory or os.curdir)
     if ignored:
         log.debug("arguments without effect here: %s", " ".join(ignored))
+    models = os.path.join(base, "models")
     folders = Folders(
         input=os.path.abspath(given.input_directory or os.path.join(base, "input")),
         output=os.path.abspath(given.output_directory or os.path.join(base, "output")),
         temp=os.path.join(os.path.abspath(given.temp_directory or base), "temp"),
-        models=os.path.join(base, "models"),
+        models=models,
+        model_folders=model_folders(models, itertools.chain.from_iterable(given.extra_model_paths_config)),
     )
     return Options(
         listen=given.listen,

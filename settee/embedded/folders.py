@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl", ".sft")
 
@@ -27,6 +28,8 @@ class Folders:
     output: str
     temp: str
     models: str
+    #: By kind of model, the folders in the order in which they are looked through; without an entry models/<kind>.
+    model_folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def create(self) -> None:
         """Make the directories that are missing."""
@@ -38,14 +41,16 @@ class Folders:
         return {"output": self.output, "temp": self.temp, "input": self.input}.get(name)
 
     def model_files(self, kind: str) -> list[str]:
-        """The model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folder."""
-        top = os.path.join(self.models, kind)
-        return sorted(
-            os.path.relpath(os.path.join(directory, name), top)
-            for directory, _, names in os.walk(top, followlinks=True)
-            for name in names
-            if name.lower().endswith(MODEL_SUFFIXES)
-        )
+        """The model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folders."""
+        return sorted({name for top in self._folders_of(kind) for name in _models_below(top)})
+
+    def model_path(self, kind: str, name: str) -> str:
+        """The file of a name that :meth:`model_files` gave; the first folder that has it wins."""
+        paths = [os.path.join(top, name) for top in self._folders_of(kind)]
+        return next((path for path in paths if os.path.isfile(path)), paths[0])
+
+    def _folders_of(self, kind: str) -> Sequence[str]:
+        return self.model_folders.get(kind) or [os.path.join(self.models, kind)]
 
     def split_annotation(self, name: str) -> tuple[str, str | None]:
         """Split ``"a.png [temp]"`` into name and directory; the directory is None without annotation."""
@@ -77,6 +82,13 @@ class Folders:
         # ComfyUI measures the prefix as typed: "dir/" has an empty last part, matches nothing, and starts at 1 again.
         counter = _highest(taken, stem) + 1 if os.path.basename(prefix) == stem else 1
         return Slot(folder, stem, counter, subfolder)
+
+
+def _models_below(top: str) -> Iterator[str]:
+    for directory, _, names in os.walk(top, followlinks=True):
+        for name in names:
+            if name.lower().endswith(MODEL_SUFFIXES):
+                yield os.path.relpath(os.path.join(directory, name), top)
 
 
 class OutsideOutputError(Exception):

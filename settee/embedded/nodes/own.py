@@ -86,8 +86,7 @@ class SetteeCheckpointTint(Node):
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        path = os.path.join(env.folders.models, "checkpoints", inputs["ckpt_name"])
-        with open(path, "rb") as file:
+        with open(env.folders.model_path("checkpoints", inputs["ckpt_name"]), "rb") as file:
             digest = hashlib.sha256(file.read()).digest()
         images: ImageBatch = inputs["image"]
         tint = Image.new(images[0].mode, images.size, tuple(digest[: len(images[0].getbands())]))

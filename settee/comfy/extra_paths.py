@@ -1,0 +1,117 @@
+"""Further folders for ComfyUI, by its `--extra-model-paths-config`: models elsewhere, and the node that comes with us.
+
+ComfyUI reads the file with a YAML parser, of which JSON is a part, and keeps a list of folders for every kind of
+model (its utils/extra_config.py and folder_paths.py). Nothing in COMFY_DIR is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from settee.errors import ConfigError
+from settee.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Holds custom nodes, and must hold nothing else: ComfyUI imports whatever lies in such a folder.
+NODES = Path(__file__).parents[1] / "comfy_nodes"
+
+#: What ComfyUI calls a kind of model, and the folders of a models folder where it looks for it (folder_paths.py of
+#: 0.3.64). A folder that does not exist yet may appear later, on a network volume say: ComfyUI looks again.
+KINDS: dict[str, tuple[str, ...]] = {
+    "audio_encoders": ("audio_encoders",),
+    "checkpoints": ("checkpoints",),
+    "classifiers": ("classifiers",),
+    "clip_vision": ("clip_vision",),
+    "configs": ("configs",),
+    "controlnet": ("controlnet", "t2i_adapter"),
+    "diffusers": ("diffusers",),
+    "diffusion_models": ("unet", "diffusion_models"),
+    "embeddings": ("embeddings",),
+    "gligen": ("gligen",),
+    "hypernetworks": ("hypernetworks",),
+    "loras": ("loras",),
+    "model_patches": ("model_patches",),
+    "photomaker": ("photomaker",),
+    "style_models": ("style_models",),
+    "text_encoders": ("text_encoders", "clip"),
+    "upscale_models": ("upscale_models",),
+    "vae": ("vae",),
+    "vae_approx": ("vae_approx",),
+}
+#: Folders of these names mean something else to ComfyUI: code it would run, or words of the file itself.
+_NOT_KINDS = frozenset(
+    {"base_path", "custom_nodes", "is_default"} | {name for names in KINDS.values() for name in names}
+)
+
+
+class ExtraPaths:
+    """The file for one ComfyUI after another; :meth:`remove` it at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._file: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """For ComfyUI's command line; empty before the first :meth:`write`."""
+        return [] if self._file is None else ["--extra-model-paths-config", str(self._file)]
+
+    def write(self) -> None:
+        """Write the file, readable by this user only. Raises ConfigError."""
+        text = json.dumps(content(self._settings), indent=1)
+        try:
+            if self._file is None:
+                descriptor, name = tempfile.mkstemp(prefix="settee-paths-", suffix=".yaml")
+                os.close(descriptor)
+                self._file = Path(name)
+            self._file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"the folder for temporary files cannot be written ({error.strerror}): set TMPDIR to another"
+            ) from error
+
+    def remove(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink()
+            self._file = None
+
+
+def content(settings: Settings) -> dict[str, dict[str, str | bool]]:
+    """What the file says: sections of ``{kind: folders, one a line}``, in the order in which ComfyUI is to look."""
+    sections: dict[str, dict[str, str | bool]] = {"settee_nodes": {"custom_nodes": str(NODES)}}
+    own = settings.models_dir
+    if own is not None and _absolute(own) != _absolute(settings.comfy_dir / "models"):
+        # First: what is placed there is what MODELS asks for.
+        sections["settee_models"] = {**_kinds(_absolute(own)), "is_default": True}
+    for number, folder in enumerate(settings.models_extra_dirs, start=1):
+        sections[f"settee_extra_{number}"] = dict(_kinds(_absolute(Path(folder))))
+    return sections
+
+
+def _kinds(folder: Path) -> dict[str, str | bool]:
+    found: dict[str, str | bool] = {
+        kind: "\n".join(str(folder / name) for name in names) for kind, names in KINDS.items()
+    }
+    try:
+        others = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    except OSError as error:
+        log.debug("no further kinds of model: %s", error.strerror)
+        others = []
+    for name in others:
+        if name not in _NOT_KINDS and not name.startswith("."):
+            found[name] = str(folder / name)
+    return found
+
+
+def _absolute(folder: Path) -> Path:
+    return Path(os.path.abspath(folder))
+
+
+__all__ = ["KINDS", "NODES", "ExtraPaths", "content"]
