@@ -7,10 +7,10 @@ Nothing is asked of anybody here. Which address may be reached is decided when i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from settee.delivery.s3 import Target, bucket_problem, callers_endpoint, client_for, plain_endpoint, region_of, url_for
+from settee.delivery.s3 import Target, bucket_problem, callers_target, client_for, url_for, workers_target
 from settee.errors import DeliveryError, DownloadFailed
 from settee.request import Bucket
 from settee.settings import Settings
@@ -66,34 +66,14 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
 
 
 def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:
-    """The bucket ``name`` at the caller's endpoint, or else the worker's."""
-    if bucket is not None:
-        try:
-            endpoint = callers_endpoint(bucket)
-        except ValueError as error:
-            raise ValueError(f"s3Config.endpointUrl {error}") from error
-        key_id, secret = bucket.access_id.get_secret_value(), bucket.access_secret.get_secret_value()
-        region, path_style = None, True
-    elif settings.bucket_endpoint_url and settings.bucket_access_key_id and settings.bucket_secret_access_key:
-        endpoint = plain_endpoint(settings.bucket_endpoint_url, settings.bucket_name)
-        key_id = settings.bucket_access_key_id.get_secret_value()
-        secret = settings.bucket_secret_access_key.get_secret_value()
-        region, path_style = settings.bucket_region, settings.bucket_path_style
-    else:
+    """The bucket ``name`` at the caller's endpoint, or else the worker's.
+
+    The endpoint is never cut by the name in the address, which is a caller's: only by the bucket set beside it.
+    """
+    target = workers_target(settings) if bucket is None else callers_target(bucket, settings)
+    if target is None:
         raise ValueError(
             "the worker has no S3 credentials: send s3Config with the job, or set BUCKET_ENDPOINT_URL, "
             "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the worker"
         )
-    return Target(
-        # Never cut by the name in the address, which is a caller's: only by the bucket set beside the endpoint.
-        endpoint_url=endpoint,
-        access_key=key_id,
-        secret_key=secret,
-        region=region or region_of(endpoint),
-        bucket=name,
-        path_style=path_style,
-        prefix="",
-        expires_s=_SIGNED_S,
-        public_url=None,
-        own=bucket is None,
-    )
+    return replace(target, bucket=name, expires_s=_SIGNED_S, public_url=None, by_month=False)

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -60,26 +60,43 @@ _CALLERS_NAMES = {
 def target_for(request: JobRequest, settings: Settings) -> Target | None:
     """The caller's bucket if the job brought one, else the worker's, else None."""
     wanted = request.delivery
-    expires_s = wanted.expires_s or settings.bucket_expires_s
     if request.bucket is not None:
-        bucket = request.bucket
         try:
-            endpoint = callers_endpoint(bucket)
+            target = callers_target(request.bucket, settings)
         except ValueError as error:
-            raise DeliveryError(f"s3Config.endpointUrl {error}") from error
-        return Target(
-            endpoint_url=endpoint,
-            access_key=bucket.access_id.get_secret_value(),
-            secret_key=bucket.access_secret.get_secret_value(),
-            region=region_of(endpoint),
-            bucket=bucket.bucket_name,
-            path_style=True,
-            prefix=wanted.prefix or "{job_id}",
-            expires_s=expires_s,
-            public_url=None,
-            own=False,
-            guarded=not settings.allow_private_s3config,
-        )
+            raise DeliveryError(str(error)) from error
+        prefix = wanted.prefix or "{job_id}"
+    else:
+        own = workers_target(settings)
+        if own is None:
+            return None
+        target, prefix = own, wanted.prefix or settings.bucket_prefix
+    return replace(target, prefix=prefix, expires_s=wanted.expires_s or settings.bucket_expires_s)
+
+
+def callers_target(bucket: Bucket, settings: Settings) -> Target:
+    """A job's s3Config, without a prefix. Raises ValueError with what is wrong with its endpoint, by name."""
+    try:
+        endpoint = callers_endpoint(bucket)
+    except ValueError as error:
+        raise ValueError(f"s3Config.endpointUrl {error}") from error
+    return Target(
+        endpoint_url=endpoint,
+        access_key=bucket.access_id.get_secret_value(),
+        secret_key=bucket.access_secret.get_secret_value(),
+        region=region_of(endpoint),
+        bucket=bucket.bucket_name,
+        path_style=True,
+        prefix="",
+        expires_s=settings.bucket_expires_s,
+        public_url=None,
+        own=False,
+        guarded=not settings.allow_private_s3config,
+    )
+
+
+def workers_target(settings: Settings) -> Target | None:
+    """The bucket of BUCKET_ENDPOINT_URL, without a prefix; None when there is none."""
     if not settings.bucket_endpoint_url:
         return None
     assert settings.bucket_access_key_id is not None
@@ -94,8 +111,8 @@ def target_for(request: JobRequest, settings: Settings) -> Target | None:
         # itself (https://bucket.s3.region.amazonaws.com, as that worker's guide says) this is a folder in it.
         bucket=settings.bucket_name or time.strftime("%m-%y"),
         path_style=settings.bucket_path_style,
-        prefix=wanted.prefix or settings.bucket_prefix,
-        expires_s=expires_s,
+        prefix="",
+        expires_s=settings.bucket_expires_s,
         public_url=settings.bucket_public_url,
         own=True,
         by_month=not settings.bucket_name,
