@@ -203,6 +203,10 @@ class Settings(BaseSettings):
     serve_api_locally: bool = Field(
         False, description="Serve the SDK's local API on 0.0.0.0:8000 instead of taking jobs from RunPod."
     )
+    runpod_allow_private_download_urls: bool = Field(
+        False,
+        description="Let a job's input files and models come from URLs that are not on the public Internet.",
+    )
 
     @field_validator("allowed_nodes", "denied_nodes", "models_extra_dirs", mode="before")
     @classmethod
