@@ -1,6 +1,7 @@
 """`make bench`: every figure of bench/, one after another, each in a process of its own.
 
-With COMFY_URL set (and COMFY_INPUT_DIR, COMFY_OUTPUT_DIR) the engine is measured on that ComfyUI too.
+With COMFY_URL set (and COMFY_INPUT_DIR, COMFY_OUTPUT_DIR) the engine is measured on that ComfyUI too; with COMFY_DIR
+its garbage collector's stall.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def main() -> int:
     runs = [(name, inside) for name in BENCHES]
     if "COMFY_URL" in os.environ:
         runs.insert(2, ("engine", dict(os.environ)))
+    runs.append(("gc_stall", {**os.environ, "COMFY_PORT": "0"}))
     for name, environment in runs:
         print(f"\n== bench/{name}.py", flush=True)
         if subprocess.run([sys.executable, "-m", f"bench.{name}"], env=environment).returncode != 0:

@@ -19,11 +19,17 @@ REAL = ("rp_handler.py",)
 class WorkerProcess:
     """``python <command> <arguments>`` in the repository, with this environment and nothing of RunPod's but it."""
 
-    def __init__(self, *arguments: str, env: dict[str, str], command: tuple[str, ...] = STUB) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str],
+        command: tuple[str, ...] = STUB,
+        program: tuple[str, ...] = (sys.executable, "-u"),
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "COMFY_"))}
         self._log = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-u", *command, *arguments],
+            [*program, *command, *arguments],
             cwd=ROOT,
             env={**clean, **env},
             stdin=subprocess.DEVNULL,

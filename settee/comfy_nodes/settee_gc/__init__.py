@@ -6,14 +6,13 @@ gc.freeze() moves what is there to a generation that is never looked at.
 
 It runs when the server starts to listen: every custom node is loaded by then (ComfyUI imports them one by one, before),
 and no model is yet. Later would be wrong: a model frozen while it was in use, and in a reference cycle, would keep its
-memory for ever. For the same reason garbage is collected first.
+memory for ever. Garbage is not collected first: it was 55 objects of 376,000, and cost 0.2 s of every cold start.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import time
 from typing import Any
 
 #: ComfyUI wants to see this in every custom node.
@@ -23,11 +22,9 @@ log = logging.getLogger(__name__)
 
 
 async def settee_freeze(_app: Any = None) -> None:
-    """Collect once, then freeze. An aiohttp start-up hook."""
-    begun = time.perf_counter()
-    gc.collect()
+    """An aiohttp start-up hook."""
     gc.freeze()
-    log.info("settee: froze %d objects in %.2f s", gc.get_freeze_count(), time.perf_counter() - begun)
+    log.info("settee: %d loaded objects are out of the garbage collector's rounds", gc.get_freeze_count())
 
 
 def _install() -> None:

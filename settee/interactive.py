@@ -1,0 +1,99 @@
+"""`python -m settee.interactive`: ComfyUI with its editor, on every address, and no worker (MODE=interactive).
+
+For building workflows and for looking into a container by SSH. ComfyUI is the one that a worker would start: the same
+folders, further model folders and arguments; it is restarted when it ends. Models are placed meanwhile. Nothing is
+wiped. ComfyUI asks nobody for a password: publish its port only where that is meant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from settee import logs
+from settee.comfy.process import SupervisedServer
+from settee.errors import ConfigError, SetteeError
+from settee.settings import Settings, load
+from settee.workspace import Folders, Workspace
+
+log = logging.getLogger("settee.interactive")  # __name__ is __main__ here
+
+UTILS = Path(__file__).parents[1] / "utils.py"
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by whoever runs it
+_LOOK_S = 1.0
+
+
+def serve(settings: Settings, stop: threading.Event) -> int:
+    """Run until ``stop`` is set, or ComfyUI is beyond repair; the exit code. Raises ConfigError."""
+    if settings.comfy_url is not None:
+        raise ConfigError("MODE=interactive starts a ComfyUI of its own: unset COMFY_URL")
+    root = settings.workspace_dir
+    folders = Folders(input=root / "input", output=root / "output", temp=root / "temp")
+    workspace = Workspace(folders, settings)
+    workspace.claim()  # a worker beside this one would wipe what is drawn here
+    server = SupervisedServer(settings, folders, listen=_ANYWHERE)
+    try:
+        for _, folder in folders.named():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _placing(settings):
+            server.start()
+            log.info("ComfyUI's editor: port %s", settings.comfy_port)
+            while not stop.wait(_LOOK_S):  # the supervisor tells nobody when it gives up
+                if server.unrecoverable:
+                    _report(server)
+                    return 1
+    finally:
+        server.close()
+        workspace.release()
+    return 0
+
+
+def _report(server: SupervisedServer) -> None:
+    try:
+        server.wait_ready(0)
+    except SetteeError as error:
+        log.error("%s", error.message)
+        for line in error.details.get("log", ()):
+            log.error("ComfyUI said: %s", line)
+
+
+@contextlib.contextmanager
+def _placing(settings: Settings) -> Iterator[None]:
+    """Place the models of MODELS and MODELS_FILE beside ComfyUI, in a process that ends with this one's work."""
+    if not settings.models and settings.models_file is None:
+        yield
+        return
+    placing = subprocess.Popen([sys.executable, str(UTILS)])  # noqa: S603 - our own command
+    try:
+        yield
+    finally:
+        if placing.poll() is None:
+            placing.terminate()
+        try:
+            placing.wait(3)
+        except subprocess.TimeoutExpired:
+            placing.kill()
+            placing.wait(3)
+
+
+def main() -> int:
+    """Exits with a line that says what to set when a setting is wrong."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        settings = load()
+        logs.setup(settings)
+        return serve(settings, stop)
+    except ConfigError as error:
+        sys.exit(f"settee: {error.message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
