@@ -1,0 +1,42 @@
+"""Names in the models folder: which an entry may have, and which are nobody's model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from settee.errors import UnsafePath
+from settee.models.entry import ModelEntry
+from settee.workspace import safe_relative, shown
+
+#: A download's file beside its target, and that file's journal.
+PART = ".part"
+JOURNAL = ".part.json"
+#: What a whole model of the operator's is renamed to when MODELS wants another in its place.
+ASIDE = ".set-aside"
+_MOST_NAME_BYTES = 255 - len(JOURNAL)
+
+
+def relative(entry: ModelEntry) -> str:
+    """The entry's place below the models folder, as text. Raises UnsafePath for a name that must not be one.
+
+    A folder that is a link leads where the operator made it lead (nothing of ours makes one); no name leads out of it.
+    """
+    return _checked(entry.target, entry.name)
+
+
+@lru_cache(maxsize=8192)
+def _checked(target: str, name: str) -> str:
+    rel = f"{target}/{name}"
+    safe_relative(rel)
+    if "/" in name:
+        raise UnsafePath(f"the model's name {shown(name)} has a folder: put folders into its Target")
+    if any(part.startswith(".") for part in rel.split("/")):
+        raise UnsafePath(f"the model's place {shown(rel)} has a hidden name")
+    if name.lower().endswith((PART, JOURNAL)):
+        raise UnsafePath(f"the model's name {shown(name)} is one of an unfinished download")
+    if len(name.encode()) > _MOST_NAME_BYTES:
+        raise UnsafePath(f"the model's name {shown(name)} has more than {_MOST_NAME_BYTES} bytes")
+    if any(part.lower().endswith(".json") for part in target.split("/")):
+        # Its records would lie where the record of a model of that name belongs.
+        raise UnsafePath(f"the model's Target {shown(target)} has a folder that ends with .json")
+    return rel

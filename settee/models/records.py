@@ -1,0 +1,300 @@
+"""What is remembered of each placed file: a small JSON file of its own, in a hidden folder of the models folder.
+
+``checkpoints/sd15.safetensors`` has its record in ``.settee/checkpoints/sd15.safetensors.json``. A record is written
+whole or not at all (temporary name, rename) and believed only when it makes sense; one that does not is none. Its
+modification time is when the file was last used, and a shared flock on it says that a job uses the file now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from settee.models.entry import HubFile, S3Object, Source
+
+log = logging.getLogger(__name__)
+
+#: In the models folder. ComfyUI looks in named folders only and never lists it.
+FOLDER = ".settee"
+#: How a temporary name of ours begins, here and beside models. No entry may have a hidden name.
+TEMPORARY = ".settee-"
+#: A record is some 400 bytes; what is larger is none of ours.
+_MOST_BYTES = 16 * 1024
+#: Who removes or replaces a file holds its lock for an unlink, not longer.
+_LOCK_S = 2.0
+_counter = itertools.count()
+
+
+def identity(source: Source) -> str:
+    """Which file of which revision was asked for. No secret: of a URL's credentials and query only a hash is kept."""
+    if isinstance(source, HubFile):
+        return f"hf:{source.repo}@{source.revision}:{source.filename}"
+    if isinstance(source, S3Object):
+        return source.where
+    parts = urlsplit(source.url)
+    private = f"{parts.netloc.rpartition('@')[0]}?{parts.query}"
+    mark = "" if private == "?" else f"?{hashlib.sha256(private.encode()).hexdigest()[:32]}"
+    return f"{source.where}{mark}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """The record of one file."""
+
+    #: Below the models folder: ``checkpoints/sd15.safetensors``.
+    path: str
+    #: :func:`identity` of what was asked for.
+    source: str
+    #: Of the file, or of the file that the link leads to.
+    size: int
+    mtime_ns: int
+    #: Hex; None when nobody has computed it, or known it from a trusted place.
+    sha256: str | None = None
+    #: Hex of the 64-bit XXH3 of the bytes that were right; None for links and for what was never read whole.
+    xxh3: str | None = None
+    #: What the symbolic link says; None for a plain file.
+    link: str | None = None
+    #: Brought by a job: may be evicted.
+    from_job: bool = False
+    #: Not placed yet: a download for it has begun. Size, time and link are those of what lay there before (size -1:
+    #: nothing), so that what the download leaves there is told from it, even when nobody lived to record it.
+    pending: bool = False
+    #: ``time.time()`` of the placing.
+    placed_at: float = 0.0
+    #: The same of its last use. Not written: it is the record file's modification time.
+    last_used: float = field(default=0.0, compare=False)
+
+    def matches(self, size: int, mtime_ns: int, link: str | None) -> bool:
+        """Whether what lies there now is still what was recorded."""
+        return self.size == size and self.link == link and self.same_time(mtime_ns)
+
+    def same_time(self, mtime_ns: int) -> bool:
+        """Image layers keep whole seconds only (Docker's archiver truncates them), and baked models are in layers."""
+        return mtime_ns in (self.mtime_ns, self.mtime_ns // 10**9 * 10**9)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "path": (str,),
+    "source": (str,),
+    "size": (int,),
+    "mtime_ns": (int,),
+    "sha256": (str, type(None)),
+    "xxh3": (str, type(None)),
+    "link": (str, type(None)),
+    "from_job": (bool,),
+    "pending": (bool,),
+    "placed_at": (float, int),
+}
+assert set(_TYPES) == {item.name for item in fields(Placed)} - {"last_used"}
+
+
+def _parse(text: bytes, rel: str, last_used: float) -> Placed | None:
+    """None for what is no record of this very file."""
+    try:
+        data = orjson.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(data, dict) or data.keys() != _TYPES.keys() or data["path"] != rel:
+        return None
+    if any(type(value) not in _TYPES[name] for name, value in data.items()):
+        return None
+    return Placed(**data, last_used=last_used)
+
+
+class Lock(Enum):
+    """What became of an attempt to lock a record."""
+
+    HELD = "held"
+    #: Somebody else holds one that does not go with it.
+    BUSY = "busy"
+    #: There is no record, or the file system knows no locks.
+    NONE = "none"
+
+
+class Records:
+    """The records below one models folder. Everything here may be called from any thread."""
+
+    def __init__(self, models_dir: str) -> None:
+        self._models_dir = models_dir
+        self._root = f"{models_dir}/{FOLDER}"
+        #: Those that could not be written (a read-only folder) or must not be replaced just now (in use).
+        self._unwritten: dict[str, Placed] = {}
+        self._has_warned = False
+
+    def file(self, rel: str) -> str:
+        """Where the record of ``checkpoints/sd15.safetensors`` is, or would be."""
+        return f"{self._root}/{rel}.json"
+
+    def read(self, rel: str) -> Placed | None:
+        """The record, or None. One open, one read."""
+        remembered = self._unwritten.get(rel)
+        if remembered is not None:
+            return remembered
+        try:
+            fd = os.open(self.file(rel), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            return _parse(os.read(fd, _MOST_BYTES), rel, os.fstat(fd).st_mtime)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def write(self, placed: Placed) -> None:
+        """Replace the record. Where that cannot be, it is kept for this process only: a warning, once."""
+        file = self.file(placed.path)
+        with self.lock(placed.path, exclusive=True) as lock:
+            # A running job's lock is on the record that is there: it must not be replaced under it.
+            if lock is Lock.BUSY:
+                self._remember(placed)
+                return
+            folder, _, _ = file.rpartition("/")
+            temporary = f"{folder}/{temporary_name()}"
+            try:
+                _write_new(temporary, folder, _render(placed))
+                os.replace(temporary, file)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                self._remember(placed)
+                self._warn(error)
+                return
+        self._unwritten.pop(placed.path, None)
+
+    def _remember(self, placed: Placed) -> None:
+        self._unwritten[placed.path] = replace(placed, last_used=time.time())
+
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "what is placed cannot be recorded in the models folder (%s): it will be checked again at every start",
+                error.strerror,
+            )
+
+    def delete(self, rel: str) -> None:
+        """Forget a file. A record that cannot be deleted does no harm: it no longer fits what lies there."""
+        self._unwritten.pop(rel, None)
+        with contextlib.suppress(OSError):
+            os.unlink(self.file(rel))
+
+    def touch(self, rel: str) -> None:
+        """The file is used now."""
+        remembered = self._unwritten.get(rel)
+        if remembered is not None:
+            self._remember(remembered)
+        with contextlib.suppress(OSError):
+            os.utime(self.file(rel))
+
+    def __iter__(self) -> Iterator[Placed]:
+        """All records that make sense, sorted by path."""
+        names = set(self._unwritten)
+        for folder, _, files in os.walk(self._root):
+            below = folder[len(self._root) + 1 :]
+            for name in files:
+                if name.endswith(".json") and not name.startswith("."):
+                    names.add(f"{below}/{name[:-5]}" if below else name[:-5])
+        for rel in sorted(names):
+            placed = self.read(rel)
+            if placed is not None:
+                yield placed
+
+    @contextlib.contextmanager
+    def lock(self, rel: str, *, exclusive: bool) -> Iterator[Lock]:
+        """Hold the lock of a record: shared by who uses the file, exclusive to remove or replace it.
+
+        An exclusive one is had at once or not at all. A shared one waits for the moment that a removal takes. Locks
+        of the same process exclude one another too. BUSY and NONE enter the block as well: what it means is up to it.
+        """
+        fd = self._acquire(rel, exclusive)
+        if isinstance(fd, Lock):
+            yield fd
+            return
+        try:
+            yield Lock.HELD
+        finally:
+            # Explicitly: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it locked.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+    def _acquire(self, rel: str, exclusive: bool) -> int | Lock:
+        operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+        deadline = time.monotonic() + (0.0 if exclusive else _LOCK_S)
+        while True:
+            try:
+                fd = _open_to_lock(self.file(rel))
+            except OSError:
+                return Lock.NONE
+            try:
+                fcntl.flock(fd, operation)
+                if _is_still(fd, self.file(rel)):
+                    return fd
+                busy = False  # replaced meanwhile: the lock of the new record is the one that counts
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    os.close(fd)
+                    return Lock.NONE
+                busy = True
+            os.close(fd)
+            if busy:
+                if time.monotonic() >= deadline:
+                    return Lock.BUSY
+                time.sleep(0.002)  # flock has no timeout, and a stopped process must not stop this one
+
+
+def temporary_name() -> str:
+    """A name that nobody else uses: other processes and threads may write beside."""
+    return f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns():x}-{next(_counter)}.tmp"
+
+
+def _render(placed: Placed) -> bytes:
+    data: dict[str, Any] = {name: getattr(placed, name) for name in _TYPES}
+    return orjson.dumps(data, option=orjson.OPT_INDENT_2)
+
+
+def _write_new(path: str, folder: str, text: bytes) -> None:
+    """Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(path, flags, 0o600)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+def _open_to_lock(path: str) -> int:
+    """For writing where it may be: NFS gives exclusive locks to no other."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def _is_still(fd: int, path: str) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    mine = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
