@@ -46,7 +46,8 @@ class WebFile:
     def where(self) -> str:
         """The address without its query and credentials."""
         scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{rest.partition('?')[0].partition('#')[0].rpartition('@')[2]}"
+        host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 Source = HubFile | S3Object | WebFile

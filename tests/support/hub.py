@@ -91,6 +91,8 @@ class Faults:
     corrupt_times: int = 1
     #: Answers (status, headers) for the next GETs of files, before anything else is looked at.
     next_answers: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    #: The same for the next HEADs.
+    heads: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     #: Seconds before every answer.
     latency_s: float = 0.0
     #: Bytes per second of all answers together; None is as fast as it goes.

@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.hub.moved:
             self._headers(307, {"Location": self.path.replace(name, self.hub.moved[name], 1), "Content-Length": "0"})
             return
-        if self.command == "GET" and self._planned():
+        if self._planned():
             return
         if (found := self._open(name, revision)) is None:
             return
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
     # --- The other host ------------------------------------------------------------------------------
     def _large_file(self) -> None:
         parts = urlsplit(self.path)
-        if self.command == "GET" and self._planned():
+        if self._planned():
             return
         if parse_qs(parts.query).get("Signature") != [str(self.hub.generation)]:
             self._text(403, "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
@@ -206,9 +206,9 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- Bodies --------------------------------------------------------------------------------------
     def _planned(self) -> bool:
-        """Give the next of `Faults.next_answers`, if there is one."""
+        """Give the next of `Faults.next_answers` or `Faults.heads`, if there is one."""
         with self.hub.lock:
-            planned = self.hub.faults.next_answers
+            planned = self.hub.faults.next_answers if self.command == "GET" else self.hub.faults.heads
             answer = planned.pop(0) if planned else None
         if answer is None:
             return False

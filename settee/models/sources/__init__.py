@@ -1,0 +1,120 @@
+"""Where the bytes of a model are.
+
+`linked` looks on this host, `addresses` beyond it, in this order:
+
+    host cache ─▶ volume ─▶ mirror ─▶ the entry's own source: Hub, S3 or URL
+
+**The mirror** is asked for ``Target/LocalName`` in place of the Hub or a URL. Those names are the entry's, and a
+job's entry may say anything: it would get whatever object of the operator's has that name. So a job's entry goes to
+the mirror only when it brings the sha256 of what it wants; what has another never becomes its model.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from settee.errors import IntegrityError, SetteeError
+from settee.models.address import Address
+from settee.models.entry import HubFile, ModelEntry, S3Object
+from settee.models.sources import host_cache, hub, s3, volume, web
+from settee.request import Bucket
+from settee.settings import Settings
+
+#: Waits before asking again, seconds, of which up to a half is cut at random.
+_RETRY_AFTER_S = (1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place that may have a model. Nobody is asked before :meth:`ask`."""
+
+    #: For progress and errors: "the mirror", "Hugging Face", "S3", a host's name.
+    label: str
+    #: "mirror", "hub", "s3" or "web".
+    kind: str
+    #: One question, without a second try.
+    once: Callable[[], Address]
+    #: Waits before further tries. The mirror gets none: the source itself is next.
+    waits_s: tuple[float, ...] = _RETRY_AFTER_S
+
+    def ask(self, stop: threading.Event | None = None) -> Address:
+        """The file's address, asked for again after what may pass. ``stop`` ends the waiting.
+
+        Raises ModelMissing (it is not there), DownloadFailed (``retryable``: not now), ConfigError, or IntegrityError
+        when the source says that it has something else than the entry wants.
+        """
+        stop = stop or threading.Event()
+        for wait_s in self.waits_s:
+            try:
+                return self.once()
+            except SetteeError as error:
+                # All workers of an endpoint may have begun at the same moment.
+                if not error.retryable or stop.wait(wait_s * random.uniform(0.5, 1)):  # noqa: S311 - no secret
+                    raise
+        return self.once()
+
+    __call__ = ask
+
+
+def linked(entry: ModelEntry, settings: Settings) -> Path | None:
+    """An existing whole file on this host to link to: in RunPod's host cache, else in an extra model folder.
+
+    Sizes are compared, and a sha256 with the one that the host cache knows (:func:`settee.models.sources.host_cache.\
+sha256_of`); no file is read. Nothing is raised: a cache or volume that is not there has nothing.
+    """
+    if isinstance(entry.source, HubFile):
+        found = host_cache.find(entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256)
+        if found is not None:
+            return found
+    return volume.find(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
+
+
+def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = None) -> Iterator[Origin]:
+    """The places that may have a model, in the order in which they should be asked.
+
+    ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
+    """
+    mirrored = s3.mirrored(entry, settings)
+    if mirrored is not None and not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job):
+        ask = partial(s3.address, entry, mirrored, settings)
+        yield Origin("the mirror", "mirror", partial(_held_to, entry, ask), waits_s=())
+    yield _own(entry, settings, bucket if entry.from_job else None)
+
+
+def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin:
+    source = entry.source
+    if isinstance(source, HubFile):
+        ask = partial(hub.address, entry, source, settings)
+        return Origin("Hugging Face", "hub", partial(_held_to, entry, ask))
+    if isinstance(source, S3Object):
+        ask = partial(s3.address, entry, source, settings, bucket)
+        return Origin("S3", "s3", partial(_held_to, entry, ask))
+    host = urlsplit(source.where).hostname or source.where
+    return Origin(host, "web", partial(_held_to, entry, partial(web.address, entry, source, settings)))
+
+
+def _held_to(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
+    """The address, with what the entry says of its file; that goes first. Raises IntegrityError when they differ."""
+    found = ask()
+    if entry.sha256 and found.sha256 and entry.sha256 != found.sha256:
+        raise IntegrityError(
+            f"{entry.path} should have the sha256 {entry.sha256}, but at {found.where} it is {found.sha256}",
+            details={"expected_sha256": entry.sha256, "sha256": found.sha256},
+        )
+    if entry.size is not None and found.size is not None and entry.size != found.size:
+        raise IntegrityError(
+            f"{entry.path} should have {entry.size} bytes, but at {found.where} it has {found.size}",
+            details={"expected_size": entry.size, "size": found.size},
+        )
+    return replace(
+        found,
+        sha256=entry.sha256 or found.sha256,
+        size=found.size if entry.size is None else entry.size,
+        renew=None if found.renew is None else partial(_held_to, entry, found.renew),
+    )

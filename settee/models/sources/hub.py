@@ -1,0 +1,237 @@
+"""Files of the Hugging Face Hub: where they are and what they should be, asked through huggingface_hub.
+
+Token and endpoint are passed to the library at every call, so that it neither looks for its own nor for its token
+file. It tells size and ETag, which for an LFS file is its sha256. A large file's address is a signed link to another
+host, which gets no token; a small one's is the Hub itself, at the commit that was asked about.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
+from settee.models.address import Address
+from settee.models.entry import HubFile, ModelEntry
+from settee.settings import Settings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_TIMEOUT_S = 10.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
+#: The Hub serves no larger file over plain HTTP (MAX_HTTP_DOWNLOAD_SIZE in huggingface_hub's constants).
+_MOST_BY_HTTP = 50 * 1000**3
+
+
+def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
+    """Ask the Hub about a file.
+
+    Raises ModelMissing when there is no such repository, revision or file, else DownloadFailed with what to do.
+    """
+    return _Hub(entry, file, settings).address(file.revision)
+
+
+class _Hub:
+    """One file's questions to the Hub."""
+
+    def __init__(self, entry: ModelEntry, file: HubFile, settings: Settings) -> None:
+        self.file = file
+        self.endpoint = settings.hf_endpoint.rstrip("/")
+        token = entry.token or settings.hf_token
+        #: False tells huggingface_hub to send none; None would have it look for one.
+        self.token: str | bool = (token.get_secret_value().strip() if token else "") or False
+        #: How its owner calls the token.
+        self.token_name = "the token of this entry" if entry.token else "HF_TOKEN"
+
+    def address(self, revision: str) -> Address:
+        hub = _library()
+        try:
+            url = hub.hf_hub_url(self.file.repo, self.file.filename, revision=revision, endpoint=self.endpoint)
+            found = hub.get_hf_file_metadata(url, token=self.token, timeout=_TIMEOUT_S, endpoint=self.endpoint)
+        except _failures() as error:
+            raise self.explained(error, revision) from error
+        if not found.commit_hash or not found.etag:
+            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT", retryable=False)
+        commit: str = found.commit_hash
+        # From here on the commit's own address, whatever the branch comes to mean meanwhile.
+        own = hub.hf_hub_url(self.file.repo, self.file.filename, revision=commit, endpoint=self.endpoint)
+        location = urljoin(url, found.location)
+        elsewhere = _origin(location) != _origin(self.endpoint)
+        xet = found.xet_file_data is not None
+        by_xet_only = xet and (not elsewhere or (found.size or 0) > _MOST_BY_HTTP)
+        return Address(
+            url=location if elsewhere else own,
+            where=self.file.where,
+            headers={} if elsewhere or not self.token else {"Authorization": f"Bearer {self.token}"},
+            size=found.size,
+            sha256=found.etag if _SHA256.fullmatch(found.etag) else None,
+            validator=found.etag,
+            renew=lambda: self.address(commit),
+            by_library=(lambda folder: self.fetch(commit, folder)) if by_xet_only else None,
+        )
+
+    def fetch(self, commit: str, folder: Path) -> Path:
+        """Have huggingface_hub download the file below ``folder``; returns its path."""
+        hub = _library()
+        try:
+            path: str = hub.hf_hub_download(
+                self.file.repo,
+                self.file.filename,
+                revision=commit,
+                endpoint=self.endpoint,
+                token=self.token,
+                local_dir=folder,
+                # It looks there for a copy, and writes nothing.
+                cache_dir=folder / ".cache" / "huggingface" / "hub",
+                etag_timeout=_TIMEOUT_S,
+            )
+        except (*_failures(), RuntimeError, hub.errors.XetDownloadError) as error:
+            raise self.explained(error, commit) from error
+        return Path(path)
+
+    # --- What an error means -----------------------------------------------------------------------
+    def explained(self, error: Exception, revision: str) -> SetteeError:
+        """Ours for the library's error, whose own text may hold signed addresses."""
+        import huggingface_hub.errors as kinds
+
+        file, status = self.file, _status(error)
+        if isinstance(error, kinds.GatedRepoError):
+            page = f"{self.endpoint}/{file.repo}"
+            account = f"with the account of {self.token_name}" if self.token else "and set HF_TOKEN to that account's"
+            return self._failed(
+                f"{file.repo} is gated: accept its licence at {page} {account}", retryable=False, code="gated"
+            )
+        if isinstance(error, kinds.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+            # "Not in the cache either": hf_hub_download's words for a Hub that did not answer.
+            return self.explained(error.__cause__, revision)
+        if isinstance(error, kinds.EntryNotFoundError):
+            return self._no_such_file(revision)
+        if isinstance(error, kinds.RevisionNotFoundError):
+            problem = f"{file.repo} has no revision {revision!r}: give a branch, a tag or a full commit hash"
+            return ModelMissing(f"{file.where}: {problem}", details={"reason": "revision"})
+        if status == 401 and self.token and "Invalid credentials" in _said(error):
+            return self._failed(
+                f"the Hub does not accept {self.token_name}: has it expired, or been revoked?",
+                retryable=False,
+                code="token",
+            )
+        if status == 401 or isinstance(error, kinds.RepositoryNotFoundError):
+            advice = (
+                f"the account of {self.token_name} sees no such repository: look at the name, or give it access"
+                if self.token
+                else "there is no such public repository: look at the name, or set HF_TOKEN if it is private"
+            )
+            return ModelMissing(f"{file.where}: {advice}", details={"reason": "repository"})
+        if isinstance(error, kinds.HFValidationError):
+            return ModelMissing(
+                f"{file.where}: {file.repo!r} is no repository's name", details={"reason": "repository"}
+            )
+        if isinstance(error, kinds.OfflineModeIsEnabled):
+            return self._failed("HF_HUB_OFFLINE is set: unset it to download models", retryable=False)
+        return self._no_answer(error, status)
+
+    def _no_answer(self, error: Exception, status: int) -> SetteeError:
+        if status == 403 and "disabled" in _said(error):
+            return self._failed("the Hub has disabled this repository", retryable=False)
+        if status == 403:
+            return self._failed(
+                f"the Hub forbids it: has {self.token_name} the right to read repositories?", retryable=False
+            )
+        if status in _LATER or status >= 500:
+            wait = f": it wants you to wait {seconds} s" if (seconds := _retry_after(error)) else ""
+            return self._failed(f"the Hub says HTTP {status}{wait}")
+        if status:
+            return self._failed(f"the Hub says HTTP {status}", retryable=False)
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"UnsupportedProtocol", "InvalidURL"}:
+            return ConfigError("HF_ENDPOINT is not the address of a Hub")
+        if "UnicodeEncodeError" in names or "LocalProtocolError" in names:
+            return self._failed(f"{self.token_name} has characters that no token has", retryable=False)
+        if "TimeoutException" in names:
+            return self._failed(f"the Hub at {self.endpoint} did not answer in time")
+        if "TooManyRedirects" in names:
+            return self._failed("the Hub redirects without end: look at HF_ENDPOINT", retryable=False)
+        if "ImportError" in names or "hf_xet" in str(error):
+            return self._failed("it is served by Xet alone: pip install hf_xet", retryable=False)
+        return self._failed(f"the Hub at {self.endpoint} cannot be reached")
+
+    def _failed(self, why: str, retryable: bool = True, code: str | None = None) -> DownloadFailed:
+        return DownloadFailed(
+            f"{self.file.where}: {why}", details={"reason": code} if code else {}, retryable=retryable
+        )
+
+    def _no_such_file(self, revision: str) -> ModelMissing:
+        near = self._near(revision)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        return ModelMissing(
+            f"{self.file.where}: {self.file.repo} has no file {self.file.filename!r} at {revision}{hint}",
+            details={"reason": "file", "near": near},
+        )
+
+    def _near(self, revision: str) -> list[str]:
+        """Up to three of the repository's files that may have been meant. Empty when they cannot be listed."""
+        hub = _library()
+        try:
+            api = hub.HfApi(endpoint=self.endpoint, token=self.token)
+            siblings = api.model_info(self.file.repo, revision=revision, timeout=_TIMEOUT_S).siblings
+        except _failures():
+            return []
+        names = [str(sibling.rfilename) for sibling in siblings or ()]
+        wanted = self.file.filename
+        # The same name in another folder first: that is the usual mistake.
+        base = wanted.rpartition("/")[2].lower()
+        moved = [name for name in names if name.rpartition("/")[2].lower() == base]
+        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+        return list(dict.fromkeys([*moved, *close]))[:3]
+
+
+def _library() -> ModuleType:
+    """huggingface_hub, told to be quiet: it imports in a quarter of a second."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    # Version 2 asks huggingface.co for a list of agents at the first call otherwise, and keeps it in its cache.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    return huggingface_hub
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What the library may raise: its own errors, and those of the HTTP client that this version of it uses."""
+    from huggingface_hub import errors
+
+    names = {kind.__module__.partition(".")[0] for kind in errors.HfHubHTTPError.__mro__}
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in names]
+    theirs = [kind for client in clients for kind in (client.HTTPError, client.InvalidURL)]
+    return (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError, ValueError, ImportError, *theirs)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _response(error: Exception) -> Any:
+    return getattr(error, "response", None)
+
+
+def _status(error: Exception) -> int:
+    return int(getattr(_response(error), "status_code", 0) or 0)
+
+
+def _said(error: Exception) -> str:
+    return str(_response(error).headers.get("X-Error-Message", ""))
+
+
+def _retry_after(error: Exception) -> int | None:
+    text = str(_response(error).headers.get("Retry-After", ""))
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,30 @@
+"""Plain folders laid out like ComfyUI's models folder, on a network volume say (MODELS_EXTRA_DIRS)."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+log = logging.getLogger(__name__)
+
+
+def find(path: PurePosixPath, folders: Iterable[Path], *, size: int | None = None) -> Path | None:
+    """The first folder's ``<target>/<name>`` that is a file with something in it, of ``size`` when that is given."""
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    for folder in folders:
+        candidate = folder / path
+        try:
+            found = candidate.stat()
+        except (OSError, ValueError):
+            continue  # not there; or a mount that has gone away, which is as good
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        if found.st_size == 0 or (size is not None and found.st_size != size):
+            wanted = "" if size is None else f" instead of {size}"
+            log.warning("a model folder has %s, but with %d bytes%s: not used", path, found.st_size, wanted)
+            continue
+        return candidate
+    return None
