@@ -1,0 +1,150 @@
+"""The file that shows ComfyUI further folders, and what the embedded server makes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from settee.comfy.extra_paths import NODES, ExtraPaths, content
+from settee.embedded.cli import options_from
+from settee.settings import Settings, load
+
+
+def settings(tmp_path: Path, **more: Any) -> Settings:
+    return load(**{"comfy_dir": tmp_path / "comfy", "models_extra_dirs": (), **more})
+
+
+def test_without_models_elsewhere_only_the_node_is_shown(tmp_path: Path) -> None:
+    assert content(settings(tmp_path)) == {"settee_nodes": {"custom_nodes": str(NODES)}}
+    same = settings(tmp_path, models_dir=tmp_path / "comfy" / "." / "models")
+    assert list(content(same)) == ["settee_nodes"], "ComfyUI knows its own models folder"
+
+
+def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
+    """ComfyUI imports every folder and every .py in it."""
+    inside = [path.name for path in NODES.iterdir() if path.name != "__pycache__"]
+    assert inside == ["settee_gc"]
+
+
+def test_models_dir_goes_first_and_extra_folders_last(tmp_path: Path) -> None:
+    found = content(
+        settings(tmp_path, models_dir=tmp_path / "mine", models_extra_dirs=(str(tmp_path / "a"), str(tmp_path / "b")))
+    )
+    assert list(found) == ["settee_nodes", "settee_models", "settee_extra_1", "settee_extra_2"]
+    assert found["settee_models"]["is_default"] is True
+    assert found["settee_models"]["vae"] == str(tmp_path / "mine" / "vae")
+    assert "is_default" not in found["settee_extra_1"]
+    assert found["settee_extra_2"]["text_encoders"] == f"{tmp_path}/b/text_encoders\n{tmp_path}/b/clip"
+    assert found["settee_extra_2"]["diffusion_models"] == f"{tmp_path}/b/unet\n{tmp_path}/b/diffusion_models"
+
+
+def test_kinds_of_custom_nodes_are_shown_and_code_never_is(tmp_path: Path) -> None:
+    """A volume's models/custom_nodes would be run; its hidden folders are somebody's records."""
+    for name in ("ipadapter", "custom_nodes", ".settee", "base_path", "is_default", "clip", "vae"):
+        (tmp_path / "volume" / name).mkdir(parents=True)
+    (tmp_path / "volume" / "notes.txt").write_text("x")
+    shown = content(settings(tmp_path, models_extra_dirs=(str(tmp_path / "volume"),)))["settee_extra_1"]
+    assert shown["ipadapter"] == str(tmp_path / "volume" / "ipadapter")
+    assert not {"custom_nodes", ".settee", "base_path", "is_default", "clip", "notes.txt"} & shown.keys()
+
+
+def test_the_file_is_yaml_for_its_owner_alone_and_goes_at_the_end(tmp_path: Path) -> None:
+    paths = ExtraPaths(settings(tmp_path, models_extra_dirs=(str(tmp_path / 'vol "ü: #'),)))
+    assert paths.arguments() == []
+    paths.write()
+    option, name = paths.arguments()
+    assert option == "--extra-model-paths-config"
+    assert Path(name).stat().st_mode & 0o777 == 0o600
+    text = Path(name).read_text()
+    assert yaml.safe_load(text) == json.loads(text)
+    assert yaml.safe_load(text)["settee_extra_1"]["vae"] == str(tmp_path / 'vol "ü: #' / "vae")
+    paths.write()
+    assert paths.arguments() == [option, name], "one file for all restarts"
+    paths.remove()
+    assert not Path(name).exists()
+    assert paths.arguments() == []
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(str(folder).encode())
+
+
+def test_the_embedded_server_looks_there_in_that_order(tmp_path: Path) -> None:
+    put(tmp_path / "comfy/models", "checkpoints/own.safetensors", "checkpoints/both.safetensors")
+    put(tmp_path / "first", "checkpoints/both.safetensors", "clip/enc.safetensors")
+    put(tmp_path / "last", "checkpoints/sub/far.safetensors", "checkpoints/own.safetensors", "checkpoints/readme.txt")
+    paths = ExtraPaths(
+        settings(tmp_path, models_dir=tmp_path / "first", models_extra_dirs=(str(tmp_path / "last"), "/nowhere"))
+    )
+    paths.write()
+    try:
+        folders = options_from(["--base-directory", str(tmp_path / "comfy"), *paths.arguments()]).folders
+    finally:
+        paths.remove()
+    assert folders.model_files("checkpoints") == ["both.safetensors", "own.safetensors", "sub/far.safetensors"]
+    assert folders.model_path("checkpoints", "both.safetensors") == f"{tmp_path}/first/checkpoints/both.safetensors"
+    assert (
+        folders.model_path("checkpoints", "own.safetensors") == f"{tmp_path}/comfy/models/checkpoints/own.safetensors"
+    )
+    assert folders.model_path("checkpoints", "sub/far.safetensors").startswith(f"{tmp_path}/last/")
+    assert folders.model_files("text_encoders") == ["enc.safetensors"]
+    assert folders.model_files("custom_nodes") == []
+
+
+def test_the_embedded_server_reads_a_file_in_comfyuis_own_style(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "unets/u.safetensors", "c/a.safetensors")
+    (tmp_path / "paths.yaml").write_text(
+        "empty:\nother:\n  base_path: elsewhere\n  unet: |\n    unets\n  checkpoints: c/\n  custom_nodes: nodes\n"
+    )
+    arguments = ["--base-directory", str(tmp_path), "--extra-model-paths-config", str(tmp_path / "paths.yaml")]
+    folders = options_from(arguments).folders
+    assert folders.model_files("diffusion_models") == ["u.safetensors"]
+    assert folders.model_path("checkpoints", "a.safetensors") == f"{tmp_path}/elsewhere/c/a.safetensors"
+
+
+# --- the node ------------------------------------------------------------------------------------------------
+
+_COMFYUI = """
+import asyncio, gc, importlib.util, sys, types
+from aiohttp import web
+app = web.Application()
+server = types.ModuleType("server")
+server.PromptServer = types.SimpleNamespace(instance=types.SimpleNamespace(app=app))
+sys.modules["server"] = server
+for name in ("one", "two"):
+    spec = importlib.util.spec_from_file_location(name, {path!r})
+    node = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(node)
+assert node.NODE_CLASS_MAPPINGS == {{}}
+before = gc.get_freeze_count()
+async def start():
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await runner.cleanup()
+hooks = sum(getattr(hook, "__name__", "") == "settee_freeze" for hook in app.on_startup)
+asyncio.run(start())
+print(before, gc.get_freeze_count() > 10_000, hooks)
+"""
+
+
+def test_the_node_freezes_when_the_server_starts_and_once(tmp_path: Path) -> None:
+    path = str(NODES / "settee_gc" / "__init__.py")
+    done = subprocess.run(
+        [sys.executable, "-c", _COMFYUI.format(path=path)], capture_output=True, text=True, timeout=30, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["0", "True", "1"], done.stderr
+
+
+def test_the_node_does_no_harm_to_a_comfyui_that_is_built_otherwise() -> None:
+    path = str(NODES / "settee_gc" / "__init__.py")
+    done = subprocess.run([sys.executable, "-I", path], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert "the collector's stall stays" in done.stderr
+    assert "Traceback" not in done.stderr
