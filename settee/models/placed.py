@@ -33,6 +33,7 @@ from settee.models.linking import blob_sha256, link_in_place, source_of, symlink
 from settee.models.places import ASIDE, relative
 from settee.models.records import Lock, Placed, Records, identity
 from settee.models.refusals import taken, unusable, words
+from settee.models.removing import remove_file, remove_part
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ class Shelf:
 
     def __init__(self, models_dir: Path) -> None:
         self.models_dir = models_dir
-        self._root = os.path.abspath(models_dir)
-        self._records = Records(self._root)
+        #: The same, absolute, as text: what lies below is looked at often.
+        self.root = os.path.abspath(models_dir)
+        self._records = Records(self.root)
         #: How many running jobs of this process use a file.
         self._users: Counter[str] = Counter()
         self._mutex = threading.RLock()
@@ -58,7 +60,7 @@ class Shelf:
 
     def path_of(self, entry: ModelEntry) -> Path:
         """Where the entry's file belongs. Raises UnsafePath."""
-        return Path(self._root, relative(entry))
+        return Path(self.root, relative(entry))
 
     def state(self, entry: ModelEntry) -> State:
         """How the entry stands: a look at the file and a read of its record, some 30 µs. Raises UnsafePath."""
@@ -67,7 +69,21 @@ class Shelf:
     def look(self, entry: ModelEntry) -> Look:
         """The same, with the reason."""
         rel = relative(entry)
-        return look_at(f"{self._root}/{rel}", rel, entry, self._records.read(rel))
+        return look_at(f"{self.root}/{rel}", rel, entry, self._records.read(rel))
+
+    def content_of(self, entry: ModelEntry) -> tuple[object, ...] | None:
+        """What the entry's name holds now, to be compared with what it holds later; None when it holds nothing."""
+        rel = relative(entry)
+        try:
+            info = os.stat(f"{self.root}/{rel}")
+        except OSError:
+            return None
+        placed = self._records.read(rel)
+        if placed is not None and placed.size == info.st_size and placed.same_time(info.st_mtime_ns):
+            known = placed.sha256 or placed.xxh3
+            if known:
+                return (known,)
+        return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
 
     def records(self) -> Iterator[Placed]:
         """Every record, sorted by path. Its file may be gone."""
@@ -215,7 +231,7 @@ class Shelf:
         """Remember a download that was just renamed into place. Raises IntegrityError when something else is there."""
         rel = relative(entry)
         try:
-            info = os.lstat(f"{self._root}/{rel}")
+            info = os.lstat(f"{self.root}/{rel}")
         except OSError as error:
             raise IntegrityError(f"{entry.path} was downloaded, and is gone again ({error.strerror})") from error
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
@@ -261,7 +277,7 @@ class Shelf:
         )
 
     def _make_folder(self, rel: str) -> None:
-        folder = f"{self._root}/{rel}".rpartition("/")[0]
+        folder = f"{self.root}/{rel}".rpartition("/")[0]
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
@@ -307,12 +323,13 @@ class Shelf:
             with self._records.lock(rel, exclusive=True) as lock:
                 return lock is Lock.BUSY
 
-    def remove(self, placed: Placed) -> int | None:
+    def remove(self, placed: Placed, *, wipe: bool = False) -> int | None:
         """Remove a recorded file and its record: the bytes that this freed, or None when a running job uses it.
 
-        Of a link only the link. A file that is not the recorded one any more stays. Raises OSError.
+        Of a link only the link. A file that is not the recorded one any more stays. ``wipe`` overwrites the bytes
+        first. Raises OSError.
         """
-        path = f"{self._root}/{placed.path}"
+        path = f"{self.root}/{placed.path}"
         with self._mutex:
             if self._users[placed.path] > 0:
                 return None
@@ -321,21 +338,24 @@ class Shelf:
                     return None
                 freed = 0
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    freed = _unlink(path, placed)
+                    freed = remove_file(path, placed, wipe)
                 self._records.delete(placed.path)
                 return freed
 
+    def wipe(self, entry: ModelEntry) -> bool:
+        """Overwrite and remove what a sealed job brought, and what it left half downloaded. MODELS' files stay.
 
-def _unlink(path: str, placed: Placed) -> int:
-    info = os.lstat(path)
-    if placed.link is not None:
-        if stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link:
-            os.unlink(path)
-        return 0
-    if not stat.S_ISREG(info.st_mode) or info.st_size != placed.size or not placed.same_time(info.st_mtime_ns):
-        return 0
-    os.unlink(path)
-    return info.st_size if info.st_nlink == 1 else 0
+        After the job's :meth:`use` has ended. False when something is left: in use by another job, or not to be
+        removed (which is logged).
+        """
+        rel = relative(entry)
+        try:
+            placed = self._records.read(rel)
+            removed = placed is None or not placed.from_job or self.remove(placed, wipe=True) is not None
+            return remove_part(f"{self.root}/{rel}", wipe=True) and removed
+        except OSError as error:
+            log.error("%s could not be wiped: %s", rel, error.strerror)
+            return False
 
 
 def _is_kept_from(entry: ModelEntry, look: Look) -> bool:

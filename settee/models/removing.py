@@ -1,0 +1,80 @@
+"""Removing files of the models folder: only what is known to be ours, and wiped where that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from settee.models.places import JOURNAL, PART
+from settee.models.records import Placed
+from settee.wipe import wipe_file
+
+
+def remove_file(path: str, placed: Placed, wipe: bool) -> int:
+    """Remove what the record is of, and nothing else: the bytes that this freed. Raises OSError."""
+    info = os.lstat(path)
+    if placed.link is not None:
+        if stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link:
+            os.unlink(path)
+        return 0
+    # Where a job's download had begun, what is there is either its end or what it was to replace: a job's, both.
+    is_ours = (placed.pending and placed.from_job) or placed.matches(info.st_size, info.st_mtime_ns, None)
+    if not stat.S_ISREG(info.st_mode) or not is_ours:
+        return 0
+    _unlink(path, wipe)
+    return info.st_size if info.st_nlink == 1 else 0
+
+
+def remove_part(target: str, *, wipe: bool = False) -> bool:
+    """Remove a download's part and journal. False when it goes on in some process. Raises OSError."""
+    with _part_lock(target) as is_free:
+        if not is_free:
+            return False
+        for path in (target + JOURNAL, target + PART):
+            with contextlib.suppress(FileNotFoundError):
+                _unlink(path, wipe)
+    return True
+
+
+def is_downloading(target: str) -> bool:
+    """Whether some process goes on with the download of this file."""
+    with _part_lock(target) as is_free:
+        return not is_free
+
+
+@contextlib.contextmanager
+def _part_lock(target: str) -> Iterator[bool]:
+    """Who downloads has a flock on the part. True when nobody has, or there is no part."""
+    try:
+        fd = os.open(target + PART, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        # Of what cannot be opened nobody can tell; a link is no part of ours.
+        yield error.errno == errno.ENOENT
+        return
+    try:
+        is_free = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            is_free = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield is_free
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def _unlink(path: str, wipe: bool) -> None:
+    if not wipe:
+        os.unlink(path)
+        return
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wipe_file(name, dir_fd=fd)
+    finally:
+        os.close(fd)
