@@ -131,7 +131,10 @@ class _Download:
             raise _Corrupt(wrong_hash(self.address.where, sha256, digests.sha256 or "?"))
         if problem := model_problem(path, self.part.target.name):
             # With the hash that was asked for, another download would bring the same.
-            verdict = IntegrityError(f"{self.address.where} {problem}", details={"problem": problem})
+            problem = problem.partition(": delete it")[0]
+            verdict = IntegrityError(
+                f"{self.address.where} {problem}: check the entry's address", details={"problem": problem}
+            )
             raise _Corrupt(verdict, is_final=sha256 is not None)
 
     def _by_library(self, fetch: Callable[[Path], Path]) -> Fetched:

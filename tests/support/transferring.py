@@ -1,0 +1,52 @@
+"""One call for a test's download, with limits small enough that a few MiB have many ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from settee.models.address import Address
+from settee.models.transfer import Fetched, Gate, Limits, download
+
+KIB = 1024
+#: Many ranges, short waits.
+SMALL = Limits(
+    range_bytes=256 * KIB,
+    connect_s=5,
+    stall_s=0.4,
+    progress_bytes=64 * KIB,
+    backoff_s=0.01,
+    backoff_cap_s=0.05,
+    flush_s=0.02,
+    tick_s=0.02,
+)
+
+
+def noise(size: int, seed: bytes = b"model") -> bytes:
+    """Bytes without a pattern, the same every time."""
+    return hashlib.shake_128(seed).digest(size)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fetch(url: str, target: Path, *, known: dict[str, Any] | None = None, **options: Any) -> Fetched:
+    """``known`` are further fields of the address."""
+    address = Address(url, "the model", **(known or {}))
+    arguments: dict[str, Any] = {
+        "lane": Gate(8).lane(),
+        "stop": threading.Event(),
+        "deadline": time.monotonic() + 60,
+        "on_progress": lambda done, total: None,
+        "limits": SMALL,
+    }
+    return download(address, target, **{**arguments, **options})
+
+
+def left(folder: Path) -> list[str]:
+    """Names in the folder."""
+    return sorted(path.name for path in folder.iterdir())
