@@ -6,7 +6,8 @@
 
 **The mirror** is asked for ``Target/LocalName`` in place of the Hub or a URL. Those names are the entry's, and a
 job's entry may say anything: it would get whatever object of the operator's has that name. So a job's entry goes to
-the mirror only when it brings the sha256 of what it wants; what has another never becomes its model.
+the mirror only when it brings the sha256 of what it wants, and gets only an object whose metadata has that very sha256;
+of any other it learns nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from settee.errors import IntegrityError, SetteeError
+from settee.errors import IntegrityError, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object
 from settee.models.sources import host_cache, hub, s3, volume, web
@@ -83,7 +84,8 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
     mirrored = s3.mirrored(entry, settings)
     if mirrored is not None and not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job):
         ask = partial(s3.address, entry, mirrored, settings)
-        yield Origin("the mirror", "mirror", partial(_held_to, entry, ask), waits_s=())
+        held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
+        yield Origin("the mirror", "mirror", held, waits_s=())
     yield _own(entry, settings, bucket if entry.from_job else None)
 
 
@@ -97,6 +99,13 @@ def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin
         return Origin("S3", "s3", partial(_held_to, entry, ask))
     host = urlsplit(source.where).hostname or source.where
     return Origin(host, "web", partial(_held_to, entry, partial(web.address, entry, source, settings)))
+
+
+def _known_to_caller(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
+    """The mirror's address for a job. Raises ModelMissing, with no word of what is there, unless the hash is right."""
+    if ask().sha256 != entry.sha256:
+        raise ModelMissing(f"{entry.path}: the mirror does not have it with this sha256")
+    return _held_to(entry, ask)
 
 
 def _held_to(entry: ModelEntry, ask: Callable[[], Address]) -> Address:

@@ -79,6 +79,9 @@ class _Hub:
     def fetch(self, commit: str, folder: Path) -> Path:
         """Have huggingface_hub download the file below ``folder``; returns its path."""
         hub = _library()
+        from huggingface_hub.errors import XetDownloadError
+
+        failures = (*_failures(), XetDownloadError, RuntimeError)
         try:
             path: str = hub.hf_hub_download(
                 self.file.repo,
@@ -91,7 +94,7 @@ class _Hub:
                 cache_dir=folder / ".cache" / "huggingface" / "hub",
                 etag_timeout=_TIMEOUT_S,
             )
-        except (*_failures(), RuntimeError, hub.errors.XetDownloadError) as error:
+        except failures as error:
             raise self.explained(error, commit) from error
         return Path(path)
 
