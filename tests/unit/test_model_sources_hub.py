@@ -256,7 +256,7 @@ def test_offline_by_order(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> No
 # --- Xet -------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_only_xet_serves_is_the_librarys_to_fetch(hub: HubServer, tmp_path: Path) -> None:
+def test_a_file_of_xet_may_be_left_to_the_library(hub: HubServer, tmp_path: Path) -> None:
     hub.add("org/open", "huge.safetensors", LARGE, lfs=True, xet=True)
     address = ask(hub, "org/open", "huge.safetensors")
     assert address.sha256 is not None

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 10.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
-#: The Hub serves no larger file over plain HTTP (MAX_HTTP_DOWNLOAD_SIZE in huggingface_hub's constants).
-_MOST_BY_HTTP = 50 * 1000**3
 
 
 def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
@@ -63,8 +61,6 @@ class _Hub:
         own = hub.hf_hub_url(self.file.repo, self.file.filename, revision=commit, endpoint=self.endpoint)
         location = urljoin(url, found.location)
         elsewhere = _origin(location) != _origin(self.endpoint)
-        xet = found.xet_file_data is not None
-        by_xet_only = xet and (not elsewhere or (found.size or 0) > _MOST_BY_HTTP)
         return Address(
             url=location if elsewhere else own,
             where=self.file.where,
@@ -73,7 +69,8 @@ class _Hub:
             sha256=found.etag if _SHA256.fullmatch(found.etag) else None,
             validator=found.etag,
             renew=lambda: self.address(commit),
-            by_library=(lambda folder: self.fetch(commit, folder)) if by_xet_only else None,
+            # Taken when the Hub refuses plain HTTP: of more than 50 GB it does (MAX_HTTP_DOWNLOAD_SIZE in the library).
+            by_library=(lambda folder: self.fetch(commit, folder)) if found.xet_file_data else None,
         )
 
     def fetch(self, commit: str, folder: Path) -> Path:
@@ -81,7 +78,7 @@ class _Hub:
         hub = _library()
         from huggingface_hub.errors import XetDownloadError
 
-        failures = (*_failures(), XetDownloadError, RuntimeError)
+        failures: tuple[type[Exception], ...] = (*_failures(), XetDownloadError, RuntimeError)
         try:
             path: str = hub.hf_hub_download(
                 self.file.repo,
