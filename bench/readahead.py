@@ -24,10 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.slow_volume import SlowVolume, Unavailable, own_mounts
+from settee.models.page_cache import resident
 from settee.models.readahead import ReadAhead
 
 MIB = 1024 * 1024
-ROUNDS = 3
+ROUNDS = 5
 #: MiB of each tensor, over and over: large matrices with small ones between, as in a checkpoint.
 TENSORS = (0.01, 25, 0.01, 6.25, 6.25, 0.01, 12.5, 1.5, 0.01, 50, 0.01, 3)
 
@@ -84,6 +85,13 @@ def drop(path: Path) -> None:
     os.close(fd)
 
 
+def cached(path: Path) -> float:
+    """How much of it is in the page cache, from 0 to 1: some machines take pages back at once."""
+    with open(path, "rb") as file:
+        pages = resident(file.fileno(), 0, path.stat().st_size) or b"\0"
+    return 1 - pages.count(0) / len(pages)
+
+
 def load(path: Path, before: Callable[[], object] = lambda: None) -> float:
     """Seconds of a load in a process of its own, without the process's start; ``before`` is called just before it."""
     torch = os.environ.get("SETTEE_BENCH_TORCH_PYTHON")
@@ -120,6 +128,7 @@ def measure(path: Path, readers: int) -> dict[str, float]:
         ahead.add(path)
         found["read-ahead"] = seconds(lambda: ahead.wait(600))
         found["read-ahead, CPU"] = time.process_time() - cpu
+        found["of it cached"] = cached(path)
         found["load after"] = load(path)
         drop(path)
         found["both at once"] = load(path, lambda: ahead.add(path))
@@ -134,6 +143,7 @@ def measure(path: Path, readers: int) -> dict[str, float]:
 def report(path: Path, size: int, readers: int) -> None:
     rounds = [measure(path, readers) for _ in range(ROUNDS)]
     found = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    print(f"  in the page cache after read-ahead: {found.pop('of it cached'):.0%}")
     for name, took in found.items():
         speed = f"  {size / 1e6 / took:6.0f} MB/s" if "start" not in name and "CPU" not in name else ""
         print(f"  {name:24} {took:7.3f} s{speed}")

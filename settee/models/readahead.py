@@ -31,12 +31,12 @@ MIB = 1024 * 1024
 REGION = 8 * MIB
 #: One read: also how far a reader goes before it notices that it should stop.
 PIECE = 2 * MIB
-#: Memory that stays free, for ComfyUI itself.
+#: Memory that stays free: for ComfyUI itself, and for what the kernel reads beyond a region's end of its own accord.
 MARGIN = 1024 * MIB
 #: Cache counts as free memory. What was read ahead this lately is counted as taken all the same, so that one file
 #: does not push out the last one before it was loaded.
 HOLD_S = 300.0
-CLOSE_S = 0.9
+CLOSE_S = 0.5
 
 _log = logging.getLogger(__name__)
 
