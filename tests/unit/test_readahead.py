@@ -178,8 +178,9 @@ def test_a_ram_disk_has_nothing_to_win(tmp_path: Path) -> None:
 def test_no_more_is_read_than_memory_is_free(disk: Path) -> None:
     large = dropped(written(disk / "large", 5 * REGION))
     next_one = dropped(written(disk / "next", MIB))
-    reads = read([large, next_one], free=MARGIN + 2 * REGION + MIB - 1)
-    assert reads.total == 2 * REGION
+    free = MARGIN + 2 * REGION + MIB
+    assert read([large], free).total == 2 * REGION
+    assert 0 < read([large, next_one], free).total <= 2 * REGION + MIB
     assert read([dropped(large)], free=MARGIN).pieces == []
     assert read([large], free=0).pieces == []
 
