@@ -101,6 +101,8 @@ class Faults:
     stall_at: int | None = None
     #: Answer nothing at all, to anything, until the server stops.
     silent: bool = False
+    #: GETs of files by anybody but huggingface_hub answer 403, as for what only Xet serves.
+    library_only: bool = False
     #: Whether Content-Length and Content-Range say how long a body is.
     lengths: bool = True
 

@@ -206,7 +206,10 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- Bodies --------------------------------------------------------------------------------------
     def _planned(self) -> bool:
-        """Give the next of `Faults.next_answers` or `Faults.heads`, if there is one."""
+        """Give the next of `Faults.next_answers` or `Faults.heads`, if there is one, or refuse."""
+        if self.hub.faults.library_only and self.command == "GET" and "hf_hub/" not in self.headers["User-Agent"]:
+            self._text(403, "Not over plain HTTP")
+            return True
         with self.hub.lock:
             planned = self.hub.faults.next_answers if self.command == "GET" else self.hub.faults.heads
             answer = planned.pop(0) if planned else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from settee import __version__
 from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _TIMEOUT_S = 10.0
+#: For the User-Agent.
+_NAMED = {"library_name": "settee", "library_version": __version__}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -51,7 +54,9 @@ class _Hub:
         hub = _library()
         try:
             url = hub.hf_hub_url(self.file.repo, self.file.filename, revision=revision, endpoint=self.endpoint)
-            found = hub.get_hf_file_metadata(url, token=self.token, timeout=_TIMEOUT_S, endpoint=self.endpoint)
+            found = hub.get_hf_file_metadata(
+                url, token=self.token, timeout=_TIMEOUT_S, endpoint=self.endpoint, **_NAMED
+            )
         except _failures() as error:
             raise self.explained(error, revision) from error
         if not found.commit_hash or not found.etag:
@@ -90,6 +95,7 @@ class _Hub:
                 # It looks there for a copy, and writes nothing.
                 cache_dir=folder / ".cache" / "huggingface" / "hub",
                 etag_timeout=_TIMEOUT_S,
+                **_NAMED,
             )
         except failures as error:
             raise self.explained(error, commit) from error
