@@ -21,17 +21,22 @@ demo: $(STAMP)   ## Run workflows/ through the real RunPod SDK and an embedded C
 test: $(STAMP)   ## Every test, a real S3 server included
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)   ## Style, types
+lint: $(STAMP)   ## Style, types, shell, Dockerfile, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck start.sh .ci/run docker/*.sh
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python tools/actionlint/run.py
 
 bench: $(STAMP)  ## Speed and memory, as ratios against named baselines
 	$(BIN)/python -m bench
 
-lock:            ## Pin what pyproject.toml asks for, with hashes
-	uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header \
-	  --all-extras pyproject.toml -o requirements.lock
+COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
+
+lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, and what the image needs
+	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	$(COMPILE) --extra worker pyproject.toml -o requirements-worker.lock
 
 clean:
 	rm -rf $(VENV) out

@@ -1,0 +1,121 @@
+# syntax=docker/dockerfile:1.12
+# The worker, its ComfyUI and, when asked for, models: docs/deploy.md. `docker buildx bake` builds the variants.
+#
+# Two Pythons: the worker's in /opt/settee/.venv and ComfyUI's in /comfyui/.venv. They share nothing, so that no custom
+# node can change what the worker imports; and ComfyUI's folder has an `app` and a `utils` of its own.
+
+# By tag, or by digest: nvidia/cuda@sha256:…
+ARG CUDA_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04
+# The one that CUDA_IMAGE's distribution has.
+ARG PYTHON_VERSION=3.12
+# docker/comfyui-TAG.lock must be there: `make lock-comfyui`.
+ARG COMFYUI_TAG=v0.3.64
+# Three that belong together, and the index that has them for CUDA_IMAGE's version. They bring CUDA's libraries along.
+ARG TORCH_VERSION=2.8.0
+ARG TORCHVISION_VERSION=0.23.0
+ARG TORCHAUDIO_VERSION=2.8.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu128
+
+
+# --- what runs need: Python, the libraries that nodes link to, SSH -----------------------------------------------
+FROM ${CUDA_IMAGE} AS base
+ARG PYTHON_VERSION
+# More for custom nodes: "ffmpeg build-essential", say.
+ARG APT_PACKAGES=ffmpeg
+SHELL ["/bin/bash", "-Eeuo", "pipefail", "-c"]
+ENV LANG=C.UTF-8 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1
+# Distributions keep no old versions to pin: the image's tag or digest says which there were.
+# The host keys that the package makes would be every container's: start.sh makes new ones.
+# hadolint ignore=DL3008,SC2086
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    rm -f /etc/apt/apt.conf.d/docker-clean \
+    && apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates libgl1 libglib2.0-0 openssh-server \
+        "python${PYTHON_VERSION}" "python${PYTHON_VERSION}-venv" ${APT_PACKAGES} \
+    && rm -f /etc/ssh/ssh_host_*
+
+
+# --- the worker --------------------------------------------------------------------------------------------------
+FROM base AS worker
+ARG PYTHON_VERSION
+WORKDIR /opt/settee
+COPY requirements-worker.lock ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    "python${PYTHON_VERSION}" -m venv .venv \
+    && .venv/bin/pip install --require-hashes -r requirements-worker.lock
+COPY LICENSE rp_handler.py utils.py start.sh ./
+COPY settee settee
+# Compiled here: a cold start does not wait for it. Not checked at the start: layers round the files' times.
+RUN .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash settee rp_handler.py utils.py
+
+
+# --- ComfyUI -----------------------------------------------------------------------------------------------------
+FROM base AS comfyui
+ARG PYTHON_VERSION
+ARG COMFYUI_TAG
+ARG TORCH_VERSION
+ARG TORCHVISION_VERSION
+ARG TORCHAUDIO_VERSION
+ARG TORCH_INDEX
+WORKDIR /comfyui
+RUN --mount=type=cache,target=/root/.cache/pip \
+    "python${PYTHON_VERSION}" -m venv .venv \
+    && .venv/bin/pip install --index-url "${TORCH_INDEX}" \
+        "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" "torchaudio==${TORCHAUDIO_VERSION}"
+COPY docker/comfyui-${COMFYUI_TAG}.lock /tmp/comfyui.lock
+RUN --mount=type=cache,target=/root/.cache/pip \
+    .venv/bin/pip install --no-deps --require-hashes -r /tmp/comfyui.lock
+ADD https://github.com/comfyanonymous/ComfyUI.git#${COMFYUI_TAG} /comfyui
+# Asks no index: fails when the lock does not have all that this ComfyUI wants.
+RUN .venv/bin/pip install --no-index -r requirements.txt \
+    && .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash -x '/\.venv/' .
+
+
+# --- ComfyUI with custom nodes -----------------------------------------------------------------------------------
+FROM comfyui AS nodes
+# https://github.com/OWNER/REPO@COMMIT-OR-TAG, separated by spaces; a branch is refused.
+ARG CUSTOM_NODES=""
+COPY docker/install-custom-nodes.sh /usr/local/bin/install-custom-nodes
+# hadolint ignore=DL3008
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
+    if [ -n "${CUSTOM_NODES}" ]; then \
+        apt-get update && apt-get install -y --no-install-recommends git \
+        && install-custom-nodes /comfyui "${CUSTOM_NODES}"; \
+    fi
+# For whoever starts main.py by hand; the worker shows it to ComfyUI anyway.
+RUN ln -s /opt/settee/settee/comfy_nodes/settee_gc custom_nodes/settee_gc
+
+
+# --- models, baked in --------------------------------------------------------------------------------------------
+FROM worker AS models
+# As the worker's MODELS. It can be read in the image's history: no secret may be in it.
+ARG MODELS=""
+RUN --mount=type=secret,id=hf_token \
+    mkdir -p /comfyui/models \
+    && if [ -s /run/secrets/hf_token ]; then export HF_TOKEN_FILE=/run/secrets/hf_token; fi \
+    && MODELS_DIR=/comfyui/models MODELS="${MODELS}" .venv/bin/python utils.py
+
+
+# --- the image ---------------------------------------------------------------------------------------------------
+FROM base AS final
+LABEL org.opencontainers.image.title="settee" \
+      org.opencontainers.image.description="A ComfyUI worker for RunPod serverless" \
+      org.opencontainers.image.licenses="MIT"
+COPY --from=nodes --link /comfyui /comfyui
+COPY --from=models --link /comfyui/models /comfyui/models
+COPY --from=worker --link /opt/settee /opt/settee
+WORKDIR /opt/settee
+# The SDK takes DEBUG for unset, at which it logs what handlers return.
+ENV COMFY_DIR=/comfyui \
+    RUNPOD_LOG_LEVEL=INFO
+# ComfyUI's editor (MODE=interactive), the local API (MODE=serve-api), SSH (PUBLIC_KEY)
+EXPOSE 8188 8000 22
+HEALTHCHECK --interval=30s --timeout=15s --start-period=10m --retries=3 \
+    CMD ["/opt/settee/.venv/bin/python", "-m", "settee.health"]
+ENTRYPOINT ["/opt/settee/start.sh"]
