@@ -195,6 +195,11 @@ class Settings(BaseSettings):
     fast_loop: bool = Field(
         True, description="Take the next job as soon as the slot is free, instead of the SDK's 1 s sleep."
     )
+    early_jobs: bool = Field(
+        True,
+        description="Take the first job while ComfyUI still starts, so that its models are fetched and read meanwhile. "
+        "Without, and with WARMUP_WORKFLOW, RunPod's fitness check waits until ComfyUI answers.",
+    )
     shutdown_grace_s: float = Field(
         5.0,
         ge=0,

@@ -26,7 +26,7 @@ def test_a_comfyui_that_is_gone_for_good_replaces_the_worker() -> None:
         result = runpod.wait_result(runpod.submit(does("Die")))
         assert result["stopPod"] is True
         assert result["output"]["code"] == "comfy_unavailable"
-        assert worker.wait() == 0
+        assert worker.wait() == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -238,3 +238,25 @@ def test_a_worker_that_fails_a_check_of_the_sdks_leaves_no_comfyui_behind(tmp_pa
         assert "started ComfyUI" in rig.worker.log
         assert not rig.comfyui_listens()
         assert rig.runpod.takes == []
+
+
+def test_a_comfyui_that_ends_while_it_starts_ends_the_worker_and_fails_the_job_that_came_early(tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -c "import time; time.sleep(2); print(\'no GPU here\'); raise SystemExit(3)"'
+    with working(tmp_path, COMFY_COMMAND=command) as rig:
+        job = rig.runpod.submit({"workflow": empty()})
+        result = rig.runpod.wait_result(job)
+        assert result["output"]["code"] == "comfy_unavailable"
+        assert "no GPU here" in json.dumps(result["output"]["details"]["log"])
+        assert rig.worker.wait() == 1
+        assert "no GPU here" in rig.worker.log
+        assert rig.left_behind() == []
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_whether_the_first_job_is_taken_while_comfyui_starts(tmp_path: Path, early: bool) -> None:
+    command = f'"{sys.executable}" -m settee.embedded --fault slow_start=1.5'
+    with working(tmp_path, COMFY_COMMAND=command, EARLY_JOBS=str(early)) as rig:
+        job = rig.runpod.submit({"workflow": empty()})
+        rig.runpod.wait_for("take", job)
+        assert rig.comfyui_listens() is not early
+        assert rig.runpod.wait_result(job)["output"]["status"] == "success"

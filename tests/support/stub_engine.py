@@ -58,6 +58,8 @@ class StubEngine:
         if not self._slot.acquire(blocking=False):
             raise errors.Busy
         try:
+            # As the real one does, once it has begun to fetch the job's models.
+            self.wait_ready(self.settings.comfy_start_timeout_s, cancel)
             self.began.append(job.id)
             log.info("the stub engine begins")
             on_progress(Progress(job_id=job.id, status=Status.PREPARING, percent=0.0))

@@ -77,6 +77,10 @@ class Door:
         self.post_progress: PostProgress | None = None
         #: Called when this worker should take no further job.
         self.on_spent: Callable[[], None] = lambda: None
+        #: Whether the process was told to end before a loop could hear of it.
+        self.stop_asked = False
+        #: The same as on_spent, from any thread.
+        self.retire: Callable[[], None] = lambda: None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
         self._started = False
         self._ready = False
@@ -104,12 +108,21 @@ class Door:
         """:meth:`make_ready` in the engine's thread."""
         return self._pool.submit(self.make_ready, cancel)
 
+    @property
+    def waits_ready(self) -> bool:
+        """Whether no job is taken before ComfyUI answers."""
+        return self.settings.warmup_workflow is not None or not self.settings.early_jobs
+
     def make_ready(self, cancel: Cancel) -> None:
-        """Wait for ComfyUI and run WARMUP_WORKFLOW, once. Blocks; raises SetteeError."""
+        """Start ComfyUI; wait for it and run WARMUP_WORKFLOW, once, when jobs have to. Blocks; raises SetteeError.
+
+        A job needs no wait here: the engine's own comes after it has begun to fetch the job's models.
+        """
         if self._ready:
             return
         self.start()
-        self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
+        if self.waits_ready:
+            self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
         if self.settings.warmup_workflow is not None:
             request = warmup(self.settings)
             with logs.job("warmup"):

@@ -11,6 +11,7 @@ It is built on the inside of the SDK, so it is used with versions it knows only 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from types import FrameType
@@ -60,6 +61,7 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self.door = door
         door.post_progress = self.post_progress
         door.on_spent = self.kill_worker
+        door.retire = self.retire
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jobs_fetcher = self._fetch
@@ -70,6 +72,8 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
+        if self.door.stop_asked:
+            self.kill_worker()
         async with AsyncClientSession() as session:
             self._session = session
             await self.serve(session)
@@ -151,6 +155,14 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             self.kill_worker()
         else:
             self._loop.call_soon_threadsafe(self._shut_down)
+
+    def retire(self) -> None:
+        """Take no further job, from any thread."""
+        if self._loop is None:
+            self.kill_worker()
+            return
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            self._loop.call_soon_threadsafe(self.kill_worker)
 
     def _shut_down(self) -> None:
         sdk_log.info("Shutting down.")

@@ -25,6 +25,7 @@ class Signals:
         self._on_stop = on_stop
         self._pid = os.getpid()
         self._inner: dict[int, Any] = {}
+        self._is_held = False
 
     def install(self) -> None:
         """Handle both signals from now on, alone: the worker is starting, or between two hosts' loops."""
@@ -39,6 +40,11 @@ class Signals:
                 self._inner[number] = current
                 signal.signal(number, self._handle)
 
+    def hold(self) -> None:
+        """Only remember a signal, for the host's loop to find when it starts: it forks before, and an exception that
+        meets Python's fork hooks is printed and lost."""
+        self._is_held = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # The SDK's ping process is forked from this one and inherits the handler; it has nothing to tidy up.
@@ -46,6 +52,8 @@ class Signals:
             os.kill(os.getpid(), number)
             return
         will_end = self._on_stop()
+        if self._is_held:
+            return
         inner = self._inner.get(number)
         if callable(inner):
             inner(number, frame)

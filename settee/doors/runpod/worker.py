@@ -10,7 +10,9 @@ import asyncio
 import atexit
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +39,8 @@ class Worker:
         self._signals: Signals | None = None
         self._starting = Cancel()
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: ComfyUI did not start.
+        self._failed = False
 
     async def handle(self, job: dict[str, Any]) -> Answer:
         """The SDK's handler."""
@@ -47,18 +51,49 @@ class Worker:
         return await self.door.run(job)
 
     async def comfyui(self) -> None:
-        """RunPod's fitness check: ComfyUI answers, and has run the warm-up workflow. Named for its report."""
+        """RunPod's fitness check: ComfyUI answers, and has run the warm-up workflow. Named for its report.
+
+        With EARLY_JOBS its start is watched instead, and the worker ends when it fails.
+        """
         assert self._signals is not None
         self._signals.wrap()  # the SDK's start() has taken SIGINT
+        if not self.door.waits_ready:
+            if self.door.engine.unrecoverable:
+                self._check_start()
+            threading.Thread(target=self._watch_start, name="comfyui-ready", daemon=True).start()
+            self._signals.hold()
+            return
         try:
             await asyncio.wrap_future(self.door.submit_ready(self._starting))
         except SetteeError as error:
             if self._starting.is_set():
                 raise SystemExit(0) from error
-            log.error("not fit for jobs: %s", error.message)
-            for line in error.details.get("log", ()):
-                log.error("ComfyUI said: %s", line)
+            self._tell(error)
             raise
+        self._signals.hold()
+
+    def _check_start(self) -> None:
+        try:
+            self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
+        except SetteeError as error:
+            self._tell(error)
+            raise
+
+    def _watch_start(self) -> None:
+        """Wait for ComfyUI beside the first jobs; without it this worker takes no more, and exits with 1."""
+        try:
+            self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
+        except SetteeError as error:
+            if self._starting.is_set():
+                return
+            self._tell(error)
+            self._failed = True
+            self.door.retire()
+
+    def _tell(self, error: SetteeError) -> None:
+        log.error("not fit for jobs: %s", error.message)
+        for line in error.details.get("log", ()):
+            log.error("ComfyUI said: %s", line)
 
     def serve(self) -> None:
         """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end. Raises ConfigError."""
@@ -72,6 +107,7 @@ class Worker:
             self.door.start()  # ComfyUI takes seconds to start: it need not wait for the SDK's import
             self._serve()
         finally:
+            self._starting.set("the worker is shutting down")
             self.door.close()
             if self.door.is_stuck:
                 # Python would wait for the job's thread at its own end; the platform must see an end.
@@ -93,7 +129,13 @@ class Worker:
         self._check_fitness(rp_fitness)
         if self.settings.serve_api_locally:
             sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
+        if "--rp_serve_api" in sys.argv:
+            # Nobody checks its fitness; its server ends as if told to.
+            self.door.retire = partial(os.kill, os.getpid(), signal.SIGTERM)
+            threading.Thread(target=self._watch_start, name="comfyui-ready", daemon=True).start()
         runpod.serverless.start({"handler": self.handle})
+        if self._failed or self.door.engine.unrecoverable:
+            raise SystemExit(1)
 
     def _check_fitness(self, rp_fitness: Any) -> None:
         """Have ComfyUI checked before the first job, and not left behind when any check fails."""
@@ -118,6 +160,7 @@ class Worker:
     def _stop(self) -> bool:
         """A signal arrived: end the start-up, or the running job. True when there is one: its end is the end."""
         self._starting.set("the worker is shutting down")
+        self.door.stop_asked = True
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self.door.shut_down)
         return self.door.is_busy

@@ -1,0 +1,269 @@
+"""The command line of utils.py: place the models of MODELS and MODELS_FILE, or look at what is there.
+
+python utils.py             place all that is not lazy (the same as `place`)
+python utils.py plan        what placing would do: from where, and how many bytes; nothing is written
+python utils.py list        what lies in the models folder
+python utils.py verify      read everything that was placed, and compare
+python utils.py prune       remove what nobody needs: unfinished downloads, what jobs brought
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from settee.errors import ConfigError, IntegrityError, NoSpace, SetteeError
+from settee.settings import Settings, load
+
+if TYPE_CHECKING:
+    from settee.models.entry import ModelEntry
+    from settee.models.store import ModelStore
+
+#: Exit codes. The first of these that fits a failure wins.
+CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
+EXIT_CODES = """exit codes: 0 all is well; 1 a required model could not be placed; 2 a setting or argument is wrong;
+3 a file is not what it should be (placing or verify); 4 there is not enough disk; 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code; see EXIT_CODES. One line on stderr says what is wrong."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        settings = load()
+        return int(arguments.run(settings, arguments))
+    except SetteeError as error:
+        _say(error.message)
+        for problem in error.details.get("problems", ())[1:]:
+            _say(f"{problem['path']}: {problem['problem']}")
+        return _code(error)
+    except KeyboardInterrupt:
+        _say("interrupted; what was downloaded so far is kept, and resumed next time")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="utils.py",
+        description="Place the models of MODELS and MODELS_FILE in ComfyUI's models folder (docs/models.md).",
+        epilog=EXIT_CODES,
+    )
+    parser.set_defaults(run=_place, lazy=False)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    place = commands.add_parser("place", help="place every model that is not lazy (what utils.py does by itself)")
+    place.set_defaults(run=_place)
+    place.add_argument("--lazy", action="store_true", help="the lazy ones too")
+    for name, run, words in (
+        ("plan", _plan, "say what would be placed, from where, and how many bytes"),
+        ("list", _list, "list what was placed"),
+        ("verify", _verify, "read and compare what was placed"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="one JSON document instead of lines")
+    prune = commands.add_parser("prune", help="remove unfinished downloads and what jobs brought")
+    prune.set_defaults(run=_prune)
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    return parser
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _code(error: SetteeError) -> int:
+    return next(code for kind, code in CODES if isinstance(error, kind))
+
+
+def _say(text: str) -> None:
+    print(f"utils.py: {text}", file=sys.stderr)
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "size unknown"
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+# --- place -------------------------------------------------------------------------------------------------
+
+
+def _place(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models import spec
+    from settee.models.judging import State
+    from settee.models.placed import Shelf
+    from settee.models.store import models_dir
+
+    entries = [entry for entry in spec.configured(settings) if arguments.lazy or not entry.lazy]
+    shelf = Shelf(models_dir(settings))
+    missing = [entry for entry in entries if shelf.state(entry) is not State.RIGHT]
+    if missing:
+        return _fetch(settings, missing, len(entries))
+    print(f"{len(entries)} models, all in place" if entries else "no models to place: MODELS and MODELS_FILE are empty")
+    return 0
+
+
+def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int:
+    from settee.models.bars import Bars
+    from settee.models.store import ModelStore
+
+    with Bars(sys.stderr) as bars:
+
+        def on_progress(entry: ModelEntry, done: int, size: int | None, source: str) -> None:
+            bars.update(str(entry.path), done, size, source)
+
+        def on_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
+            words = f"failed: {outcome.message}" if isinstance(outcome, SetteeError) else outcome
+            bars.finish(str(entry.path), words)
+
+        store = ModelStore(settings, on_progress=on_progress, on_end=on_end)
+        try:
+            outcomes = store.place(missing)
+        finally:
+            store.close()
+    failed = {path: outcome for path, outcome in outcomes.items() if isinstance(outcome, SetteeError)}
+    required = [failed[str(entry.path)] for entry in missing if entry.required and str(entry.path) in failed]
+    print(f"{total} models: {total - len(failed)} in place, {len(failed)} failed")
+    if not required:
+        return 0
+    codes = {_code(error) for error in required}
+    return next(code for _, code in CODES if code in codes)
+
+
+# --- look --------------------------------------------------------------------------------------------------
+
+
+def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.store import ModelStore
+
+    store = ModelStore(settings)
+    store.load()
+    rows = [_planned(entry, store) for entry in store.entries]
+    wanted = sum(row["bytes"] or 0 for row in rows)
+    if arguments.json:
+        print(json.dumps({"models": rows, "bytes": wanted}, indent=2))
+    else:
+        for row in rows:
+            size = f", {_size(row['bytes'])}" if row["bytes"] is not None else ""
+            source = f" from {row['from']}" if row["from"] else ""
+            lazy = " (lazy: when a job names it)" if row["lazy"] else ""
+            print(f"{row['path']}: {row['action']}{source}{size}{lazy}")
+        print(f"{_size(wanted)} to download")
+    return max((row["code"] for row in rows if row["required"]), default=0)
+
+
+def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
+    from settee.models.judging import State
+    from settee.models.sources import addresses, linked
+
+    row: dict[str, Any] = {
+        "path": str(entry.path),
+        "source": entry.source.where,
+        "action": "in place",
+        "from": None,
+        "bytes": None,
+        "lazy": entry.lazy,
+        "required": entry.required,
+        "code": 0,
+    }
+    look = store.tools.shelf.look(entry)
+    if look.state is State.RIGHT:
+        return row
+    source = linked(entry, store.settings)
+    if source is not None:
+        return {**row, "action": "link", "from": str(source)}
+    error: SetteeError | None = None
+    for origin in addresses(entry, store.settings):
+        try:
+            address = origin.ask()
+        except SetteeError as failure:
+            error = failure
+            continue
+        action = "check, and perhaps download" if look.state is State.UNKNOWN else "download"
+        return {**row, "action": action, "from": origin.label, "bytes": address.size}
+    assert error is not None
+    return {**row, "action": f"cannot be placed: {error.message}", "code": _code(error)}
+
+
+def _list(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.placed import Shelf
+    from settee.models.store import models_dir
+
+    placed = list(Shelf(models_dir(settings)).records())
+    if arguments.json:
+        rows = [
+            {
+                "path": item.path,
+                "size": item.size,
+                "sha256": item.sha256,
+                "source": item.source,
+                "link": item.link,
+                "from_job": item.from_job,
+                "last_used": item.last_used,
+            }
+            for item in placed
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
+    _table(
+        (
+            item.path,
+            _size(item.size) if item.link is None else "linked",
+            (item.sha256 or "")[:12] or "no sha256",
+            item.source + (" (a job's)" if item.from_job else ""),
+        )
+        for item in placed
+    )
+    return 0
+
+
+def _table(rows: Iterable[Sequence[str]]) -> None:
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.placed import Shelf
+    from settee.models.store import models_dir
+    from settee.models.verify import Verdict, verify
+
+    rows, bad = [], 0
+    for finding in verify(Shelf(models_dir(settings))):
+        bad += finding.verdict in (Verdict.DAMAGED, Verdict.MISSING)
+        rows.append({"path": finding.path, "verdict": finding.verdict.value, "detail": finding.detail})
+        if not arguments.json:
+            detail = f": {finding.detail}" if finding.detail else ""
+            print(f"{finding.path}: {finding.verdict.value}{detail}")
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        print("nothing was placed")
+    if bad:
+        _say(f"{bad} of {len(rows)} are not what they were: remove them, and run utils.py to place them again")
+    return 3 if bad else 0
+
+
+def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models import spec
+    from settee.models.placed import Shelf
+    from settee.models.prune import prune
+    from settee.models.store import models_dir
+
+    removed = prune(Shelf(models_dir(settings)), spec.configured(settings), dry_run=arguments.dry_run)
+    for item in removed:
+        print(f"{item.path}: {_size(item.bytes)} ({item.why})")
+    verb = "would be removed" if arguments.dry_run else "removed"
+    print(f"{len(removed)} {verb}, {_size(sum(item.bytes for item in removed))}")
+    return 0
+
+
+__all__ = ["main"]

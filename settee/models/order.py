@@ -1,0 +1,79 @@
+"""The models of one job: waited for, in use until its end, let go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from settee.errors import JobCanceled, JobTimeout, SetteeError, StagingError
+from settee.job import Cancel
+from settee.models.entry import ModelEntry
+from settee.models.placing import Placing
+
+if TYPE_CHECKING:
+    from settee.models.store import ModelStore
+
+#: A cancel token, progress and a download's end are looked at this often: they cannot be waited for together, and a
+#: job's progress is told about as often anyway.
+_POLL_S = 0.1
+
+
+class Order:
+    """The models of one job, from its arrival to its end. A context manager: its end lets them go."""
+
+    def __init__(self, store: ModelStore, placings: Sequence[Placing], entries: Sequence[ModelEntry]) -> None:
+        self._store = store
+        self._placings = placings
+        #: All that could supply this job: the worker's entries and its own.
+        self.entries = entries
+        self._used = ExitStack()
+        self._wipes = False
+
+    def wait(self, cancel: Cancel, deadline: float, notify: Callable[[str], None]) -> bool:
+        """Return when all are in place, and in use by this job until its end.
+
+        True when a name now holds another file than ComfyUI may have loaded. Raises what placing one failed with,
+        JobCanceled, or JobTimeout (``deadline`` is in ``time.monotonic()``).
+        """
+        while True:
+            pending = []
+            for placing in self._placings:
+                if isinstance(placing.outcome, SetteeError):
+                    raise placing.outcome
+                if placing.outcome is None:
+                    pending.append(placing)
+            if not pending:
+                break
+            if cancel.is_set():
+                raise JobCanceled(cancel.reason or None)
+            if time.monotonic() >= deadline:
+                raise JobTimeout
+            notify(_progress_of(pending))
+            self._store.wait_change(_POLL_S)
+        gone = self._used.enter_context(self._store.tools.shelf.use([placing.entry for placing in self._placings]))
+        if gone:
+            raise StagingError(f"the model {gone[0].path} was removed while the job waited for another", retryable=True)
+        return self._store.has_changed(self._placings)
+
+    def wipe_afterwards(self) -> None:
+        """What the job brought is overwritten and removed at its end: it came sealed."""
+        self._wipes = True
+
+    def __enter__(self) -> Order:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._used.close()
+        self._store.leave(self._placings)
+        if self._wipes:
+            self._store.wipe([placing for placing in self._placings if placing.entry.from_job])
+
+
+def _progress_of(pending: Sequence[Placing]) -> str:
+    first = pending[0]
+    done, total = first.done
+    how_far = f" {100 * done / total:.0f}%" if total else (f" {done / 1e6:.0f} MB" if done else "")
+    more = f" (and {len(pending) - 1} more)" if len(pending) > 1 else ""
+    return f"model {first.entry.path}{how_far}{more}"

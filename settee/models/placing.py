@@ -1,0 +1,155 @@
+"""One model on its way into the models folder: linked where the host has it, else downloaded, checked, recorded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from settee.errors import DownloadFailed, SetteeError
+from settee.models.address import Address
+from settee.models.budget import Budget
+from settee.models.entry import ModelEntry
+from settee.models.judging import State
+from settee.models.placed import Shelf
+from settee.models.sources import Origin, addresses, linked
+from settee.models.transfer import Fetched, Gate, Lane, download
+from settee.models.turns import Turn, Turns
+from settee.request import Bucket
+from settee.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Sources that are asked about their files at once.
+_ASKING = 8
+IN_PLACE = "in place"
+
+#: Told (entry, bytes in place, bytes in all or None, where from).
+Tell = Callable[[ModelEntry, int, "int | None", str], None]
+
+
+@dataclass
+class Tools:
+    """What all placings of a worker share."""
+
+    settings: Settings
+    shelf: Shelf
+    budget: Budget
+    gate: Gate
+    turns: Turns = field(default_factory=Turns)
+    asking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ASKING))
+
+
+class Placing:
+    """A model that is being placed. :meth:`at_once` and :meth:`run` do it, once, in that order."""
+
+    def __init__(self, entry: ModelEntry, tools: Tools, tell: Tell, bucket: Bucket | None = None) -> None:
+        self.entry = entry
+        self.stop = threading.Event()
+        #: Bytes in place, and in all when that is known.
+        self.done: tuple[int, int | None] = (0, entry.size)
+        #: How it ended: words for a person, or the error. Set by the store.
+        self.outcome: str | SetteeError | None = None
+        #: Jobs that wait for it.
+        self.waiting = 0
+        self._tools = tools
+        self._tell = tell
+        self._bucket = bucket
+        self._lane: Lane = tools.gate.lane()
+        self._turn = Turn(self.stop, entry.size)
+
+    def hurry(self, urgent: bool) -> None:
+        """A job waits for it: all others stand back. Or none does any more."""
+        self._lane.urgent = self._turn.urgent = urgent
+        self._tools.turns.changed()
+
+    def give_up(self) -> None:
+        """Nobody wants it any more. What was downloaded stays for a later try."""
+        self.stop.set()
+        self._tools.turns.changed()
+
+    # --- what it takes -------------------------------------------------------------------------------------
+
+    def at_once(self) -> str | None:
+        """Look whether it is in place; words when it is. A stat and a small read."""
+        if self._tools.shelf.state(self.entry) is not State.RIGHT:
+            return None
+        self._tools.shelf.keep(self.entry)
+        return IN_PLACE
+
+    def run(self) -> str:
+        """Place it, whatever it takes; returns how. Raises SetteeError, or Stopped."""
+        entry, shelf = self.entry, self._tools.shelf
+        is_proven = entry.size is not None or entry.sha256 is not None
+        if is_proven and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
+            return IN_PLACE
+        trouble: list[SetteeError] = []
+        if words := self._link(trouble):
+            return words
+        for origin in addresses(entry, self._tools.settings, self._bucket):
+            try:
+                return self._from(origin)
+            except SetteeError as error:
+                log.debug("%s: not from %s: %s", entry.path, origin.label, error.message)
+                trouble.append(error)
+        if trouble and trouble[-1].retryable and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
+            log.warning("%s: its source does not answer; what lies there looks whole and is used", entry.path)
+            return IN_PLACE
+        raise self._failure(trouble)
+
+    def _adopt(self, size: int | None, sha256: str | None) -> bool:
+        """Whether the file that lies there is the one, once somebody has looked; it is recorded then."""
+        problem = self._tools.shelf.adopt(self.entry, size=size, sha256=sha256, stop=self.stop)
+        if problem is not None:
+            log.warning("%s lies there already, but %s", self.entry.path, problem)
+        return problem is None
+
+    def _link(self, trouble: list[SetteeError]) -> str | None:
+        source = linked(self.entry, self._tools.settings)
+        if source is None:
+            return None
+        try:
+            self._tools.shelf.link(self.entry, source, stop=self.stop)
+        except SetteeError as error:
+            trouble.append(error)
+            return None
+        cache = self._tools.settings.host_cache_dir
+        return f"linked from {'the host cache' if source.is_relative_to(cache) else 'the volume'}"
+
+    def _from(self, origin: Origin) -> str:
+        tools, entry = self._tools, self.entry
+        with tools.turns.asking(self._turn), tools.asking:
+            address = origin.ask(self.stop)
+        self._turn.size = address.size
+        self.done = (0, address.size)
+        if tools.shelf.state(entry) is State.UNKNOWN and self._adopt(address.size, address.sha256):
+            return IN_PLACE
+        with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0), tools.shelf.claim(entry):
+            begun = time.monotonic()
+            fetched = self._download(address, origin.label)
+            tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
+        took = max(time.monotonic() - begun, 1e-3)
+        return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"
+
+    def _download(self, address: Address, label: str) -> Fetched:
+        def on_progress(done: int, total: int | None) -> None:
+            self.done = (done, total)
+            self._tell(self.entry, done, total, label)
+
+        return download(
+            address,
+            self._tools.shelf.path_of(self.entry),
+            lane=self._lane,
+            stop=self.stop,
+            deadline=time.monotonic() + self._tools.settings.models_timeout_s,
+            on_progress=on_progress,
+        )
+
+    def _failure(self, trouble: list[SetteeError]) -> SetteeError:
+        """The last source's error, which is the entry's own source, as one about this model."""
+        last = trouble[-1] if trouble else DownloadFailed("no source has it", retryable=False)
+        path = str(self.entry.path)
+        message = last.message if path in last.message else f"the model {path}: {last.message}"
+        return type(last)(message, details={**last.details, "model": path}, retryable=last.retryable)

@@ -1,0 +1,277 @@
+"""Every model that the worker was told of, and what is being done about each.
+
+Placing begins when the worker starts, beside ComfyUI's own start. A job waits only for the models that its workflow
+names; lazy entries, and those that it brings, are placed when it does. However many ask for a file, it is placed once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError
+from settee.models import spec
+from settee.models.budget import Budget
+from settee.models.entry import ModelEntry
+from settee.models.needs import Named, named_models, supplying
+from settee.models.order import Order
+from settee.models.placed import Shelf
+from settee.models.placing import Placing, Tools
+from settee.models.readahead import ReadAhead
+from settee.models.transfer import Gate
+from settee.models.turns import Stopped
+from settee.request import Bucket
+from settee.settings import Settings
+from settee.workflow import Workflow
+
+log = logging.getLogger(__name__)
+
+#: How long a download that was given up may take to end.
+_END_S = 5.0
+
+#: Told how one entry ended: words, or the error.
+Ended = Callable[[ModelEntry, "str | SetteeError"], None]
+#: Told (entry, bytes in place, bytes in all or None, where from).
+Progressed = Callable[[ModelEntry, int, "int | None", str], None]
+
+
+def models_dir(settings: Settings) -> Path:
+    """ComfyUI's models folder."""
+    return settings.models_dir or settings.comfy_dir / "models"
+
+
+class ModelStore:
+    """The models of one worker. Nothing happens before :meth:`start`."""
+
+    def __init__(
+        self, settings: Settings, *, on_progress: Progressed | None = None, on_end: Ended | None = None
+    ) -> None:
+        self.settings = settings
+        self._on_progress = on_progress or (lambda *_: None)
+        self._on_end = on_end or _log_end
+        self.entries: tuple[ModelEntry, ...] = ()
+        shelf = Shelf(models_dir(settings))
+        self.tools = Tools(settings, shelf, Budget(shelf, settings), Gate(settings.models_connections))
+        self._read_ahead = ReadAhead() if settings.models_read_ahead else None
+        self._read_before: set[Path] = set()
+        self._changed = threading.Condition()
+        self._placings: dict[str, Placing] = {}
+        #: What each name held when a job last used it: ComfyUI keeps what it loaded under a name.
+        self._seen: dict[str, tuple[object, ...] | None] = {}
+        self._threads: set[threading.Thread] = set()
+        self._closing = False
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Read MODELS and MODELS_FILE. Raises ConfigError with every bad entry."""
+        self.entries = spec.configured(self.settings)
+        if self.entries and not self._has_folder:
+            raise ConfigError("MODELS needs MODELS_DIR: the models folder of the ComfyUI at COMFY_URL")
+
+    @property
+    def _has_folder(self) -> bool:
+        """Whether it is known where ComfyUI keeps its models: another's may be on another machine."""
+        return self.settings.comfy_url is None or self.settings.models_dir is not None
+
+    def start(self) -> None:
+        """Begin to place what is not lazy, and return at once. Raises ConfigError."""
+        self.load()
+        eager = [entry for entry in self.entries if not entry.lazy]
+        if eager:
+            self._spawn(self._place_all, eager, name="models")
+
+    def close(self) -> None:
+        """Give up what is being placed (a later start resumes it) and what is being read. Returns soon."""
+        with self._changed:
+            self._closing = True
+            placings, threads = list(self._placings.values()), list(self._threads)
+        for placing in placings:
+            placing.give_up()
+        if self._read_ahead is not None:
+            self._read_ahead.close()
+        deadline = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def place(self, entries: Sequence[ModelEntry]) -> dict[str, str | SetteeError]:
+        """Place these now and wait for all: path → how it ended. For the command line."""
+        self._place_all(entries)
+        with self._changed:
+            mine = [self._placings[str(entry.path)] for entry in entries]
+            while not all(placing.outcome is not None for placing in mine):
+                self._changed.wait(1.0)  # in pieces: a wait without limit would not let Ctrl-C through
+            return {str(placing.entry.path): placing.outcome for placing in mine if placing.outcome is not None}
+
+    # --- jobs --------------------------------------------------------------------------------------------------
+
+    def request(self, workflow: Workflow, own: Sequence[ModelEntry] = (), bucket: Bucket | None = None) -> Order:
+        """Begin to place what a workflow names and what its job brings. Raises InvalidRequest for a clash of names."""
+        own = self._checked(own)
+        named = named_models(workflow)
+        known = [*self.entries, *own]
+        wanted: dict[str, ModelEntry] = {str(entry.path): entry for entry in own}
+        for item in named:
+            for entry in supplying(item, known):
+                wanted.setdefault(str(entry.path), entry)
+        placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in wanted.values()]
+        self.read_ahead(named)
+        return Order(self, placings, known)
+
+    def read_ahead(self, named: Iterable[Named]) -> None:
+        """Have the files that these names mean read into the page cache, where they lie already."""
+        if self._read_ahead is None:
+            return
+        roots = (models_dir(self.settings), *map(Path, self.settings.models_extra_dirs))
+        for item in named:
+            for folder in item.folders:
+                found = (root / folder / item.value for root in roots)
+                path = next((path for path in found if ".." not in path.parts and path.is_file()), None)
+                if path is not None:
+                    self._read(path)
+
+    def _checked(self, own: Sequence[ModelEntry]) -> list[ModelEntry]:
+        """A job's entries without those that the worker has anyway; none may take the place of one of its."""
+        if own and not self._has_folder:
+            raise InvalidRequest("this worker cannot place models: its ComfyUI's models folder is not known to it")
+        configured = {str(entry.path).lower(): entry for entry in self.entries}
+        kept, problems = [], []
+        for entry in own:
+            theirs = configured.get(str(entry.path).lower())
+            if theirs is None:
+                kept.append(entry)
+            elif theirs.source != entry.source or (entry.sha256 and theirs.sha256 and entry.sha256 != theirs.sha256):
+                problem = f"{entry.path} is another model on this worker: give yours another LocalName"
+                problems.append({"path": entry.position, "problem": problem})
+            else:
+                kept.append(theirs)
+        if problems:
+            raise InvalidRequest.from_problems(problems)
+        return kept
+
+    # --- placing ------------------------------------------------------------------------------------------------
+
+    def _place_all(self, entries: Sequence[ModelEntry]) -> None:
+        for entry in entries:
+            if self._closing:
+                return
+            self._begin(entry, None, urgent=False)
+
+    def _begin(self, entry: ModelEntry, bucket: Bucket | None, *, urgent: bool) -> Placing:
+        """The placing of this entry that is under way, or a new one: what is in place costs a look, here and now."""
+        key = str(entry.path)
+        with self._changed:
+            placing = self._placings.get(key)
+            if placing is not None and placing.outcome is None and not placing.stop.is_set():
+                self._join(placing, urgent)
+                return placing
+            placing = self._placings[key] = Placing(entry, self.tools, self._on_progress, bucket)
+            self._join(placing, urgent)
+        try:
+            words = placing.at_once()
+        except SetteeError as error:
+            self._end(placing, error)
+        else:
+            if words is not None:
+                self._end(placing, words)
+            else:
+                self._spawn(self._run, placing, name="model")
+        return placing
+
+    def _join(self, placing: Placing, urgent: bool) -> None:
+        if urgent:
+            placing.waiting += 1
+            placing.hurry(True)
+
+    def _run(self, placing: Placing) -> None:
+        try:
+            outcome: str | SetteeError = placing.run()
+        except SetteeError as error:
+            outcome = error
+        except Stopped:
+            outcome = JobCanceled("the download was given up")
+        except Exception as error:  # a thread's edge: whoever waits for it must learn of it
+            log.exception("placing a model failed")
+            outcome = SetteeError(f"the model {placing.entry.path} could not be placed ({type(error).__name__})")
+        self._end(placing, outcome)
+
+    def _end(self, placing: Placing, outcome: str | SetteeError) -> None:
+        placing.hurry(False)
+        self._on_end(placing.entry, outcome)
+        if not isinstance(outcome, SetteeError) and (placing.waiting or placing.entry.preload):
+            self._read(self.tools.shelf.path_of(placing.entry))
+        with self._changed:
+            placing.outcome = outcome
+            self._changed.notify_all()
+
+    def _read(self, path: Path) -> None:
+        """Read it ahead, once: later jobs find it where ComfyUI has it, and a volume is not read for nothing."""
+        if self._read_ahead is not None and path not in self._read_before:
+            self._read_before.add(path)
+            self._read_ahead.add(path)
+
+    def _spawn(self, target: Callable[..., None], *args: object, name: str) -> None:
+        def work() -> None:
+            try:
+                target(*args)
+            finally:
+                with self._changed:
+                    self._threads.discard(thread)
+
+        # Daemons: one that waits for a server's answer must not hold the worker's end.
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        with self._changed:
+            self._threads.add(thread)
+        thread.start()
+
+    # --- for an order ------------------------------------------------------------------------------------------
+
+    def wait_change(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait(timeout_s)
+
+    def leave(self, placings: Iterable[Placing]) -> None:
+        """A job waits for these no longer: what nobody else wants is given up."""
+        with self._changed:
+            for placing in placings:
+                placing.waiting -= 1
+                if placing.waiting or placing.outcome is not None:
+                    continue
+                placing.hurry(False)
+                if placing.entry.lazy or placing.entry.from_job:
+                    placing.give_up()
+
+    def wipe(self, placings: Sequence[Placing]) -> None:
+        """Overwrite these in place and remove them, with what of them was downloaded so far."""
+        with self._changed:
+            for placing in placings:
+                placing.give_up()
+            self._changed.wait_for(lambda: all(item.outcome is not None for item in placings), _END_S)
+        for placing in placings:
+            self.tools.shelf.wipe(placing.entry)
+
+    def has_changed(self, placings: Iterable[Placing]) -> bool:
+        """Whether a name holds another file than when a job last used it."""
+        changed = False
+        for placing in placings:
+            key, now = str(placing.entry.path), self.tools.shelf.content_of(placing.entry)
+            changed = changed or self._seen.get(key, now) != now
+            self._seen[key] = now
+        return changed
+
+
+def _log_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
+    if entry.from_job:  # what a job names may be private
+        log.info("a model of the job's: %s", outcome.code if isinstance(outcome, SetteeError) else outcome)
+        return
+    if isinstance(outcome, SetteeError):
+        level = logging.ERROR if entry.required else logging.WARNING
+        log.log(level, "model %s: %s", entry.path, outcome.message)
+    elif outcome != "in place":
+        log.info("model %s: %s", entry.path, outcome)
+
+
+__all__ = ["ModelStore", "models_dir"]

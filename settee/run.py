@@ -1,0 +1,284 @@
+"""One job on its way through the engine: the hops of ARCHITECTURE.md, one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import posixpath
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from settee import registry, workflow
+from settee.artifacts import collect
+from settee.comfy.process import Server
+from settee.comfy.session import Ended, Hooks, Session
+from settee.comfy.watcher import Report
+from settee.delivery import Delivered, check_request, deliver
+from settee.errors import (
+    InvalidRequest,
+    JobCanceled,
+    JobTimeout,
+    ModelMissing,
+    SetteeError,
+    StagingError,
+    WorkflowRejected,
+)
+from settee.inputs import Staged, stage
+from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
+from settee.models.missing import as_missing, missing_models
+from settee.models.order import Order
+from settee.models.store import ModelStore
+from settee.settings import Settings
+from settee.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The state of one job on its way through the engine."""
+
+    def __init__(self, job: Job, on_progress: OnProgress, cancel: Cancel, settings: Settings) -> None:
+        self._job = job
+        self._tell = on_progress
+        self._cancel = cancel
+        self._settings = settings
+        self._started = time.monotonic()
+        self._deadline = self._started + (job.request.timeout_s or settings.job_timeout_s)
+        self._timings: dict[str, float] = {}
+        self._percent = 0.0
+
+    def go(self, session: Session, workspace: Workspace, server: Server, models: ModelStore, shared: bool) -> Result:
+        """Returns its Result, or raises, once ComfyUI is idle and the workspace wiped. ``shared``: as in Engine."""
+        job = self._job
+        try:
+            session.forgetter.settle()
+            server.new_job()
+            with self._timed("wipe"):
+                self._clean(workspace)
+            self._report(Status.PREPARING)
+            self._check_policy()
+            # From here on its models are fetched, and read ahead, while ComfyUI starts and inputs are staged.
+            with models.request(job.request.workflow, job.request.models, job.request.bucket) as order:
+                if job.sealed:
+                    order.wipe_afterwards()
+                delivered, warnings = self._work(session, workspace, server, order, shared)
+        except (JobCanceled, JobTimeout) as error:
+            self._explain_end(error)
+            raise
+        finally:
+            session.forgetter.begin()
+            with self._timed("wipe"):
+                self._wipe(workspace)
+        self._timings["total"] = self._since(self._started)
+        return Result(
+            job_id=job.id,
+            status=Status.SUCCEEDED,
+            outputs=delivered.outputs,
+            timings=dict(self._timings),
+            warnings=warnings,
+        )
+
+    def _work(
+        self, session: Session, workspace: Workspace, server: Server, order: Order, shared: bool
+    ) -> tuple[Delivered, tuple[str, ...]]:
+        with self._timed("ready"):
+            session.ready(self._cancel, self._deadline)
+        graph = self._check_graph(session, order)
+        with self._timed("staging"):
+            staged = self._stage(workspace)
+            if not shared:
+                self._upload(server, staged)
+            self._check_loads(graph, session, staged)
+        with self._timed("models"):
+            self._await_models(order, server)
+        with self._timed("execution"):
+            try:
+                ended = self._execute(session, graph, staged)
+            except WorkflowRejected as error:
+                raise as_missing(error, graph, order.entries) from error
+        with self._timed("delivery"):
+            found = collect(
+                ended.outputs,
+                graph,
+                prefix=ended.prefix,
+                workspace=workspace if shared else None,
+                include_temp=self._job.request.delivery.include_temp,
+                pictures=ended.pictures,
+            )
+            delivered = self._deliver(server, found.artifacts)
+        return delivered, (*ended.warnings, *found.warnings, *delivered.warnings)
+
+    # --- before ComfyUI -------------------------------------------------------------------------------------
+
+    def _clean(self, workspace: Workspace) -> None:
+        """An empty workspace, or no job: what an earlier job left is nobody else's business."""
+        left = workspace.open().left
+        if left:
+            raise StagingError(f"{len(left)} files of an earlier job cannot be removed from the workspace")
+
+    def _check_policy(self) -> None:
+        """What can be refused without ComfyUI."""
+        request, settings = self._job.request, self._settings
+        check_request(request, settings)
+        problems = workflow.class_problems(request.workflow, settings.allowed_nodes, settings.denied_nodes)
+        if problems:
+            raise InvalidRequest.from_problems(problems, "workflow")
+
+    def _check_graph(self, session: Session, order: Order) -> workflow.Workflow:
+        """What the node registry shows to be wrong, before any GPU time is spent, or a model waited for."""
+        graph = self._job.request.workflow
+        if any(node["class_type"] not in session.object_info for node in graph.values()):
+            # A server that is not ours may have gained nodes since.
+            session.refresh_registry()
+        unsafe = registry.path_problems(graph, session.object_info)
+        if unsafe:
+            raise InvalidRequest.from_problems(unsafe, "workflow")
+        problems = registry.registry_problems(graph, session.object_info)
+        if problems:
+            raise WorkflowRejected.from_problems(problems, "workflow")
+        if not workflow.output_nodes(graph, session.object_info):
+            raise WorkflowRejected("the workflow has no output node: add one, such as SaveImage")
+        if missing_models(graph, session.object_info, order.entries):
+            # The registry is as old as ComfyUI's start; files may have come since.
+            session.refresh_registry()
+            missing = missing_models(graph, session.object_info, order.entries)
+            if missing and not self._job.request.allow_partial:
+                raise ModelMissing.from_problems(missing, "workflow")
+        return graph
+
+    def _stage(self, workspace: Workspace) -> tuple[Staged, ...]:
+        request = self._job.request
+        if not request.images and not request.files:
+            return ()
+        self._report(Status.MATERIALIZING)
+        return stage(
+            request.files,
+            request.images,
+            workspace,
+            self._settings,
+            cancel=self._cancel,
+            deadline=self._deadline,
+            bucket=request.bucket,
+            notify=lambda done, total: self._report(Status.MATERIALIZING, message=f"{done} of {total} files"),
+        )
+
+    def _await_models(self, order: Order, server: Server) -> None:
+        """Every model that the workflow names is in place, whole, and stays there until the job has ended."""
+
+        def notify(message: str) -> None:
+            self._report(Status.MATERIALIZING, message=message)
+
+        if order.wait(self._cancel, self._deadline, notify):
+            # ComfyUI keeps what it loaded under a name, also inside its nodes: it would use the file of before.
+            server.client.free()
+
+    def _upload(self, server: Server, staged: tuple[Staged, ...]) -> None:
+        for file in staged:
+            subfolder, name = posixpath.split(file.name)
+            server.client.upload(file.path, name=name, subfolder=subfolder)
+
+    def _check_loads(self, graph: workflow.Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
+        """Every file that the workflow loads came with the job. ComfyUI would only refuse the outputs it concerns."""
+        if self._job.request.allow_partial:
+            return
+        names = {file.name for file in staged}
+        problems = [
+            {
+                "path": f"workflow.{load.node_id}.inputs.{load.input}",
+                "node_id": load.node_id,
+                "class_type": load.class_type,
+                "input": load.input,
+                "value": load.name[:200],
+                "problem": f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`",
+                "near": registry.near_matches(load.name, names),
+            }
+            for load in registry.loads(graph, session.object_info)
+            if posixpath.normpath(load.name) not in names
+        ]
+        if problems:
+            raise InvalidRequest.from_problems(problems, "workflow")
+
+    # --- in ComfyUI -------------------------------------------------------------------------------------------
+
+    def _execute(self, session: Session, graph: workflow.Workflow, staged: tuple[Staged, ...]) -> Ended:
+        def on_report(report: Report) -> None:
+            node = graph.get(report.node_id or "")
+            # A job that runs a second time begins anew; what its caller sees does not fall.
+            self._percent = max(self._percent, report.percent)
+            self._report(
+                Status.RUNNING,
+                node_id=report.node_id,
+                node_type=node["class_type"] if node else None,
+                value=report.value,
+                maximum=report.maximum,
+                percent=self._percent,
+            )
+
+        hooks = Hooks(on_submitted=lambda: self._report(Status.SUBMITTED), on_report=on_report)
+        salts = workflow.salts(graph, {file.name: file_digest(file.path) for file in staged})
+        return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
+
+    # --- after ComfyUI ------------------------------------------------------------------------------------------
+
+    def _deliver(self, server: Server, artifacts: list[Artifact]) -> Delivered:
+        def fetch(artifact: Artifact) -> Iterator[bytes]:
+            return server.client.view(
+                filename=artifact.filename, subfolder=artifact.comfy_subfolder, folder_type=artifact.folder_type
+            )
+
+        self._report(Status.UPLOADING)
+        return deliver(
+            artifacts,
+            self._job,
+            self._settings,
+            fetch=fetch,
+            cancel=self._cancel,
+            deadline=self._deadline,
+            notify=lambda done, total: self._report(Status.UPLOADING, message=f"{done} of {total} files"),
+        )
+
+    def _wipe(self, workspace: Workspace) -> None:
+        if self._job.request.debug and self._settings.allow_debug and not self._job.sealed:
+            log.warning("job %s asked for debug: its files stay until the next job", self._job.id)
+            return
+        left = workspace.wipe().left
+        if left:
+            log.error("job %s: %d files could not be wiped", self._job.id, len(left))
+
+    def _explain_end(self, error: SetteeError) -> None:
+        if isinstance(error, JobTimeout):
+            limit = self._deadline - self._started
+            error.message = f"the job ran into its time limit of {limit:g} s; raise timeout_s if it needs longer"
+        error.details.setdefault("timings", dict(self._timings))
+
+    # --- small things -------------------------------------------------------------------------------------------
+
+    def _report(self, status: Status, **fields: Any) -> None:
+        self._tell(Progress(job_id=self._job.id, status=status, **fields))
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._timings[phase] = round(self._timings.get(phase, 0.0) + self._since(begun), 2)
+
+    @staticmethod
+    def _since(begun: float) -> float:
+        """Milliseconds."""
+        return round((time.monotonic() - begun) * 1000, 2)
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+__all__ = ["Run"]
