@@ -8,6 +8,9 @@
 job's entry may say anything: it would get whatever object of the operator's has that name. So a job's entry goes to
 the mirror only when it brings the sha256 of what it wants, and gets only an object whose metadata has that very sha256;
 of any other it learns nothing.
+
+**A job's entries** are asked for with HF_TOKEN, and without an s3Config with the worker's S3 keys, as its input files
+are: who may send jobs may use what the operator's accounts can read. ALLOW_JOB_MODELS=false forbids all of them.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: How huggingface_hub ends the names of files that it is still writing.
 _UNFINISHED = ".incomplete"
 
+_MOST_TOLD = 1000
 _told: set[str] = set()
 _told_lock = threading.Lock()
 
@@ -101,7 +102,8 @@ def _problem(
 def _tell_once(file: HubFile, problem: str) -> None:
     text = f"{file.where}: {problem}"
     with _told_lock:
-        if text in _told:
+        # A job's size is part of the text, and jobs are many.
+        if text in _told or len(_told) >= _MOST_TOLD:
             return
         _told.add(text)
     log.warning("the host cache has %s, but %s: not used", file.where, problem)
