@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from settee.delivery.s3 import client_for, forget
 from settee.errors import DownloadFailed, IntegrityError, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
@@ -129,6 +131,26 @@ DIGEST = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
 def test_which_hashes_count(head: dict[str, Any], sha256: str | None) -> None:
     """The server for tests keeps no such checksums."""
     assert s3_source._sha256(head) == sha256
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_server_that_knows_no_checksums(s3: S3Server, bucket: str, status: int) -> None:
+    from botocore.awsrequest import AWSResponse
+    from urllib3 import HTTPResponse
+
+    def refuse(request: Any, **_: Any) -> Any:
+        if "x-amz-checksum-mode" in {name.lower() for name in request.headers}:
+            return AWSResponse(
+                request.url, status, {}, HTTPResponse(io.BytesIO(), status=status, preload_content=False)
+            )
+        return None
+
+    # Another region makes it a client of this test's own.
+    settings = own(s3, models_s3_region=f"test-{status}")
+    store = s3_source._store(S3Object(bucket, "said.bin"), settings, None)
+    client_for(store.target).meta.events.register("before-send.s3.HeadObject", refuse)
+    assert ask(settings, bucket, "said.bin").sha256 == SHA256
+    forget(store.target)
 
 
 def test_a_fresh_signature(s3: S3Server, bucket: str) -> None:

@@ -130,15 +130,22 @@ def _head(client: Any, found: S3Object) -> dict[str, Any]:
     from botocore import exceptions as boto
 
     where = {"Bucket": found.bucket, "Key": found.key}
+    head: dict[str, Any]
     try:
-        head: dict[str, Any] = client.head_object(**where, ChecksumMode="ENABLED")
-        return head
+        try:
+            head = client.head_object(**where, ChecksumMode="ENABLED")
+        except boto.ClientError as error:
+            # Some servers answer so to headers that they do not know.
+            if status_of(error) not in (400, 501):
+                raise
+            head = client.head_object(**where)
     except boto.ClientError as error:
         if status_of(error) not in (400, 403, 404):
             raise
         # The same answer with a body, which names the reason; an object that is there after all costs one byte.
         client.get_object(**where, Range="bytes=0-0")["Body"].close()
         raise
+    return head
 
 
 def _sha256(head: dict[str, Any]) -> str | None:
