@@ -1,0 +1,431 @@
+"""What the shelf says of files, and what it takes over."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settee.errors import IntegrityError, StagingError, UnsafePath
+from settee.models import records
+from settee.models.entry import HubFile, S3Object, WebFile
+from settee.models.placed import Shelf, State
+from settee.models.records import identity
+from settee.models.turns import Stopped
+from tests.support.models import entry, other_process, safetensors, sha256
+
+DATA = safetensors()
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "models")
+
+
+def put(shelf: Shelf, asked: Any, data: bytes = DATA) -> Path:
+    """As a download, or something else than settee, does it."""
+    path = shelf.path_of(asked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name("unfinished").write_bytes(data)
+    return path.with_name("unfinished").replace(path)
+
+
+def download(shelf: Shelf, asked: Any, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
+    import xxhash
+
+    with shelf.claim(asked):
+        path = put(shelf, asked, data)
+        known = {
+            "size": len(data),
+            "sha256": None,
+            "xxh3": xxhash.xxh3_64_hexdigest(data) if xxh3 == "" else xxh3,
+            **known,
+        }
+        shelf.record(asked, **known)
+    return path
+
+
+def record_file(shelf: Shelf, path: str = "loras/m.safetensors") -> Path:
+    return shelf.models_dir / ".settee" / f"{path}.json"
+
+
+# --- states ------------------------------------------------------------------------------------------------
+
+
+def test_a_download_is_right_for_this_process_and_the_next(shelf: Shelf) -> None:
+    asked = entry()
+    assert shelf.state(asked) is State.ABSENT
+    assert not shelf.models_dir.exists()
+    download(shelf, asked)
+    assert shelf.state(asked) is State.RIGHT
+    assert Shelf(shelf.models_dir).state(asked) is State.RIGHT
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "state"),
+    [
+        ({}, {"size": len(DATA)}, State.RIGHT),
+        ({}, {"size": len(DATA) + 1}, State.WRONG),
+        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA)}, State.RIGHT),
+        ({"sha256": sha256(DATA)}, {"sha256": "0" * 64}, State.WRONG),
+        ({"sha256": sha256(DATA).upper()}, {"sha256": sha256(DATA)}, State.RIGHT),
+        ({}, {"sha256": sha256(DATA)}, State.UNKNOWN),
+        ({}, {"source": HubFile("org/other", "m.safetensors")}, State.UNKNOWN),
+        ({}, {"source": HubFile("org/repo", "m.safetensors", "v2")}, State.UNKNOWN),
+        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA), "source": S3Object("b", "k")}, State.RIGHT),
+    ],
+)
+def test_states(shelf: Shelf, recorded: dict[str, Any], asked: dict[str, Any], state: State) -> None:
+    download(shelf, entry(), **recorded)
+    assert shelf.state(entry(**asked)) is state
+
+
+def test_a_file_that_changed(shelf: Shelf) -> None:
+    asked = entry()
+    path = download(shelf, asked)
+    path.write_bytes(DATA[:-1])
+    assert shelf.state(asked) is State.WRONG
+    path.write_bytes(safetensors(fill=1))
+    assert shelf.state(asked) is State.UNKNOWN
+    path.unlink()
+    assert shelf.state(asked) is State.ABSENT
+    path.mkdir()
+    assert shelf.state(asked) is State.WRONG
+    with pytest.raises(IntegrityError, match="is a folder"):
+        shelf.make_way(asked)
+
+
+def test_a_baked_model_keeps_whole_seconds_only(shelf: Shelf) -> None:
+    asked = entry()
+    path = download(shelf, asked)
+    seconds = path.stat().st_mtime_ns // 10**9
+    os.utime(path, ns=(0, seconds * 10**9))
+    assert shelf.state(asked) is State.RIGHT
+    os.utime(path, ns=(0, (seconds - 1) * 10**9))
+    assert shelf.state(asked) is State.UNKNOWN
+    # Its bytes were recorded: they tell.
+    assert shelf.adopt(asked) is None
+    assert shelf.state(asked) is State.RIGHT
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 10_000,
+        b'{"path": "loras/m.safetensors"}',
+        b"x" * 100_000,
+    ],
+)
+def test_a_broken_record_is_none(shelf: Shelf, garbage: bytes) -> None:
+    download(shelf, entry())
+    record_file(shelf).write_bytes(garbage)
+    assert shelf.state(entry()) is State.UNKNOWN
+    assert list(shelf.records()) == []
+    assert shelf.adopt(entry()) is None
+    assert shelf.state(entry()) is State.RIGHT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": "9"},
+        {"size": True},
+        {"path": "loras/other"},
+        {"sha256": 3},
+        {"extra": 1},
+        {"from_job": 0},
+        {"link": []},
+    ],
+)
+def test_a_record_with_a_wrong_type_is_none(shelf: Shelf, change: dict[str, Any]) -> None:
+    download(shelf, entry())
+    file = record_file(shelf)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert shelf.state(entry()) is State.UNKNOWN
+
+
+@given(garbage=st.binary(max_size=300))
+def test_no_garbage_breaks_a_look(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> None:
+    shelf = Shelf(tmp_path_factory.getbasetemp() / "garbage")
+    put(shelf, entry())
+    record_file(shelf).parent.mkdir(parents=True, exist_ok=True)
+    record_file(shelf).write_bytes(garbage)
+    assert shelf.state(entry()) is State.UNKNOWN
+
+
+def test_a_record_that_is_a_folder_or_a_pipe_is_none(shelf: Shelf) -> None:
+    put(shelf, entry())
+    record_file(shelf).mkdir(parents=True)
+    assert shelf.state(entry()) is State.UNKNOWN
+    record_file(shelf).rmdir()
+    os.mkfifo(record_file(shelf))
+    assert shelf.state(entry()) is State.UNKNOWN
+
+
+def test_identities_tell_files_apart_and_no_secrets() -> None:
+    sources = [
+        HubFile("a/b", "c"),
+        HubFile("a/b", "c", "v1"),
+        S3Object("a", "b/c"),
+        WebFile("https://host/c"),
+        WebFile("https://host/c?token=hunter2"),
+        WebFile("https://host/c?token=hunter3"),
+        WebFile("https://me:hunter2@host/c"),
+    ]
+    told = [identity(source) for source in sources]
+    assert len(set(told)) == len(told)
+    assert "hunter" not in "".join(told)
+    assert identity(WebFile("https://host/c#part")) == identity(WebFile("https://host/c"))
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "loras/../m.safetensors",
+        "../loras/m.safetensors",
+        "/etc/m.safetensors",
+        "loras//m.safetensors",
+        "loras/m\0.safetensors",
+        ".settee/m.safetensors",
+        "loras/.hidden",
+        "loras/.cache/m.safetensors",
+        "loras/m.safetensors.part",
+        "loras/m.safetensors.PART",
+        "loras/m.safetensors.part.json",
+        "loras/m.json/x.safetensors",
+        "loras/" + "m" * 247,
+        "loras/..",
+    ],
+)
+def test_names_that_are_refused(shelf: Shelf, path: str) -> None:
+    with pytest.raises(UnsafePath):
+        shelf.state(entry(path))
+    with pytest.raises(UnsafePath):
+        shelf.link(entry(path), Path(__file__))
+
+
+def test_a_name_with_a_folder_is_refused(shelf: Shelf) -> None:
+    with pytest.raises(UnsafePath):
+        shelf.state(replace(entry(), name="sub/m.safetensors"))
+
+
+def test_a_folder_may_be_the_operators_link_to_a_volume(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    shelf.models_dir.mkdir()
+    (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
+    download(shelf, entry())
+    assert (tmp_path / "volume" / "m.safetensors").read_bytes() == DATA
+    assert shelf.state(entry()) is State.RIGHT
+
+
+def test_a_volume_that_is_not_mounted_is_said(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.models_dir.mkdir()
+    (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
+    assert shelf.state(entry()) is State.ABSENT
+    with pytest.raises(StagingError, match="see that it is mounted") as failure:
+        shelf.make_way(entry())
+    assert str(tmp_path) not in failure.value.message
+
+
+# --- taking over -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "problem"),
+    [
+        ({}, None),
+        ({"size": len(DATA)}, None),
+        ({"size": len(DATA) - 1}, f"has {len(DATA)} bytes instead of {len(DATA) - 1}"),
+        ({"sha256": sha256(DATA)}, None),
+        ({"sha256": "0" * 64}, f"has the sha256 {sha256(DATA)} instead of {'0' * 64}"),
+    ],
+)
+def test_adopting_an_unrecorded_file(shelf: Shelf, known: dict[str, Any], problem: str | None) -> None:
+    put(shelf, entry())
+    assert shelf.state(entry()) is (State.UNKNOWN)
+    assert shelf.adopt(entry(), **known) == problem
+    assert (shelf.state(entry()) is State.RIGHT) == (problem is None)
+    assert shelf.state(entry(sha256=sha256(DATA))) is (
+        State.RIGHT if known.get("sha256") == sha256(DATA) else State.UNKNOWN
+    )
+
+
+def test_adopting_reads_a_file_once(shelf: Shelf) -> None:
+    put(shelf, entry())
+    read: list[int] = []
+    asked = entry(sha256=sha256(DATA))
+    assert shelf.adopt(asked, on_bytes=read.append) is None
+    assert shelf.adopt(asked, on_bytes=read.append) is None
+    assert sum(read) == len(DATA)
+
+
+def test_nothing_broken_is_adopted(shelf: Shelf) -> None:
+    put(shelf, entry(), DATA[:-1])
+    assert "cut short" in str(shelf.adopt(entry()))
+    assert shelf.adopt(entry("loras/absent.safetensors")) == "is not there"
+
+
+def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: Shelf) -> None:
+    download(shelf, entry())
+    other = entry(source=HubFile("org/other", "m.safetensors"))
+    assert "another source" in str(shelf.adopt(other, size=len(DATA)))
+    assert shelf.adopt(other, sha256=sha256(DATA)) is None
+    assert shelf.state(other) is State.RIGHT
+
+
+def test_a_changed_file_is_told_by_its_bytes(shelf: Shelf) -> None:
+    path = download(shelf, entry())
+    path.write_bytes(safetensors(fill=1))
+    assert shelf.adopt(entry()) == "was changed since it was placed"
+    path.write_bytes(DATA)
+    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.adopt(entry()) is None
+
+
+def test_a_hash_can_be_given_up(shelf: Shelf) -> None:
+    put(shelf, entry())
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
+    assert shelf.state(entry()) is State.UNKNOWN
+
+
+# --- dying in between --------------------------------------------------------------------------------------
+
+_DIE = """
+import os, signal, sys
+from pathlib import Path
+from settee.models.placed import Shelf
+from tests.support.models import entry, safetensors
+shelf, asked = Shelf(Path(sys.argv[1])), entry(from_job=sys.argv[2] == "job")
+with shelf.claim(asked):
+    path = shelf.path_of(asked)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(safetensors(fill=2))
+    if sys.argv[3] == "after":
+        part.replace(path)
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("who", ["MODELS", "job"])
+def test_killed_between_rename_and_record(shelf: Shelf, who: str) -> None:
+    asked = entry(from_job=who == "job")
+    with other_process(_DIE, shelf.models_dir, who, "after") as process:
+        process.wait()
+    assert shelf.state(asked) is State.UNKNOWN
+    assert shelf.adopt(asked) is None
+    assert shelf.state(asked) is State.RIGHT
+    assert next(shelf.records()).from_job == asked.from_job
+
+
+def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(shelf: Shelf) -> None:
+    download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
+    with other_process(_DIE, shelf.models_dir, "MODELS", "before") as process:
+        process.wait()
+    assert shelf.state(entry()) is State.WRONG
+    assert shelf.adopt(entry(), size=len(DATA)) is not None
+
+
+def test_killed_after_the_rename_over_an_old_file(shelf: Shelf) -> None:
+    download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
+    with other_process(_DIE, shelf.models_dir, "MODELS", "after") as process:
+        process.wait()
+    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.adopt(entry()) is None
+    assert shelf.path_of(entry()).read_bytes() == safetensors(fill=2)
+
+
+def test_a_failed_download_leaves_the_record_of_what_was_there(shelf: Shelf) -> None:
+    old, new = entry(), entry(source=HubFile("org/new", "m.safetensors"))
+    download(shelf, old)
+    with pytest.raises(OSError, match="cut"), shelf.claim(new):
+        raise OSError("cut")
+    assert shelf.state(old) is State.RIGHT
+    with pytest.raises(OSError, match="cut"), shelf.claim(entry("loras/other.safetensors")):
+        raise OSError("cut")
+    assert [placed.path for placed in shelf.records()] == ["loras/m.safetensors"]
+
+
+def test_a_file_that_vanished_is_not_recorded(shelf: Shelf) -> None:
+    with pytest.raises(IntegrityError, match="gone again"), shelf.claim(entry()):
+        shelf.record(entry(), size=3, sha256=None, xxh3=None)
+    assert list(shelf.records()) == []
+
+
+def test_another_file_in_a_downloads_place_is_not_recorded(shelf: Shelf) -> None:
+    put(shelf, entry())
+    with pytest.raises(IntegrityError, match="another file"):
+        shelf.record(entry(), size=3, sha256=None, xxh3=None)
+    assert list(shelf.records()) == []
+
+
+# --- a folder that cannot be written ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """What a read-only file system answers (the tests may run as root, whom modes do not stop)."""
+    put(shelf, entry())
+    root, real_open = str(shelf.models_dir), os.open
+
+    def refuse(path: Any, *more: Any, **named: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    def open_(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if str(path).startswith(root) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            refuse(path)
+        return real_open(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", open_)
+    for name in ("symlink", "replace", "rename", "unlink", "makedirs", "utime"):
+        monkeypatch.setattr(os, name, refuse)
+    return shelf
+
+
+def test_a_read_only_folder_is_used_and_warned_of_once(read_only: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+    other = entry("loras/n.safetensors", source=HubFile("org/repo", "m.safetensors"))
+    with open(read_only.path_of(other), "wb") as file:
+        file.write(DATA)
+    with caplog.at_level(logging.WARNING):
+        assert read_only.adopt(entry()) is None
+        assert read_only.adopt(other) is None
+    assert len(caplog.records) == 1
+    assert "cannot be recorded" in caplog.text
+    assert read_only.state(entry()) is State.RIGHT
+    assert [placed.path for placed in read_only.records()] == ["loras/m.safetensors", "loras/n.safetensors"]
+    with read_only.use([entry(), other]) as gone:
+        assert gone == ()
+        assert read_only.in_use("loras/m.safetensors")
+
+
+def test_a_read_only_folder_takes_no_link_and_says_what_to_do(read_only: Shelf, tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    source.write_bytes(DATA)
+    with pytest.raises(StagingError, match=r"Read-only file system.*MODELS_DIR") as failure:
+        read_only.link(entry("loras/new.safetensors"), source)
+    assert str(tmp_path) not in failure.value.message
+
+
+def test_records_work_on_a_record_folder_alone(tmp_path: Path) -> None:
+    assert list(records.Records(str(tmp_path / "absent"))) == []
