@@ -19,7 +19,7 @@ from settee.models.entry import ModelEntry
 from settee.models.needs import Named, named_models, supplying
 from settee.models.order import Order
 from settee.models.placed import Shelf
-from settee.models.placing import Placing, Tools
+from settee.models.placing import IN_PLACE, Placing, Tools
 from settee.models.readahead import ReadAhead
 from settee.models.transfer import Gate
 from settee.models.turns import Stopped
@@ -264,13 +264,13 @@ class ModelStore:
 
 
 def _log_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
+    if outcome == IN_PLACE or isinstance(outcome, JobCanceled):
+        return
     if entry.from_job:  # what a job names may be private
         log.info("a model of the job's: %s", outcome.code if isinstance(outcome, SetteeError) else outcome)
-        return
-    if isinstance(outcome, SetteeError):
-        level = logging.ERROR if entry.required else logging.WARNING
-        log.log(level, "model %s: %s", entry.path, outcome.message)
-    elif outcome != "in place":
+    elif isinstance(outcome, SetteeError):
+        log.log(logging.ERROR if entry.required else logging.WARNING, "%s", outcome.message)
+    else:
         log.info("model %s: %s", entry.path, outcome)
 
 
