@@ -90,8 +90,10 @@ def content(settings: Settings) -> dict[str, dict[str, str | bool]]:
     if own is not None and _absolute(own) != _absolute(settings.comfy_dir / "models"):
         # First: what is placed there is what MODELS asks for.
         sections["settee_models"] = {**_kinds(_absolute(own)), "is_default": True}
-    for number, folder in enumerate(settings.models_extra_dirs, start=1):
-        sections[f"settee_extra_{number}"] = dict(_kinds(_absolute(Path(folder))))
+    for number, name in enumerate(settings.models_extra_dirs, start=1):
+        folder = _absolute(Path(name))
+        if folder.is_dir():  # without a network volume, ComfyUI would log two dozen folders that are not there
+            sections[f"settee_extra_{number}"] = dict(_kinds(folder))
     return sections
 
 

@@ -32,7 +32,13 @@ def server(tmp_path: Path, **settings: Any) -> Iterator[SupervisedServer]:
     folders = Folders(tmp_path / "input", tmp_path / "output", tmp_path / "temp")
     for _, folder in folders.named():
         folder.mkdir(exist_ok=True)
-    given = {"comfy_command": EMBEDDED, "comfy_dir": tmp_path / "none", "comfy_port": 0, "models_extra_dirs": (), **settings}
+    given = {
+        "comfy_command": EMBEDDED,
+        "comfy_dir": tmp_path / "none",
+        "comfy_port": 0,
+        "models_extra_dirs": (),
+        **settings,
+    }
     found = SupervisedServer(load(**given), folders)
     try:
         yield found

