@@ -21,14 +21,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from settee.errors import IntegrityError, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object
-from settee.models.sources import host_cache, hub, s3, volume, web
-from settee.request import Bucket
+from settee.models.sources import host_cache, hub, volume, web
 from settee.settings import Settings
+
+if TYPE_CHECKING:
+    from settee.request import Bucket
 
 #: Waits before asking again, seconds, of which up to a half is cut at random.
 _RETRY_AFTER_S = (1.0, 4.0)
@@ -84,9 +87,11 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
 
     ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
     """
-    mirrored = s3.mirrored(entry, settings)
-    if mirrored is not None and not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job):
-        ask = partial(s3.address, entry, mirrored, settings)
+    may_be_mirrored = not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job)
+    if settings.models_mirror and may_be_mirrored:
+        from settee.models.sources import s3
+
+        ask = partial(s3.address, entry, s3.mirrored(entry, settings.models_mirror), settings)
         held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
         yield Origin("the mirror", "mirror", held, waits_s=())
     yield _own(entry, settings, bucket if entry.from_job else None)
@@ -98,6 +103,9 @@ def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin
         ask = partial(hub.address, entry, source, settings)
         return Origin("Hugging Face", "hub", partial(_held_to, entry, ask))
     if isinstance(source, S3Object):
+        # A warm start needs no S3, whose modules take 30 ms to import.
+        from settee.models.sources import s3
+
         ask = partial(s3.address, entry, source, settings, bucket)
         return Origin("S3", "s3", partial(_held_to, entry, ask))
     host = urlsplit(source.where).hostname or source.where

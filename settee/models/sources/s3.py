@@ -76,11 +76,9 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Buck
     )
 
 
-def mirrored(entry: ModelEntry, settings: Settings) -> S3Object | None:
-    """Where the mirror would have a model: ``prefix/Target/LocalName``. None without a mirror."""
-    if not settings.models_mirror:
-        return None
-    bucket, _, prefix = settings.models_mirror[len("s3://") :].partition("/")
+def mirrored(entry: ModelEntry, mirror: str) -> S3Object:
+    """Where a mirror (``s3://bucket/prefix``) would have a model: ``prefix/Target/LocalName``."""
+    bucket, _, prefix = mirror[len("s3://") :].partition("/")
     return S3Object(bucket, "/".join(part for part in (prefix.strip("/"), str(entry.path)) if part))
 
 
