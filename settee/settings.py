@@ -244,6 +244,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def models_folder(self) -> Path:
+        """ComfyUI's models folder."""
+        return self.models_dir or self.comfy_dir / "models"
+
+    @property
     def has_bucket(self) -> bool:
         return self.bucket_endpoint_url is not None
 

@@ -99,10 +99,9 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models import spec
     from settee.models.judging import State
     from settee.models.placed import Shelf
-    from settee.models.store import models_dir
 
     entries = [entry for entry in spec.configured(settings) if arguments.lazy or not entry.lazy]
-    shelf = Shelf(models_dir(settings))
+    shelf = Shelf(settings.models_folder)
     missing = [entry for entry in entries if shelf.state(entry) is not State.RIGHT]
     if missing:
         return _fetch(settings, missing, len(entries))
@@ -194,9 +193,8 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.placed import Shelf
-    from settee.models.store import models_dir
 
-    placed = list(Shelf(models_dir(settings)).records())
+    placed = list(Shelf(settings.models_folder).records())
     if arguments.json:
         rows = [
             {
@@ -233,11 +231,10 @@ def _table(rows: Iterable[Sequence[str]]) -> None:
 
 def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.placed import Shelf
-    from settee.models.store import models_dir
     from settee.models.verify import Verdict, verify
 
     rows, bad = [], 0
-    for finding in verify(Shelf(models_dir(settings))):
+    for finding in verify(Shelf(settings.models_folder)):
         bad += finding.verdict in (Verdict.DAMAGED, Verdict.MISSING)
         rows.append({"path": finding.path, "verdict": finding.verdict.value, "detail": finding.detail})
         if not arguments.json:
@@ -256,9 +253,8 @@ def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models import spec
     from settee.models.placed import Shelf
     from settee.models.prune import prune
-    from settee.models.store import models_dir
 
-    removed = prune(Shelf(models_dir(settings)), spec.configured(settings), dry_run=arguments.dry_run)
+    removed = prune(Shelf(settings.models_folder), spec.configured(settings), dry_run=arguments.dry_run)
     for item in removed:
         print(f"{item.path}: {_size(item.bytes)} ({item.why})")
     verb = "would be removed" if arguments.dry_run else "removed"

@@ -38,11 +38,6 @@ Ended = Callable[[ModelEntry, "str | SetteeError"], None]
 Progressed = Callable[[ModelEntry, int, "int | None", str], None]
 
 
-def models_dir(settings: Settings) -> Path:
-    """ComfyUI's models folder."""
-    return settings.models_dir or settings.comfy_dir / "models"
-
-
 class ModelStore:
     """The models of one worker. Nothing happens before :meth:`start`."""
 
@@ -53,7 +48,7 @@ class ModelStore:
         self._on_progress = on_progress or (lambda *_: None)
         self._on_end = on_end or _log_end
         self.entries: tuple[ModelEntry, ...] = ()
-        shelf = Shelf(models_dir(settings))
+        shelf = Shelf(settings.models_folder)
         self.tools = Tools(settings, shelf, Budget(shelf, settings), Gate(settings.models_connections))
         self._read_ahead = ReadAhead() if settings.models_read_ahead else None
         self._read_before: set[Path] = set()
@@ -125,7 +120,7 @@ class ModelStore:
         """Have the files that these names mean read into the page cache, where they lie already."""
         if self._read_ahead is None:
             return
-        roots = (models_dir(self.settings), *map(Path, self.settings.models_extra_dirs))
+        roots = (self.settings.models_folder, *map(Path, self.settings.models_extra_dirs))
         for item in named:
             for folder in item.folders:
                 found = (root / folder / item.value for root in roots)
@@ -274,4 +269,4 @@ def _log_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
         log.info("model %s: %s", entry.path, outcome)
 
 
-__all__ = ["ModelStore", "models_dir"]
+__all__ = ["ModelStore"]
