@@ -1,0 +1,205 @@
+"""utils.py as its users run it: a process of its own, piped or in a terminal, interrupted or not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.test_models import tensors
+from tests.support.hub import HubServer
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+REPO = "acme/models"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "hub") as server:
+        for number in range(3):
+            server.add(REPO, f"m{number}.safetensors", tensors(number))
+        yield server
+
+
+class Place:
+    """Where utils.py runs."""
+
+    def __init__(self, root: Path, hub: HubServer) -> None:
+        self.models = root / "models"
+        self.cache = root / "cache"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MODELS", "HF_", "COMFY_"))}
+        self.env = {
+            **clean,
+            "HF_ENDPOINT": hub.endpoint,
+            "MODELS_DIR": str(self.models),
+            "HOST_CACHE_DIR": str(self.cache),
+            "MODELS_EXTRA_DIRS": str(root / "volume"),
+        }
+
+    def start(self, *arguments: str, models: str, **pipes: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "utils.py", *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**self.env, "MODELS": models}, text=True, **{"stdout": -1, "stderr": -1, **pipes}
+        )
+
+    def run(self, *arguments: str, models: str) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        process = self.start(*arguments, models=models)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def files(self) -> list[str]:
+        found = (path.relative_to(self.models) for path in self.models.rglob("*") if not path.is_dir())
+        return sorted(str(path) for path in found if path.parts[0] != ".settee")
+
+
+@pytest.fixture
+def place(tmp_path: Path, hub: HubServer) -> Place:
+    return Place(tmp_path, hub)
+
+
+def entries(*numbers: int, options: str = "") -> str:
+    return ",".join(f"{REPO}:m{number}.safetensors:checkpoints{options}" for number in numbers)
+
+
+def test_it_places_all_once(place: Place, hub: HubServer) -> None:
+    code, out, err = place.run(models=entries(0, 1))
+    assert (code, out) == (0, "2 models: 2 in place, 0 failed\n")
+    assert err.count("downloaded from Hugging Face in") == 2
+    assert (place.models / "checkpoints" / "m1.safetensors").read_bytes() == tensors(1)
+    hub.forget()
+    assert place.run(models=entries(0, 1)) == (0, "2 models, all in place\n", "")
+    assert hub.requests == []
+
+
+def test_nothing_to_place(place: Place) -> None:
+    code, out, err = place.run(models="")
+    assert (code, err) == (0, "")
+    assert "MODELS and MODELS_FILE are empty" in out
+
+
+@pytest.mark.parametrize(
+    ("models", "code", "said"),
+    [
+        ("bad", 2, "MODELS entry 1"),
+        (f"{REPO}:none.safetensors:vae", 1, "no file 'none.safetensors'"),
+        (entries(0, options="#sha256=" + "0" * 64), 3, "0" * 64),
+    ],
+)
+def test_the_exit_code_says_what_failed(place: Place, models: str, code: int, said: str) -> None:
+    found, _, err = place.run(models=models)
+    assert found == code
+    assert said in err
+    assert "Traceback" not in err
+    assert place.files() == []
+
+
+def test_every_bad_entry_is_listed(place: Place) -> None:
+    code, _, err = place.run(models="bad,o/r:x.st:vae,worse")
+    assert code == 2
+    assert "MODELS entry 1" in err
+    assert "MODELS entry 3" in err
+    assert "MODELS entry 2" not in err
+
+
+def test_an_optional_model_that_fails_is_said_and_no_failure(place: Place, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        f"- {{source: '{REPO}:none.safetensors', target: vae, required: false}}\n- {REPO}:m0.safetensors:vae\n"
+    )
+    place.env["MODELS_FILE"] = str(file)
+    code, out, err = place.run(models="")
+    assert (code, out) == (0, "2 models: 1 in place, 1 failed\n")
+    assert "vae/none.safetensors: failed" in err
+
+
+def test_plan_writes_nothing_and_says_from_where(place: Place, hub: HubServer) -> None:
+    commit = hub.commit(REPO)
+    cached = place.cache / f"models--{REPO.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "m1.safetensors").write_bytes(tensors(1))
+    code, out, err = place.run("plan", models=f"{entries(0, 1)},{entries(2, options='#lazy')},{REPO}:none.st:vae")
+    lines = out.splitlines()
+    assert lines[0] == "checkpoints/m0.safetensors: download from Hugging Face, 1.0 MB"
+    assert lines[1].startswith("checkpoints/m1.safetensors: link from ")
+    assert lines[2].endswith("(lazy: when a job names it)")
+    assert "cannot be placed" in lines[3]
+    assert (code, err) == (1, "")
+    assert not place.models.exists()
+    code, out, _ = place.run("plan", "--json", models=entries(0, 1))
+    assert json.loads(out)["bytes"] == len(tensors(0))
+    assert place.run(models=entries(1))[0] == 0
+    assert (place.models / "checkpoints" / "m1.safetensors").is_symlink()
+
+
+def test_list_and_verify(place: Place) -> None:
+    place.run(models=entries(0))
+    code, out, _ = place.run("list", models="")
+    assert code == 0
+    assert out.split()[0] == "checkpoints/m0.safetensors"
+    assert hashlib.sha256(tensors(0)).hexdigest()[:12] in out
+    assert place.run("verify", models="")[:2] == (0, "checkpoints/m0.safetensors: ok\n")
+    path = place.models / "checkpoints" / "m0.safetensors"
+    times = path.stat()
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    code, out, err = place.run("verify", models="")
+    assert code == 3
+    assert "damaged" in out
+    assert "1 of 1" in err
+
+
+def test_prune_removes_what_an_interrupted_download_left(place: Place, hub: HubServer) -> None:
+    hub.faults.rate = 300_000
+    process = place.start(models=entries(0))
+    eventually(lambda: "checkpoints/m0.safetensors.part.json" in place.files())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "resumed next time" in err
+    assert "Traceback" not in err
+    left = place.files()
+    assert left == ["checkpoints/m0.safetensors.part", "checkpoints/m0.safetensors.part.json"]
+    assert place.run("prune", models=entries(0))[1] == "0 removed, 0 bytes\n"
+    _, out, _ = place.run("prune", "--dry-run", models="")
+    assert "1 would be removed" in out
+    assert place.files() == left
+    place.run("prune", models="")
+    assert place.files() == []
+
+
+def test_in_a_terminal_it_draws_bars(place: Place, hub: HubServer) -> None:
+    hub.faults.rate = 1_000_000
+    leader, follower = pty.openpty()
+    try:
+        process = place.start(models=entries(0, 1), stdout=follower, stderr=follower)
+        os.close(follower)
+        seen = b""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and select.select([leader], [], [], 30)[0]:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+            seen += piece
+        assert process.wait(10) == 0
+    finally:
+        os.close(leader)
+    assert b"MB/s" in seen
+    assert b"\x1b[" in seen
+    assert seen.decode().rstrip().endswith("2 models: 2 in place, 0 failed")
