@@ -217,44 +217,49 @@ class Records:
     def lock(self, rel: str, *, exclusive: bool) -> Iterator[Lock]:
         """Hold the lock of a record: shared by who uses the file, exclusive to remove or replace it.
 
-        An exclusive one is had at once or not at all. A shared one waits for the moment that a removal takes. Locks
-        of the same process exclude one another too. BUSY and NONE enter the block as well: what it means is up to it.
+        Nobody waits for a job's end: an exclusive one is not had while there are users. Both wait for the moment that
+        a removal takes. Locks of the same process exclude one another too. BUSY and NONE enter the block as well:
+        what they mean is up to it.
         """
-        fd = self._acquire(rel, exclusive)
-        if isinstance(fd, Lock):
-            yield fd
-            return
-        try:
-            yield Lock.HELD
-        finally:
-            # Explicitly: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it locked.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+        with contextlib.ExitStack() as stack:
+            # One exclusive lock at a time in the whole folder: so whoever still is in the way is a user.
+            if exclusive and self._hold(stack, f"{self._root}/.lock", fcntl.LOCK_EX, create=True) is Lock.BUSY:
+                yield Lock.BUSY
+                return
+            yield self._hold(stack, self.file(rel), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, create=False)
 
-    def _acquire(self, rel: str, exclusive: bool) -> int | Lock:
-        operation = (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
-        deadline = time.monotonic() + (0.0 if exclusive else _LOCK_S)
+    def _hold(self, stack: contextlib.ExitStack, path: str, operation: int, *, create: bool) -> Lock:
+        waits = create or operation == fcntl.LOCK_SH
+        deadline = time.monotonic() + (_LOCK_S if waits else 0.0)
         while True:
             try:
-                fd = _open_to_lock(self.file(rel))
+                fd = _open_to_lock(path, create)
             except OSError:
                 return Lock.NONE
+            is_busy = False
             try:
-                fcntl.flock(fd, operation)
-                if _is_still(fd, self.file(rel)):
-                    return fd
-                busy = False  # replaced meanwhile: the lock of the new record is the one that counts
+                fcntl.flock(fd, operation | fcntl.LOCK_NB)
+                if _is_still(fd, path):
+                    stack.callback(_unlock, fd)
+                    return Lock.HELD
+                # Else replaced meanwhile: the lock of the new record is the one that counts.
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     os.close(fd)
                     return Lock.NONE
-                busy = True
+                is_busy = True
             os.close(fd)
-            if busy:
-                if time.monotonic() >= deadline:
-                    return Lock.BUSY
+            if is_busy and time.monotonic() >= deadline:
+                return Lock.BUSY
+            if is_busy:
                 time.sleep(0.002)  # flock has no timeout, and a stopped process must not stop this one
+
+
+def _unlock(fd: int) -> None:
+    # Explicitly: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it locked.
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 def temporary_name() -> str:
@@ -281,10 +286,10 @@ def _write_new(path: str, folder: str, text: bytes) -> None:
         os.close(fd)
 
 
-def _open_to_lock(path: str) -> int:
+def _open_to_lock(path: str, create: bool) -> int:
     """For writing where it may be: NFS gives exclusive locks to no other."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
