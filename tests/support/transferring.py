@@ -40,7 +40,7 @@ def fetch(url: str, target: Path, *, known: dict[str, Any] | None = None, **opti
     arguments: dict[str, Any] = {
         "lane": Gate(8).lane(),
         "stop": threading.Event(),
-        "deadline": time.monotonic() + 60,
+        "deadline": time.monotonic() + 20,
         "on_progress": lambda done, total: None,
         "limits": SMALL,
     }

@@ -171,6 +171,9 @@ class Attempt:
     def _begin(self) -> None:
         """The first answer is right: make room, remember, and let the others come. In a thread that may write."""
         size = self.ledger.size
+        if not self.ledger.total:
+            # What lies there is of no use, and may be longer.
+            self.part.reset()
         if size is not None:
             self.part.allocate(size)
         if size and not self.plain:

@@ -45,6 +45,7 @@ class Ledger:
         #: Bytes in place.
         self.total = sum(span.done for span in self.spans)
         self._todo = [span for span in reversed(self.spans) if span.missing != 0]
+        self._move_front()
 
     def take(self) -> Span | None:
         """The first range that nobody has taken; it is the taker's until it is whole."""
@@ -57,11 +58,14 @@ class Ledger:
             span.done += count
             self.total += count
             if span is self.spans[self._front]:
-                while self._front < len(self.spans) - 1 and self.spans[self._front].missing == 0:
-                    self._front += 1
+                self._move_front()
                 # Not for every chunk: the follower says what is worth waking it.
                 if self._frontier() >= self._wanted or self.total == self.size:
                     self._changed.notify_all()
+
+    def _move_front(self) -> None:
+        while self._front < len(self.spans) - 1 and self.spans[self._front].missing == 0:
+            self._front += 1
 
     def make_plain(self, size: int | None) -> None:
         """All comes in one body: the first range, already taken, is the whole file."""

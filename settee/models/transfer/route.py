@@ -119,13 +119,18 @@ def renewed(address: Address) -> Address:
         raise Broken("no fresh address of it could be had") from error
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
+def _origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port, by the very parser that urllib3 connects by. Raises Refused."""
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
     try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-        return parts.scheme, (parts.hostname or "").rstrip("."), port
-    except ValueError:
+        parts = parse_url(url)
+    except LocationParseError:
         raise Refused("its address is not valid", 0) from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise Refused("its address is not valid: it must be http(s)://host/…", 0)
+    return parts.scheme, parts.host, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _redirected(url: str, location: str | None) -> str:

@@ -93,12 +93,13 @@ def of_connection(error: BaseException) -> Broken | Refused:
         return Refused("its address is not valid", 0)
     if any(isinstance(link, http.NameResolutionError) for link in chain):
         return Broken("its host name cannot be resolved")
-    if any(isinstance(link, (TimeoutError, http.TimeoutError)) for link in chain):
-        return Broken("the server fell silent")
     if any(isinstance(link, http.ProxyError) for link in chain):
         return Broken("the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)")
+    # Before timeouts: urllib3 has it for one.
     if any(isinstance(link, (http.NewConnectionError, ConnectionRefusedError)) for link in chain):
         return Broken("the server cannot be reached")
+    if any(isinstance(link, (TimeoutError, http.TimeoutError)) for link in chain):
+        return Broken("the server fell silent")
     return Broken("the connection broke off")
 
 

@@ -98,7 +98,7 @@ class Wire:
         self._sockets: list[socket.socket] = []
         self._cut = False
         self._makers: dict[str | None, urllib3.PoolManager] = {}
-        self._by_host: dict[str, urllib3.PoolManager] = {}
+        self._by_host: dict[tuple[str, str], urllib3.PoolManager] = {}
 
     def open(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
         """Send one request and return the head of its answer, a redirect's too.
@@ -140,7 +140,7 @@ class Wire:
         raise Stopped
 
     def _maker(self, url: str) -> urllib3.PoolManager:
-        host = url[: url.find("/", 8)]
+        host = urlsplit(url)[:2]
         with self._lock:
             if host not in self._by_host:
                 proxy, verify = _environment(url)

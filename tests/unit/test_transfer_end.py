@@ -1,0 +1,389 @@
+"""Downloads that are stopped, run out of time or room, meet another process, or go on where one was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
+from settee.models.address import Address
+from settee.models.transfer import Fetched, Gate, Limits, Stopped, journal
+from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
+from tests.support.waiting import eventually
+
+DATA = noise(2_500_000)
+SHA = sha256(DATA)
+#: Silence is no reason to go on by oneself here.
+PATIENT = replace(SMALL, stall_s=30, connect_s=30)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(DATA).running() as running:
+        yield running
+
+
+class Background:
+    """A download in a thread."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.stop = threading.Event()
+        self.outcome: list[Fetched | BaseException] = []
+        self._thread = threading.Thread(target=self._run, args=(arguments, {"stop": self.stop, **options}))
+        self._thread.start()
+
+    def _run(self, arguments: Any, options: Any) -> None:
+        try:
+            self.outcome.append(fetch(*arguments, **options))
+        except BaseException as error:
+            self.outcome.append(error)
+
+    def ended(self, within_s: float) -> Fetched | BaseException:
+        self._thread.join(within_s)
+        assert not self._thread.is_alive(), f"still running after {within_s:g} s"
+        return self.outcome[0]
+
+
+def silent_head(ask: Ask, reply: Reply) -> None:
+    reply.silent_after = -1
+
+
+def silent_get(ask: Ask, reply: Reply) -> None:
+    reply.silent_after = -1 if ask.method == "GET" else None
+
+
+def silent_body(ask: Ask, reply: Reply) -> None:
+    reply.silent_after = 1000
+
+
+def busy(ask: Ask, reply: Reply) -> None:
+    reply.status, reply.body, reply.headers = 503, memoryview(b""), {"Retry-After": "5"}
+
+
+def endless(ask: Ask, reply: Reply) -> None:
+    reply.rate, reply.chunked, reply.status, reply.headers = 50_000.0, True, 200, {}
+
+
+STATES = [silent_head, silent_get, silent_body, busy, endless]
+
+
+class TestStop:
+    @pytest.mark.parametrize("rule", STATES)
+    def test_in_every_state(self, server: FileServer, tmp_path: Path, rule: Any) -> None:
+        server.rule = rule
+        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        eventually(lambda: server.asked)
+        running.stop.set()
+        began = time.monotonic()
+        assert isinstance(running.ended(5), Stopped)
+        assert time.monotonic() - began < 1
+        assert not (tmp_path / "m").exists()
+
+    @pytest.mark.parametrize("rule", STATES)
+    def test_the_deadline_in_every_state(self, server: FileServer, tmp_path: Path, rule: Any) -> None:
+        server.rule = rule
+        began = time.monotonic()
+        with pytest.raises(DownloadFailed, match="MODELS_TIMEOUT_S") as caught:
+            fetch(server.url, tmp_path / "m", limits=PATIENT, deadline=time.monotonic() + 0.5)
+        assert time.monotonic() - began < 1.5
+        assert caught.value.retryable
+
+    def test_while_connecting(self, tmp_path: Path) -> None:
+        with socket.socket() as full, contextlib.ExitStack() as clients:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for _ in range(4):  # more than its queue takes
+                client = clients.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            running = Background(f"http://127.0.0.1:{full.getsockname()[1]}/x", tmp_path / "m", limits=PATIENT)
+            time.sleep(0.1)  # nothing tells when a connection is being made
+            running.stop.set()
+            assert isinstance(running.ended(1), Stopped)
+
+    def test_while_waiting_for_a_turn(self, server: FileServer, tmp_path: Path) -> None:
+        gate = Gate(1)
+        ticket = gate.lane().ticket()
+        ticket.take()
+        running = Background(server.url, tmp_path / "m", lane=gate.lane())
+        eventually(lambda: gate._waiting)
+        running.stop.set()
+        assert isinstance(running.ended(1), Stopped)
+        ticket.give()
+        fetch(server.url, tmp_path / "m", lane=gate.lane())
+
+    def test_while_another_has_the_part(self, server: FileServer, tmp_path: Path) -> None:
+        server.rule = silent_body
+        first = Background(server.url, tmp_path / "m", limits=PATIENT)
+        eventually(lambda: server.gets)
+        second = Background(server.url, tmp_path / "m", limits=PATIENT)
+        time.sleep(0.1)  # nothing tells that a lock is waited for
+        second.stop.set()
+        assert isinstance(second.ended(1), Stopped)
+        with pytest.raises(DownloadFailed, match="another process"):
+            fetch(server.url, tmp_path / "m", deadline=time.monotonic() + 0.2)
+        first.stop.set()
+        assert isinstance(first.ended(1), Stopped)
+
+    def test_what_came_before_is_kept(self, server: FileServer, tmp_path: Path) -> None:
+        server.rule = lambda ask, reply: setattr(reply, "silent_after", 100 * KIB if ask.number > 4 else None)
+        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        eventually(lambda: sum(ask.sent == 100 * KIB for ask in server.gets) == 4)
+        time.sleep(0.1)  # for the client to receive what the server sent
+        running.stop.set()
+        assert isinstance(running.ended(1), Stopped)
+        assert left(tmp_path) == ["m.part", "m.part.json"]
+        server.rule = lambda ask, reply: None
+        fetch(server.url, tmp_path / "m", sha256=SHA)
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert server.sent == len(DATA)
+
+    def test_no_thread_and_no_descriptor_stays(self, server: FileServer, tmp_path: Path) -> None:
+        def descriptors() -> int:
+            return len(os.listdir("/proc/self/fd"))
+
+        fetch(server.url, tmp_path / "warm")
+        eventually(lambda: not server.active)
+        server.rule = silent_body
+        before = descriptors()
+        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        eventually(lambda: server.gets)
+        running.stop.set()
+        assert isinstance(running.ended(1), Stopped)
+        server.released.set()
+        eventually(lambda: not any(t.name == "settee-transfer" for t in threading.enumerate()))
+        eventually(lambda: descriptors() <= before)
+
+
+class TestResume:
+    """A part and its journal, as a killed download leaves them."""
+
+    def prepare(self, server: FileServer, target: Path) -> None:
+        """Bytes in place of about half of the file."""
+        server.rule = lambda ask, reply: setattr(reply, "cut_after", 0 if ask.number > 5 else None)
+        with pytest.raises(DownloadFailed):
+            fetch(server.url, target, limits=replace(SMALL, tries=2))
+        server.rule = lambda ask, reply: None
+        head, done, same = journal.load(target.with_name("m.part.json")) or (None, [], False)
+        assert head is not None
+        assert same
+        assert 0 < sum(done) < len(DATA)
+        server.asked.clear()
+        self.missing = len(DATA) - sum(done)
+
+    def test_goes_on(self, server: FileServer, tmp_path: Path) -> None:
+        self.prepare(server, tmp_path / "m")
+        fetched = fetch(server.url, tmp_path / "m")
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert server.sent == self.missing
+        assert fetched.xxh3 == fetch(server.url, tmp_path / "again").xxh3
+
+    @pytest.mark.parametrize("change", ["etag", "where", "size", "no validator"])
+    def test_not_with_another_file(self, server: FileServer, tmp_path: Path, change: str) -> None:
+        self.prepare(server, tmp_path / "m")
+        new = noise(len(DATA) - (1 if change == "size" else 0), b"new")
+        server.data = new
+        if change == "etag":
+            server.etag = '"two"'
+        if change == "no validator":
+            server.etag = None
+        if change == "where":
+            address = {"url": server.url.replace("file.bin", "x"), "where": "elsewhere"}
+            target = tmp_path / "m"
+            from settee.models.transfer import download
+
+            download(
+                Address(**address),
+                target,
+                lane=Gate(2).lane(),
+                stop=threading.Event(),
+                deadline=time.monotonic() + 20,
+                on_progress=lambda done, total: None,
+                limits=SMALL,
+            )
+        else:
+            fetch(server.url, tmp_path / "m")
+        assert (tmp_path / "m").read_bytes() == new
+
+    def test_the_same_hash_from_elsewhere(self, server: FileServer, tmp_path: Path) -> None:
+        server.rule = lambda ask, reply: setattr(reply, "cut_after", 0 if ask.number > 5 else None)
+        with pytest.raises(DownloadFailed):
+            fetch(server.url, tmp_path / "m", sha256=SHA, limits=replace(SMALL, tries=2))
+        with FileServer(DATA).running() as mirror:
+            mirror.etag = '"mirror"'
+            from settee.models.transfer import download
+
+            download(
+                Address(mirror.url, "a mirror", sha256=SHA),
+                tmp_path / "m",
+                lane=Gate(2).lane(),
+                stop=threading.Event(),
+                deadline=time.monotonic() + 20,
+                on_progress=lambda done, total: None,
+                limits=SMALL,
+            )
+            assert mirror.sent < len(DATA)
+        assert (tmp_path / "m").read_bytes() == DATA
+
+    def test_bytes_that_rotted_are_found(self, server: FileServer, tmp_path: Path) -> None:
+        self.prepare(server, tmp_path / "m")
+        with open(tmp_path / "m.part", "r+b") as part:
+            part.write(b"rotten")
+        journal_path = tmp_path / "m.part.json"
+        fetch(server.url, tmp_path / "m", sha256=SHA)
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert not journal_path.exists()
+
+    @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": 1}', b"\xff", b'{"format": 2, "done": []}'])
+    def test_a_journal_that_cannot_be_read(self, server: FileServer, tmp_path: Path, text: bytes) -> None:
+        self.prepare(server, tmp_path / "m")
+        (tmp_path / "m.part.json").write_bytes(text)
+        with open(tmp_path / "m.part", "r+b") as part:
+            part.write(b"rotten")
+        fetch(server.url, tmp_path / "m")
+        assert (tmp_path / "m").read_bytes() == DATA
+
+    def test_another_boot(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prepare(server, tmp_path / "m")
+        monkeypatch.setattr(journal, "boot", lambda: "another")
+        # Without a hash, nobody knows whether the disk had it all.
+        fetch(server.url, tmp_path / "m")
+        assert server.sent == len(DATA)
+
+    def test_a_whole_part_is_only_checked(self, server: FileServer, tmp_path: Path) -> None:
+        self.prepare(server, tmp_path / "m")
+        found = journal.load(tmp_path / "m.part.json")
+        assert found is not None
+        (tmp_path / "m.part").write_bytes(DATA)
+        lengths = [min(SMALL.range_bytes, len(DATA) - at) for at in range(0, len(DATA), SMALL.range_bytes)]
+        journal.Journal.create(tmp_path / "m.part.json", found[0], lengths).close()
+        fetch(server.url, tmp_path / "m")
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert server.sent == 0
+
+
+class TestTwo:
+    def test_threads_for_one_target(self, server: FileServer, tmp_path: Path) -> None:
+        server.rule = lambda ask, reply: setattr(reply, "rate", 3_000_000.0)
+        both = [Background(server.url, tmp_path / "m", known={"sha256": SHA}) for _ in range(2)]
+        outcomes = [one.ended(20) for one in both]
+        assert [getattr(outcome, "sha256", outcome) for outcome in outcomes] == [SHA, SHA]
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert left(tmp_path) == ["m"]
+        # The second took what the first had brought.
+        assert server.sent == len(DATA)
+
+    def test_processes_for_one_target(self, server: FileServer, tmp_path: Path) -> None:
+        server.rule = lambda ask, reply: setattr(reply, "rate", 2_000_000.0)
+        code = (
+            "import sys; from pathlib import Path; from tests.support.transferring import fetch\n"
+            "print(fetch(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]).sha256)"
+        )
+        command = [sys.executable, "-c", code, server.url, str(tmp_path / "m"), SHA]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert [one.communicate(timeout=30)[0].strip() for one in both] == [SHA, SHA]
+        assert left(tmp_path) == ["m"]
+        assert server.sent == len(DATA)
+
+
+class TestDisk:
+    def test_no_space(self, server: FileServer, tmp_path: Path) -> None:
+        """A real one, full: a small tmpfs, where this may be mounted."""
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("tmpfs cannot be mounted here")
+        try:
+            with pytest.raises(NoSpace) as caught:
+                fetch(server.url, disk / "m")
+            assert caught.value.details == {"file": "m", "needed": 2_500_000, "free": 1024 * KIB}
+            assert "2,500,000 bytes" in caught.value.message
+            assert str(tmp_path) not in caught.value.message
+            server.rule = endless_without_length
+            with pytest.raises(NoSpace):
+                fetch(server.url, disk / "n")
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+    def test_a_folder_that_is_none(self, server: FileServer, tmp_path: Path) -> None:
+        (tmp_path / "models").write_text("a file")
+        with pytest.raises(StagingError, match="m cannot be written to the models folder") as caught:
+            fetch(server.url, tmp_path / "models" / "m")
+        assert str(tmp_path) not in caught.value.message
+
+
+def endless_without_length(ask: Ask, reply: Reply) -> None:
+    reply.chunked, reply.status, reply.headers, reply.body = True, 200, {}, memoryview(DATA)
+
+
+class TestByLibrary:
+    """Where plain HTTP is refused, the source's own library has the last word."""
+
+    @pytest.fixture(autouse=True)
+    def _refusing(self, server: FileServer) -> None:
+        def rule(ask: Ask, reply: Reply) -> None:
+            reply.status, reply.body = 403, memoryview(b"")
+
+        server.rule = rule
+
+    def test_brings_the_file(self, server: FileServer, tmp_path: Path) -> None:
+        def library(folder: Path) -> Path:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").write_bytes(DATA)
+            return folder / "deep" / "file"
+
+        fetched = fetch(server.url, tmp_path / "m", known={"by_library": library}, sha256=SHA)
+        assert (tmp_path / "m").read_bytes() == DATA
+        assert fetched == Fetched(len(DATA), SHA, fetched.xxh3, None)
+        assert left(tmp_path) == ["m"]
+
+    def test_brings_another_file(self, server: FileServer, tmp_path: Path) -> None:
+        def library(folder: Path) -> Path:
+            (folder / "file").write_bytes(b"other")
+            return folder / "file"
+
+        with pytest.raises(IntegrityError, match=SHA):
+            fetch(server.url, tmp_path / "m", known={"by_library": library}, sha256=SHA)
+        assert not (tmp_path / "m").exists()
+        assert [name for name in left(tmp_path) if "library" in name] == []
+
+    def test_fails(self, server: FileServer, tmp_path: Path) -> None:
+        def library(folder: Path) -> Path:
+            raise RuntimeError("of its own")
+
+        with pytest.raises(DownloadFailed, match="library could not fetch it either"):
+            fetch(server.url, tmp_path / "m", known={"by_library": library})
+
+    def test_is_left_alone_at_stop(self, server: FileServer, tmp_path: Path) -> None:
+        going, released = threading.Event(), threading.Event()
+
+        def library(folder: Path) -> Path:
+            going.set()
+            released.wait(20)
+            (folder / "file").write_bytes(DATA)
+            return folder / "file"
+
+        running = Background(server.url, tmp_path / "m", known={"by_library": library})
+        assert going.wait(5)
+        running.stop.set()
+        assert isinstance(running.ended(1), Stopped)
+        released.set()
+        eventually(lambda: not [name for name in left(tmp_path) if "library" in name])
+
+
+def test_limits_are_those_of_the_issue() -> None:
+    assert Limits().range_bytes == 16 * 1024 * KIB
+    assert (Limits().streams, Limits().stall_s) == (4, 20)
