@@ -121,9 +121,11 @@ def test_sigterm_during_a_job_ends_within_5_s_with_its_result_or_its_stop(
         assert left_behind(box.workspace) == []
 
 
-def test_a_comfyui_that_dies_at_its_start_ends_the_worker_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["serverless", "serve-api"])
+def test_a_comfyui_that_dies_at_its_start_ends_the_worker_at_once(tmp_path: Path, mode: str) -> None:
     """One start, not four; the end of its log; exit code 1. The platform starts another worker."""
-    with container(tmp_path, COMFY_COMMAND=f"{EMBEDDED} --fault die_at_start=true") as box:
+    arguments = ["--rp_api_port", str(free_port())] if mode == "serve-api" else []
+    with container(tmp_path, *arguments, MODE=mode, COMFY_COMMAND=f"{EMBEDDED} --fault die_at_start=true") as box:
         begun = time.monotonic()
         assert box.process.wait(15) == 1
         assert time.monotonic() - begun < 10, "most of it the imports of a cold start"
