@@ -1,0 +1,228 @@
+"""Room for downloads: the budget of what jobs bring, and the disk itself."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from settee.errors import NoSpace
+from settee.models.budget import MARGIN_BYTES, Budget
+from settee.models.entry import ModelEntry
+from settee.models.placed import Shelf, State
+from settee.settings import Settings
+from tests.support.models import entry, other_process
+from tests.unit.test_models_placed import download, record_file
+
+MB = 10**6
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "models")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> Iterator[Any]:
+    """A disk of a size of our own: what files take below the models folder is really measured."""
+    disk = SimpleNamespace(bytes=100 * MB)
+
+    def statvfs(path: str) -> Any:
+        files = (os.path.join(folder, name) for folder, _, names in os.walk(shelf.root) for name in names)
+        taken = sum(os.lstat(file).st_blocks * 512 for file in files)
+        return SimpleNamespace(f_bavail=disk.bytes - taken, f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    return disk
+
+
+def budget(shelf: Shelf, megabytes: float | None = None, margin_bytes: int = 0) -> Budget:
+    gigabytes = None if megabytes is None else megabytes / 1000
+    return Budget(shelf, Settings(models_disk_budget_gb=gigabytes), margin_bytes=margin_bytes)
+
+
+def model(name: str, **changes: Any) -> ModelEntry:
+    return entry(f"loras/{name}.bin", **{"from_job": True, **changes})
+
+
+def place(shelf: Shelf, name: str, megabytes: float, *, age: int = 0, **changes: Any) -> ModelEntry:
+    asked = model(name, **changes)
+    download(shelf, asked, os.urandom(int(megabytes * MB)))
+    os.utime(record_file(shelf, f"loras/{name}.bin"), (10**9 - age, 10**9 - age))
+    return asked
+
+
+def left(shelf: Shelf) -> set[str]:
+    return {placed.path[6:-4] for placed in shelf.records() if shelf.path_of(model(placed.path[6:-4])).exists()}
+
+
+def test_the_least_recently_used_go_first_and_no_more_than_need_be(shelf: Shelf, disk: Any) -> None:
+    for name, age in (("new", 1), ("old", 3), ("older", 4), ("middle", 2)):
+        place(shelf, name, 2, age=age)
+    with budget(shelf, 9).reserve(model("next"), 3 * MB):
+        assert left(shelf) == {"new", "middle", "old"}
+    with shelf.use([model("old")]):
+        pass
+    with budget(shelf, 9).reserve(model("next"), 4 * MB):
+        assert left(shelf) == {"new", "old"}
+
+
+def test_nothing_is_removed_while_all_fits(shelf: Shelf, disk: Any) -> None:
+    place(shelf, "a", 2)
+    with budget(shelf, 5).reserve(model("next"), 3 * MB), budget(shelf).reserve(model("more"), 50 * MB):
+        assert left(shelf) == {"a"}
+
+
+def test_models_files_count_nothing_and_stay(shelf: Shelf, disk: Any) -> None:
+    place(shelf, "fixed", 9, age=9, from_job=False)
+    place(shelf, "brought", 2)
+    with budget(shelf, 4).reserve(model("next"), 3 * MB):
+        assert left(shelf) == {"fixed"}
+    # The budget is for what jobs bring.
+    with budget(shelf, 1).reserve(model("mine", from_job=False), 50 * MB):
+        pass
+    disk.bytes = 10 * MB
+    with pytest.raises(NoSpace), budget(shelf).reserve(model("next"), 3 * MB):
+        pytest.fail("there is no room")
+    assert left(shelf) == {"fixed"}
+
+
+def test_links_and_what_they_lead_to_stay(shelf: Shelf, disk: Any, tmp_path: Path) -> None:
+    source = tmp_path / "cached.bin"
+    source.write_bytes(bytes(5 * MB))
+    shelf.link(model("linked"), source)
+    with budget(shelf, 4).reserve(model("next"), 4 * MB):
+        assert left(shelf) == {"linked"}
+    assert source.stat().st_size == 5 * MB
+
+
+def test_what_is_in_use_stays_here_and_in_another_process(shelf: Shelf, disk: Any) -> None:
+    for name in ("mine", "theirs", "idle"):
+        place(shelf, name, 2)
+    code = """
+import sys
+from pathlib import Path
+from settee.models.placed import Shelf
+from tests.support.models import entry
+with Shelf(Path(sys.argv[1])).use([entry("loras/theirs.bin")]):
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+    with shelf.use([model("mine")]), other_process(code, shelf.models_dir):
+        with budget(shelf, 6).reserve(model("next"), 2 * MB):
+            assert left(shelf) == {"mine", "theirs"}
+        with pytest.raises(NoSpace, match="MODELS_DISK_BUDGET_GB"), budget(shelf, 6).reserve(model("next"), 3 * MB):
+            pytest.fail("there is no room")
+
+
+def test_nothing_is_removed_in_vain(shelf: Shelf, disk: Any) -> None:
+    place(shelf, "a", 2)
+    with pytest.raises(NoSpace) as failure, budget(shelf, 5).reserve(model("huge"), 6 * MB):
+        pytest.fail("there is no room")
+    assert failure.value.message.startswith("loras/huge.bin needs 0.01 GB, and MODELS_DISK_BUDGET_GB is 0.01 GB")
+    assert failure.value.details == {"model": "loras/huge.bin", "needed_bytes": 6 * MB, "budget_bytes": 5 * MB}
+    disk.bytes = 5 * MB
+    with pytest.raises(NoSpace, match="larger disk") as failure, budget(shelf).reserve(model("b"), 6 * MB):
+        pytest.fail("there is no room")
+    assert str(shelf.models_dir) not in failure.value.message
+    assert failure.value.details["free_bytes"] < 5 * MB
+    assert left(shelf) == {"a"}
+
+
+def test_a_full_disk_evicts_without_a_budget_too(shelf: Shelf, disk: Any) -> None:
+    place(shelf, "a", 4, age=1)
+    place(shelf, "b", 4)
+    disk.bytes = 10 * MB
+    with budget(shelf, margin_bytes=MB).reserve(model("mine", from_job=False), 4 * MB):
+        assert left(shelf) == {"b"}
+
+
+def test_parallel_downloads_know_of_one_another(shelf: Shelf, disk: Any) -> None:
+    room = budget(shelf, 10)
+    with room.reserve(model("a"), 6 * MB):
+        with pytest.raises(NoSpace), room.reserve(model("b"), 5 * MB):
+            pytest.fail("there is no room")
+        with room.reserve(model("b"), 4 * MB):
+            pass
+    with room.reserve(model("b"), 10 * MB):
+        pass
+
+
+def test_what_a_download_already_has_is_not_asked_for_twice(shelf: Shelf, disk: Any) -> None:
+    disk.bytes = 11 * MB
+    room, asked = budget(shelf), model("a")
+    with room.reserve(asked, 8 * MB), shelf.claim(asked):
+        part = shelf.path_of(asked).with_name("a.bin.part")
+        with pytest.raises(NoSpace), room.reserve(model("b"), 4 * MB):
+            pytest.fail("there is no room")
+        part.write_bytes(os.urandom(8 * MB))
+        with room.reserve(model("b"), 2 * MB):
+            pass
+        part.replace(shelf.path_of(asked))
+        with room.reserve(model("b"), 2 * MB):
+            pass
+        shelf.record(asked, size=8 * MB, sha256=None, xxh3=None)
+    assert left(shelf) == {"a"}
+
+
+def test_a_resumed_download_needs_the_rest_only(shelf: Shelf, disk: Any) -> None:
+    disk.bytes = 10 * MB
+    shelf.make_way(model("a"))
+    shelf.path_of(model("a")).with_name("a.bin.part").write_bytes(os.urandom(6 * MB))
+    with budget(shelf).reserve(model("a"), 9 * MB):
+        pass
+
+
+def test_the_file_that_is_replaced_is_no_candidate(shelf: Shelf, disk: Any) -> None:
+    asked = place(shelf, "a", 4)
+    with budget(shelf, 6).reserve(asked, 5 * MB):
+        assert left(shelf) == {"a"}
+
+
+def test_threads_share_one_budget(shelf: Shelf, disk: Any) -> None:
+    room, ended, begin = budget(shelf, 10), threading.Event(), threading.Barrier(8)
+    told: queue.Queue[bool] = queue.Queue()
+
+    def run(number: int) -> None:
+        begin.wait()
+        try:
+            with room.reserve(model(f"m{number}"), 4 * MB):
+                told.put(True)
+                ended.wait(10)
+        except NoSpace:
+            told.put(False)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    assert sorted(told.get(timeout=10) for _ in threads) == [False] * 6 + [True] * 2
+    ended.set()
+    for thread in threads:
+        thread.join(10)
+
+
+def test_no_folder_yet_and_no_answer_from_the_disk(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    with budget(shelf).reserve(model("a"), 1):
+        assert not shelf.models_dir.exists()
+    with pytest.raises(NoSpace), Budget(shelf, Settings()).reserve(model("a"), 1 << 60):
+        pytest.fail("no disk is that large")
+
+    def fail(path: str) -> Any:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "statvfs", fail)
+    with Budget(shelf, Settings(), margin_bytes=MARGIN_BYTES).reserve(model("a"), 1 << 60):
+        pass
+
+
+def test_an_evicted_model_is_absent(shelf: Shelf, disk: Any) -> None:
+    asked = place(shelf, "a", 4)
+    with budget(shelf, 5).reserve(model("b"), 5 * MB):
+        assert shelf.state(asked) is State.ABSENT
+        assert not record_file(shelf, "loras/a.bin").exists()
