@@ -106,25 +106,15 @@ move_aside() {
 # With PUBLIC_KEY (one or more lines), starts sshd for those keys; without, nothing listens. Whatever goes wrong here
 # costs the jobs nothing.
 start_ssh() {
-	local home="${HOME:-/root}" type sshd
+	local sshd
 	[[ -n "${PUBLIC_KEY:-}" ]] || return 0
 	if ! sshd="$(command -v sshd)"; then # an absolute path, which sshd insists on
 		log "warning: PUBLIC_KEY is set, but there is no sshd in this image: no SSH"
-		return 0
-	fi
-	if ! ssh-keygen -l -f /dev/stdin >/dev/null 2>&1 <<<"$PUBLIC_KEY"; then
+	elif ! ssh-keygen -l -f /dev/stdin >/dev/null 2>&1 <<<"$PUBLIC_KEY"; then
 		log "warning: PUBLIC_KEY is not an SSH public key (a line like 'ssh-ed25519 AAAA… you@host'): no SSH"
-		return 0
-	fi
-	authorize_keys "$home/.ssh"
-	for type in ed25519 rsa; do
-		if [[ ! -s "${SSH_HOST_KEYS:-/etc/ssh}/ssh_host_${type}_key" ]]; then
-			ssh-keygen -q -t "$type" -N '' -f "${SSH_HOST_KEYS:-/etc/ssh}/ssh_host_${type}_key" </dev/null
-		fi
-	done
-	mkdir -p /run/sshd
-	if "$sshd" -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password \
-		-o PubkeyAuthentication=yes -o AuthorizedKeysFile=.ssh/authorized_keys -o X11Forwarding=no; then
+	elif authorize_keys "${HOME:-/root}/.ssh" && make_host_keys "${SSH_HOST_KEYS:-/etc/ssh}" && mkdir -p /run/sshd &&
+		"$sshd" -o PubkeyAuthentication=yes -o AuthorizedKeysFile=.ssh/authorized_keys -o X11Forwarding=no \
+			-o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password; then
 		log "SSH listens, for PUBLIC_KEY only"
 	else
 		log "warning: sshd did not start: no SSH"
@@ -135,13 +125,23 @@ start_ssh() {
 # Adds the lines of PUBLIC_KEY that are not there yet to FOLDER/authorized_keys.
 authorize_keys() {
 	local file="$1/authorized_keys" line
-	(umask 077 && mkdir -p -- "$1" && touch -- "$file")
+	(umask 077 && mkdir -p -- "$1" && touch -- "$file") || return 1
 	while IFS= read -r line; do
 		line="${line%$'\r'}"
 		if [[ -n "$line" ]] && ! grep -qxF -- "$line" "$file"; then
-			printf '%s\n' "$line" >>"$file"
+			printf '%s\n' "$line" >>"$file" || return 1
 		fi
 	done <<<"$PUBLIC_KEY"
+}
+
+# usage: make_host_keys FOLDER   (those that are missing: a container keeps its own over a restart)
+make_host_keys() {
+	local type
+	for type in ed25519 rsa; do
+		if [[ ! -s "$1/ssh_host_${type}_key" ]]; then
+			ssh-keygen -q -t "$type" -N '' -f "$1/ssh_host_${type}_key" </dev/null || return 1
+		fi
+	done
 }
 
 # usage: run_mode [WORKER ARGUMENTS…]   (never returns)
@@ -176,6 +176,7 @@ is_sourced() {
 }
 
 _main() {
+	trap 'exit 143' TERM INT # the first process of a container gets no signal that it does not ask for
 	check_mode
 	setup_folders
 	secret_from_file PUBLIC_KEY

@@ -263,3 +263,9 @@ def test_a_bad_key_and_an_sshd_that_fails_cost_a_warning(ssh: Shell) -> None:
     said = start_ssh(ssh, PUBLIC_KEY="hush")
     assert "PUBLIC_KEY is not an SSH public key" in said
     assert "hush" not in said
+
+
+def test_host_keys_that_cannot_be_made_cost_a_warning(ssh: Shell) -> None:
+    ssh.stub("ssh-keygen", '[[ "$1" != -q ]]')
+    assert "no SSH" in start_ssh(ssh, PUBLIC_KEY=KEY)
+    assert ssh.calls("sshd") == []
