@@ -49,10 +49,12 @@ class _Transfer:
 
     def speed(self, now: float) -> float:
         """Bytes per second. The first number is where it began: a resumed transfer has had bytes before."""
-        if not self.points or now <= self.points[0][0]:
-            return 0.0
-        start, done = self.points[0]
-        return (self.done - done) / (now - start)
+        start, done = now, self.done
+        for when, bytes_then in reversed(self.points):
+            start, done = when, bytes_then
+            if when <= now - SPEED_S:
+                break
+        return (self.done - done) / (now - start) if now > start else 0.0
 
 
 class Bars:

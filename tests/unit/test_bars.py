@@ -227,6 +227,18 @@ def test_speed_is_that_of_the_last_seconds() -> None:
     assert shown_speed(slower) == "10 MB/s"
 
 
+def test_what_stalls_has_no_speed_and_no_time_left() -> None:
+    log: list[str] = []
+    clock = Clock()
+    bars = Bars(io.StringIO(), clock=clock, log=log.append)
+    for _ in range(8):
+        clock.now += 1
+        bars.update("stalled", int(clock.now) * 100 * MB, 100 * GB)
+    clock.now += 6
+    bars.update("other", 1, None)
+    assert log[-2:] == ["other: size unknown", "stalled: 10%, 10.80 of 100.00 GB, 0 kB/s"]
+
+
 def test_a_resumed_download_did_not_fetch_what_it_had() -> None:
     assert shown_speed([(0, 50 * GB), (1, 50 * GB + 20 * MB)]) == "20 MB/s"
 
