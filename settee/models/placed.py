@@ -146,7 +146,8 @@ class Shelf:
             now = self._records.read(rel)
             if now is not None and now.pending:
                 if before is None:
-                    self._records.delete(rel)
+                    with contextlib.suppress(OSError):
+                        self._records.delete(rel)
                 else:
                     self._records.write(before)
             raise

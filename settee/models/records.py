@@ -187,9 +187,9 @@ class Records:
             )
 
     def delete(self, rel: str) -> None:
-        """Forget a file. A record that cannot be deleted does no harm: it no longer fits what lies there."""
+        """Forget a file. Raises OSError; a record that stays does no harm, as it no longer fits what lies there."""
         self._unwritten.pop(rel, None)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.file(rel))
 
     def touch(self, rel: str) -> None:

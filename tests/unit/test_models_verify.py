@@ -1,0 +1,256 @@
+"""Reading again what is placed, and removing what is left over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from settee.models.entry import HubFile
+from settee.models.placed import Shelf, State
+from settee.models.prune import prune
+from settee.models.turns import Stopped
+from settee.models.verify import Verdict, verify
+from tests.support.models import entry, other_process, safetensors, sha256
+from tests.unit.test_models_placed import DATA, download, put, record_file
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "models")
+
+
+def verdicts(shelf: Shelf) -> dict[str, Verdict]:
+    return {finding.path: finding.verdict for finding in verify(shelf)}
+
+
+def flip(path: Path) -> None:
+    """Other bytes, and nothing that a look would notice."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+# --- verify ------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_is_found_by_either_hash(shelf: Shelf) -> None:
+    for name in ("fine", "flipped"):
+        download(shelf, entry(f"loras/{name}.safetensors"))
+        put(shelf, entry(f"loras/{name}-too.safetensors"))
+        assert shelf.adopt(entry(f"loras/{name}-too.safetensors"), sha256=sha256(DATA)) is None
+        download(shelf, entry(f"loras/{name}-sha.safetensors"), xxh3=None, sha256=sha256(DATA))
+    assert set(verdicts(shelf).values()) == {Verdict.OK}
+    for tail in ("", "-too", "-sha"):
+        flip(shelf.path_of(entry(f"loras/flipped{tail}.safetensors")))
+        assert shelf.state(entry(f"loras/flipped{tail}.safetensors")) is State.RIGHT
+    found = verdicts(shelf)
+    assert {path for path, verdict in found.items() if verdict is Verdict.DAMAGED} == {
+        f"loras/flipped{tail}.safetensors" for tail in ("", "-too", "-sha")
+    }
+    assert len(found) == 6
+
+
+def test_what_verify_says_of_each_kind(shelf: Shelf, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    for name in ("there", "gone", "changed"):
+        (volume / f"{name}.safetensors").write_bytes(DATA)
+        shelf.link(entry(f"vae/{name}.safetensors"), volume / f"{name}.safetensors")
+    (volume / "gone.safetensors").unlink()
+    os.utime(volume / "changed.safetensors", (1, 1))
+    put(shelf, entry("loras/taken.safetensors"))
+    assert shelf.adopt(entry("loras/taken.safetensors")) is None
+    download(shelf, entry("loras/lost.safetensors")).unlink()
+    download(shelf, entry("loras/cut.safetensors")).write_bytes(DATA[:-1])
+    replaced = download(shelf, entry("loras/replaced.safetensors"))
+    replaced.unlink()
+    replaced.symlink_to(volume / "there.safetensors")
+    put(shelf, entry("loras/own.safetensors"))
+    put(shelf, entry("loras/broken.safetensors"), DATA[:-1])
+    put(shelf, entry("configs/readme.txt"))
+    found = {finding.path: finding for finding in verify(shelf)}
+    assert {path: finding.verdict for path, finding in found.items()} == {
+        "vae/there.safetensors": Verdict.OK,
+        "vae/gone.safetensors": Verdict.MISSING,
+        "vae/changed.safetensors": Verdict.UNCHECKED,
+        "loras/taken.safetensors": Verdict.UNCHECKED,
+        "loras/lost.safetensors": Verdict.MISSING,
+        "loras/cut.safetensors": Verdict.DAMAGED,
+        "loras/replaced.safetensors": Verdict.NOT_OURS,
+        "loras/own.safetensors": Verdict.NOT_OURS,
+        "loras/broken.safetensors": Verdict.NOT_OURS,
+    }
+    assert found["vae/gone.safetensors"].detail == "is a link to nothing"
+    assert "1 bytes are missing" in found["loras/broken.safetensors"].detail
+
+
+def test_verify_tells_how_far_it_is_and_can_be_stopped(shelf: Shelf) -> None:
+    for number in range(4):
+        download(shelf, entry(f"loras/{number}.bin"), os.urandom(5_000_000))
+    heard: list[tuple[int, int]] = []
+    assert len(list(verify(shelf, on_progress=lambda done, total: heard.append((done, total))))) == 4
+    assert heard[-1] == (20_000_000, 20_000_000)
+    assert heard == sorted(heard)
+    stop = threading.Event()
+    with pytest.raises(Stopped):
+        list(verify(shelf, on_progress=lambda done, total: stop.set(), stop=stop))
+
+
+def test_an_iterator_that_is_dropped_ends_its_readers(shelf: Shelf) -> None:
+    for number in range(12):
+        download(shelf, entry(f"loras/{number}.bin"), b"x" * 1000)
+    findings = verify(shelf)
+    assert next(findings).verdict is Verdict.OK
+    findings.close()  # type: ignore[attr-defined]
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("verify")]
+
+
+def test_folders_that_link_in_circles(shelf: Shelf, tmp_path: Path) -> None:
+    put(shelf, entry("loras/own.safetensors"))
+    (shelf.models_dir / "loras" / "up").symlink_to(shelf.models_dir)
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume" / "v.safetensors").write_bytes(DATA)
+    (shelf.models_dir / "loras" / "volume").symlink_to(tmp_path / "volume")
+    assert set(verdicts(shelf)) == {"loras/own.safetensors", "loras/volume/v.safetensors"}
+
+
+def test_no_folder_at_all(shelf: Shelf) -> None:
+    assert list(verify(shelf)) == []
+    assert prune(shelf, []) == []
+    assert not shelf.models_dir.exists()
+
+
+# --- prune -------------------------------------------------------------------------------------------------
+
+
+def left_over(shelf: Shelf) -> None:
+    """One of each kind."""
+    download(shelf, entry("loras/models.safetensors"))
+    download(shelf, entry("loras/job.safetensors", from_job=True))
+    download(shelf, entry("loras/wanted.safetensors", from_job=True))
+    download(shelf, entry("loras/gone.safetensors")).unlink()
+    folder = shelf.models_dir / "loras"
+    for name in ("dead", "resumed"):
+        (folder / f"{name}.safetensors.part").write_bytes(bytes(8192))
+        (folder / f"{name}.safetensors.part.json").write_text("{}")
+    (folder / "journal.safetensors.part.json").write_text("{}")
+    (folder / "models.safetensors.part").write_bytes(bytes(4096))
+    put(shelf, entry("loras/own.safetensors"))
+    (folder / "own.safetensors.part").write_bytes(b"of another program")
+    (folder / ".settee-1-2-3.tmp").symlink_to("nowhere")
+    os.utime(folder / ".settee-1-2-3.tmp", (1, 1), follow_symlinks=False)
+    (folder / ".settee-1-2-4.tmp").symlink_to("nowhere")
+    stale = shelf.models_dir / ".settee" / "loras" / ".settee-9.tmp"
+    stale.write_text("{")
+    os.utime(stale, (1, 1))
+
+
+WANTED = [entry("loras/models.safetensors"), entry("loras/wanted.safetensors"), entry("loras/resumed.safetensors")]
+REMOVED = {
+    "loras/job.safetensors": "brought by a job",
+    "loras/gone.safetensors": "a record of a file that is gone",
+    "loras/dead.safetensors.part": "a download that nobody goes on with",
+    "loras/journal.safetensors.part": "a download that nobody goes on with",
+    "loras/.settee-1-2-3.tmp": "left by a process that died",
+    ".settee/loras/.settee-9.tmp": "left by a process that died",
+}
+
+
+def files(shelf: Shelf) -> set[str]:
+    return {
+        os.path.relpath(os.path.join(folder, name), shelf.root)
+        for folder, _, names in os.walk(shelf.root)
+        for name in names
+    }
+
+
+def test_prune_removes_what_is_left_over_and_nothing_else(shelf: Shelf) -> None:
+    left_over(shelf)
+    before = files(shelf)
+    planned = prune(shelf, WANTED, dry_run=True)
+    assert {item.path: item.why for item in planned} == REMOVED
+    assert files(shelf) == before
+    removed = prune(shelf, WANTED)
+    assert removed == planned
+    assert {item.path: item.bytes for item in removed}["loras/dead.safetensors.part"] >= 8192
+    assert {item.path: item.bytes for item in removed}["loras/job.safetensors"] > 0
+    assert before - files(shelf) == {
+        "loras/job.safetensors",
+        ".settee/loras/job.safetensors.json",
+        ".settee/loras/gone.safetensors.json",
+        "loras/dead.safetensors.part",
+        "loras/dead.safetensors.part.json",
+        "loras/journal.safetensors.part.json",
+        "loras/.settee-1-2-3.tmp",
+        ".settee/loras/.settee-9.tmp",
+    }
+    assert prune(shelf, WANTED) == []
+
+
+def test_prune_leaves_what_is_in_use_or_on_its_way(shelf: Shelf) -> None:
+    download(shelf, entry("loras/job.safetensors", from_job=True))
+    path = shelf.path_of(entry("loras/coming.safetensors"))
+    code = """
+import fcntl, sys
+from pathlib import Path
+from settee.models.placed import Shelf
+from tests.support.models import entry
+shelf = Shelf(Path(sys.argv[1]))
+with shelf.use([entry("loras/job.safetensors")]), shelf.claim(entry("loras/coming.safetensors", from_job=True)):
+    part = open(sys.argv[2] + ".part", "wb")
+    fcntl.flock(part, fcntl.LOCK_EX)
+    Path(sys.argv[2] + ".part.json").write_text("{}")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+    with other_process(code, shelf.models_dir, path) as process:
+        assert prune(shelf, []) == []
+        assert prune(shelf, [], dry_run=True) == []
+        process.kill()
+        process.wait()
+    assert {item.path for item in prune(shelf, [])} == {
+        "loras/job.safetensors",
+        "loras/coming.safetensors",
+        "loras/coming.safetensors.part",
+    }
+    assert files(shelf) == {".settee/.lock"}
+
+
+def test_prune_says_what_it_cannot_remove(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left_over(shelf)
+    before = files(shelf)
+
+    def refuse(path: str, **named: object) -> None:
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with caplog.at_level(logging.WARNING):
+        removed = prune(shelf, WANTED)
+    assert files(shelf) == before
+    assert removed == []
+    assert "loras/job.safetensors cannot be removed: Operation not permitted" in caplog.text
+
+
+def test_a_job_that_replaced_nothing_leaves_models_alone(shelf: Shelf) -> None:
+    """A former entry of MODELS is the operator's to remove."""
+    download(shelf, entry("loras/former.safetensors", source=HubFile("org/former", "m.safetensors")))
+    assert prune(shelf, []) == []
+
+
+def test_a_part_that_is_a_link_is_left(shelf: Shelf, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(safetensors())
+    download(shelf, entry())
+    part = shelf.path_of(entry()).with_name("m.safetensors.part")
+    part.symlink_to(victim)
+    assert prune(shelf, []) == []
+    assert victim.exists()
+    assert record_file(shelf).exists()
