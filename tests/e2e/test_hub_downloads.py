@@ -19,7 +19,7 @@ from settee.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelM
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import addresses
-from settee.models.transfer import Fetched, Gate, download
+from settee.models.transfer import Fetched, Gate, Stopped, download
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server
@@ -261,6 +261,22 @@ def test_a_server_that_wants_patience(place: Place, hub: HubServer, target: Path
     hub.faults.next_answers = [(503, {"Retry-After": "0"}), (429, {}), (500, {}), (502, {})]
     assert place().sha256 == SHA256
     assert_whole(target)
+
+
+def test_what_is_in_place_is_not_fetched_again(place: Place, hub: HubServer, target: Path) -> None:
+    """The second worker takes up the first one's part, though its link is another one."""
+    hub.faults.rate = 10e6
+    address = place.address()
+    with pytest.raises(Stopped):
+        place.fetch(address, stop_at=len(DATA) // 2)
+    assert_nothing(target)
+    before = hub.served
+    assert len(DATA) // 2 <= before < len(DATA)
+    hub.expire()
+    hub.faults.rate = None
+    assert place().sha256 == SHA256
+    assert_whole(target)
+    assert hub.served < len(DATA) + 4 * SMALL.range_bytes
 
 
 def test_what_only_the_library_can_fetch(

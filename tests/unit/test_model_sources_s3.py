@@ -179,6 +179,15 @@ def test_a_jobs_own_bucket(s3: S3Server, bucket: str) -> None:
     assert not address.public_only
 
 
+def test_a_jobs_own_bucket_is_downloaded_from_public_hosts_alone(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("settee.delivery.endpoint.is_public", lambda text: text == "127.0.0.1")
+    address = ask(make_settings(), bucket, "folder/plain.bin", callers(s3), from_job=True)
+    assert address.public_only
+    assert read(address) == BODY
+
+
 def test_a_jobs_bucket_is_for_its_own_entries_alone(s3: S3Server, bucket: str) -> None:
     entry = entry_of(S3Object(bucket, "folder/plain.bin"))
     (origin,) = addresses(entry, own(s3), callers(s3, "https://s3.invalid"))
