@@ -30,6 +30,8 @@ class S3Object:
 
     bucket: str
     key: str
+    #: Of a job's own s3Config: a bucket of that name elsewhere is another one. None is the worker's.
+    endpoint: str | None = None
 
     @property
     def where(self) -> str:

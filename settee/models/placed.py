@@ -125,6 +125,8 @@ class Shelf:
                 return f"cannot be read ({error.strerror})"
             if problem := _difference(found, wanted, fast):
                 return problem
+            if (found.size, found.mtime_ns) != (look.size, look.mtime_ns):
+                return "was replaced while it was read"
         xxh3 = found.xxh3 if found and look.link is None else None
         self._write(entry, look, sha256=wanted, xxh3=xxh3, is_adopted=True)
         return None

@@ -43,11 +43,16 @@ def identity(source: Source) -> str:
     if isinstance(source, HubFile):
         return f"hf:{source.repo}@{source.revision}:{source.filename}"
     if isinstance(source, S3Object):
-        return source.where
+        return f"{source.where}@{_host(source.endpoint)}" if source.endpoint else source.where
     parts = urlsplit(source.url)
     private = f"{parts.netloc.rpartition('@')[0]}?{parts.query}"
     mark = "" if private == "?" else f"?{hashlib.sha256(private.encode()).hexdigest()[:32]}"
     return f"{source.where}{mark}"
+
+
+def _host(url: str) -> str:
+    """Without credentials, which an endpoint's address may hold."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.errors import IntegrityError, StagingError, UnsafePath
-from settee.models import records
+from settee.models import placed, records
 from settee.models.entry import HubFile, S3Object, WebFile
 from settee.models.placed import Shelf, State
 from settee.models.records import identity
@@ -182,6 +182,8 @@ def test_identities_tell_files_apart_and_no_secrets() -> None:
         HubFile("a/b", "c"),
         HubFile("a/b", "c", "v1"),
         S3Object("a", "b/c"),
+        S3Object("a", "b/c", "https://me:hunter2@minio.example:9000"),
+        S3Object("a", "b/c", "https://minio.example"),
         WebFile("https://host/c"),
         WebFile("https://host/c?token=hunter2"),
         WebFile("https://host/c?token=hunter3"),
@@ -307,6 +309,21 @@ def test_a_hash_can_be_given_up(shelf: Shelf) -> None:
     with pytest.raises(Stopped):
         shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
     assert shelf.state(entry()) is State.UNKNOWN
+
+
+def test_a_file_that_is_replaced_while_it_is_read(shelf: Shelf) -> None:
+    path = put(shelf, entry())
+    os.utime(path, (1, 1))
+
+    def replaced_first(path: Any, **named: Any) -> Any:
+        put(shelf, entry())
+        return real(path, **named)
+
+    real = placed.hash_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placed, "hash_file", replaced_first)
+        assert shelf.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
+    assert shelf.adopt(entry(), sha256=sha256(DATA)) is None
 
 
 # --- dying in between --------------------------------------------------------------------------------------
