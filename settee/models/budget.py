@@ -85,11 +85,12 @@ class Budget:
             try:
                 freed = self._shelf.remove(placed)
             except OSError as error:
-                log.warning("%s cannot be removed to make room: %s", placed.path, error.strerror)
+                log.warning("a model that a job brought cannot be removed to make room: %s", error.strerror)
                 continue
             if freed is None:
                 continue
-            log.info("removed %s (%s), the least recently used, for %s", placed.path, _gb(placed.size), asked.path)
+            # Without names: a job's are its own affair.
+            log.info("removed a model of %s that a job brought and that was not used for the longest", _gb(placed.size))
             # Measured again: a file that a process still has open keeps its room until it is closed.
             excess, lack = excess - placed.size, self._lack(asked)
         self._check(asked, excess, lack, [])

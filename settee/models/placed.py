@@ -180,7 +180,8 @@ class Shelf:
         if entry.from_job and not (broken and look.placed is not None and look.placed.from_job):
             raise taken(entry, "is a model that the worker did not place")
         if broken:
-            log.warning("%s %s: it is replaced", entry.path, broken)
+            if not entry.from_job:  # what a job names may be private
+                log.warning("%s %s: it is replaced", entry.path, broken)
             return
         for number in range(_MOST_ASIDE):
             aside = path.with_name(f"{path.name}{ASIDE}{f'-{number}' if number else ''}")
@@ -357,7 +358,7 @@ class Shelf:
             removed = placed is None or not placed.from_job or self.remove(placed, wipe=True) is not None
             return remove_part(f"{self.root}/{rel}", wipe=True) and removed
         except OSError as error:
-            log.error("%s could not be wiped: %s", rel, error.strerror)
+            log.error("a job's model could not be wiped: %s", error.strerror)
             return False
 
 

@@ -136,7 +136,8 @@ class Records:
         self._models_dir = models_dir
         self._root = f"{models_dir}/{FOLDER}"
         #: Those that could not be written (a read-only folder) or must not be replaced just now (in use).
-        self._unwritten: dict[str, Placed] = {}
+        #: With each, what the disk said then: another process's later word counts for more.
+        self._unwritten: dict[str, tuple[Placed, Placed | None]] = {}
         self._has_warned = False
 
     def file(self, rel: str) -> str:
@@ -145,9 +146,16 @@ class Records:
 
     def read(self, rel: str) -> Placed | None:
         """The record, or None. One open, one read."""
+        written = self._read(rel)
         remembered = self._unwritten.get(rel)
-        if remembered is not None:
-            return remembered
+        if remembered is None:
+            return written
+        if remembered[1] == written:
+            return remembered[0]
+        self._unwritten.pop(rel, None)
+        return written
+
+    def _read(self, rel: str) -> Placed | None:
         try:
             fd = os.open(self.file(rel), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -181,7 +189,7 @@ class Records:
         self._unwritten.pop(placed.path, None)
 
     def _remember(self, placed: Placed) -> None:
-        self._unwritten[placed.path] = replace(placed, last_used=time.time())
+        self._unwritten[placed.path] = (replace(placed, last_used=time.time()), self._read(placed.path))
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
@@ -201,7 +209,7 @@ class Records:
         """The file is used now."""
         remembered = self._unwritten.get(rel)
         if remembered is not None:
-            self._remember(remembered)
+            self._remember(remembered[0])
         with contextlib.suppress(OSError):
             os.utime(self.file(rel))
 

@@ -333,6 +333,15 @@ def test_a_record_is_not_replaced_under_a_job(shelf: Shelf) -> None:
     assert next(Shelf(shelf.models_dir).records()).from_job
 
 
+def test_another_processs_later_record_counts_for_more_than_a_remembered_one(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    other = Shelf(shelf.models_dir)
+    with shelf.use([entry()]):
+        other.keep(entry())
+    download(shelf, entry(source=OTHER), safetensors(fill=1))
+    assert other.state(entry(source=OTHER)) is State.RIGHT
+
+
 def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: Shelf) -> None:
     download(shelf, entry(from_job=True))
     records, file = Records(str(shelf.models_dir)), record_file(shelf)
