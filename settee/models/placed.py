@@ -30,8 +30,9 @@ from settee.models.entry import ModelEntry
 from settee.models.hashing import Hashes, hash_file
 from settee.models.judging import Look, State, look_at, unprovable
 from settee.models.linking import blob_sha256, link_in_place, source_of, symlink
+from settee.models.locks import Lock
 from settee.models.places import ASIDE, relative
-from settee.models.records import Lock, Placed, Records, identity
+from settee.models.records import Placed, Records, identity
 from settee.models.refusals import taken, unusable, words
 from settee.models.removing import remove_file, remove_part
 

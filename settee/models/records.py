@@ -8,8 +8,6 @@ modification time is when the file was last used, and a shared flock on it says 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import itertools
 import logging
@@ -17,13 +15,13 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
 from settee.models.entry import HubFile, S3Object, Source
+from settee.models.locks import WAIT_S, Lock, hold
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +31,6 @@ FOLDER = ".settee"
 TEMPORARY = ".settee-"
 #: A record is some 400 bytes; what is larger is none of ours.
 _MOST_BYTES = 16 * 1024
-#: Who removes or replaces a file holds its lock for an unlink, not longer.
-_LOCK_S = 2.0
 _counter = itertools.count()
 
 
@@ -117,16 +113,6 @@ def _parse(text: bytes, rel: str, last_used: float) -> Placed | None:
     if any(type(value) not in _TYPES[name] for name, value in data.items()):
         return None
     return Placed(**data, last_used=last_used)
-
-
-class Lock(Enum):
-    """What became of an attempt to lock a record."""
-
-    HELD = "held"
-    #: Somebody else holds one that does not go with it.
-    BUSY = "busy"
-    #: There is no record, or the file system knows no locks.
-    NONE = "none"
 
 
 class Records:
@@ -236,43 +222,12 @@ class Records:
         """
         with contextlib.ExitStack() as stack:
             # One exclusive lock at a time in the whole folder: so whoever still is in the way is a user.
-            if exclusive and self._hold(stack, f"{self._root}/.lock", fcntl.LOCK_EX, create=True) is Lock.BUSY:
-                yield Lock.BUSY
-                return
-            yield self._hold(stack, self.file(rel), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, create=False)
-
-    def _hold(self, stack: contextlib.ExitStack, path: str, operation: int, *, create: bool) -> Lock:
-        waits = create or operation == fcntl.LOCK_SH
-        deadline = time.monotonic() + (_LOCK_S if waits else 0.0)
-        while True:
-            try:
-                fd = _open_to_lock(path, create)
-            except OSError:
-                return Lock.NONE
-            is_busy = False
-            try:
-                fcntl.flock(fd, operation | fcntl.LOCK_NB)
-                if _is_still(fd, path):
-                    stack.callback(_unlock, fd)
-                    return Lock.HELD
-                # Else replaced meanwhile: the lock of the new record is the one that counts.
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    os.close(fd)
-                    return Lock.NONE
-                is_busy = True
-            os.close(fd)
-            if is_busy and time.monotonic() >= deadline:
-                return Lock.BUSY
-            if is_busy:
-                time.sleep(0.002)  # flock has no timeout, and a stopped process must not stop this one
-
-
-def _unlock(fd: int) -> None:
-    # Explicitly: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it locked.
-    with contextlib.suppress(OSError):
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
+            if exclusive:
+                whole = hold(stack, f"{self._root}/.lock", exclusive=True, wait_s=WAIT_S, create=True)
+                if whole is Lock.BUSY:
+                    yield Lock.BUSY
+                    return
+            yield hold(stack, self.file(rel), exclusive=exclusive, wait_s=0.0 if exclusive else WAIT_S)
 
 
 def temporary_name() -> str:
@@ -297,22 +252,3 @@ def _write_new(path: str, folder: str, text: bytes) -> None:
         os.write(fd, text)
     finally:
         os.close(fd)
-
-
-def _open_to_lock(path: str, create: bool) -> int:
-    """For writing where it may be: NFS gives exclusive locks to no other."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0), 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-def _is_still(fd: int, path: str) -> bool:
-    try:
-        there = os.stat(path)
-    except OSError:
-        return False
-    mine = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)

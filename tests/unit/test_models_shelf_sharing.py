@@ -14,8 +14,9 @@ import pytest
 
 from settee.errors import IntegrityError, InvalidRequest, StagingError
 from settee.models.entry import HubFile, ModelEntry
+from settee.models.locks import Lock
 from settee.models.placed import Shelf, State
-from settee.models.records import Lock, Records
+from settee.models.records import Records
 from tests.support.models import entry, other_process, safetensors, sha256
 from tests.unit.test_models_placed import DATA, download, put, record_file
 
@@ -232,6 +233,7 @@ def test_a_whole_model_of_the_operators_is_set_aside(
 _USE = """
 import sys
 from pathlib import Path
+from settee.models.locks import Lock
 from settee.models.placed import Shelf
 from tests.support.models import entry
 with Shelf(Path(sys.argv[1])).use([entry(from_job=True)]) as gone:
