@@ -32,7 +32,7 @@ def problem(settings: Settings, again_s: float = _AGAIN_S) -> str | None:
             if _stands_still(client):
                 return "ComfyUI's queue stands still: prompts wait and none runs"
     except SetteeError as error:
-        return f"ComfyUI does not answer: {error.message}"
+        return error.message
     finally:
         client.close()
     return None

@@ -106,6 +106,10 @@ class Worker:
         try:
             self.door.start()  # ComfyUI takes seconds to start: it need not wait for the SDK's import
             self._serve()
+        except SystemExit as end:
+            if self._failed and not end.code:  # the local API's server was ended as if told to
+                raise SystemExit(1) from end
+            raise
         finally:
             self._starting.set("the worker is shutting down")
             self.door.close()
