@@ -10,7 +10,18 @@ import os
 import subprocess
 import sys
 
-BENCHES = ("cold_import", "cold_start", "engine", "delivery_memory", "links", "readahead", "runpod_loop", "runpod_memory", "wipe")
+BENCHES = (
+    "cold_import",
+    "cold_start",
+    "engine",
+    "delivery_memory",
+    "links",
+    "readahead",
+    "runpod_loop",
+    "runpod_memory",
+    "transfer",
+    "wipe",
+)
 
 
 def main() -> int:

@@ -156,7 +156,8 @@ class TestBroken:
         with pytest.raises(DownloadFailed, match="broke off, 6 times in a row") as caught:
             fetch(server.url, tmp_path / "m")
         assert caught.value.retryable
-        assert left(tmp_path) == ["m.part", "m.part.json"]
+        # With nothing in place, there is nothing to go on with.
+        assert left(tmp_path) == []
 
     def test_a_server_that_gives_little_at_a_time(self, server: FileServer, tmp_path: Path) -> None:
         server.rule = lambda ask, reply: setattr(reply, "cut_after", 100 * KIB if ask.method == "GET" else None)
@@ -187,7 +188,7 @@ class TestBroken:
         server.rule = rule
         # Such a server is asked for all at once.
         assert_whole(fetch(server.url, tmp_path / "m"), tmp_path / "m")
-        assert server.gets[-1].span is None
+        assert [ask.span for ask in server.gets].count(None) == 1
 
     def test_shorter_ranges_than_asked_for(self, server: FileServer, tmp_path: Path) -> None:
         def rule(ask: Ask, reply: Reply) -> None:

@@ -89,7 +89,7 @@ class TestPublicOnly:
         with pytest.raises(InvalidRequest, match="public Internet"):
             fetch(server.url, tmp_path / "m", known={"public_only": True})
         assert server.asked == []
-        assert left(tmp_path) == ["m.part"]
+        assert left(tmp_path) == []
 
     def test_a_redirect_to_a_private_one(
         self, server: FileServer, other: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

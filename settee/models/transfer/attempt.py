@@ -35,29 +35,49 @@ Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Want:
-    """What is known of the file beforehand, and must hold."""
+class Given:
+    """What the caller says of the file; it goes before what its address says."""
 
-    size: int | None
-    sha256: str | None
-    validator: str | None
+    size: int | None = None
+    sha256: str | None = None
+
+    def with_address(self, address: Address) -> Facts:
+        """What must hold. Raises IntegrityError when caller and address contradict each other."""
+        given, said = (text.lower() if text else None for text in (self.sha256, address.sha256))
+        if given and said and given != said:
+            raise wrong_hash(address.where, given, said)
+        if self.size is not None and address.size is not None and self.size != address.size:
+            raise wrong_size(address.where, self.size, address.size)
+        return Facts(address.size if self.size is None else self.size, address.validator, given or said)
+
+
+@dataclass(frozen=True)
+class How:
+    """What was learned from a go before this one."""
+
+    #: Ranges are of no use here.
+    plain: bool = False
+    #: The file changed: the source is asked for its newest address first.
+    renew: bool = False
 
 
 class Attempt:
     """Everything of it ends with :meth:`run`, but for threads that wait for a silent server: they write nothing."""
 
     def __init__(
-        self, address: Address, want: Want, part: Part, lane: Lane, limits: Limits, deadline: float, *, plain: bool
+        self, address: Address, given: Given, part: Part, lane: Lane, limits: Limits, deadline: float, how: How
     ) -> None:
         self.part = part
         self.limits = limits
-        self.plain = plain
-        self._want = want
+        self.plain = how.plain
+        self._renew = how.renew
+        self._given = given
+        self._want = given.with_address(address)
         self._lane = lane
         self._deadline = deadline
         self._wire = Wire(public_only=address.public_only, limits=limits)
         self.route = Route(address, self._wire, limits)
-        self.facts = Facts(want.size, want.validator, want.sha256)
+        self.facts = self._want
         self._ledger: Ledger | None = None
         self._journal: Journal | None = None
         self._etag: str | None = None
@@ -106,6 +126,9 @@ class Attempt:
 
         Raises StartOver when it belongs to another file than the bytes in place, Refused for an encoded body.
         """
+        if self._ended:
+            # A thread that was left alone with a silent server; the part may be another attempt's by now.
+            raise Stopped
         if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
             raise Refused("the server compresses it although it was asked not to", answer.status)
         with self._greeting:
@@ -120,8 +143,10 @@ class Attempt:
             return expected
 
     def noted(self, span: Span, count: int) -> None:
-        """So many bytes more of the span are written."""
+        """So many bytes more of the span are written. Raises StartOver when they are more than there can be."""
         self.ledger.advance(span, count)
+        if self.facts.size and span.end is None and span.done > self.facts.size:
+            raise StartOver(self._size_differs(span.done))
         if self._journal is not None:
             try:
                 self._journal.note(span.index, span.done)
@@ -137,6 +162,8 @@ class Attempt:
     def _lead(self) -> None:
         """The first thread: find out what the file is, then stream like the others."""
         patience = self._patience()
+        if self._renew:
+            self.facts = self._want = self._given.with_address(self.route.renew())
         while self._want.size is None or self._want.validator is None:
             try:
                 found = probe(self.route)
@@ -290,4 +317,4 @@ def wrong_hash(where: str, expected: str, found: str) -> IntegrityError:
     )
 
 
-__all__ = ["Attempt", "Progress", "StartOver", "Want", "wrong_hash", "wrong_size"]
+__all__ = ["Attempt", "Given", "How", "Progress", "wrong_hash", "wrong_size"]

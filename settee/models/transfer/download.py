@@ -11,14 +11,14 @@ from pathlib import Path
 from settee.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.models.address import Address
 from settee.models.checks import model_problem
-from settee.models.transfer.attempt import Attempt, Progress, Want, wrong_hash, wrong_size
+from settee.models.transfer.attempt import Attempt, Given, How, Progress, wrong_hash, wrong_size
 from settee.models.transfer.follower import Digests, digests_of
 from settee.models.transfer.gate import Lane
 from settee.models.transfer.library import LIBRARY_STATUS, by_library
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part, open_part
-from settee.models.transfer.route import renewed
-from settee.models.transfer.trouble import Broken, Patience, StartOver, Stopped, failed, of_disk
+from settee.models.transfer.probe import Facts
+from settee.models.transfer.trouble import Broken, Patience, StartOver, Stopped, of_disk
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,18 @@ def download(
     StagingError for a folder that cannot be written, InvalidRequest for a caller's address that is not public, and
     what the address's own ``renew`` and ``by_library`` raise.
     """
-    want = _wanted(address, sha256, size)
+    given = Given(size, sha256)
+    want = given.with_address(address)
     before = _identity(target)
     part, waited = open_part(target, address.where, stop, deadline)
     try:
         if waited and (brought := _brought(target, want, before, stop)):
             part.discard()
             return brought
-        return _Download(address, want, part, lane, stop, deadline, on_progress, limits or Limits()).run()
+        return _Download(address, given, part, lane, stop, deadline, on_progress, limits or Limits()).run()
+    except BaseException:
+        part.tidy()
+        raise
     finally:
         part.close()
 
@@ -73,7 +77,7 @@ def download(
 @dataclass
 class _Download:
     address: Address
-    want: Want
+    given: Given
     part: Part
     lane: Lane
     stop: threading.Event
@@ -96,26 +100,27 @@ class _Download:
     def _fetched(self) -> tuple[Digests, str | None]:
         """The part, whole and right; each reason to begin anew counts once."""
         patience = Patience(self.address.where, self.limits, self.deadline)
-        changed = corrupt = plain = False
+        changed = corrupt = False
+        how = How()
         while True:
-            attempt = Attempt(self.address, self.want, self.part, self.lane, self.limits, self.deadline, plain=plain)
+            attempt = Attempt(self.address, self.given, self.part, self.lane, self.limits, self.deadline, how)
             try:
                 digests = attempt.run(self.stop, self.on_progress)
                 self._check(self.part.path, digests, attempt.facts.size, attempt.facts.sha256)
                 return digests, attempt.facts.validator
             except Broken as trouble:
                 # Of one body for all: it cannot be gone on with.
-                plain = True
+                how = replace(how, plain=True)
                 self._pause(patience.after(trouble))
             except StartOver as again:
-                if again.plain and not plain:
-                    plain = True
+                if again.plain and not how.plain:
+                    how = replace(how, plain=True)
                 elif changed:
                     self.part.discard()
                     raise again.verdict from again
                 else:
                     changed = True
-                    self._renew()
+                    how = replace(how, renew=True)
             except _Corrupt as error:
                 if corrupt or error.is_final:
                     self.part.discard()
@@ -138,7 +143,8 @@ class _Download:
             raise _Corrupt(verdict, is_final=sha256 is not None)
 
     def _by_library(self, fetch: Callable[[Path], Path]) -> Fetched:
-        target, where, want = self.part.target, self.address.where, self.want
+        target, where = self.part.target, self.address.where
+        want = self.given.with_address(self.address)
         with by_library(
             fetch, target, where, stop=self.stop, deadline=self.deadline, on_progress=self.on_progress
         ) as found:
@@ -154,16 +160,6 @@ class _Download:
             self.part.finish(found)
         return _fetched(digests, want.validator)
 
-    def _renew(self) -> None:
-        """The source's newest word on a file that changed."""
-        if self.address.renew is None:
-            return
-        try:
-            self.address = renewed(self.address)
-        except Broken as trouble:
-            raise failed(self.address.where, trouble.reason) from trouble
-        self.want = replace(self.want, validator=self.address.validator)
-
     def _pause(self, seconds: float) -> None:
         if self.stop.wait(seconds):
             raise Stopped
@@ -178,22 +174,11 @@ class _Corrupt(Exception):
         self.is_final = is_final
 
 
-def _wanted(address: Address, sha256: str | None, size: int | None) -> Want:
-    """The arguments, else what the address says. Raises IntegrityError when they contradict each other."""
-    sha256 = sha256.lower() if sha256 else None
-    said = address.sha256.lower() if address.sha256 else None
-    if sha256 and said and sha256 != said:
-        raise wrong_hash(address.where, sha256, said)
-    if size is not None and address.size is not None and size != address.size:
-        raise wrong_size(address.where, size, address.size)
-    return Want(address.size if size is None else size, sha256 or said, address.validator)
-
-
 def _fetched(digests: Digests, validator: str | None) -> Fetched:
     return Fetched(digests.size, digests.sha256, digests.xxh3, validator)
 
 
-def _brought(target: Path, want: Want, before: tuple[int, int] | None, stop: threading.Event) -> Fetched | None:
+def _brought(target: Path, want: Facts, before: tuple[int, int] | None, stop: threading.Event) -> Fetched | None:
     """The file, if the process that was waited for put the right one there."""
     if _identity(target) in (None, before) or (want.size is None and want.sha256 is None):
         return None

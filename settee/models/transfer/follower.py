@@ -68,7 +68,8 @@ def follow(part: Part, ledger: Ledger, *, with_sha256: bool) -> Digests:
                 there = ledger.wait_beyond(hashes.position, _STEP_BYTES)
                 if there is None:
                     raise Stopped
-                hashes.read_to(there)
+                # In steps: what an earlier download left may be long, and this one may be stopped.
+                hashes.read_to(min(there, hashes.position + _STEP_BYTES))
             os.fsync(part.fd)
         except OSError as error:
             raise of_disk(error, part.target, None) from error

@@ -10,6 +10,7 @@ another boot it only counts when the file's sha256 is known and will tell.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -58,10 +59,12 @@ class Journal:
         fields = json.dumps({"format": _FORMAT, "boot": boot(), **asdict(head)})
         begin = f'{fields[:-1]},\n"done": [\n'.encode()
         lines = ",\n".join(f"{count:{_WIDTH}d}" for count in done)
-        fresh = path.with_name(path.name + "~")
+        fresh = fresh_path(path)
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, begin + lines.encode() + b"\n]}\n")
+            text = begin + lines.encode() + b"\n]}\n"
+            if os.write(fd, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fresh.replace(path)
         except BaseException:
             os.close(fd)
@@ -76,6 +79,17 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def fresh_path(path: Path) -> Path:
+    """Where a journal is written before it takes its name."""
+    return path.with_name(path.name + "~")
+
+
+def remove(path: Path) -> None:
+    """Raises OSError, but not when there is none."""
+    path.unlink(missing_ok=True)
+    fresh_path(path).unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[Head, list[int], bool] | None:

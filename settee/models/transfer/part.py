@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from settee.models.transfer import journal
 from settee.models.transfer.trouble import Stopped, failed, free_bytes, of_disk
 
 logger = logging.getLogger(__name__)
 
 #: flock has no event and no time limit of its own.
 _LOCK_POLL_S = 0.1
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -66,15 +68,24 @@ class Part:
     def reset(self) -> None:
         """Forget all bytes. Raises StagingError."""
         try:
-            self.journal_path.unlink(missing_ok=True)
+            journal.remove(self.journal_path)
             os.ftruncate(self.fd, 0)
         except OSError as error:
             raise of_disk(error, self.target, None) from error
 
+    def tidy(self) -> None:
+        """After a download that failed: leave nothing behind that no later one could go on with."""
+        found = journal.load(self.journal_path)
+        if found is None or not any(found[1]):
+            self.discard()
+
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind. What another process put there since is not touched."""
         with contextlib.suppress(OSError):
-            self.journal_path.unlink(missing_ok=True)
+            if not _is_at(self.fd, self.path):
+                return
+        with contextlib.suppress(OSError):
+            journal.remove(self.journal_path)
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 
@@ -85,7 +96,7 @@ class Part:
         """
         try:
             # First: a journal without its part is harmless, one beside the next part would lie.
-            self.journal_path.unlink(missing_ok=True)
+            journal.remove(self.journal_path)
             (instead or self.path).replace(self.target)
             if instead is not None:
                 self.path.unlink(missing_ok=True)
@@ -154,7 +165,7 @@ def open_part(target: Path, where: str, stop: threading.Event, deadline: float) 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, _FLAGS, 0o666)
             try:
                 waited = _lock(fd, where, stop, deadline) or waited
                 if _is_at(fd, path):

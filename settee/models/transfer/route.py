@@ -15,7 +15,7 @@ from settee.delivery.endpoint import NotPublic
 from settee.errors import InvalidRequest, SetteeError
 from settee.models.address import Address
 from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Broken, Refused, failed, of_status, retry_after
+from settee.models.transfer.trouble import Broken, Refused, StartOver, failed, of_status, retry_after
 from settee.models.transfer.wire import Answer, Wire
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -89,9 +89,15 @@ class Route:
                     raise _refusal(answer)
                 url = _redirected(url, answer.headers.get("Location"))
             finally:
-                # A short body is read, so that the connection can be used again.
                 answer.done()
         raise Refused("it redirects without end", 0)
+
+    def renew(self) -> Address:
+        """The source's newest address, where it gives one. Raises Broken, and what the source raises."""
+        with self._lock:
+            if self._address.renew is not None:
+                self._address = renewed(self._address)
+            return self._address
 
     def _freshen(self, generation: int) -> bool:
         """Whether there is a newer way to try than the one of ``generation``."""
@@ -101,7 +107,10 @@ class Route:
             if not self._proven or (self._address.renew is None and self._direct is None):
                 return False
             if self._address.renew is not None:
-                self._address = renewed(self._address)
+                fresh = renewed(self._address)
+                if _is_another(self._address, fresh):
+                    raise StartOver(failed(fresh.where, "the file changes on the server while it is downloaded"))
+                self._address = fresh
             self._direct = None
             self._generation += 1
             self._proven = False
@@ -117,6 +126,13 @@ def renewed(address: Address) -> Address:
         raise
     except Exception as error:
         raise Broken("no fresh address of it could be had") from error
+
+
+def _is_another(old: Address, new: Address) -> bool:
+    """Whether two addresses of what was one file are of two by now."""
+    if old.sha256 and new.sha256:
+        return old.sha256.lower() != new.sha256.lower()
+    return None not in (old.validator, new.validator) and old.validator != new.validator
 
 
 def _origin(url: str) -> tuple[str, str, int]:
@@ -146,6 +162,3 @@ def _refusal(answer: Answer) -> Broken | Refused:
     code = re.search(rb"<Code>(\w{1,60})</Code>", answer.head_of_body())
     wait_s = retry_after(answer.headers.get("Retry-After"))
     return of_status(answer.status, code[1].decode() if code else "", wait_s)
-
-
-__all__ = ["Route", "failed", "renewed"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from settee.models.transfer.gate import Ticket
@@ -103,7 +104,8 @@ class Stream:
                 filled += count
                 if watch.due(count) or filled == len(buffer):
                     filled = self._flush(buffer, filled, span)
-                    buffer = self._ticket.breathe()
+                    with watch.excused():
+                        buffer = self._ticket.breathe()
         finally:
             # What came before a connection broke need not come again.
             if filled and self._ticket.buffer is not None:
@@ -124,6 +126,15 @@ class _Watch:
         self._clock = clock
         self._flushed = self._since = clock()
         self._bytes = 0
+
+    @contextlib.contextmanager
+    def excused(self) -> Iterator[None]:
+        """Time that the server is not to blame for."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._since += self._clock() - began
 
     def due(self, count: int) -> bool:
         """Bytes came. Raises Broken for a server that gives some now and then."""

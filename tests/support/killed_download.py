@@ -1,0 +1,35 @@
+"""A download in a process of its own, for tests that kill it: python -m tests.support.killed_download ARGUMENTS.
+
+ARGUMENTS is JSON: url, target, sha256, size, validator, range_bytes. Prints the hash when the file is there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+from settee.models.address import Address
+from settee.models.transfer import Gate, Limits, download
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    address = Address(given["url"], "the model", size=given.get("size"), validator=given.get("validator"))
+    fetched = download(
+        address,
+        Path(given["target"]),
+        lane=Gate(8).lane(),
+        stop=threading.Event(),
+        deadline=time.monotonic() + 100,
+        on_progress=lambda done, total: None,
+        sha256=given["sha256"],
+        limits=Limits(range_bytes=given["range_bytes"]),
+    )
+    print(fetched.sha256)
+
+
+if __name__ == "__main__":
+    main()
