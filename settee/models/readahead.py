@@ -2,7 +2,7 @@
 
 ComfyUI maps a safetensors file and faults it in a little at a time, one request after another: from a network volume
 or a host cache that is a fraction of what the source gives to several readers at once. Nothing here is needed for a
-job to succeed, so nothing here can fail one: what goes wrong is logged.
+job to succeed, so nothing here can fail one: what goes wrong is logged, without names, which may be a job's.
 
 How it reads was measured (bench/readahead.py): ``posix_fadvise(WILLNEED)`` brings no more than the file system's
 read-ahead, 128 KiB over FUSE, and SEQUENTIAL doubles that for one descriptor, so each reader has a descriptor of its
@@ -93,12 +93,7 @@ class ReadAhead:
                 return
             self._waiting.append(path)
             if not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._work, name=f"read-ahead-{number}", daemon=True)
-                    for number in range(self._readers)
-                ]
-                for thread in self._threads:
-                    thread.start()
+                self._start()
             self._changed.notify_all()
 
     def wait(self, timeout: float) -> bool:
@@ -122,6 +117,17 @@ class ReadAhead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self) -> None:
+        try:
+            for number in range(self._readers):
+                thread = threading.Thread(target=self._work, name=f"read-ahead-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError as error:  # the container's limit of threads: fewer readers, or none
+            _log.warning("read-ahead has %d of %d readers: %s", len(self._threads), self._readers, error)
+            if not self._threads:
+                self._waiting.clear()
+
     # --- one reader --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -142,7 +148,7 @@ class ReadAhead:
                         fd, opened = open_ahead(file.path), file
                     self._region(file, fd, offset, buffer)
                 except OSError as error:
-                    _log.warning("read-ahead of %s given up: %s", file.path.name, error.strerror)
+                    _log.warning("read-ahead of a model given up: %s", error.strerror)
                     self._give_up(file)
                 finally:
                     self._leave(file)
@@ -178,8 +184,8 @@ class ReadAhead:
                     file.probed = tells_the_truth(fd, found.st_size)
             finally:
                 os.close(fd)
-        except OSError as error:
-            _log.warning("read-ahead of %s is not possible: %s", path.name, error.strerror)
+        except (OSError, ValueError) as error:
+            _log.warning("read-ahead of a model is not possible: %s", getattr(error, "strerror", error))
         with self._changed:
             self._opening.discard(path)
             if file and not any(other.identity == file.identity for other in self._files):
@@ -199,7 +205,7 @@ class ReadAhead:
         if not missing:
             return
         if not self._take(sum(min(PIECE, length - start) for start in missing)):
-            _log.info("read-ahead stops at %s: no free memory is left for more", file.path.name)
+            _log.info("read-ahead stops: no free memory is left for more")
             self._give_up()
             return
         for start in missing:
@@ -239,7 +245,7 @@ class ReadAhead:
                 self._files.remove(file)
                 took = self._clock() - file.started
                 log = _log.info if file.read else _log.debug
-                log("read ahead: %s, %.0f of %.0f MB in %.1f s", file.path.name, file.read / 1e6, file.size / 1e6, took)
+                log("read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.size / 1e6, took)
                 self._changed.notify_all()
 
 

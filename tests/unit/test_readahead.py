@@ -207,11 +207,11 @@ def test_what_is_no_file_is_passed_over(disk: Path, caplog: pytest.LogCaptureFix
     (disk / "empty").touch()
     (disk / "dangling").symlink_to(disk / "nowhere")
     good = dropped(written(disk / "good", MIB))
-    reads = read([disk / "pipe", disk / "empty", disk, disk / "missing", disk / "dangling", good])
+    reads = read([disk / "pipe", disk / "empty", disk, disk / "missing", disk / "dangling", disk / "nul\0", good])
     assert reads.total == MIB
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(told) == 2
-    assert not any(str(disk) in line for line in told)
+    assert len(told) == 3
+    assert not any(word in line for line in told for word in (str(disk), "missing", "dangling"))
 
 
 @pytest.mark.usefixtures("unprobed")
@@ -230,7 +230,7 @@ def test_a_volume_that_fails_costs_that_file_only(disk: Path, caplog: pytest.Log
         ahead.add(good)
         assert ahead.wait(30)
     assert reads.total == MIB
-    assert any("bad" in record.getMessage() for record in caplog.records)
+    assert "read-ahead of a model given up: Input/output error" in caplog.messages
 
 
 def test_a_file_that_becomes_shorter_ends_there(disk: Path) -> None:
@@ -269,6 +269,20 @@ def test_close_ends_within_a_second_in_the_midst_of_a_read(disk: Path) -> None:
     assert len(reads) <= 4
     ahead.add(path)
     ahead.close()
+
+
+def test_no_thread_to_be_had_fails_nobody(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    ahead = ReadAhead()
+    ahead.add(written(disk / "model", MIB))
+    assert ahead.wait(0)
+    ahead.close()
+    assert "0 of 4 readers" in caplog.text
 
 
 def test_nothing_starts_before_the_first_file() -> None:
