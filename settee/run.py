@@ -93,7 +93,7 @@ class Run:
                 self._upload(server, staged)
             self._check_loads(graph, session, staged)
         with self._timed("models"):
-            self._await_models(order, server)
+            self._await_models(order, session)
         with self._timed("execution"):
             try:
                 ended = self._execute(session, graph, staged)
@@ -165,7 +165,7 @@ class Run:
             notify=lambda done, total: self._report(Status.MATERIALIZING, message=f"{done} of {total} files"),
         )
 
-    def _await_models(self, order: Order, server: Server) -> None:
+    def _await_models(self, order: Order, session: Session) -> None:
         """Every model that the workflow names is in place, whole, and stays there until the job has ended."""
 
         def notify(message: str) -> None:
@@ -173,7 +173,7 @@ class Run:
 
         if order.wait(self._cancel, self._deadline, notify):
             # ComfyUI keeps what it loaded under a name, also inside its nodes: it would use the file of before.
-            server.client.free()
+            session.free()
 
     def _upload(self, server: Server, staged: tuple[Staged, ...]) -> None:
         for file in staged:

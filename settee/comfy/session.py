@@ -16,6 +16,7 @@ from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, ImageEvent, SocketLost
 from settee.comfy.failure import failure_of, mapping
 from settee.comfy.forget import Forgetter
+from settee.comfy.freeing import free
 from settee.comfy.process import Server
 from settee.comfy.watcher import PICTURE_NODE, ComfyDied, ComfyStalled, Limits, Report, Watcher
 from settee.errors import (
@@ -106,6 +107,10 @@ class Session:
     def object_info(self) -> dict[str, Any]:
         return self._object_info
 
+    def free(self) -> None:
+        """Have ComfyUI unload its models and drop what it has cached, before the next prompt. Raises ComfyError."""
+        self.forgetter.add(free(self._server.client, timeout_s=self._settings.comfy_unresponsive_s))
+
     def refresh_registry(self) -> None:
         self._object_info = self._server.client.object_info()
 
@@ -143,7 +148,7 @@ class Session:
                 ran_out = True
                 warnings.append("the workflow ran twice: the first time it ran out of memory")
                 log.warning("job %s ran out of memory; freeing memory for one more try", job.id)
-                self._server.client.free()
+                self.free()
             # A new id: history may hold the old one.
             prompt_id = str(uuid.uuid4())
 

@@ -11,6 +11,7 @@ crash_on_prompt        N         the process dies (exit code 9) in the middle of
 delete_outputs         true      every saved file is removed right after it was written
 die_at_start           true      prints the traceback of a failed import and exits with code 1
 executor_dead          true      prompts are queued, nothing runs, HTTP goes on
+flags_late             true      what POST /free asks for waits until after the next prompt, as when that is quicker
 history_late           seconds   history appears that much later than ``executing: null``
 history_lost           true      a finished prompt never reaches history
 http_hang              prefix    requests whose path starts with it are never answered (/settee/ is spared)
@@ -36,7 +37,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FLAGS = {
-    *("delete_outputs", "die_at_start", "executor_dead", "history_lost", "ignore_interrupt", "no_final_message"),
+    *("delete_outputs", "die_at_start", "executor_dead", "flags_late", "history_lost"),
+    *("ignore_interrupt", "no_final_message"),
     *("truncate_outputs", "view_404", "ws_refuse", "ws_silent"),
 }
 COUNTS = {"oom", "prompt_500", "prompt_lost_response"}

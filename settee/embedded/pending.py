@@ -27,6 +27,7 @@ class PromptQueue:
         self._taken = 0
         self._history: dict[str, dict[str, Any]] = {}
         self._flags: dict[str, Any] = {}
+        self._late_flags: dict[str, Any] = {}
 
     def put(self, item: Item) -> None:
         """Queue a prompt.
@@ -49,6 +50,7 @@ class PromptQueue:
             if not self._waiting or paused():
                 return None
             item = heapq.heappop(self._waiting)
+            self._ripen_flags()
             ticket = self._taken
             self._taken += 1
             # Copied before it runs: what running adds to the graph (is_changed) never shows in queue or history.
@@ -125,10 +127,13 @@ class PromptQueue:
         with self._lock:
             self._history = {}
 
-    def set_flag(self, name: str, value: Any) -> None:
-        """Leave a note for the executor (unload_models, free_memory), read before the next prompt."""
+    def set_flag(self, name: str, value: Any, *, late: bool = False) -> None:
+        """Leave a note for the executor (unload_models, free_memory), read when it wakes and has nothing to run.
+
+        A prompt that comes before it has woken runs first; with ``late`` the next one always does.
+        """
         with self._lock:
-            self._flags[name] = value
+            (self._late_flags if late else self._flags)[name] = value
             self._awake.notify_all()
 
     def take_flags(self) -> dict[str, Any]:
@@ -136,6 +141,11 @@ class PromptQueue:
         with self._lock:
             flags, self._flags = self._flags, {}
             return flags
+
+    def _ripen_flags(self) -> None:
+        """A prompt is being taken: what waited for one is read after it."""
+        self._flags |= self._late_flags
+        self._late_flags = {}
 
     def wake(self) -> None:
         """Make take() look again, after a pause was lifted."""

@@ -137,6 +137,6 @@ async def free(request: web.Request) -> web.Response:
     body = await request.json()
     for name, count in (("unload_models", "unloads"), ("free_memory", "frees")):
         if body.get(name):
-            state.queue.set_flag(name, body[name])
+            state.queue.set_flag(name, body[name], late=bool(state.faults.get("flags_late")))
             state.stats.add(count)
     return web.Response()

@@ -15,6 +15,7 @@ from settee.models.entry import ModelEntry
 from settee.models.judging import State
 from settee.models.placed import Shelf
 from settee.models.sources import Origin, addresses, linked
+from settee.models.sources.host_cache import sha256_of
 from settee.models.transfer import Fetched, Gate, Lane, download
 from settee.models.turns import Turn, Turns
 from settee.request import Bucket
@@ -103,7 +104,9 @@ class Placing:
         """Whether the file that lies there is the one, once somebody has looked; it is recorded then."""
         problem = self._tools.shelf.adopt(self.entry, size=size, sha256=sha256, stop=self.stop)
         if problem is not None:
-            log.warning("%s lies there already, but %s", self.entry.path, problem)
+            # What a job names may be private.
+            level = logging.DEBUG if self.entry.from_job else logging.WARNING
+            log.log(level, "%s lies there already, but %s", self.entry.path, problem)
         return problem is None
 
     def _link(self, trouble: list[SetteeError]) -> str | None:
@@ -111,7 +114,7 @@ class Placing:
         if source is None:
             return None
         try:
-            self._tools.shelf.link(self.entry, source, stop=self.stop)
+            self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
         except SetteeError as error:
             trouble.append(error)
             return None

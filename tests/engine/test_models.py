@@ -239,9 +239,15 @@ def test_a_job_brings_its_own_model(make: Callable[..., Rig]) -> None:
     assert files(rig) == ["checkpoints/mine.safetensors"]
 
 
-def test_another_file_under_a_name_that_comfyui_knows_is_really_used(make: Callable[..., Rig]) -> None:
-    """ComfyUI's cache goes by names: the second job would get the first one's picture."""
+@pytest.mark.parametrize("late", [False, True])
+def test_another_file_under_a_name_that_comfyui_knows_is_really_used(make: Callable[..., Rig], late: bool) -> None:
+    """ComfyUI's cache goes by names: the second job would get the first one's picture.
+
+    It did with the real one, whose /free may take effect only after the next prompt.
+    """
     rig = make()
+    if late:
+        rig.fault("flags_late")
     for number in (3, 4, 3):
         own = [f"{REPO}:m{number}.safetensors:checkpoints:mine.safetensors"]
         assert colour_of(rig.run(tint("mine.safetensors"), models=own)) == colour_for(tensors(number))
