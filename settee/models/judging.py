@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from settee.models.entry import ModelEntry
+from settee.models.hashing import Hashes
 from settee.models.records import Placed, identity
 
 
@@ -97,3 +98,17 @@ def unprovable(entry: ModelEntry, placed: Placed | None) -> str | None:
     if entry.from_job and placed is None:
         return "was not placed by this worker, and no sha256 is known to tell whether it is the same file"
     return None
+
+
+def is_kept_from(entry: ModelEntry, look: Look) -> bool:
+    """A job takes MODELS' place only to put the same file where a link has come to lead nowhere."""
+    if not entry.from_job or look.placed is None or look.placed.from_job:
+        return False
+    return look.size >= 0 or look.placed.source != identity(entry.source)
+
+
+def difference(found: Hashes, sha256: str | None, xxh3: str | None) -> str | None:
+    """Whether the bytes are other ones; the XXH3 decides where it is known."""
+    if xxh3 is not None:
+        return None if found.xxh3 == xxh3 else "was changed since it was placed"
+    return None if found.sha256 == sha256 else f"has the sha256 {found.sha256} instead of {sha256}"

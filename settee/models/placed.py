@@ -23,22 +23,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from settee.errors import IntegrityError, StagingError
+from settee.models.aside import set_aside
 from settee.models.checks import model_problem
 from settee.models.entry import ModelEntry
-from settee.models.hashing import Hashes, hash_file
-from settee.models.judging import Look, State, look_at, unprovable
+from settee.models.hashing import hash_file
+from settee.models.judging import Look, State, difference, is_kept_from, look_at, unprovable
 from settee.models.linking import blob_sha256, link_in_place, source_of, symlink
-from settee.models.locks import Lock
-from settee.models.places import ASIDE, relative
+from settee.models.locks import WAIT_S, Lock
+from settee.models.places import relative
 from settee.models.records import Placed, Records, identity
-from settee.models.refusals import taken, unusable, words
+from settee.models.refusals import taken
 from settee.models.removing import remove_file, remove_part
+from settee.models.turns import Stopped
 
 log = logging.getLogger(__name__)
 
-_MOST_ASIDE = 100
+#: The longest download (MODELS_TIMEOUT_S may say less: the caller's deadline and stop event count).
+_FOREVER_S = 86_400.0
+#: Between two looks at the stop event.
+_STEP_S = 0.1
 
 
 def _nobody(count: int) -> None:
@@ -124,7 +130,7 @@ class Shelf:
                 found = hash_file(path, sha256=fast is None, stop=stop, on_bytes=on_bytes)
             except OSError as error:
                 return f"cannot be read ({error.strerror})"
-            if problem := _difference(found, wanted, fast):
+            if problem := difference(found, wanted, fast):
                 return problem
             if (found.size, found.mtime_ns) != (look.size, look.mtime_ns):
                 return "was replaced while it was read"
@@ -133,27 +139,53 @@ class Shelf:
         return None
 
     @contextlib.contextmanager
-    def claim(self, entry: ModelEntry) -> Iterator[None]:
+    def claim(
+        self, entry: ModelEntry, *, stop: threading.Event | None = None, wait_s: float = _FOREVER_S
+    ) -> Iterator[bool]:
         """Around a download and its :meth:`record`: :meth:`make_way`, and a note of what is being placed.
 
-        Should this process die between the download's last rename and its record, the file is known for what it is
-        by that note. A failure brings the earlier record back. Raises what :meth:`make_way` does.
+        One process at a time places a file: this waits for another one that does, until ``stop`` is set. False when
+        the file is right by then: nothing is left to do. Should this process die between the
+        download's last rename and its record, the file is known for what it is by the note; a failure brings the
+        earlier record back. Raises what :meth:`make_way` does, Stopped, and StagingError after ``wait_s``.
         """
-        self.make_way(entry)
         rel = relative(entry)
-        before = self._records.read(rel)
-        self._write(entry, self.look(entry), pending=True)
-        try:
-            yield
-        except BaseException:
-            now = self._records.read(rel)
-            if now is not None and now.pending:
-                if before is None:
-                    with contextlib.suppress(OSError):
-                        self._records.delete(rel)
-                else:
-                    self._records.write(before)
-            raise
+        with self._placing(entry, stop, wait_s):
+            if self.state(entry) is State.RIGHT:
+                yield False
+                return
+            self.make_way(entry)
+            before = self._records.read(rel)
+            if not self._write(entry, self.look(entry), pending=True):
+                raise taken(entry, "is in use by a running job", retryable=True)
+            try:
+                yield True
+            except BaseException:
+                now = self._records.read(rel)
+                if now is not None and now.pending:
+                    if before is not None:
+                        self._records.write(before, wait_s=WAIT_S)
+                    else:
+                        with contextlib.suppress(OSError):
+                            self._records.delete(rel)
+                raise
+
+    @contextlib.contextmanager
+    def _placing(self, entry: ModelEntry, stop: threading.Event | None, wait_s: float) -> Iterator[bool]:
+        """Gives whether somebody else was at it before."""
+        deadline, had_to_wait = time.monotonic() + wait_s, False
+        while True:
+            with self._records.placing(relative(entry), _STEP_S) as lock:
+                if lock is not Lock.BUSY:
+                    yield had_to_wait
+                    return
+            had_to_wait = True
+            if stop is not None and stop.is_set():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise StagingError(
+                    f"{entry.path} is being placed by another process, which does not end", retryable=True
+                )
 
     def make_way(self, entry: ModelEntry) -> None:
         """See that the place is the entry's to take, and that its folder is there.
@@ -167,7 +199,7 @@ class Shelf:
         elif look.is_strange:
             raise taken(entry, "is a folder, or something else that is no file")
         elif look.is_ours:
-            if _is_kept_from(entry, look):
+            if is_kept_from(entry, look):
                 raise taken(entry, "is a model that the worker's MODELS placed")
         else:
             self._take_from_operator(entry, look)
@@ -184,17 +216,7 @@ class Shelf:
             if not entry.from_job:  # what a job names may be private
                 log.warning("%s %s: it is replaced", entry.path, broken)
             return
-        for number in range(_MOST_ASIDE):
-            aside = path.with_name(f"{path.name}{ASIDE}{f'-{number}' if number else ''}")
-            if os.path.lexists(aside):
-                continue
-            try:
-                os.rename(path, aside)
-            except OSError as error:
-                raise unusable(entry, error) from error
-            log.warning("%s is not the model that %s asks for: it is kept as %s", *words(entry), aside.name)
-            return
-        raise taken(entry, f"is another model, and {_MOST_ASIDE} were set aside before it (…{ASIDE})")
+        set_aside(entry, path)
 
     def link(
         self,
@@ -226,11 +248,21 @@ class Shelf:
                 details={"model": str(entry.path), "expected": entry.sha256, "found": sha256},
             )
         link = link_in_place(path, info, aim)
-        if link == aim:
-            self.make_way(entry)
-            symlink(entry, path, aim)
         look = Look(State.RIGHT, "", None, info.st_size, info.st_mtime_ns, link)
-        self._write(entry, look, sha256=sha256)
+        if link != aim:
+            self._write(entry, look, sha256=sha256)
+            return
+        with self._placing(entry, stop, _FOREVER_S) as had_to_wait:
+            if had_to_wait and self.state(entry) is State.RIGHT:
+                return
+            self.make_way(entry)
+            # Nobody may begin to use the old file between this and its replacement.
+            with self._records.lock(relative(entry), exclusive=True) as lock:
+                if lock is Lock.BUSY:
+                    raise taken(entry, "is in use by a running job", retryable=True)
+                placed = self._placed(entry, look, sha256=sha256)
+                symlink(entry, path, aim)
+                self._records.write_locked(placed)
 
     def record(self, entry: ModelEntry, *, size: int, sha256: str | None, xxh3: str | None) -> None:
         """Remember a download that was just renamed into place. Raises IntegrityError when something else is there."""
@@ -242,7 +274,8 @@ class Shelf:
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
             raise IntegrityError(f"{entry.path} was downloaded, and something else put another file in its place")
         look = Look(State.RIGHT, "", None, info.st_size, info.st_mtime_ns, None)
-        self._write(entry, look, sha256=sha256, xxh3=xxh3)
+        # Whoever looks at the note meanwhile lets go of it at once.
+        self._write(entry, look, sha256=sha256, xxh3=xxh3, wait_s=WAIT_S)
 
     def keep(self, entry: ModelEntry) -> None:
         """A file that a job brought is one of MODELS now: it is not evicted any more. Costs nothing when it is."""
@@ -250,7 +283,10 @@ class Shelf:
         if placed is not None and placed.from_job and not entry.from_job:
             self._records.write(replace(placed, from_job=False))
 
-    def _write(
+    def _write(self, entry: ModelEntry, look: Look, *, wait_s: float = 0.0, **known: Any) -> bool:
+        return self._records.write(self._placed(entry, look, **known), wait_s=wait_s)
+
+    def _placed(
         self,
         entry: ModelEntry,
         look: Look,
@@ -259,26 +295,24 @@ class Shelf:
         xxh3: str | None = None,
         pending: bool = False,
         is_adopted: bool = False,
-    ) -> None:
+    ) -> Placed:
         rel, source = relative(entry), identity(entry.source)
         old = self._records.read(rel)
         # What MODELS placed stays MODELS' when a job asks for the same.
         is_models = old is not None and not old.from_job and (is_adopted or old.source == source)
         # A file that was there before us is the operator's: no eviction may take it.
         is_operators = old is None and is_adopted
-        self._records.write(
-            Placed(
-                path=rel,
-                source=old.source if old and is_models and entry.from_job else source,
-                size=look.size,
-                mtime_ns=look.mtime_ns,
-                sha256=sha256.lower() if sha256 else None,
-                xxh3=xxh3,
-                link=look.link,
-                from_job=entry.from_job and not is_models and not is_operators,
-                pending=pending,
-                placed_at=time.time(),
-            )
+        return Placed(
+            path=rel,
+            source=old.source if old and is_models and entry.from_job else source,
+            size=look.size,
+            mtime_ns=look.mtime_ns,
+            sha256=sha256.lower() if sha256 else None,
+            xxh3=xxh3,
+            link=look.link,
+            from_job=entry.from_job and not is_models and not is_operators,
+            pending=pending,
+            placed_at=time.time(),
         )
 
     def _make_folder(self, rel: str) -> None:
@@ -309,10 +343,13 @@ class Shelf:
             stack.callback(self._unuse, names)
             gone = []
             for entry, rel in zip(entries, names, strict=True):
-                lock = stack.enter_context(self._records.lock(rel, exclusive=False))
-                if lock is Lock.BUSY or self.state(entry) is not State.RIGHT:
-                    gone.append(entry)
-                self._records.touch(rel)
+                with contextlib.ExitStack() as one:
+                    lock = one.enter_context(self._records.lock(rel, exclusive=False))
+                    if lock is Lock.BUSY or self.state(entry) is not State.RIGHT:
+                        gone.append(entry)
+                        continue
+                    self._records.touch(rel)
+                    stack.push(one.pop_all())
             yield tuple(gone)
 
     def _unuse(self, names: list[str]) -> None:
@@ -361,16 +398,3 @@ class Shelf:
         except OSError as error:
             log.error("a job's model could not be wiped: %s", error.strerror)
             return False
-
-
-def _is_kept_from(entry: ModelEntry, look: Look) -> bool:
-    """A job takes MODELS' place only to put the same file where a link has come to lead nowhere."""
-    if not entry.from_job or look.placed is None or look.placed.from_job:
-        return False
-    return look.size >= 0 or look.placed.source != identity(entry.source)
-
-
-def _difference(found: Hashes, sha256: str | None, xxh3: str | None) -> str | None:
-    if xxh3 is not None:
-        return None if found.xxh3 == xxh3 else "was changed since it was placed"
-    return None if found.sha256 == sha256 else f"has the sha256 {found.sha256} instead of {sha256}"

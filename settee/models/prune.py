@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -9,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from settee.models.entry import ModelEntry
+from settee.models.locks import Lock, hold
 from settee.models.placed import Shelf
 from settee.models.places import JOURNAL, PART, relative
-from settee.models.records import FOLDER, TEMPORARY
+from settee.models.records import FOLDER, PLACING, TEMPORARY
 from settee.models.removing import is_downloading, remove_part
 from settee.models.walk import walk
 
@@ -89,14 +91,19 @@ def _temporary(root: str, dry_run: bool) -> Iterator[Pruned]:
     """Links and records that were written, and never renamed."""
     names = [*walk(root), *(f"{FOLDER}/{name}" for name in walk(f"{root}/{FOLDER}"))]
     for rel in names:
-        if not rel.rpartition("/")[2].startswith(TEMPORARY):
+        path, is_lock = f"{root}/{rel}", rel.startswith(FOLDER) and rel.endswith(PLACING)
+        if not (is_lock or rel.rpartition("/")[2].startswith(TEMPORARY)):
             continue
         try:
-            info = os.lstat(f"{root}/{rel}")
-            if time.time() - info.st_mtime < _STALE_S:
-                continue
-            if not dry_run:
-                os.unlink(f"{root}/{rel}")
+            with contextlib.ExitStack() as stack:
+                info = os.lstat(path)
+                if is_lock:
+                    if hold(stack, path, exclusive=True, wait_s=0) is not Lock.HELD:
+                        continue
+                elif time.time() - info.st_mtime < _STALE_S:
+                    continue
+                if not dry_run:
+                    os.unlink(path)
         except OSError as error:
             _warn(rel, error)
             continue

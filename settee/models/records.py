@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FOLDER = ".settee"
 #: How a temporary name of ours begins, here and beside models. No entry may have a hidden name.
 TEMPORARY = ".settee-"
+#: The lock, beside the record, of who places the file.
+PLACING = ".placing"
 #: A record is some 400 bytes; what is larger is none of ours.
 _MOST_BYTES = 16 * 1024
 _counter = itertools.count()
@@ -153,25 +155,32 @@ class Records:
         finally:
             os.close(fd)
 
-    def write(self, placed: Placed) -> None:
-        """Replace the record. Where that cannot be, it is kept for this process only: a warning, once."""
-        file = self.file(placed.path)
-        with self.lock(placed.path, exclusive=True) as lock:
-            # A running job's lock is on the record that is there: it must not be replaced under it.
+    def write(self, placed: Placed, *, wait_s: float = 0.0) -> bool:
+        """Replace the record. Where that cannot be, it is kept for this process only, with a warning, once.
+
+        False when users are in the way (for longer than ``wait_s``), whose lock is on the record that is there.
+        """
+        with self.lock(placed.path, exclusive=True, wait_s=wait_s) as lock:
             if lock is Lock.BUSY:
                 self._remember(placed)
-                return
-            folder, _, _ = file.rpartition("/")
-            temporary = f"{folder}/{temporary_name()}"
-            try:
-                _write_new(temporary, folder, _render(placed))
-                os.replace(temporary, file)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                self._remember(placed)
-                self._warn(error)
-                return
+                return False
+            self.write_locked(placed)
+            return True
+
+    def write_locked(self, placed: Placed) -> None:
+        """The same, for who has the exclusive lock."""
+        file = self.file(placed.path)
+        folder, _, _ = file.rpartition("/")
+        temporary = f"{folder}/{temporary_name()}"
+        try:
+            _write_new(temporary, folder, _render(placed))
+            os.replace(temporary, file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            self._remember(placed)
+            self._warn(error)
+            return
         self._unwritten.pop(placed.path, None)
 
     def _remember(self, placed: Placed) -> None:
@@ -213,12 +222,12 @@ class Records:
                 yield placed
 
     @contextlib.contextmanager
-    def lock(self, rel: str, *, exclusive: bool) -> Iterator[Lock]:
+    def lock(self, rel: str, *, exclusive: bool, wait_s: float = 0.0) -> Iterator[Lock]:
         """Hold the lock of a record: shared by who uses the file, exclusive to remove or replace it.
 
-        Nobody waits for a job's end: an exclusive one is not had while there are users. Both wait for the moment that
-        a removal takes. Locks of the same process exclude one another too. BUSY and NONE enter the block as well:
-        what they mean is up to it.
+        Nobody waits for a job's end: an exclusive one is not had while there are users for longer than ``wait_s``.
+        Both wait for the moment that a removal takes. Locks of the same process exclude one another too. BUSY and
+        NONE enter the block as well: what they mean is up to it.
         """
         with contextlib.ExitStack() as stack:
             # One exclusive lock at a time in the whole folder: so whoever still is in the way is a user.
@@ -227,7 +236,23 @@ class Records:
                 if whole is Lock.BUSY:
                     yield Lock.BUSY
                     return
-            yield hold(stack, self.file(rel), exclusive=exclusive, wait_s=0.0 if exclusive else WAIT_S)
+            yield hold(stack, self.file(rel), exclusive=exclusive, wait_s=wait_s if exclusive else WAIT_S)
+
+    @contextlib.contextmanager
+    def placing(self, rel: str, wait_s: float) -> Iterator[Lock]:
+        """Be the only one who puts a file there, among all processes."""
+        path = f"{self._root}/{rel}{PLACING}"
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            lock = hold(stack, path, exclusive=True, wait_s=wait_s, create=True)
+            try:
+                yield lock
+            finally:
+                if lock is Lock.HELD:
+                    # While it is held: who waits for it sees that it is gone, and makes its own.
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
 
 
 def temporary_name() -> str:

@@ -17,6 +17,7 @@ from settee.models.entry import HubFile, ModelEntry
 from settee.models.locks import Lock
 from settee.models.placed import Shelf, State
 from settee.models.records import Records
+from settee.models.turns import Stopped
 from tests.support.models import entry, other_process, safetensors, sha256
 from tests.unit.test_models_placed import DATA, download, put, record_file
 
@@ -226,6 +227,62 @@ def test_a_whole_model_of_the_operators_is_set_aside(
     assert path.with_name("m.safetensors.set-aside").read_bytes() == safetensors(fill=1)
     assert path.with_name("m.safetensors.set-aside-1").read_bytes() == safetensors(fill=2)
     assert "kept as m.safetensors.set-aside" in caplog.text
+
+
+# --- one at a time -----------------------------------------------------------------------------------------
+
+_PLACE = """
+import sys
+from pathlib import Path
+from settee.models.placed import Shelf
+from tests.support.models import entry
+from tests.unit.test_models_placed import DATA, put
+shelf = Shelf(Path(sys.argv[1]))
+with shelf.claim(entry()):
+    print("begun", flush=True)
+    if sys.stdin.readline() == "fail\\n":
+        sys.exit("as asked")
+    put(shelf, entry())
+    shelf.record(entry(), size=len(DATA), sha256=None, xxh3=None)
+"""
+
+
+@pytest.mark.parametrize("end", ["place", "fail", "kill"])
+def test_one_process_places_a_file_and_another_waits_for_it(shelf: Shelf, end: str) -> None:
+    needed: list[bool] = []
+
+    def wait() -> None:
+        with shelf.claim(entry()) as is_needed:
+            needed.append(is_needed)
+            if is_needed:
+                put(shelf, entry())
+                shelf.record(entry(), size=len(DATA), sha256=None, xxh3=None)
+
+    with other_process(_PLACE, shelf.models_dir) as process:
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        if end == "kill":
+            process.kill()
+        else:
+            assert process.stdin is not None
+            process.stdin.write(f"{end}\n")
+            process.stdin.flush()
+        waiting.join(20)
+    assert needed == [end != "place"]
+    assert shelf.state(entry()) is State.RIGHT
+
+
+def test_waiting_for_another_process_can_be_given_up(shelf: Shelf, source: Path) -> None:
+    stop = threading.Event()
+    with other_process(_PLACE, shelf.models_dir):
+        with pytest.raises(StagingError, match="another process") as failure, shelf.claim(entry(), wait_s=0.01):
+            pytest.fail("not while the other one is at it")
+        assert failure.value.retryable
+        stop.set()
+        with pytest.raises(Stopped), shelf.claim(entry(), stop=stop):
+            pytest.fail("not while the other one is at it")
+        with pytest.raises(Stopped):
+            shelf.link(entry(), source, stop=stop)
 
 
 # --- in use ------------------------------------------------------------------------------------------------

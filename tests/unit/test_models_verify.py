@@ -218,6 +218,7 @@ with shelf.use([entry("loras/job.safetensors")]), shelf.claim(entry("loras/comin
         "loras/job.safetensors",
         "loras/coming.safetensors",
         "loras/coming.safetensors.part",
+        ".settee/loras/coming.safetensors.placing",
     }
     assert files(shelf) == {".settee/.lock"}
 
