@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from settee.errors import DownloadFailed, SetteeError
 from settee.models.address import Address
@@ -114,7 +117,8 @@ class Placing:
         if source is None:
             return None
         try:
-            self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
+            with _seen_to_change(self._tools.shelf.path_of(self.entry).parent):
+                self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
         except SetteeError as error:
             trouble.append(error)
             return None
@@ -131,7 +135,8 @@ class Placing:
             return IN_PLACE
         with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0), tools.shelf.claim(entry):
             begun = time.monotonic()
-            fetched = self._download(address, origin.label)
+            with _seen_to_change(tools.shelf.path_of(entry).parent):
+                fetched = self._download(address, origin.label)
             tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"
@@ -156,3 +161,24 @@ class Placing:
         path = str(self.entry.path)
         message = last.message if path in last.message else f"the model {path}: {last.message}"
         return type(last)(message, details={**last.details, "model": path}, retryable=last.retryable)
+
+
+@contextmanager
+def _seen_to_change(folder: Path) -> Iterator[None]:
+    """Around a change in a folder: its modification time is another one afterwards.
+
+    ComfyUI lists a folder again when that time differs (folder_paths.cached_filename_list_), and some file systems
+    count in seconds: a model that came within the second of the last look would not exist for ComfyUI.
+    """
+    before = _mtime_ns(folder)
+    yield
+    if before is not None and before == _mtime_ns(folder):
+        with suppress(OSError):
+            os.utime(folder, ns=(time.time_ns(), before + 2_000_000_000))
+
+
+def _mtime_ns(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -121,9 +121,10 @@ class Door:
         if self._ready:
             return
         self.start()
-        if self.waits_ready:
-            self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
-        if self.settings.warmup_workflow is not None:
+        if self.settings.warmup_workflow is None:
+            if self.waits_ready:
+                self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
+        else:  # it waits for ComfyUI itself, and has its models fetched meanwhile
             request = warmup(self.settings)
             with logs.job("warmup"):
                 try:
