@@ -172,6 +172,8 @@ class Attempt:
                 continue
             self.facts = self._agreed(found)
             break
+        # First of all: a server may name any size, and there is memory to be had for every range.
+        self.part.check_room(self.facts.size or 0)
         done = None if self.plain or self.facts.size is None else self._resumed(self.facts.size)
         if not self.facts.size:
             self.plain = True

@@ -41,15 +41,19 @@ class Part:
 
     def allocate(self, size: int) -> None:
         """Give the file its size and, where the file system can, its room. Raises NoSpace, StagingError."""
-        have = os.fstat(self.fd)
-        needed = max(0, size - have.st_blocks * 512)
+        needed = self.check_room(size)
         try:
             if not _fallocate(self.fd, size):
-                if needed > free_bytes(self.target.parent):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.ftruncate(self.fd, size)
         except OSError as error:
             raise of_disk(error, self.target, needed) from error
+
+    def check_room(self, size: int) -> int:
+        """How many bytes more a file of that size takes. Raises NoSpace when the disk has not as many."""
+        needed = max(0, size - os.fstat(self.fd).st_blocks * 512)
+        if needed > free_bytes(self.target.parent):
+            raise of_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.target, needed)
+        return needed
 
     def write(self, data: memoryview, offset: int) -> None:
         """Raises NoSpace, StagingError, Stopped once the part is being closed."""

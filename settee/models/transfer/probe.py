@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from settee.models.transfer.route import Route
 from settee.models.transfer.trouble import Refused
-from settee.models.transfer.wire import Answer
+from settee.models.transfer.wire import Answer, number
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def _first_byte(route: Route) -> Facts:
 
 
 def _facts(size: int | None, answer: Answer, linked: Mapping[str, str]) -> Facts:
-    said = linked.get("x-linked-size", "")
+    linked_size = number(linked.get("x-linked-size"))
     # The Hub's ETag of an LFS file is its sha256, of any other a git hash of 40 digits.
     etag = linked.get("x-linked-etag", "").removeprefix("W/").strip('"')
     return Facts(
-        size=int(said) if said.isascii() and said.isdigit() else size,
+        size=size if linked_size is None else linked_size,
         validator=etag or validator_of(answer),
         sha256=etag.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", etag) else None,
     )

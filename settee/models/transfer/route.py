@@ -152,8 +152,12 @@ def _origin(url: str) -> tuple[str, str, int]:
 def _redirected(url: str, location: str | None) -> str:
     if not location:
         raise Refused("it redirects without saying where to", 0)
-    target = urljoin(url, location)
-    if urlsplit(target).scheme not in ("http", "https"):
+    try:
+        target = urljoin(url, location)
+        scheme = urlsplit(target).scheme
+    except ValueError:
+        raise Refused("it redirects to an address that is not valid", 0) from None
+    if scheme not in ("http", "https"):
         raise Refused("it redirects to something that is no http(s) address", 0)
     return target
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import http.client
 import os
+import re
 import socket
 import ssl
 import threading
@@ -62,8 +63,7 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        return number(self.headers.get("Content-Length"))
 
     def receive(self, view: memoryview) -> int:
         with mapped():
@@ -241,6 +241,11 @@ def _tls(verify: str | None) -> ssl.SSLContext:
     return context
 
 
+def number(text: str | None) -> int | None:
+    """A count of bytes as servers write it; None for anything else, and for what no file has."""
+    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 @contextlib.contextmanager
 def mapped() -> Iterator[None]:
     """Failures of a connection as Broken or Refused."""
@@ -250,4 +255,4 @@ def mapped() -> Iterator[None]:
         raise of_connection(error) from error
 
 
-__all__ = ["Answer", "Wire"]
+__all__ = ["Answer", "Wire", "number"]

@@ -1,0 +1,182 @@
+"""Servers that mean harm, and moments that are seldom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
+from settee.models.address import Address
+from settee.models.transfer import Gate, Stopped
+from settee.models.transfer.attempt import Attempt, Given, How
+from settee.models.transfer.ledger import Span
+from settee.models.transfer.limits import Limits
+from settee.models.transfer.part import open_part
+from settee.models.transfer.stream import _Watch
+from settee.models.transfer.trouble import Broken, retry_after
+from settee.models.transfer.wire import Answer
+from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.transferring import SMALL, fetch, left, noise, sha256
+
+DATA = noise(1_000_000)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(DATA).running() as running:
+        yield running
+
+
+def test_a_size_that_no_disk_has(server: FileServer, tmp_path: Path) -> None:
+    server.rule = lambda ask, reply: reply.headers.update({"Content-Length": str(10**18 - 1)})
+    with pytest.raises(NoSpace):
+        fetch(server.url, tmp_path / "m")
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "-1", "0x10", "١", ""])
+def test_a_size_that_is_none(server: FileServer, tmp_path: Path, text: str) -> None:
+    def rule(ask: Ask, reply: Reply) -> None:
+        if ask.method == "HEAD":
+            reply.headers["X-Linked-Size"] = text.encode("utf-8").decode("latin-1")
+
+    server.rule = rule
+    fetch(server.url, tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == DATA
+
+
+def test_a_body_without_end(server: FileServer, tmp_path: Path) -> None:
+    def rule(ask: Ask, reply: Reply) -> None:
+        if ask.method == "GET":
+            reply.status, reply.chunked, reply.headers = 200, True, {}
+            reply.body = memoryview(DATA * 50)
+
+    server.rule = rule
+    with pytest.raises(IntegrityError, match="instead of 1,000,000"):
+        fetch(server.url, tmp_path / "m", size=len(DATA))
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[", "//", "http://", "http://a b/", "javascript:x", "http://\udcff/", "http://user@[::1"]
+)
+def test_a_redirect_to_nonsense(server: FileServer, tmp_path: Path, location: str) -> None:
+    def rule(ask: Ask, reply: Reply) -> None:
+        reply.status, reply.body = 302, memoryview(b"")
+        reply.headers = {"Location": location.encode("utf-8", "surrogateescape").decode("latin-1")}
+
+    server.rule = rule
+    with pytest.raises(DownloadFailed):
+        fetch(server.url, tmp_path / "m")
+    assert left(tmp_path) == []
+
+
+def test_a_head_that_is_no_http(tmp_path: Path) -> None:
+    with FileServer(DATA).running() as server:
+        server.rule = lambda ask, reply: reply.headers.update({f"X-{n}": "x" for n in range(150)})
+        with pytest.raises(DownloadFailed, match="broke off"):
+            fetch(server.url, tmp_path / "m")
+
+
+def test_a_part_that_is_a_link_elsewhere(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "models" / "m.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(StagingError):
+        fetch(server.url, tmp_path / "models" / "m")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_a_renewed_address_of_another_file(server: FileServer, tmp_path: Path) -> None:
+    """The signature expires midway, and the file is another one by then: nothing of both is mixed."""
+    new = noise(900_000, b"new")
+
+    def renew() -> Address:
+        server.data, server.etag = new, '"two"'
+        return Address(f"{server.url}?new", "the model", size=len(new), sha256=sha256(new), validator="v2", renew=renew)
+
+    def rule(ask: Ask, reply: Reply) -> None:
+        if "new" not in ask.path and ask.number > 1:
+            reply.status, reply.body, reply.headers = 403, memoryview(b""), {}
+
+    server.rule = rule
+    known = {"size": len(DATA), "sha256": sha256(DATA), "validator": "v1", "renew": renew}
+    fetched = fetch(f"{server.url}?old", tmp_path / "m", known=known)
+    assert (tmp_path / "m").read_bytes() == new
+    assert (fetched.sha256, fetched.validator) == (sha256(new), "v2")
+    # Whoever gave a hash does not get another file for it.
+    with pytest.raises(IntegrityError, match=sha256(DATA)):
+        fetch(f"{server.url}?old", tmp_path / "n", known=known, sha256=sha256(DATA))
+
+
+def test_renew_that_fails(server: FileServer, tmp_path: Path) -> None:
+    def rule(ask: Ask, reply: Reply) -> None:
+        reply.status, reply.body = 403, memoryview(b"")
+
+    def renew() -> Address:
+        raise ValueError("secret")
+
+    server.rule = rule
+    with pytest.raises(DownloadFailed, match="no fresh address") as caught:
+        fetch(server.url, tmp_path / "m", known={"renew": renew, "size": 10, "validator": "v"})
+    assert "secret" not in caught.value.message
+
+
+def test_a_thread_that_outlived_its_attempt_writes_nothing(server: FileServer, tmp_path: Path) -> None:
+    part, _ = open_part(tmp_path / "m", "the model", threading.Event(), time.monotonic() + 5)
+    address = Address(server.url, "the model")
+    attempt = Attempt(address, Given(), part, Gate(1).lane(), SMALL, time.monotonic() + 5, How())
+    attempt.run(threading.Event(), lambda done, total: None)
+    answer, _ = _answer(server)
+    with pytest.raises(Stopped):
+        attempt.greet(answer, Span(0, 0, 10))
+    answer.drop()
+    part.close()
+    with pytest.raises(Stopped):
+        part.write(memoryview(b"late"), 0)
+
+
+def _answer(server: FileServer) -> tuple[Answer, object]:
+    from settee.models.transfer.wire import Wire
+
+    wire = Wire(public_only=False, limits=SMALL)
+    return wire.open("GET", server.url, {}), wire
+
+
+def test_time_in_which_others_went_first_is_no_silence() -> None:
+    now = [0.0]
+    watch = _Watch(replace(Limits(), stall_s=10, stall_bytes=100), clock=lambda: now[0])
+    with watch.excused():
+        now[0] += 60
+    watch.due(1)
+    now[0] += 9
+    watch.due(1)
+    now[0] += 2
+    with pytest.raises(Broken, match="all but fell silent"):
+        watch.due(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("120", 120), (" 3 ", 3), ("", None), (None, None), ("soon", None), ("-5", None), ("9" * 400, 999_999_999)],
+)
+def test_retry_after(text: str | None, seconds: float | None) -> None:
+    assert retry_after(text) == seconds
+
+
+def test_retry_after_a_date_that_is_past() -> None:
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+def test_nothing_of_the_address_is_in_an_error(server: FileServer, tmp_path: Path) -> None:
+    secret = f"http://user:hunter2@127.0.0.1:{server.port}/file?X-Amz-Signature=hunter2"
+    for status in (400, 404, 500):
+        server.rule = lambda ask, reply, status=status: setattr(reply, "status", status)
+        with pytest.raises(SetteeError) as caught:
+            fetch(secret, tmp_path / "m", known={"headers": {"Authorization": "hunter2"}})
+        assert "hunter2" not in f"{caught.value.message}{caught.value.details}"
