@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.dockerfile import ROOT, Instruction, argument, instructions
+from tests.support.hub import HubServer
+
+pytestmark = pytest.mark.timeout(600)
 
 #: By a word that only that step has.
 NOT_RUN = {
@@ -107,7 +110,6 @@ def test_every_step_is_run_here_or_said_not_to_be() -> None:
     assert len(steps()) == len(words)
 
 
-@pytest.mark.timeout(600)
 def test_the_workers_packages_are_all_that_a_job_needs(image: Image, tmp_path: Path) -> None:
     """In that prefix, with nothing of this checkout, a job runs on the embedded ComfyUI; nothing of dev is there."""
     python = image.settee / ".venv/bin/python"
@@ -144,14 +146,41 @@ def test_the_source_is_compiled_for_any_time_stamp(image: Image) -> None:
     assert flags == 0b01, "a hash, and not checked"
 
 
-@pytest.mark.timeout(600)
 def test_the_models_step_places_nothing_when_nothing_is_asked_for(image: Image) -> None:
     image.run("hf_token", MODELS="")
     models = image.comfyui / "models"
     assert [path for path in models.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.timeout(600)
+def test_baked_models_need_no_network_at_a_cold_start(image: Image, tmp_path: Path) -> None:
+    """The token is a build secret. The layers in between keep whole seconds of the files' times."""
+    secret = image.root / "run/secrets/hf_token"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("hf_secret\n")
+    models = "org/model:weights.bin:checkpoints"
+    with HubServer(tmp_path / "hub") as hub:
+        hub.add("org/model", "weights.bin", os.urandom(3_000_000))
+        hub.repo("org/model", gated=True)
+        hub.tokens["hf_secret"] = {"org/model"}
+        image.run("hf_token", MODELS=models, HF_ENDPOINT=hub.endpoint)
+        secret.unlink()
+        assert any("hf_secret" in str(sent) for sent in hub.authorizations().values())
+        subprocess.run(["tar", "-C", image.comfyui, "--format=ustar", "-cf", tmp_path / "layer", "models"], check=True)
+        shutil.rmtree(image.comfyui / "models")
+        (tmp_path / "container").mkdir()
+        subprocess.run(["tar", "-C", tmp_path / "container", "-xf", tmp_path / "layer"], check=True)
+        hub.forget()
+        env = {"MODELS": models, "MODELS_DIR": str(tmp_path / "container/models"), "HF_ENDPOINT": hub.endpoint}
+        command = [image.settee / ".venv/bin/python", image.settee / "utils.py"]
+        done = subprocess.run(
+            command, env={**env, "PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert hub.asked() == [], "what is in the image is right, and known to be"
+    assert (tmp_path / "container/models/checkpoints/weights.bin").stat().st_size == 3_000_000
+    assert "hf_secret" not in "".join(str(path.read_bytes()) for path in (tmp_path / "container").rglob("*.json"))
+
+
 def test_comfyuis_packages_can_be_installed(tmp_path: Path) -> None:
     """All pins exist, with these hashes, for this Python. They are imported without PyTorch."""
     image = Image(tmp_path)
