@@ -47,7 +47,7 @@ class Tools:
 
 
 class Placing:
-    """A model that is being placed. :meth:`at_once` and :meth:`run` do it, once, in that order."""
+    """A model that is being placed: :meth:`at_once`, else :meth:`here`, else :meth:`fetched`."""
 
     def __init__(self, entry: ModelEntry, tools: Tools, tell: Tell, bucket: Bucket | None = None) -> None:
         self.entry = entry
@@ -61,8 +61,15 @@ class Placing:
         self._tools = tools
         self._tell = tell
         self._bucket = bucket
+        self._is_taken = threading.Lock()
         self._lane: Lane = tools.gate.lane()
         self._turn = Turn(self.stop, entry.size)
+        self._trouble: list[SetteeError] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or was given up."""
+        return self.outcome is not None or self.stop.is_set()
 
     def hurry(self, urgent: bool) -> None:
         """A job waits for it: all others stand back. Or none does any more."""
@@ -83,20 +90,30 @@ class Placing:
         self._tools.shelf.keep(self.entry)
         return IN_PLACE
 
-    def run(self) -> str:
-        """Place it, whatever it takes; returns how. Raises SetteeError, or Stopped."""
-        entry, shelf = self.entry, self._tools.shelf
+    def take(self) -> bool:
+        """Whether the caller, and nobody else, is to do what comes after :meth:`at_once`."""
+        return self._is_taken.acquire(blocking=False)
+
+    def here(self) -> str | None:
+        """Look for it on this host; returns how it was placed, None when it is not there. Raises Stopped.
+
+        A file that lies in its place may be read through for its hash.
+        """
+        entry = self.entry
         is_proven = entry.size is not None or entry.sha256 is not None
-        if is_proven and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
+        if is_proven and self._tools.shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
             return IN_PLACE
-        trouble: list[SetteeError] = []
-        if words := self._link(trouble):
-            return words
+        return self._link()
+
+    def fetched(self) -> str:
+        """Fetch it from its sources, one after another; returns how. Raises SetteeError, or Stopped."""
+        entry, shelf = self.entry, self._tools.shelf
+        trouble = self._trouble
         for origin in addresses(entry, self._tools.settings, self._bucket):
             try:
                 return self._from(origin)
             except SetteeError as error:
-                log.debug("%s: not from %s: %s", entry.path, origin.label, error.message)
+                log.debug("not from %s: %s", origin.label, error.code)
                 trouble.append(error)
         if trouble and trouble[-1].retryable and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
             log.warning("%s: its source does not answer; what lies there looks whole and is used", entry.path)
@@ -112,7 +129,7 @@ class Placing:
             log.log(level, "%s lies there already, but %s", self.entry.path, problem)
         return problem is None
 
-    def _link(self, trouble: list[SetteeError]) -> str | None:
+    def _link(self) -> str | None:
         source = linked(self.entry, self._tools.settings)
         if source is None:
             return None
@@ -120,7 +137,7 @@ class Placing:
             with _seen_to_change(self._tools.shelf.path_of(self.entry).parent):
                 self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
         except SetteeError as error:
-            trouble.append(error)
+            self._trouble.append(error)
             return None
         cache = self._tools.settings.host_cache_dir
         return f"linked from {'the host cache' if source.is_relative_to(cache) else 'the volume'}"
@@ -133,10 +150,14 @@ class Placing:
         self.done = (0, address.size)
         if tools.shelf.state(entry) is State.UNKNOWN and self._adopt(address.size, address.sha256):
             return IN_PLACE
-        with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0), tools.shelf.claim(entry):
-            begun = time.monotonic()
-            with _seen_to_change(tools.shelf.path_of(entry).parent):
-                fetched = self._download(address, origin.label)
+        # Another process that places the same file is waited for; it may be right by then.
+        with tools.shelf.claim(entry, stop=self.stop) as is_needed:
+            if not is_needed:
+                return IN_PLACE
+            with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0):
+                begun = time.monotonic()
+                with _seen_to_change(tools.shelf.path_of(entry).parent):
+                    fetched = self._download(address, origin.label)
             tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"

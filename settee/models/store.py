@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError
 from settee.models import spec
 from settee.models.budget import Budget
-from settee.models.entry import ModelEntry
+from settee.models.entry import ModelEntry, S3Object
 from settee.models.needs import Named, named_models, supplying
 from settee.models.order import Order
 from settee.models.placed import Shelf
@@ -29,6 +31,8 @@ from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
 
+#: Threads that link, and look through what lies there.
+_LINKING = 4
 #: How long a download that was given up may take to end.
 _END_S = 5.0
 
@@ -105,7 +109,7 @@ class ModelStore:
 
     def request(self, workflow: Workflow, own: Sequence[ModelEntry] = (), bucket: Bucket | None = None) -> Order:
         """Begin to place what a workflow names and what its job brings. Raises InvalidRequest for a clash of names."""
-        own = self._checked(own)
+        own = [_at(entry, bucket) for entry in self._checked(own)]
         named = named_models(workflow)
         known = [*self.entries, *own]
         wanted: dict[str, ModelEntry] = {str(entry.path): entry for entry in own}
@@ -150,40 +154,48 @@ class ModelStore:
     # --- placing ------------------------------------------------------------------------------------------------
 
     def _place_all(self, entries: Sequence[ModelEntry]) -> None:
-        for entry in entries:
-            if self._closing:
-                return
-            self._begin(entry, None, urgent=False)
+        """What is on this host is linked by a few threads; what has to be fetched gets one each."""
+        with ThreadPoolExecutor(_LINKING, thread_name_prefix="models") as pool:
+            for entry in entries:
+                if self._closing:
+                    return
+                placing = self._begin(entry, None)
+                if placing.outcome is None:
+                    pool.submit(self._work, placing, is_shared=True)
 
-    def _begin(self, entry: ModelEntry, bucket: Bucket | None, *, urgent: bool) -> Placing:
-        """The placing of this entry that is under way, or a new one: what is in place costs a look, here and now."""
+    def _begin(self, entry: ModelEntry, bucket: Bucket | None, *, urgent: bool = False) -> Placing:
+        """The placing of this entry that is under way, or a new one: what is in place costs a look, here and now.
+
+        An urgent one is begun; else it waits for somebody to.
+        """
         key = str(entry.path)
         with self._changed:
             placing = self._placings.get(key)
-            if placing is not None and placing.outcome is None and not placing.stop.is_set():
-                self._join(placing, urgent)
-                return placing
-            placing = self._placings[key] = Placing(entry, self.tools, self._on_progress, bucket)
-            self._join(placing, urgent)
-        try:
-            words = placing.at_once()
-        except SetteeError as error:
-            self._end(placing, error)
-        else:
-            if words is not None:
-                self._end(placing, words)
-            else:
-                self._spawn(self._run, placing, name="model")
+            is_new = placing is None or placing.is_over or placing.entry.source != entry.source
+            if placing is None or is_new:
+                placing = self._placings[key] = Placing(entry, self.tools, self._on_progress, bucket)
+            if urgent:
+                placing.waiting += 1
+                placing.hurry(True)
+        if is_new:
+            self._settle(placing, placing.at_once)
+        if urgent and placing.outcome is None:
+            self._spawn(self._work, placing, name="model")
         return placing
 
-    def _join(self, placing: Placing, urgent: bool) -> None:
-        if urgent:
-            placing.waiting += 1
-            placing.hurry(True)
+    def _work(self, placing: Placing, is_shared: bool = False) -> None:
+        """Do what is left of it; a thread that others need is not held up by a network."""
+        if not placing.take() or self._settle(placing, placing.here):
+            return
+        if is_shared:
+            self._spawn(self._settle, placing, placing.fetched, name="model")
+        else:
+            self._settle(placing, placing.fetched)
 
-    def _run(self, placing: Placing) -> None:
+    def _settle(self, placing: Placing, step: Callable[[], str | None]) -> bool:
+        """Whether this step ended it, one way or the other."""
         try:
-            outcome: str | SetteeError = placing.run()
+            outcome: str | SetteeError | None = step()
         except SetteeError as error:
             outcome = error
         except Stopped:
@@ -191,7 +203,10 @@ class ModelStore:
         except Exception as error:  # a thread's edge: whoever waits for it must learn of it
             log.exception("placing a model failed")
             outcome = SetteeError(f"the model {placing.entry.path} could not be placed ({type(error).__name__})")
+        if outcome is None:
+            return False
         self._end(placing, outcome)
+        return True
 
     def _end(self, placing: Placing, outcome: str | SetteeError) -> None:
         placing.hurry(False)
@@ -208,7 +223,7 @@ class ModelStore:
             self._read_before.add(path)
             self._read_ahead.add(path)
 
-    def _spawn(self, target: Callable[..., None], *args: object, name: str) -> None:
+    def _spawn(self, target: Callable[..., object], *args: object, name: str) -> None:
         def work() -> None:
             try:
                 target(*args)
@@ -256,6 +271,13 @@ class ModelStore:
             changed = changed or self._seen.get(key, now) != now
             self._seen[key] = now
         return changed
+
+
+def _at(entry: ModelEntry, bucket: Bucket | None) -> ModelEntry:
+    """The entry with the endpoint that its job's s3Config names: equal keys at two endpoints are two files."""
+    if bucket is None or not entry.from_job or not isinstance(entry.source, S3Object):
+        return entry
+    return replace(entry, source=replace(entry.source, endpoint=bucket.endpoint_url))
 
 
 def _log_end(entry: ModelEntry, outcome: str | SetteeError) -> None:

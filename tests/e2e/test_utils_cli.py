@@ -165,19 +165,20 @@ def test_list_and_verify(place: Place) -> None:
 
 
 def test_prune_removes_what_an_interrupted_download_left(place: Place, hub: HubServer) -> None:
-    hub.faults.rate = 300_000
-    process = place.start(models=entries(0))
-    eventually(lambda: "checkpoints/m0.safetensors.part.json" in place.files())
+    hub.add(REPO, "large.safetensors", tensors(9, 100_000_000))
+    hub.faults.rate = 40_000_000
+    models = f"{REPO}:large.safetensors:checkpoints"
+    process = place.start(models=models)
+    eventually(lambda: hub.served > 40_000_000)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "resumed next time" in err
     assert "Traceback" not in err
     left = place.files()
-    assert left == ["checkpoints/m0.safetensors.part", "checkpoints/m0.safetensors.part.json"]
-    assert place.run("prune", models=entries(0))[1] == "0 removed, 0 bytes\n"
-    _, out, _ = place.run("prune", "--dry-run", models="")
-    assert "1 would be removed" in out
+    assert left == ["checkpoints/large.safetensors.part", "checkpoints/large.safetensors.part.json"]
+    assert place.run("prune", models=models)[1] == "0 removed, 0 bytes\n"
+    assert "1 would be removed" in place.run("prune", "--dry-run", models="")[1]
     assert place.files() == left
     place.run("prune", models="")
     assert place.files() == []

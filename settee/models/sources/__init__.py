@@ -79,6 +79,8 @@ sha256_of`); no file is read. Nothing is raised: a cache or volume that is not t
         found = host_cache.find(entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256)
         if found is not None:
             return found
+    if entry.from_job and entry.sha256 is None:
+        return None  # a volume knows files by their names alone, and a job's name may be anybody's
     return volume.find(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
 
 
