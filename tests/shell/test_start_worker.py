@@ -18,6 +18,7 @@ import requests
 from settee.comfy.process import free_port
 from settee.workspace import MARKER
 from tests.support.control_plane import ControlPlane
+from tests.support.hub import HubServer
 from tests.support.rig import empty, files_below, slow
 from tests.support.waiting import eventually
 from tests.support.worker import ROOT, WorkerProcess
@@ -169,6 +170,18 @@ def test_interactive_is_comfyui_on_every_address_and_no_worker(tmp_path: Path) -
         assert not box.listens()
         assert box.runpod.events == []
         assert (box.workspace / "output" / "drawn.png").exists(), "nobody's job: nothing is wiped"
+
+
+def test_interactive_places_models_beside_comfyui(tmp_path: Path) -> None:
+    with HubServer(tmp_path / "hub") as hub:
+        hub.add("org/model", "weights.bin", b"x" * 100_000)
+        models = {"MODELS": "org/model:weights.bin:checkpoints", "HF_ENDPOINT": hub.endpoint}
+        with container(tmp_path, MODE="interactive", MODELS_DIR=str(tmp_path / "models"), **models) as box:
+            eventually(box.answers, timeout_s=30, what="ComfyUI")
+            shown = f"{box.url}/models/checkpoints"
+            eventually(lambda: requests.get(shown, timeout=5).json() == ["weights.bin"], 30, "the model in ComfyUI")
+            box.process.signal(signal.SIGTERM)
+            assert box.process.wait(END_S) == 0
 
 
 def test_interactive_ends_when_comfyui_cannot_start(tmp_path: Path) -> None:
