@@ -13,7 +13,8 @@ import pytest
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.models.address import Address
 from settee.models.transfer import Gate, Stopped
-from settee.models.transfer.attempt import Attempt, Given, How
+from settee.models.transfer.attempt import Attempt
+from settee.models.transfer.given import Given, How
 from settee.models.transfer.ledger import Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import open_part

@@ -13,7 +13,7 @@ import pytest
 from settee.errors import DownloadFailed, InvalidRequest
 from settee.models.transfer import wire
 from tests.support.file_server import Ask, FileServer, Reply, Rule
-from tests.support.transferring import fetch, left, noise, sha256
+from tests.support.transferring import SMALL, fetch, left, noise, sha256
 
 DATA = noise(1_000_000)
 SECRET = {"headers": {"Authorization": "Bearer hf_secret"}}
@@ -72,7 +72,8 @@ class TestRedirects:
         other.rule = expires
         fetch(server.url, tmp_path / "m")
         assert (tmp_path / "m").read_bytes() == DATA
-        assert len(server.asked) == 3
+        # HEAD, GET, and again: by every stream that was about to ask just then.
+        assert 3 <= len(server.asked) <= 2 + SMALL.streams
 
     @pytest.mark.parametrize(
         ("place", "why"), [("file:///etc/passwd", "no http"), ("", "without saying"), ("/file.bin", "without end")]

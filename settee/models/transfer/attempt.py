@@ -12,13 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from settee.errors import IntegrityError, SetteeError
+from settee.errors import SetteeError
 from settee.models.address import Address
 from settee.models.transfer import journal
 from settee.models.transfer.follower import Digests, follow
 from settee.models.transfer.gate import Lane, Ticket
+from settee.models.transfer.given import Given, How, wrong_hash, wrong_size
 from settee.models.transfer.journal import Head, Journal
 from settee.models.transfer.ledger import Ledger, Span
 from settee.models.transfer.limits import Limits
@@ -32,33 +32,6 @@ from settee.models.transfer.wire import Answer, Wire
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the caller says of the file; it goes before what its address says."""
-
-    size: int | None = None
-    sha256: str | None = None
-
-    def with_address(self, address: Address) -> Facts:
-        """What must hold. Raises IntegrityError when caller and address contradict each other."""
-        given, said = (text.lower() if text else None for text in (self.sha256, address.sha256))
-        if given and said and given != said:
-            raise wrong_hash(address.where, given, said)
-        if self.size is not None and address.size is not None and self.size != address.size:
-            raise wrong_size(address.where, self.size, address.size)
-        return Facts(address.size if self.size is None else self.size, address.validator, given or said)
-
-
-@dataclass(frozen=True)
-class How:
-    """What was learned from a go before this one."""
-
-    #: Ranges are of no use here.
-    plain: bool = False
-    #: The file changed: the source is asked for its newest address first.
-    renew: bool = False
 
 
 class Attempt:
@@ -305,18 +278,4 @@ class Attempt:
             self._journal.close()
 
 
-def wrong_size(where: str, expected: int, found: int) -> IntegrityError:
-    return IntegrityError(
-        f"{where} has {found:,} bytes instead of {expected:,}: correct the entry, or replace the file at its source",
-        details={"expected_size": expected, "size": found},
-    )
-
-
-def wrong_hash(where: str, expected: str, found: str) -> IntegrityError:
-    return IntegrityError(
-        f"{where} has the sha256 {found} instead of {expected}: correct the entry, or replace the file at its source",
-        details={"expected_sha256": expected, "sha256": found},
-    )
-
-
-__all__ = ["Attempt", "Given", "How", "Progress", "wrong_hash", "wrong_size"]
+__all__ = ["Attempt", "Progress"]

@@ -11,9 +11,10 @@ from pathlib import Path
 from settee.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.models.address import Address
 from settee.models.checks import model_problem
-from settee.models.transfer.attempt import Attempt, Given, How, Progress, wrong_hash, wrong_size
+from settee.models.transfer.attempt import Attempt, Progress
 from settee.models.transfer.follower import Digests, digests_of
 from settee.models.transfer.gate import Lane
+from settee.models.transfer.given import Given, How, wrong_hash, wrong_size
 from settee.models.transfer.library import LIBRARY_STATUS, by_library
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part, open_part
