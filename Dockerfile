@@ -10,11 +10,13 @@ ARG CUDA_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04
 ARG PYTHON_VERSION=3.12
 # docker/comfyui-TAG.lock must be there: `make lock-comfyui`.
 ARG COMFYUI_TAG=v0.3.64
-# Three that belong together, and the index that has them for CUDA_IMAGE's version. They bring CUDA's libraries along.
+# Three that belong together. PyPI has each PyTorch for one CUDA, whose libraries it brings along: TORCH_CUDA says which
+# is meant. For another pair, give an index that has it as TORCH_INDEX.
+ARG TORCH_CUDA=12.8
 ARG TORCH_VERSION=2.8.0
 ARG TORCHVISION_VERSION=0.23.0
 ARG TORCHAUDIO_VERSION=2.8.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu128
+ARG TORCH_INDEX=""
 
 
 # --- what runs need: Python, the libraries that nodes link to, SSH -----------------------------------------------
@@ -57,6 +59,7 @@ RUN .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash settee 
 FROM base AS comfyui
 ARG PYTHON_VERSION
 ARG COMFYUI_TAG
+ARG TORCH_CUDA
 ARG TORCH_VERSION
 ARG TORCHVISION_VERSION
 ARG TORCHAUDIO_VERSION
@@ -64,14 +67,15 @@ ARG TORCH_INDEX
 WORKDIR /comfyui
 RUN --mount=type=cache,target=/root/.cache/pip \
     "python${PYTHON_VERSION}" -m venv .venv \
-    && .venv/bin/pip install --index-url "${TORCH_INDEX}" \
+    && .venv/bin/pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} \
         "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" "torchaudio==${TORCHAUDIO_VERSION}"
 COPY docker/comfyui-${COMFYUI_TAG}.lock /tmp/comfyui.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
     .venv/bin/pip install --no-deps --require-hashes -r /tmp/comfyui.lock
 ADD https://github.com/comfyanonymous/ComfyUI.git#${COMFYUI_TAG} /comfyui
-# Asks no index: fails when the lock does not have all that this ComfyUI wants.
+# Asks no index: fails when the lock does not have all that this ComfyUI wants. Nor may PyTorch be for another CUDA.
 RUN .venv/bin/pip install --no-index -r requirements.txt \
+    && .venv/bin/python -c "import torch; assert torch.version.cuda == '${TORCH_CUDA}', torch.version.cuda" \
     && .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash -x '/\.venv/' .
 
 

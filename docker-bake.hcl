@@ -44,20 +44,20 @@ target "cuda12-8" {
     TORCH_VERSION       = "2.8.0"
     TORCHVISION_VERSION = "0.23.0"
     TORCHAUDIO_VERSION  = "2.8.0"
-    TORCH_INDEX         = "https://download.pytorch.org/whl/cu128"
+    TORCH_CUDA          = "12.8"
   }
 }
 
-# Drivers from 560 on.
+# Drivers from 560 on. PyTorch 2.7 is what PyPI has for it.
 target "cuda12-6" {
   inherits = ["_common"]
   args = {
     CUDA_IMAGE          = "nvidia/cuda:12.6.3-base-ubuntu24.04"
     PYTHON_VERSION      = "3.12"
-    TORCH_VERSION       = "2.8.0"
-    TORCHVISION_VERSION = "0.23.0"
-    TORCHAUDIO_VERSION  = "2.8.0"
-    TORCH_INDEX         = "https://download.pytorch.org/whl/cu126"
+    TORCH_VERSION       = "2.7.1"
+    TORCHVISION_VERSION = "0.22.1"
+    TORCHAUDIO_VERSION  = "2.7.1"
+    TORCH_CUDA          = "12.6"
   }
 }
 
@@ -70,7 +70,7 @@ target "cuda12-4" {
     TORCH_VERSION       = "2.6.0"
     TORCHVISION_VERSION = "0.21.0"
     TORCHAUDIO_VERSION  = "2.6.0"
-    TORCH_INDEX         = "https://download.pytorch.org/whl/cu124"
+    TORCH_CUDA          = "12.4"
   }
 }
 

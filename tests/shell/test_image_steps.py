@@ -24,12 +24,12 @@ pytestmark = pytest.mark.timeout(600)
 #: By a word that only that step has.
 NOT_RUN = {
     "apt-get install -y --no-install-recommends ca-certificates": "packages of the CUDA image's distribution, as root",
-    "--index-url": "PyTorch's own index, and gigabytes",
     "--no-index": "needs ComfyUI's source, from GitHub",
 }
 RUN = {
     "requirements-worker.lock": "the worker's packages",
     "settee rp_handler.py utils.py": "its bytecode",
+    "torchvision==": "PyTorch's packages, resolved and not downloaded: they are gigabytes",
     "/tmp/comfyui.lock": "ComfyUI's packages",
     "install-custom-nodes": "custom nodes (see test_custom_nodes.py)",
     "ln -s": "the bundled node",
@@ -179,6 +179,14 @@ def test_baked_models_need_no_network_at_a_cold_start(image: Image, tmp_path: Pa
         assert hub.asked() == [], "what is in the image is right, and known to be"
     assert (tmp_path / "container/models/checkpoints/weights.bin").stat().st_size == 3_000_000
     assert "hf_secret" not in "".join(str(path.read_bytes()) for path in (tmp_path / "container").rglob("*.json"))
+
+
+def test_pytorchs_packages_belong_together(tmp_path: Path) -> None:
+    """The step as it is, told by pip's own variable to install nothing."""
+    image = Image(tmp_path)
+    versions = {name: argument(name) for name in ("TORCH_VERSION", "TORCHVISION_VERSION", "TORCHAUDIO_VERSION")}
+    image.run("torchvision==", TORCH_INDEX="", PIP_DRY_RUN="1", **versions)
+    assert not list((image.comfyui / ".venv").rglob("torch"))
 
 
 def test_comfyuis_packages_can_be_installed(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def test_a_variants_cuda_pytorch_and_python_belong_together(name: str) -> None:
     image = re.fullmatch(r"nvidia/cuda:(\d+)\.(\d+)\.\d+-base-ubuntu(\d+\.\d+)", arguments["CUDA_IMAGE"])
     assert image is not None
     assert image.groups()[:2] == (major, minor)
-    assert arguments["TORCH_INDEX"].endswith(f"/cu{major}{minor}")
+    assert arguments["TORCH_CUDA"] == f"{major}.{minor}"
+    # What PyPI has for it, seen in the libraries that each asks for.
+    assert arguments["TORCH_VERSION"] == {"12.8": "2.8.0", "12.6": "2.7.1", "12.4": "2.6.0"}[arguments["TORCH_CUDA"]]
     assert arguments["PYTHON_VERSION"] == {"22.04": "3.10", "24.04": "3.12"}[image[3]]
     torch, vision = arguments["TORCH_VERSION"], arguments["TORCHVISION_VERSION"]
     assert arguments["TORCHAUDIO_VERSION"] == torch
