@@ -19,7 +19,6 @@ import os
 import stat
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +35,8 @@ from settee.models.locks import WAIT_S, Lock
 from settee.models.places import relative
 from settee.models.records import Placed, Records, identity
 from settee.models.refusals import taken
-from settee.models.removing import remove_file, remove_part
 from settee.models.turns import Stopped
+from settee.models.users import Users
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +58,7 @@ class Shelf:
         #: The same, absolute, as text: what lies below is looked at often.
         self.root = os.path.abspath(models_dir)
         self._records = Records(self.root)
-        #: How many running jobs of this process use a file.
-        self._users: Counter[str] = Counter()
-        self._mutex = threading.RLock()
+        self._users = Users(self.root, self._records)
 
     # --- looking -------------------------------------------------------------------------------------------
 
@@ -337,64 +334,24 @@ class Shelf:
         """
         entries = tuple(entries)
         names = [relative(entry) for entry in entries]
-        with contextlib.ExitStack() as stack:
-            with self._mutex:
-                self._users.update(names)
-            stack.callback(self._unuse, names)
-            gone = []
-            for entry, rel in zip(entries, names, strict=True):
-                with contextlib.ExitStack() as one:
-                    lock = one.enter_context(self._records.lock(rel, exclusive=False))
-                    if lock is Lock.BUSY or self.state(entry) is not State.RIGHT:
-                        gone.append(entry)
-                        continue
-                    self._records.touch(rel)
-                    stack.push(one.pop_all())
-            yield tuple(gone)
-
-    def _unuse(self, names: list[str]) -> None:
-        with self._mutex:
-            self._users.subtract(names)
-            self._users += Counter()  # drops the zeroes
+        with self._users.use(names, lambda number: self.state(entries[number]) is State.RIGHT) as gone:
+            yield tuple(entries[number] for number in gone)
 
     def in_use(self, rel: str) -> bool:
         """Whether a running job uses the file, in this process or another."""
-        with self._mutex:
-            if self._users[rel] > 0:
-                return True
-            with self._records.lock(rel, exclusive=True) as lock:
-                return lock is Lock.BUSY
+        return self._users.in_use(rel)
 
-    def remove(self, placed: Placed, *, wipe: bool = False) -> int | None:
+    def remove(self, placed: Placed) -> int | None:
         """Remove a recorded file and its record: the bytes that this freed, or None when a running job uses it.
 
-        Of a link only the link. A file that is not the recorded one any more stays. ``wipe`` overwrites the bytes
-        first. Raises OSError.
+        Of a link only the link. A file that is not the recorded one any more stays. Raises OSError.
         """
-        path = f"{self.root}/{placed.path}"
-        with self._mutex:
-            if self._users[placed.path] > 0:
-                return None
-            with self._records.lock(placed.path, exclusive=True) as lock:
-                if lock is Lock.BUSY:
-                    return None
-                freed = 0
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    freed = remove_file(path, placed, wipe)
-                self._records.delete(placed.path)
-                return freed
+        return self._users.remove(placed)
 
     def wipe(self, entry: ModelEntry) -> bool:
-        """Overwrite and remove what a sealed job brought, and what it left half downloaded. MODELS' files stay.
+        """Overwrite and remove what a sealed job brought, after its :meth:`use` has ended. MODELS' files stay.
 
-        After the job's :meth:`use` has ended. False when something is left: in use by another job, or not to be
+        What it left half downloaded goes as well. False when something is left: in use by another job, or not to be
         removed (which is logged).
         """
-        rel = relative(entry)
-        try:
-            placed = self._records.read(rel)
-            removed = placed is None or not placed.from_job or self.remove(placed, wipe=True) is not None
-            return remove_part(f"{self.root}/{rel}", wipe=True) and removed
-        except OSError as error:
-            log.error("a job's model could not be wiped: %s", error.strerror)
-            return False
+        return self._users.wipe(relative(entry))

@@ -10,22 +10,44 @@ import stat
 from collections.abc import Iterator
 
 from settee.models.places import JOURNAL, PART
-from settee.models.records import Placed
+from settee.models.records import Placed, temporary_name
 from settee.wipe import wipe_file
 
 
-def remove_file(path: str, placed: Placed, wipe: bool) -> int:
+def remove_file(path: str, placed: Placed) -> int:
     """Remove what the record is of, and nothing else: the bytes that this freed. Raises OSError."""
     info = os.lstat(path)
-    if placed.link is not None:
-        if stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link:
-            os.unlink(path)
+    if _is_recorded_link(path, info, placed):
+        os.unlink(path)
+    if not _is_recorded_file(info, placed):
         return 0
+    os.unlink(path)
+    return _freed(info)
+
+
+def put_away(path: str, placed: Placed) -> tuple[int, str | None]:
+    """The same, but a file's bytes are still there, under the hidden name that comes second: :func:`overwrite` it."""
+    info = os.lstat(path)
+    if _is_recorded_link(path, info, placed):
+        os.unlink(path)
+    if not _is_recorded_file(info, placed):
+        return 0, None
+    hidden = f"{os.path.dirname(path)}/{temporary_name()}"
+    os.rename(path, hidden)
+    return _freed(info), hidden
+
+
+def _is_recorded_link(path: str, info: os.stat_result, placed: Placed) -> bool:
+    return placed.link is not None and stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link
+
+
+def _is_recorded_file(info: os.stat_result, placed: Placed) -> bool:
     # Where a job's download had begun, what is there is either its end or what it was to replace: a job's, both.
     is_ours = (placed.pending and placed.from_job) or placed.matches(info.st_size, info.st_mtime_ns, None)
-    if not stat.S_ISREG(info.st_mode) or not is_ours:
-        return 0
-    _unlink(path, wipe)
+    return placed.link is None and stat.S_ISREG(info.st_mode) and is_ours
+
+
+def _freed(info: os.stat_result) -> int:
     return info.st_size if info.st_nlink == 1 else 0
 
 
@@ -36,7 +58,7 @@ def remove_part(target: str, *, wipe: bool = False) -> bool:
             return False
         for path in (target + JOURNAL, target + PART):
             with contextlib.suppress(FileNotFoundError):
-                _unlink(path, wipe)
+                (overwrite if wipe else os.unlink)(path)
     return True
 
 
@@ -68,10 +90,8 @@ def _part_lock(target: str) -> Iterator[bool]:
         os.close(fd)
 
 
-def _unlink(path: str, wipe: bool) -> None:
-    if not wipe:
-        os.unlink(path)
-        return
+def overwrite(path: str) -> None:
+    """Overwrite a file in place and remove it. Raises OSError."""
     folder, name = os.path.split(path)
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

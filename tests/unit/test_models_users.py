@@ -1,0 +1,278 @@
+"""Who uses a file now, and how one that nobody uses is removed, or wiped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from settee.errors import IntegrityError
+from settee.models import users
+from settee.models.entry import HubFile, ModelEntry
+from settee.models.locks import Lock
+from settee.models.placed import Shelf, State
+from settee.models.records import Records
+from settee.models.removing import overwrite
+from tests.support.models import entry, other_process, safetensors
+from tests.unit.test_models_placed import DATA, download, put, record_file
+
+OTHER = HubFile("org/other", "m.safetensors")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "models")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "volume" / "m.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    return path
+
+
+_USE = """
+import sys
+from pathlib import Path
+from settee.models.locks import Lock
+from settee.models.placed import Shelf
+from tests.support.models import entry
+with Shelf(Path(sys.argv[1])).use([entry(from_job=True)]) as gone:
+    print(len(gone), flush=True)
+    sys.stdin.readline()
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_file_in_use_by_another_process_stays(shelf: Shelf, source: Path) -> None:
+    download(shelf, entry(from_job=True))
+    placed = next(shelf.records())
+    with other_process(_USE, shelf.models_dir) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert shelf.in_use(placed.path)
+        assert shelf.remove(placed) is None
+        with pytest.raises(IntegrityError, match="in use by a running job") as failure:
+            shelf.link(entry(source=OTHER), source)
+        assert failure.value.retryable
+        # Two jobs may use one file.
+        with shelf.use([entry()]) as gone:
+            assert gone == ()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        assert not shelf.in_use(placed.path)
+        assert shelf.remove(placed) == len(DATA)
+    assert shelf.state(entry()) is State.ABSENT
+
+
+def test_a_killed_process_uses_nothing(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    with other_process(_USE, shelf.models_dir) as process:
+        assert shelf.in_use("loras/m.safetensors")
+        process.kill()
+        process.wait()
+        assert not shelf.in_use("loras/m.safetensors")
+
+
+def test_a_forked_child_does_not_keep_a_file_in_use(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    ready, end = os.pipe(), os.pipe()
+    with shelf.use([entry()]):
+        child = os.fork()
+        if child == 0:
+            os.write(ready[1], b"1")
+            os.read(end[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+    try:
+        assert not shelf.in_use("loras/m.safetensors")
+    finally:
+        os.write(end[1], b"1")
+        os.waitpid(child, 0)
+        for fd in (*ready, *end):
+            os.close(fd)
+
+
+def test_use_counts_within_the_process_and_touches(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    os.utime(record_file(shelf), (1, 1))
+    placed = next(shelf.records())
+    assert placed.last_used == 1
+    with shelf.use([entry(), entry()]), shelf.use([entry()]):
+        assert Shelf(shelf.models_dir).remove(placed) is None
+        assert shelf.remove(placed) is None
+    assert next(shelf.records()).last_used == pytest.approx(time.time(), abs=60)
+    assert shelf.remove(placed) == len(DATA)
+
+
+def test_use_says_what_is_gone(shelf: Shelf) -> None:
+    download(shelf, entry())
+    with shelf.use([entry(), entry("loras/n.safetensors")]) as gone:
+        assert [item.name for item in gone] == ["n.safetensors"]
+
+
+def test_without_locks_this_process_still_counts(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    download(shelf, entry(from_job=True))
+    placed = next(shelf.records())
+    with shelf.use([entry()]) as gone:
+        assert gone == ()
+        assert shelf.remove(placed) is None
+    assert shelf.remove(placed) == len(DATA)
+
+
+def test_a_record_is_not_replaced_under_a_job(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    other = Shelf(shelf.models_dir)
+    with shelf.use([entry()]):
+        other.keep(entry())
+        assert not next(other.records()).from_job
+        assert other.in_use("loras/m.safetensors")
+    assert next(Shelf(shelf.models_dir).records()).from_job
+
+
+def test_another_processs_later_record_counts_for_more_than_a_remembered_one(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    other = Shelf(shelf.models_dir)
+    with shelf.use([entry()]):
+        other.keep(entry())
+    download(shelf, entry(source=OTHER), safetensors(fill=1))
+    assert other.state(entry(source=OTHER)) is State.RIGHT
+
+
+def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: Shelf) -> None:
+    download(shelf, entry(from_job=True))
+    records, file = Records(str(shelf.models_dir)), record_file(shelf)
+    fd = os.open(file, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    got: list[Lock] = []
+
+    def wait() -> None:
+        with records.lock("loras/m.safetensors", exclusive=False) as lock:
+            got.append(lock)
+            with records.lock("loras/m.safetensors", exclusive=True) as again:
+                got.append(again)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    file.with_suffix(".new").write_bytes(file.read_bytes())
+    file.with_suffix(".new").replace(file)
+    os.close(fd)
+    waiting.join()
+    assert got == [Lock.HELD, Lock.BUSY]
+
+
+def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: Shelf) -> None:
+    """One thread uses it, one removes it, one puts it back: whoever is told it is there finds it there."""
+    asked = entry(from_job=True)
+    download(shelf, asked)
+    other, stop, wrong = Shelf(shelf.models_dir), threading.Event(), []
+
+    def remove() -> None:
+        while not stop.is_set():
+            for placed in other.records():
+                other.remove(placed)
+
+    removing = threading.Thread(target=remove, daemon=True)
+    removing.start()
+    used = 0
+    deadline = time.monotonic() + 30
+    while used < 50 and time.monotonic() < deadline:
+        if shelf.state(asked) is not State.RIGHT:
+            with shelf.claim(asked):
+                put(shelf, asked)
+                if not _record(shelf, asked):
+                    continue
+        with shelf.use([asked]) as gone:
+            if not gone:
+                used += 1
+                if not shelf.path_of(asked).exists():
+                    wrong.append(used)
+    stop.set()
+    removing.join()
+    assert used == 50
+    assert not wrong
+
+
+def _record(shelf: Shelf, asked: ModelEntry) -> bool:
+    try:
+        shelf.record(asked, size=len(DATA), sha256=None, xxh3=None)
+    except IntegrityError:
+        return False
+    return True
+
+
+# --- removing ----------------------------------------------------------------------------------------------
+
+
+def test_removing_a_link_leaves_what_it_leads_to(shelf: Shelf, source: Path) -> None:
+    shelf.link(entry(from_job=True), source)
+    assert shelf.remove(next(shelf.records())) == 0
+    assert source.read_bytes() == DATA
+    assert not os.path.lexists(shelf.path_of(entry()))
+    assert list(shelf.records()) == []
+
+
+@pytest.mark.parametrize("data", [safetensors(fill=1), DATA[:-1]])
+def test_what_somebody_put_there_since_is_not_removed(shelf: Shelf, data: bytes) -> None:
+    path = download(shelf, entry(from_job=True))
+    placed = next(shelf.records())
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 10**9))
+    assert shelf.remove(placed) == 0
+    assert path.read_bytes() == data
+    assert list(shelf.records()) == []
+
+
+def test_wiping_what_a_sealed_job_brought(shelf: Shelf, tmp_path: Path) -> None:
+    asked = entry(from_job=True)
+    path = download(shelf, asked)
+    part = path.with_name("m.safetensors.part")
+    part.write_bytes(DATA)
+    os.link(path, tmp_path / "witness")
+    os.link(part, tmp_path / "witness.part")
+    with shelf.use([asked]):
+        assert not shelf.wipe(asked)
+    assert shelf.wipe(asked)
+    assert os.listdir(path.parent) == []
+    # Overwritten where it lay: another name of the same file has no byte of it.
+    assert not (tmp_path / "witness").read_bytes().strip(b"\0")
+    assert not (tmp_path / "witness.part").read_bytes().strip(b"\0")
+    assert shelf.wipe(asked)
+
+
+def test_wiping_leaves_models_files(shelf: Shelf) -> None:
+    path = download(shelf, entry())
+    assert shelf.wipe(entry(from_job=True))
+    assert path.read_bytes() == DATA
+    assert shelf.state(entry()) is State.RIGHT
+
+
+def test_nobody_waits_while_bytes_are_overwritten(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds for a model: another worker places, uses and removes its own meanwhile."""
+    asked, theirs = entry(from_job=True), entry("loras/n.safetensors", from_job=True)
+    download(shelf, asked)
+    other, freed = Shelf(shelf.models_dir), []
+
+    def slowly(path: str) -> None:
+        assert shelf.state(asked) is State.ABSENT
+        download(other, theirs)
+        with other.use([theirs]) as gone:
+            assert gone == ()
+        freed.append(other.remove(next(other.records())))
+        overwrite(path)
+
+    monkeypatch.setattr(users, "overwrite", slowly)
+    assert shelf.wipe(asked)
+    assert freed == [len(DATA)]
+    assert os.listdir(shelf.path_of(asked).parent) == []
