@@ -194,3 +194,25 @@ def test_the_file_that_a_job_waits_for(server: FileServer, tmp_path: Path) -> No
     assert order[0] == "urgent"
     assert sorted(order) == ["calm0", "calm1", "urgent"]
     assert all((tmp_path / name).read_bytes() == DATA for name in order)
+
+
+def test_a_body_that_is_overtaken_is_closed_and_asked_for_again_from_where_it_was(
+    server: FileServer, tmp_path: Path
+) -> None:
+    """Left open, it would go on taking its share of a slow line until the buffers in between are full."""
+    gate = Gate(4)
+    limits = replace(SMALL, range_bytes=len(DATA), stall_s=20)
+    server.rule = lambda ask, reply: setattr(reply, "rate", 800_000.0 if "calm" in ask.path else 5_000_000.0)
+    thread = threading.Thread(
+        target=fetch, args=(f"{server.url}?calm", tmp_path / "calm"), kwargs={"lane": gate.lane(), "limits": limits}
+    )
+    thread.start()
+    eventually(lambda: [ask for ask in server.gets if ask.sent > 100_000])
+    fetch(f"{server.url}?urgent", tmp_path / "urgent", lane=gate.lane(urgent=True), limits=limits)
+    thread.join(20)
+    first, second = (ask for ask in server.gets if "calm" in ask.path and ask.span != (0, 0))
+    assert first.span is not None
+    assert second.span is not None
+    assert first.sent < len(DATA)
+    assert first.span[0] < second.span[0] <= first.sent
+    assert (tmp_path / "calm").read_bytes() == (tmp_path / "urgent").read_bytes() == DATA

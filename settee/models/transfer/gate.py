@@ -116,10 +116,15 @@ class Ticket:
         """Hand the turn back, whether or not there was one."""
         self.lane.gate._leave(self)
 
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether somebody who goes first wants the line."""
+        return self.lane.gate.rush and not self.lane.urgent
+
     def breathe(self, *, between_ranges: bool = False) -> memoryview:
         """Let whoever goes first go first; returns the buffer, which may be another one now."""
         gate = self.lane.gate
-        yields = (gate.rush and not self.lane.urgent) or (between_ranges and gate.others_wait(self.lane))
+        yields = self.is_overtaken or (between_ranges and gate.others_wait(self.lane))
         if not yields and self.buffer is not None:
             return self.buffer
         self.give()

@@ -38,6 +38,11 @@ class Shared(Protocol):
         """Wait, for as long as the download goes on. Raises Stopped."""
 
 
+class _Overtaken(Exception):
+    """Somebody who goes first wants the line. A body that is left open would take its share of it all the same, until
+    the buffers on both sides are full: so this one is closed, and asked for again from where it was."""
+
+
 class Stream:
     def __init__(self, shared: Shared, ticket: Ticket, patience: Patience) -> None:
         self._shared = shared
@@ -58,6 +63,8 @@ class Stream:
             before = span.done
             try:
                 self._fetch(span)
+            except _Overtaken:
+                self._ticket.give()
             except Broken as trouble:
                 self._ticket.give()
                 if self._shared.plain:
@@ -104,6 +111,8 @@ class Stream:
                 filled += count
                 if watch.due(count) or filled == len(buffer):
                     filled = self._flush(buffer, filled, span)
+                    if self._ticket.is_overtaken and not self._shared.plain:
+                        raise _Overtaken
                     with watch.excused():
                         buffer = self._ticket.breathe()
         finally:
