@@ -106,6 +106,11 @@ class Bars:
         """The file's bar gives way to ``key: outcome``. A file that needed no transfer may be finished at once."""
         self.line(f"{key}: {outcome}", ends=key)
 
+    def forget(self, key: str) -> None:
+        """The file's bar goes, without a word."""
+        with self._lock:
+            self._transfers.pop(key, None)
+
     def line(self, text: str, *, ends: str | None = None) -> None:
         """A line of text above the bars; on a terminal nobody else may write to it meanwhile."""
         with self._lock:

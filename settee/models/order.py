@@ -51,7 +51,7 @@ class Order:
             if time.monotonic() >= deadline:
                 raise JobTimeout
             notify(_progress_of(pending))
-            self._store.wait_change(_POLL_S)
+            self._store.wait_end(pending, _POLL_S)
         gone = self._used.enter_context(self._store.tools.shelf.use([placing.entry for placing in self._placings]))
         if gone:
             raise StagingError(f"the model {gone[0].path} was removed while the job waited for another", retryable=True)

@@ -351,7 +351,7 @@ class Shelf:
     def wipe(self, entry: ModelEntry) -> bool:
         """Overwrite and remove what a sealed job brought, after its :meth:`use` has ended. MODELS' files stay.
 
-        What it left half downloaded goes as well. False when something is left: in use by another job, or not to be
-        removed (which is logged).
+        What it left half downloaded goes as well. False, which is logged, when something is left: in use by another
+        job, or not to be removed.
         """
         return self._users.wipe(relative(entry))

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _ASKING = 8
 IN_PLACE = "in place"
 
-#: Told (entry, bytes in place, bytes in all or None, where from).
-Tell = Callable[[ModelEntry, int, "int | None", str], None]
+#: Told (entry, bytes in place, bytes in all or None, where from), by many threads.
+Progressed = Callable[[ModelEntry, int, "int | None", str], None]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Tools:
 class Placing:
     """A model that is being placed: :meth:`at_once`, else :meth:`here`, else :meth:`fetched`."""
 
-    def __init__(self, entry: ModelEntry, tools: Tools, tell: Tell, bucket: Bucket | None = None) -> None:
+    def __init__(self, entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: Bucket | None = None) -> None:
         self.entry = entry
         self.stop = threading.Event()
         #: Bytes in place, and in all when that is known.
@@ -59,7 +59,7 @@ class Placing:
         #: Jobs that wait for it.
         self.waiting = 0
         self._tools = tools
-        self._tell = tell
+        self._on_progress = on_progress
         self._bucket = bucket
         self._is_taken = threading.Lock()
         self._lane: Lane = tools.gate.lane()
@@ -165,7 +165,7 @@ class Placing:
     def _download(self, address: Address, label: str) -> Fetched:
         def on_progress(done: int, total: int | None) -> None:
             self.done = (done, total)
-            self._tell(self.entry, done, total, label)
+            self._on_progress(self.entry, done, total, label)
 
         return download(
             address,

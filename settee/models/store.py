@@ -18,10 +18,11 @@ from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError
 from settee.models import spec
 from settee.models.budget import Budget
 from settee.models.entry import ModelEntry, S3Object
+from settee.models.log_lines import LogLines
 from settee.models.needs import Named, named_models, supplying
 from settee.models.order import Order
 from settee.models.placed import Shelf
-from settee.models.placing import IN_PLACE, Placing, Tools
+from settee.models.placing import Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
 from settee.models.transfer import Gate
 from settee.models.turns import Stopped
@@ -38,25 +39,25 @@ _END_S = 5.0
 
 #: Told how one entry ended: words, or the error.
 Ended = Callable[[ModelEntry, "str | SetteeError"], None]
-#: Told (entry, bytes in place, bytes in all or None, where from).
-Progressed = Callable[[ModelEntry, int, "int | None", str], None]
 
 
 class ModelStore:
-    """The models of one worker. Nothing happens before :meth:`start`."""
+    """The models of one worker. Nothing happens before :meth:`start`. Who is told of nothing else: the log."""
 
     def __init__(
         self, settings: Settings, *, on_progress: Progressed | None = None, on_end: Ended | None = None
     ) -> None:
         self.settings = settings
-        self._on_progress = on_progress or (lambda *_: None)
-        self._on_end = on_end or _log_end
+        lines = LogLines()
+        self._on_progress = on_progress or lines.progress
+        self._on_end = on_end or lines.end
         self.entries: tuple[ModelEntry, ...] = ()
         shelf = Shelf(settings.models_folder)
         self.tools = Tools(settings, shelf, Budget(shelf, settings), Gate(settings.models_connections))
         self._read_ahead = ReadAhead() if settings.models_read_ahead else None
         self._read_before: set[Path] = set()
         self._changed = threading.Condition()
+        #: Those under way. An ended one is let go of: it holds its job's S3 keys.
         self._placings: dict[str, Placing] = {}
         #: What each name held when a job last used it: ComfyUI keeps what it loaded under a name.
         self._seen: dict[str, tuple[object, ...] | None] = {}
@@ -98,9 +99,8 @@ class ModelStore:
 
     def place(self, entries: Sequence[ModelEntry]) -> dict[str, str | SetteeError]:
         """Place these now and wait for all: path → how it ended. For the command line."""
-        self._place_all(entries)
+        mine = self._place_all(entries)
         with self._changed:
-            mine = [self._placings[str(entry.path)] for entry in entries]
             while not all(placing.outcome is not None for placing in mine):
                 self._changed.wait(1.0)  # in pieces: a wait without limit would not let Ctrl-C through
             return {str(placing.entry.path): placing.outcome for placing in mine if placing.outcome is not None}
@@ -153,15 +153,18 @@ class ModelStore:
 
     # --- placing ------------------------------------------------------------------------------------------------
 
-    def _place_all(self, entries: Sequence[ModelEntry]) -> None:
+    def _place_all(self, entries: Sequence[ModelEntry]) -> list[Placing]:
         """What is on this host is linked by a few threads; what has to be fetched gets one each."""
+        begun: list[Placing] = []
         with ThreadPoolExecutor(_LINKING, thread_name_prefix="models") as pool:
             for entry in entries:
                 if self._closing:
-                    return
+                    break
                 placing = self._begin(entry, None)
+                begun.append(placing)
                 if placing.outcome is None:
                     pool.submit(self._work, placing, is_shared=True)
+        return begun
 
     def _begin(self, entry: ModelEntry, bucket: Bucket | None, *, urgent: bool = False) -> Placing:
         """The placing of this entry that is under way, or a new one: what is in place costs a look, here and now.
@@ -215,6 +218,9 @@ class ModelStore:
             self._read(self.tools.shelf.path_of(placing.entry))
         with self._changed:
             placing.outcome = outcome
+            key = str(placing.entry.path)
+            if self._placings.get(key) is placing:
+                del self._placings[key]
             self._changed.notify_all()
 
     def _read(self, path: Path) -> None:
@@ -239,9 +245,10 @@ class ModelStore:
 
     # --- for an order ------------------------------------------------------------------------------------------
 
-    def wait_change(self, timeout_s: float) -> None:
+    def wait_end(self, placings: Sequence[Placing], timeout_s: float) -> None:
+        """Until one of these has ended, or for so long."""
         with self._changed:
-            self._changed.wait(timeout_s)
+            self._changed.wait_for(lambda: any(placing.outcome is not None for placing in placings), timeout_s)
 
     def leave(self, placings: Iterable[Placing]) -> None:
         """A job waits for these no longer: what nobody else wants is given up."""
@@ -278,17 +285,6 @@ def _at(entry: ModelEntry, bucket: Bucket | None) -> ModelEntry:
     if bucket is None or not entry.from_job or not isinstance(entry.source, S3Object):
         return entry
     return replace(entry, source=replace(entry.source, endpoint=bucket.endpoint_url))
-
-
-def _log_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
-    if outcome == IN_PLACE or isinstance(outcome, JobCanceled):
-        return
-    if entry.from_job:  # what a job names may be private
-        log.info("a model of the job's: %s", outcome.code if isinstance(outcome, SetteeError) else outcome)
-    elif isinstance(outcome, SetteeError):
-        log.log(logging.ERROR if entry.required else logging.WARNING, "%s", outcome.message)
-    else:
-        log.info("model %s: %s", entry.path, outcome)
 
 
 __all__ = ["ModelStore"]

@@ -87,12 +87,15 @@ class Users:
     def wipe(self, rel: str) -> bool:
         """Overwrite and remove what a sealed job brought, and what it left half downloaded. MODELS' files stay.
 
-        False when something is left: in use by another job, or not to be removed (which is logged).
+        False, which is logged, when something is left: in use by another job, or not to be removed.
         """
         try:
             placed = self._records.read(rel)
             removed = placed is None or not placed.from_job or self.remove(placed, wipe=True) is not None
-            return remove_part(f"{self._root}/{rel}", wipe=True) and removed
+            is_gone = remove_part(f"{self._root}/{rel}", wipe=True) and removed
         except OSError as error:
             log.error("a job's model could not be wiped: %s", error.strerror)
             return False
+        if not is_gone:
+            log.error("a job's model could not be wiped: another job uses or fetches it")
+        return is_gone
