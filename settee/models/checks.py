@@ -60,16 +60,6 @@ def model_problem(path: Path, name: str | None = None) -> str | None:
     return None
 
 
-def safetensors_problem(path: Path) -> str | None:
-    """What is wrong with a safetensors file's header, or with the file's size against it."""
-    try:
-        with _open(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            return _not_a_model(file, file.read(_HEAD_BYTES), size, ".safetensors") or _safetensors(file, size)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-
-
 def _open(path: Path) -> BinaryIO:
     """Raises OSError, also for what is not a regular file (a named pipe would block for ever)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

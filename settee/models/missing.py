@@ -12,7 +12,8 @@ from typing import Any
 
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
-from settee.models.needs import SUFFIXES, Named, named_models, supplying
+from settee.models.needs import Named, named_models, supplying
+from settee.models.places import SUFFIXES
 from settee.registry import choices_of, near_matches
 from settee.workflow import ObjectInfo, Problem, Workflow
 

@@ -8,15 +8,13 @@ end of the entry's path. Inputs of well-known loaders say which folder they mean
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from settee.models.entry import ModelEntry
+from settee.models.places import SUFFIXES
 from settee.workflow import Workflow, is_link, unwrapped
-
-#: What ComfyUI (folder_paths.supported_pt_extensions) and the usual custom nodes (gguf, onnx) take for a model.
-SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
 
 #: Input name → folders below models, of ComfyUI's own loaders.
 _FOLDERS: dict[str, tuple[str, ...]] = {
@@ -110,13 +108,4 @@ def _fits(named: Named, entry: ModelEntry) -> bool:
     return bool(wanted) and inner[-len(wanted) :] == wanted
 
 
-def needed(workflow: Workflow, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
-    """The entries that a workflow names, each once, in the order of its nodes."""
-    found: dict[str, ModelEntry] = {}
-    for named in named_models(workflow):
-        for entry in supplying(named, entries):
-            found.setdefault(str(entry.path), entry)
-    return list(found.values())
-
-
-__all__ = ["SUFFIXES", "Named", "named_models", "needed", "supplying"]
+__all__ = ["Named", "named_models", "supplying"]

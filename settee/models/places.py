@@ -1,4 +1,4 @@
-"""Names in the models folder: which an entry may have, and which are nobody's model."""
+"""Names in the models folder: which are models, which an entry may have, and which are nobody's model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from settee.errors import UnsafePath
 from settee.models.entry import ModelEntry
 from settee.workspace import safe_relative, shown
 
+#: What ComfyUI takes for a model (folder_paths.supported_pt_extensions), and formats of common custom nodes.
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
 #: A download's file beside its target, and that file's journal.
 PART = ".part"
 JOURNAL = ".part.json"

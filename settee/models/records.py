@@ -121,7 +121,6 @@ class Records:
     """The records below one models folder. Everything here may be called from any thread."""
 
     def __init__(self, models_dir: str) -> None:
-        self._models_dir = models_dir
         self._root = f"{models_dir}/{FOLDER}"
         #: Those that could not be written (a read-only folder) or must not be replaced just now (in use).
         #: With each, what the disk said then: another process's later word counts for more.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-#: What ComfyUI lists as models (folder_paths.supported_pt_extensions), and formats of common custom nodes.
-SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
+from settee.models.places import SUFFIXES
 
 
 def walk(root: str) -> Iterator[str]:

@@ -122,11 +122,11 @@ class Flaky:
 
 def test_what_may_pass_is_asked_again() -> None:
     source = Flaky(DownloadFailed("later"), DownloadFailed("later"))
-    assert Origin("a", "web", source, waits_s=(0.001, 0.001)).ask().where == "there"
+    assert Origin("a", source, waits_s=(0.001, 0.001)).ask().where == "there"
     assert source.asked == 3
     source = Flaky(*(DownloadFailed("later") for _ in range(9)))
     with pytest.raises(DownloadFailed):
-        Origin("a", "web", source, waits_s=(0.001, 0.001)).ask()
+        Origin("a", source, waits_s=(0.001, 0.001)).ask()
     assert source.asked == 3
 
 
@@ -134,7 +134,7 @@ def test_what_may_pass_is_asked_again() -> None:
 def test_what_will_not_pass_is_asked_once(error: Exception) -> None:
     source = Flaky(error)
     with pytest.raises(type(error)):
-        Origin("a", "web", source).ask()
+        Origin("a", source).ask()
     assert source.asked == 1
 
 
@@ -142,5 +142,5 @@ def test_stop_ends_the_waiting() -> None:
     source, stop = Flaky(DownloadFailed("later")), threading.Event()
     stop.set()
     with pytest.raises(DownloadFailed):
-        Origin("a", "web", source, waits_s=(60.0,)).ask(stop)
+        Origin("a", source, waits_s=(60.0,)).ask(stop)
     assert source.asked == 1

@@ -263,6 +263,10 @@ def origins(entry: ModelEntry, settings: Settings, bucket: Bucket | None = None)
     return list(addresses(entry, settings, bucket))
 
 
+def labels(entry: ModelEntry, settings: Settings) -> list[str]:
+    return [origin.label for origin in origins(entry, settings)]
+
+
 def test_the_mirror_is_asked_before_the_hub_or_a_url(s3: S3Server, bucket: str) -> None:
     settings = own(s3, models_mirror=f"s3://{bucket}/mirror/")
     first, second = origins(entry_of(HUB_FILE), settings)
@@ -270,12 +274,9 @@ def test_the_mirror_is_asked_before_the_hub_or_a_url(s3: S3Server, bucket: str) 
     address = first.ask()
     assert address.where == f"s3://{bucket}/mirror/checkpoints/m.safetensors"
     assert read(address) == BODY
-    assert [origin.kind for origin in origins(entry_of(WebFile("https://host.example/m.bin")), settings)] == [
-        "mirror",
-        "web",
-    ]
-    assert [origin.kind for origin in origins(entry_of(S3Object("bucket", "key")), settings)] == ["s3"]
-    assert [origin.kind for origin in origins(entry_of(HUB_FILE), own(s3))] == ["hub"]
+    assert labels(entry_of(WebFile("https://host.example/m.bin")), settings) == ["the mirror", "host.example"]
+    assert labels(entry_of(S3Object("bucket", "key")), settings) == ["S3"]
+    assert labels(entry_of(HUB_FILE), own(s3)) == ["Hugging Face"]
 
 
 def test_a_mirror_without_a_prefix_and_one_that_has_nothing(s3: S3Server, bucket: str) -> None:
@@ -289,7 +290,7 @@ def test_a_mirror_without_a_prefix_and_one_that_has_nothing(s3: S3Server, bucket
 def test_a_jobs_entry_gets_from_the_mirror_only_what_it_knows_the_hash_of(s3: S3Server, bucket: str) -> None:
     """Its name is free to choose, and must not open an operator's object."""
     settings = own(s3, models_mirror=f"s3://{bucket}/mirror")
-    assert [origin.kind for origin in origins(entry_of(HUB_FILE, from_job=True), settings)] == ["hub"]
+    assert labels(entry_of(HUB_FILE, from_job=True), settings) == ["Hugging Face"]
     known = entry_of(HUB_FILE, from_job=True, sha256=SHA256)
     assert origins(known, settings)[0].ask().sha256 == SHA256
     guessed = entry_of(HUB_FILE, from_job=True, sha256="0" * 64)

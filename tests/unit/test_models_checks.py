@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settee.models.checks import MAX_HEADER_BYTES, model_problem, safetensors_problem
+from settee.models.checks import MAX_HEADER_BYTES, model_problem
 
 WEIGHT = {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}
 BIAS = {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}
@@ -58,7 +58,6 @@ def write(tmp_path: Path) -> Any:
 )
 def test_whole_safetensors(write: Any, data: bytes) -> None:
     path = write(data)
-    assert safetensors_problem(path) is None
     assert model_problem(path) is None
 
 
@@ -90,7 +89,6 @@ def test_whole_safetensors(write: Any, data: bytes) -> None:
 )
 def test_damaged_safetensors(write: Any, data: bytes, said: str) -> None:
     path = write(data)
-    assert said in str(safetensors_problem(path))
     assert said in str(model_problem(path))
 
 
@@ -99,7 +97,7 @@ def test_damaged_safetensors(write: Any, data: bytes, said: str) -> None:
 def test_every_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.safetensors"
     path.write_bytes(GOOD[:cut])
-    assert safetensors_problem(path)
+    assert model_problem(path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ def test_a_part_is_checked_under_its_own_name(write: Any) -> None:
 
 def test_what_cannot_be_read_does_not_raise_or_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
-    assert "cannot be read" in str(safetensors_problem(tmp_path / "absent.safetensors"))
+    assert "cannot be read" in str(model_problem(tmp_path / "absent.safetensors"))
     assert "cannot be read (not a regular file)" in str(model_problem(tmp_path / "pipe.safetensors"))
     assert "cannot be read" in str(model_problem(tmp_path))
 
@@ -161,4 +159,4 @@ def test_only_the_header_is_read(tmp_path: Path) -> None:
     path.write_bytes(safetensors({"a": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}, 0))
     begin = path.stat().st_size
     os.truncate(path, begin + (1 << 40))
-    assert safetensors_problem(path) is None
+    assert model_problem(path) is None

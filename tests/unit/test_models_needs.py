@@ -11,7 +11,7 @@ import pytest
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models import spec
 from settee.models.missing import as_missing, missing_models
-from settee.models.needs import named_models, needed
+from settee.models.needs import named_models, supplying
 from settee.registry import explain
 from settee.settings import load
 
@@ -24,7 +24,8 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 
 def supplied(workflow: dict[str, Any], models: str) -> list[str]:
-    return [str(entry.path) for entry in needed(workflow, spec.configured(load(models=models)))]
+    entries = spec.configured(load(models=models))
+    return [str(entry.path) for named in named_models(workflow) for entry in supplying(named, entries)]
 
 
 def test_the_published_workflows_name_the_models_that_a_reader_would_find() -> None:

@@ -43,8 +43,6 @@ class Origin:
 
     #: For progress and errors: "the mirror", "Hugging Face", "S3", a host's name.
     label: str
-    #: "mirror", "hub", "s3" or "web".
-    kind: str
     #: One question, without a second try.
     once: Callable[[], Address]
     #: Waits before further tries. The mirror gets none: the source itself is next.
@@ -65,8 +63,6 @@ class Origin:
                 if not error.retryable or stop.wait(wait_s * random.uniform(0.5, 1)):  # noqa: S311 - no secret
                     raise
         return self.once()
-
-    __call__ = ask
 
 
 def linked(entry: ModelEntry, settings: Settings) -> Path | None:
@@ -95,7 +91,7 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
 
         ask = partial(s3.address, entry, s3.mirrored(entry, settings.models_mirror), settings)
         held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
-        yield Origin("the mirror", "mirror", held, waits_s=())
+        yield Origin("the mirror", held, waits_s=())
     yield _own(entry, settings, bucket if entry.from_job else None)
 
 
@@ -103,15 +99,15 @@ def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin
     source = entry.source
     if isinstance(source, HubFile):
         ask = partial(hub.address, entry, source, settings)
-        return Origin("Hugging Face", "hub", partial(_held_to, entry, ask))
+        return Origin("Hugging Face", partial(_held_to, entry, ask))
     if isinstance(source, S3Object):
         # A warm start needs no S3, whose modules take 30 ms to import.
         from settee.models.sources import s3
 
         ask = partial(s3.address, entry, source, settings, bucket)
-        return Origin("S3", "s3", partial(_held_to, entry, ask))
+        return Origin("S3", partial(_held_to, entry, ask))
     host = urlsplit(source.where).hostname or source.where
-    return Origin(host, "web", partial(_held_to, entry, partial(web.address, entry, source, settings)))
+    return Origin(host, partial(_held_to, entry, partial(web.address, entry, source, settings)))
 
 
 def _known_to_caller(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
