@@ -24,7 +24,7 @@ from tests.support.worker import ROOT
 START_S = 4.0
 COUNT = 8
 #: Seconds that one model takes over the line.
-LINES = (2.0, 8.0)
+LINES = (2.0, 8.0, 20.0)
 MODEL_BYTES = 64_000_000
 
 

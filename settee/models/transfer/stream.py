@@ -109,10 +109,10 @@ class Stream:
                     break
                 received += count
                 filled += count
+                if self._ticket.is_overtaken and not self._shared.plain:
+                    raise _Overtaken
                 if watch.due(count) or filled == len(buffer):
                     filled = self._flush(buffer, filled, span)
-                    if self._ticket.is_overtaken and not self._shared.plain:
-                        raise _Overtaken
                     with watch.excused():
                         buffer = self._ticket.breathe()
         finally:
