@@ -23,17 +23,18 @@ def relative(entry: ModelEntry) -> str:
 
     A folder that is a link leads where the operator made it lead (nothing of ours makes one); no name leads out of it.
     """
-    return _checked(entry.target, entry.name)
+    return place(entry.target, entry.name)
 
 
 @lru_cache(maxsize=8192)
-def _checked(target: str, name: str) -> str:
+def place(target: str, name: str) -> str:
+    """The same for an entry that is being read: its Target and its LocalName."""
     rel = f"{target}/{name}"
     safe_relative(rel)
     if "/" in name:
         raise UnsafePath(f"the model's name {shown(name)} has a folder: put folders into its Target")
     if any(part.startswith(".") for part in rel.split("/")):
-        raise UnsafePath(f"the model's place {shown(rel)} has a hidden name")
+        raise UnsafePath(f"the model's place {shown(rel)} has a name that begins with a dot")
     if name.lower().endswith((PART, JOURNAL)):
         raise UnsafePath(f"the model's name {shown(name)} is one of an unfinished download")
     if len(name.encode()) > _MOST_NAME_BYTES:

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from settee.errors import ConfigError, UnsafePath
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
+from settee.models.places import place
 from settee.settings import Settings, secret_named
 from settee.workflow import Problem
 from settee.workspace import safe_relative, shown
@@ -304,18 +305,15 @@ def _own_name(source: Source) -> str:
 
 
 def _place(target: str, name: str) -> tuple[str, str]:
-    """Folder and name, checked to lie below the models folder and to be nothing that settee keeps there itself."""
+    """Folder and name, checked to be a model's place. Folders of a LocalName are the Target's."""
+    if not target:
+        raise _Bad("names no Target: the folder below models, such as checkpoints")
+    target, _, name = f"{target}/{name}".rpartition("/")
     try:
-        path = safe_relative(f"{target}/{name}")
+        place(target, name)
     except UnsafePath as error:
         raise _Bad(f"Target and LocalName: {error.message}") from error
-    if len(path.parts) < 2:
-        raise _Bad("names no Target: the folder below models, such as checkpoints")
-    if any(part.startswith(".") for part in path.parts):
-        raise _Bad("Target and LocalName may not begin with a dot")
-    if re.search(r"\.part(\.json)?$", path.name, re.IGNORECASE):
-        raise _Bad("LocalName may not end with .part: unfinished downloads are called so")
-    return str(path.parent), path.name
+    return target, name
 
 
 __all__ = ["JOB_KEYS", "KEYS", "configured", "of_job"]
