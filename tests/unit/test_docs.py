@@ -73,6 +73,21 @@ def test_the_readme_names_only_files_that_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_the_architecture_names_every_module_of_models_and_no_file_twice_or_in_vain() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named: list[Path] = []
+    for cell in re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            path = name if "/" in name.rstrip("/") or not folder else f"{folder}/{name}"
+            folder = path.rstrip("/").rpartition("/")[0]
+            named.append(ROOT / path)
+    assert [path for path in named if not path.exists()] == []
+    assert len(named) == len(set(named))
+    models = ROOT / "settee" / "models"
+    assert {path for path in models.glob("*.py") if path.name != "__init__.py"} <= set(named)
+
+
 def test_the_changelog_has_the_version() -> None:
     import settee
 
