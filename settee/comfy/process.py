@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from settee.comfy.client import Client
+from settee.comfy.command import check_program, command_line
 from settee.comfy.console import Console
 from settee.comfy.extra_paths import ExtraPaths
 from settee.comfy.group import exit_text, kill_group
@@ -145,36 +144,9 @@ class SupervisedServer:
 
     def command(self) -> list[str]:
         """The command line, as a list. Raises ConfigError when there is no ComfyUI to start."""
-        settings = self._settings
-        if settings.comfy_command:
-            command = _words("COMFY_COMMAND", settings.comfy_command)
-            if not command:
-                raise ConfigError("COMFY_COMMAND is empty")
-        else:
-            main = settings.comfy_dir / "main.py"
-            if not main.is_file():
-                raise ConfigError(
-                    f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR to its folder, "
-                    "COMFY_URL to a running one, or COMFY_COMMAND"
-                )
-            command = [settings.comfy_python or _python_of(settings.comfy_dir), str(main)]
-        return [
-            *command,
-            "--listen",
-            self._listen,
-            "--port",
-            str(self._port),
-            "--input-directory",
-            str(self._folders.input),
-            "--output-directory",
-            str(self._folders.output),
-            # ComfyUI appends "temp" to this by itself.
-            "--temp-directory",
-            str(self._folders.temp.parent if self._folders.temp else self._folders.input.parent),
-            "--disable-auto-launch",
-            *self._extra_paths.arguments(),
-            *_words("COMFY_ARGS", settings.comfy_args),
-        ]
+        return command_line(
+            self._settings, self._folders, listen=self._listen, port=self._port, further=self._extra_paths.arguments()
+        )
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines ComfyUI printed for this job, without tracebacks and this host's paths."""
@@ -265,9 +237,7 @@ class SupervisedServer:
             raise ConfigError(
                 f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
             )
-        if shutil.which(command[0]) is None:
-            which = "COMFY_COMMAND" if self._settings.comfy_command else "COMFY_PYTHON"
-            raise ConfigError(f"{which}: {command[0]!r} is not a program that can be run; give its whole path")
+        check_program(command[0], self._settings)
         self._answered = False
         try:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
@@ -360,20 +330,6 @@ def _thread(name: str, target: Callable[[Any], None], subject: Any) -> threading
     thread = threading.Thread(target=target, args=(subject,), name=name, daemon=True)
     thread.start()
     return thread
-
-
-def _words(name: str, line: str) -> list[str]:
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise ConfigError(f"{name} is not a command line: {error}") from error
-
-
-def _python_of(comfy_dir: Path) -> str:
-    for candidate in (comfy_dir / "venv/bin/python", comfy_dir / ".venv/bin/python"):
-        if candidate.exists():
-            return str(candidate)
-    return sys.executable
 
 
 def free_port() -> int:
