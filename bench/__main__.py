@@ -16,6 +16,7 @@ BENCHES = (
     "engine",
     "delivery_memory",
     "links",
+    "models_shelf",
     "readahead",
     "runpod_loop",
     "runpod_memory",

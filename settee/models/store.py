@@ -78,8 +78,7 @@ class ModelStore:
         return self.settings.comfy_url is None or self.settings.models_dir is not None
 
     def start(self) -> None:
-        """Begin to place what is not lazy, and return at once. Raises ConfigError."""
-        self.load()
+        """Begin to place what is not lazy of what :meth:`load` has read, and return at once."""
         eager = [entry for entry in self.entries if not entry.lazy]
         if eager:
             self._spawn(self._place_all, eager, name="models")
