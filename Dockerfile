@@ -8,7 +8,7 @@
 ARG CUDA_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04
 # The one that CUDA_IMAGE's distribution has.
 ARG PYTHON_VERSION=3.12
-# docker/comfyui-TAG.lock must be there: `make lock-comfyui`.
+# docker/comfyui-TAG.lock must be there: docker/lock-comfyui.sh makes it.
 ARG COMFYUI_TAG=v0.3.64
 # Three that belong together. PyPI has each PyTorch for one CUDA, whose libraries it brings along: TORCH_CUDA says which
 # is meant. For another pair, give an index that has it as TORCH_INDEX.
