@@ -1,4 +1,4 @@
-"""Small models, entries and another process that shares the models folder."""
+"""Small models, entries, how they come to lie in the models folder, and another process that shares it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from settee.models.entry import HubFile, ModelEntry
+from settee.models.placed import Shelf
 
 
 def safetensors(count: int = 64, fill: int = 0) -> bytes:
     """A whole safetensors file of one tensor of ``count`` bytes."""
     header = json.dumps({"a": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).encode()
     return len(header).to_bytes(8, "little") + header + bytes([fill]) * count
+
+
+DATA = safetensors()
 
 
 def entry(path: str = "loras/m.safetensors", **changes: Any) -> ModelEntry:
@@ -28,6 +32,33 @@ def entry(path: str = "loras/m.safetensors", **changes: Any) -> ModelEntry:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def put(shelf: Shelf, asked: ModelEntry, data: bytes = DATA) -> Path:
+    """As a download, or something else than settee, does it."""
+    path = shelf.path_of(asked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name("unfinished").write_bytes(data)
+    return path.with_name("unfinished").replace(path)
+
+
+def download(shelf: Shelf, asked: ModelEntry, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
+    import xxhash
+
+    with shelf.claim(asked):
+        path = put(shelf, asked, data)
+        known = {
+            "size": len(data),
+            "sha256": None,
+            "xxh3": xxhash.xxh3_64_hexdigest(data) if xxh3 == "" else xxh3,
+            **known,
+        }
+        shelf.record(asked, **known)
+    return path
+
+
+def record_file(shelf: Shelf, path: str = "loras/m.safetensors") -> Path:
+    return shelf.models_dir / ".settee" / f"{path}.json"
 
 
 @contextmanager

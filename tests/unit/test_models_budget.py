@@ -17,8 +17,7 @@ from settee.models.budget import MARGIN_BYTES, Budget
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf, State
 from settee.settings import Settings
-from tests.support.models import entry, other_process
-from tests.unit.test_models_placed import download, record_file
+from tests.support.models import download, entry, other_process, record_file
 
 MB = 10**6
 

@@ -10,8 +10,7 @@ import pytest
 
 from settee.errors import IntegrityError, StagingError
 from settee.models.placed import Shelf, State
-from tests.support.models import entry, safetensors, sha256
-from tests.unit.test_models_placed import DATA, put
+from tests.support.models import DATA, entry, put, safetensors, sha256
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the shelf says of files, and what it takes over."""
+"""What the shelf says of files, and what of a placing that did not end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import json
 import logging
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,46 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.errors import IntegrityError, StagingError, UnsafePath
-from settee.models import placed, records
+from settee.models import records
 from settee.models.entry import HubFile, S3Object, WebFile
 from settee.models.placed import Shelf, State
 from settee.models.records import identity
-from settee.models.turns import Stopped
-from tests.support.models import entry, other_process, safetensors, sha256
-
-DATA = safetensors()
+from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     return Shelf(tmp_path / "models")
-
-
-def put(shelf: Shelf, asked: Any, data: bytes = DATA) -> Path:
-    """As a download, or something else than settee, does it."""
-    path = shelf.path_of(asked)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name("unfinished").write_bytes(data)
-    return path.with_name("unfinished").replace(path)
-
-
-def download(shelf: Shelf, asked: Any, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
-    import xxhash
-
-    with shelf.claim(asked):
-        path = put(shelf, asked, data)
-        known = {
-            "size": len(data),
-            "sha256": None,
-            "xxh3": xxhash.xxh3_64_hexdigest(data) if xxh3 == "" else xxh3,
-            **known,
-        }
-        shelf.record(asked, **known)
-    return path
-
-
-def record_file(shelf: Shelf, path: str = "loras/m.safetensors") -> Path:
-    return shelf.models_dir / ".settee" / f"{path}.json"
 
 
 # --- states ------------------------------------------------------------------------------------------------
@@ -245,85 +214,6 @@ def test_a_volume_that_is_not_mounted_is_said(shelf: Shelf, tmp_path: Path) -> N
     with pytest.raises(StagingError, match="see that it is mounted") as failure:
         shelf.make_way(entry())
     assert str(tmp_path) not in failure.value.message
-
-
-# --- taking over -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("known", "problem"),
-    [
-        ({}, None),
-        ({"size": len(DATA)}, None),
-        ({"size": len(DATA) - 1}, f"has {len(DATA)} bytes instead of {len(DATA) - 1}"),
-        ({"sha256": sha256(DATA)}, None),
-        ({"sha256": "0" * 64}, f"has the sha256 {sha256(DATA)} instead of {'0' * 64}"),
-    ],
-)
-def test_adopting_an_unrecorded_file(shelf: Shelf, known: dict[str, Any], problem: str | None) -> None:
-    put(shelf, entry())
-    assert shelf.state(entry()) is (State.UNKNOWN)
-    assert shelf.adopt(entry(), **known) == problem
-    assert (shelf.state(entry()) is State.RIGHT) == (problem is None)
-    assert shelf.state(entry(sha256=sha256(DATA))) is (
-        State.RIGHT if known.get("sha256") == sha256(DATA) else State.UNKNOWN
-    )
-
-
-def test_adopting_reads_a_file_once(shelf: Shelf) -> None:
-    put(shelf, entry())
-    read: list[int] = []
-    asked = entry(sha256=sha256(DATA))
-    assert shelf.adopt(asked, on_bytes=read.append) is None
-    assert shelf.adopt(asked, on_bytes=read.append) is None
-    assert sum(read) == len(DATA)
-
-
-def test_nothing_broken_is_adopted(shelf: Shelf) -> None:
-    put(shelf, entry(), DATA[:-1])
-    assert "cut short" in str(shelf.adopt(entry()))
-    assert shelf.adopt(entry("loras/absent.safetensors")) == "is not there"
-
-
-def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: Shelf) -> None:
-    download(shelf, entry())
-    other = entry(source=HubFile("org/other", "m.safetensors"))
-    assert "another source" in str(shelf.adopt(other, size=len(DATA)))
-    assert shelf.adopt(other, sha256=sha256(DATA)) is None
-    assert shelf.state(other) is State.RIGHT
-
-
-def test_a_changed_file_is_told_by_its_bytes(shelf: Shelf) -> None:
-    path = download(shelf, entry())
-    path.write_bytes(safetensors(fill=1))
-    assert shelf.adopt(entry()) == "was changed since it was placed"
-    path.write_bytes(DATA)
-    assert shelf.state(entry()) is State.UNKNOWN
-    assert shelf.adopt(entry()) is None
-
-
-def test_a_hash_can_be_given_up(shelf: Shelf) -> None:
-    put(shelf, entry())
-    stop = threading.Event()
-    stop.set()
-    with pytest.raises(Stopped):
-        shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
-    assert shelf.state(entry()) is State.UNKNOWN
-
-
-def test_a_file_that_is_replaced_while_it_is_read(shelf: Shelf) -> None:
-    path = put(shelf, entry())
-    os.utime(path, (1, 1))
-
-    def replaced_first(path: Any, **named: Any) -> Any:
-        put(shelf, entry())
-        return real(path, **named)
-
-    real = placed.hash_file
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placed, "hash_file", replaced_first)
-        assert shelf.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
-    assert shelf.adopt(entry(), sha256=sha256(DATA)) is None
 
 
 # --- dying in between --------------------------------------------------------------------------------------

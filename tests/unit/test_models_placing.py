@@ -18,8 +18,7 @@ from settee.models.placing import IN_PLACE, _seen_to_change
 from settee.models.store import ModelStore
 from settee.request import Bucket
 from settee.settings import load
-from tests.support.models import entry
-from tests.unit.test_models_placed import download
+from tests.support.models import download, entry
 
 
 def test_a_change_within_a_coarse_clocks_tick_is_seen_all_the_same(tmp_path: Path) -> None:

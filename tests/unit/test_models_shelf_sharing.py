@@ -14,8 +14,7 @@ from settee.errors import InvalidRequest, StagingError
 from settee.models.entry import HubFile
 from settee.models.placed import Shelf, State
 from settee.models.turns import Stopped
-from tests.support.models import entry, other_process, safetensors, sha256
-from tests.unit.test_models_placed import DATA, download, put
+from tests.support.models import DATA, download, entry, other_process, put, safetensors, sha256
 
 OTHER = HubFile("org/other", "m.safetensors")
 
@@ -121,8 +120,7 @@ _PLACE = """
 import sys
 from pathlib import Path
 from settee.models.placed import Shelf
-from tests.support.models import entry
-from tests.unit.test_models_placed import DATA, put
+from tests.support.models import DATA, entry, put
 shelf = Shelf(Path(sys.argv[1]))
 with shelf.claim(entry()):
     print("begun", flush=True)

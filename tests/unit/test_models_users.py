@@ -17,8 +17,7 @@ from settee.models.locks import Lock
 from settee.models.placed import Shelf, State
 from settee.models.records import Records
 from settee.models.removing import overwrite
-from tests.support.models import entry, other_process, safetensors
-from tests.unit.test_models_placed import DATA, download, put, record_file
+from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors
 
 OTHER = HubFile("org/other", "m.safetensors")
 

@@ -14,8 +14,7 @@ from settee.models.placed import Shelf, State
 from settee.models.prune import prune
 from settee.models.turns import Stopped
 from settee.models.verify import Verdict, verify
-from tests.support.models import entry, other_process, safetensors, sha256
-from tests.unit.test_models_placed import DATA, download, put, record_file
+from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+"""Files that lie there already: taken over once somebody has looked."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.models import placed
+from settee.models.entry import HubFile
+from settee.models.placed import Shelf, State
+from settee.models.turns import Stopped
+from tests.support.models import DATA, download, entry, put, safetensors, sha256
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    ("known", "problem"),
+    [
+        ({}, None),
+        ({"size": len(DATA)}, None),
+        ({"size": len(DATA) - 1}, f"has {len(DATA)} bytes instead of {len(DATA) - 1}"),
+        ({"sha256": sha256(DATA)}, None),
+        ({"sha256": "0" * 64}, f"has the sha256 {sha256(DATA)} instead of {'0' * 64}"),
+    ],
+)
+def test_adopting_an_unrecorded_file(shelf: Shelf, known: dict[str, Any], problem: str | None) -> None:
+    put(shelf, entry())
+    assert shelf.state(entry()) is (State.UNKNOWN)
+    assert shelf.adopt(entry(), **known) == problem
+    assert (shelf.state(entry()) is State.RIGHT) == (problem is None)
+    assert shelf.state(entry(sha256=sha256(DATA))) is (
+        State.RIGHT if known.get("sha256") == sha256(DATA) else State.UNKNOWN
+    )
+
+
+def test_adopting_reads_a_file_once(shelf: Shelf) -> None:
+    put(shelf, entry())
+    read: list[int] = []
+    asked = entry(sha256=sha256(DATA))
+    assert shelf.adopt(asked, on_bytes=read.append) is None
+    assert shelf.adopt(asked, on_bytes=read.append) is None
+    assert sum(read) == len(DATA)
+
+
+def test_nothing_broken_is_adopted(shelf: Shelf) -> None:
+    put(shelf, entry(), DATA[:-1])
+    assert "cut short" in str(shelf.adopt(entry()))
+    assert shelf.adopt(entry("loras/absent.safetensors")) == "is not there"
+
+
+def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: Shelf) -> None:
+    download(shelf, entry())
+    other = entry(source=HubFile("org/other", "m.safetensors"))
+    assert "another source" in str(shelf.adopt(other, size=len(DATA)))
+    assert shelf.adopt(other, sha256=sha256(DATA)) is None
+    assert shelf.state(other) is State.RIGHT
+
+
+def test_a_changed_file_is_told_by_its_bytes(shelf: Shelf) -> None:
+    path = download(shelf, entry())
+    path.write_bytes(safetensors(fill=1))
+    assert shelf.adopt(entry()) == "was changed since it was placed"
+    path.write_bytes(DATA)
+    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.adopt(entry()) is None
+
+
+def test_a_hash_can_be_given_up(shelf: Shelf) -> None:
+    put(shelf, entry())
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
+    assert shelf.state(entry()) is State.UNKNOWN
+
+
+def test_a_file_that_is_replaced_while_it_is_read(shelf: Shelf) -> None:
+    path = put(shelf, entry())
+    os.utime(path, (1, 1))
+
+    def replaced_first(path: Any, **named: Any) -> Any:
+        put(shelf, entry())
+        return real(path, **named)
+
+    real = placed.hash_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(placed, "hash_file", replaced_first)
+        assert shelf.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
+    assert shelf.adopt(entry(), sha256=sha256(DATA)) is None
