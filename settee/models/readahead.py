@@ -38,7 +38,7 @@ MARGIN = 1024 * MIB
 HOLD_S = 300.0
 CLOSE_S = 0.5
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class ReadAhead:
                 thread.start()
                 self._threads.append(thread)
         except RuntimeError as error:  # the container's limit of threads: fewer readers, or none
-            _log.warning("read-ahead has %d of %d readers: %s", len(self._threads), self._readers, error)
+            log.warning("read-ahead has %d of %d readers: %s", len(self._threads), self._readers, error)
             if not self._threads:
                 self._waiting.clear()
 
@@ -148,7 +148,7 @@ class ReadAhead:
                         fd, opened = open_ahead(file.path), file
                     self._region(file, fd, offset, buffer)
                 except OSError as error:
-                    _log.warning("read-ahead of a model given up: %s", error.strerror)
+                    log.warning("read-ahead of a model given up: %s", error.strerror)
                     self._give_up(file)
                 finally:
                     self._leave(file)
@@ -185,7 +185,7 @@ class ReadAhead:
             finally:
                 os.close(fd)
         except (OSError, ValueError) as error:
-            _log.warning("read-ahead of a model is not possible: %s", getattr(error, "strerror", error))
+            log.warning("read-ahead of a model is not possible: %s", getattr(error, "strerror", error))
         with self._changed:
             self._opening.discard(path)
             if file and not any(other.identity == file.identity for other in self._files):
@@ -205,7 +205,7 @@ class ReadAhead:
         if not missing:
             return
         if not self._take(sum(min(PIECE, length - start) for start in missing)):
-            _log.info("read-ahead stops: no free memory is left for more")
+            log.info("read-ahead stops: no free memory is left for more")
             self._give_up()
             return
         for start in missing:
@@ -244,8 +244,10 @@ class ReadAhead:
             if file.readers == 0 and file.next >= file.size:
                 self._files.remove(file)
                 took = self._clock() - file.started
-                log = _log.info if file.read else _log.debug
-                log("read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.size / 1e6, took)
+                level = logging.INFO if file.read else logging.DEBUG
+                log.log(
+                    level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.size / 1e6, took
+                )
                 self._changed.notify_all()
 
 
