@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from settee.errors import NoSpace
@@ -56,6 +57,19 @@ class Budget:
         self._margin = margin_bytes
         self._mutex = threading.Lock()
         self._reserved: list[_Reservation] = []
+        #: What jobs have asked for, and may not use yet.
+        self._kept: Counter[str] = Counter()
+
+    def keep(self, paths: Iterable[str]) -> None:
+        """A job wants these from now on: none makes room for another of its models."""
+        with self._mutex:
+            self._kept.update(paths)
+
+    def let_go(self, paths: Iterable[str]) -> None:
+        """It wants them no longer."""
+        with self._mutex:
+            self._kept.subtract(paths)
+            self._kept += Counter()  # drops the zeroes
 
     @contextlib.contextmanager
     def reserve(self, entry: ModelEntry, need: int) -> Iterator[None]:
@@ -116,7 +130,7 @@ class Budget:
         return (p for p in self._shelf.records() if p.from_job and not p.pending and p.link is None)
 
     def _evictable(self, asked: _Reservation) -> list[Placed]:
-        busy = {other.path for other in self._reserved} | {asked.path}
+        busy = {other.path for other in self._reserved} | {asked.path} | self._kept.keys()
         found = [p for p in self._brought() if p.path not in busy and not self._shelf.in_use(p.path)]
         return sorted(found, key=lambda placed: placed.last_used)
 

@@ -46,6 +46,23 @@ class Look:
         return self.placed.pending or self.size < 0 or self.placed.matches(self.size, self.mtime_ns, self.link)
 
 
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What a name held at some time. Two are equal when they are the same bytes, as far as a look can tell."""
+
+    #: A hash, where one is known.
+    hashed: str | None
+    #: Device, inode, size and time of change.
+    file: tuple[int, int, int, int]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Content):
+            return NotImplemented
+        return self.file == other.file or (self.hashed is not None and self.hashed == other.hashed)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def look_at(path: str, rel: str, entry: ModelEntry, placed: Placed | None) -> Look:
     """One stat (two for a link), and what the record makes of it."""
     link = None

@@ -14,7 +14,7 @@ from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
 from settee.models.needs import Named, named_models, supplying
 from settee.models.places import SUFFIXES
-from settee.registry import choices_of, near_matches
+from settee.registry import MAX_NEAR, choices_of, near_matches
 from settee.workflow import ObjectInfo, Problem, Workflow
 
 
@@ -25,7 +25,9 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
         choices = _choices(named, object_info)
         if choices is None or named.value in choices or supplying(named, entries):
             continue
-        problems.append(_problem(named, [*choices, *_names(entries)]))
+        # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
+        looked_through = [*choices, *_names(entries)] if len(problems) < MAX_NEAR else []
+        problems.append(_problem(named, looked_through))
     return problems
 
 
@@ -72,7 +74,8 @@ def as_missing(
     if not isinstance(problems, list):
         return error
     named = {(item.node_id, item.input, item.value): item for item in named_models(workflow)}
-    told, all_models = [], bool(problems)
+    told: list[Problem] = []
+    all_models = bool(problems)
     for problem in problems:
         value = problem.get("value")
         is_model = (
@@ -81,7 +84,9 @@ def as_missing(
         all_models = all_models and is_model
         if is_model:
             known = named.get((str(problem.get("node_id")), str(problem.get("input")), str(value)))
-            near = [*problem.get("near", ()), *near_matches(value, _names(entries))]
+            near = [*problem.get("near", ())]
+            if len(told) < MAX_NEAR:
+                near += near_matches(value, _names(entries))
             advice = _advice(str(value), known.folders if known else ())
             problem = {**problem, **advice, "type": "model_missing", "near": list(dict.fromkeys(near))[:3]}
         told.append(problem)

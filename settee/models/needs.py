@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from settee.models.entry import ModelEntry
@@ -37,6 +38,7 @@ _BY_CLASS: dict[str, tuple[str, ...]] = {
 }
 #: `embedding:name` within a prompt, with or without suffix.
 _EMBEDDING = re.compile(r"embedding:([\w./\\-]+)")
+_EMBEDDING_SUFFIX = re.compile(r"\.(safetensors|pt|bin)$")
 #: No file name is longer, and prompts are: they are not searched for suffixes.
 _LONGEST = 512
 
@@ -53,9 +55,14 @@ class Named:
     #: Folders below models that this input reads; empty when that is not known.
     folders: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         return tuple(part for part in re.split(r"[\\/]", self.value.lower()) if part not in ("", "."))
+
+    @cached_property
+    def stem(self) -> str:
+        """How the names of files begin that this may mean."""
+        return _EMBEDDING_SUFFIX.sub("", self.parts[-1])
 
 
 def named_models(workflow: Workflow) -> list[Named]:
@@ -66,11 +73,12 @@ def named_models(workflow: Workflow) -> list[Named]:
         for name, value in node["inputs"].items():
             folders = _BY_CLASS.get(class_type) or _FOLDERS.get(re.sub(r"_?\d+$", "", name), ())
             for text in _texts(value):
-                if text.lower().endswith(SUFFIXES) and len(text) <= _LONGEST and "\n" not in text:
-                    found[Named(node_id, class_type, name, text, folders)] = None
-                elif "embedding:" in text:
+                # A prompt may well end with one's name.
+                if "embedding:" in text:
                     for match in _EMBEDDING.finditer(text):
                         found[Named(node_id, class_type, name, match[1], ("embeddings",))] = None
+                elif text.lower().endswith(SUFFIXES) and len(text) <= _LONGEST and "\n" not in text:
+                    found[Named(node_id, class_type, name, text, folders)] = None
     return list(found)
 
 
@@ -97,10 +105,13 @@ def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 
 
 def _fits(named: Named, entry: ModelEntry) -> bool:
+    # Nearly all end here, and a workflow may have thousands of names for thousands of entries.
+    if not named.parts or not entry.name.lower().startswith(named.stem):
+        return False
     path = str(entry.path).lower()
     if named.folders == ("embeddings",):
         path = re.sub(r"\.\w+$", "", path)
-        wanted = tuple(re.sub(r"\.(safetensors|pt|bin)$", "", part) for part in named.parts)
+        wanted = tuple(_EMBEDDING_SUFFIX.sub("", part) for part in named.parts)
     else:
         wanted = named.parts
     # The first folder is ComfyUI's, and not part of a name.

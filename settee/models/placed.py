@@ -29,12 +29,13 @@ from settee.models.aside import set_aside
 from settee.models.checks import model_problem
 from settee.models.entry import ModelEntry
 from settee.models.hashing import hash_file
-from settee.models.judging import Look, State, difference, is_kept_from, look_at, unprovable
+from settee.models.judging import Content, Look, State, difference, is_kept_from, look_at, unprovable
 from settee.models.linking import blob_sha256, link_in_place, source_of, symlink
 from settee.models.locks import WAIT_S, Lock
+from settee.models.names import namesakes
 from settee.models.places import relative
 from settee.models.records import Placed, Records, identity
-from settee.models.refusals import taken
+from settee.models.refusals import taken, unusable
 from settee.models.turns import Stopped
 from settee.models.users import Users
 
@@ -75,19 +76,20 @@ class Shelf:
         rel = relative(entry)
         return look_at(f"{self.root}/{rel}", rel, entry, self._records.read(rel))
 
-    def content_of(self, entry: ModelEntry) -> tuple[object, ...] | None:
+    def content_of(self, entry: ModelEntry) -> Content | None:
         """What the entry's name holds now, to be compared with what it holds later; None when it holds nothing."""
-        rel = relative(entry)
+        found = (self._content(str(place)) for place in namesakes(entry.path))
+        return next((content for content in found if content is not None), None)
+
+    def _content(self, rel: str) -> Content | None:
         try:
             info = os.stat(f"{self.root}/{rel}")
         except OSError:
             return None
-        placed = self._records.read(rel)
+        placed, known = self._records.read(rel), None
         if placed is not None and placed.size == info.st_size and placed.same_time(info.st_mtime_ns):
             known = placed.sha256 or placed.xxh3
-            if known:
-                return (known,)
-        return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+        return Content(known, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
 
     def records(self) -> Iterator[Placed]:
         """Every record, sorted by path. Its file may be gone."""
@@ -202,6 +204,22 @@ class Shelf:
             self._take_from_operator(entry, look)
         if self.in_use(rel):
             raise taken(entry, "is in use by a running job", retryable=True)
+        self._make_way_for_name(entry)
+
+    def _make_way_for_name(self, entry: ModelEntry) -> None:
+        """ComfyUI would take a file of this name in another folder of the same kind: a job's goes, no other does."""
+        for other in map(str, namesakes(entry.path)):
+            if other == relative(entry) or not os.path.lexists(f"{self.root}/{other}"):
+                continue
+            placed = self._records.read(other)
+            if placed is not None and placed.from_job:
+                try:
+                    if self.remove(placed) is None:
+                        raise taken(entry, f"goes by the name of {other}, which a running job uses", retryable=True)
+                except OSError as error:
+                    raise unusable(entry, error) from error
+            elif entry.from_job:
+                raise taken(entry, f"goes by the name of {other}, a model of the worker's")
 
     def _take_from_operator(self, entry: ModelEntry, look: Look) -> None:
         """What lies there has no record, or is not what was recorded."""

@@ -39,7 +39,7 @@ def place(target: str, name: str) -> str:
         raise UnsafePath(f"the model's name {shown(name)} is one of an unfinished download")
     if len(name.encode()) > _MOST_NAME_BYTES:
         raise UnsafePath(f"the model's name {shown(name)} has more than {_MOST_NAME_BYTES} bytes")
-    if any(part.lower().endswith(".json") for part in target.split("/")):
-        # Its records would lie where the record of a model of that name belongs.
-        raise UnsafePath(f"the model's Target {shown(target)} has a folder that ends with .json")
+    if any(part.lower().endswith((".json", PART, *SUFFIXES)) for part in target.split("/")):
+        # It, or its records' folder, would lie where a model of that name belongs, its download or its record.
+        raise UnsafePath(f"the model's Target {shown(target)} has a folder that is named like a file")
     return rel

@@ -15,8 +15,9 @@ from settee.errors import DownloadFailed, SetteeError
 from settee.models.address import Address
 from settee.models.budget import Budget
 from settee.models.entry import ModelEntry
-from settee.models.judging import State
+from settee.models.judging import Content, State
 from settee.models.placed import Shelf
+from settee.models.refusals import taken
 from settee.models.sources import Origin, addresses, linked
 from settee.models.sources.host_cache import sha256_of
 from settee.models.transfer import Fetched, Gate, Lane, download
@@ -56,6 +57,8 @@ class Placing:
         self.done: tuple[int, int | None] = (0, entry.size)
         #: How it ended: words for a person, or the error. Set by the store.
         self.outcome: str | SetteeError | None = None
+        #: What its name held before.
+        self.found: Content | None = None
         #: Jobs that wait for it.
         self.waiting = 0
         self._tools = tools
@@ -85,10 +88,16 @@ class Placing:
 
     def at_once(self) -> str | None:
         """Look whether it is in place; words when it is. A stat and a small read."""
+        self.found = self._tools.shelf.content_of(self.entry)
         if self._tools.shelf.state(self.entry) is not State.RIGHT:
             return None
         self._tools.shelf.keep(self.entry)
         return IN_PLACE
+
+    def is_for(self, entry: ModelEntry) -> bool:
+        """Whether this one's file will be the entry's too."""
+        mine = self.entry
+        return mine.source == entry.source and entry.sha256 in (None, mine.sha256)
 
     def take(self) -> bool:
         """Whether the caller, and nobody else, is to do what comes after :meth:`at_once`."""
@@ -116,7 +125,8 @@ class Placing:
                 log.debug("not from %s: %s", origin.label, error.code)
                 trouble.append(error)
         if trouble and trouble[-1].retryable and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
-            log.warning("%s: its source does not answer; what lies there looks whole and is used", entry.path)
+            name = "a job's model" if entry.from_job else entry.path
+            log.warning("%s: its source does not answer; what lies there looks whole and is used", name)
             return IN_PLACE
         raise self._failure(trouble)
 
@@ -133,13 +143,15 @@ class Placing:
         source = linked(self.entry, self._tools.settings)
         if source is None:
             return None
+        cache = self._tools.settings.host_cache_dir
         try:
             with _seen_to_change(self._tools.shelf.path_of(self.entry).parent):
                 self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
         except SetteeError as error:
+            if self.entry.from_job and not source.is_relative_to(cache):
+                raise taken(self.entry, "is another model on the worker's volume") from error
             self._trouble.append(error)
             return None
-        cache = self._tools.settings.host_cache_dir
         return f"linked from {'the host cache' if source.is_relative_to(cache) else 'the volume'}"
 
     def _from(self, origin: Origin) -> str:
@@ -158,7 +170,8 @@ class Placing:
                 begun = time.monotonic()
                 with _seen_to_change(tools.shelf.path_of(entry).parent):
                     fetched = self._download(address, origin.label)
-            tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
+                # Before its room is given up: until then it counts as coming, from now on as being there.
+                tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"
 

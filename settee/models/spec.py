@@ -186,7 +186,7 @@ def _cut(text: str) -> tuple[str, str, str | None]:
 
 def _safely(text: str) -> str:
     """The entry as an error may show it: the query of a URL may be a signature, its user a password."""
-    return shown(re.sub(r"//[^/@]*@", "//", text.partition("?")[0]))
+    return shown(re.sub(r"//.*@", "//", text.partition("?")[0], flags=re.DOTALL))
 
 
 def _from_mapping(item: Mapping[Any, Any], position: str, keys: tuple[str, ...]) -> ModelEntry:

@@ -7,18 +7,20 @@ names; lazy entries, and those that it brings, are placed when it does. However 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
-from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError
-from settee.models import spec
+from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError, StagingError
+from settee.models import jobs_own, spec
 from settee.models.budget import Budget
-from settee.models.entry import ModelEntry, S3Object
+from settee.models.entry import ModelEntry
+from settee.models.judging import Content
 from settee.models.log_lines import LogLines
+from settee.models.names import name_of
 from settee.models.needs import Named, named_models, supplying
 from settee.models.order import Order
 from settee.models.placed import Shelf
@@ -60,7 +62,7 @@ class ModelStore:
         #: Those under way. An ended one is let go of: it holds its job's S3 keys.
         self._placings: dict[str, Placing] = {}
         #: What each name held when a job last used it: ComfyUI keeps what it loaded under a name.
-        self._seen: dict[str, tuple[object, ...] | None] = {}
+        self._seen: dict[str, Content | None] = {}
         self._threads: set[threading.Thread] = set()
         self._closing = False
 
@@ -108,15 +110,17 @@ class ModelStore:
 
     def request(self, workflow: Workflow, own: Sequence[ModelEntry] = (), bucket: Bucket | None = None) -> Order:
         """Begin to place what a workflow names and what its job brings. Raises InvalidRequest for a clash of names."""
-        own = [_at(entry, bucket) for entry in self._checked(own)]
+        own = self._checked(own, bucket)
         named = named_models(workflow)
+        self.read_ahead(named)
         known = [*self.entries, *own]
         wanted: dict[str, ModelEntry] = {str(entry.path): entry for entry in own}
         for item in named:
             for entry in supplying(item, known):
                 wanted.setdefault(str(entry.path), entry)
+        # Before the first of them begins to make room for itself.
+        self.tools.budget.keep(list(wanted))
         placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in wanted.values()]
-        self.read_ahead(named)
         return Order(self, placings, known)
 
     def read_ahead(self, named: Iterable[Named]) -> None:
@@ -126,29 +130,18 @@ class ModelStore:
         roots = (self.settings.models_folder, *map(Path, self.settings.models_extra_dirs))
         for item in named:
             for folder in item.folders:
-                found = (root / folder / item.value for root in roots)
-                path = next((path for path in found if ".." not in path.parts and path.is_file()), None)
+                name = Path(folder, item.value)
+                if name.is_absolute() or ".." in name.parts:
+                    continue
+                # Not Path.is_file, which raises what it does not expect: a name may be too long for the disk.
+                path = next((root / name for root in roots if os.path.isfile(root / name)), None)
                 if path is not None:
                     self._read(path)
 
-    def _checked(self, own: Sequence[ModelEntry]) -> list[ModelEntry]:
-        """A job's entries without those that the worker has anyway; none may take the place of one of its."""
+    def _checked(self, own: Sequence[ModelEntry], bucket: Bucket | None) -> list[ModelEntry]:
         if own and not self._has_folder:
             raise InvalidRequest("this worker cannot place models: its ComfyUI's models folder is not known to it")
-        configured = {str(entry.path).lower(): entry for entry in self.entries}
-        kept, problems = [], []
-        for entry in own:
-            theirs = configured.get(str(entry.path).lower())
-            if theirs is None:
-                kept.append(entry)
-            elif theirs.source != entry.source or (entry.sha256 and theirs.sha256 and entry.sha256 != theirs.sha256):
-                problem = f"{entry.path} is another model on this worker: give yours another LocalName"
-                problems.append({"path": entry.position, "problem": problem})
-            else:
-                kept.append(theirs)
-        if problems:
-            raise InvalidRequest.from_problems(problems)
-        return kept
+        return jobs_own.checked(own, self.entries, self.settings, bucket)
 
     # --- placing ------------------------------------------------------------------------------------------------
 
@@ -173,7 +166,7 @@ class ModelStore:
         key = str(entry.path)
         with self._changed:
             placing = self._placings.get(key)
-            is_new = placing is None or placing.is_over or placing.entry.source != entry.source
+            is_new = placing is None or placing.is_over or not placing.is_for(entry)
             if placing is None or is_new:
                 placing = self._placings[key] = Placing(entry, self.tools, self._on_progress, bucket)
             if urgent:
@@ -182,15 +175,23 @@ class ModelStore:
         if is_new:
             self._settle(placing, placing.at_once)
         if urgent and placing.outcome is None:
-            self._spawn(self._work, placing, name="model")
+            self._start(placing, self._work)
         return placing
+
+    def _start(self, placing: Placing, work: Callable[[Placing], object]) -> None:
+        """In a thread of its own; without one to be had, whoever waits for it must learn of that."""
+        try:
+            self._spawn(work, placing, name="model")
+        except RuntimeError:
+            what = f"the model {placing.entry.path} could not be placed: the worker may have no more threads"
+            self._end(placing, StagingError(what, retryable=True))
 
     def _work(self, placing: Placing, is_shared: bool = False) -> None:
         """Do what is left of it; a thread that others need is not held up by a network."""
         if not placing.take() or self._settle(placing, placing.here):
             return
         if is_shared:
-            self._spawn(self._settle, placing, placing.fetched, name="model")
+            self._start(placing, lambda placing: self._settle(placing, placing.fetched))
         else:
             self._settle(placing, placing.fetched)
 
@@ -238,9 +239,10 @@ class ModelStore:
 
         # Daemons: one that waits for a server's answer must not hold the worker's end.
         thread = threading.Thread(target=work, name=name, daemon=True)
-        with self._changed:
-            self._threads.add(thread)
         thread.start()
+        with self._changed:
+            if thread.is_alive():
+                self._threads.add(thread)
 
     # --- for an order ------------------------------------------------------------------------------------------
 
@@ -249,8 +251,9 @@ class ModelStore:
         with self._changed:
             self._changed.wait_for(lambda: any(placing.outcome is not None for placing in placings), timeout_s)
 
-    def leave(self, placings: Iterable[Placing]) -> None:
+    def leave(self, placings: Sequence[Placing]) -> None:
         """A job waits for these no longer: what nobody else wants is given up."""
+        self.tools.budget.let_go(str(placing.entry.path) for placing in placings)
         with self._changed:
             for placing in placings:
                 placing.waiting -= 1
@@ -273,17 +276,12 @@ class ModelStore:
         """Whether a name holds another file than when a job last used it."""
         changed = False
         for placing in placings:
-            key, now = str(placing.entry.path), self.tools.shelf.content_of(placing.entry)
-            changed = changed or self._seen.get(key, now) != now
+            key, now = name_of(placing.entry.path), self.tools.shelf.content_of(placing.entry)
+            # An earlier job may have used what lay there without bringing it.
+            before = self._seen.get(key, placing.found)
+            changed = changed or before not in (None, now)
             self._seen[key] = now
         return changed
-
-
-def _at(entry: ModelEntry, bucket: Bucket | None) -> ModelEntry:
-    """The entry with the endpoint that its job's s3Config names: equal keys at two endpoints are two files."""
-    if bucket is None or not entry.from_job or not isinstance(entry.source, S3Object):
-        return entry
-    return replace(entry, source=replace(entry.source, endpoint=bucket.endpoint_url))
 
 
 __all__ = ["ModelStore"]

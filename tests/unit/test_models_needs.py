@@ -154,3 +154,30 @@ def test_comfyuis_refusal_of_more_than_models_stays_what_it_is() -> None:
     assert [problem["type"] for problem in error.details["problems"]] == ["model_missing", "value_not_in_list"]
     bare = WorkflowRejected("no details")
     assert as_missing(bare, workflow, ()) is bare
+
+
+def test_a_prompt_that_ends_with_an_embeddings_file_name_is_a_prompt() -> None:
+    (named,) = named_models({"1": node("CLIPTextEncode", text="a cat, embedding:bad-hands.pt")})
+    assert (named.value, named.folders) == ("bad-hands.pt", ("embeddings",))
+    prompt = {"1": node("CLIPTextEncode", text="embedding:one.safetensors embedding:two.safetensors")}
+    assert supplied(prompt, "o/r:one.safetensors:embeddings,o/r:two.pt:embeddings") == [
+        "embeddings/one.safetensors",
+        "embeddings/two.pt",
+    ]
+
+
+def test_near_matches_are_looked_for_a_bounded_number_of_times() -> None:
+    """Each takes milliseconds, on a worker with many models a hundred: a caller could stop the worker for an hour."""
+    workflow = {
+        str(number): node("CheckpointLoaderSimple", ckpt_name=f"sd15-{number}.safetensors") for number in range(500)
+    }
+    info = {
+        "CheckpointLoaderSimple": {
+            "python_module": "nodes",
+            "input": {"required": {"ckpt_name": [["sd15.safetensors"], {}]}},
+        }
+    }
+    problems = missing_models(workflow, info, ())
+    assert len(problems) == 500
+    assert problems[0]["near"] == ["sd15.safetensors"]
+    assert sum(bool(problem["near"]) for problem in problems) <= 10

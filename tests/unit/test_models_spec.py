@@ -87,7 +87,9 @@ def test_options_and_several_entries() -> None:
         ("org/repo:a.st:vae:a.PART.json", "unfinished download"),
         ("org/repo:a.st:vae:CON", "device"),
         ("org/repo:a.st:vae:" + "m" * 250, "more than 245 bytes"),
-        ("org/repo:a.st:vae/a.json", "ends with .json"),
+        ("org/repo:a.st:vae/a.json", "named like a file"),
+        ("org/repo:a.st:vae/a.PART", "named like a file"),
+        ("org/repo:a.st:vae/a.safetensors/b", "named like a file"),
         ("org re/po:a.st:vae", "repository"),
         ("org/repo@a..b:a.st:vae", "revision"),
         ("org/repo:a.st:vae#sha256=12", "64 hexadecimal"),
@@ -209,3 +211,18 @@ def test_anything_is_an_entry_or_a_problem(item: Any) -> None:
 def test_any_mapping_is_an_entry_or_a_problem(item: dict[str, Any]) -> None:
     found, problems = spec.of_job([item])
     assert len(found) + len(problems) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:geheim@h.example/a.pt",
+        "https://me:ge@geheim@h.example/a.pt",
+        "https://me:ge/geheim@h.example/a.pt",
+        "https://me:geheim@h.example:no/a.pt:vae",
+        "s3://me:geheim@b/a.pt:vae",
+    ],
+)
+def test_a_password_in_a_bad_entry_is_not_repeated(text: str) -> None:
+    _, (problem,) = spec.of_job([text])
+    assert "geheim" not in problem["problem"]

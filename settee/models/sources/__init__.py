@@ -71,12 +71,17 @@ def linked(entry: ModelEntry, settings: Settings) -> Path | None:
     Sizes are compared, and a sha256 with the one that the host cache knows (:func:`settee.models.sources.host_cache.\
 sha256_of`); no file is read. Nothing is raised: a cache or volume that is not there has nothing.
     """
+    if entry.from_job and (held := volume.holder(entry.path, settings)) is not None:
+        return held  # the job's is that very file, or has no place here: ComfyUI would find it in this one's stead
     if isinstance(entry.source, HubFile):
-        found = host_cache.find(entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256)
+        found = host_cache.find(
+            entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256, is_private=entry.from_job
+        )
         if found is not None:
             return found
-    if entry.from_job and entry.sha256 is None:
-        return None  # a volume knows files by their names alone, and a job's name may be anybody's
+    if entry.from_job:
+        # A volume knows files by their names alone, and a job's name may be anybody's.
+        return None
     return volume.find(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
 
 

@@ -31,11 +31,13 @@ _told: set[str] = set()
 _told_lock = threading.Lock()
 
 
-def find(file: HubFile, cache: Path, *, size: int | None = None, sha256: str | None = None) -> Path | None:
+def find(
+    file: HubFile, cache: Path, *, size: int | None = None, sha256: str | None = None, is_private: bool = False
+) -> Path | None:
     """The file in the snapshot that its revision names, or None. Follows refs/<revision>, never any other snapshot.
 
     ``size`` and ``sha256``, when given, must match what the cache says of the file; its bytes are not read. Something
-    that is there but cannot be used is logged, once.
+    that is there but cannot be used is logged, once; not of a file that is private (a job's).
     """
     names = [*file.repo.split("/"), *file.revision.split("/"), *file.filename.split("/")]
     if not all(names) or ".." in names or "." in names or "\0" in "".join(names):
@@ -52,7 +54,8 @@ def find(file: HubFile, cache: Path, *, size: int | None = None, sha256: str | N
     problem = _problem(path, found, repo, cache, size, sha256)
     if problem is None:
         return path
-    _tell_once(file, problem)
+    if not is_private:
+        _tell_once(file, problem)
     return None
 
 
@@ -102,7 +105,6 @@ def _problem(
 def _tell_once(file: HubFile, problem: str) -> None:
     text = f"{file.where}: {problem}"
     with _told_lock:
-        # A job's size is part of the text, and jobs are many.
         if text in _told or len(_told) >= _MOST_TOLD:
             return
         _told.add(text)

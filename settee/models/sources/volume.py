@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from settee.models.names import namesakes
+from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -28,3 +32,22 @@ def find(path: PurePosixPath, folders: Iterable[Path], *, size: int | None = Non
             continue
         return candidate
     return None
+
+
+def holder(path: PurePosixPath, settings: Settings) -> Path | None:
+    """The file that ComfyUI finds on a volume under this name, whatever its size: one of the operator's own."""
+    for folder in settings.models_extra_dirs:
+        if _is_same(folder, settings.models_folder):
+            continue
+        for place in namesakes(path):
+            found = Path(folder, place)
+            if os.path.isfile(found):
+                return found
+    return None
+
+
+def _is_same(one: str, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
