@@ -97,6 +97,7 @@ class Engine:
             running.set("the worker is shutting down")
         # The job's own deadlines bound this; what is left after them is ended with ComfyUI.
         self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
+        self._models.give_up()  # downloads end while ComfyUI does
         self._session.close()
         self._server.close()
         self._models.close()

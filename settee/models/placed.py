@@ -260,7 +260,7 @@ class Shelf:
         if entry.sha256 is not None and sha256 != entry.sha256:
             raise IntegrityError(
                 f"{entry.path}: the file on this host has the sha256 {sha256} instead of {entry.sha256}",
-                details={"model": str(entry.path), "expected": entry.sha256, "found": sha256},
+                details={"model": str(entry.path), "expected_sha256": entry.sha256, "sha256": sha256},
             )
         link = link_in_place(path, info, aim)
         look = Look(State.RIGHT, "", None, info.st_size, info.st_mtime_ns, link)

@@ -85,13 +85,19 @@ class ModelStore:
         if eager:
             self._spawn(self._place_all, eager, name="models")
 
-    def close(self) -> None:
-        """Give up what is being placed (a later start resumes it) and what is being read. Returns soon."""
+    def give_up(self) -> None:
+        """Give up what is being placed, for good (a later start resumes it); waits for nothing."""
         with self._changed:
             self._closing = True
-            placings, threads = list(self._placings.values()), list(self._threads)
+            placings = list(self._placings.values())
         for placing in placings:
             placing.give_up()
+
+    def close(self) -> None:
+        """The same, and what is being read; returns when it has ended, or soon."""
+        self.give_up()
+        with self._changed:
+            threads = list(self._threads)
         if self._read_ahead is not None:
             self._read_ahead.close()
         deadline = time.monotonic() + _END_S
