@@ -245,10 +245,15 @@ class ModelStore:
 
         # Daemons: one that waits for a server's answer must not hold the worker's end.
         thread = threading.Thread(target=work, name=name, daemon=True)
-        thread.start()
+        # Before it starts: one that has done its work is alive for a moment more, and would stay here.
         with self._changed:
-            if thread.is_alive():
-                self._threads.add(thread)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._changed:
+                self._threads.discard(thread)
+            raise
 
     # --- for an order ------------------------------------------------------------------------------------------
 
