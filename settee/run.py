@@ -174,6 +174,7 @@ class Run:
         if order.wait(self._cancel, self._deadline, notify):
             # ComfyUI keeps what it loaded under a name, also inside its nodes: it would use the file of before.
             session.free()
+            order.forgotten()
 
     def _upload(self, server: Server, staged: tuple[Staged, ...]) -> None:
         for file in staged:

@@ -11,10 +11,11 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from settee.errors import NoSpace
+from settee.models.bar_text import amount
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
 from settee.models.places import PART, relative
@@ -72,16 +73,27 @@ class Budget:
             self._kept += Counter()  # drops the zeroes
 
     @contextlib.contextmanager
-    def reserve(self, entry: ModelEntry, need: int) -> Iterator[None]:
-        """Around a download of ``need`` bytes (0: nobody knows). Makes room first. Raises NoSpace, UnsafePath."""
+    def reserve(self, entry: ModelEntry, need: int) -> Iterator[Callable[[int], None]]:
+        """Around a download of ``need`` bytes (0: nobody knows). Makes room first. Raises NoSpace, UnsafePath.
+
+        Gives what is to be told how many bytes there are by now: it makes room for more than ``need``, or raises
+        NoSpace. A server that names no size could fill the disk.
+        """
         rel = relative(entry)
         target = f"{self._shelf.root}/{rel}"
         with self._mutex:
             asked = _Reservation(rel, target, need, entry.from_job, _device(target))
             self._make_room(asked)
             self._reserved.append(asked)
+
+        def grown(done: int) -> None:
+            if done > asked.need:
+                with self._mutex:
+                    asked.need = done
+                    self._make_room(asked)
+
         try:
-            yield
+            yield grown
         finally:
             with self._mutex:
                 self._reserved.remove(asked)
@@ -104,7 +116,9 @@ class Budget:
             if freed is None:
                 continue
             # Without names: a job's are its own affair.
-            log.info("removed a model of %s that a job brought and that was not used for the longest", _gb(placed.size))
+            log.info(
+                "removed a model of %s that a job brought and that was not used for the longest", amount(placed.size)
+            )
             # Measured again: a file that a process still has open keeps its room until it is closed.
             excess, lack = excess - placed.size, self._lack(asked)
         self._check(asked, excess, lack, [])
@@ -136,10 +150,10 @@ class Budget:
 
     def _check(self, asked: _Reservation, excess: int, lack: int, evictable: list[Placed]) -> None:
         """Raises NoSpace when removing all of these would not do: then none is removed in vain."""
-        what, details = f"{asked.path} needs {_gb(asked.need)}", {"model": asked.path, "needed_bytes": asked.need}
+        what, details = f"{asked.path} needs {amount(asked.need)}", {"model": asked.path, "needed_bytes": asked.need}
         if excess > sum(placed.size for placed in evictable):
             raise NoSpace(
-                f"{what}, and MODELS_DISK_BUDGET_GB is {_gb(self._limit or 0)}, less what running jobs use and other "
+                f"{what}, and MODELS_DISK_BUDGET_GB is {amount(self._limit or 0)}, less what running jobs use and other "
                 "downloads take: send fewer or smaller models, or raise it",
                 details={**details, "budget_bytes": self._limit},
             )
@@ -148,7 +162,7 @@ class Budget:
             free = _free(asked.target)
             kept = lack + free - asked.outstanding()
             raise NoSpace(
-                f"{what}, and its disk has {_gb(free)} free, of which {_gb(kept)} are kept for other downloads and for "
+                f"{what}, and its disk has {amount(free)} free, of which {amount(kept)} are kept for other downloads and for "
                 "ComfyUI: give the worker a larger disk, or remove models (`python utils.py prune`: what jobs left)",
                 details={**details, "free_bytes": free},
             )
@@ -176,7 +190,3 @@ def _free(path: str) -> int:
     except OSError:
         return 1 << 62
     return room.f_bavail * room.f_frsize
-
-
-def _gb(count: int) -> str:
-    return f"{count / _GB:.2f} GB"

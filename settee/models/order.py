@@ -57,6 +57,10 @@ class Order:
             raise StagingError(f"the model {gone[0].path} was removed while the job waited for another", retryable=True)
         return self._store.has_changed(self._placings)
 
+    def forgotten(self) -> None:
+        """ComfyUI has dropped all that it kept. Before this is told, every job's :meth:`wait` says that it must."""
+        self._store.forgotten()
+
     def wipe_afterwards(self) -> None:
         """What the job brought is overwritten and removed at its end: it came sealed."""
         self._wipes = True

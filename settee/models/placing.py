@@ -166,18 +166,19 @@ class Placing:
         with tools.shelf.claim(entry, stop=self.stop) as is_needed:
             if not is_needed:
                 return IN_PLACE
-            with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0):
+            with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0) as grown:
                 begun = time.monotonic()
                 with _seen_to_change(tools.shelf.path_of(entry).parent):
-                    fetched = self._download(address, origin.label)
+                    fetched = self._download(address, origin.label, grown)
                 # Before its room is given up: until then it counts as coming, from now on as being there.
                 tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"
 
-    def _download(self, address: Address, label: str) -> Fetched:
+    def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Fetched:
         def on_progress(done: int, total: int | None) -> None:
             self.done = (done, total)
+            grown(done)
             self._on_progress(self.entry, done, total, label)
 
         return download(

@@ -63,6 +63,8 @@ class ModelStore:
         self._placings: dict[str, Placing] = {}
         #: What each name held when a job last used it: ComfyUI keeps what it loaded under a name.
         self._seen: dict[str, Content | None] = {}
+        #: Whether ComfyUI may keep what a name held before.
+        self._is_stale = False
         self._threads: set[threading.Thread] = set()
         self._closing = False
 
@@ -284,15 +286,18 @@ class ModelStore:
             self.tools.shelf.wipe(placing.entry)
 
     def has_changed(self, placings: Iterable[Placing]) -> bool:
-        """Whether a name holds another file than when a job last used it."""
-        changed = False
+        """Whether a name holds another file than when a job last used it, since :meth:`forgotten` was last told."""
         for placing in placings:
             key, now = name_of(placing.entry.path), self.tools.shelf.content_of(placing.entry)
             # An earlier job may have used what lay there without bringing it.
             before = self._seen.get(key, placing.found)
-            changed = changed or before not in (None, now)
+            self._is_stale = self._is_stale or before not in (None, now)
             self._seen[key] = now
-        return changed
+        return self._is_stale
+
+    def forgotten(self) -> None:
+        """ComfyUI has dropped all that it kept."""
+        self._is_stale = False
 
 
 __all__ = ["ModelStore"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from settee.errors import IntegrityError, InvalidRequest, StagingError
+from settee.errors import IntegrityError, InvalidRequest, NoSpace, StagingError
 from settee.job import Cancel
 from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.models.store import ModelStore
 from settee.request import Bucket
 from settee.settings import load
+from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.hub import HubServer
 from tests.support.models import safetensors, sha256
 
@@ -66,11 +67,19 @@ def names(*values: str, at: str = "lora_name") -> dict[str, Any]:
 
 
 def run(
-    store: ModelStore, workflow: dict[str, Any], brought: Sequence[ModelEntry] = (), bucket: Bucket | None = None
+    store: ModelStore,
+    workflow: dict[str, Any],
+    brought: Sequence[ModelEntry] = (),
+    bucket: Bucket | None = None,
+    *,
+    drops: bool = True,
 ) -> bool:
-    """A job's way through the store: whether ComfyUI must drop what it keeps."""
+    """A job's way through the store: whether ComfyUI must drop what it keeps; it ``drops`` it then."""
     with Cancel() as cancel, store.request(workflow, brought, bucket) as order:
-        return order.wait(cancel, time.monotonic() + 20, lambda message: None)
+        has_changed = order.wait(cancel, time.monotonic() + 20, lambda message: None)
+        if drops:
+            order.forgotten()
+        return has_changed
 
 
 def placed(tmp_path: Path) -> dict[str, bytes]:
@@ -156,6 +165,14 @@ def test_what_an_earlier_worker_left_may_have_been_loaded_by_name_before_it_is_r
     assert not run(store, workflow, own("o/r:b.safetensors:loras:x.safetensors"))
 
 
+def test_until_comfyui_has_dropped_what_it_keeps_every_job_must_have_it_do_so(make: Any) -> None:
+    store, workflow = make(), names("x.safetensors")
+    run(store, workflow, own("o/r:a.safetensors:loras:x.safetensors"))
+    assert run(store, workflow, own("o/r:b.safetensors:loras:x.safetensors"), drops=False)  # it did not answer
+    assert run(store, workflow, own("o/r:b.safetensors:loras:x.safetensors"))
+    assert not run(store, workflow, own("o/r:b.safetensors:loras:x.safetensors"))
+
+
 def test_an_operators_file_that_is_taken_over_is_no_other_file_than_before(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "models/loras/a.safetensors"
     path.parent.mkdir(parents=True)
@@ -207,3 +224,16 @@ def test_of_a_jobs_model_no_name_is_logged(make: Any, tmp_path: Path, caplog: py
     assert "a model of the job's: downloaded" in caplog.text
     assert "secret" not in caplog.text
     assert "m1" not in caplog.text
+
+
+def test_a_server_that_names_no_size_fills_no_disk(make: Any, tmp_path: Path) -> None:
+    def endless(ask: Ask, reply: Reply) -> None:
+        reply.headers = {}
+        reply.chunked, reply.rate = ask.method == "GET", 40e6
+
+    with FileServer(bytes(40_000_000), rule=endless).running() as server:
+        store = make(models_disk_budget_gb=0.005, runpod_allow_private_download_urls=True)
+        with pytest.raises(NoSpace, match="MODELS_DISK_BUDGET_GB"):
+            run(store, {}, own(f"{server.url}:loras"))
+        assert sum(ask.sent for ask in server.asked) < 30_000_000
+    assert not list((tmp_path / "models").glob("loras/*"))
