@@ -153,8 +153,8 @@ class Budget:
         what, details = f"{asked.path} needs {amount(asked.need)}", {"model": asked.path, "needed_bytes": asked.need}
         if excess > sum(placed.size for placed in evictable):
             raise NoSpace(
-                f"{what}, and MODELS_DISK_BUDGET_GB is {amount(self._limit or 0)}, less what running jobs use and other "
-                "downloads take: send fewer or smaller models, or raise it",
+                f"{what}, and MODELS_DISK_BUDGET_GB is {amount(self._limit or 0)}, less what running jobs use and "
+                "other downloads take: send fewer or smaller models, or raise it",
                 details={**details, "budget_bytes": self._limit},
             )
         here = [p for p in evictable if _device(f"{self._shelf.root}/{p.path}") == asked.device]
@@ -162,8 +162,9 @@ class Budget:
             free = _free(asked.target)
             kept = lack + free - asked.outstanding()
             raise NoSpace(
-                f"{what}, and its disk has {amount(free)} free, of which {amount(kept)} are kept for other downloads and for "
-                "ComfyUI: give the worker a larger disk, or remove models (`python utils.py prune`: what jobs left)",
+                f"{what}, and its disk has {amount(free)} free, of which {amount(kept)} are kept for other downloads "
+                "and for ComfyUI: give the worker a larger disk, or remove models (`python utils.py prune`: what jobs "
+                "left)",
                 details={**details, "free_bytes": free},
             )
 

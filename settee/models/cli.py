@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from settee.errors import ConfigError, IntegrityError, NoSpace, SetteeError
+from settee.models.bar_text import amount
 from settee.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -83,15 +84,6 @@ def _say(text: str) -> None:
     print(f"utils.py: {text}", file=sys.stderr)
 
 
-def _size(count: int | None) -> str:
-    if count is None:
-        return "size unknown"
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
-
-
 # --- place -------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +142,11 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
         print(json.dumps({"models": rows, "bytes": wanted}, indent=2))
     else:
         for row in rows:
-            size = f", {_size(row['bytes'])}" if row["bytes"] is not None else ""
+            size = f", {amount(row['bytes'])}" if row["bytes"] is not None else ""
             source = f" from {row['from']}" if row["from"] else ""
             lazy = " (lazy: when a job names it)" if row["lazy"] else ""
             print(f"{row['path']}: {row['action']}{source}{size}{lazy}")
-        print(f"{_size(wanted)} to download")
+        print(f"{amount(wanted)} to download")
     return max((row["code"] for row in rows if row["required"]), default=0)
 
 
@@ -213,7 +205,7 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     _table(
         (
             item.path,
-            _size(item.size) if item.link is None else "linked",
+            amount(item.size) if item.link is None else "linked",
             (item.sha256 or "")[:12] or "no sha256",
             item.source + (" (a job's)" if item.from_job else ""),
         )
@@ -256,9 +248,9 @@ def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
 
     removed = prune(Shelf(settings.models_folder), spec.configured(settings), dry_run=arguments.dry_run)
     for item in removed:
-        print(f"{item.path}: {_size(item.bytes)} ({item.why})")
+        print(f"{item.path}: {amount(item.bytes)} ({item.why})")
     verb = "would be removed" if arguments.dry_run else "removed"
-    print(f"{len(removed)} {verb}, {_size(sum(item.bytes for item in removed))}")
+    print(f"{len(removed)} {verb}, {amount(sum(item.bytes for item in removed))}")
     return 0
 
 

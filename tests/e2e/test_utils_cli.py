@@ -133,7 +133,7 @@ def test_plan_writes_nothing_and_says_from_where(place: Place, hub: HubServer) -
     (cached / "snapshots" / commit / "m1.safetensors").write_bytes(tensors(1))
     code, out, err = place.run("plan", models=f"{entries(0, 1)},{entries(2, options='#lazy')},{REPO}:none.st:vae")
     lines = out.splitlines()
-    assert lines[0] == "checkpoints/m0.safetensors: download from Hugging Face, 1.0 MB"
+    assert lines[0] == "checkpoints/m0.safetensors: download from Hugging Face, 1 MB"
     assert lines[1].startswith("checkpoints/m1.safetensors: link from ")
     assert lines[2].endswith("(lazy: when a job names it)")
     assert "cannot be placed" in lines[3]
@@ -177,7 +177,7 @@ def test_prune_removes_what_an_interrupted_download_left(place: Place, hub: HubS
     assert "Traceback" not in err
     left = place.files()
     assert left == ["checkpoints/large.safetensors.part", "checkpoints/large.safetensors.part.json"]
-    assert place.run("prune", models=models)[1] == "0 removed, 0 bytes\n"
+    assert place.run("prune", models=models)[1] == "0 removed, 0 kB\n"
     assert "1 would be removed" in place.run("prune", "--dry-run", models="")[1]
     assert place.files() == left
     place.run("prune", models="")

@@ -124,7 +124,7 @@ def test_nothing_is_removed_in_vain(shelf: Shelf, disk: Any) -> None:
     place(shelf, "a", 2)
     with pytest.raises(NoSpace) as failure, budget(shelf, 5).reserve(model("huge"), 6 * MB):
         pytest.fail("there is no room")
-    assert failure.value.message.startswith("loras/huge.bin needs 0.01 GB, and MODELS_DISK_BUDGET_GB is 0.01 GB")
+    assert failure.value.message.startswith("loras/huge.bin needs 6 MB, and MODELS_DISK_BUDGET_GB is 5 MB")
     assert failure.value.details == {"model": "loras/huge.bin", "needed_bytes": 6 * MB, "budget_bytes": 5 * MB}
     disk.bytes = 5 * MB
     with pytest.raises(NoSpace, match="larger disk") as failure, budget(shelf).reserve(model("b"), 6 * MB):
