@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from settee.models.entry import HubFile
 from settee.models.placed import Shelf, State
 from settee.models.turns import Stopped
 from tests.support.models import DATA, download, entry, put, safetensors, sha256
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ MB = 10**6
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
-@pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> Iterator[Any]:
     """A disk of a size of our own: what files take below the models folder is really measured."""
     disk = SimpleNamespace(bytes=100 * MB)

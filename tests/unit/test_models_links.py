@@ -13,19 +13,6 @@ from settee.models.placed import Shelf, State
 from tests.support.models import DATA, entry, put, safetensors, sha256
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "volume" / "m.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(DATA)
-    return path
-
-
 def test_a_link_is_right_at_once(shelf: Shelf, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source.parent)
     shelf.link(entry(), Path("m.safetensors"))

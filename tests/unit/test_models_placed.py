@@ -21,12 +21,6 @@ from settee.models.placed import Shelf, State
 from settee.models.records import identity
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
 # --- states ------------------------------------------------------------------------------------------------
 
 

@@ -19,19 +19,6 @@ from tests.support.models import DATA, download, entry, other_process, put, safe
 OTHER = HubFile("org/other", "m.safetensors")
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "volume" / "m.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(DATA)
-    return path
-
-
 # --- whose file it is ------------------------------------------------------------------------------------------
 
 

@@ -22,19 +22,6 @@ from tests.support.models import DATA, download, entry, other_process, put, reco
 OTHER = HubFile("org/other", "m.safetensors")
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "volume" / "m.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(DATA)
-    return path
-
-
 _USE = """
 import sys
 from pathlib import Path

@@ -17,11 +17,6 @@ from settee.models.verify import Verdict, verify
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
-
-
 def verdicts(shelf: Shelf) -> dict[str, Verdict]:
     return {finding.path: finding.verdict for finding in verify(shelf)}
 
