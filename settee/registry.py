@@ -126,21 +126,28 @@ MAX_NEAR = 10
 
 
 def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str]:
-    """Choices that look like ``value``, best first: by spelling, else by file name, whatever the case."""
+    """Choices that look like ``value``, best first: by spelling, else by file name, whatever the case.
+
+    A suffix counts for nothing: by it alone every model would look like every other.
+    """
     texts = [str(choice) for choice in choices][:20_000]
     wanted = str(value)
     if len(wanted) > 300:
         return []
     lowered: dict[str, str] = {}
     for text in texts:
-        lowered.setdefault(text.lower(), text)
-        lowered.setdefault(re.split(r"[\\/]", text)[-1].lower(), text)
+        lowered.setdefault(_stem(text), text)
+        lowered.setdefault(_stem(re.split(r"[\\/]", text)[-1]), text)
     found: list[str] = []
-    for candidate in dict.fromkeys((wanted.lower(), re.split(r"[\\/]", wanted)[-1].lower())):
+    for candidate in dict.fromkeys((_stem(wanted), _stem(re.split(r"[\\/]", wanted)[-1]))):
         for match in difflib.get_close_matches(candidate, lowered, n=limit, cutoff=0.6):
             if lowered[match] not in found:
                 found.append(lowered[match])
     return found[:limit]
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.[a-z][a-z0-9]{1,11}$", "", name.lower())
 
 
 def choices_of(spec: Any) -> list[Any] | None:

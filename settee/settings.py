@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         "Without, and with WARMUP_WORKFLOW, RunPod's fitness check waits until ComfyUI answers.",
     )
     shutdown_grace_s: float = Field(
-        5.0,
+        3.0,
         ge=0,
         description="How long a running job may go on after SIGTERM before it is canceled and reported.",
     )
@@ -285,7 +285,7 @@ def _secrets_from_files() -> dict[str, str]:
             try:
                 found[name] = Path(path).read_text(encoding="utf-8").strip()
             except OSError as error:
-                raise ConfigError(f"{name.upper()}_FILE cannot be read: {error.strerror}") from error
+                raise ConfigError(f"{name.upper()}_FILE: {path} cannot be read: {error.strerror}") from error
     return found
 
 
@@ -295,7 +295,7 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{**_secrets_from_files(), **overrides})
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in item['loc']).upper() or 'settings'}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}".removeprefix(": Value error, ")
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigError("; ".join(problems), details={"problems": problems}) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -16,6 +17,8 @@ log = logging.getLogger("comfyui")
 _KEPT_LINES = 200
 #: A longer line comes in pieces.
 _MAX_LINE = 64 * 1024
+#: How often a progress bar is shown, seconds.
+_BAR_S = 10.0
 
 
 class Console:
@@ -60,11 +63,38 @@ class Console:
         with self._lock:
             self._is_mute = self._is_quiet
         with pipe:
-            while raw := pipe.readline(_MAX_LINE):
-                line = raw.decode("utf-8", "replace").rstrip()
+            for raw, is_over in _lines(pipe):
+                line = raw.decode("utf-8", "replace").strip()
                 self._on_line(line)
                 with self._lock:
                     if self._is_mute or not line:
                         continue
-                    self._lines.append(line)
+                    if is_over:
+                        self._lines.append(line)
                 log.info("%s", line)
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Line by line, and whether each is over. A progress bar draws one line again and again, with carriage returns in
+    between: its last state is shown every few seconds, and at its end.
+    """
+    rest, shown = b"", time.monotonic()
+    while chunk := pipe.read1(_MAX_LINE):  # type: ignore[attr-defined]  # Popen's pipe is a buffered reader
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield _last_state(line), True
+        if b"\r" in rest:
+            state, is_drawn_over = _last_state(rest), rest.endswith(b"\r")
+            rest = b"\r" + state + (b"\r" if is_drawn_over else b"")
+            if state and time.monotonic() - shown >= _BAR_S:
+                shown = time.monotonic()
+                yield state, False
+        if len(rest) >= _MAX_LINE:
+            yield rest, True
+            rest = b""
+    if rest:
+        yield _last_state(rest), True
+
+
+def _last_state(line: bytes) -> bytes:
+    return line.rstrip(b"\r").rpartition(b"\r")[2]

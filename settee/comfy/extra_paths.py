@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from settee.errors import ConfigError
+from settee.models.places import KINDS
 from settee.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,29 +22,6 @@ log = logging.getLogger(__name__)
 #: Holds custom nodes, and must hold nothing else: ComfyUI imports whatever lies in such a folder.
 NODES = Path(__file__).parents[1] / "comfy_nodes"
 
-#: What ComfyUI calls a kind of model, and the folders of a models folder where it looks for it (folder_paths.py of
-#: 0.3.64). A folder that does not exist yet may appear later, on a network volume say: ComfyUI looks again.
-KINDS: dict[str, tuple[str, ...]] = {
-    "audio_encoders": ("audio_encoders",),
-    "checkpoints": ("checkpoints",),
-    "classifiers": ("classifiers",),
-    "clip_vision": ("clip_vision",),
-    "configs": ("configs",),
-    "controlnet": ("controlnet", "t2i_adapter"),
-    "diffusers": ("diffusers",),
-    "diffusion_models": ("unet", "diffusion_models"),
-    "embeddings": ("embeddings",),
-    "gligen": ("gligen",),
-    "hypernetworks": ("hypernetworks",),
-    "loras": ("loras",),
-    "model_patches": ("model_patches",),
-    "photomaker": ("photomaker",),
-    "style_models": ("style_models",),
-    "text_encoders": ("text_encoders", "clip"),
-    "upscale_models": ("upscale_models",),
-    "vae": ("vae",),
-    "vae_approx": ("vae_approx",),
-}
 #: Folders of these names mean something else to ComfyUI: code it would run, or words of the file itself.
 _NOT_KINDS = frozenset(
     {"base_path", "custom_nodes", "is_default"} | {name for names in KINDS.values() for name in names}
@@ -116,4 +94,4 @@ def _absolute(folder: Path) -> Path:
     return Path(os.path.abspath(folder))
 
 
-__all__ = ["KINDS", "NODES", "ExtraPaths", "content"]
+__all__ = ["NODES", "ExtraPaths", "content"]

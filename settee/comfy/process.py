@@ -39,6 +39,8 @@ _MAX_BACKOFF_S = 15.0
 _READY_POLL_S = 0.05
 #: Whoever waits longer than this is told what for, seconds.
 _TELL_AFTER_S = 3.0
+#: How long ComfyUI may take over a SIGTERM. The platform gives the whole worker a few seconds.
+_CLOSE_S = 1.5
 #: How long to read on after ComfyUI's end: something it started may hold the pipe open.
 _LAST_WORDS_S = 2.0
 
@@ -196,7 +198,10 @@ class SupervisedServer:
             message = f"ComfyUI does not start: it ended{times} with {exit_text(self._exit_code)} before it answered"
         else:
             message = f"ComfyUI did not answer within {timeout_s:g} s of waiting"
-        raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": self.log_tail()})
+        tail = self.log_tail()
+        if any("ModuleNotFoundError" in line for line in tail):
+            message += "; a package is missing: set COMFY_PYTHON to the Python that has ComfyUI's"
+        raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": tail})
 
     def _may_come_up(self) -> bool:
         return not self.unrecoverable and not self._closing.is_set()
@@ -215,14 +220,14 @@ class SupervisedServer:
                 log.error("ComfyUI (pid %s) does not die", process.pid)
 
     def close(self) -> None:
-        """Stop ComfyUI: SIGTERM, then SIGKILL after 5 s."""
+        """Stop ComfyUI: SIGTERM, then SIGKILL."""
         self._closing.set()
         with self._lock:
             process = self._process
         if process is not None and process.poll() is None:
             kill_group(process, signal.SIGTERM)
             try:
-                process.wait(5)
+                process.wait(_CLOSE_S)
             except subprocess.TimeoutExpired:
                 kill_group(process, signal.SIGKILL)
                 process.wait(5)

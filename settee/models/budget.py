@@ -137,7 +137,7 @@ class Budget:
             return 0
         others = [other for other in self._reserved if other.device == asked.device and other.path != asked.path]
         still = sum(other.outstanding() for other in others) + asked.outstanding()
-        return still + self._margin - _free(asked.target)
+        return still + self._margin - free_at(asked.target)
 
     def _brought(self) -> Iterator[Placed]:
         """Plain files that jobs brought."""
@@ -159,7 +159,7 @@ class Budget:
             )
         here = [p for p in evictable if _device(f"{self._shelf.root}/{p.path}") == asked.device]
         if lack > sum(placed.size for placed in here):
-            free = _free(asked.target)
+            free = free_at(asked.target)
             kept = lack + free - asked.outstanding()
             raise NoSpace(
                 f"{what}, and its disk has {amount(free)} free, of which {amount(kept)} are kept for other downloads "
@@ -184,7 +184,7 @@ def _device(path: str) -> int | None:
         return None
 
 
-def _free(path: str) -> int:
+def free_at(path: str) -> int:
     """Bytes that this user may still write there; a very large number where nobody can tell."""
     try:
         room = os.statvfs(_existing(path))

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from settee.errors import ConfigError, IntegrityError, NoSpace, SetteeError
+from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
 from settee.models.bar_text import amount
 from settee.settings import Settings, load
 
 if TYPE_CHECKING:
     from settee.models.entry import ModelEntry
+    from settee.models.records import Placed
     from settee.models.store import ModelStore
 
 #: Exit codes. The first of these that fits a failure wins.
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
+_NOTHING = "no models to place: MODELS and MODELS_FILE are empty"
 EXIT_CODES = """exit codes: 0 all is well; 1 a required model could not be placed; 2 a setting or argument is wrong;
 3 a file is not what it should be (placing or verify); 4 there is not enough disk; 130 interrupted"""
 
@@ -38,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load()
         return int(arguments.run(settings, arguments))
     except SetteeError as error:
-        _say(error.message)
-        for problem in error.details.get("problems", ())[1:]:
-            _say(f"{problem['path']}: {problem['problem']}")
+        problems = [item for item in error.details.get("problems", ()) if isinstance(item, dict)]
+        for line in [f"{item['path']}: {item['problem']}" for item in problems] or [error.message]:
+            _say(line)
         return _code(error)
     except KeyboardInterrupt:
         _say("interrupted; what was downloaded so far is kept, and resumed next time")
@@ -84,6 +87,10 @@ def _say(text: str) -> None:
     print(f"utils.py: {text}", file=sys.stderr)
 
 
+def _models(count: int) -> str:
+    return "1 model" if count == 1 else f"{count} models"
+
+
 # --- place -------------------------------------------------------------------------------------------------
 
 
@@ -92,12 +99,17 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.judging import State
     from settee.models.placed import Shelf
 
-    entries = [entry for entry in spec.configured(settings) if arguments.lazy or not entry.lazy]
+    configured = spec.configured(settings)
+    for doubt in spec.doubts(configured):
+        _say(f"warning: {doubt}")
+    entries = [entry for entry in configured if arguments.lazy or not entry.lazy]
+    if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
+        raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
     shelf = Shelf(settings.models_folder)
     missing = [entry for entry in entries if shelf.state(entry) is not State.RIGHT]
     if missing:
         return _fetch(settings, missing, len(entries))
-    print(f"{len(entries)} models, all in place" if entries else "no models to place: MODELS and MODELS_FILE are empty")
+    print(f"{_models(len(entries))} in {settings.models_folder}, all in place" if entries else _NOTHING)
     return 0
 
 
@@ -111,6 +123,9 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
             bars.update(str(entry.path), done, size, source)
 
         def on_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
+            if isinstance(outcome, JobCanceled):  # interrupted, which is said once
+                bars.forget(str(entry.path))
+                return
             words = f"failed: {outcome.message}" if isinstance(outcome, SetteeError) else outcome
             bars.finish(str(entry.path), words)
 
@@ -121,7 +136,7 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
             store.close()
     failed = {path: outcome for path, outcome in outcomes.items() if isinstance(outcome, SetteeError)}
     required = [failed[str(entry.path)] for entry in missing if entry.required and str(entry.path) in failed]
-    print(f"{total} models: {total - len(failed)} in place, {len(failed)} failed")
+    print(f"{_models(total)} in {settings.models_folder}: {total - len(failed)} in place, {len(failed)} failed")
     if not required:
         return 0
     codes = {_code(error) for error in required}
@@ -132,6 +147,7 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
 
 
 def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.budget import free_at
     from settee.models.store import ModelStore
 
     store = ModelStore(settings)
@@ -146,8 +162,13 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
             source = f" from {row['from']}" if row["from"] else ""
             lazy = " (lazy: when a job names it)" if row["lazy"] else ""
             print(f"{row['path']}: {row['action']}{source}{size}{lazy}")
-        print(f"{amount(wanted)} to download")
-    return max((row["code"] for row in rows if row["required"]), default=0)
+        print(f"{amount(wanted)} to download to {settings.models_folder}" if rows else _NOTHING)
+    code = max((row["code"] for row in rows if row["required"]), default=0)
+    free = free_at(f"{settings.models_folder}/any")
+    if wanted > free:
+        _say(f"its disk has {amount(free)} free: give it more room, or leave models out")
+        code = max(code, 4)
+    return code
 
 
 def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
@@ -186,7 +207,8 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.placed import Shelf
 
-    placed = list(Shelf(settings.models_folder).records())
+    shelf = Shelf(settings.models_folder)
+    placed = [(item, _is_there(shelf.root, item)) for item in shelf.records() if not item.pending]
     if arguments.json:
         rows = [
             {
@@ -197,21 +219,32 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
                 "link": item.link,
                 "from_job": item.from_job,
                 "last_used": item.last_used,
+                "is_there": is_there,
             }
-            for item in placed
+            for item, is_there in placed
         ]
         print(json.dumps(rows, indent=2))
         return 0
     _table(
         (
             item.path,
-            amount(item.size) if item.link is None else "linked",
+            "gone, or changed" if not is_there else amount(item.size) if item.link is None else "linked",
             (item.sha256 or "")[:12] or "no sha256",
-            item.source + (" (a job's)" if item.from_job else ""),
+            item.source.partition("?")[0] + (" (a job's)" if item.from_job else ""),
         )
-        for item in placed
+        for item, is_there in placed
     )
     return 0
+
+
+def _is_there(root: str, placed: Placed) -> bool:
+    """Whether what was placed still lies there: by its size and time."""
+    path = os.path.join(root, placed.path)
+    try:
+        info, link = os.stat(path), os.readlink(path) if os.path.islink(path) else None
+    except OSError:
+        return False
+    return placed.matches(info.st_size, info.st_mtime_ns, link)
 
 
 def _table(rows: Iterable[Sequence[str]]) -> None:

@@ -23,11 +23,13 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
     problems: list[Problem] = []
     for named in named_models(workflow):
         choices = _choices(named, object_info)
-        if choices is None or named.value in choices or supplying(named, entries):
+        if choices is None or named.value in choices:
+            continue
+        if any(entry.target.split("/")[0] in named.folders for entry in supplying(named, entries)):
             continue
         # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
         looked_through = [*choices, *_names(entries)] if len(problems) < MAX_NEAR else []
-        problems.append(_problem(named, looked_through))
+        problems.append(_problem(named, looked_through, entries))
     return problems
 
 
@@ -42,7 +44,7 @@ def _choices(named: Named, object_info: ObjectInfo) -> list[Any] | None:
     )
 
 
-def _problem(named: Named, choices: Iterable[Any]) -> Problem:
+def _problem(named: Named, choices: Iterable[Any], entries: Sequence[ModelEntry]) -> Problem:
     return {
         "path": f"workflow.{named.node_id}.inputs.{named.input}",
         "node_id": named.node_id,
@@ -50,15 +52,22 @@ def _problem(named: Named, choices: Iterable[Any]) -> Problem:
         "input": named.input,
         "value": named.value[:200],
         "type": "model_missing",
-        **_advice(named.value, named.folders),
+        **_advice(named.value, named.folders, entries),
         "near": near_matches(named.value, choices),
     }
 
 
-def _advice(value: str, folders: Sequence[str]) -> Problem:
+def _advice(value: str, folders: Sequence[str], entries: Sequence[ModelEntry]) -> Problem:
     folder = folders[0] if folders else "FOLDER"
     subfolder, _, name = value.replace("\\", "/").rpartition("/")
-    add = f"ORG/REPO:{name}:{folder}{f'/{subfolder}' if subfolder else ''}"
+    target = f"{folder}{f'/{subfolder}' if subfolder else ''}"
+    elsewhere = next((entry for entry in entries if entry.name == name), None)
+    if elsewhere is not None:
+        problem = (
+            f"no model {value[:200]!r} where this node looks: {elsewhere.position} puts it into {elsewhere.target}"
+        )
+        return {"problem": f"{problem}; let its Target be {target}", "add": f"…:{target}"}
+    add = f"ORG/REPO:{name}:{target}"
     return {
         "problem": f"no model {value[:200]!r} on this worker, and no entry of MODELS supplies it: "
         f"add {add} (with its real repository) to MODELS, or to the job's models",
@@ -87,7 +96,7 @@ def as_missing(
             near = [*problem.get("near", ())]
             if len(told) < MAX_NEAR:
                 near += near_matches(value, _names(entries))
-            advice = _advice(str(value), known.folders if known else ())
+            advice = _advice(str(value), known.folders if known else (), entries)
             problem = {**problem, **advice, "type": "model_missing", "near": list(dict.fromkeys(near))[:3]}
         told.append(problem)
     kind = ModelMissing if all_models else WorkflowRejected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from settee.comfy.extra_paths import KINDS
+from settee.models.places import KINDS
 
 _KIND_OF = {folder: kind for kind, folders in KINDS.items() for folder in folders}
 

@@ -10,6 +10,29 @@ from settee.workspace import safe_relative, shown
 
 #: What ComfyUI takes for a model (folder_paths.supported_pt_extensions), and formats of common custom nodes.
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
+#: What ComfyUI calls a kind of model, and the folders of a models folder where it looks for it (folder_paths.py of
+#: 0.3.64). A folder that does not exist yet may appear later, on a network volume say: ComfyUI looks again.
+KINDS: dict[str, tuple[str, ...]] = {
+    "audio_encoders": ("audio_encoders",),
+    "checkpoints": ("checkpoints",),
+    "classifiers": ("classifiers",),
+    "clip_vision": ("clip_vision",),
+    "configs": ("configs",),
+    "controlnet": ("controlnet", "t2i_adapter"),
+    "diffusers": ("diffusers",),
+    "diffusion_models": ("unet", "diffusion_models"),
+    "embeddings": ("embeddings",),
+    "gligen": ("gligen",),
+    "hypernetworks": ("hypernetworks",),
+    "loras": ("loras",),
+    "model_patches": ("model_patches",),
+    "photomaker": ("photomaker",),
+    "style_models": ("style_models",),
+    "text_encoders": ("text_encoders", "clip"),
+    "upscale_models": ("upscale_models",),
+    "vae": ("vae",),
+    "vae_approx": ("vae_approx",),
+}
 #: A download's file beside its target, and that file's journal.
 PART = ".part"
 JOURNAL = ".part.json"

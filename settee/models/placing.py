@@ -68,6 +68,8 @@ class Placing:
         self._lane: Lane = tools.gate.lane()
         self._turn = Turn(self.stop, entry.size)
         self._trouble: list[SetteeError] = []
+        #: Bytes that an earlier try had left.
+        self._resumed_from: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -173,10 +175,13 @@ class Placing:
                 # Before its room is given up: until then it counts as coming, from now on as being there.
                 tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
-        return f"downloaded from {origin.label} in {took:.1f} s ({fetched.size / took / 1e6:.0f} MB/s)"
+        came = fetched.size - (self._resumed_from or 0)
+        return f"downloaded from {origin.label} in {took:.1f} s ({came / took / 1e6:.0f} MB/s)"
 
     def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Fetched:
         def on_progress(done: int, total: int | None) -> None:
+            if self._resumed_from is None:
+                self._resumed_from = done
             self.done = (done, total)
             grown(done)
             self._on_progress(self.entry, done, total, label)

@@ -11,6 +11,7 @@ anything is fetched. Nothing here asks the network.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from pydantic import SecretStr
 
 from settee.errors import ConfigError, UnsafePath
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
-from settee.models.places import place
+from settee.models.places import KINDS, place
 from settee.settings import Settings, secret_named
 from settee.workflow import Problem
 from settee.workspace import safe_relative, shown
@@ -70,6 +71,18 @@ def of_job(items: Sequence[Any]) -> tuple[tuple[ModelEntry, ...], list[Problem]]
     return tuple(_without_clashes(found, problems)), problems
 
 
+def doubts(entries: Iterable[ModelEntry]) -> list[str]:
+    """What is probably meant otherwise: folders that are nearly ComfyUI's. A custom node may have one of its own."""
+    folders = {folder for names in KINDS.values() for folder in names}
+    found = []
+    for entry in entries:
+        first = entry.path.parts[0]
+        near = difflib.get_close_matches(first.lower(), folders, n=1, cutoff=0.8)
+        if first not in folders and near:
+            found.append(f"{entry.position}: ComfyUI's own nodes do not look in {first!r}; did you mean {near[0]!r}?")
+    return found
+
+
 def _parse_all(
     items: Iterable[Any], position: Callable[[int], str], problems: list[Problem], keys: tuple[str, ...]
 ) -> list[ModelEntry]:
@@ -108,7 +121,7 @@ def _read(path: Path | None, problems: list[Problem]) -> list[Any]:
         content = json.loads(text) if path.suffix == ".json" else _yaml(text)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        problems.append({"path": "MODELS_FILE", "problem": f"cannot be read: {reason}"})
+        problems.append({"path": "MODELS_FILE", "problem": f"{path} cannot be read: {reason}"})
         return []
     if isinstance(content, dict) and set(content) <= {"models"}:
         content = content.get("models")
@@ -149,6 +162,11 @@ def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
     if match := _OPTIONS.search(text):
         text = text[: match.start()]
         options = {name: value for name, _, value in (part.partition("=") for part in match[1].split("&"))}
+    elif "#" in (end := text.rpartition(":")[2]):
+        wrong = end.partition("#")[2].partition("=")[0]
+        near = difflib.get_close_matches(wrong.lower(), ("sha256", "lazy", "preload"), n=1)
+        hint = f"did you mean #{near[0]}? " if near else ""
+        raise _Bad(f"#{wrong[:40]} is no option; {hint}There are #sha256=HEX, #lazy and #preload, joined by &")
     for name in ("lazy", "preload"):
         if name in options and name not in keys:
             raise _Bad(f"#{name} is for MODELS: a job's models are fetched when the job runs")
@@ -308,6 +326,8 @@ def _place(target: str, name: str) -> tuple[str, str]:
     """Folder and name, checked to be a model's place. Folders of a LocalName are the Target's."""
     if not target:
         raise _Bad("names no Target: the folder below models, such as checkpoints")
+    if target.startswith("models/"):
+        raise _Bad("leave out models/: a Target is a folder below it, such as checkpoints")
     target, _, name = f"{target}/{name}".rpartition("/")
     try:
         place(target, name)
@@ -316,4 +336,4 @@ def _place(target: str, name: str) -> tuple[str, str]:
     return target, name
 
 
-__all__ = ["JOB_KEYS", "KEYS", "configured", "of_job"]
+__all__ = ["JOB_KEYS", "KEYS", "configured", "doubts", "of_job"]

@@ -73,6 +73,8 @@ class ModelStore:
     def load(self) -> None:
         """Read MODELS and MODELS_FILE. Raises ConfigError with every bad entry."""
         self.entries = spec.configured(self.settings)
+        for doubt in spec.doubts(self.entries):
+            log.warning("%s", doubt)
         if self.entries and not self._has_folder:
             raise ConfigError("MODELS needs MODELS_DIR: the models folder of the ComfyUI at COMFY_URL")
 

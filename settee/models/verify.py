@@ -24,7 +24,7 @@ _READERS = 4
 class Verdict(str, Enum):
     """What became of one file."""
 
-    #: Its bytes are those that were right once (or the link's target has its size, time and head still).
+    #: Its bytes are those that were right once.
     OK = "ok"
     #: Other bytes than were recorded: remove it and let it be placed again.
     DAMAGED = "damaged"
@@ -62,7 +62,7 @@ def verify(
     """
     placed = [item for item in shelf.records() if not item.pending]
     stop, ended = stop or threading.Event(), threading.Event()
-    total = sum(item.size for item in placed if item.link is None and (item.xxh3 or item.sha256))
+    total = sum(item.size for item in placed if item.xxh3 or item.sha256)
     progress = _Progress(total, on_progress, (stop, ended))
     pool = ThreadPoolExecutor(_READERS, "verify")
     try:
@@ -115,8 +115,7 @@ def _finding(root: str, placed: Placed, on_bytes: Callable[[int], None]) -> Find
     if problem := model_problem(path):
         return say(Verdict.DAMAGED, problem, info.st_size)
     if placed.link is not None:
-        is_same = placed.same_time(info.st_mtime_ns)
-        return say(Verdict.OK if is_same else Verdict.UNCHECKED, "" if is_same else "was changed since", info.st_size)
+        return _linked(path, placed, info, on_bytes, say)
     if not (placed.xxh3 or placed.sha256):
         return say(Verdict.UNCHECKED, "has no recorded hash: only its size and head were checked", info.st_size)
     try:
@@ -126,3 +125,20 @@ def _finding(root: str, placed: Placed, on_bytes: Callable[[int], None]) -> Find
     if (found.xxh3 == placed.xxh3) if placed.xxh3 else (found.sha256 == placed.sha256):
         return say(Verdict.OK, "", info.st_size)
     return say(Verdict.DAMAGED, "has other bytes than when it was placed", info.st_size)
+
+
+def _linked(
+    path: Path, placed: Placed, info: os.stat_result, on_bytes: Callable[[int], None], say: Callable[..., Finding]
+) -> Finding:
+    """What the link leads to is read when somebody knew its hash: the Hub's cache does, a volume does not."""
+    if placed.sha256 is None:
+        same = "" if placed.same_time(info.st_mtime_ns) else ", and it was changed since"
+        return say(Verdict.UNCHECKED, f"is a link: only its size and head were checked{same}", info.st_size)
+    try:
+        found = hash_file(path, sha256=True, on_bytes=on_bytes)
+    except OSError as error:
+        return say(Verdict.DAMAGED, f"cannot be read ({error.strerror})", info.st_size)
+    if found.sha256 == placed.sha256:
+        return say(Verdict.OK, "", info.st_size)
+    said = f"leads to a file with the sha256 {found.sha256} instead of {placed.sha256}"
+    return say(Verdict.DAMAGED, said, info.st_size)

@@ -75,11 +75,11 @@ def entries(*numbers: int, options: str = "") -> str:
 
 def test_it_places_all_once(place: Place, hub: HubServer) -> None:
     code, out, err = place.run(models=entries(0, 1))
-    assert (code, out) == (0, "2 models: 2 in place, 0 failed\n")
+    assert (code, out) == (0, f"2 models in {place.models}: 2 in place, 0 failed\n")
     assert err.count("downloaded from Hugging Face in") == 2
     assert (place.models / "checkpoints" / "m1.safetensors").read_bytes() == tensors(1)
     hub.forget()
-    assert place.run(models=entries(0, 1)) == (0, "2 models, all in place\n", "")
+    assert place.run(models=entries(0, 1)) == (0, f"2 models in {place.models}, all in place\n", "")
     assert hub.requests == []
 
 
@@ -120,8 +120,38 @@ def test_an_optional_model_that_fails_is_said_and_no_failure(place: Place, tmp_p
     )
     place.env["MODELS_FILE"] = str(file)
     code, out, err = place.run(models="")
-    assert (code, out) == (0, "2 models: 1 in place, 1 failed\n")
+    assert (code, out) == (0, f"2 models in {place.models}: 1 in place, 1 failed\n")
     assert "vae/none.safetensors: failed" in err
+
+
+def test_settings_that_are_wrong_are_all_said(place: Place) -> None:
+    place.env |= {"MODELS_CONNECTIONS": "x", "LOG_LEVEL": "LOUD"}
+    code, _, err = place.run(models="")
+    assert code == 2
+    assert "MODELS_CONNECTIONS" in err
+    assert "LOG_LEVEL" in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_that_is_nearly_comfyuis_is_doubted(place: Place) -> None:
+    code, _, err = place.run(models=f"{REPO}:m0.safetensors:checkpoint")
+    assert code == 0
+    assert "did you mean 'checkpoints'?" in err
+
+
+def test_a_comfyui_that_is_not_there_gets_no_models(place: Place, tmp_path: Path) -> None:
+    del place.env["MODELS_DIR"]
+    place.env["COMFY_DIR"] = str(tmp_path / "none")
+    code, _, err = place.run(models=entries(0))
+    assert code == 2
+    assert "set COMFY_DIR, or MODELS_DIR" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_list_says_what_is_gone(place: Place) -> None:
+    place.run(models=entries(0))
+    (place.models / "checkpoints" / "m0.safetensors").unlink()
+    assert "gone, or changed" in place.run("list", models="")[1]
 
 
 def test_plan_writes_nothing_and_says_from_where(place: Place, hub: HubServer) -> None:
@@ -203,4 +233,4 @@ def test_in_a_terminal_it_draws_bars(place: Place, hub: HubServer) -> None:
         os.close(leader)
     assert b"MB/s" in seen
     assert b"\x1b[" in seen
-    assert seen.decode().rstrip().endswith("2 models: 2 in place, 0 failed")
+    assert seen.decode().rstrip().endswith(f"2 models in {place.models}: 2 in place, 0 failed")

@@ -181,3 +181,10 @@ def test_near_matches_are_looked_for_a_bounded_number_of_times() -> None:
     assert len(problems) == 500
     assert problems[0]["near"] == ["sd15.safetensors"]
     assert sum(bool(problem["near"]) for problem in problems) <= 10
+
+
+def test_a_model_in_a_folder_where_its_node_does_not_look_is_said_so() -> None:
+    info = json.loads(json.dumps(OBJECT_INFO))
+    workflow = {"4": node("CheckpointLoaderSimple", ckpt_name="a.safetensors")}
+    (problem,) = missing_models(workflow, info, spec.configured(load(models="o/r:a.safetensors:loras")))
+    assert "MODELS entry 1 puts it into loras; let its Target be checkpoints" in problem["problem"]

@@ -94,6 +94,11 @@ def test_options_and_several_entries() -> None:
         ("org/repo@a..b:a.st:vae", "revision"),
         ("org/repo:a.st:vae#sha256=12", "64 hexadecimal"),
         ("s3://b/x.st:vae", "s3://bucket/key"),
+        ("org/repo:a.st:vae#sha265=12", "did you mean #sha256"),
+        ("org/repo:a.st:vae:b.st#Lazy", "did you mean #lazy"),
+        ("org/repo:a.st:vae#lazy&foo", "no option"),
+        ("https://h.example/a.pt:vae#lasy", "did you mean #lazy"),
+        ("org/repo:a.st:models/vae", "leave out models/"),
         ("s3://buck/dir/:vae", "s3://bucket/key"),
         ("https://h.example/a.pt", "no Target"),
         ("https://h.example/download:vae", "LocalName"),
@@ -181,7 +186,7 @@ def test_a_bad_file_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> 
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"MODELS_FILE: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"MODELS_FILE: nowhere\.yaml cannot be read: No such file"):
         spec.configured(load(models_file=Path("nowhere.yaml")))
 
 

@@ -95,7 +95,7 @@ def _store(found: S3Object, settings: Settings, bucket: Bucket | None) -> _Store
     else:
         raise DownloadFailed(
             f"{found.where}: the worker has no S3 credentials: set MODELS_S3_ENDPOINT_URL, MODELS_S3_ACCESS_KEY_ID "
-            "and MODELS_S3_SECRET_ACCESS_KEY (or BUCKET_ENDPOINT_URL and its keys), or send s3Config with the job",
+            "and MODELS_S3_SECRET_ACCESS_KEY (or BUCKET_ENDPOINT_URL and its keys)",
             retryable=False,
         )
     # A public address (a CDN's) is for readers of results: models are private unless their bucket says otherwise.
