@@ -251,7 +251,8 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
                 problem["value"] = value if not isinstance(value, str) else value[:200]
                 choices = choices_of(_spec(object_info, str(class_type), name))
                 if choices is not None and not is_link(value):
-                    problem["near"] = near_matches(value, choices)
+                    # Each search costs milliseconds: a graph that is all wrong has no use for more.
+                    problem["near"] = near_matches(value, choices) if len(problems) < MAX_NEAR else []
                     problem["choices"] = len(choices)
             problems.append(problem)
     return problems

@@ -61,9 +61,9 @@ class Run:
             self._report(Status.PREPARING)
             self._check_policy()
             # From here on its models are fetched, and read ahead, while ComfyUI starts and inputs are staged.
-            with models.request(job.request.workflow, job.request.models, job.request.bucket) as order:
-                if job.sealed:
-                    order.wipe_afterwards()
+            with models.request(
+                job.request.workflow, job.request.models, job.request.bucket, is_sealed=job.sealed
+            ) as order:
                 delivered, warnings = self._work(session, workspace, server, order, shared)
         except (JobCanceled, JobTimeout) as error:
             self._explain_end(error)

@@ -23,7 +23,14 @@ class Address:
     validator: str | None = None
     #: A caller's address: only public hosts are connected to, at every redirect.
     public_only: bool = False
+    #: A job named it: no log says which file it is.
+    private: bool = False
     #: A fresh address of the same file, for signatures that expire.
     renew: Callable[[], Address] | None = field(default=None, repr=False)
     #: Fetches the whole file into a folder and returns its path: the way out where no plain HTTP serves it (Xet).
     by_library: Callable[[Path], Path] | None = field(default=None, repr=False)
+
+    @property
+    def logged(self) -> str:
+        """What a log line may call it."""
+        return "a model of the job's" if self.private else self.where

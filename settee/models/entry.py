@@ -80,6 +80,8 @@ class ModelEntry:
     position: str = ""
     #: Whether a job brought it: such a file may be evicted, and only public addresses are reached for it.
     from_job: bool = False
+    #: Whether that job came sealed: the file goes when the job ends, and after a crash at the next start.
+    sealed: bool = False
 
     @property
     def path(self) -> PurePosixPath:

@@ -23,13 +23,16 @@ _POLL_S = 0.1
 class Order:
     """The models of one job, from its arrival to its end. A context manager: its end lets them go."""
 
-    def __init__(self, store: ModelStore, placings: Sequence[Placing], entries: Sequence[ModelEntry]) -> None:
+    def __init__(
+        self, store: ModelStore, placings: Sequence[Placing], entries: Sequence[ModelEntry], *, wipes: bool
+    ) -> None:
+        """``wipes``: what the job brought is overwritten and removed at its end."""
         self._store = store
         self._placings = placings
         #: All that could supply this job: the worker's entries and its own.
         self.entries = entries
         self._used = ExitStack()
-        self._wipes = False
+        self._wipes = wipes
 
     def wait(self, cancel: Cancel, deadline: float, notify: Callable[[str], None]) -> bool:
         """Return when all are in place, and in use by this job until its end.
@@ -60,10 +63,6 @@ class Order:
     def forgotten(self) -> None:
         """ComfyUI has dropped all that it kept. Before this is told, every job's :meth:`wait` says that it must."""
         self._store.forgotten()
-
-    def wipe_afterwards(self) -> None:
-        """What the job brought is overwritten and removed at its end: it came sealed."""
-        self._wipes = True
 
     def __enter__(self) -> Order:
         return self

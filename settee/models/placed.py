@@ -36,6 +36,7 @@ from settee.models.names import namesakes
 from settee.models.places import relative
 from settee.models.records import Placed, Records, identity
 from settee.models.refusals import taken, unusable
+from settee.models.removing import is_downloading
 from settee.models.turns import Stopped
 from settee.models.users import Users
 
@@ -326,6 +327,7 @@ class Shelf:
             xxh3=xxh3,
             link=look.link,
             from_job=entry.from_job and not is_models and not is_operators,
+            sealed=entry.sealed and not is_models and not is_operators,
             pending=pending,
             placed_at=time.time(),
         )
@@ -373,3 +375,9 @@ class Shelf:
         job, or not to be removed.
         """
         return self._users.wipe(relative(entry))
+
+    def wipe_left(self) -> None:
+        """Wipe what sealed jobs left here when their worker was killed; not what another worker's job uses now."""
+        for placed in [placed for placed in self.records() if placed.sealed]:
+            if not is_downloading(f"{self.root}/{placed.path}") and not self.in_use(placed.path):
+                self._users.wipe(placed.path)

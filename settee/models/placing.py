@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settee.errors import DownloadFailed, SetteeError
@@ -187,7 +187,7 @@ class Placing:
             self._on_progress(self.entry, done, total, label)
 
         return download(
-            address,
+            replace(address, private=self.entry.from_job),
             self._tools.shelf.path_of(self.entry),
             lane=self._lane,
             stop=self.stop,

@@ -72,6 +72,8 @@ class Placed:
     link: str | None = None
     #: Brought by a job: may be evicted.
     from_job: bool = False
+    #: Brought by a sealed job: to be wiped when no job uses it.
+    sealed: bool = False
     #: Not placed yet: a download for it has begun. Size, time and link are those of what lay there before (size -1:
     #: nothing), so that what the download leaves there is told from it, even when nobody lived to record it.
     pending: bool = False
@@ -98,6 +100,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "xxh3": (str, type(None)),
     "link": (str, type(None)),
     "from_job": (bool,),
+    "sealed": (bool,),
     "pending": (bool,),
     "placed_at": (float, int),
 }

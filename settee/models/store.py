@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError, StagingError
@@ -85,6 +86,8 @@ class ModelStore:
 
     def start(self) -> None:
         """Begin to place what is not lazy of what :meth:`load` has read, and return at once."""
+        if self._has_folder:
+            self._spawn(self.tools.shelf.wipe_left, name="models")
         eager = [entry for entry in self.entries if not entry.lazy]
         if eager:
             self._spawn(self._place_all, eager, name="models")
@@ -118,9 +121,19 @@ class ModelStore:
 
     # --- jobs --------------------------------------------------------------------------------------------------
 
-    def request(self, workflow: Workflow, own: Sequence[ModelEntry] = (), bucket: Bucket | None = None) -> Order:
-        """Begin to place what a workflow names and what its job brings. Raises InvalidRequest for a clash of names."""
-        own = self._checked(own, bucket)
+    def request(
+        self,
+        workflow: Workflow,
+        own: Sequence[ModelEntry] = (),
+        bucket: Bucket | None = None,
+        *,
+        is_sealed: bool = False,
+    ) -> Order:
+        """Begin to place what a workflow names and what its job brings. Raises InvalidRequest for a clash of names.
+
+        What a sealed job brings is wiped when it ends.
+        """
+        own = [replace(entry, sealed=is_sealed and entry.from_job) for entry in self._checked(own, bucket)]
         named = named_models(workflow)
         self.read_ahead(named)
         known = [*self.entries, *own]
@@ -131,7 +144,7 @@ class ModelStore:
         # Before the first of them begins to make room for itself.
         self.tools.budget.keep(list(wanted))
         placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in wanted.values()]
-        return Order(self, placings, known)
+        return Order(self, placings, known, wipes=is_sealed)
 
     def read_ahead(self, named: Iterable[Named]) -> None:
         """Have the files that these names mean read into the page cache, where they lie already."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+#: How long a source may take to say a file's size before others begin, seconds.
+_PATIENCE_S = 3.0
 #: Downloads at once; each has several connections, and the Gate bounds those of all together.
 AT_ONCE = 3
 
@@ -23,6 +26,8 @@ class Turn:
     #: Bytes; None while its source has not been asked.
     size: int | None = None
     urgent: bool = False
+    #: When its source was asked.
+    asked_at: float = 0.0
 
 
 class Turns:
@@ -37,7 +42,11 @@ class Turns:
 
     @contextmanager
     def asking(self, turn: Turn) -> Iterator[None]:
-        """While sizes are asked for, nothing that is not urgent begins: the largest may not be known yet."""
+        """While sizes are asked for, nothing that is not urgent begins: the largest may not be known yet.
+
+        A source that does not answer within seconds holds nobody up.
+        """
+        turn.asked_at = time.monotonic()
         with self._changed:
             self._asking.add(turn)
         try:
@@ -53,7 +62,8 @@ class Turns:
         with self._changed:
             self._waiting.add(turn)
             try:
-                self._changed.wait_for(lambda: turn.stop.is_set() or self._is_next(turn))
+                while not (turn.stop.is_set() or self._is_next(turn)):
+                    self._changed.wait(_PATIENCE_S if self._asking else None)
             finally:
                 self._waiting.discard(turn)
                 self._changed.notify_all()
@@ -70,7 +80,8 @@ class Turns:
     def _is_next(self, turn: Turn) -> bool:
         if turn.urgent:
             return True
-        if self._asking or len(self._running) >= self._at_once or any(other.urgent for other in self._waiting):
+        asking = any(time.monotonic() - other.asked_at < _PATIENCE_S for other in self._asking)
+        if asking or len(self._running) >= self._at_once or any(other.urgent for other in self._waiting):
             return False
         return turn is max(self._waiting, key=lambda other: other.size or 0)
 

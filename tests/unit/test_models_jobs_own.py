@@ -20,6 +20,7 @@ from settee.settings import load
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.hub import HubServer
 from tests.support.models import safetensors, sha256
+from tests.support.waiting import eventually
 
 A, B = safetensors(3000, 1), safetensors(3000, 2)
 MEGABYTES = 2
@@ -237,3 +238,23 @@ def test_a_server_that_names_no_size_fills_no_disk(make: Any, tmp_path: Path) ->
             run(store, {}, own(f"{server.url}:loras"))
         assert sum(ask.sent for ask in server.asked) < 30_000_000
     assert not list((tmp_path / "models").glob("loras/*"))
+
+
+def test_what_a_killed_workers_sealed_job_left_is_wiped_at_the_next_start(
+    make: Callable[..., ModelStore], tmp_path: Path
+) -> None:
+    killed = make()
+    order = killed.request({}, own("o/r:a.safetensors:loras:secret.safetensors"), is_sealed=True)
+    with Cancel() as cancel:
+        order.wait(cancel, time.monotonic() + 20, lambda _: None)
+    path = tmp_path / "models" / "loras" / "secret.safetensors"
+    assert path.read_bytes() == A
+    make().start()  # another worker, while the first one's job runs: it stays
+    plain = make()
+    with plain.request({}, own("o/r:b.safetensors:loras:plain.safetensors")) as other, Cancel() as cancel:
+        other.wait(cancel, time.monotonic() + 20, lambda _: None)
+    assert path.exists()
+    order._used.close()  # as the kernel does for a process that is killed
+    make().start()
+    eventually(lambda: not path.exists())
+    assert (tmp_path / "models" / "loras" / "plain.safetensors").exists()

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from settee.models import turns as turns_module
 from settee.models.turns import Stopped, Turn, Turns
 from tests.support.waiting import eventually
 
@@ -78,3 +79,13 @@ def test_who_waits_can_be_stopped() -> None:
     first.thread.join(10)
     with pytest.raises(Stopped), turns.taken(waiting):
         pass
+
+
+def test_a_source_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "_PATIENCE_S", 0.1)
+    turns, order = Turns(at_once=1), list[int | None]()
+    with turns.asking(turn()):
+        taker = Taker(turns, turn(5), order)
+        eventually(lambda: order == [5])
+        taker.let_go.set()
+        taker.thread.join(10)

@@ -241,7 +241,7 @@ class Attempt:
             return None
         # From another server, the same bytes may go by another name.
         self._etag = head.etag if head.where == self.route.where else None
-        logger.info("%s goes on after %d of %d bytes", self.route.where, sum(done), size)
+        logger.info("%s goes on after %d of %d bytes", self.route.address.logged, sum(done), size)
         return done
 
     def _patience(self) -> Patience:

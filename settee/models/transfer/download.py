@@ -62,7 +62,7 @@ def download(
     given = Given(size, sha256)
     want = given.with_address(address)
     before = _identity(target)
-    part, waited = open_part(target, address.where, stop, deadline)
+    part, waited = open_part(target, address, stop, deadline)
     try:
         if waited and (brought := _brought(target, want, before, stop)):
             part.discard()
@@ -93,7 +93,7 @@ class _Download:
             fetch = self.address.by_library
             if fetch is None or error.details.get("status") not in LIBRARY_STATUS:
                 raise
-            logger.info("%s: left to its source's own library", self.address.where)
+            logger.info("%s: left to its source's own library", self.address.logged)
             return self._by_library(fetch)
         self.part.finish()
         return _fetched(digests, validator)
@@ -127,7 +127,7 @@ class _Download:
                     self.part.discard()
                     raise error.verdict from error
                 corrupt = True
-                logger.warning("%s; it is fetched once more", error.verdict)
+                logger.warning("%s is not what it should be; it is fetched once more", self.address.logged)
             self.part.reset()
 
     def _check(self, path: Path, digests: Digests, size: int | None, sha256: str | None) -> None:

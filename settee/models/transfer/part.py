@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from settee.models.address import Address
 from settee.models.transfer import journal
 from settee.models.transfer.trouble import Stopped, failed, free_bytes, of_disk
 
@@ -159,7 +160,7 @@ def paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
 
 
-def open_part(target: Path, where: str, stop: threading.Event, deadline: float) -> tuple[Part, bool]:
+def open_part(target: Path, address: Address, stop: threading.Event, deadline: float) -> tuple[Part, bool]:
     """The part, locked against every other process and thread, and whether another one had it before.
 
     Raises Stopped, DownloadFailed at the deadline, StagingError.
@@ -171,7 +172,7 @@ def open_part(target: Path, where: str, stop: threading.Event, deadline: float) 
         while True:
             fd = os.open(path, _FLAGS, 0o666)
             try:
-                waited = _lock(fd, where, stop, deadline) or waited
+                waited = _lock(fd, address, stop, deadline) or waited
                 if _is_at(fd, path):
                     return Part(target, fd), waited
             except BaseException:
@@ -184,7 +185,7 @@ def open_part(target: Path, where: str, stop: threading.Event, deadline: float) 
         raise of_disk(error, target, None) from error
 
 
-def _lock(fd: int, where: str, stop: threading.Event, deadline: float) -> bool:
+def _lock(fd: int, address: Address, stop: threading.Event, deadline: float) -> bool:
     """Whether it took waiting."""
     waited = False
     while True:
@@ -193,17 +194,19 @@ def _lock(fd: int, where: str, stop: threading.Event, deadline: float) -> bool:
             return waited
         except BlockingIOError:
             if not waited:
-                logger.info("another process is downloading %s: waiting for it", where)
+                logger.info("another process is downloading %s: waiting for it", address.logged)
             waited = True
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            logger.warning("the file system of the models folder has no locks: %s is downloaded without one", where)
+            logger.warning(
+                "the file system of the models folder has no locks: %s is downloaded without one", address.logged
+            )
             return waited
         if stop.wait(_LOCK_POLL_S):
             raise Stopped
         if time.monotonic() > deadline:
-            raise failed(where, "another process was still downloading it when MODELS_TIMEOUT_S had passed")
+            raise failed(address.where, "another process was still downloading it when MODELS_TIMEOUT_S had passed")
 
 
 def _is_at(fd: int, path: Path) -> bool:
