@@ -190,6 +190,8 @@ class SupervisedServer:
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
         if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up):
+            # Whoever looks first: it may be killed before the other one has seen it.
+            self._note_answer()
             return
         if self._closing.is_set():
             raise ComfyUnavailable("the worker is shutting down", retryable=True)
@@ -267,12 +269,15 @@ class SupervisedServer:
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
         return process
 
+    def _note_answer(self) -> None:
+        self._answered = self._has_answered_once = True
+        self._failed_starts = 0
+
     def _watch_start(self, process: subprocess.Popen[bytes]) -> None:
         """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""
         limit = self._settings.comfy_start_timeout_s
         if _poll_ready(self.client, time.monotonic() + limit, None, lambda: process.poll() is None):
-            self._answered = self._has_answered_once = True
-            self._failed_starts = 0
+            self._note_answer()
         elif process.poll() is None and not self._closing.is_set():
             log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit)
             self._was_killed = True

@@ -207,7 +207,7 @@ def test_secrets_from_files_reach_the_worker_and_neither_log_nor_comfyui(tmp_pat
 def test_a_secret_file_that_is_missing_is_one_clear_error(tmp_path: Path) -> None:
     with container(tmp_path, HF_TOKEN_FILE=str(tmp_path / "none")) as box:
         assert box.process.wait(15) == 1
-        assert "settee: HF_TOKEN_FILE cannot be read" in box.process.log
+        assert f"settee: HF_TOKEN_FILE: {tmp_path / 'none'} cannot be read" in box.process.log
 
 
 def test_files_that_are_not_settees_are_refused_and_kept(tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_jobs_bucket_is_for_its_own_entries_alone(s3: S3Server, bucket: str) -
 
 
 def test_no_credentials_at_all(bucket: str) -> None:
-    with pytest.raises(DownloadFailed, match=r"set MODELS_S3_ENDPOINT_URL, .*or send s3Config") as caught:
+    with pytest.raises(DownloadFailed, match=r"set MODELS_S3_ENDPOINT_URL, .*BUCKET_ENDPOINT_URL") as caught:
         ask(make_settings(), bucket, "folder/plain.bin")
     assert not caught.value.retryable
 
