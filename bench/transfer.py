@@ -58,7 +58,8 @@ def settee(given: dict[str, Any]) -> dict[str, float]:
     import xxhash  # noqa: F401
 
     from settee.models.address import Address
-    from settee.models.transfer import Gate, download
+    from settee.models.transfer.download import download
+    from settee.models.transfer.gate import Gate
 
     address = Address(given["url"], "the model", size=SIZE, validator="known", sha256=given.get("sha256"))
     return measured(
@@ -95,7 +96,8 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
 
     from settee.models.entry import HubFile, ModelEntry
     from settee.models.sources import addresses
-    from settee.models.transfer import Gate, download
+    from settee.models.transfer.download import download
+    from settee.models.transfer.gate import Gate
     from settee.settings import load
 
     entry = ModelEntry(HubFile("org/model", "model.bin"), "checkpoints", "model.bin")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from settee.errors import DownloadFailed, SetteeError
 from settee.models.address import Address
@@ -20,10 +21,13 @@ from settee.models.placed import Shelf
 from settee.models.refusals import taken
 from settee.models.sources import Origin, addresses, linked
 from settee.models.sources.host_cache import sha256_of
-from settee.models.transfer import Fetched, Gate, Lane, download
+from settee.models.transfer.gate import Gate, Lane
 from settee.models.turns import Turn, Turns
 from settee.request import Bucket
 from settee.settings import Settings
+
+if TYPE_CHECKING:
+    from settee.models.transfer.download import Fetched
 
 log = logging.getLogger(__name__)
 
@@ -179,6 +183,8 @@ class Placing:
         return f"downloaded from {origin.label} in {took:.1f} s ({came / took / 1e6:.0f} MB/s)"
 
     def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Fetched:
+        from settee.models.transfer.download import download  # most starts download nothing
+
         def on_progress(done: int, total: int | None) -> None:
             if self._resumed_from is None:
                 self._resumed_from = done

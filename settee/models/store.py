@@ -27,7 +27,7 @@ from settee.models.order import Order
 from settee.models.placed import Shelf
 from settee.models.placing import Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
-from settee.models.transfer import Gate
+from settee.models.transfer.gate import Gate
 from settee.models.turns import Stopped
 from settee.request import Bucket
 from settee.settings import Settings

@@ -19,7 +19,9 @@ from settee.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelM
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import addresses
-from settee.models.transfer import Fetched, Gate, Stopped, download
+from settee.models.transfer.download import Fetched, download
+from settee.models.transfer.gate import Gate
+from settee.models.transfer.trouble import Stopped
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 from settee.models.address import Address
-from settee.models.transfer import Gate, Limits, download
+from settee.models.transfer.download import download
+from settee.models.transfer.gate import Gate
+from settee.models.transfer.limits import Limits
 
 
 def main() -> None:

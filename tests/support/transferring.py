@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from settee.models.address import Address
-from settee.models.transfer import Fetched, Gate, Limits, download
+from settee.models.transfer.download import Fetched, download
+from settee.models.transfer.gate import Gate
+from settee.models.transfer.limits import Limits
 
 KIB = 1024
 #: Many ranges, short waits.

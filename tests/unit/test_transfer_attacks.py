@@ -12,14 +12,14 @@ import pytest
 
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.models.address import Address
-from settee.models.transfer import Gate, Stopped
 from settee.models.transfer.attempt import Attempt
+from settee.models.transfer.gate import Gate
 from settee.models.transfer.given import Given, How
 from settee.models.transfer.ledger import Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import open_part
 from settee.models.transfer.stream import _Watch
-from settee.models.transfer.trouble import Broken, retry_after
+from settee.models.transfer.trouble import Broken, Stopped, retry_after
 from settee.models.transfer.wire import Answer
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256

@@ -18,7 +18,11 @@ import pytest
 
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.models.address import Address
-from settee.models.transfer import Fetched, Gate, Limits, Stopped, journal
+from settee.models.transfer import journal
+from settee.models.transfer.download import Fetched
+from settee.models.transfer.gate import Gate
+from settee.models.transfer.limits import Limits
+from settee.models.transfer.trouble import Stopped
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 from tests.support.waiting import eventually
@@ -202,7 +206,7 @@ class TestResume:
         if change == "where":
             address = {"url": server.url.replace("file.bin", "x"), "where": "elsewhere"}
             target = tmp_path / "m"
-            from settee.models.transfer import download
+            from settee.models.transfer.download import download
 
             download(
                 Address(**address),
@@ -223,7 +227,7 @@ class TestResume:
             fetch(server.url, tmp_path / "m", sha256=SHA, limits=replace(SMALL, tries=2))
         with FileServer(DATA).running() as mirror:
             mirror.etag = '"mirror"'
-            from settee.models.transfer import download
+            from settee.models.transfer.download import download
 
             download(
                 Address(mirror.url, "a mirror", sha256=SHA),

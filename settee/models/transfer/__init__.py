@@ -6,10 +6,3 @@ download ──▶ attempt ──┬─▶ probe      what the server says of th
                        └─▶ follower   the hashes
 gate: how many requests at once, of all downloads, and whose turn it is
 """
-
-from settee.models.transfer.download import Fetched, download
-from settee.models.transfer.gate import Gate, Lane
-from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Stopped
-
-__all__ = ["Fetched", "Gate", "Lane", "Limits", "Stopped", "download"]
