@@ -11,7 +11,7 @@ import pytest
 
 from settee.models.transfer.gate import Gate, Ticket
 from settee.models.transfer.trouble import Stopped
-from tests.support.file_server import FileServer
+from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, noise
 from tests.support.waiting import eventually
 
@@ -216,3 +216,30 @@ def test_a_body_that_is_overtaken_is_closed_and_asked_for_again_from_where_it_wa
     assert first.sent < len(DATA)
     assert first.span[0] < second.span[0] <= first.sent
     assert (tmp_path / "calm").read_bytes() == (tmp_path / "urgent").read_bytes() == DATA
+
+
+def test_a_body_that_is_overtaken_before_its_first_byte_is_closed_too(server: FileServer, tmp_path: Path) -> None:
+    """The urgent one wants the line while this one's request is on its way."""
+    gate = Gate(4)
+    limits = replace(SMALL, range_bytes=len(DATA), stall_s=20)
+    urgent = gate.lane(urgent=True).ticket()
+    begun = threading.Event()
+
+    def rule(ask: Ask, reply: Reply) -> None:
+        if ask.method == "GET" and ask.span == (0, len(DATA) - 1) and not begun.is_set():
+            begun.set()
+            urgent.take()
+            reply.rate = 1_000_000.0
+
+    server.rule = rule
+    thread = threading.Thread(
+        target=fetch, args=(f"{server.url}?calm", tmp_path / "calm"), kwargs={"lane": gate.lane(), "limits": limits}
+    )
+    thread.start()
+    assert begun.wait(10)
+    first = next(ask for ask in server.gets if ask.span == (0, len(DATA) - 1))
+    eventually(lambda: server.active == 0, what="the end of the body that nobody waits for")
+    assert first.sent < len(DATA)
+    urgent.give()
+    thread.join(20)
+    assert (tmp_path / "calm").read_bytes() == DATA

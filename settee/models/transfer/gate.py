@@ -16,6 +16,11 @@ from settee.models.transfer.trouble import Stopped
 BUFFER_BYTES = 512 * 1024
 
 
+class Overtaken(Exception):
+    """Somebody who goes first wants the line. A body that is left open would take its share of it all the same, until
+    the buffers on both sides are full: so it is closed, and asked for again from where it was."""
+
+
 class Gate:
     """A limit on requests in flight (MODELS_CONNECTIONS), shared by all downloads of the process."""
 
@@ -121,10 +126,16 @@ class Ticket:
         """Whether somebody who goes first wants the line."""
         return self.lane.gate.rush and not self.lane.urgent
 
-    def breathe(self, *, between_ranges: bool = False) -> memoryview:
-        """Let whoever goes first go first; returns the buffer, which may be another one now."""
+    def breathe(self, *, between_ranges: bool = False, within_body: bool = False) -> memoryview:
+        """Let whoever goes first go first; returns the buffer, which may be another one now.
+
+        ``within_body``: raises Overtaken instead of waiting for an urgent one.
+        """
         gate = self.lane.gate
-        yields = self.is_overtaken or (between_ranges and gate.others_wait(self.lane))
+        is_overtaken = self.is_overtaken
+        if is_overtaken and within_body:
+            raise Overtaken
+        yields = is_overtaken or (between_ranges and gate.others_wait(self.lane))
         if not yields and self.buffer is not None:
             return self.buffer
         self.give()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from settee.models.transfer.gate import Ticket
+from settee.models.transfer.gate import Overtaken, Ticket
 from settee.models.transfer.ledger import Ledger, Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part
@@ -38,11 +38,6 @@ class Shared(Protocol):
         """Wait, for as long as the download goes on. Raises Stopped."""
 
 
-class _Overtaken(Exception):
-    """Somebody who goes first wants the line. A body that is left open would take its share of it all the same, until
-    the buffers on both sides are full: so this one is closed, and asked for again from where it was."""
-
-
 class Stream:
     def __init__(self, shared: Shared, ticket: Ticket, patience: Patience) -> None:
         self._shared = shared
@@ -63,7 +58,7 @@ class Stream:
             before = span.done
             try:
                 self._fetch(span)
-            except _Overtaken:
+            except Overtaken:
                 self._ticket.give()
             except Broken as trouble:
                 self._ticket.give()
@@ -100,7 +95,9 @@ class Stream:
     def _receive(self, answer: Answer, span: Span, expected: int | None) -> int:
         watch = _Watch(self._shared.limits)
         received = filled = 0
-        buffer = self._ticket.breathe()
+        # A body that cannot be gone on with is kept open, whoever comes.
+        within_body = not self._shared.plain
+        buffer = self._ticket.breathe(within_body=within_body)
         try:
             while expected is None or received < expected:
                 room = len(buffer) if expected is None else min(len(buffer), filled + expected - received)
@@ -109,12 +106,12 @@ class Stream:
                     break
                 received += count
                 filled += count
-                if self._ticket.is_overtaken and not self._shared.plain:
-                    raise _Overtaken
+                if within_body and self._ticket.is_overtaken:
+                    raise Overtaken
                 if watch.due(count) or filled == len(buffer):
                     filled = self._flush(buffer, filled, span)
                     with watch.excused():
-                        buffer = self._ticket.breathe()
+                        buffer = self._ticket.breathe(within_body=within_body)
         finally:
             # What came before a connection broke need not come again.
             if filled and self._ticket.buffer is not None:
