@@ -126,6 +126,9 @@ start_ssh() {
 authorize_keys() {
 	local file="$1/authorized_keys" line
 	(umask 077 && mkdir -p -- "$1" && touch -- "$file") || return 1
+	if [[ -n "$(tail -c 1 -- "$file")" ]]; then # a last line without its end would swallow the first key
+		printf '\n' >>"$file" || return 1
+	fi
 	while IFS= read -r line; do
 		line="${line%$'\r'}"
 		if [[ -n "$line" ]] && ! grep -qxF -- "$line" "$file"; then
@@ -166,7 +169,7 @@ check_mode() {
 	MODE="${MODE:-serverless}"
 	case "$MODE" in
 	serverless | serve-api | interactive) ;;
-	*) die "MODE is none of serverless, interactive, serve-api" ;;
+	*) die "MODE=$MODE is none of serverless, interactive, serve-api" ;;
 	esac
 }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import requests
 
+from settee.comfy.group import end
 from settee.comfy.process import free_port
 from settee.settings import Settings, child_environment
 
@@ -68,12 +69,7 @@ def _worker() -> Iterator[str]:
             _await_listening(url, worker)
             yield url
         finally:
-            worker.terminate()
-            try:
-                worker.wait(20)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait(5)
+            end(worker, 20)
 
 
 def _environment(workspace: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from settee import logs
+from settee.comfy.group import end
 from settee.comfy.process import SupervisedServer
 from settee.errors import ConfigError, SetteeError
 from settee.settings import Settings, load
@@ -73,13 +74,7 @@ def _placing(settings: Settings) -> Iterator[None]:
     try:
         yield
     finally:
-        if placing.poll() is None:
-            placing.terminate()
-        try:
-            placing.wait(3)
-        except subprocess.TimeoutExpired:
-            placing.kill()
-            placing.wait(3)
+        end(placing, 3)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The process group of a ComfyUI, and how a process ended."""
+"""How a process is ended, with its group where it leads one, and how it ended."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def exit_text(code: int | None) -> str:
         names = {number.value: number.name for number in signal.Signals}
         return f"signal {names.get(-code, -code)}"
     return f"exit code {code}"
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM, and SIGKILL when that was not enough; nothing for a process that has ended."""
+    process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)

@@ -19,31 +19,15 @@ import pytest
 from settee import registry
 from settee.artifacts import collect
 from settee.comfy.process import SupervisedServer
-from settee.errors import ComfyUnavailable, InvalidRequest, SetteeError
+from settee.errors import ComfyUnavailable, SetteeError
 from settee.job import Status
 from settee.metadata import restore
 from settee.redact import neutral
-from settee.request import parse
 from settee.settings import load
 from settee.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import QUICK, SLOW, Rig, empty, failing, png, slow
 from tests.support.waiting import eventually
-
-SAVED = {"images": ["1", 0], "filename_prefix": "made"}
-
-
-def saving(**inputs: Any) -> dict[str, Any]:
-    graph = empty()
-    graph["9"]["inputs"].update(inputs)
-    return graph
-
-
-def refuse(graph: dict[str, Any], **request: Any) -> None:
-    """The request is turned away with an error of ours, before any ComfyUI sees it."""
-    with pytest.raises(InvalidRequest):
-        parse({"workflow": graph, **request}, load(comfy_url=None))
-
 
 # --- what history says -------------------------------------------------------------------------------------------
 

@@ -16,27 +16,10 @@ from settee.artifacts import collect
 from settee.comfy.client import Queue
 from settee.comfy.events import Event, ImageEvent, _image
 from settee.comfy.watcher import Limits, Meter, Watcher
-from settee.errors import InvalidRequest, SetteeError
+from settee.errors import SetteeError
 from settee.job import Cancel
-from settee.request import parse
-from settee.settings import load
-from tests.support.rig import Rig, b64, empty, picture, png, slow
+from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
 from tests.support.waiting import eventually
-
-SAVED = {"images": ["1", 0], "filename_prefix": "made"}
-
-
-def saving(**inputs: Any) -> dict[str, Any]:
-    graph = empty()
-    graph["9"]["inputs"].update(inputs)
-    return graph
-
-
-def refuse(graph: dict[str, Any], **request: Any) -> None:
-    """The request is turned away with an error of ours, before any ComfyUI sees it."""
-    with pytest.raises(InvalidRequest):
-        parse({"workflow": graph, **request}, load(comfy_url=None))
-
 
 # --- graphs that kill ComfyUI's executor thread, or fool it ---------------------------------------------------
 

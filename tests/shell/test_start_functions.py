@@ -85,7 +85,7 @@ def test_each_mode_becomes_its_program(shell: Shell, env: dict[str, str], runs: 
 def test_an_unknown_mode_is_one_clear_error(shell: Shell) -> None:
     done = shell.run(MODE="Serverless", WORKSPACE_DIR=str(shell.folder / "ram"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "start.sh: MODE is none of serverless, interactive, serve-api\n"
+    assert done.stderr == "start.sh: MODE=Serverless is none of serverless, interactive, serve-api\n"
     assert not (shell.folder / "ram").exists()
 
 
@@ -269,3 +269,12 @@ def test_host_keys_that_cannot_be_made_cost_a_warning(ssh: Shell) -> None:
     ssh.stub("ssh-keygen", '[[ "$1" != -q ]]')
     assert "no SSH" in start_ssh(ssh, PUBLIC_KEY=KEY)
     assert ssh.calls("sshd") == []
+
+
+def test_a_key_file_whose_last_line_has_no_end_keeps_its_key(shell: Shell) -> None:
+    file = shell.folder / "keys" / "authorized_keys"
+    file.parent.mkdir()
+    file.write_text("ssh-ed25519 AAAA first")
+    done = shell.source(f"authorize_keys {file.parent}", PUBLIC_KEY="ssh-ed25519 BBBB second")
+    assert done.returncode == 0, done.stderr
+    assert file.read_text() == "ssh-ed25519 AAAA first\nssh-ed25519 BBBB second\n"

@@ -21,7 +21,7 @@ from PIL import Image
 
 from settee.comfy.process import SupervisedServer
 from settee.engine import Engine
-from settee.errors import SetteeError
+from settee.errors import InvalidRequest, SetteeError
 from settee.job import Cancel, Job, Output, Progress, Result, Status
 from settee.request import parse
 from settee.settings import Settings, load
@@ -57,6 +57,22 @@ def empty(colour: int = 255, size: int = 64, save: bool = True, prefix: str = "m
     if save:
         graph["9"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": prefix}}
     return graph
+
+
+#: The inputs of SaveImage in empty().
+SAVED = {"images": ["1", 0], "filename_prefix": "made"}
+
+
+def saving(**inputs: Any) -> dict[str, Any]:
+    graph = empty()
+    graph["9"]["inputs"].update(inputs)
+    return graph
+
+
+def refuse(graph: dict[str, Any], **request: Any) -> None:
+    """The request is turned away with an error of ours, before any ComfyUI sees it."""
+    with pytest.raises(InvalidRequest):
+        parse({"workflow": graph, **request}, load(comfy_url=None))
 
 
 def slow(steps: int = 40, delay_ms: int = 50, seed: int | None = None) -> dict[str, Any]:
