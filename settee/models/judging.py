@@ -108,12 +108,16 @@ def _judge(entry: ModelEntry, info: os.stat_result, link: str | None, placed: Pl
     return State.RIGHT, ""
 
 
-def unprovable(entry: ModelEntry, placed: Placed | None) -> str | None:
-    """Why an UNKNOWN file cannot be taken for the entry's when no sha256 is known."""
+def unprovable(entry: ModelEntry, look: Look) -> str | None:
+    """Why an UNKNOWN file cannot be taken for the entry's when the entry has no sha256."""
+    placed = look.placed
     if placed is not None and placed.source != identity(entry.source):
         return "was placed from another source, and no sha256 is known to tell whether it is the same file"
     if entry.from_job and placed is None:
         return "was not placed by this worker, and no sha256 is known to tell whether it is the same file"
+    is_proof = placed is not None and (placed.pending or placed.sha256 is not None or placed.xxh3 is not None)
+    if entry.from_job and not is_proof:
+        return f"{look.reason}, and no hash is known to tell whether it is the same file"
     return None
 
 

@@ -118,7 +118,7 @@ class Shelf:
         if look.state is not State.UNKNOWN:
             return None if look.state is State.RIGHT else look.reason
         path, old = self.path_of(entry), look.placed
-        problem = model_problem(path) or (unprovable(entry, old) if entry.sha256 is None else None)
+        problem = model_problem(path) or (unprovable(entry, look) if entry.sha256 is None else None)
         if problem:
             return problem
         wanted = entry.sha256 or (old.sha256 if old else None)
@@ -135,7 +135,10 @@ class Shelf:
             if (found.size, found.mtime_ns) != (look.size, look.mtime_ns):
                 return "was replaced while it was read"
         xxh3 = found.xxh3 if found and look.link is None else None
-        self._write(entry, look, sha256=wanted, xxh3=xxh3, is_adopted=True)
+        known = self._placed(entry, look, sha256=wanted, xxh3=xxh3, is_adopted=True)
+        # Another process may have put another file there meanwhile, and its record must not become this one.
+        if not self._records.rewrite(old, known, is_still=lambda: self.look(entry) == look):
+            return None if self.state(entry) is State.RIGHT else "was replaced while it was looked at"
         return None
 
     @contextlib.contextmanager
@@ -157,6 +160,7 @@ class Shelf:
             self.make_way(entry)
             before = self._records.read(rel)
             if not self._write(entry, self.look(entry), pending=True):
+                self._records.forget(rel)
                 raise taken(entry, "is in use by a running job", retryable=True)
             try:
                 yield True
@@ -164,7 +168,7 @@ class Shelf:
                 now = self._records.read(rel)
                 if now is not None and now.pending:
                     if before is not None:
-                        self._records.write(before, wait_s=WAIT_S)
+                        self._records.rewrite(now, before, wait_s=WAIT_S)
                     else:
                         with contextlib.suppress(OSError):
                             self._records.delete(rel)
@@ -251,6 +255,7 @@ class Shelf:
         it is not there, Stopped.
         """
         path, aim = self.path_of(entry), os.path.abspath(source)
+        seen = self._records.read(relative(entry))
         info = source_of(entry, aim)
         sha256 = sha256 or blob_sha256(aim)
         if sha256 is None and entry.sha256 is not None:
@@ -266,7 +271,13 @@ class Shelf:
         link = link_in_place(path, info, aim)
         look = Look(State.RIGHT, "", None, info.st_size, info.st_mtime_ns, link)
         if link != aim:
-            self._write(entry, look, sha256=sha256)
+
+            def is_still() -> bool:
+                now = self.look(entry)
+                return (now.size, now.mtime_ns, now.link) == (look.size, look.mtime_ns, look.link)
+
+            if not self._records.rewrite(seen, self._placed(entry, look, sha256=sha256), is_still=is_still):
+                raise taken(entry, "was replaced while it was looked at", retryable=True)
             return
         with self._placing(entry, stop, _FOREVER_S) as had_to_wait:
             if had_to_wait and self.state(entry) is State.RIGHT:
@@ -297,7 +308,7 @@ class Shelf:
         """A file that a job brought is one of MODELS now: it is not evicted any more. Costs nothing when it is."""
         placed = self._records.read(relative(entry))
         if placed is not None and placed.from_job and not entry.from_job:
-            self._records.write(replace(placed, from_job=False))
+            self._records.rewrite(placed, replace(placed, from_job=False))
 
     def _write(self, entry: ModelEntry, look: Look, *, wait_s: float = 0.0, **known: Any) -> bool:
         return self._records.write(self._placed(entry, look, **known), wait_s=wait_s)
@@ -364,7 +375,8 @@ class Shelf:
     def remove(self, placed: Placed) -> int | None:
         """Remove a recorded file and its record: the bytes that this freed, or None when a running job uses it.
 
-        Of a link only the link. A file that is not the recorded one any more stays. Raises OSError.
+        None too when it was placed anew since. Of a link only the link. A file that is not the recorded one any more
+        stays. Raises OSError.
         """
         return self._users.remove(placed)
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -164,9 +164,28 @@ class Records:
         """
         with self.lock(placed.path, exclusive=True, wait_s=wait_s) as lock:
             if lock is Lock.BUSY:
-                self._remember(placed)
+                self._remember(placed, self._read(placed.path))
                 return False
             self.write_locked(placed)
+            return True
+
+    def rewrite(
+        self, seen: Placed | None, placed: Placed, *, is_still: Callable[[], bool] = lambda: True, wait_s: float = 0.0
+    ) -> bool:
+        """The same, for what was concluded from the record ``seen``: nothing, and False, when it is another by now.
+
+        Nor when ``is_still`` says no, which is asked while nobody else may change the record. With users in the way it
+        is kept for this process, for as long as the record stays the one that was seen.
+        """
+        remembered = self._unwritten.get(placed.path)
+        on_disk = remembered[1] if remembered is not None and remembered[0] == seen else seen
+        with self.lock(placed.path, exclusive=True, wait_s=wait_s) as lock:
+            if self.read(placed.path) != seen or not is_still():
+                return False
+            if lock is Lock.BUSY:
+                self._remember(placed, on_disk)
+            else:
+                self.write_locked(placed)
             return True
 
     def write_locked(self, placed: Placed) -> None:
@@ -180,13 +199,17 @@ class Records:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            self._remember(placed)
+            self._remember(placed, self._read(placed.path))
             self._warn(error)
             return
         self._unwritten.pop(placed.path, None)
 
-    def _remember(self, placed: Placed) -> None:
-        self._unwritten[placed.path] = (replace(placed, last_used=time.time()), self._read(placed.path))
+    def _remember(self, placed: Placed, on_disk: Placed | None) -> None:
+        self._unwritten[placed.path] = (replace(placed, last_used=time.time()), on_disk)
+
+    def forget(self, rel: str) -> None:
+        """Let go of what only this process knows of a file."""
+        self._unwritten.pop(rel, None)
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
@@ -206,7 +229,7 @@ class Records:
         """The file is used now."""
         remembered = self._unwritten.get(rel)
         if remembered is not None:
-            self._remember(remembered[0])
+            self._remember(*remembered)
         with contextlib.suppress(OSError):
             os.utime(self.file(rel))
 

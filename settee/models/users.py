@@ -65,15 +65,16 @@ class Users:
     def remove(self, placed: Placed, *, wipe: bool = False) -> int | None:
         """Remove a recorded file and its record: the bytes that this freed, or None when a running job uses it.
 
-        Of a link only the link. A file that is not the recorded one any more stays. ``wipe`` overwrites the bytes.
-        Raises OSError.
+        None too when its record is another by now: somebody has placed the file anew. Of a link only the link. A file
+        that is not the recorded one any more stays. ``wipe`` overwrites the bytes. Raises OSError.
         """
         path, put_aside = f"{self._root}/{placed.path}", None
         with self._mutex:
             if self._counts[placed.path] > 0:
                 return None
             with self._records.lock(placed.path, exclusive=True) as lock:
-                if lock is Lock.BUSY:
+                # Size and time are no proof of their own: files that are written one after the other may share both.
+                if lock is Lock.BUSY or self._records.read(placed.path) != placed:
                     return None
                 freed = 0
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
