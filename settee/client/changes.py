@@ -1,0 +1,53 @@
+"""What the client changes in a workflow before it sends it: shown first, then applied to a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settee.workflow import Workflow, natural_key, title
+
+
+@dataclass(frozen=True)
+class Change:
+    """One input of one node gets another value."""
+
+    node_id: str
+    input: str
+    value: Any
+    #: What asked for it: ``--prompt``, ``--img``, ``seed``.
+    why: str
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the caller's that goes with the job, under a name that its loader has been given."""
+
+    #: On the worker. No two files of one job share one.
+    name: str
+    path: Path
+    #: ``image``, ``mask``, ``video`` or ``audio``.
+    kind: str
+
+
+def applied(workflow: Workflow, changes: Iterable[Change]) -> Workflow:
+    """A copy with these changes; of two for the same input, the later one counts."""
+    changed = dict(workflow)
+    for change in changes:
+        node = changed[change.node_id]
+        changed[change.node_id] = {**node, "inputs": {**node["inputs"], change.input: change.value}}
+    return changed
+
+
+def shown_node(workflow: Workflow, node_id: str) -> str:
+    """How a node is named to a person: ``6 CLIPTextEncode "Positive"``; its title only where it says more."""
+    node = workflow[node_id]
+    name, kind = title(node), str(node["class_type"])
+    return f"{node_id} {kind}" + (f' "{name}"' if name and name != kind else "")
+
+
+def listed_nodes(workflow: Workflow, node_ids: Iterable[str]) -> str:
+    """These nodes for an error's message, in natural order, one a line."""
+    return "\n".join(f"  {shown_node(workflow, node_id)}" for node_id in sorted(set(node_ids), key=natural_key))

@@ -1,0 +1,39 @@
+"""The environment that the client knows. It does without the worker's settings, which need packages of their own."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """None: not set. Empty counts as not set, as templates leave variables behind empty."""
+
+    endpoint_id: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    encryption_key: str | None = field(default=None, repr=False)
+    #: Of worker-comfyui, as the worker's: the address holds the bucket, or BUCKET_NAME does.
+    bucket_endpoint_url: str | None = None
+    bucket_access_key_id: str | None = None
+    bucket_secret_access_key: str | None = field(default=None, repr=False)
+    bucket_name: str | None = None
+    comfy_org_api_key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Of this process, now."""
+
+        def value(name: str) -> str | None:
+            return os.environ.get(name, "").strip() or None
+
+        return cls(
+            endpoint_id=value("RUNPOD_ENDPOINT_ID"),
+            api_key=value("RUNPOD_API_KEY"),
+            encryption_key=value("ENCRYPTION_KEY"),
+            bucket_endpoint_url=value("BUCKET_ENDPOINT_URL"),
+            bucket_access_key_id=value("BUCKET_ACCESS_KEY_ID"),
+            bucket_secret_access_key=value("BUCKET_SECRET_ACCESS_KEY"),
+            bucket_name=value("BUCKET_NAME"),
+            comfy_org_api_key=value("COMFY_ORG_API_KEY"),
+        )

@@ -1,0 +1,75 @@
+"""A job's outputs as a caller gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.client.errors import JobFailed
+
+#: Outputs of every kind come in these lists of a worker's result, by what a file is.
+KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")
+#: ``base64``; ``s3_url`` and ``url``: to be fetched; ``text``; ``path``: on the worker's network volume.
+TYPES = ("base64", "s3_url", "url", "text", "path")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that a job made. Everything but ``data`` is the worker's word, and only a hint."""
+
+    kind: str
+    filename: str
+    type: str
+    data: str = field(repr=False)
+    node_id: str | None = None
+    media_type: str | None = None
+    #: Bytes.
+    size: int | None = None
+    #: Hex.
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job that succeeded."""
+
+    job_id: str
+    outputs: tuple[Output, ...]
+    #: Milliseconds by phase, the worker's and RunPod's.
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    #: The seeds that the client put in, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+    #: As it was sent.
+    workflow: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def outputs_of(output: Mapping[str, Any], job_id: str | None = None) -> tuple[Output, ...]:
+    """The outputs in a worker's result, in its order. Raises JobFailed for one that is none."""
+    found = []
+    for kind in KINDS:
+        items = output.get(kind) or []
+        for item in items if isinstance(items, list) else [items]:
+            if not isinstance(item, Mapping) or not isinstance(item.get("data"), str) or item.get("type") not in TYPES:
+                raise JobFailed(
+                    f"the worker's result lists something under {kind!r} that is no output: is it a settee worker?",
+                    job_id=job_id,
+                )
+            found.append(
+                Output(
+                    kind=kind,
+                    filename=str(item.get("filename") or ""),
+                    type=item["type"],
+                    data=item["data"],
+                    node_id=_text(item.get("node_id")),
+                    media_type=_text(item.get("media_type")),
+                    size=item["size"] if type(item.get("size")) is int else None,
+                    sha256=_text(item.get("sha256")),
+                )
+            )
+    return tuple(found)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
