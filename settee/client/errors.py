@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 #: Codes of settee's workers (docs/api.md) that mean: the same job will be refused again.
 _REFUSALS = frozenset(
-    "invalid_request seal_broken unsafe_path payload_too_large workflow_rejected model_missing".split()
+    ["invalid_request", "seal_broken", "unsafe_path", "payload_too_large", "workflow_rejected", "model_missing"]
 )
 _STOPS = frozenset(("canceled", "timeout"))
 
