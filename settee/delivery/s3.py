@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from settee.buckets import bucket_problem as bucket_problem
+from settee.buckets import plain_endpoint as plain_endpoint
+from settee.buckets import region_of as region_of
 from settee.delivery.attempts import BOTOCORE_ATTEMPTS, code_of, is_not_public, status_of
 from settee.delivery.endpoint import NOT_PUBLIC, guard, normal_endpoint
 from settee.delivery.endpoint import endpoint_problem as endpoint_problem
@@ -122,41 +124,6 @@ def workers_target(settings: Settings) -> Target | None:
 def callers_endpoint(bucket: Bucket) -> str:
     """What is connected to for an s3Config. Raises ValueError with what is wrong with its endpointUrl."""
     return normal_endpoint(plain_endpoint(normal_endpoint(bucket.endpoint_url), bucket.bucket_name))
-
-
-def plain_endpoint(url: str, bucket: str | None) -> str:
-    """The endpoint without the bucket, when it begins with that bucket's name: it would be addressed twice."""
-    url = url.rstrip("/")
-    if bucket:
-        scheme, _, rest = url.partition("://")
-        if rest.lower().startswith(f"{bucket.lower()}.") and "." in rest[len(bucket) + 1 :]:
-            return f"{scheme}://{rest[len(bucket) + 1 :]}"
-    return url
-
-
-_REGIONS = (
-    r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.",  # Amazon, Backblaze, Wasabi
-    r"(?:^|\.)([a-z]+\d+)\.digitaloceanspaces\.com$",
-    r"^s3\.([a-z]{2}-[a-z]{3})\.scw\.cloud$",
-    r"^s3api-([a-z]+-[a-z]+-\d+)\.runpod\.io$",
-)
-
-
-def region_of(endpoint_url: str) -> str:
-    """The region that the common providers' addresses name; "auto" for R2, us-east-1 where none is named."""
-    host = urlsplit(endpoint_url).hostname or ""
-    if host.endswith(".r2.cloudflarestorage.com"):
-        return "auto"
-    for pattern in _REGIONS:
-        if found := re.search(pattern, host):
-            # RunPod writes its data centers, which are its regions, in capitals.
-            return found[1].upper() if host.endswith(".runpod.io") else found[1]
-    return "us-east-1"
-
-
-def bucket_problem(name: str) -> str | None:
-    """Why no bucket can have this name. Generous: old buckets have capitals, some servers have underscores."""
-    return None if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name) else "is not a bucket's name"
 
 
 _clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
