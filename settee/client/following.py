@@ -9,7 +9,7 @@ from typing import Any
 
 from settee.client import errors
 from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
-from settee.client.results import Result, outputs_of
+from settee.client.results import KINDS, Result, outputs_of
 from settee.client.targets.http import patience
 from settee.client.targets.target import Answer, Status, Target
 
@@ -96,11 +96,16 @@ def result_of(
     """What a job that has ended came to: its outputs, its timings (RunPod's ``delayTime`` and ``executionTime`` beside
     the worker's), its warnings; ``seeds`` and ``workflow`` are what the caller sent.
 
-    Raises what :func:`failure_of` says for a job that did not succeed.
+    Raises what :func:`failure_of` says for a job that did not succeed; JobFailed for a result without outputs.
     """
     if (error := failure_of(answer)) is not None:
         raise error
     output = answer.output or {}
+    if not any(kind in output for kind in KINDS):
+        raise JobFailed(
+            "the job completed, but its result has none of the lists that outputs come in: is a settee worker there?",
+            job_id=answer.job_id,
+        )
     timings = {
         str(name): float(value)
         for name, value in _mapping(output.get("timings")).items()

@@ -18,10 +18,12 @@ from settee.client.targets.target import Answer, Status
 Unseal = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 #: Codes of settee's workers (settee.errors): the last word of an error line is one of these, in brackets.
-CODES = frozenset(
-    "invalid_request seal_broken unsafe_path payload_too_large workflow_rejected model_missing staging_failed "
-    "download_failed integrity_error no_space execution_failed out_of_memory comfy_unavailable comfy_error prompt_lost "
-    "output_missing output_too_large delivery_failed timeout canceled busy config_error internal_error".split()  # noqa: SIM905 - a list would take a page
+CODES = (
+    frozenset(["invalid_request", "seal_broken", "unsafe_path", "payload_too_large", "workflow_rejected"])
+    | {"model_missing", "staging_failed", "download_failed", "integrity_error", "no_space"}
+    | {"execution_failed", "out_of_memory", "comfy_unavailable", "comfy_error", "prompt_lost"}
+    | {"output_missing", "output_too_large", "delivery_failed"}
+    | {"timeout", "canceled", "busy", "config_error", "internal_error"}
 )
 #: The longest error line and progress text that is kept, characters.
 MAX_LINE, MAX_TEXT = 4000, 500

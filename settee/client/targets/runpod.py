@@ -120,7 +120,7 @@ class RunPod:
         if self._is_local:
             return self._local_status(job_id)
         try:
-            data = self._http.get(f"/status/{quote(job_id, safe='')}")
+            data = self._http.get(_path("status", job_id))
         except StatusError as error:
             if error.status == 405:
                 self._is_local = True
@@ -131,28 +131,26 @@ class RunPod:
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end. Raises UsageError with the SDK's local API, JobStopped for a job that is not known."""
-        try:
-            if not self._is_local:
-                # Also the answer to a job that has ended long since is a success.
-                self._http.post(f"/cancel/{quote(job_id, safe='')}", repeatable=True, empty_ok=True)
+        if not self._is_local:
+            try:
+                self._http.post(_path("cancel", job_id), repeatable=True, empty_ok=True)
                 return
-        except StatusError as error:
-            if error.status not in (404, 405) or not self._probe():
-                raise self._gone(error, job_id) from error
+            except StatusError as error:
+                if error.status not in (404, 405) or not self._probe():
+                    raise self._gone(error, job_id) from error
         raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
 
     def health(self) -> dict[str, Any]:
         """``{"jobs": {…}, "workers": {…}}``: how many in which state. Raises UsageError with the SDK's local API."""
-        try:
-            data = None if self._is_local else self._http.get("/health")
-        except StatusError as error:
-            if error.status not in (404, 405) or not self._probe():
-                raise self._absent(error) from error
-        else:
-            if isinstance(data, dict):
+        if not self._is_local:
+            try:
+                data = self._http.get("/health")
+                if not isinstance(data, dict):
+                    raise NetworkError(f"{self.name}: the answer to /health is no object: check the address")
                 return data
-            if not self._is_local:
-                raise NetworkError(f"{self.name}: the answer to /health is no object: check the address")
+            except StatusError as error:
+                if error.status not in (404, 405) or not self._probe():
+                    raise self._absent(error) from error
         raise UsageError(LOCAL.format(name=self.name, what="tell its health; it answers, so it is up"))
 
     def object_info(self) -> ObjectInfo | None:
@@ -196,6 +194,8 @@ class RunPod:
                 self._http.get("/status/settee-probe")
                 self._is_local = False
             except StatusError as error:
+                if error.status == 429 or error.status >= 500:
+                    raise
                 self._is_local = error.status == 405
         return self._is_local
 
@@ -216,13 +216,19 @@ class RunPod:
         return run.answer
 
     def _run_local(self, job_id: str) -> Answer:
-        data = self._http.post(f"/status/{quote(job_id, safe='')}", timeout_s=LOCAL_JOB_S)
+        data = self._http.post(_path("status", job_id), timeout_s=LOCAL_JOB_S)
         if isinstance(data, dict) and data.get("error") == "Job ID not found":
             raise JobStopped(
                 f"{self.name} does not know job {job_id}: the SDK's local API forgets a job with its answer",
                 job_id=job_id,
             )
         return self._read(data, job_id)
+
+
+def _path(route: str, job_id: str) -> str:
+    if not re.fullmatch(r"(?=.*[A-Za-z0-9])[\w.:-]{1,200}", job_id):
+        raise UsageError(f"{job_id[:100]!r} is no job id")
+    return f"/{route}/{quote(job_id, safe='')}"
 
 
 class _LocalRun:
