@@ -1,0 +1,264 @@
+"""Files for the nodes that load some: which goes where, under which name, and whether it is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settee.client.changes import Change, InputFile, listed_nodes, shown_node
+from settee.client.errors import UsageError
+from settee.client.inject.loaders import Loader, loaders, unlisted
+from settee.client.inject.selectors import Place, node_of, only_place
+from settee.workflow import ObjectInfo, Workflow, natural_key
+
+_OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
+_NOUNS = {"image": "image", "mask": "mask", "video": "video", "audio": "audio"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A file that a caller gave, for a node by name or for the next that takes one."""
+
+    path: Path
+    #: An id or a title.
+    node: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.node is None else f"{self.node}={self.path}"
+
+
+def parse_given(text: str) -> Given:
+    """``a.png``, ``12=a.png`` or ``Title=a.png``. A file that is there with all of ``text`` as its name is that file.
+
+    Of several equals signs, the first counts that an existing file's name follows, else the first. ``~`` is the home
+    folder (a shell does not see it behind an equals sign). Raises UsageError for an empty half.
+    """
+    if not text:
+        raise UsageError("the name of a file is empty")
+    cuts = [at for at, char in enumerate(text) if char == "="]
+    if not cuts or _is_file(text):
+        return Given(_path(text))
+    cut = next((at for at in cuts if _is_file(text[at + 1 :])), cuts[0])
+    node, path = text[:cut].strip(), text[cut + 1 :]
+    if not node or not path:
+        raise UsageError(f"{text!r}: write NODE=FILE, such as 12=photo.png, or just FILE")
+    return Given(_path(path), node)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and _path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL: no file's name
+        return False
+
+
+# --- which file goes where -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Match:
+    """One file, and the loader it is for."""
+
+    loader: Loader
+    file: Given
+    option: str
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.file}"
+
+
+def media_changes(
+    workflow: Workflow,
+    *,
+    images: Sequence[Given],
+    masks: Sequence[Given] = (),
+    videos: Sequence[Given] = (),
+    audio: Sequence[Given] = (),
+    object_info: ObjectInfo | None = None,
+) -> tuple[list[Change], list[InputFile]]:
+    """The names that loaders get, and the files that go with them.
+
+    A file with a node goes there; the others go to the rest of the live loaders of their kind in natural order of
+    ids, and must be as many (none leaves them as they are). A loader whose picture and mask are both used takes an
+    image; one whose mask alone is used, a mask. Files are looked at, not read: each must be there and not empty, and
+    pictures must begin as one. Raises UsageError (Ambiguous) naming the option, the file as given, and the nodes.
+    """
+    known = loaders(workflow, object_info)
+    matches: list[_Match] = []
+    for kind, files in (("image", images), ("mask", masks), ("video", videos), ("audio", audio)):
+        named = _by_name(workflow, known, kind, files, object_info)
+        matches += sorted(
+            [*named, *_in_order(workflow, known, kind, files, named)], key=lambda m: natural_key(m.loader.place.node_id)
+        )
+    places: dict[Place, _Match] = {}
+    for match in matches:
+        try:
+            place = only_place(workflow, match.loader.place.node_id, match.loader.place.input)
+        except UsageError as error:
+            raise UsageError(f"{match}: {error.message}") from error
+        if place in places:
+            raise UsageError(f"{match}: node {shown_node(workflow, place.node_id)} gets {places[place].file} already")
+        _check_file(match)
+        places[place] = match
+    return _changes(workflow, places)
+
+
+def _by_name(
+    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], object_info: ObjectInfo | None
+) -> list[_Match]:
+    """The files that name their node. Two for a node of two loading inputs take them in turn."""
+    option = _OPTIONS[kind]
+    found: list[_Match] = []
+    for file in files:
+        if file.node is None:
+            continue
+        try:
+            node_id = node_of(workflow, file.node)
+        except UsageError as error:
+            raise type(error)(f"{option} {file}: {error.message}") from error
+        own = [loader for loader in known if loader.place.node_id == node_id]
+        if not own and (guess := unlisted(workflow, node_id, kind, object_info)):
+            own = [guess]
+        free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
+        loader = next(iter(free or own), None)
+        problem = _unfit(kind, loader)
+        if problem or loader is None:
+            raise UsageError(f"{option} {file}: node {shown_node(workflow, node_id)} {problem}")
+        found.append(_Match(loader, file, option))
+    return found
+
+
+def _unfit(kind: str, loader: Loader | None) -> str | None:
+    """Why a file of this kind cannot go into that loader; a mask's loader takes an image, its caller having said so."""
+    if loader is None:
+        return "loads no file"
+    if not loader.live:
+        return "is connected to no output: the file would do nothing"
+    if kind == "mask" and loader.kind == "image+mask":
+        return "takes its mask from the alpha channel of its image: give one file for both, with --img"
+    if kind != loader.takes and (kind, loader.takes) != ("image", "mask"):
+        return f"loads {'an' if loader.takes[0] in 'ai' else 'a'} {_NOUNS[loader.takes]}: use {_OPTIONS[loader.takes]}"
+    return None
+
+
+def _in_order(
+    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], named: Sequence[_Match]
+) -> list[_Match]:
+    """The files that name no node, for the loaders that are left."""
+    loose = [file for file in files if file.node is None]
+    taken = {match.loader.place for match in named}
+    left = [loader for loader in known if loader.live and loader.takes == kind and loader.place not in taken]
+    if loose and len(loose) != len(left):
+        raise UsageError(_miscounted(workflow, known, kind, len(loose), left))
+    return [_Match(loader, file, _OPTIONS[kind]) for loader, file in zip(left, loose, strict=False)]
+
+
+def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: int, left: Sequence[Loader]) -> str:
+    """What to say when files and loaders are not equally many."""
+    option, noun = _OPTIONS[kind], _NOUNS[kind]
+    if left:
+        nodes = listed_nodes(workflow, [loader.place.node_id for loader in left])
+        take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
+        named = f"{option} {left[0].place.node_id}=FILE"
+        return f"{option}: {count} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
+    message = f"{option}: {count} given, and no node is left that loads {'an' if noun[0] in 'ai' else 'a'} {noun}"
+    both = [loader.place.node_id for loader in known if loader.live and loader.kind == "image+mask"]
+    if kind == "mask" and both:
+        why = "the alpha channel of the image is the mask here, so give one file for both with --img"
+        return f"{message}; {why}:\n{listed_nodes(workflow, both)}"
+    others = [loader for loader in known if not (loader.live and loader.takes == kind)]
+    if others:
+        lines = [
+            f"  {shown_node(workflow, loader.place.node_id)}: "
+            + (f"for {_OPTIONS[loader.takes]}" if loader.live else "connected to no output")
+            for loader in others
+        ]
+        return f"{message}; those that load files are:\n" + "\n".join(lines)
+    return message
+
+
+# --- the files -------------------------------------------------------------------------------------------
+
+#: First bytes of what Pillow, and so ComfyUI's LoadImage, opens as a picture.
+_PICTURES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0|"
+    rb"II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|"
+    rb"8BPS|qoif|P[1-6]\s|\0\0[\x01\x02]\0",
+    re.DOTALL,
+)
+_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx])", re.DOTALL)
+_HEAD = 32
+
+
+def _check_file(match: _Match) -> None:
+    """Raises UsageError for what cannot be read, is empty, or is no picture where one is needed."""
+    path = match.file.path
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{match}: is a folder; name the files in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{match}: is no ordinary file")
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError as error:
+        raise UsageError(f"{match}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{match}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not head:
+        raise UsageError(f"{match}: the file is empty")
+    if match.option not in ("--img", "--mask") or path.suffix.lower() == ".tga":  # Targa has no first bytes of its own
+        return
+    if _HEIC.match(head):
+        raise UsageError(f"{match}: HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
+    if not _PICTURES.match(head):
+        raise UsageError(f"{match}: is no picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
+
+
+def _changes(workflow: Workflow, places: dict[Place, _Match]) -> tuple[list[Change], list[InputFile]]:
+    """One name a file, however many loaders it goes to, and none that a loader left alone reads already."""
+    taken = {
+        value.removesuffix("[input]").strip().casefold()
+        for node_id, node in workflow.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, str) and Place(node_id, name) not in places
+    }
+    changes: list[Change] = []
+    files: dict[tuple[str, str], InputFile] = {}
+    for place, match in places.items():
+        kind = match.loader.takes
+        # Not by path alone: what is done to an image before it is sent (JPEG) would spoil a mask.
+        same = (os.path.realpath(match.file.path), kind)
+        if same not in files:
+            files[same] = InputFile(_free_name(place.node_id, match.file.path, kind, taken), match.file.path, kind)
+        changes.append(Change(place.node_id, place.input, files[same].name, match.option))
+    return changes, list(files.values())
+
+
+def _free_name(node_id: str, path: Path, kind: str, taken: set[str]) -> str:
+    """``57_8_photo.png``: ASCII letters, digits, ``_``, ``-`` and dots, at most 120 of them; added to ``taken``."""
+    stem, suffix = (_ascii(part) for part in os.path.splitext(path.name))
+    if len(suffix) > 12:
+        stem, suffix = stem + suffix, ""
+    # Cut from the left: names that differ do so at their end more often than not.
+    base = f"{_ascii(node_id)[:40]}_{stem[-60:].strip('._') or kind}"
+    name, count = base + suffix, 2
+    while name.casefold() in taken:
+        name, count = f"{base}-{count}{suffix}", count + 1
+    taken.add(name.casefold())
+    return name
+
+
+def _ascii(text: str) -> str:
+    """What is left of a text in a file's name: accents go, anything else that is special becomes ``_``."""
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9._-]", "_", plain)).removesuffix(".")

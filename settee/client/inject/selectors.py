@@ -1,0 +1,197 @@
+"""Naming a place in a workflow: nodes by id or title, and the input where a value can really be set."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from settee.client.changes import listed_nodes, shown_node
+from settee.client.errors import Ambiguous, UsageError
+from settee.workflow import ObjectInfo, Workflow, is_link, links, natural_key, title, unwrapped
+
+
+@dataclass(frozen=True)
+class Place:
+    """One input of one node."""
+
+    node_id: str
+    input: str
+
+    def shown(self) -> str:
+        """As ``--set`` takes it."""
+        return f"{self.node_id}.inputs.{self.input}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """Output ``slot`` of a node goes into this input of another."""
+
+    slot: int
+    node_id: str
+    input: str
+
+
+# --- nodes by name ---------------------------------------------------------------------------------------
+
+
+def node_of(workflow: Workflow, text: str) -> str:
+    """The id of the node that ``text`` names: an id ("12", "57:8"), else a title, else a class.
+
+    A title counts exactly before it counts in any case; a class only where no title fits (a workflow written by hand
+    has no titles). Raises Ambiguous for several, UsageError with near matches for none.
+    """
+    if text in workflow:
+        return text
+    folded = text.strip().casefold()
+    attempts = (
+        [i for i, node in workflow.items() if title(node) == text],
+        [i for i, node in workflow.items() if title(node).strip().casefold() == folded],
+        [i for i, node in workflow.items() if str(node["class_type"]).casefold() == folded],
+    )
+    found = next((ids for ids in attempts if ids and folded), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Ambiguous(f"{text!r} names {len(found)} nodes; use the id of one:\n{listed_nodes(workflow, found)}")
+    near = _near_nodes(workflow, text)
+    hint = f"; did you mean\n{listed_nodes(workflow, near)}" if near else ": give a node's id or its title"
+    raise UsageError(f"the workflow has no node {text!r}{hint}")
+
+
+def _near_nodes(workflow: Workflow, text: str) -> list[str]:
+    """Up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix too."""
+    inside = [i for i in workflow if re.split(r"[:.]", i)[-1] == text]
+    names: dict[str, str] = {}
+    for node_id, node in workflow.items():
+        for name in (node_id, title(node), str(node["class_type"])):
+            names.setdefault(name.casefold(), node_id)
+    close = difflib.get_close_matches(text.casefold(), [name for name in names if name], n=3)
+    return (inside or list(dict.fromkeys(names[name] for name in close)))[:3]
+
+
+def near(text: str, names: Iterable[str]) -> str:
+    """``did you mean 'a'`` for a message, or all the names when none is like it; "" without names."""
+    known = sorted(names)
+    close = difflib.get_close_matches(text, known, n=2)
+    if close:
+        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
+
+
+# --- what is connected -----------------------------------------------------------------------------------
+
+
+def users(workflow: Workflow) -> dict[str, list[Use]]:
+    """For every node, where its outputs go."""
+    found: dict[str, list[Use]] = {node_id: [] for node_id in workflow}
+    for node_id, node in workflow.items():
+        for name, source, slot in links(node):
+            if source in found:
+                found[source].append(Use(slot, node_id, name))
+    return found
+
+
+def live_nodes(workflow: Workflow, object_info: ObjectInfo | None = None) -> set[str]:
+    """Ids of the nodes that ComfyUI runs: those that an output is made from.
+
+    A class that ``object_info`` does not know (API nodes; every class without it) counts as an output where nothing
+    uses it. Where there is no output at all, every node counts: ComfyUI will say so itself.
+    """
+    used = users(workflow)
+    pending = []
+    for node_id, node in workflow.items():
+        known = (object_info or {}).get(node["class_type"])
+        if known.get("output_node") if known else not used[node_id]:
+            pending.append(node_id)
+    found: set[str] = set()
+    while pending:
+        node_id = pending.pop()
+        if node_id in workflow and node_id not in found:
+            found.add(node_id)
+            pending += [source for _, source, _ in links(workflow[node_id])]
+    return found or set(workflow)
+
+
+# --- the place behind a link -----------------------------------------------------------------------------
+
+#: Inputs that hold the value of a node made for nothing else (PrimitiveInt, INTConstant, Text Multiline, …).
+_VALUE_INPUTS = ("value", "number", "int", "integer", "float", "bool", "boolean", "string", "text", "seed")
+#: A class with such a word in its name does something with its text (StringLength, LoadText, ShowText).
+_COMPUTING = re.compile(
+    "length|trim|case|convert|replace|split|load|show|path|file|encod|contain|compar|match|substring|regex|extract|"
+    "count|hash|parse",
+    re.IGNORECASE,
+)
+
+
+def value_input(node: dict[str, Any]) -> str | None:
+    """The input of a node that holds one literal and hands it on, as the Primitive classes do; else None."""
+    inputs = node["inputs"]
+    if any(is_link(unwrapped(value)) for value in inputs.values()):
+        return None
+    named = [name for name in inputs if name.casefold() in _VALUE_INPUTS]
+    rest = [value for name, value in inputs.items() if name not in named]
+    # StringConstantMultiline and the like have switches beside their text.
+    if len(named) != 1 or not all(isinstance(value, bool) for value in rest) or _COMPUTING.search(node["class_type"]):
+        return None
+    return named[0] if isinstance(inputs[named[0]], (str, int, float)) else None
+
+
+def place_of(workflow: Workflow, node_id: str, name: str) -> Place:
+    """Where the value of this input is written: there, or in the primitive that it is linked to, through reroutes.
+
+    Raises UsageError when the link comes from a node that computes it, naming that node.
+    """
+    place, seen = Place(node_id, name), {node_id}
+    while is_link(value := unwrapped(workflow[place.node_id]["inputs"][place.input])):
+        source = value[0]
+        node = workflow.get(source)
+        inner = _inner(node) if node is not None and source not in seen else None
+        if inner is None:
+            shown = shown_node(workflow, source) if node is not None else f"{source}, which is not there"
+            raise UsageError(
+                f"{name!r} of node {shown_node(workflow, node_id)} is no value but a link from node {shown}: "
+                "set an input of that one, or unlink it in the editor"
+            )
+        seen.add(source)
+        place = Place(source, inner)
+    return place
+
+
+def _inner(node: dict[str, Any]) -> str | None:
+    """The input that a node hands on unchanged."""
+    if "reroute" in str(node["class_type"]).casefold() and len(node["inputs"]) == 1:
+        return str(next(iter(node["inputs"])))
+    return value_input(node)
+
+
+def fed_by(workflow: Workflow, place: Place, used: dict[str, list[Use]]) -> list[Place]:
+    """The inputs that get the value of a primitive, in natural order, through reroutes; for no primitive, itself."""
+    if value_input(workflow[place.node_id]) != place.input or not used[place.node_id]:
+        return [place]
+    found, pending, seen = [], [place.node_id], set()
+    while pending:
+        node_id = pending.pop()
+        seen.add(node_id)
+        for use in used[node_id]:
+            if "reroute" in str(workflow[use.node_id]["class_type"]).casefold():
+                pending += [use.node_id] if use.node_id not in seen else []
+            else:
+                found.append(Place(use.node_id, use.input))
+    return sorted(set(found), key=lambda found: (natural_key(found.node_id), found.input))
+
+
+def only_place(workflow: Workflow, node_id: str, name: str) -> Place:
+    """As :func:`place_of`, where no other input gets the value too. Raises UsageError naming those that do."""
+    asked, place = Place(node_id, name), place_of(workflow, node_id, name)
+    others = [use for use in fed_by(workflow, place, users(workflow)) if use != asked] if place != asked else []
+    if others:
+        named = ", ".join(f"{use.node_id}.{use.input}" for use in others[:10])
+        raise UsageError(
+            f"the value of {node_id}.{name} comes from node {shown_node(workflow, place.node_id)}, which feeds {named} "
+            f"too: if all of them are to change, --set {place.shown()}=…"
+        )
+    return place
