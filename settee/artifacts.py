@@ -7,24 +7,18 @@ custom nodes have keys of their own (contracts/comfyui.md, "Outputs").
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.comfy.events import ImageEvent
-from settee.comfy.watcher import PICTURE_NODE
 from settee.errors import DeliveryError, OutputMissing, UnsafePath
+from settee.history import named_file, output_items, text_name
 from settee.job import Artifact, Kind
 from settee.media import kind_of
+from settee.messages import PICTURE_NODE, ImageEvent
 from settee.metadata import restore
-from settee.workflow import Workflow, natural_key
+from settee.workflow import Workflow
 from settee.workspace import Workspace
-
-#: Keys that say something about the files beside them, not what was made.
-_ABOUT = {"animated"}
-#: Keys whose texts are names of files.
-_NAMING = {"result", "3d"}
 
 
 @dataclass
@@ -51,7 +45,7 @@ def collect(
     found = Collected()
     previews = 0
     seen: set[tuple[str, str, str]] = set()
-    for node_id, key, item in _items(outputs):
+    for node_id, key, item in output_items(outputs):
         if isinstance(item, dict):
             place = (str(item.get("type", "output")), str(item.get("subfolder") or ""), str(item["filename"]))
         elif key == "text" and isinstance(item, str):
@@ -76,32 +70,17 @@ def collect(
     return found
 
 
-def _items(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    for node_id in sorted(outputs, key=natural_key):
-        output = outputs[node_id]
-        if not isinstance(output, Mapping):
-            continue
-        for key, value in output.items():
-            if key in _ABOUT:
-                continue
-            for item in value if isinstance(value, list) else [value]:
-                if not isinstance(item, dict) or isinstance(item.get("filename"), str):
-                    yield node_id, key, item
-
-
 def _named_file(key: str, item: Any, workspace: Workspace | None) -> tuple[str, str] | None:
-    """(subfolder, filename) when the text is the name of a file below output, as Preview3D's `result` has it."""
-    if key not in _NAMING or not isinstance(item, str) or "\n" in item or len(item) > 500:
-        return None
-    folder, name = posixpath.split(item)
-    if kind_of(name)[0] in (Kind.TEXT, Kind.FILE):
+    """(subfolder, filename) of a file below output that the item names, if it is there."""
+    named = named_file(key, item)
+    if named is None:
         return None
     if workspace is not None:
         try:
-            workspace.path_of("output", folder, name)
+            workspace.path_of("output", *named)
         except (UnsafePath, OutputMissing):
             return None
-    return folder, name
+    return named
 
 
 def _text(node_id: str, text: str) -> Artifact:
@@ -109,7 +88,7 @@ def _text(node_id: str, text: str) -> Artifact:
     return Artifact(
         node_id=node_id,
         kind=Kind.TEXT,
-        filename=f"node_{re.sub(r'[^A-Za-z0-9_-]', '_', node_id)[:100]}.txt",
+        filename=text_name(node_id),
         subfolder="",
         media_type="text/plain; charset=utf-8",
         size=len(content),

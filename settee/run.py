@@ -15,7 +15,6 @@ from settee import registry, workflow
 from settee.artifacts import collect
 from settee.comfy.process import Server
 from settee.comfy.session import Ended, Hooks, Session
-from settee.comfy.watcher import Report
 from settee.delivery import Delivered, check_request, deliver
 from settee.errors import (
     InvalidRequest,
@@ -28,6 +27,7 @@ from settee.errors import (
 )
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
+from settee.messages import Report
 from settee.models.missing import as_missing, missing_models
 from settee.models.order import Order
 from settee.models.store import ModelStore

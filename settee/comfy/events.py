@@ -5,48 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import select
-import struct
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import websocket
 
 from settee.comfy.client import loads
 from settee.job import Cancel
+from settee.messages import FEATURES, Event, ImageEvent, image_event, text_event
 
 log = logging.getLogger(__name__)
 
-#: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). What it says
-#: comes in smaller messages too, so it is skipped unparsed.
-_SKIPPED = (b'{"type": "progress_state"', b'{"type":"progress_state"')
-_BINARY_IMAGE = 1
-_BINARY_IMAGE_WITH_METADATA = 4
 #: A frame that has begun must be complete within this, or the connection counts as broken.
 _FRAME_TIMEOUT_S = 10.0
 
 
 class SocketLost(Exception):
     """The event socket is closed. The prompt may well go on."""
-
-
-@dataclass(frozen=True)
-class Event:
-    type: str
-    data: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ImageEvent:
-    """A picture sent over the socket: a preview, or the output of SaveImageWebsocket."""
-
-    #: Known when the server speaks preview metadata; else the node that executes.
-    node_id: str | None
-    media_type: str
-    content: bytes
 
 
 class EventSocket:
@@ -78,9 +55,7 @@ class EventSocket:
             raise SocketLost(str(error)) from error
         self._ws = ws
         try:
-            # Previews then say which node they belong to (success_ksampler_preview_metadata.json). It only
-            # counts as the very first message.
-            ws.send(orjson.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}).decode())
+            ws.send(FEATURES)
         except (OSError, websocket.WebSocketException) as error:
             self._lose()
             raise SocketLost(str(error)) from error
@@ -159,38 +134,11 @@ class EventSocket:
             self._lose()
             raise SocketLost("closed by the server")
         if opcode == websocket.ABNF.OPCODE_BINARY:
-            return _image(raw)
-        if raw.startswith(_SKIPPED):
-            return None
-        try:
-            message = loads(raw)
-            return Event(str(message["type"]), dict(message["data"]))
-        except (ValueError, KeyError, TypeError):
-            log.debug("a message of another shape on the event socket was skipped")
-            return None
+            return image_event(raw, loads)
+        return text_event(raw, loads)
 
     def _lose(self) -> None:
         ws, self._ws = self._ws, None
         if ws is not None:
             # No closing handshake: a frozen server would not answer it.
             ws.shutdown()  # type: ignore[no-untyped-call]  # the library has no annotation here
-
-
-def _image(raw: bytes) -> ImageEvent | None:
-    """A binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
-    if len(raw) < 8:
-        return None
-    kind, number = struct.unpack(">II", raw[:8])
-    if kind == _BINARY_IMAGE:
-        return ImageEvent(None, "image/png" if number == 2 else "image/jpeg", raw[8:])
-    if kind == _BINARY_IMAGE_WITH_METADATA:
-        try:
-            metadata = loads(raw[8 : 8 + number])
-        except ValueError:
-            return None
-        if not isinstance(metadata, dict):
-            return None
-        node_id = metadata.get("node_id")
-        media_type = str(metadata.get("image_type") or "image/jpeg")
-        return ImageEvent(str(node_id) if node_id is not None else None, media_type, raw[8 + number :])
-    return None

@@ -13,12 +13,12 @@ from typing import Any
 
 from settee import registry, workflow
 from settee.comfy.client import NoAnswer
-from settee.comfy.events import EventSocket, ImageEvent, SocketLost
-from settee.comfy.failure import failure_of, mapping
+from settee.comfy.events import EventSocket, SocketLost
+from settee.comfy.failure import failure_of
 from settee.comfy.forget import Forgetter
 from settee.comfy.freeing import free
 from settee.comfy.process import Server
-from settee.comfy.watcher import PICTURE_NODE, ComfyDied, ComfyStalled, Limits, Report, Watcher
+from settee.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
@@ -29,7 +29,9 @@ from settee.errors import (
     OutputMissing,
     WorkflowRejected,
 )
+from settee.history import mapping
 from settee.job import Cancel, Job
+from settee.messages import PICTURE_NODE, ImageEvent, Report
 from settee.settings import Settings
 from settee.workflow import Salts, Workflow
 

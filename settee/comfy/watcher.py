@@ -8,16 +8,16 @@ wakes for every event, and looks at history and queue once a second whatever the
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from settee.comfy.client import Client, NoAnswer
-from settee.comfy.events import Event, EventSocket, ImageEvent, SocketLost
+from settee.comfy.events import EventSocket, SocketLost
 from settee.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
 from settee.job import Cancel
+from settee.messages import PICTURE_NODE, Event, ImageEvent, Meter, Report
 from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,6 @@ TRUTH_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 1.0
 #: A prompt that neither history nor queue knows counts as gone after this (history fills within 8 ms).
 LOST_AFTER_S = 3.0
-
-
-#: Sends its pictures over the socket; history has nothing of them (big_ws_message.json).
-PICTURE_NODE = "SaveImageWebsocket"
 
 
 class ComfyDied(ComfyUnavailable):
@@ -50,62 +46,12 @@ class ComfyStalled(ComfyDied):
 
 
 @dataclass
-class Report:
-    """What the watcher tells while a prompt runs; ``percent`` is over the whole graph and never falls."""
-
-    node_id: str | None = None
-    value: int | None = None
-    maximum: int | None = None
-    percent: float = 0.0
-
-
-@dataclass
 class Limits:
     """Seconds; see the settings of the same names."""
 
     unresponsive_s: float
     stall_s: float
     history_s: float
-
-
-class Meter:
-    """Turns events into percent of the graph: every node counts the same, the running one by its steps."""
-
-    def __init__(self, workflow: Workflow) -> None:
-        self._total = max(1, len(workflow))
-        self._done: set[str] = set()
-        self.report = Report()
-
-    def take(self, event: Event) -> bool:
-        """Note an event of the prompt; True when there is something to tell."""
-        report, data = self.report, event.data
-        if event.type == "execution_cached":
-            nodes = data.get("nodes")
-            self._done.update(str(node) for node in (nodes if isinstance(nodes, list) else ()))
-        elif event.type == "executing" and data.get("node") is not None:
-            self._finish_current()
-            report.node_id, report.value, report.maximum = str(data["node"]), None, None
-        elif event.type == "progress" and (maximum := _count(data.get("max"))):
-            report.node_id = str(data["node"]) if data.get("node") is not None else report.node_id
-            report.value, report.maximum = _count(data.get("value")), maximum
-        elif event.type == "execution_success":
-            report.percent = 100.0
-            return True
-        else:
-            return False
-        part = report.value / report.maximum if report.value and report.maximum else 0.0
-        percent = 100.0 * min(len(self._done) + min(part, 1.0), self._total) / self._total
-        report.percent = max(report.percent, round(percent, 1))
-        return True
-
-    def _finish_current(self) -> None:
-        if self.report.node_id is not None:
-            self._done.add(self.report.node_id)
-
-
-def _count(value: Any) -> int:
-    """A custom node may report anything as its progress; what is no number counts as 0."""
-    return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 class Watcher:

@@ -14,10 +14,10 @@ import pytest
 from settee import registry, workflow
 from settee.artifacts import collect
 from settee.comfy.client import Queue
-from settee.comfy.events import Event, ImageEvent, _image
-from settee.comfy.watcher import Limits, Meter, Watcher
+from settee.comfy.watcher import Limits, Watcher
 from settee.errors import SetteeError
 from settee.job import Cancel
+from settee.messages import Event, ImageEvent, Meter, image_event
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
 from tests.support.waiting import eventually
 
@@ -177,7 +177,7 @@ def test_odd_progress_of_a_custom_node(kind: str, data: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("metadata", [b"[]", b"5", b"null"])
 def test_odd_metadata_of_a_preview(metadata: bytes) -> None:
-    _image(struct.pack(">II", 4, len(metadata)) + metadata + b"picture")
+    image_event(struct.pack(">II", 4, len(metadata)) + metadata + b"picture")
 
 
 def test_progress_never_falls_also_when_comfyui_is_restarted(own_rig: Rig) -> None:
