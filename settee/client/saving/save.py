@@ -1,0 +1,168 @@
+"""Saves what a job made: each output by its kind of delivery, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
+from settee.client.results import Output, Result
+from settee.client.saving.fetch import Authorize, Fetcher
+from settee.client.saving.names import plain_name
+from settee.client.saving.part import Part, check, open_part, write_base64, write_text
+from settee.client.saving.placing import place
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An output, and where it is now."""
+
+    path: Path
+    output: Output
+    #: Bytes, and hex, of the file as it was written.
+    size: int
+    sha256: str
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder, and see that it takes files: before a job is sent is the time to know. Raises UsageError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open_part(out):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into {out}: {_reason(error)}; choose another folder with --out") from error
+
+
+def save(
+    result: Result,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    metadata: bool = False,
+    notes: Mapping[str, Any] | None = None,
+    on_saved: Callable[[Saved], None] = lambda _: None,
+    authorize: Authorize | None = None,
+    timeout_s: float = 3600.0,
+    stop: threading.Event | None = None,
+) -> list[Saved]:
+    """Save every output into the folder ``out``, which is made, in the result's order.
+
+    Names are of our own choosing (:func:`settee.client.saving.names.plain_name`). Nothing is ever overwritten, also
+    not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job never
+    share a name. A file is there whole and checked, or not at all. With ``metadata``, ``a.png.json`` lies beside
+    ``a.png``: the job's id, the seeds, timings, the workflow, and the ``notes``, a JSON object's content.
+
+    ``on_saved`` is told of every file as soon as it is there. ``authorize`` gives the headers that an address of the
+    target's own needs. ``timeout_s`` is for each download; ``stop`` ends them.
+
+    Raises one ClientError that names all outputs that were not saved, after the others were: JobStopped when ``stop``
+    was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else JobFailed;
+    ``details["saved"]`` are the paths of the others. UsageError when ``out`` takes no files.
+    """
+    if not result.outputs:
+        return []
+    make_folder(out)
+    saved: list[Saved] = []
+    failures: list[tuple[Output, ClientError]] = []
+    taken: set[str] = set()
+    with Fetcher(authorize=authorize, timeout_s=timeout_s, stop=stop) as fetcher:
+        for output in result.outputs:
+            try:
+                with open_part(out) as part:
+                    _fill(part, output, fetcher)
+                    part.finish()
+                    note = _note(result, output, part, notes or {}) if metadata else None
+                    path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=note)
+                    saved.append(Saved(path, output, part.size, part.sha256))
+            except ClientError as error:
+                failures.append((output, error))
+            except OSError as error:
+                failures.append((output, UsageError(f"cannot write into {out}: {_reason(error)}")))
+            else:
+                on_saved(saved[-1])
+    if failures:
+        raise _summed_up(result, failures, saved)
+    return saved
+
+
+def _fill(part: Part, output: Output, fetcher: Fetcher) -> None:
+    """The output's bytes. Raises ClientError, OSError."""
+    if output.type in ("s3_url", "url"):
+        fetcher.fetch(output, part)
+    elif output.type == "base64":
+        write_base64(output.data, part)
+        check(part, output)
+    elif output.type == "text":
+        # Not checked: a node's text that was no UTF-8 came with replaced characters, and JSON cannot damage the rest.
+        write_text(output.data, part)
+    elif output.type == "path":
+        raise JobFailed(
+            f"it lies on the worker's network volume, as {_shown(output.data)}: copy it from there "
+            "(a pod with the volume, or RunPod's S3 API for volumes), or have the worker deliver to S3"
+        )
+    else:
+        raise JobFailed(f"the worker delivered it as {_shown(output.type)}, which this client does not know")
+
+
+def _note(result: Result, output: Output, part: Part, notes: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """The JSON beside a file, once its name is known."""
+
+    def written(name: str) -> bytes:
+        content = {
+            **notes,
+            "job_id": result.job_id,
+            "file": name,
+            "kind": output.kind,
+            "node_id": output.node_id,
+            "media_type": output.media_type,
+            "size": part.size,
+            "sha256": part.sha256,
+            "seeds": result.seeds,
+            "timings": result.timings,
+            "warnings": list(result.warnings),
+            "workflow": result.workflow,
+        }
+        # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
+        return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
+
+    return written
+
+
+def _summed_up(result: Result, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]) -> ClientError:
+    """One error for all."""
+    errors = [error for _, error in failures]
+    kind: type[ClientError] = JobFailed
+    if any(isinstance(error, JobStopped) for error in errors):
+        kind = JobStopped
+    elif any(isinstance(error, NetworkError) for error in errors):
+        kind = NetworkError
+    elif all(isinstance(error, UsageError) for error in errors):
+        kind = UsageError
+    if len(failures) == 1:
+        message = f"{plain_name(failures[0][0])} was not saved: {errors[0].message}"
+    else:
+        message = f"{len(failures)} of {len(result.outputs)} outputs were not saved:"
+        message += "".join(f"\n  {plain_name(output)}: {error.message}" for output, error in failures)
+    if kind is not JobFailed:
+        message += "\n" if len(failures) > 1 else "; "
+        message += f"--resume {_shown(result.job_id)} fetches the result again"
+    details = {
+        "saved": [str(one.path) for one in saved],
+        "not_saved": [{"file": plain_name(output), "problem": error.message} for output, error in failures],
+    }
+    return kind(message, details=details, job_id=result.job_id)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__)
+
+
+def _shown(text: str) -> str:
+    """A server's word, for a person: no control characters, not endless."""
+    return "".join(char if char.isprintable() else "?" for char in text[:300])
