@@ -59,10 +59,22 @@ class Request:
     method: str
     path: str
     params: Mapping[str, str] | None = None
-    #: JSON; None for none.
+    #: None for none.
     content: bytes | None = None
     #: Whether an answer without a body is one.
     empty_ok: bool = False
+    content_type: str = "application/json"
+    #: HTTP statuses whose answer is wanted as it is, as a Reply.
+    takes: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as it came. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class Server:
@@ -107,8 +119,9 @@ class Server:
         max_bytes: int,
         on_answer: Callable[[], None],
     ) -> Any:
-        """The JSON value that it answers; ``on_answer`` is called as soon as anything comes, be it an error.
+        """The JSON value that it answers, or a Reply where ``asked.takes`` its status.
 
+        ``on_answer`` is called as soon as anything comes, be it an error.
         Raises Trouble, AuthError, StatusError, NetworkError, UsageError.
         """
         import requests
@@ -120,12 +133,15 @@ class Server:
                 params=asked.params,
                 # As a file: of bytes, all have to go out within one timeout, however many they are.
                 data=io.BytesIO(asked.content) if asked.content else None,
-                headers={"Content-Type": "application/json"} if asked.content else None,
+                headers={"Content-Type": asked.content_type} if asked.content else None,
                 timeout=(connect_s, silent_s),
                 allow_redirects=False,
                 stream=True,
             ) as response:
                 on_answer()
+                if response.status_code in asked.takes:
+                    headers = {name.lower(): value for name, value in response.headers.items()}
+                    return Reply(response.status_code, headers, self._body(response, silent_s, max_bytes))
                 if not 200 <= response.status_code < 300:
                     raise self._refusal(response)
                 return self._parsed(response, self._body(response, silent_s, max_bytes), asked.empty_ok)

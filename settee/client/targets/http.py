@@ -29,14 +29,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from settee.client.errors import NetworkError, UsageError
-from settee.client.targets.attempt import Request, Server, StatusError, Trouble
+from settee.client.targets.attempt import Reply, Request, Server, StatusError, Trouble
 
 if TYPE_CHECKING:
     import requests
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Http", "StatusError", "Unsure", "patience"]
+__all__ = ["Http", "Reply", "Request", "StatusError", "Unsure", "json_bytes", "patience"]
 
 #: Pauses between tries, seconds: the first, and the longest.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
@@ -124,11 +124,15 @@ class Http:
 
         Raises AuthError, StatusError, Unsure, NetworkError; UsageError for what is no JSON.
         """
-        try:
-            content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError("the request holds what JSON cannot: NaN, infinity, or values nested too deep") from error
+        content = None if body is None else json_bytes(body)
         return self._ask(Request("POST", path, params, content, empty_ok), repeatable, timeout_s)
+
+    def exchange(self, asked: Request, *, repeatable: bool, timeout_s: float | None = None) -> Reply:
+        """The answer as it came, for a request that ``takes`` its status; any other raises as above."""
+        reply = self._ask(asked, repeatable, timeout_s)
+        if not isinstance(reply, Reply):
+            raise NetworkError(f"{self.name}: it answers in a way that was not expected: check the address")
+        return reply
 
     def close(self) -> None:
         """Let go of the connections; whoever waits for another try gives up."""
@@ -206,3 +210,11 @@ class Http:
             if self._kept is None:
                 self._kept = self._server.new_session()
             return self._kept
+
+
+def json_bytes(value: Any) -> bytes:
+    """Raises UsageError for what is no JSON."""
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError("the request holds what JSON cannot: NaN, infinity, or values nested too deep") from error
