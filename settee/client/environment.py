@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -18,7 +19,14 @@ class Environment:
     bucket_access_key_id: str | None = None
     bucket_secret_access_key: str | None = field(default=None, repr=False)
     bucket_name: str | None = None
+    #: None: read from the endpoint.
+    bucket_region: str | None = None
+    #: Address as endpoint/bucket/key.
+    bucket_path_style: bool = True
     comfy_org_api_key: str | None = field(default=None, repr=False)
+
+    #: All of it, for who has to know the terminal and the desktop.
+    all: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls) -> Environment:
@@ -35,5 +43,9 @@ class Environment:
             bucket_access_key_id=value("BUCKET_ACCESS_KEY_ID"),
             bucket_secret_access_key=value("BUCKET_SECRET_ACCESS_KEY"),
             bucket_name=value("BUCKET_NAME"),
+            bucket_region=value("BUCKET_REGION"),
+            bucket_path_style=(value("BUCKET_PATH_STYLE") or "true").lower()
+            not in ("false", "0", "no", "off", "f", "n"),
             comfy_org_api_key=value("COMFY_ORG_API_KEY"),
+            all=os.environ,
         )

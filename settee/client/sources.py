@@ -1,0 +1,212 @@
+"""Where a workflow comes from: a file, standard input, a name of workflows/, or a picture or film that ComfyUI made."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from settee.client import embedded
+from settee.client.errors import UsageError
+from settee.workflow import SALT_INPUT, shape_problems
+
+#: Bytes of a workflow's JSON, and of anything that comes through a pipe.
+MAX_BYTES = 64 * 1024 * 1024
+#: More nodes than any worker allows by default.
+_MAX_NODES = 100_000
+_SHOWN_PROBLEMS = 5
+_SHOWN_NAMES = 20
+
+#: What ComfyUI reads of a node. A picture's metadata brings back more: with the `is_changed` in it, a loader answers
+#: with the file that it read then.
+_NODE_KEYS = ("class_type", "inputs", "_meta")
+#: What a worker's isolation put before a file's name (settee.workflow.isolate); films and some pictures keep it.
+_ISOLATION = re.compile(r"(?:settee-[0-9a-f]{8}-[0-9a-f]{4}/)+")
+
+_WANTED = "a workflow is JSON, or a PNG, WEBP, MP4 or WEBM that ComfyUI made"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A workflow as it was found: API format with nothing wrong in its shape, or else the editor's format."""
+
+    data: dict[str, Any] = field(repr=False)
+    #: What to call it in a message: the path as it was given, ``standard input``.
+    shown: str
+
+
+def read(text: str, *, stdin: BinaryIO, folder: Path | None = None) -> Source:
+    """The workflow that ``text`` names: ``-`` (standard input), a path, or the name of a workflow in ``folder``.
+
+    ``folder``: by default the folders named workflows in the working directory and beside the package. A file that
+    exists goes before a name. Raises UsageError.
+    """
+    if text == "-":
+        return _read(stdin, "standard input")
+    path = _found(text, folder)
+    try:
+        with path.open("rb") as file:
+            return _read(file, str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+
+
+def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A workflow in API format without what a run has left in it; what is no node stays as it is."""
+    clean: dict[str, Any] = {}
+    for node_id, node in data.items():
+        if not isinstance(node, dict) or "class_type" not in node or not isinstance(node.get("inputs"), dict):
+            clean[node_id] = node
+            continue
+        kept = {key: node[key] for key in _NODE_KEYS if key in node}
+        inputs = {name: value for name, value in node["inputs"].items() if name != SALT_INPUT}
+        if isinstance(prefix := inputs.get("filename_prefix"), str):
+            inputs["filename_prefix"] = prefix[found.end() :] if (found := _ISOLATION.match(prefix)) else prefix
+        clean[node_id] = {**kept, "inputs": inputs}
+    return clean
+
+
+# --- finding -----------------------------------------------------------------------------------------
+
+
+def _found(text: str, folder: Path | None) -> Path:
+    """The file that a path or a name means. Raises UsageError."""
+    try:
+        path = Path(text)
+        if path.exists() and not path.is_dir():
+            return path
+        folders = _folders() if folder is None else [folder]
+        if text and "/" not in text and "\\" not in text:
+            for name in (text, f"{text}.json"):
+                for place in folders:
+                    if (named := place / name).is_file():
+                        return named
+        if path.is_dir():
+            raise UsageError(f"{text} is a folder: name a workflow in it")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{text[:200]!a} cannot be the path of a workflow") from error
+    names = sorted({file.stem for place in folders if place.is_dir() for file in place.glob("*.json")})
+    near = difflib.get_close_matches(Path(text).stem, names, n=3)
+    if near:
+        hint = f"; did you mean {' or '.join(near)}?"
+    else:
+        hint = f"; there are {', '.join(names[:_SHOWN_NAMES])}" if names else ""
+    raise UsageError(f"there is no file {text!r}, and no workflow of that name{hint}")
+
+
+def _folders() -> list[Path]:
+    return [Path("workflows"), Path(__file__).parents[2] / "workflows"]
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+def _read(file: BinaryIO, shown: str) -> Source:
+    if not file.seekable():  # a pipe
+        content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UsageError(f"{shown} is too large for a workflow (over {MAX_BYTES // 2**20} MiB)")
+        file = io.BytesIO(content)
+    start = file.tell()
+    head = file.read(embedded.HEAD)
+    file.seek(start)
+    format_name = embedded.format_of(head)
+    if format_name is not None:
+        return Source(_checked(_of_picture(file, shown, format_name), shown), shown)
+    content = file.read(MAX_BYTES + 1)
+    if not content.strip():
+        raise UsageError(f"{shown} is empty: {_WANTED}")
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"{shown} is too large for a workflow (over {MAX_BYTES // 2**20} MiB)")
+    return Source(_checked(_json(content, shown), shown), shown)
+
+
+def _of_picture(file: BinaryIO, shown: str, format_name: str) -> Any:
+    """The prompt in a picture's metadata, or else the editor's graph. Raises UsageError."""
+    try:
+        texts = embedded.texts(file)
+    except embedded.Unreadable as error:
+        raise UsageError(f"{shown} {error}") from error
+    for keyword in ("prompt", "workflow"):
+        if keyword in texts:
+            return _json(texts[keyword], f"the {keyword} in {shown}")
+    raise UsageError(
+        f"{shown} holds no workflow: this {format_name} was not made by ComfyUI, or its metadata was taken out"
+    )
+
+
+def _json(content: bytes | str, shown: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        if isinstance(content, bytes) and b"\0" in content[:1024] and error.pos == 0:
+            raise UsageError(f"{shown} is not a workflow: {_WANTED}") from error
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UsageError(f"{shown} is not JSON: {error.msg} at {where}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{shown} is not a workflow: {_WANTED}") from error
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or brackets thousands deep.
+        raise UsageError(
+            f"{shown} is JSON that no workflow has: it is nested too deeply, or has too long a number"
+        ) from error
+
+
+def _checked(data: Any, shown: str) -> dict[str, Any]:
+    """What can be worked with. Raises UsageError."""
+    if not isinstance(data, dict):
+        raise UsageError(f"{shown} holds no workflow: it must be an object of nodes")
+    if isinstance(data.get("nodes"), list):
+        _require_json(data, shown)
+        return data  # the editor's; the converter decides
+    if place := _workflow_in(data):
+        raise UsageError(f"{shown} is a whole job, not a workflow: give what is inside its {place!r}")
+    clean = cleaned(data)
+    _require_json(clean, shown)
+    if problems := [f"{shown}: {_told(problem)}" for problem in shape_problems(clean, max_nodes=_MAX_NODES)]:
+        more = len(problems) - _SHOWN_PROBLEMS
+        raise UsageError("\n".join(problems[:_SHOWN_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])))
+    return clean
+
+
+def _workflow_in(data: Mapping[str, Any]) -> str | None:
+    """Where in a job for RunPod or ComfyUI the workflow lies; None when this is no such job."""
+    for place in ("input.workflow", "workflow", "prompt"):
+        inside: Any = data
+        for key in place.split("."):
+            inside = inside.get(key) if isinstance(inside, Mapping) else None
+        if isinstance(inside, Mapping) and "class_type" not in inside:
+            return place
+    return None
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    where = str(problem["path"]).removeprefix("workflow").removeprefix(".")[:200]
+    return f"{where}: {problem['problem']}" if where else str(problem["problem"])
+
+
+def _require_json(data: Mapping[str, Any], shown: str) -> None:
+    """Raise UsageError for numbers that JSON has no word for, though Python reads and writes them."""
+    for name, value in data.items():
+        for part, inner in _inputs_of(value):
+            try:
+                json.dumps(inner, allow_nan=False)
+            except ValueError as error:
+                where = f"{name[:100]}{part}"
+                raise UsageError(
+                    f"{shown}: {where} holds NaN or an infinite number, which no node can be sent"
+                ) from error
+            except RecursionError as error:
+                raise UsageError(f"{shown}: {name[:100]}{part} is nested too deeply") from error
+
+
+def _inputs_of(value: Any) -> Iterable[tuple[str, Any]]:
+    """A node's inputs one by one, with how to name them; all else as it is."""
+    if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
+        return [(f".{name[:100]}", inner) for name, inner in value["inputs"].items()]
+    return [("", value)]
