@@ -82,6 +82,20 @@ def build(
     return {"input": _plain(fields, parts)}
 
 
+def check(
+    workflow: Workflow,
+    files: Sequence[InputFile],
+    *,
+    options: Mapping[str, Any] | None = None,
+    cap: int | None = None,
+    shrink: Shrink | None = None,
+    upload: Uploader | None = None,
+    seal: Sealer | None = None,
+) -> None:
+    """Raise the UsageError that :func:`build` would, for all that can be known without sending a file anywhere."""
+    _over_cap(_fields(workflow, options or {}), [_part(file, shrink) for file in files], cap, upload is not None, seal)
+
+
 def _fields(workflow: Workflow, options: Mapping[str, Any]) -> dict[str, Any]:
     """All of a job but its files. Raises UsageError for an option that no worker knows."""
     for name in options:

@@ -60,12 +60,13 @@ class Sealer:
 
         return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
 
-    def open(self, token: str, *, job_id: str | None = None) -> dict[str, Any]:
-        """The answer in a token. Raises UsageError where the keys do not open it."""
+    def open(self, output: Mapping[str, Any], *, job_id: str | None = None) -> dict[str, Any]:
+        """What is sealed in a job's answer (``{"encrypted_output": token, …}``). Raises UsageError where it does not
+        open with the keys."""
         from settee.errors import SealBroken
 
         try:
-            answer = self._keys.open(token)
+            answer = self._keys.open(output[_TOKEN])
         except SealBroken:
             raise UsageError(
                 f"the answer does not open with the key of {self.origin}: give the key that the job was sealed with",
@@ -156,4 +157,4 @@ def opened(output: Mapping[str, Any], keys: Sealer | None, *, job_id: str | None
             "the answer is sealed: set ENCRYPTION_KEY, or give --key-file, with the key that the job was sealed with",
             job_id=job_id,
         )
-    return keys.open(output[_TOKEN], job_id=job_id)
+    return keys.open(output, job_id=job_id)

@@ -53,7 +53,8 @@ class _Bucket:
 class Uploader:
     """The input files of one job in the bucket of BUCKET_ENDPOINT_URL. Its methods may be called from any thread.
 
-    Nothing is asked of S3 until the first file. ``stop`` gives up an upload under way, with JobStopped. Raises UsageError when the environment names no bucket, or only half of one.
+    Nothing is asked of S3 until the first file. ``stop`` gives up an upload under way, with JobStopped. Raises
+    UsageError when the environment names no bucket, or only half of one.
     """
 
     def __init__(self, environment: Environment, *, stop: threading.Event | None = None) -> None:
@@ -115,7 +116,7 @@ class Uploader:
             raise JobStopped("the upload of the input files was given up; no job was sent")
 
 
-def uploader(environment: Environment, *, stop: threading.Event | None = None) -> Uploader | None:
+def uploader_for(environment: Environment, *, stop: threading.Event | None = None) -> Uploader | None:
     """The uploader for one job; None where the environment names no bucket. Raises UsageError for half of one."""
     return Uploader(environment, stop=stop) if environment.bucket_endpoint_url else None
 
