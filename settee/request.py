@@ -25,6 +25,7 @@ from pydantic import (
 
 from settee import workflow as graph
 from settee.errors import InvalidRequest, PayloadTooLarge
+from settee.measure import measure
 from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.settings import MIB, Settings
@@ -127,9 +128,6 @@ class JobRequest(_Strict):
                 raise ValueError("this text is not JSON") from None
         return value
 
-
-#: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
-MAX_DEPTH = 64
 
 #: How many mistakes of one request are told, and how many of its unknown keys are compared with the known ones.
 MAX_PROBLEMS, MAX_HINTS = 100, 20
@@ -260,27 +258,3 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
             }
         )
     return problems
-
-
-def measure(value: Any) -> tuple[int, str | None]:
-    """(characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
-
-    Level by level, not recursively: the value may be deeper than Python's stack.
-    """
-    size, level = 0, [value]
-    for _ in range(MAX_DEPTH + 1):
-        inside: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                size += len(item)
-            elif isinstance(item, float) and not math.isfinite(item):
-                return size, "holds a NaN or an infinite number, which JSON has no word for"
-            elif isinstance(item, dict):
-                inside += item
-                inside += item.values()
-            elif isinstance(item, list):
-                inside += item
-        if not inside:
-            return size, None
-        level = inside
-    return size, f"nested more than {MAX_DEPTH} levels deep"
