@@ -5,5 +5,64 @@
     result = Endpoint("http://127.0.0.1:8000").run("workflow.json", images=["photo.png"], prompt="a fox in the snow")
     result.save("out")
 
-The command line is :mod:`settee.client.cli` (``settee-client``, ``client.py``).
+The command line is :mod:`settee.client.cli` (``settee-client``, ``client.py``). Everything is imported when it is first
+used: `client.py --help` must not wait for what it does not need.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from settee.client.asynchronous import AsyncEndpoint, AsyncJob
+    from settee.client.endpoint import Endpoint, Job, JobOptions
+    from settee.client.errors import (
+        Ambiguous,
+        AuthError,
+        ClientError,
+        JobFailed,
+        JobStopped,
+        NetworkError,
+        Rejected,
+        UsageError,
+    )
+    from settee.client.results import Output, Result
+    from settee.client.saving import Saved
+    from settee.client.targets.target import Answer, Status
+
+__all__ = [
+    "Ambiguous",
+    "Answer",
+    "AsyncEndpoint",
+    "AsyncJob",
+    "AuthError",
+    "ClientError",
+    "Endpoint",
+    "Job",
+    "JobFailed",
+    "JobOptions",
+    "JobStopped",
+    "NetworkError",
+    "Output",
+    "Rejected",
+    "Result",
+    "Saved",
+    "Status",
+    "UsageError",
+]
+
+_HOMES = {
+    "asynchronous": ("AsyncEndpoint", "AsyncJob"),
+    "endpoint": ("Endpoint", "Job", "JobOptions"),
+    "results": ("Output", "Result"),
+    "saving": ("Saved",),
+    "targets.target": ("Answer", "Status"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)

@@ -1,144 +1,117 @@
-"""The command line of client.py, as small as the demo needs it."""
+"""``settee-client``: send a workflow, wait, save what it made. Exit codes are those of :mod:`settee.client.errors`."""
 
 from __future__ import annotations
 
 import argparse
-import base64
 import json
-import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import requests
+from settee.client import options
+from settee.client.errors import ClientError, UsageError
 
-from settee.workflow import natural_key, shape_problems
-
-#: Outputs of every kind come in these lists of the result.
-KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")
+PROG = "settee-client"
 
 
-class Failure(Exception):
-    """What to print, and the exit code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def main(argv: list[str] | None = None) -> int:
-    """0: every file is saved. 2: usage. 4: the job failed. 6: the worker cannot be reached."""
-    args = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        output = _send(args.url, {"input": _payload(args.workflow, args.img)}, args.timeout)
-        for warning in output.get("warnings") or ():
-            print(f"client: {warning}", file=sys.stderr)
-        for path in _save(output, args.out):
-            print(path)
-    except Failure as failure:
-        print(f"client: {failure}", file=sys.stderr)
-        return failure.code
-    except OSError as error:
-        print(f"client: {error.filename}: {error.strerror}", file=sys.stderr)
+        if argv[:1] == ["keygen"]:
+            return _keygen(argv[1:], prog)
+        args = _parser(prog).parse_args(argv)
+        _check(args)
+        from settee.client import running
+
+        return running.run(args, parse=_reparse(prog))
+    except ClientError as error:
+        return failed(error, prog, as_json="--json" in argv)
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 5
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it closes it.
+        sys.stdout = None
+        return 6
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "settee":
+            raise
+        print(f"{prog}: the package {error.name} is missing: pip install settee (or run in its .venv)", file=sys.stderr)
         return 2
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Send a workflow (API format) to a worker and save its outputs.")
-    parser.add_argument("workflow", type=Path, help="workflow in API format")
-    parser.add_argument(
-        "--img", type=Path, nargs="*", default=[], help="images for the LoadImage nodes, lowest id first"
+def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> int:
+    """Say what went wrong: the line and its code on stderr, and with --json the document on stdout."""
+    if as_json:
+        found = {"status": "error", "error": error.message, "code": error.code, "job_id": error.job_id}
+        print(json.dumps({**found, "details": error.details}, ensure_ascii=False))
+    code = f" [{error.code}]" if error.code else ""
+    print(f"{prog}: {error.message}{code}", file=sys.stderr)
+    for problem in _problems(error):
+        print(f"  {problem}", file=sys.stderr)
+    return error.exit_code
+
+
+def _problems(error: ClientError) -> list[str]:
+    """What a worker listed beside its line, when there is more than the line says."""
+    problems = error.details.get("problems")
+    if not isinstance(problems, list) or len(problems) < 2:
+        return []
+    lines = [f"{p.get('path', '')}: {p.get('problem', '')}" for p in problems[:20] if isinstance(p, dict)]
+    return ["".join(char if char.isprintable() else " " for char in line[:500]) for line in lines]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists all options)")
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    return options.parser(_Parser, prog)
+
+
+def _reparse(prog: str) -> options.Parse:
+    def parse(texts: list[str], base: argparse.Namespace) -> argparse.Namespace:
+        return _parser(prog).parse_args(texts, base)
+
+    return parse
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What no option can tell on its own. Raises UsageError."""
+    apart = [name for name in ("resume", "cancel", "health") if getattr(args, name)]
+    if apart and args.workflow:
+        raise UsageError(f"--{apart[0]} takes no workflow: the job is there already")
+    if not apart and not args.workflow and not args.batch:
+        last = next((texts[-1] for texts in (args.img, args.mask, args.video, args.audio) if texts), None)
+        hint = f" ({last} was taken for an input file: put the workflow first)" if last else ""
+        raise UsageError(f"name a workflow: a file, - for stdin, a name from workflows/, or a picture{hint}")
+    many = "--repeat" if args.repeat else "--batch" if args.batch else None
+    for name in ("detach", "save_workflow", "preview", "open"):
+        if many and getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for one job, and {many} makes many")
+    if args.workflow == "-" and many:
+        raise UsageError(f"- (stdin) is read once, and {many} needs the workflow for every job: name a file")
+    if args.seed is not None and args.repeat and args.repeat > 1:
+        raise UsageError("--repeat with one --seed would make the same result every time: leave --seed out")
+    if args.sync and args.detach:
+        raise UsageError("--sync waits for the result: leave it out with --detach")
+
+
+def _keygen(argv: list[str], prog: str) -> int:
+    parser = _Parser(
+        prog=f"{prog} keygen", description="Make a key for sealed jobs: give it to the worker as ENCRYPTION_KEY."
     )
-    parser.add_argument("--url", type=_url, default="http://127.0.0.1:8000", help="base URL of the worker's API")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for what comes back")
-    parser.add_argument("--timeout", type=_seconds, default=600, help="seconds to wait for the result")
-    return parser
+    parser.add_argument("file", nargs="?", type=Path, help="where to; only its owner may read it (default: stdout)")
+    file = parser.parse_args(argv).file
+    from settee.client import sealing
 
-
-def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")):
-        raise argparse.ArgumentTypeError(f"{text!r} must begin with http:// or https://")
-    return text.rstrip("/")
-
-
-def _seconds(text: str) -> float:
-    if not (seconds := float(text)) > 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return seconds
-
-
-def _payload(path: Path, images: list[Path]) -> dict[str, Any]:
-    try:
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise Failure(2, f"{path} is not JSON: {error}") from error
-    if not isinstance(workflow, dict):
-        raise Failure(2, f"{path} holds no workflow: it must be an object of nodes")
-    for problem in shape_problems(workflow, max_nodes=100_000):
-        raise Failure(2, f"{path}: {problem['problem']}")
-    loaders = sorted((i for i, node in workflow.items() if node["class_type"] == "LoadImage"), key=natural_key)
-    if len(images) > len(loaders):
-        raise Failure(2, f"{len(images)} images, but {path} has {len(loaders)} LoadImage node(s)")
-    payload: dict[str, Any] = {"workflow": workflow, "images": []}
-    for node_id, image in zip(loaders, images, strict=False):
-        # The node's id keeps same-named files of two folders apart.
-        name = f"{re.sub(r'[^A-Za-z0-9]', '_', node_id)}_{image.name}"
-        workflow[node_id]["inputs"]["image"] = name
-        payload["images"].append({"name": name, "image": base64.b64encode(image.read_bytes()).decode()})
-    return payload
-
-
-def _send(url: str, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """The output of the job. Raises Failure."""
-    try:
-        response = requests.post(f"{url}/runsync", json=job, timeout=(10, timeout_s))
-        response.raise_for_status()
-        answer = response.json()
-    except requests.ConnectionError as error:
-        raise Failure(6, f"nothing answers at {url}: is a worker running there?") from error
-    except (requests.RequestException, ValueError) as error:
-        raise Failure(6, f"no result from {url}: {error}") from error
-    output = answer.get("output")
-    if answer.get("status") != "COMPLETED" or not isinstance(output, dict):
-        raise Failure(4, f"the job failed: {answer.get('error') or answer.get('status')}")
-    return output
-
-
-def _save(output: dict[str, Any], folder: Path) -> list[Path]:
-    """Write every file under a name of our own choosing: the server's is only a hint."""
-    saved: list[Path] = []
-    for kind in KINDS:
-        for item in output.get(kind) or ():
-            path = _free_name(folder, str(item.get("filename")), saved)
-            if item["type"] == "base64":
-                path.write_bytes(base64.b64decode(item["data"]))
-            elif item["type"] == "text":
-                path.write_text(item["data"], encoding="utf-8")
-            elif item["type"] == "s3_url":
-                _download(item["data"], path)
-            else:
-                raise Failure(4, f"{item.get('filename')} lies on the worker's network volume: {item['data']}")
-            saved.append(path)
-    return saved
-
-
-def _free_name(folder: Path, hint: str, taken: list[Path]) -> Path:
-    """A plain name in the folder that no other output of this job has."""
-    name = Path(re.sub(r"[^\w.-]", "_", Path(hint).name).lstrip(".") or "output")
-    path, count = folder / name, 2
-    while path in taken:
-        path, count = folder / f"{name.stem}-{count}{name.suffix}", count + 1
-    return path
-
-
-def _download(url: str, path: Path) -> None:
-    try:
-        with requests.get(url, timeout=60, stream=True) as response, path.open("wb") as file:
-            response.raise_for_status()
-            for piece in response.iter_content(1024 * 1024):
-                file.write(piece)
-    except requests.RequestException as error:
-        path.unlink(missing_ok=True)
-        raise Failure(6, f"{path.name} could not be downloaded from S3") from error
+    if file is None:
+        print(sealing.new_key())
+    else:
+        sealing.write_key(file)
+        print(file)
+    return 0

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from settee.client.errors import JobFailed
+
+if TYPE_CHECKING:
+    from settee.client.saving import Saved
 
 #: Outputs of every kind come in these lists of a worker's result, by what a file is.
 KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")
@@ -43,6 +48,12 @@ class Result:
     seeds: dict[str, int] = field(default_factory=dict)
     #: As it was sent.
     workflow: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def save(self, out: str | PathLike[str], *, overwrite: bool = False, metadata: bool = False) -> list[Saved]:
+        """Save every output into a folder; see :func:`settee.client.saving.save` for names and errors."""
+        from settee.client.saving import save
+
+        return save(self, Path(out), overwrite=overwrite, metadata=metadata)
 
 
 def outputs_of(output: Mapping[str, Any], job_id: str | None = None) -> tuple[Output, ...]:

@@ -1,0 +1,296 @@
+"""Many jobs from one file, and the ledger that lets a second run go on where the first one ended.
+
+A batch is JSONL (an object a line) or CSV (a header of option names). What a row does not say is as on the command
+line. The ledger lies beside the results: a line for every job that was sent, and one for how it ended; the last line
+of a job counts. A job that was sent and not seen to end is asked for again, not sent again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from settee.client.errors import UsageError
+from settee.client.options import ROW_KEYS
+from settee.client.results import Output
+
+#: In the folder of the results.
+LEDGER = "settee-batch.jsonl"
+_LISTS = ("img", "mask", "video", "audio", "lora", "set")
+_EXCLUSIVE = {"seed": "keep_seed", "keep_seed": "seed"}
+#: Problems that are named at once.
+_MOST_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job of a batch."""
+
+    #: Folder of its results below --out: the row's own name, or its number.
+    name: str
+    #: The command line as it counts for this row.
+    args: argparse.Namespace
+    #: Of all that decides what the job makes.
+    key: str
+
+
+@dataclass
+class Entry:
+    """What the ledger knows of one job."""
+
+    key: str
+    name: str
+    #: ``sent``, ``done`` or ``failed``.
+    status: str
+    job_id: str | None = None
+    target: str | None = None
+    files: list[str] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Ledger:
+    """The file; every method may be called from any thread. Raises UsageError when it cannot be read or written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+        self._mutex = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            text = ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self.path} cannot be read: {error}") from error
+        for line in text.splitlines():
+            # A run that was killed while it wrote leaves half a line.
+            entry = _entry(line)
+            if entry is not None:
+                self._entries[entry.key] = entry
+        self._needs_newline = bool(text) and not text.endswith("\n")
+
+    def get(self, key: str) -> Entry | None:
+        with self._mutex:
+            return self._entries.get(key)
+
+    def is_done(self, key: str) -> bool:
+        """Whether a job has succeeded, and its files are all still there."""
+        entry = self.get(key)
+        folder = self.path.parent
+        return entry is not None and entry.status == "done" and all((folder / name).exists() for name in entry.files)
+
+    def write(self, entry: Entry) -> None:
+        """On disk when this returns: what was paid for must not be forgotten."""
+        line = json.dumps({name: value for name, value in vars(entry).items() if value}, ensure_ascii=False)
+        with self._mutex:
+            self._entries[entry.key] = entry
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(("\n" if self._needs_newline else "") + line + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+            self._needs_newline = False
+
+    def remove(self) -> None:
+        """When nothing is left to go on with."""
+        self.path.unlink(missing_ok=True)
+
+
+def _entry(line: str) -> Entry | None:
+    try:
+        data = json.loads(line)
+        return Entry(**data) if isinstance(data, dict) and isinstance(data.get("status"), str) else None
+    except (ValueError, TypeError):
+        return None
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+
+def repeated(args: argparse.Namespace, count: int) -> list[Row]:
+    """The command itself, so many times."""
+    return _keyed([(_number(number, count), args) for number in range(1, count + 1)])
+
+
+def read(path: str, args: argparse.Namespace, parse: Callable[[list[str], argparse.Namespace], Any]) -> list[Row]:
+    """The rows of a batch. ``parse`` is the command line's parser. Raises UsageError with every problem."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--batch {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    is_csv = file.suffix.lower() == ".csv"
+    problems: list[str] = []
+    found: list[tuple[str, argparse.Namespace]] = []
+    lines = list(_csv(text) if is_csv else _jsonl(text))
+    for number, (line, values) in enumerate(lines, 1):
+        try:
+            found.append(_row(values, args, parse, file.parent, _number(number, len(lines))))
+        except UsageError as error:
+            problems.append(f"line {line}: {error.message}")
+    problems += [
+        f"the name {name!r} is used by {count} rows: each needs a folder of its own"
+        for name, count in Counter(name.casefold() for name, _ in found).items()
+        if count > 1
+    ]
+    if problems:
+        more = f"\n  … and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+        raise UsageError(f"--batch {path}:\n  " + "\n  ".join(problems[:_MOST_PROBLEMS]) + more)
+    if not found:
+        raise UsageError(f"--batch {path} holds no jobs")
+    return _keyed(found)
+
+
+def _number(number: int, count: int) -> str:
+    return str(number).zfill(max(3, len(str(count))))
+
+
+def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, f"is not JSON: {error}"
+
+
+def _csv(text: str) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                yield reader.line_num, "has more cells than the header"
+                continue
+            # A spreadsheet's cell holds one text: several files are parted by ";".
+            yield (
+                reader.line_num,
+                {
+                    name.strip(): [part.strip() for part in value.split(";")] if name.strip() in _LISTS else value
+                    for name, value in row.items()
+                    if value and value.strip()
+                },
+            )
+    except csv.Error as error:
+        yield reader.line_num, f"is not CSV: {error}"
+
+
+def _row(
+    values: Any,
+    args: argparse.Namespace,
+    parse: Callable[[list[str], argparse.Namespace], Any],
+    folder: Path,
+    number: str,
+) -> tuple[str, argparse.Namespace]:
+    """Name and arguments of one row. Raises UsageError."""
+    if isinstance(values, str):
+        raise UsageError(values)
+    if not isinstance(values, Mapping):
+        raise UsageError("is no object")
+    if unknown := [name for name in values if name not in ROW_KEYS]:
+        raise UsageError(f"{', '.join(map(repr, unknown))} is no option of a row: {', '.join(ROW_KEYS)}")
+    base = argparse.Namespace(**{**vars(args), **{name: [] for name in _LISTS if name in values}})
+    for name, other in _EXCLUSIVE.items():
+        if name in values:
+            setattr(base, other, None if other == "seed" else False)
+    texts = []
+    for name, value in values.items():
+        if name not in ("workflow", "name") and value is not None:
+            texts += _option(name, value)
+    found = parse(texts, base)
+    if values.get("workflow") is not None:
+        found.workflow = _beside(str(values["workflow"]), folder)
+    if found.workflow is None:
+        raise UsageError("names no workflow, and neither does the command line")
+    for name in ("img", "mask", "video", "audio"):
+        if name in values:
+            setattr(found, name, [_given_beside(text, folder) for text in getattr(found, name)])
+    return _safe(values.get("name"), number), found
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if name == "keep_seed":
+        if str(value).lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise UsageError(f"keep_seed must be true or false, not {value!r}")
+        return [flag] if str(value).lower() in ("true", "1", "yes") else []
+    if name in _LISTS:
+        if isinstance(value, Mapping):
+            value = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
+        items = value if isinstance(value, list) else [value]
+    else:
+        items = [value]
+    if any(not isinstance(item, (str, int, float)) or isinstance(item, bool) for item in items):
+        raise UsageError(f"{name} must be text or a number" + (", or a list of them" if name in _LISTS else ""))
+    return [f"{flag}={item}" for item in items]
+
+
+def _beside(text: str, folder: Path) -> str:
+    """A file is looked for as the command line would, and else beside the batch."""
+    path = Path(text)
+    beside = folder / path
+    return str(beside) if not path.is_absolute() and not path.exists() and beside.exists() else text
+
+
+def _given_beside(text: str, folder: Path) -> str:
+    if _beside(text, folder) != text or Path(text).exists():
+        return _beside(text, folder)
+    node, equals, path = text.partition("=")
+    return f"{node}={_beside(path, folder)}" if equals else text
+
+
+def _safe(name: Any, number: str) -> str:
+    """A row's name as a folder's, by the rules for files."""
+    if name is None:
+        return number
+    from settee.client.saving.names import plain_name
+
+    return plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
+
+
+def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
+    """A row's key covers what is asked for and the bytes of the files that it names; equal rows are told by order."""
+    digests: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    found = []
+    for name, args in rows:
+        asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
+        asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
+        files = {text: _digest(text, digests) for text in _named(args)}
+        text = json.dumps([asked, files], sort_keys=True, default=str)
+        seen[text] += 1
+        found.append(Row(name, args, hashlib.sha256(f"{text}#{seen[text]}".encode()).hexdigest()[:32]))
+    return found
+
+
+def _named(args: argparse.Namespace) -> Iterator[str]:
+    for text in [args.workflow, *args.img, *args.mask, *args.video, *args.audio]:
+        if text and text != "-":
+            path = text if Path(text).exists() else text.partition("=")[2]
+            if path:
+                yield path
+
+
+def _digest(path: str, known: dict[str, str]) -> str:
+    if path not in known:
+        digest = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            known[path] = digest.hexdigest()
+        except OSError:  # a workflow's name, or what the job will be told is missing
+            known[path] = ""
+    return known[path]

@@ -1,0 +1,343 @@
+"""The client for Python: :class:`Endpoint`, a place that runs workflows, and :class:`Job`, one that was sent there."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from settee.client.changes import InputFile
+from settee.client.environment import Environment
+from settee.client.errors import UsageError
+from settee.client.inject.media import Given, parse_given
+from settee.client.inject.parameters import Parameters
+from settee.client.plan import Prepared, Wishes, checked, prepared
+from settee.client.results import Result
+from settee.client.targets.target import Answer, Target
+from settee.workflow import ObjectInfo, Workflow
+
+if TYPE_CHECKING:
+    from settee.client.sealing import Sealer
+    from settee.client.uploads import Uploader
+
+log = logging.getLogger(__name__)
+
+#: Where jobs go when nothing says where: the SDK's local API, as `rp_handler.py --rp_serve_api` starts it.
+LOCAL_URL = "http://127.0.0.1:8000"
+#: How long a job is waited for, seconds.
+WAIT_S = 3600.0
+
+#: A workflow: API format (or the editor's, where the target knows its nodes), or where to read it.
+WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
+#: Files for loaders in natural order of their node ids, or by node id or title.
+Files: TypeAlias = "Sequence[str | PathLike[str]] | Mapping[str, str | PathLike[str]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How a job is to run, beside what is put into its workflow."""
+
+    #: ``auto``, ``base64``, ``s3``, or an object as in docs/api.md.
+    delivery: str | Mapping[str, Any] | None = None
+    #: The worker's limit, seconds.
+    timeout_s: float | None = None
+    #: Models that the job brings (docs/models.md).
+    models: tuple[Any, ...] = ()
+    allow_partial: bool = False
+    #: Scale larger images down to this, pixels; send them as JPEG of this quality.
+    max_side: int | None = None
+    jpeg: int | None = None
+
+    def as_input(self, environment: Environment) -> dict[str, Any]:
+        """The keys of the request's input (docs/api.md)."""
+        given = {
+            "delivery": self.delivery,
+            "timeout_s": self.timeout_s,
+            "models": list(self.models) or None,
+            "allow_partial": self.allow_partial or None,
+            "comfy_org_api_key": environment.comfy_org_api_key,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass
+class Job:
+    """A job that was sent."""
+
+    endpoint: Endpoint = field(repr=False)
+    answer: Answer
+    seeds: dict[str, int] = field(default_factory=dict)
+    workflow: Workflow = field(default_factory=dict, repr=False)
+    _uploader: Uploader | None = field(default=None, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.answer.job_id
+
+    def status(self) -> Answer:
+        """How it stands now."""
+        if not self.answer.status.is_terminal:
+            self.answer = self.endpoint.target.status(self.id)
+        return self.answer
+
+    def cancel(self) -> None:
+        """Ask for its end."""
+        self.endpoint.target.cancel(self.id)
+
+    def wait(
+        self,
+        timeout_s: float = WAIT_S,
+        *,
+        on_update: Callable[[Answer], None] = lambda _: None,
+        stop: threading.Event | None = None,
+    ) -> Result:
+        """Wait for its end. Raises Rejected, JobFailed, JobStopped, NetworkError; Interrupted when ``stop`` is set."""
+        from settee.client.following import follow, result_of
+
+        self.answer = follow(self.endpoint.target, self.answer, timeout_s=timeout_s, on_update=on_update, stop=stop)
+        if self._uploader is not None:
+            self._uploader.remove()
+        return result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
+
+
+class Endpoint:
+    """A place that runs workflows.
+
+    ``where``: a RunPod endpoint's id, the base URL of a worker's API, or of a bare ComfyUI (``comfy=True``). Without
+    one RUNPOD_ENDPOINT_ID, and without that a worker on this machine. ``api_key``: RunPod's, or RUNPOD_API_KEY.
+    ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a file with its
+    /object_info, to convert the editor's format with. Nothing is asked of anybody before the first call.
+    """
+
+    def __init__(
+        self,
+        where: str | None = None,
+        *,
+        comfy: bool = False,
+        sync: bool = False,
+        api_key: str | None = None,
+        encryption_key: str | None = None,
+        key_file: str | PathLike[str] | None = None,
+        registry: str | PathLike[str] | None = None,
+        environment: Environment | None = None,
+    ) -> None:
+        self.environment = environment or Environment.read()
+        self._where, self._is_comfy, self._sync = where, comfy, sync
+        self._api_key = api_key or self.environment.api_key
+        self._encryption_key, self._key_file = encryption_key, key_file
+        self._registry = registry
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of its connections."""
+        if "target" in self.__dict__:
+            self.target.close()
+
+    # --- what it is made of -----------------------------------------------------------------------------------
+
+    @cached_property
+    def target(self) -> Target:
+        """Raises UsageError for an address that is none, or without a key."""
+        where = self._where or self.environment.endpoint_id or LOCAL_URL
+        is_url = where.startswith(("http://", "https://"))
+        if self._is_comfy:
+            if not is_url:
+                raise UsageError(f"{where!r} is no ComfyUI: give its address, such as http://127.0.0.1:8188")
+            if self._sync:
+                raise UsageError("--sync is for workers: ComfyUI has no /runsync")
+            from settee.client.targets.comfy import Comfy
+
+            return Comfy(where, api_key=self.environment.comfy_org_api_key)
+        from settee.client.targets import runpod
+
+        if is_url:
+            return runpod.RunPod(where, api_key=self._key_for(where), sync=self._sync, unseal=self._unsealed)
+        return runpod.endpoint(where, self._api_key, self._sync, unseal=self._unsealed)
+
+    def _key_for(self, url: str) -> str | None:
+        """RunPod's key goes to RunPod only, and to an address it was given for."""
+        from urllib.parse import urlsplit
+
+        host = (urlsplit(url).hostname or "").lower()
+        is_runpod = host == "runpod.ai" or host.endswith((".runpod.ai", ".runpod.net"))
+        return self._api_key if is_runpod or self._api_key != self.environment.api_key else None
+
+    @cached_property
+    def sealer(self) -> Sealer | None:
+        """Raises UsageError for a key that is none."""
+        from settee.client import sealing
+
+        if self._encryption_key is not None:
+            return sealing.Sealer(self._encryption_key, origin="encryption_key")
+        file = None if self._key_file is None else Path(self._key_file)
+        return sealing.sealer(self.environment, file, lambda text: log.warning("%s", text))
+
+    def _unsealed(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        from settee.client import sealing
+
+        return sealing.opened(output, self.sealer)
+
+    @cached_property
+    def object_info(self) -> ObjectInfo | None:
+        """ComfyUI's node registry, where it can be asked: the target's, or the one named for it."""
+        if self._registry is None:
+            return self.target.object_info()
+        from settee.client import registry
+
+        return registry.read(self._registry)
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
+        """The workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
+        data, shown = _read(workflow)
+        graph = checked(data, shown, lambda: self.object_info)
+        # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
+        info = self.object_info if self._is_comfy or self._registry is not None else None
+        return prepared(graph, wishes or Wishes(), info)
+
+    def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:
+        """That the job's files can be read, and would fit into a request; nothing is sent. Raises UsageError."""
+        from settee.client import payload
+
+        payload.check(ready.workflow, ready.files, **self._within(options or JobOptions()))
+
+    def _within(self, options: JobOptions) -> dict[str, Any]:
+        """What a request has to keep to."""
+        from settee.client.pictures import Shrink
+        from settee.client.uploads import uploader_for
+
+        return {
+            "options": options.as_input(self.environment),
+            "cap": self.target.request_cap,
+            "shrink": Shrink(max_side=options.max_side, jpeg=options.jpeg),
+            "upload": None if self._is_comfy else uploader_for(self.environment),
+            "seal": None if self._is_comfy else self.sealer,
+        }
+
+    def send(self, ready: Prepared, options: JobOptions | None = None) -> Job:
+        """Send what :meth:`prepare` made."""
+        from settee.client import payload
+
+        within = self._within(options or JobOptions())
+        bucket: Uploader | None = within["upload"]
+        request = payload.build(ready.workflow, ready.files, **within)
+        try:
+            answer = self.target.submit(request)
+        except BaseException:
+            if bucket is not None:
+                bucket.remove()
+            raise
+        return Job(self, answer, ready.seeds, ready.workflow, bucket)
+
+    def submit(
+        self,
+        workflow: WorkflowLike,
+        *,
+        images: Files = (),
+        masks: Files = (),
+        videos: Files = (),
+        audio: Files = (),
+        prompt: str | None = None,
+        negative: str | None = None,
+        seed: int | None = None,
+        keep_seed: bool = False,
+        set: Mapping[str, Any] | Sequence[str] = (),
+        options: JobOptions | None = None,
+        **parameters: Any,
+    ) -> Job:
+        """Send a workflow with all this put in, and return at once.
+
+        ``set``: ``{"6.inputs.text": "a fox"}`` or the command line's texts. ``parameters``: ``steps``, ``cfg``,
+        ``width``, ``height``, ``denoise``, ``sampler``, ``scheduler``, ``ckpt``, ``lora``. Raises UsageError
+        (Ambiguous) before anything is sent; Rejected, NetworkError.
+        """
+        wishes = Wishes(
+            images=given(images),
+            masks=given(masks),
+            videos=given(videos),
+            audio=given(audio),
+            prompt=prompt,
+            negative=negative,
+            seed=seed,
+            keep_seed=keep_seed,
+            parameters=_parameters(parameters),
+            sets=_sets(set),
+        )
+        return self.send(self.prepare(workflow, wishes), options)
+
+    def run(
+        self,
+        workflow: WorkflowLike,
+        *,
+        wait_s: float = WAIT_S,
+        on_update: Callable[[Answer], None] = lambda _: None,
+        **wishes: Any,
+    ) -> Result:
+        """:meth:`submit`, and wait for the result. Raises what it does; JobFailed, JobStopped."""
+        return self.submit(workflow, **wishes).wait(wait_s, on_update=on_update)
+
+    def job(self, job_id: str) -> Job:
+        """A job that was sent before."""
+        return Job(self, self.target.status(job_id))
+
+    def status(self, job_id: str) -> Answer:
+        return self.target.status(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        self.target.cancel(job_id)
+
+    def health(self) -> dict[str, Any]:
+        return self.target.health()
+
+
+def given(files: Files) -> tuple[Given, ...]:
+    """Files as a caller gives them in Python: a name with a "=" in it is a name."""
+    if isinstance(files, (str, bytes)):
+        raise UsageError("give files as a list, even of one, or as a mapping of nodes to files")
+    if isinstance(files, Mapping):
+        return tuple(Given(Path(path), str(node)) for node, path in files.items())
+    return tuple(Given(Path(path), None) for path in files)
+
+
+def given_texts(texts: Sequence[str]) -> tuple[Given, ...]:
+    """Files as the command line has them: ``a.png``, ``12=a.png``, ``Title=a.png``."""
+    return tuple(parse_given(text) for text in texts)
+
+
+def _parameters(values: Mapping[str, Any]) -> Parameters:
+    if unknown := values.keys() - Parameters.__dataclass_fields__.keys():
+        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
+    lora = values.get("lora", ())
+    return Parameters(**{**values, "lora": (lora,) if isinstance(lora, str) else tuple(lora or ())})
+
+
+def _sets(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, Mapping):
+        import json
+
+        return tuple(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
+    return tuple(values)
+
+
+def _read(workflow: WorkflowLike) -> tuple[object, str]:
+    if isinstance(workflow, Mapping):
+        return workflow, "the workflow"
+    from settee.client.sources import read
+
+    source = read(str(workflow), stdin=sys.stdin.buffer)
+    return source.data, source.shown
+
+
+__all__ = ["Endpoint", "InputFile", "Job", "JobOptions", "Prepared", "Wishes"]

@@ -1,0 +1,109 @@
+"""From what a caller wishes for to a workflow that is ready to be sent: every change, and the files that go with it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from settee.client.changes import Change, InputFile, applied
+from settee.client.errors import UsageError
+from settee.client.inject.media import Given, media_changes
+from settee.client.inject.parameters import Parameters, parameter_changes
+from settee.client.inject.prompts import prompt_changes
+from settee.client.inject.seeds import seed_changes
+from settee.client.inject.settings import set_changes
+from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow, shape_problems
+
+#: More nodes than any worker allows by default.
+_MAX_NODES = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What is to be put into a workflow. Nothing that is unset is touched, except seeds, which are drawn anew."""
+
+    images: tuple[Given, ...] = ()
+    masks: tuple[Given, ...] = ()
+    videos: tuple[Given, ...] = ()
+    audio: tuple[Given, ...] = ()
+    prompt: str | None = None
+    negative: str | None = None
+    #: For every literal seed; None draws one for each.
+    seed: int | None = None
+    keep_seed: bool = False
+    parameters: Parameters = field(default_factory=Parameters)
+    #: ``6.inputs.text=…``, ``Title.text=…``. They count for more than all else.
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workflow as it will be sent."""
+
+    workflow: Workflow = field(repr=False)
+    changes: tuple[Change, ...] = ()
+    files: tuple[InputFile, ...] = ()
+    #: The seeds that were put in, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+
+
+def drawn_seed() -> int:
+    """32 bits: every node's seed takes that much, and some (API nodes) no more."""
+    return secrets.randbelow(1 << 32)
+
+
+def prepared(
+    workflow: Workflow,
+    wishes: Wishes,
+    object_info: ObjectInfo | None = None,
+    *,
+    draw: Callable[[], int] = drawn_seed,
+) -> Prepared:
+    """Find every place, and say what goes there. Nothing is read or sent. Raises UsageError (Ambiguous)."""
+    media, files = media_changes(
+        workflow,
+        images=wishes.images,
+        masks=wishes.masks,
+        videos=wishes.videos,
+        audio=wishes.audio,
+        object_info=object_info,
+    )
+    seeds = seed_changes(workflow, seed=wishes.seed, keep=wishes.keep_seed, draw=draw)
+    found = [
+        *media,
+        *prompt_changes(workflow, prompt=wishes.prompt, negative=wishes.negative, object_info=object_info),
+        *seeds,
+        *parameter_changes(workflow, wishes.parameters, object_info=object_info),
+    ]
+    # Of what the rest has made of it, so that `--set` has the last word about one place of several.
+    found += set_changes(applied(workflow, found), wishes.sets)
+    last = {(change.node_id, change.input): change for change in found}
+    changed = applied(workflow, last.values())
+    return Prepared(
+        workflow=changed,
+        changes=tuple(last.values()),
+        files=tuple(files),
+        seeds={f"{c.node_id}.{c.input}": changed[c.node_id]["inputs"][c.input] for c in seeds},
+    )
+
+
+def checked(data: object, shown: str, registry: Callable[[], ObjectInfo | None]) -> Workflow:
+    """A workflow in API format: as it is, or converted from the editor's format with the target's node registry.
+
+    ``registry`` is asked only then. Raises UsageError.
+    """
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{shown} holds no workflow: it must be an object of nodes")
+    if isinstance(data.get("nodes"), list):  # the editor's; no node of API format is a list
+        from settee.client import convert
+
+        info = registry()
+        if info is None:
+            raise UsageError(
+                f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
+            )
+        return convert.converted(data, info)
+    for problem in shape_problems(data, max_nodes=_MAX_NODES):
+        raise UsageError(f"{shown}: {problem['path']}: {problem['problem']}")
+    return dict(data)
