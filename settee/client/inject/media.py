@@ -17,7 +17,7 @@ from settee.client.inject.selectors import Place, node_of, only_place
 from settee.workflow import ObjectInfo, Workflow, natural_key
 
 _OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
-_NOUNS = {"image": "image", "mask": "mask", "video": "video", "audio": "audio"}
+_NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _by_name(
         if not own and (guess := unlisted(workflow, node_id, kind, object_info)):
             own = [guess]
         free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
-        loader = next(iter(free or own), None)
+        fitting = [loader for loader in free if not _unfit(kind, loader)]
+        loader = next(iter(fitting or free or own), None)
         problem = _unfit(kind, loader)
         if problem or loader is None:
             raise UsageError(f"{option} {file}: node {shown_node(workflow, node_id)} {problem}")
@@ -146,7 +147,7 @@ def _unfit(kind: str, loader: Loader | None) -> str | None:
     if kind == "mask" and loader.kind == "image+mask":
         return "takes its mask from the alpha channel of its image: give one file for both, with --img"
     if kind != loader.takes and (kind, loader.takes) != ("image", "mask"):
-        return f"loads {'an' if loader.takes[0] in 'ai' else 'a'} {_NOUNS[loader.takes]}: use {_OPTIONS[loader.takes]}"
+        return f"loads {_NOUNS[loader.takes]}: use {_OPTIONS[loader.takes]}"
     return None
 
 
@@ -164,13 +165,13 @@ def _in_order(
 
 def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: int, left: Sequence[Loader]) -> str:
     """What to say when files and loaders are not equally many."""
-    option, noun = _OPTIONS[kind], _NOUNS[kind]
+    option = _OPTIONS[kind]
     if left:
         nodes = listed_nodes(workflow, [loader.place.node_id for loader in left])
         take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
         named = f"{option} {left[0].place.node_id}=FILE"
         return f"{option}: {count} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
-    message = f"{option}: {count} given, and no node is left that loads {'an' if noun[0] in 'ai' else 'a'} {noun}"
+    message = f"{option}: {count} given, and no node is left that loads {_NOUNS[kind]}"
     both = [loader.place.node_id for loader in known if loader.live and loader.kind == "image+mask"]
     if kind == "mask" and both:
         why = "the alpha channel of the image is the mask here, so give one file for both with --img"
