@@ -210,6 +210,8 @@ def _row(
         if name not in ("workflow", "name") and value is not None:
             texts += _option(name, value)
     found = parse(texts, base)
+    # argparse sets a positional that is not among the texts to its default.
+    found.workflow = args.workflow
     if values.get("workflow") is not None:
         found.workflow = _beside(str(values["workflow"]), folder)
     if found.workflow is None:
@@ -257,6 +259,7 @@ def _safe(name: Any, number: str) -> str:
         return number
     from settee.client.saving.names import plain_name
 
+    name = str(name).replace("/", "_").replace("\\", "_")
     return plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
 
 

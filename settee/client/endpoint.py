@@ -111,8 +111,8 @@ class Endpoint:
 
     ``where``: a RunPod endpoint's id, the base URL of a worker's API, or of a bare ComfyUI (``comfy=True``). Without
     one RUNPOD_ENDPOINT_ID, and without that a worker on this machine. ``api_key``: RunPod's, or RUNPOD_API_KEY.
-    ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a file with its
-    /object_info, to convert the editor's format with. Nothing is asked of anybody before the first call.
+    ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a
+    file with its /object_info, to convert the editor's format with. Nothing is asked of anybody before the first call.
     """
 
     def __init__(
