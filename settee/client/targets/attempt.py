@@ -157,8 +157,8 @@ class Server:
             raise Trouble(f"no answer within {silent_s:.3g} s") from error
         except requests.exceptions.ConnectionError as error:
             raise self._unconnected(error) from error
-        except (requests.exceptions.RequestException, UnicodeError) as error:
-            # Among them hosts that IDNA does not know. Their texts may quote headers.
+        except (requests.exceptions.RequestException, ValueError) as error:
+            # ValueError: a host that IDNA does not know. Their texts may quote headers.
             raise UsageError(f"{self.name}: the address cannot be used; check it for slips") from error
 
     def _unconnected(self, error: Exception) -> Trouble:

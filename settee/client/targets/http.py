@@ -101,7 +101,7 @@ class Http:
         self._server = Server(base_url, name, key, key_name, headers or {})
         self._clock, self._rand = clock, rand
         self._closed = threading.Event()
-        self._sleep = sleep or self._closed.wait
+        self._sleep = self._closed.wait if sleep is None else sleep
         self._has_answered = False
         self._lock = threading.Lock()
         self._kept: requests.Session | None = None

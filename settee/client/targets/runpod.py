@@ -43,7 +43,12 @@ LOCAL = "{name} is the RunPod SDK's local API, which cannot {what}"
 
 
 def endpoint(
-    endpoint_id: str, api_key: str | None, sync: bool = False, *, wait_s: float = WAIT_S, unseal: Unseal | None = None
+    endpoint_id: str,
+    api_key: str | None,
+    sync: bool = False,
+    *,
+    wait_s: float = WAIT_S,
+    unseal: Unseal | None = None,
 ) -> RunPod:
     """The serverless endpoint with this id. Raises UsageError for what is no id, or without a key."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", endpoint_id):
@@ -57,7 +62,6 @@ def endpoint(
         name=f"endpoint {endpoint_id}",
         api_key=api_key,
         sync=sync,
-        request_cap=RUNSYNC_CAP if sync else RUN_CAP,
         wait_s=wait_s,
         unseal=unseal,
     )
@@ -66,7 +70,8 @@ def endpoint(
 class RunPod:
     """A Target. ``sync``: /runsync instead of /run, which answers with the result when the job ends within ``wait_s``.
 
-    ``unseal`` opens the results of sealed jobs; without it they stay as they came.
+    ``unseal`` opens the results of sealed jobs; without it they stay as they came. ``request_cap``: RunPod's own at its
+    own address, else none.
     """
 
     def __init__(
@@ -84,11 +89,14 @@ class RunPod:
     ) -> None:
         """Raises UsageError for an address or a key that cannot be one."""
         self.name = name or base_url.rstrip("/")
-        self.request_cap = request_cap
         self._http = http or Http(base_url, name=self.name, key=api_key, key_name=KEY_NAME, retry_s=retry_s)
         self._sync, self._wait_s, self._unseal = sync, min(300.0, max(1.0, wait_s)), unseal
+        is_runpods_own = urlsplit(base_url).hostname == urlsplit(API).hostname
+        if request_cap is None and is_runpods_own:
+            request_cap = RUNSYNC_CAP if sync else RUN_CAP
+        self.request_cap = request_cap
         #: None: not known yet.
-        self._is_local: bool | None = False if urlsplit(base_url).hostname == urlsplit(API).hostname else None
+        self._is_local: bool | None = False if is_runpods_own else None
         self._runs: dict[str, _LocalRun] = {}
         self._lock = threading.Lock()
 
