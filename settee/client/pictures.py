@@ -143,6 +143,8 @@ def _encoded(picture: Image, original: Image, path: Path, jpeg: int | None) -> b
         format_name = "WEBP"
         # Colours under what is transparent are somebody's picture (exact).
         options |= {"quality": _QUALITY, "exact": True, "lossless": _is_lossless_webp(path)}
+    elif picture.mode == "I":
+        picture = picture.convert("I;16")  # PNG's most
     buffer = io.BytesIO()
     picture.save(buffer, format_name, **options)
     return buffer.getvalue()

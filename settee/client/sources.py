@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import json
@@ -76,27 +77,28 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _found(text: str, folder: Path | None) -> Path:
     """The file that a path or a name means. Raises UsageError."""
-    try:
-        path = Path(text)
+    if not text:
+        raise UsageError("name a workflow: a file, - for standard input, or one of workflows/")
+    folders = _folders() if folder is None else [folder]
+    path = Path(text)
+    # What cannot be a path at all (too long, a NUL in it) is not there either; Python's versions differ about it.
+    with contextlib.suppress(OSError, ValueError):
         if path.exists() and not path.is_dir():
             return path
-        folders = _folders() if folder is None else [folder]
-        if text and "/" not in text and "\\" not in text:
+        if "/" not in text and "\\" not in text:
             for name in (text, f"{text}.json"):
                 for place in folders:
                     if (named := place / name).is_file():
                         return named
         if path.is_dir():
             raise UsageError(f"{text} is a folder: name a workflow in it")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{text[:200]!a} cannot be the path of a workflow") from error
     names = sorted({file.stem for place in folders if place.is_dir() for file in place.glob("*.json")})
-    near = difflib.get_close_matches(Path(text).stem, names, n=3)
+    near = difflib.get_close_matches(path.stem[:100], names, n=3)
     if near:
         hint = f"; did you mean {' or '.join(near)}?"
     else:
         hint = f"; there are {', '.join(names[:_SHOWN_NAMES])}" if names else ""
-    raise UsageError(f"there is no file {text!r}, and no workflow of that name{hint}")
+    raise UsageError(f"there is no file {text[:200]!r}, and no workflow of that name{hint}")
 
 
 def _folders() -> list[Path]:
