@@ -35,6 +35,8 @@ VARIABLES = (
 #: What no terminal's cell is smaller than, pixels: a picture of so many per cell fits everywhere.
 _CELL = (8, 16)
 _MOST_PIXELS = (1024, 768)
+#: Pillow reads more, some of it (EPS) by starting other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: kitty takes base64 in pieces of at most so many characters.
 _KITTY_PIECE = 4096
 
@@ -135,24 +137,31 @@ def _run(opener: str, target: str) -> None:
 
 def _decoded(path: Path, most: tuple[int, int]) -> Image:
     """The picture, upright, in RGB or RGBA, and no larger than ``most`` pixels. Raises ClientError."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            # From 89 million pixels on: too many for a preview.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-        with picture:
-            picture.draft("RGB", most)
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I;16"):
-                upright = upright.point(lambda value: value / 256).convert("L")
-            has_alpha = "A" in upright.getbands() or "transparency" in upright.info
-            upright = upright.convert("RGBA" if has_alpha else "RGB")
-            upright.thumbnail(most)
-            return upright
+            warnings.simplefilter("ignore")  # slightly odd files
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # 89 million pixels: no preview's size
+            with Image.open(path) as picture:
+                if picture.format not in _FORMATS:
+                    raise ValueError(picture.format)
+                return _small(picture, most)
     except Exception as error:  # Pillow's decoders raise anything on data that is none
         raise ClientError(f"--preview: {path.name} is no picture that can be shown") from error
+
+
+def _small(picture: Image, most: tuple[int, int]) -> Image:
+    from PIL import ImageOps
+
+    picture.draft("RGB", most)
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I;16"):
+        upright = upright.point(lambda value: value / 256).convert("L")
+    has_alpha = "A" in upright.getbands() or "transparency" in upright.info
+    upright = upright.convert("RGBA" if has_alpha else "RGB")
+    upright.thumbnail(most)
+    return upright
 
 
 def _png(picture: Image) -> str:
@@ -196,10 +205,10 @@ def _sixel(picture: Image) -> str:
     flat = picture.convert("RGBA")
     config = chafa.CanvasConfig()
     config.pixel_mode = chafa.PixelMode.CHAFA_PIXEL_MODE_SIXELS
-    config.cell_width, config.cell_height = _CELL
-    config.width = max(1, -(-flat.width // _CELL[0]))
-    config.height = max(1, -(-flat.height // _CELL[1]))
-    config.calc_canvas_geometry(flat.width, flat.height, _CELL[0] / _CELL[1])
+    # One cell as large as the picture: it is drawn pixel by pixel, and not fitted to whole cells.
+    config.cell_width, config.cell_height = flat.size
+    config.width = config.height = 1
+    config.dither_mode = chafa.DitherMode.CHAFA_DITHER_MODE_DIFFUSION
     canvas = chafa.Canvas(config)
     pixel = chafa.PixelType.CHAFA_PIXEL_RGBA8_UNASSOCIATED
     canvas.draw_all_pixels(pixel, flat.tobytes(), flat.width, flat.height, 4 * flat.width)

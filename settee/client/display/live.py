@@ -55,12 +55,15 @@ class Display:
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._lock = threading.RLock()
         self._jobs: dict[str, Shown] = {}
-        self._counts = Counts(total=total, done=done, begun=clock())
+        self._total, self._done_before, self._begun = total, done, clock()
+        #: Of the jobs that have ended, whether they did well.
+        self._ends: dict[str, bool] = {}
         #: Cells of the rows that stand on the terminal.
         self._drawn: list[int] = []
         self._drawn_at: float | None = None
         self._is_stale = False
-        self._is_hidden = False
+        #: How many want the rows away.
+        self._hidden = 0
         self._is_broken = False
         self._over = threading.Event()
         self._ticker: threading.Thread | None = None
@@ -77,7 +80,7 @@ class Display:
             job.answer = answer
             if answer.status.is_terminal:
                 self._jobs.pop(key, None)
-                self._ended(answer.status is Status.COMPLETED)
+                self._ends[key] = answer.status is Status.COMPLETED
             else:
                 self._jobs[key] = job
             if self._quiet:
@@ -89,10 +92,13 @@ class Display:
                 self._write(f"{log_line(job, now, self._encoding)}\n")
 
     def lost(self, name: str) -> None:
-        """A job that is followed no more, or never was, because of an error: counted as failed."""
+        """What an error made of a job: it is followed no more, or never was, or its outputs are not saved.
+
+        It counts as failed, and once, also when it has ended already.
+        """
         with self._lock:
             self._jobs.pop(name, None)
-            self._ended(False)
+            self._ends[name] = False
             self._is_stale = True
 
     def line(self, text: str) -> None:
@@ -118,12 +124,13 @@ class Display:
         """The rows are away, for a question or for somebody else's output to the same terminal."""
         with self._lock:
             self._clear()
-            self._is_hidden = True
+            self._hidden += 1
         try:
             yield
         finally:
             with self._lock:
-                self._is_hidden, self._is_stale = False, True
+                self._hidden -= 1
+                self._is_stale = True
 
     def __enter__(self) -> Display:
         if self._is_terminal and not self._quiet:
@@ -137,13 +144,9 @@ class Display:
             self._ticker.join(1)
         with self._lock:
             self._clear()
-            self._is_hidden = True
+            self._hidden += 1
 
     # --- when to write ------------------------------------------------------------------------------------
-
-    def _ended(self, well: bool) -> None:
-        self._counts.done += 1
-        self._counts.failed += not well
 
     def _tick(self) -> None:
         """Time goes on, and what came too soon after a frame is drawn."""
@@ -159,17 +162,23 @@ class Display:
     # --- writing ------------------------------------------------------------------------------------------
 
     def _rows(self, now: float, width: int) -> list[str]:
-        many = self._counts.total > 1
+        many = self._total > 1
         rows = []
-        if many and (self._jobs or self._counts.done < self._counts.total):
-            rows.append(summary_row(self._counts, self._jobs.values(), now, width, self._encoding))
+        counts = Counts(
+            total=self._total,
+            done=self._done_before + len(self._ends),
+            failed=sum(not well for well in self._ends.values()),
+            begun=self._begun,
+        )
+        if many and (self._jobs or counts.done < counts.total):
+            rows.append(summary_row(counts, self._jobs.values(), now, width, self._encoding))
         if not many or len(self._jobs) <= MOST_ROWS:
             rows += [job_row(job, now, width, self._encoding, named=many) for job in self._jobs.values()]
         return rows[: MOST_ROWS + 1]
 
     def _draw(self, now: float) -> None:
         """One frame in one write: back to the first row, each row over the old one, nothing below the last."""
-        if self._is_hidden or self._quiet:
+        if self._hidden or self._quiet:
             return
         # A terminal may go to the next line when the last column is filled.
         rows = self._rows(now, max(1, self._columns() - 1))

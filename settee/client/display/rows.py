@@ -34,14 +34,14 @@ class Shown:
     begun: float
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of all jobs of a run."""
+    """Of all jobs of a run. ``done``: ended, however; ``begun``: when the first of them did."""
 
     total: int
-    done: int = 0
-    failed: int = 0
-    begun: float = 0.0
+    done: int
+    failed: int
+    begun: float
 
 
 def job_row(job: Shown, now: float, width: int, encoding: str, *, named: bool) -> str:

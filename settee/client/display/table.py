@@ -11,42 +11,39 @@ from settee.client.display.text import cells, cut, padded, printable
 from settee.workflow import Workflow
 
 _GAP = "  "
-#: Cells of the columns at most; the value gets what is left of the width, and at least so much.
-_MOST_INPUT, _MOST_WHY, _LEAST_VALUE = 24, 12, 12
+#: Cells of these columns at most; the value gets what is left of the width, and at least so much.
+_MOST_WHY, _MOST_INPUT, _LEAST_VALUE = 12, 24, 12
 #: Of a value, more than this is never shown, however wide the terminal.
 _MOST_CHARACTERS = 2000
 
 
 def table(workflow: Workflow, changes: Iterable[Change], width: int, encoding: str = "utf-8") -> str:
-    """One line for every input that changes, none wider than ``width`` cells: node, input, new value, what asks for it.
+    """One line for every input that changes, none wider than ``width`` cells: what asks for it, node, input, new value.
 
     Of several changes to one input the last counts, as in :func:`settee.client.changes.applied`. Values are cut at
     their end and shown as one line. "" without changes. No colours, no control codes.
     """
     last = {(change.node_id, change.input): change for change in changes}
-    rows = [
-        (
-            printable(shown_node(workflow, change.node_id), encoding, most=_MOST_CHARACTERS),
-            printable(change.input, encoding, most=_MOST_CHARACTERS),
-            printable(_value(change.value), encoding, most=_MOST_CHARACTERS),
-            printable(change.why, encoding, most=_MOST_CHARACTERS),
-        )
-        for change in last.values()
-    ]
+    rows = []
+    for change in last.values():
+        texts = (change.why, shown_node(workflow, change.node_id), change.input, _value(change.value))
+        rows.append([printable(text, encoding, most=_MOST_CHARACTERS) for text in texts])
     if not rows:
         return ""
     longest = [max(cells(row[column]) for row in rows) for column in range(4)]
-    input_width, why_width = min(longest[1], _MOST_INPUT), min(longest[3], _MOST_WHY)
-    left = width - input_width - why_width - 3 * len(_GAP)
+    why_width, input_width = min(longest[0], _MOST_WHY), min(longest[2], _MOST_INPUT)
+    left = width - why_width - input_width - 3 * len(_GAP)
     # The value is what one looks for; the node may have what it does not need, and half of the rest in any case.
-    node_width = max(4, min(longest[0], max(left // 2, left - longest[2])))
-    value_width = max(_LEAST_VALUE, min(longest[2], left - node_width))
-    widths = (node_width, input_width, value_width)
+    node_width = max(4, min(longest[1], max(left // 2, left - longest[3])))
+    value_width = max(_LEAST_VALUE, left - node_width)
     lines = []
-    for row in rows:
-        columns = [padded(text, size, encoding) for text, size in zip(row, widths, strict=False)]
-        line = _GAP.join([*columns, cut(row[3], why_width, encoding)])
-        lines.append(cut(line.rstrip(), width, encoding))
+    for why, node, name, value in rows:
+        front = (
+            padded(why, why_width, encoding),
+            padded(node, node_width, encoding),
+            padded(name, input_width, encoding),
+        )
+        lines.append(cut(_GAP.join((*front, cut(value, value_width, encoding))), width, encoding))
     return "\n".join(lines)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Joins letters and emoji; every other invisible character is for hiding something.
-_JOINERS = "\u200c\u200d"
 #: Makes the character before it an emoji, two cells wide.
 _AS_EMOJI = "\ufe0f"
 
 
 def printable(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> str:
-    """One line without control characters and marks of direction, in characters that the stream can take.
+    """One line of characters that can be seen and that the stream can take: no control characters, no marks of
+    direction, no joiners, about whose width terminals differ; a question mark for what Unicode does not know.
 
     White space becomes a single space. Of what is longer than ``most`` characters only the front is looked at.
     """
@@ -20,10 +19,8 @@ def printable(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> str
         category = unicodedata.category(char)
         if category in ("Zs", "Zl", "Zp") or char in "\t\n\r\v\f\x85":
             kept.append(" ")
-        elif category in ("Cc", "Cs") or (category == "Cf" and char not in _JOINERS):
-            continue
-        else:
-            kept.append(char)
+        elif category not in ("Cc", "Cs", "Cf"):
+            kept.append(char if char.isprintable() else "?")
     return encodable(" ".join("".join(kept).split()), encoding)
 
 

@@ -140,7 +140,7 @@ class Fetcher:
             raise _Trouble("the encrypted connection broke") from error
         except requests.exceptions.ConnectionError as error:
             raise _Trouble("it cannot be reached") from error
-        except (requests.exceptions.RequestException, UnicodeError) as error:
+        except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: of urllib3, for hosts
             raise NetworkError(f"{_host(copy.url)}: the address cannot be used") from error
 
     # --- the answer's head --------------------------------------------------------------------------------

@@ -1,0 +1,417 @@
+"""What a person sees of jobs: rows on a terminal, lines in a file, and the table of changes."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settee.client.changes import Change
+from settee.client.display import Display, printable, table
+from settee.client.display.text import cells, cut, duration, padded
+from settee.client.targets.target import Answer, Status
+from tests.support.screen import Screen
+from tests.support.waiting import eventually
+
+KSAMPLER = {"percent": 41.4, "node": "12", "node_type": "KSampler", "step": 8, "max": 20}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that a screen follows."""
+
+    def __init__(self, columns: int = 80, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self.screen, self.frames = Screen(columns), 0
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        text.encode(self.encoding)
+        self.frames += 1
+        self.screen.feed(text)
+        return len(text)
+
+    def width(self) -> int:
+        return self.screen.columns
+
+
+class Stage:
+    """A display on a terminal, with a clock that stands still until it is told."""
+
+    def __init__(self, columns: int = 80, encoding: str = "utf-8", **keys: Any) -> None:
+        self.clock, self.terminal = Clock(), Terminal(columns, encoding)
+        self.display = Display(self.terminal, width=self.terminal.width, clock=self.clock, **keys)
+
+    def update(self, *args: Any, after_s: float = 1.0, **keys: Any) -> list[str]:
+        """What the screen shows after this update."""
+        self.clock.now += after_s
+        self.display.update(*args, **keys)
+        return self.terminal.screen.text
+
+
+def running(job_id: str = "job-1", progress: dict[str, Any] | None = None) -> Answer:
+    return Answer(job_id, Status.IN_PROGRESS, progress=KSAMPLER if progress is None else progress)
+
+
+def queued(job_id: str = "job-1", position: int | None = None) -> Answer:
+    return Answer(job_id, Status.IN_QUEUE, queue_position=position)
+
+
+def ended(job_id: str = "job-1", status: Status = Status.COMPLETED, error: str | None = None) -> Answer:
+    return Answer(job_id, status, error=error)
+
+
+# --- one job ---------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_how_the_job_stands() -> None:
+    stage = Stage(columns=200)
+    assert stage.update(queued()) == ["in queue · 0:00"]
+    assert stage.update(queued(position=3)) == ["in queue, 3 ahead · 0:01"]
+    assert stage.update(queued(position=0)) == ["in queue, next · 0:02"]
+    assert stage.update(running(progress={"phase": "models", "message": "sd15 30%"}), after_s=60) == [
+        "running · 1:02 · models · sd15 30%"
+    ]
+    assert stage.update(running()) == ["running ██████░░░░░░░░░░ 41% · step 8/20 · 1:03 · 12 KSampler"]
+    stage.update(ended())
+    with stage.display:
+        pass
+    assert stage.terminal.screen.text == [""]
+    assert stage.terminal.screen.wraps
+
+
+@pytest.mark.parametrize("columns", [1, 5, 20, 40, 60, 80, 200])
+@pytest.mark.parametrize("total", [1, 50])
+def test_no_row_is_wider_than_the_terminal(columns: int, total: int) -> None:
+    stage = Stage(columns=columns, total=total)
+    for number in range(3):
+        words = {**KSAMPLER, "node": "57:8", "node_type": "ネコ" * 50, "message": "👩‍🚀 very " * 50}
+        stage.update(running(f"job-{number}-" + "名" * 40, words))
+    assert stage.terminal.screen.widest <= max(1, columns - 1)
+
+
+def test_a_narrow_terminal_shows_the_most_important_first() -> None:
+    row = Stage(columns=40).update(running())[0]
+    assert row == "running 41% · step 8/20 · 0:00 · 12 KSa…"[:38] + "…" or row.startswith(
+        "running 41% · step 8/20 · 0:00"
+    )
+
+
+def test_a_terminal_without_signs() -> None:
+    assert Stage(columns=100, encoding="ascii").update(running(progress={**KSAMPLER, "node_type": "Größe"})) == [
+        "running ######---------- 41% - step 8/20 - 0:00 - 12 Gr??e"
+    ]
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        {"percent": "99", "step": "1", "max": []},
+        {"percent": math.nan, "step": math.inf, "max": -math.inf},
+        {"percent": True, "step": 10**400, "max": 10**400},
+        {"node": {"x": 1}, "node_type": ["y"], "message": 5.5, "phase": None},
+    ],
+)
+def test_progress_that_is_none_is_not_shown(progress: dict[str, Any]) -> None:
+    assert Stage(columns=200).update(running(progress=progress)) == ["running · 0:00"]
+
+
+@pytest.mark.parametrize(("percent", "shown"), [(-5, "0%"), (1e8, "100%"), (99.4, "99%")])
+def test_a_percentage_stays_one(percent: float, shown: str) -> None:
+    assert f" {shown} · " in Stage(columns=200).update(running(progress={"percent": percent}))[0]
+
+
+_JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers(), max_size=2)
+
+
+@given(st.dictionaries(st.sampled_from([*KSAMPLER, "phase", "message"]), _JSON), st.text(), st.integers(1, 200))
+def test_nothing_that_a_worker_says_steers_the_terminal(progress: Any, job_id: str, columns: int) -> None:
+    # The screen takes no control characters, and knows no other codes than the display's own.
+    stage = Stage(columns=columns, total=2)
+    stage.update(running(job_id, progress))
+    stage.update(queued(job_id + "2"))
+    assert len(stage.terminal.screen.rows) == 3
+    assert stage.terminal.screen.widest <= max(1, columns - 1)
+    log = io.StringIO()
+    lines = Display(log, is_terminal=False)
+    lines.update(ended(job_id, Status.FAILED, job_id))
+    assert log.getvalue().count("\n") == 1
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", log.getvalue())
+
+
+# --- when it is drawn --------------------------------------------------------------------------------------------
+
+
+def test_frames_are_ten_a_second_at_most() -> None:
+    stage = Stage()
+    for step in range(1000):
+        stage.update(running(progress={"percent": step / 10}), after_s=0.01)
+    assert 90 <= stage.terminal.frames <= 101
+
+
+def test_what_came_too_soon_is_drawn_later_and_time_goes_on() -> None:
+    stage = Stage(columns=100)
+    with stage.display:
+        stage.update(running(progress={"percent": 1}))
+        stage.update(running(progress={"percent": 99}), after_s=0.01)
+        stage.clock.now += 0.2
+        eventually(lambda: "99%" in stage.terminal.screen.text[0])
+        stage.clock.now += 5
+        eventually(lambda: "0:05" in stage.terminal.screen.text[0])
+    assert stage.terminal.screen.text == [""]
+    assert not [thread for thread in threading.enumerate() if thread.name == "display"]
+
+
+def test_lines_stand_above_the_rows() -> None:
+    stage = Stage()
+    stage.update(running(progress={}))
+    stage.display.line("out/a.png\x1b[2J")
+    stage.display.line("two places:\n  6 CLIPTextEncode\n  7 CLIPTextEncode")
+    assert stage.terminal.screen.text == [
+        *("out/a.png[2J", "two places:", "  6 CLIPTextEncode", "  7 CLIPTextEncode"),
+        "running · 0:00",
+    ]
+
+
+def test_hidden_rows_leave_the_terminal_to_others() -> None:
+    stage = Stage()
+    stage.update(running(progress={}))
+    with stage.display.hidden():
+        assert stage.terminal.screen.text == [""]
+        assert stage.update(running()) == [""]
+    assert stage.update(running(progress={})) == ["running · 0:02"]
+
+
+def test_rows_stay_away_until_the_last_one_is_through() -> None:
+    stage = Stage()
+    first, second = stage.display.hidden(), stage.display.hidden()
+    with first:
+        second.__enter__()
+    assert stage.update(running()) == [""]
+    second.__exit__(None, None, None)
+    assert stage.update(running(progress={})) == ["running · 0:01"]
+
+
+def test_a_terminal_that_became_narrower_is_cleaned_all_the_same() -> None:
+    stage = Stage(columns=100)
+    stage.update(running())
+    stage.terminal.screen.columns = 30
+    written: list[str] = []
+    stage.terminal.write = lambda text: written.append(text) or len(text)  # type: ignore[method-assign, func-returns-value]
+    stage.update(running(progress={}))
+    # 61 cells take three lines of 30.
+    assert written[0].startswith("\r\x1b[2A")
+
+
+def test_a_stream_that_is_gone_fails_no_job() -> None:
+    stream = io.StringIO()
+    display = Display(stream, is_terminal=True, width=80)
+    display.update(running())
+    stream.close()
+    with display:
+        display.update(ended())
+        display.line("saved")
+
+
+# --- many jobs ---------------------------------------------------------------------------------------------------
+
+
+def test_many_jobs_have_a_summary() -> None:
+    stage = Stage(columns=100, total=50, done=10)
+    stage.update(queued("a"), "row 1")
+    stage.update(running("b"), "row 2")
+    stage.update(ended("c", Status.FAILED), "row 3")
+    stage.display.lost("row 4")
+    assert stage.update(ended("d"), "row 5") == [
+        "13 of 50 done · 2 failed · 1 running · 1 in queue · 27% · 0:04",
+        "row 1 · in queue · 0:03",
+        "row 2 · running ██████░░░░░░░░░░ 41% · step 8/20 · 0:02 · 12 KSampler",
+    ]
+    for number in range(4):
+        rows = stage.update(running(f"n{number}"))
+    assert rows == ["13 of 50 done · 2 failed · 5 running · 1 in queue · 30% · 0:08"]
+    for name in ("n0", "n1"):
+        rows = stage.update(ended(name))
+    assert [row.split(" · ")[0] for row in rows] == ["15 of 50 done", "row 1", "row 2", "n2", "n3"]
+
+
+def test_a_job_fails_once_whoever_says_so() -> None:
+    stage = Stage(total=9)
+    for status in (Status.COMPLETED, Status.FAILED, Status.IN_PROGRESS):
+        stage.update(ended(status.value, status))
+        stage.display.lost(status.value)
+    assert stage.update(queued("x"))[0] == "3 of 9 done · 3 failed · 1 in queue · 33% · 0:04"
+
+
+def test_the_last_job_takes_the_summary_with_it() -> None:
+    stage = Stage(total=2)
+    stage.update(ended("a"))
+    assert stage.update(ended("b")) == [""]
+
+
+# --- not a terminal ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_gets_a_line_for_every_change_of_status() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Display(stream, clock=clock) as display:
+        for answer in (queued(), queued(), queued(position=2), running(), running(progress={"percent": 50})):
+            display.update(answer)
+        clock.now += 62
+        display.update(ended(status=Status.FAILED, error="a\x1b[31m node\nfailed [execution_failed]"))
+        display.update(ended("job-2", Status.TIMED_OUT), "row 2")
+        display.line("saved")
+    assert stream.getvalue().splitlines() == [
+        "job-1: in queue",
+        "job-1: running",
+        "job-1: failed after 1:02: a[31m node failed [execution_failed]",
+        "row 2: timed out after 0:00",
+        "saved",
+    ]
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_quiet_shows_only_what_it_is_told_to(is_terminal: bool) -> None:
+    stream = io.StringIO()
+    with Display(stream, is_terminal=is_terminal, width=80, quiet=True, total=2) as display:
+        display.update(queued())
+        display.update(running("job-2"))
+        display.line("a warning")
+        display.update(ended())
+    assert stream.getvalue() == "a warning\n"
+
+
+# --- a real terminal ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_in_a_real_terminal(columns: int) -> None:
+    script = f"""
+        import sys
+        from settee.client.display import Display
+        from settee.client.targets.target import Answer, Status
+        with Display(sys.stderr, total=3) as display:
+            for number in range(2):
+                display.update(Answer(f"job-{{number}}", Status.IN_PROGRESS, progress={KSAMPLER!r}))
+            display.line("saved")
+    """
+    control, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=terminal)
+    os.close(terminal)
+    written = b""
+    # Reading ends with an error once nobody has the terminal open any more.
+    try:
+        while piece := os.read(control, 4096):
+            written += piece
+    except OSError:
+        pass
+    finally:
+        os.close(control)
+    assert process.wait(30) == 0
+    screen = Screen(columns)
+    screen.feed(written.decode().replace("\r\n", "\n"))
+    assert screen.text == ["saved", ""]
+    assert ("░" in written.decode()) is (columns == 200)
+    assert 20 < screen.widest < columns
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+WORKFLOW = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}, "_meta": {"title": "Positive\x1b[31m"}},
+    "57:8": {"class_type": "LoadImage", "inputs": {"image": "x"}, "_meta": {"title": "ネコの絵"}},
+}
+PROMPT = "a fox in the snow,\n\tbest quality, " * 20
+CHANGES = [
+    Change("6", "text", "overridden", "--prompt"),
+    Change("3", "seed", 8423942394, "seed"),
+    Change("57:8", "image", "57_8_photo.png", "--img"),
+    Change("6", "text", PROMPT, "--set"),
+]
+
+
+def test_a_table_of_changes() -> None:
+    shown = table(WORKFLOW, CHANGES, 100)
+    assert shown.splitlines() == [
+        '--set  6 CLIPTextEncode "Positive[31m"  text   a fox in the snow, best quality, a fox in the snow,…',
+        "seed   3 KSampler                       seed   8423942394",
+        '--img  57:8 LoadImage "ネコの絵"        image  57_8_photo.png',
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 10, 30, 40, 60, 80, 200, 1000])
+def test_a_table_fits(width: int) -> None:
+    lines = table(WORKFLOW, CHANGES, width).splitlines()
+    assert len(lines) == 3
+    assert max(cells(line) for line in lines) <= width
+    if width >= 60:
+        assert all(word in "\n".join(lines) for word in ("8423942394", "57_8_photo", "a fox in the"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("", '""'), ("  ", '" "'), (7.5, "7.5"), (True, "true"), (None, "null"), (["4", 0], '["4", 0]'), ("\ud800x", "x")],
+)
+def test_values_are_shown_as_they_are_written(value: Any, shown: str) -> None:
+    assert table(WORKFLOW, [Change("3", "seed", value, "--set")], 80) == f"--set  3 KSampler  seed  {shown}"
+
+
+def test_without_changes_there_is_no_table() -> None:
+    assert table(WORKFLOW, [], 80) == ""
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("abc", 3), ("ネコ", 4), ("e\u0301", 1), ("🦊", 2), ("❤", 1), ("❤\ufe0f", 2), ("", 0), ("\u200d", 0)],
+)
+def test_cells(text: str, width: int) -> None:
+    assert cells(text) == width
+
+
+@given(st.text(), st.integers(0, 30), st.sampled_from(["utf-8", "ascii", "cp1252"]))
+def test_texts_fit(text: str, width: int, encoding: str) -> None:
+    text = printable(text, encoding)
+    assert text.isprintable()
+    short = cut(text, width, encoding)
+    assert cells(short) <= width
+    short.encode(encoding)
+    assert short == text or cells(text) > width
+    assert cells(padded(text, width, encoding)) == width
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-1, "0:00"), (6.9, "0:06"), (750, "12:30"), (3723, "1:02:03")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
