@@ -1,0 +1,347 @@
+"""A bare ComfyUI as a target: no worker, no RunPod. The same requests as docs/api.md, the same answers.
+
+What a worker would do, as far as a stranger to that machine can: files are uploaded and their names put where they
+are loaded, the prompt has an id of our own, history and queue decide how it stands, and results are addresses to be
+fetched. What stays behind there: uploaded files, as ComfyUI has no way to delete them (below input/settee, a folder
+for each content, so that sending a file again stores nothing), the outputs and the entry in its history, where
+somebody who looks at its page wants to find them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from settee.client.errors import ClientError, JobStopped, NetworkError
+from settee.client.targets import comfy_request, comfy_result
+from settee.client.targets.comfy_events import Events, Heard
+from settee.client.targets.comfy_request import Asked
+from settee.client.targets.comfy_result import Entry
+from settee.client.targets.comfy_wire import Queue, Wire, json_of
+from settee.client.targets.http import Reply, Unsure
+from settee.client.targets.target import Answer, Status
+from settee.history import mapping
+from settee.messages import PICTURE_NODE
+from settee.workflow import ObjectInfo, Workflow, output_nodes
+
+#: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
+LOOK_S, GONE_S = 10.0, 3.0
+#: After so long without a word over the socket the queue is asked again, seconds.
+FRESH_S = 10.0
+#: A queue in which nothing runs for so long is told of, seconds.
+STALL_S = 15.0
+#: How long pictures may come after the history entry, seconds.
+PICTURES_S = 10.0
+
+GONE = "{name} does not know job {job_id} (any more): its history is lost when it is restarted or cleared"
+
+
+@dataclass
+class _Sent:
+    """What is remembered of a job while it has not ended. Times are the clock's."""
+
+    workflow: Workflow
+    sends_pictures: bool = False
+    warnings: tuple[str, ...] = ()
+    timeout_s: float | None = None
+    runs_since: float | None = None
+    absent_since: float | None = None
+    idle_since: float | None = None
+    ended_since: float | None = None
+    is_canceled: bool = False
+    is_late: bool = False
+
+
+class Comfy:
+    """A Target. ``api_key`` is of comfy.org, for API nodes: it goes with the jobs that bring none themselves.
+
+    ``headers`` go with everything that is sent, for a ComfyUI behind a proxy that wants to know who asks.
+    """
+
+    request_cap: int | None = None
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Asks nothing yet. Raises UsageError for an address that is none."""
+        self._base = base_url.rstrip("/")
+        self.name = f"ComfyUI at {self._base}"
+        self._api_key, self._headers, self._clock = api_key, dict(headers or {}), clock
+        self._wire = Wire(base_url, name=self.name, headers=self._headers)
+        self._events = Events(self._base, self._headers, clock=clock)
+        self._lock = threading.Lock()
+        self._info_lock = threading.Lock()
+        self._info: ObjectInfo | None = None
+        self._sent: dict[str, _Sent] = {}
+
+    def close(self) -> None:
+        self._events.close()
+        self._wire.close()
+
+    def authorize(self, url: str) -> dict[str, str]:
+        """The headers that one of its results' addresses needs."""
+        return dict(self._headers) if url.startswith(f"{self._base}/") else {}
+
+    def health(self) -> dict[str, Any]:
+        """``/system_stats``, and how many prompts run and wait."""
+        stats, queue = self._wire.system_stats(), self._wire.queue()
+        return {**stats, "queue": {"running": len(queue.running), "pending": len(queue.pending)}}
+
+    def object_info(self) -> ObjectInfo:
+        """Asked once."""
+        with self._info_lock:
+            if self._info is None:
+                self._info = self._wire.object_info()
+            return self._info
+
+    # --- sending -----------------------------------------------------------------------------------------------
+
+    def submit(self, payload: dict[str, Any]) -> Answer:
+        """Upload the files and queue the prompt. A workflow that ComfyUI refuses is a FAILED answer.
+
+        Raises UsageError for what only a worker can do, Rejected for a file that it does not take, NetworkError; one
+        with a ``job_id`` when nobody knows whether the prompt was queued under that id.
+        """
+        asked = comfy_request.read(payload)
+        info = self.object_info()
+        places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
+        job_id = str(uuid.uuid4())
+        workflow = comfy_request.with_files(asked.workflow, places)
+        sends_pictures = any(node["class_type"] == PICTURE_NODE for node in workflow.values())
+        # Before the prompt: ComfyUI repeats nothing that was said before.
+        self._events.open()
+        self._events.watch(job_id, workflow)
+        sent = _Sent(workflow, sends_pictures=sends_pictures, timeout_s=asked.timeout_s)
+        with self._lock:
+            self._sent[job_id] = sent
+        try:
+            answer = self._queue_prompt(job_id, sent, asked, comfy_request.salted(workflow, info, job_id))
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._withdraw(job_id)  # Ctrl-C: nobody has been told its id
+            self._forget(job_id)
+            raise
+        if answer.status.is_terminal:
+            self._forget(job_id)
+        return answer
+
+    def _queue_prompt(self, job_id: str, sent: _Sent, asked: Asked, workflow: Workflow) -> Answer:
+        extra_data = dict(asked.extra_data)
+        if self._api_key:
+            extra_data.setdefault("api_key_comfy_org", self._api_key)
+        if asked.include_temp:
+            extra_data[comfy_result.NOTES] = {"include_temp": True}
+        body = {"prompt": workflow, "prompt_id": job_id, "client_id": self._events.client_id, "extra_data": extra_data}
+        try:
+            reply = self._wire.prompt(body)
+        except Unsure as error:
+            refused = self._left_out(job_id, workflow, error)
+        else:
+            if reply.status != 200:
+                return self._refusal(job_id, reply, workflow)
+            refused = mapping(json_of(reply).get("node_errors"))
+        if refused:
+            line, details = comfy_request.refusal({}, refused, sent.workflow, self.object_info())
+            if not asked.allow_partial:
+                # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
+                self._withdraw(job_id)
+                return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
+            sent.warnings = tuple(
+                f"not run (allow_partial): {problem['path']}: {problem['problem']}" for problem in details["problems"]
+            )
+        return Answer(job_id, Status.IN_QUEUE)
+
+    def _refusal(self, job_id: str, reply: Reply, workflow: Workflow) -> Answer:
+        if reply.status == 400:
+            said = json_of(reply)
+            error, node_errors = mapping(said.get("error")), mapping(said.get("node_errors"))
+            line, details = comfy_request.refusal(error, node_errors, workflow, self.object_info())
+        else:
+            line, details = f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log", {}
+        return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
+
+    def _left_out(self, job_id: str, workflow: Workflow, unsure: Unsure) -> dict[str, Any]:
+        """Find a prompt whose answer was lost; the output nodes that it will not run, as ``node_errors``.
+
+        Raises NetworkError when it does not show up: it may still be being validated, so it is not sent again.
+        """
+        give_up, pause_s = self._clock() + LOOK_S, 0.05
+        while (item := self._wire.item(job_id)) is None:
+            if self._clock() >= give_up:
+                message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
+                raise NetworkError(message, job_id=job_id) from unsure
+            # Nothing tells when ComfyUI has validated.
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+        runs = item[4] if len(item) > 4 and isinstance(item[4], list) else []
+        error = {"type": "not_run", "message": "it would not run; the reason was lost with ComfyUI's answer"}
+        return {
+            node_id: {"errors": [error], "class_type": workflow[node_id]["class_type"]}
+            for node_id in output_nodes(workflow, self.object_info())
+            if node_id not in runs
+        }
+
+    # --- how it stands -----------------------------------------------------------------------------------------
+
+    def status(self, job_id: str) -> Answer:
+        """Raises JobStopped for a job that ComfyUI does not know, NetworkError."""
+        heard = self._events.heard(job_id)
+        with self._lock:
+            sent = self._sent.get(job_id)
+        entry = self._wire.history(job_id)
+        if entry is None:
+            # While the socket says that it runs there is no need for the queue, which holds everybody's graphs.
+            if sent is not None and heard is not None and _surely_runs(heard):
+                return self._under_way(job_id, sent, heard)
+            queue = self._wire.queue()
+            if (item := queue.item(job_id)) is not None:
+                return self._queued(job_id, sent or self._adopted(job_id, item), queue)
+            # It may have ended between the two questions.
+            entry = self._wire.history(job_id)
+        if entry is None:
+            return self._vanished(job_id, sent)
+        answer = self._ended(job_id, Entry(entry), sent)
+        if answer.status.is_terminal:
+            self._forget(job_id)
+        return answer
+
+    def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
+        """A job that another process sent."""
+        workflow = mapping(item[2]) if len(item) > 2 else {}
+        client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
+        if isinstance(client_id, str):
+            self._events.adopt(client_id, job_id, workflow)
+        sends_pictures = any(mapping(node).get("class_type") == PICTURE_NODE for node in workflow.values())
+        with self._lock:
+            return self._sent.setdefault(job_id, _Sent(workflow, sends_pictures=sends_pictures))
+
+    def _queued(self, job_id: str, sent: _Sent, queue: Queue) -> Answer:
+        sent.absent_since = None
+        if queue.runs(job_id):
+            return self._under_way(job_id, sent, self._events.heard(job_id) or Heard())
+        now, progress = self._clock(), {}
+        sent.idle_since = None if queue.running else sent.idle_since or now
+        if sent.idle_since is not None and now - sent.idle_since >= STALL_S:
+            # An executor thread that died leaves a server that answers, and runs nothing (worker_death.json).
+            progress = {"message": f"ComfyUI has run nothing for {now - sent.idle_since:.0f} s: see its log"}
+        return Answer(job_id, Status.IN_QUEUE, queue_position=queue.ahead(job_id), progress=progress)
+
+    def _under_way(self, job_id: str, sent: _Sent, heard: Heard) -> Answer:
+        now = self._clock()
+        sent.runs_since = sent.runs_since or now
+        if sent.timeout_s is not None and now - sent.runs_since >= sent.timeout_s and not sent.is_late:
+            sent.is_late = True
+            self.cancel(job_id)
+        node = mapping(sent.workflow.get(heard.node_id or ""))
+        progress = {
+            "phase": "running",
+            "percent": heard.percent if heard.has_begun else None,
+            "node": heard.node_id,
+            "node_type": node.get("class_type"),
+            "step": heard.value,
+            "max": heard.maximum,
+        }
+        known = {key: value for key, value in progress.items() if value is not None}
+        return Answer(job_id, Status.IN_PROGRESS, progress=known)
+
+    def _vanished(self, job_id: str, sent: _Sent | None) -> Answer:
+        """Neither history nor queue has it."""
+        if sent is None:
+            raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
+        now = self._clock()
+        sent.absent_since = sent.absent_since or now
+        if not sent.is_canceled and now - sent.absent_since < GONE_S:
+            return Answer(job_id, Status.IN_PROGRESS, progress={"phase": "running"})
+        self._forget(job_id)
+        if sent.is_canceled:
+            return self._stopped(job_id, sent)
+        line = "the job is gone: it was deleted from ComfyUI's queue, or ComfyUI was restarted; send it again"
+        return Answer(job_id, Status.FAILED, error=line, code="prompt_lost", details={"retryable": True})
+
+    def _stopped(self, job_id: str, sent: _Sent) -> Answer:
+        if sent.is_late:
+            line = f"the job ran into its time limit of {sent.timeout_s:g} s"
+            return Answer(job_id, Status.TIMED_OUT, error=line, code="timeout")
+        return Answer(job_id, Status.CANCELLED, error="the job was canceled", code="canceled")
+
+    # --- how it ended ------------------------------------------------------------------------------------------
+
+    def _ended(self, job_id: str, entry: Entry, sent: _Sent | None) -> Answer:
+        failure = comfy_result.failure(job_id, entry)
+        if failure is not None:
+            was_stopped = sent is not None and sent.is_canceled and failure.status is Status.CANCELLED
+            return self._stopped(job_id, sent) if sent is not None and was_stopped else failure
+        heard = self._events.heard(job_id)
+        if sent is not None and self._awaits_pictures(sent, heard):
+            return self._under_way(job_id, sent, heard or Heard())
+        if any(node.get("class_type") == PICTURE_NODE for node in entry.workflow.values()) and not (
+            heard is not None and heard.is_whole and heard.has_ended
+        ):
+            line = (
+                f"the pictures of {PICTURE_NODE} come over ComfyUI's event socket only, to the process that sent the "
+                "job, and that connection was lost; send the job again, or use SaveImage"
+            )
+            return Answer(job_id, Status.FAILED, error=line, code="output_missing", details={"retryable": True})
+        output, missing = comfy_result.output(
+            comfy_result.found_in(entry),
+            look=self._wire.look,
+            pictures=self._events.forget(job_id),
+            execution_ms=entry.execution_ms,
+            warnings=sent.warnings if sent is not None else (),
+        )
+        if missing:
+            names = ", ".join(f"{place.filename} (node {place.node_id})" for place in missing)
+            line = f"ComfyUI reports output that it does not have: {names}; was it deleted? send the job again"
+            return Answer(job_id, Status.FAILED, error=line, code="output_missing")
+        return Answer(job_id, Status.COMPLETED, output=output)
+
+    def _awaits_pictures(self, sent: _Sent, heard: Heard | None) -> bool:
+        """Whether pictures may still come: they are sent after history is stored, before the last message."""
+        if not sent.sends_pictures or heard is None or heard.has_ended or not heard.is_whole:
+            return False
+        sent.ended_since = sent.ended_since or self._clock()
+        return self._clock() - sent.ended_since < PICTURES_S
+
+    # --- ending it ---------------------------------------------------------------------------------------------
+
+    def cancel(self, job_id: str) -> None:
+        """Take it out of the queue, or interrupt it; nothing happens to one that has ended.
+
+        Raises JobStopped for a job that ComfyUI does not know, NetworkError.
+        """
+        item = self._wire.queue().item(job_id)
+        if item is None:
+            if self._wire.history(job_id) is None and job_id not in self._sent:
+                raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
+            return
+        with self._lock:
+            self._sent.setdefault(job_id, _Sent(mapping(item[2]) if len(item) > 2 else {})).is_canceled = True
+        self._wire.delete(job_id)
+        # Only if it runs: an older ComfyUI interrupts whatever does, whichever is asked for.
+        if self._wire.queue().runs(job_id):
+            self._wire.interrupt(job_id)
+
+    def _withdraw(self, job_id: str) -> None:
+        """Cancel without a word: what led here is what is told."""
+        try:
+            self.cancel(job_id)
+        except ClientError:
+            return
+
+    def _forget(self, job_id: str) -> None:
+        self._events.forget(job_id)
+        with self._lock:
+            self._sent.pop(job_id, None)
+
+
+def _surely_runs(heard: Heard) -> bool:
+    return heard.has_begun and not heard.has_ended and heard.is_whole and heard.silent_s < FRESH_S

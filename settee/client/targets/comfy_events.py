@@ -1,0 +1,282 @@
+"""What a bare ComfyUI tells over its event socket, heard by a thread: how far each job is, and pictures that come no
+other way. Never the truth about a job: the socket may break, or fall silent, and its last message be lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket as sockets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from settee.messages import FEATURES, PICTURE_NODE, Event, ImageEvent, Meter, image_event, text_event
+from settee.workflow import Workflow
+
+if TYPE_CHECKING:
+    import websocket
+
+log = logging.getLogger(__name__)
+
+#: Ours begin like this: nobody else's connection, such as that of an editor in a browser, is ever taken over.
+CLIENT_PREFIX = "settee-"
+#: How long a new connection and its greeting may take, seconds.
+CONNECT_S = 5.0
+#: After so long without a word the server is pinged, and after as long again it counts as gone.
+SILENCE_S = 15.0
+#: Pauses between attempts to connect, seconds: the first, and the longest.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+
+
+class Lost(Exception):
+    """The connection is closed. What runs goes on."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard of one job so far."""
+
+    node_id: str | None = None
+    value: int | None = None
+    maximum: int | None = None
+    percent: float = 0.0
+    has_begun: bool = False
+    has_ended: bool = False
+    #: Whether nothing can have been missed.
+    is_whole: bool = False
+    #: Seconds since the last word about it.
+    silent_s: float = float("inf")
+
+
+@dataclass
+class _Watched:
+    meter: Meter
+    #: Nodes whose pictures are outputs.
+    sending: frozenset[str]
+    is_whole: bool
+    last: float
+    has_begun: bool = False
+    has_ended: bool = False
+    pictures: list[ImageEvent] = field(default_factory=list)
+
+
+class Events:
+    """One connection for all jobs that one target sends, opened when the first is.
+
+    ``base_url`` is http(s)://…; ``headers`` go with the handshake. It is opened again when it breaks, while there are
+    jobs to hear of: the old one closed first, as ComfyUI forgets the newer of two with one client id when the older
+    closes (reconnect_takeover.json).
+    """
+
+    def __init__(
+        self, base_url: str, headers: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        scheme, rest = base_url.split("://", 1)
+        self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws"
+        self._headers = dict(headers)
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ws: websocket.WebSocket | None = None
+        #: None while the first attempt is under way.
+        self._is_open: bool | None = None
+        self._jobs: dict[str, _Watched] = {}
+        #: The job that runs, as far as was heard: pictures do not say whose they are.
+        self._running: str | None = None
+        self.client_id = CLIENT_PREFIX + uuid.uuid4().hex
+
+    # --- for the target, from any thread ---------------------------------------------------------------------
+
+    def watch(self, job_id: str, workflow: Workflow, *, is_new: bool = True) -> None:
+        """Note from now on what is said of a job; ``is_new``: it has not been sent yet, so all of it can be heard."""
+        sending = frozenset(i for i, node in workflow.items() if node.get("class_type") == PICTURE_NODE)
+        with self._changed:
+            self._jobs[job_id] = _Watched(Meter(workflow), sending, is_new and self._is_open is True, self._clock())
+
+    def open(self, timeout_s: float = CONNECT_S) -> bool:
+        """Whether the server listens. Waits for the first attempt only, at most so long; others go on behind."""
+        with self._changed:
+            if self._closed.is_set():
+                return False
+            if self._thread is None:
+                self._is_open = None
+                self._thread = threading.Thread(target=self._run, name="settee-comfyui-events", daemon=True)
+                self._thread.start()
+            self._changed.wait_for(lambda: self._is_open is not None, timeout_s)
+            return self._is_open is True
+
+    def adopt(self, client_id: str, job_id: str, workflow: Workflow) -> None:
+        """Hear of a job that another process of ours sent, which is gone by now or will hear nothing more.
+
+        Only where this one has not begun to listen for jobs of its own, and only for a client id of ours.
+        """
+        with self._changed:
+            if self._thread is not None or not client_id.startswith(CLIENT_PREFIX) or not client_id.isascii():
+                return
+            self.client_id = client_id
+        self.watch(job_id, workflow, is_new=False)
+        self.open(timeout_s=1.0)
+
+    def heard(self, job_id: str) -> Heard | None:
+        """None for a job that is not watched."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None:
+                return None
+            report = job.meter.report
+            return Heard(
+                report.node_id,
+                report.value,
+                report.maximum,
+                report.percent,
+                job.has_begun,
+                job.has_ended,
+                job.is_whole,
+                self._clock() - job.last,
+            )
+
+    def forget(self, job_id: str) -> list[ImageEvent]:
+        """Hear no more of a job; its pictures."""
+        with self._changed:
+            job = self._jobs.pop(job_id, None)
+            return job.pictures if job is not None else []
+
+    def close(self) -> None:
+        """Close it, and end the thread."""
+        self._closed.set()
+        with self._changed:
+            thread, sock = self._thread, self._ws.sock if self._ws is not None else None
+            self._changed.notify_all()
+        if sock is not None:
+            # Closing alone would not wake the thread that reads.
+            with contextlib.suppress(OSError):
+                sock.shutdown(sockets.SHUT_RDWR)
+        if thread is not None:
+            # It may be waiting for a server that is frozen, and dies with the process.
+            thread.join(1.0)
+
+    # --- the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                ws = self._connect()
+            except Lost as error:
+                log.info("no event socket (%s): progress is not known, how jobs end is", error)
+                self._note(None)
+                if self._closed.wait(pause_s) or self._is_idle():
+                    return
+                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                continue
+            pause_s = FIRST_PAUSE_S
+            self._note(ws)
+            try:
+                while not self._closed.is_set():
+                    self._take(self._read(ws))
+            except Lost as error:
+                if not self._closed.is_set():
+                    log.info("the event socket closed: %s", error)
+            finally:
+                ws.shutdown()  # type: ignore[no-untyped-call]  # the library has no annotation here
+                self._note(None)
+            if self._closed.is_set() or self._is_idle():
+                return
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to listen for, so that the thread ends; the next job starts another."""
+        with self._changed:
+            if self._jobs:
+                return False
+            self._thread = None
+            return True
+
+    def _note(self, ws: websocket.WebSocket | None) -> None:
+        with self._changed:
+            self._ws, self._is_open = ws, ws is not None
+            if ws is None:
+                self._running = None
+                for job in self._jobs.values():
+                    job.is_whole = job.is_whole and job.has_ended
+            self._changed.notify_all()
+
+    def _connect(self) -> websocket.WebSocket:
+        """A connection that the server has greeted: events of what is submitted from now on have an address."""
+        import websocket
+
+        try:
+            ws = websocket.create_connection(
+                f"{self._url}?clientId={self.client_id}",
+                timeout=CONNECT_S,
+                header=[f"{name}: {value}" for name, value in self._headers.items()],
+                skip_utf8_validation=True,
+                redirect_limit=0,
+            )
+        except (OSError, ValueError, websocket.WebSocketException) as error:
+            raise Lost(type(error).__name__) from error
+        give_up = time.monotonic() + CONNECT_S
+        try:
+            ws.send(FEATURES)
+            while time.monotonic() < give_up:
+                event = self._read(ws, is_new=True)
+                if isinstance(event, Event) and event.type == "status" and "sid" in event.data:
+                    ws.settimeout(SILENCE_S)
+                    return ws
+            raise Lost("no greeting")
+        except (OSError, websocket.WebSocketException) as error:
+            ws.shutdown()  # type: ignore[no-untyped-call]
+            raise Lost(type(error).__name__) from error
+        except Lost:
+            ws.shutdown()  # type: ignore[no-untyped-call]
+            raise
+
+    def _read(self, ws: websocket.WebSocket, *, is_new: bool = False) -> Event | ImageEvent | None:
+        """The next message; None for one that says nothing. Raises Lost."""
+        import websocket
+
+        try:
+            try:
+                opcode, raw = ws.recv_data(control_frame=True)
+            except websocket.WebSocketTimeoutException:
+                if is_new:
+                    raise
+                # ComfyUI says nothing while it has nothing to do, nor does a connection that died on the way.
+                ws.ping()
+                opcode, raw = ws.recv_data(control_frame=True)
+        except (OSError, websocket.WebSocketException) as error:
+            raise Lost(type(error).__name__) from error
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            raise Lost("closed by the server")
+        if opcode == websocket.ABNF.OPCODE_BINARY:
+            return image_event(raw)
+        return text_event(raw) if opcode == websocket.ABNF.OPCODE_TEXT else None
+
+    def _take(self, event: Event | ImageEvent | None) -> None:
+        if event is None:
+            return
+        with self._changed:
+            if isinstance(event, ImageEvent):
+                self._take_picture(event)
+                return
+            told = event.data.get("prompt_id")
+            if told is None and event.type == "executing" and event.data.get("node") is not None:
+                # After a reconnect the server repeats it without a prompt id (reconnect_midrun.json).
+                told = self._running or (next(iter(self._jobs)) if len(self._jobs) == 1 else None)
+            job = self._jobs.get(told) if isinstance(told, str) else None
+            if job is None:
+                return
+            self._running, job.has_begun, job.last = told, True, self._clock()
+            if event.type == "executing" and event.data.get("node") is None:
+                self._running, job.has_ended = None, True
+            else:
+                job.meter.take(event)
+
+    def _take_picture(self, picture: ImageEvent) -> None:
+        job = self._jobs.get(self._running or "")
+        node_id = picture.node_id or (job.meter.report.node_id if job is not None else None)
+        if job is not None and node_id in job.sending:
+            job.pictures.append(ImageEvent(node_id, picture.media_type, picture.content))

@@ -1,0 +1,170 @@
+"""What ComfyUI's history says of a job that ended, as an answer like a worker's (docs/api.md)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.client.results import KINDS
+from settee.client.targets.target import Answer, Status
+from settee.history import ending, mapping, messages, named_file, output_items, text_name
+from settee.media import kind_of
+from settee.messages import ImageEvent
+from settee.workflow import Workflow
+
+#: Key of our own in a prompt's extra_data, which ComfyUI keeps: what another process needs that resumes the job.
+NOTES = "settee"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file of ComfyUI's, by what /view wants to know."""
+
+    node_id: str
+    filename: str
+    subfolder: str
+    type: str
+
+    @property
+    def params(self) -> dict[str, str]:
+        return {"filename": self.filename, "subfolder": self.subfolder, "type": self.type}
+
+
+@dataclass(frozen=True)
+class File:
+    """What was found at a place. ``size``: bytes, None when the server does not tell."""
+
+    url: str
+    size: int | None
+
+
+@dataclass
+class Found:
+    """What a prompt left, as its history names it."""
+
+    places: list[Place] = field(default_factory=list)
+    #: (node id, text)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Entry:
+    """A history entry, in which nothing is sure to have a shape: custom nodes write there."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        prompt = data.get("prompt")
+        parts = prompt if isinstance(prompt, list) and len(prompt) > 3 else [None] * 4
+        self.workflow: Workflow = {
+            node_id: node for node_id, node in mapping(parts[2]).items() if isinstance(node, dict) and "inputs" in node
+        }
+        self.notes = mapping(mapping(parts[3]).get(NOTES))
+        self.outputs = mapping(data.get("outputs"))
+        self.status = mapping(data.get("status"))
+
+    @property
+    def execution_ms(self) -> float | None:
+        """From ComfyUI's own clock."""
+        times = {name: data.get("timestamp") for name, data in messages(self.status)}
+        begun, ended = times.get("execution_start"), times.get("execution_success")
+        if isinstance(begun, (int, float)) and isinstance(ended, (int, float)) and ended >= begun:
+            return float(ended - begun)
+        return None
+
+
+def failure(job_id: str, entry: Entry) -> Answer | None:
+    """How a job failed or was stopped; None when it succeeded."""
+    end = ending(entry.status, entry.workflow)
+    if end.kind == "success":
+        return None
+    if end.kind == "interrupted":
+        return Answer(job_id, Status.CANCELLED, error="the job was interrupted in ComfyUI", code="canceled")
+    if end.kind == "out_of_memory":
+        line = f"{end.where} ran out of memory: use a smaller size or batch, or free what else is loaded in ComfyUI"
+        return Answer(job_id, Status.FAILED, error=line, code="out_of_memory", details=end.details)
+    line = f"{end.where} failed: {end.said}" if end.where else "ComfyUI says that the workflow failed, but not why"
+    return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)
+
+
+def found_in(entry: Entry) -> Found:
+    """What the nodes left, by node in natural order; previews only where the job's notes ask for them."""
+    found, seen, previews = Found(), set(), 0
+    for node_id, key, item in output_items(entry.outputs):
+        if isinstance(item, dict):
+            place = _place(node_id, str(item.get("subfolder") or ""), item["filename"], str(item.get("type", "output")))
+        elif key == "text" and isinstance(item, str):
+            found.texts.append((node_id, item))
+            continue
+        elif (named := named_file(key, item)) is not None:
+            place = _place(node_id, *named, "output")
+        else:
+            if (isinstance(item, str) and item) or key == "text":
+                found.warnings.append(f"node {node_id} left something under {key[:50]!r} that was not returned")
+            continue
+        if (place.type, place.subfolder, place.filename) in seen:
+            continue
+        seen.add((place.type, place.subfolder, place.filename))
+        if place.type == "temp" and entry.notes.get("include_temp") is not True:
+            previews += 1
+        elif place.type in ("output", "temp"):
+            found.places.append(place)
+    if previews:
+        found.warnings.append(f"{previews} preview file(s) were not returned; delivery.include_temp returns them")
+    return found
+
+
+def _place(node_id: str, subfolder: str, filename: str, folder_type: str) -> Place:
+    """A node may report "sub/a.png" as a name, of which /view would look at the last part only."""
+    subfolder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
+    return Place(node_id, name, subfolder, folder_type)
+
+
+def output(
+    found: Found,
+    *,
+    look: Callable[[Place], File | None],
+    pictures: Sequence[ImageEvent],
+    execution_ms: float | None,
+    warnings: Sequence[str],
+) -> tuple[dict[str, Any], list[Place]]:
+    """(a worker's result with the files' addresses in it, the files that are not there). ``look`` asks for one."""
+    items: list[tuple[str, dict[str, Any]]] = []
+    missing = []
+    for place in found.places:
+        file = look(place)
+        if file is None:
+            missing.append(place)
+            continue
+        kind, media_type = kind_of(place.filename)
+        item = _item(place.filename, "url", file.url, place.node_id, place.subfolder, media_type, file.size)
+        items.append((kind.value, item))
+    for node_id, text in found.texts:
+        content = text.encode("utf-8", "replace")
+        item = _item(text_name(node_id), "text", text, node_id, "", "text/plain; charset=utf-8", len(content))
+        items.append(("texts", {**item, "sha256": hashlib.sha256(content).hexdigest()}))
+    items += [("images", item) for item in _pictures(pictures)]
+    result: dict[str, Any] = {"status": "success" if items else "success_no_images"}
+    result |= {kind: [item for of, item in items if of == kind] for kind in KINDS}
+    result["timings"] = {} if execution_ms is None else {"execution": execution_ms}
+    result["warnings"] = [*warnings, *found.warnings]
+    return result, missing
+
+
+def _pictures(pictures: Sequence[ImageEvent]) -> Iterator[dict[str, Any]]:
+    """What SaveImageWebsocket sent: history knows nothing of it (big_ws_message.json)."""
+    for count, picture in enumerate(pictures, 1):
+        name = f"websocket_{count:05}.{picture.media_type.rpartition('/')[2]}"
+        data = base64.b64encode(picture.content).decode("ascii")
+        size, digest = len(picture.content), hashlib.sha256(picture.content).hexdigest()
+        item = _item(name, "base64", data, str(picture.node_id), "", picture.media_type, size)
+        yield {**item, "sha256": digest}
+
+
+def _item(
+    filename: str, kind: str, data: str, node_id: str, subfolder: str, media_type: str, size: int | None
+) -> dict[str, Any]:
+    item = {"filename": filename, "type": kind, "data": data, "node_id": node_id, "subfolder": subfolder}
+    return {**item, "media_type": media_type, "size": size}

@@ -1,0 +1,161 @@
+"""ComfyUI's HTTP API, as far as a client of it goes (contracts/comfyui.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from settee.client.errors import NetworkError, Rejected
+from settee.client.targets.comfy_request import Upload
+from settee.client.targets.comfy_result import File, Place
+from settee.client.targets.http import Http, Reply, Request, StatusError, json_bytes
+from settee.history import mapping
+
+#: ComfyUI answers POST /prompt when it has validated, which may hash files and ask custom nodes; seconds.
+SUBMIT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Queue:
+    #: Items as ComfyUI has them: [number, id, prompt, extra_data, outputs].
+    running: tuple[list[Any], ...]
+    #: In the order in which they will run.
+    pending: tuple[list[Any], ...]
+
+    def item(self, job_id: str) -> list[Any] | None:
+        return next((item for item in (*self.running, *self.pending) if item[1] == job_id), None)
+
+    def runs(self, job_id: str) -> bool:
+        return any(item[1] == job_id for item in self.running)
+
+    def ahead(self, job_id: str) -> int:
+        """How many run or wait before a job that waits."""
+        return len(self.running) + [item[1] for item in self.pending].index(job_id)
+
+
+class Wire:
+    """One server. Its methods may be called from any thread, and raise NetworkError when it does not answer."""
+
+    def __init__(self, base_url: str, *, name: str, headers: Mapping[str, str]) -> None:
+        """Asks nothing yet. Raises UsageError for an address that is none."""
+        self.name = name
+        self._http = Http(base_url, name=name, headers=headers, key_name="the header that its proxy wants")
+        self._base = base_url.rstrip("/")
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- prompts -----------------------------------------------------------------------------------------------
+
+    def prompt(self, body: Mapping[str, Any]) -> Reply:
+        """POST /prompt: 200 with the ``node_errors`` of a prompt that was taken in part, 400 with those of one that
+        was not, 500. Raises Unsure when it may or may not have been taken."""
+        request = Request("POST", "/prompt", content=json_bytes(body), takes=frozenset((200, 400, 413, 500)))
+        return self._http.exchange(request, repeatable=False, timeout_s=SUBMIT_S)
+
+    def item(self, job_id: str) -> list[Any] | None:
+        """A prompt as queue or history has it: [number, id, prompt, extra_data, outputs]."""
+        item = self.queue().item(job_id)
+        if item is None:
+            prompt = mapping(self.history(job_id)).get("prompt")
+            item = prompt if isinstance(prompt, list) else None
+        return item
+
+    def history(self, job_id: str) -> dict[str, Any] | None:
+        """Of a prompt that has ended."""
+        entry = self._object(f"/history/{quote(job_id, safe='')}").get(job_id)
+        return entry if isinstance(entry, dict) else None
+
+    def queue(self) -> Queue:
+        answer = self._object("/queue")
+        try:
+            # Pending ones come in heap order (queue_shape_and_order.json).
+            pending = sorted(answer["queue_pending"], key=lambda item: float(item[0]))
+            queue = Queue(tuple(answer["queue_running"]), tuple(pending))
+            if all(isinstance(item, list) and len(item) > 1 for item in (*queue.running, *queue.pending)):
+                return queue
+        except (LookupError, TypeError, ValueError):
+            pass
+        raise NetworkError(f"{self.name}: its queue is none of ComfyUI's: check the address")
+
+    def delete(self, job_id: str) -> None:
+        """Take a prompt that waits out of the queue; nothing happens to one that runs."""
+        self._post("/queue", {"delete": [job_id]})
+
+    def interrupt(self, job_id: str) -> None:
+        """Stop it at its next step. Only to be asked for one that runs: an older ComfyUI stops whatever does."""
+        self._post("/interrupt", {"prompt_id": job_id})
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def put(self, name: str, form: Upload) -> str:
+        """Upload a file, unless it is there already; its name for a loader."""
+        place = Place("", form.filename, form.subfolder, "input")
+        known = self.look(place)
+        if known is not None and known.size == form.size:
+            return f"{form.subfolder}/{form.filename}"
+        request = Request(
+            "POST",
+            "/upload/image",
+            content=form.content,
+            content_type=form.content_type,
+            takes=frozenset((200, 400, 413, 500)),
+        )
+        reply = self._http.exchange(request, repeatable=True, timeout_s=SUBMIT_S)
+        if reply.status == 413:
+            raise Rejected(
+                f"{name} has {form.size / 1e6:.1f} MB, more than this ComfyUI takes: start it with a higher "
+                "--max-upload-size",
+                code="payload_too_large",
+            )
+        stored = json_of(reply) if reply.status == 200 else {}
+        if not isinstance(stored.get("name"), str) or stored.get("subfolder") != form.subfolder:
+            raise NetworkError(f"{self.name} did not store {name} (HTTP {reply.status}): see its log")
+        # Another name where a file of that name and other bytes was there, such as a part of this one.
+        return f"{form.subfolder}/{stored['name']}"
+
+    def look(self, place: Place) -> File | None:
+        """A file's address and size; None when it is not there."""
+        takes = frozenset((200, 400, 403, 404, 405, 501))
+        reply = self._http.exchange(Request("HEAD", "/view", place.params, takes=takes), repeatable=True)
+        if reply.status in (400, 403, 404):
+            return None
+        length = reply.headers.get("content-length", "")
+        is_size = reply.status == 200 and length.isdigit() and "content-encoding" not in reply.headers
+        return File(f"{self._base}/view?{urlencode(place.params)}", int(length) if is_size else None)
+
+    # --- the server ---------------------------------------------------------------------------------------------
+
+    def system_stats(self) -> dict[str, Any]:
+        return self._object("/system_stats")
+
+    def object_info(self) -> dict[str, Any]:
+        return self._object("/object_info", timeout_s=60.0)
+
+    def _object(self, path: str, timeout_s: float | None = None) -> dict[str, Any]:
+        answer = self._get(path, timeout_s)
+        if not isinstance(answer, dict):
+            raise NetworkError(f"{self.name}: it does not answer as ComfyUI does: check the address")
+        return answer
+
+    def _get(self, path: str, timeout_s: float | None) -> Any:
+        try:
+            return self._http.get(path, timeout_s=timeout_s)
+        except StatusError as error:
+            if error.status == 404:
+                raise NetworkError(f"{self.name}: there is no ComfyUI (HTTP 404): check the address") from error
+            raise
+
+    def _post(self, path: str, body: Any) -> None:
+        self._http.post(path, body, repeatable=True, empty_ok=True)
+
+
+def json_of(reply: Reply) -> dict[str, Any]:
+    """Its object; an empty one when it is none."""
+    try:
+        return mapping(json.loads(reply.content))
+    except (ValueError, RecursionError):
+        return {}
