@@ -38,7 +38,8 @@ def follow(
 ) -> Answer:
     """Ask for the job of ``answer`` until it has ended, and return the answer that says so.
 
-    Asks soon at first and then ever less often, and again more often when the job's status or progress moves.
+    Asks soon at first (at once for a job under way) and then ever less often, and again more often when the job's
+    status or progress moves.
     ``on_update`` gets every answer, the one given and the last included. ``stop`` may be set from any thread.
 
     Raises Interrupted when ``stop`` is set; JobStopped after ``timeout_s`` seconds (the job goes on) or when the
@@ -46,7 +47,8 @@ def follow(
     """
     stop = stop or threading.Event()
     deadline = clock() + timeout_s
-    interval_s = FIRST_S
+    # One that is under way may be done, and the SDK's local API begins with it when it is first asked for.
+    interval_s = 0.0 if answer.status is Status.IN_PROGRESS else FIRST_S
     on_update(answer)
     while not answer.status.is_terminal:
         if (left := deadline - clock()) <= 0:
@@ -69,7 +71,7 @@ def follow(
             answer.progress,
             answer.queue_position,
         )
-        interval_s = MOVED_S if has_moved else min(SLOWEST_S, interval_s * GROWTH)
+        interval_s = MOVED_S if has_moved else min(SLOWEST_S, max(FIRST_S, interval_s * GROWTH))
         answer = fresh
         on_update(answer)
     return answer

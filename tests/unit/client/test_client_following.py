@@ -95,11 +95,17 @@ def test_a_job_that_is_over_is_not_asked_for() -> None:
 
 def test_it_asks_soon_then_ever_less_often() -> None:
     clock = Clock()
-    follow(Scripted([*[RUNNING] * 30, DONE]), RUNNING, timeout_s=600, stop=clock, clock=clock)
+    follow(Scripted([*[QUEUED] * 30, DONE]), QUEUED, timeout_s=600, stop=clock, clock=clock)
     assert clock.waits[0] == pytest.approx(0.2)
     assert clock.waits[:-1] == sorted(clock.waits[:-1])
     assert clock.waits[-2] == pytest.approx(5.0)
     assert sum(wait < 1 for wait in clock.waits) >= 4
+
+
+def test_a_job_under_way_is_asked_for_at_once() -> None:
+    clock = Clock()
+    follow(Scripted([RUNNING, RUNNING, DONE]), RUNNING, timeout_s=600, stop=clock, clock=clock)
+    assert clock.waits == [0.0, pytest.approx(0.2), pytest.approx(0.3)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -160,7 +162,7 @@ def test_a_retry_after_beyond_the_limit_is_not_waited_for(http: Http, api: Publi
     assert sleeps == []
 
 
-# --- what must not be done twice -------------------------------------------------------------------------------
+# --- what must not be done twice ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -215,7 +217,7 @@ def test_what_is_no_json_is_not_sent(http: Http, api: PublicApi) -> None:
     assert api.asked == []
 
 
-# --- nobody there -----------------------------------------------------------------------------------------------
+# --- nobody there -------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_never_answered_is_given_a_few_seconds(sleeps: Sleeps) -> None:
@@ -304,7 +306,7 @@ def test_a_port_of_something_that_is_no_web_server(sleeps: Sleeps) -> None:
         http.close()
 
 
-# --- keys ---------------------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
 def test_a_key_that_is_refused(api: PublicApi, sleeps: Sleeps) -> None:
@@ -362,7 +364,7 @@ def test_neither_key_nor_bodies_are_told(
     assert "bad [31m …" in told[0]
 
 
-# --- being told to stop --------------------------------------------------------------------------------------------
+# --- being told to stop -------------------------------------------------------------------------------------
 
 
 def test_a_pause_ends_when_told_to_stop(api: PublicApi) -> None:
@@ -416,3 +418,10 @@ def test_many_threads_at_once(http: Http, api: PublicApi) -> None:
     for thread in threads:
         thread.join(30)
     assert len(answers) == 32
+
+
+def test_nothing_heavy_is_imported_before_the_first_request() -> None:
+    heavy = ("requests", "urllib3", "email", "ssl", "http.client")
+    code = f"import sys, settee.client.following, settee.client.targets.runpod; print({{*{heavy}}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "set()"
