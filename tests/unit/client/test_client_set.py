@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.selectors import live_nodes, node_of
@@ -292,3 +295,20 @@ def test_every_literal_of_published_workflows_can_be_set(path: Path) -> None:
             if isinstance(value, (str, int, float)):
                 text = value if isinstance(value, str) else json.dumps(value)
                 assert value_of(f"{node_id}.inputs.{name}={text}", graph) == (node_id, name, value)
+
+
+# --- any text --------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    left=st.one_of(st.text("6.:57=8ad ", max_size=12), st.sampled_from(["6.text", "57:8.cfg", "8.box", "8.none"])),
+    value=st.one_of(st.text(max_size=20), st.text('[]{}",0e-+.truefalsn', max_size=12)),
+)
+def test_any_text_is_a_change_or_a_usage_error(left: str, value: str) -> None:
+    graph = workflow()
+    with contextlib.suppress(UsageError):
+        (change,) = set_changes(graph, [f"{left}={value}"])
+        present = graph[change.node_id]["inputs"][change.input]
+        assert isinstance(change.value, str) == isinstance(present, str) or present is None
+        json.dumps(change.value, allow_nan=False)
