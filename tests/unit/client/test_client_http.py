@@ -425,3 +425,15 @@ def test_nothing_heavy_is_imported_before_the_first_request() -> None:
     code = f"import sys, settee.client.following, settee.client.targets.runpod; print({{*{heavy}}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_environments_proxy_is_not_for_this_machine(
+    http: Http, sleeps: Sleeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert http.get("/health")["jobs"]
+    with pytest.raises(NetworkError, match="the proxy cannot be reached"):
+        asking("http://settee.invalid", sleeps).get("/health")
