@@ -200,7 +200,7 @@ def _sixel(picture: Image) -> str:
     """
     try:
         chafa: Any = importlib.import_module("chafa")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: its library does not load here
         raise UsageError("--preview: for this terminal it needs a package more: pip install chafa.py") from error
     flat = picture.convert("RGBA")
     config = chafa.CanvasConfig()

@@ -19,6 +19,7 @@ from settee.client.saving import fetch, save
 from settee.client.saving.fetch import Fetcher
 from settee.client.saving.part import open_part
 from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
 
 DATA = random.Random(4).randbytes(300_000)
@@ -295,3 +296,35 @@ def test_a_redirect_to_a_file_of_this_machine_is_not_followed(server: FileServer
 
     server.rule = rule
     assert "address" in refused(server, tmp_path, NetworkError)
+
+
+# --- a real S3 server --------------------------------------------------------------------------------------------
+
+
+def test_from_s3_also_after_a_break(server: FileServer, tmp_path: Path, s3: S3Server) -> None:
+    bucket = s3.make_bucket()
+    etag = s3.admin.put_object(Bucket=bucket, Key="jobs/ä b.png", Body=DATA)["ETag"]
+    signed = s3.admin.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "jobs/ä b.png"}, ExpiresIn=60)
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    assert saved(server, whole, url=signed) == DATA
+
+    def rule(ask: Ask, reply: Reply) -> None:
+        if ask.number == 0:
+            reply.headers["ETag"], reply.cut_after = etag, 100_000
+        else:
+            reply.status, reply.body, reply.headers["Location"] = 302, memoryview(b""), signed
+
+    server.rule = rule
+    # Nothing but the answer to the range fits behind what is there: no hash was given.
+    assert saved(server, rest, about={"size": len(DATA)}) == DATA
+    assert server.asked[1].headers["If-Range"] == etag
+
+
+def test_a_signature_that_s3_does_not_take(server: FileServer, tmp_path: Path, s3: S3Server) -> None:
+    bucket = s3.make_bucket()
+    s3.admin.put_object(Bucket=bucket, Key="a.png", Body=DATA)
+    other = s3.client(aws_secret_access_key="another")
+    signed = other.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "a.png"}, ExpiresIn=60)
+    message = refused(server, tmp_path, NetworkError, url=signed)
+    assert "HTTP 403" in message
+    assert "Signature" not in message
