@@ -1,21 +1,15 @@
-"""The client's RunPod target against RunPod's public API, with a worker behind it, and against the SDK's local API."""
+"""The client's RunPod target against RunPod's public API, with a worker behind it whose engine is a stub."""
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
-import io
-import math
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from settee.client.errors import (
     AuthError,
@@ -27,20 +21,14 @@ from settee.client.errors import (
     UsageError,
 )
 from settee.client.following import Interrupted, follow, result_of
-from settee.client.results import Result
 from settee.client.targets import runpod
 from settee.client.targets.runpod import RunPod
 from settee.client.targets.target import Answer, Status, Target
-from settee.comfy.process import free_port
-from settee.sealing import Sealer, generate_key
-from tests.e2e.test_runpod_local import serving
+from tests.support.client_jobs import run, sent, target_of
 from tests.support.public_api import PublicApi
-from tests.support.rig import b64, empty, failing, png, slow
 from tests.support.stub_rig import does
 from tests.support.waiting import eventually
-from tests.support.worker import REAL, WorkerProcess
-
-SEAL_KEY = generate_key()
+from tests.support.worker import WorkerProcess
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +45,10 @@ def api(shared: PublicApi) -> PublicApi:
     return shared
 
 
-@contextmanager
-def target_of(api: PublicApi, **options: Any) -> Iterator[RunPod]:
-    with closing(RunPod(api.url, name="endpoint e1", **{"api_key": api.key, **options})) as target:
-        yield target
-
-
 @pytest.fixture
 def target(api: PublicApi) -> Iterator[RunPod]:
     with target_of(api) as target:
         yield target
-
-
-def sent(job: dict[str, Any]) -> dict[str, Any]:
-    return {"input": job}
-
-
-def run(target: Target, job: dict[str, Any], timeout_s: float = 40) -> Result:
-    return result_of(follow(target, target.submit(sent(job)), timeout_s=timeout_s))
 
 
 def until(target: Target, job_id: str, status: Status) -> Answer:
@@ -352,148 +326,3 @@ def test_an_endpoint_by_its_id(sync: bool, cap: int) -> None:
 def test_an_endpoint_that_cannot_be(endpoint_id: str, key: str | None, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         runpod.endpoint(endpoint_id, key)
-
-
-# --- the SDK's local API ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def local_url() -> Iterator[str]:
-    with serving() as api:
-        yield api.url
-
-
-@pytest.fixture(params=[False, True], ids=["run", "sync"])
-def local(local_url: str, request: pytest.FixtureRequest) -> Iterator[RunPod]:
-    with closing(RunPod(local_url, sync=request.param)) as target:
-        yield target
-
-
-def test_local_jobs(local: RunPod) -> None:
-    assert run(local, does("Give", size=3000)).outputs[0].size == 3000
-    with pytest.raises(Rejected, match=r"^node 3 is wrong$") as caught:
-        run(local, does("Fail", error="WorkflowRejected", message="node 3 is wrong"))
-    assert caught.value.code == "workflow_rejected"
-
-
-def test_a_local_job_is_run_once_however_often_it_is_asked_for(local: RunPod) -> None:
-    answer = local.submit(sent(does("Wait", seconds=1.5)))
-    begun = time.monotonic()
-    seen: list[Answer] = []
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        others = pool.submit(lambda: [local.status(answer.job_id).status for _ in range(2)])
-        follow(local, answer, timeout_s=20, on_update=seen.append)
-        assert others.result() == [Status.IN_PROGRESS] * 2
-    assert 1.3 < time.monotonic() - begun < 10
-    assert len(seen) > 2
-
-
-def test_local_time_runs_out_and_stopping_is_at_once(local: RunPod) -> None:
-    answer = local.submit(sent(does("Wait", seconds=3)))
-    begun = time.monotonic()
-    with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s"):
-        follow(local, answer, timeout_s=0.5)
-    stop = threading.Event()
-    threading.Timer(0.2, stop.set).start()
-    with pytest.raises(Interrupted):
-        follow(local, answer, timeout_s=60, stop=stop)
-    assert time.monotonic() - begun < 3
-    assert follow(local, answer, timeout_s=math.inf).status is Status.COMPLETED
-
-
-def test_what_the_local_api_lacks(local: RunPod) -> None:
-    for ask, words in (
-        (lambda: local.cancel("test-1"), "cannot cancel a job"),
-        (local.health, "cannot tell its health"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            ask()
-    with pytest.raises(JobStopped, match="does not know job test-1"):
-        follow(local, local.status("test-1"), timeout_s=10)
-
-
-def test_a_local_worker_that_ends_meanwhile() -> None:
-    with serving(SHUTDOWN_GRACE_S="0.1") as api, closing(RunPod(api.url)) as target:
-        answer = target.submit(sent(does("Wait", seconds=60)))
-        target.status(answer.job_id)
-        api.worker.wait_log("the stub engine begins")
-        api.worker.process.kill()
-        with pytest.raises(NetworkError, match=r"the connection was lost"):
-            follow(target, answer, timeout_s=20)
-
-
-# --- the whole way, with the real worker --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicApi]:
-    """A real worker's, on the embedded ComfyUI."""
-    folder: Path = tmp_path_factory.mktemp("worker")
-    settings = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
-        "COMFY_PORT": str(free_port()),
-        "WORKSPACE_DIR": str(folder / "workspace"),
-        "PROGRESS_INTERVAL_S": "0.05",
-        "COMFY_INTERRUPT_S": "5",
-        "ENCRYPTION_KEY": SEAL_KEY,
-    }
-    with PublicApi() as api, WorkerProcess(env={**api.worker_env(), **settings}, command=REAL):
-        yield api
-
-
-def test_pictures_go_there_and_come_back(real: PublicApi) -> None:
-    workflow = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "in.png"}},
-        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
-        "8": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "same"}},
-        "9": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "inverted"}},
-    }
-    with target_of(real) as target:
-        result = run(target, {"workflow": workflow, "images": [{"name": "in.png", "image": b64(png((1, 2, 3)))}]})
-    pixels = {
-        output.node_id: Image.open(io.BytesIO(base64.b64decode(output.data))).convert("RGB").getpixel((5, 5))
-        for output in result.outputs
-    }
-    assert pixels == {"8": (1, 2, 3), "9": (254, 253, 252)}
-
-
-def test_a_real_failure_names_its_node(real: PublicApi) -> None:
-    with target_of(real) as target, pytest.raises(JobFailed, match="SetteeFault") as caught:
-        run(target, {"workflow": failing("error", message="it broke")})
-    assert caught.value.details["node_id"] == "5"
-
-
-def test_a_real_job_is_followed_and_canceled(real: PublicApi) -> None:
-    with target_of(real) as target:
-        answer = target.submit(sent({"workflow": slow(steps=400, delay_ms=50)}))
-
-        def on_update(now: Answer) -> None:
-            if now.progress.get("node_type") == "SetteeSampler":
-                target.cancel(now.job_id)
-
-        assert follow(target, answer, timeout_s=30, on_update=on_update).status is Status.CANCELLED
-        assert run(target, {"workflow": empty()}).outputs
-
-
-def test_a_sealed_job_and_a_sealed_failure(real: PublicApi) -> None:
-    sealer = Sealer(SEAL_KEY)
-
-    def unseal(output: Any) -> dict[str, Any]:
-        return dict(sealer.open(output["encrypted_output"]))
-
-    def sealed(job: dict[str, Any]) -> dict[str, Any]:
-        return {"encrypted_input": sealer.seal(job), "is_encrypted": True}
-
-    bad = empty()
-    bad["1"]["class_type"] = "EmptyImagee"
-    with target_of(real, unseal=unseal) as target:
-        assert len(run(target, sealed({"workflow": empty()})).outputs) == 1
-        with pytest.raises(Rejected, match="did you mean 'EmptyImage'") as caught:
-            run(target, sealed({"workflow": bad}))
-        assert "EmptyImagee" in str(caught.value.details)
-    with target_of(real) as target:
-        with pytest.raises(UsageError, match="the result is sealed"):
-            run(target, sealed({"workflow": empty()}))
-        with pytest.raises(Rejected) as caught:
-            run(target, sealed({"workflow": bad}))
-        assert "EmptyImagee" not in str(vars(caught.value))
