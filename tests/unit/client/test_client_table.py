@@ -1,0 +1,83 @@
+"""The table of changes that is shown before a job is sent, and text that fits into cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settee.client.changes import Change
+from settee.client.display import printable, table
+from settee.client.display.text import cells, cut, duration, padded
+
+WORKFLOW = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}, "_meta": {"title": "Positive\x1b[31m"}},
+    "57:8": {"class_type": "LoadImage", "inputs": {"image": "x"}, "_meta": {"title": "ネコの絵"}},
+}
+PROMPT = "a fox in the snow,\n\tbest quality, " * 20
+CHANGES = [
+    Change("6", "text", "overridden", "--prompt"),
+    Change("3", "seed", 8423942394, "seed"),
+    Change("57:8", "image", "57_8_photo.png", "--img"),
+    Change("6", "text", PROMPT, "--set"),
+]
+
+
+def test_a_table_of_changes() -> None:
+    shown = table(WORKFLOW, CHANGES, 100)
+    assert shown.splitlines() == [
+        '--set  6 CLIPTextEncode "Positive[31m"  text   a fox in the snow, best quality, a fox in the snow,…',
+        "seed   3 KSampler                       seed   8423942394",
+        '--img  57:8 LoadImage "ネコの絵"        image  57_8_photo.png',
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 10, 30, 40, 60, 80, 200, 1000])
+def test_a_table_fits(width: int) -> None:
+    lines = table(WORKFLOW, CHANGES, width).splitlines()
+    assert len(lines) == 3
+    assert max(cells(line) for line in lines) <= width
+    if width >= 60:
+        assert all(word in "\n".join(lines) for word in ("8423942394", "57_8_photo", "a fox in the"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("", '""'), ("  ", '" "'), (7.5, "7.5"), (True, "true"), (None, "null"), (["4", 0], '["4", 0]'), ("\ud800x", "x")],
+)
+def test_values_are_shown_as_they_are_written(value: Any, shown: str) -> None:
+    assert table(WORKFLOW, [Change("3", "seed", value, "--set")], 80) == f"--set  3 KSampler  seed  {shown}"
+
+
+def test_without_changes_there_is_no_table() -> None:
+    assert table(WORKFLOW, [], 80) == ""
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("abc", 3), ("ネコ", 4), ("e\u0301", 1), ("🦊", 2), ("❤", 1), ("❤\ufe0f", 2), ("", 0), ("\u200d", 0)],
+)
+def test_cells(text: str, width: int) -> None:
+    assert cells(text) == width
+
+
+@given(st.text(), st.integers(0, 30), st.sampled_from(["utf-8", "ascii", "cp1252"]))
+def test_texts_fit(text: str, width: int, encoding: str) -> None:
+    text = printable(text, encoding)
+    assert text.isprintable()
+    short = cut(text, width, encoding)
+    assert cells(short) <= width
+    short.encode(encoding)
+    assert short == text or cells(text) > width
+    assert cells(padded(text, width, encoding)) == width
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(-1, "0:00"), (6.9, "0:06"), (750, "12:30"), (3723, "1:02:03")])
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
