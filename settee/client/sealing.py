@@ -31,9 +31,7 @@ class Sealer:
         try:
             import cryptography.fernet  # noqa: F401
         except ImportError as error:
-            raise UsageError(
-                "sealed jobs need a package that is not installed: pip install 'settee[sealed]'"
-            ) from error
+            raise UsageError("sealed jobs need one more package: pip install 'settee[sealed]'") from error
         self.origin = origin
         try:
             self._keys = sealing.Sealer(keys)

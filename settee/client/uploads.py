@@ -6,10 +6,11 @@ The worker fetches what is on the public Internet only, so the bucket must be th
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,6 @@ URL_SIZE = 2000
 _CONNECT_S = 10
 _READ_S = 60
 _ATTEMPTS = 3
-_MULTIPART = 64 * 1024 * 1024
-_LANES = 4
 
 _KEYS = "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY"
 _REFUSED_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure")
@@ -73,15 +72,16 @@ class Uploader:
         with self._lock:
             # Noted before it is there: what an interrupted upload leaves is removed too.
             self._keys.append(key)
-        self._go_on(0)
+        self._go_on()
         with _explained(self._bucket):
             try:
                 if isinstance(content, Path):
-                    self._send_file(client, key, content)
+                    with _Watched(content, self._go_on) as body:
+                        client.put_object(Bucket=self._bucket.name, Key=key, Body=body)
                 else:
                     client.put_object(Bucket=self._bucket.name, Key=key, Body=content)
             except Exception:
-                self._go_on(0)  # boto3 calls what our stop has raised in it a failure to connect
+                self._go_on()  # botocore calls what our stop has raised in it a failure to connect
                 raise
             url: str = client.generate_presigned_url(
                 "get_object", Params={"Bucket": self._bucket.name, "Key": key}, ExpiresIn=EXPIRES_S
@@ -104,16 +104,25 @@ class Uploader:
             self._keys = left + self._keys
         return left
 
-    def _send_file(self, client: Any, key: str, path: Path) -> None:
-        from boto3.s3.transfer import TransferConfig
-
-        config = TransferConfig(multipart_threshold=_MULTIPART, multipart_chunksize=_MULTIPART, max_concurrency=_LANES)
-        client.upload_file(str(path), self._bucket.name, key, Callback=self._go_on, Config=config)
-
-    def _go_on(self, sent: int) -> None:
-        """Called as bytes go out."""
+    def _go_on(self) -> None:
         if self._stop.is_set():
             raise JobStopped("the upload of the input files was given up; no job was sent")
+
+
+class _Watched(io.FileIO):
+    """A file that asks, at every piece of it that is read, whether to go on.
+
+    It is sent as one object: no worker takes a file of S3's 5 GB, and one connection fills a caller's line. (boto3's
+    upload_file would send parts, but leaves the file open when it is stopped.)
+    """
+
+    def __init__(self, path: Path, go_on: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._go_on = go_on
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._go_on()
+        return super().read(-1 if size is None else size) or b""
 
 
 def uploader_for(environment: Environment, *, stop: threading.Event | None = None) -> Uploader | None:
@@ -166,7 +175,6 @@ def _client(bucket: _Bucket) -> Any:
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         connect_timeout=_CONNECT_S,
         read_timeout=_READ_S,
-        max_pool_connections=2 * _LANES,
         # botocore's default sends checksums as aws-chunked trailers, which many S3-compatible servers refuse.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -191,7 +199,6 @@ def _client(bucket: _Bucket) -> Any:
 @contextmanager
 def _explained(bucket: _Bucket) -> Iterator[None]:
     """Turns what boto3 raises into an error that says which setting to look at, and names no host and no key."""
-    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError
     from botocore.exceptions import ClientError as Refusal
 
@@ -199,10 +206,6 @@ def _explained(bucket: _Bucket) -> Iterator[None]:
         yield
     except Refusal as error:
         raise _refused(error, bucket) from error
-    except Boto3Error as error:
-        # upload_file wraps S3's refusals.
-        refusal = error.__context__ if isinstance(error.__context__, Refusal) else None
-        raise (_refused(refusal, bucket) if refusal else _unreachable(error)) from error
     except BotoCoreError as error:
         raise _unreachable(error) from error
     except OSError as error:

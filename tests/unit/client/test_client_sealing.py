@@ -1,0 +1,245 @@
+"""Keys come from where the caller says, and what is sealed opens with the right one only."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.fernet import Fernet
+
+from settee.client import sealing
+from settee.client.environment import Environment
+from settee.client.errors import UsageError
+from settee.client.sealing import Sealer, new_key
+from settee.doors.runpod.sealed import closed, closed_error
+from settee.errors import ExecutionFailed
+from settee.sealing import Sealer as WorkersSealer
+
+KEY, OTHER = new_key(), new_key()
+ROOT = Path(__file__).parents[3]
+POSIX = os.name == "posix"
+
+
+def unheard(warning: str) -> None:
+    raise AssertionError(warning)
+
+
+def key_file(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    path.chmod(mode)
+    return path
+
+
+# --- keys --------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_fernets() -> None:
+    assert new_key() != new_key()
+    assert Fernet(KEY).decrypt(Fernet(KEY).encrypt(b"x")) == b"x"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [KEY, f"{KEY}\n", f"\ufeff{KEY}\r\n", f"# mine\n\n{KEY}\n{OTHER}\n", f"{KEY},{OTHER}", f"  {KEY} \n"],
+)
+def test_a_key_file_however_it_was_written(tmp_path: Path, content: str) -> None:
+    path = key_file(tmp_path / "key", content)
+    keys = sealing.sealer(Environment(encryption_key=OTHER), path, unheard)
+    assert keys is not None
+    token = keys.seal([b'{"a": 1}'])
+    assert Fernet(KEY).decrypt(token) == b'{"a": 1}', "the file goes before the environment, its first key seals"
+
+
+def test_the_environment_and_none() -> None:
+    keys = sealing.sealer(Environment(encryption_key=KEY), None, unheard)
+    assert keys is not None
+    assert Fernet(KEY).decrypt(keys.seal([b"1"])) == b"1"
+    assert sealing.sealer(Environment(), None, unheard) is None
+
+
+@pytest.mark.skipif(not POSIX, reason="permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+def test_a_file_that_others_may_read_is_told_of(tmp_path: Path, mode: int) -> None:
+    path = key_file(tmp_path / "key", KEY, mode)
+    warnings: list[str] = []
+    assert sealing.read_key(path, warnings.append) == KEY
+    assert warnings == [f"{path} holds a key, and others on this machine may read it: chmod 600 {path}"]
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "secret", f"{KEY}x", f"{KEY}\noops", b"\xff\xfe" * 30])
+def test_what_is_no_key_is_told_without_it(tmp_path: Path, content: str | bytes) -> None:
+    path = key_file(tmp_path / "key", content)
+    with pytest.raises(UsageError) as error:
+        sealing.sealer(Environment(), path, unheard)
+    assert error.value.message.startswith(f"{path} holds no Fernet key")
+    assert "settee-client keygen" in error.value.message
+    assert KEY not in error.value.message
+    assert "secret" not in error.value.message
+
+
+def test_a_key_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        sealing.read_key(tmp_path / "key", unheard)
+    with pytest.raises(UsageError, match="cannot be read"):
+        sealing.read_key(tmp_path, unheard)
+    with pytest.raises(UsageError, match="too large for a key file"):
+        sealing.read_key(key_file(tmp_path / "key", "x" * 100_000), unheard)
+
+
+def test_a_written_key_is_its_owners_and_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    sealing.write_key(path)
+    if POSIX:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    first = path.read_text()
+    assert sealing.sealer(Environment(), path, unheard) is not None
+    with pytest.raises(UsageError, match="is there already"):
+        sealing.write_key(path)
+    assert path.read_text() == first
+    with pytest.raises(UsageError, match="cannot be written: No such file"):
+        sealing.write_key(tmp_path / "none" / "key")
+
+
+def test_a_sealer_shows_no_key() -> None:
+    assert KEY not in repr(Sealer(KEY)) + str(Sealer(KEY))
+
+
+# --- answers -----------------------------------------------------------------------------------------
+
+
+def test_what_the_worker_sealed_opens() -> None:
+    answer = {"status": "success", "images": [{"data": "A" * 100_000}], "texts": ["Grüße"]}
+    output = closed(answer, WorkersSealer(KEY))
+    assert sealing.is_sealed(output)
+    assert sealing.opened(output, Sealer(f"{OTHER},{KEY}")) == answer
+    assert sealing.opened({"status": "success"}, None) == {"status": "success"}
+
+
+def test_an_error_keeps_its_own_words_under_the_seal() -> None:
+    output = closed_error(ExecutionFailed("node 6: a private prompt"), WorkersSealer(KEY))
+    assert "private" not in str(output)
+    assert "a private prompt" in sealing.opened(output, Sealer(KEY))["error"]
+
+
+def test_the_wrong_key_or_none() -> None:
+    output = closed({"status": "success"}, WorkersSealer(KEY))
+    with pytest.raises(UsageError) as error:
+        sealing.opened(output, Sealer(OTHER, origin="my.key"), job_id="j-1")
+    assert error.value.message.startswith("the answer does not open with the key of my.key")
+    assert error.value.job_id == "j-1"
+    with pytest.raises(UsageError, match="set ENCRYPTION_KEY, or give --key-file"):
+        sealing.opened(output, None)
+    with pytest.raises(UsageError, match="holds no result"):
+        sealing.opened(closed(["x"], WorkersSealer(KEY)), Sealer(KEY))  # type: ignore[arg-type]
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+PIECE = 3 << 17
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, PIECE - 57, PIECE - 56, PIECE, PIECE + 1, 3 * PIECE + 5, 2_000_000])
+def test_a_sealed_file_opens_as_a_stream(tmp_path: Path, size: int) -> None:
+    message = os.urandom(size)
+    (tmp_path / "0000.sealed").write_bytes(b"".join(WorkersSealer(KEY).seal_chunks([message])))
+    Sealer(f"{OTHER},{KEY}").open_file(tmp_path / "0000.sealed", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == message
+
+
+def test_stock_fernets_token_opens_as_a_stream(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(Fernet(KEY).encrypt(b"x" * 1000))
+    Sealer(KEY).open_file(tmp_path / "a", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"x" * 1000
+
+
+def _token(size: int = 1_000_000) -> bytes:
+    return b"".join(WorkersSealer(KEY).seal_chunks([bytes(size)]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a token",
+        b"\xff" * 200,
+        b"A" * 200,
+        _token()[:-4],
+        _token()[4:],
+        _token()[:800_000] + b"AAAA" + _token()[800_004:],
+        _token(10)[:20] + b"B" + _token(10)[21:],
+        base64.urlsafe_b64encode(b"\x81" + base64.urlsafe_b64decode(_token(10))[1:]),
+        Fernet(OTHER).encrypt(b"x"),
+    ],
+    ids=range(10),
+)
+def test_a_file_that_does_not_open_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0000.sealed").write_bytes(content)
+    with pytest.raises(UsageError, match=r"0000\.sealed does not open with the key of ENCRYPTION_KEY"):
+        Sealer(KEY).open_file(tmp_path / "0000.sealed", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_opened_file_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(_token(10))
+    (tmp_path / "out").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        Sealer(KEY).open_file(tmp_path / "a", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"mine"
+
+
+# --- a machine without the worker's packages ---------------------------------------------------------
+
+_BARE = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+from settee.client import sealing
+from settee.client.errors import UsageError
+try:
+    keys = sealing.Sealer(sealing.new_key())
+    token = keys.seal([b'{"a": ', b'"\\xc3\\xbc"}'])
+    print(keys.open({"encrypted_output": token}), len(token) == keys.size(11))
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "printed"),
+    [
+        ("orjson,pybase64,pydantic,boto3,requests,runpod,PIL", "{'a': 'ü'} True"),
+        ("cryptography", "sealed jobs need one more package: pip install 'settee[sealed]'"),
+    ],
+)
+def test_only_cryptography_is_needed(missing: str, printed: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8", "-c", _BARE, missing],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        encoding="utf-8",
+    )
+    assert done.stdout.strip() == printed
+
+
+_LIGHT = """
+import sys
+import settee.client.sources, settee.client.embedded, settee.client.embedded_films, settee.client.pictures
+import settee.client.payload, settee.client.uploads, settee.client.sealing
+heavy = "requests PIL boto3 botocore cryptography websocket pydantic orjson pybase64 runpod".split()
+print(sorted(set(heavy) & set(sys.modules)))
+"""
+
+
+def test_importing_all_of_it_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LIGHT], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
