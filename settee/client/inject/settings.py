@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from settee.client.changes import Change, listed_nodes, shown_node
 from settee.client.errors import Ambiguous, UsageError
@@ -90,7 +90,7 @@ def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
     if isinstance(present, str):
         return text
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         value = _NOT_JSON
     inside = unwrapped(present)
@@ -98,7 +98,6 @@ def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(inside, (int, float)):
         fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
-        fits = fits and math.isfinite(value) if isinstance(value, float) else fits
         if fits and isinstance(value, float) and value.is_integer() and isinstance(inside, int):
             value = int(value)
         if fits and isinstance(value, float) and place.input in _WHOLE:
@@ -118,5 +117,9 @@ def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
 _NOT_JSON = object()
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(name)
+def _finite(number: str) -> float:
+    """JSON has no word for others, which Python's reader takes; inside lists too."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(number)
+    return value

@@ -281,7 +281,7 @@ def test_custom_samplers_have_their_places_apart() -> None:
 
 def test_one_checkpoint_loaded_twice_is_one() -> None:
     again = node("CheckpointLoaderSimple", ckpt_name="a.safetensors")
-    workflow = simple(n14=again, n7=node("CLIPTextEncode", text="b", clip=["14", 1]))
+    workflow = simple(n11=ksampler(model=["14", 0]), n12=node("SaveLatent", samples=["11", 0]), n14=again)
     assert places(workflow, ckpt="b") == ["4.ckpt_name", "14.ckpt_name"]
     again["inputs"]["ckpt_name"] = "c.safetensors"
     with pytest.raises(Ambiguous):

@@ -107,6 +107,8 @@ def test_values_keep_their_type(text: str, value: Any) -> None:
         ("57:8.add=True", "must be true or false"),
         ("8.names=a", "must be a JSON list"),
         ('8.names=["6", 0]', "not a link"),
+        ("8.names=[NaN]", "must be a JSON list"),
+        ("8.names=[1e999]", "must be a JSON list"),
         ('8.points=["6", 0]', "not a link"),
         ("8.box=[1]", "must be a JSON object"),
         ("8.none=text", "in double quotes"),
