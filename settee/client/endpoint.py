@@ -19,6 +19,7 @@ from settee.client.inject.media import Given, parse_given
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes, checked, prepared
 from settee.client.results import Result
+from settee.client.targets.http import Unsure
 from settee.client.targets.target import Answer, Target
 from settee.workflow import ObjectInfo, Workflow
 
@@ -163,7 +164,8 @@ class Endpoint:
 
         if is_url:
             return runpod.RunPod(where, api_key=self._key_for(where), sync=self._sync, unseal=self._unsealed)
-        return runpod.endpoint(where, self._api_key, self._sync, unseal=self._unsealed)
+        base_url = self.environment.endpoint_base_url or runpod.API
+        return runpod.endpoint(where, self._api_key, self._sync, base_url=base_url, unseal=self._unsealed)
 
     def _key_for(self, url: str) -> str | None:
         """RunPod's key goes to RunPod only, and to an address it was given for."""
@@ -235,8 +237,9 @@ class Endpoint:
         request = payload.build(ready.workflow, ready.files, **within)
         try:
             answer = self.target.submit(request)
-        except BaseException:
-            if bucket is not None:
+        except BaseException as error:
+            # A job that was taken all the same needs its files.
+            if bucket is not None and not isinstance(error, Unsure):
                 bucket.remove()
             raise
         return Job(self, answer, ready.seeds, ready.workflow, bucket)

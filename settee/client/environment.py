@@ -12,6 +12,8 @@ class Environment:
     """None: not set. Empty counts as not set, as templates leave variables behind empty."""
 
     endpoint_id: str | None = None
+    #: Of RunPod's API, as the RunPod SDK reads it.
+    endpoint_base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     encryption_key: str | None = field(default=None, repr=False)
     #: Of worker-comfyui, as the worker's: the address holds the bucket, or BUCKET_NAME does.
@@ -37,6 +39,7 @@ class Environment:
 
         return cls(
             endpoint_id=value("RUNPOD_ENDPOINT_ID"),
+            endpoint_base_url=value("RUNPOD_ENDPOINT_BASE_URL"),
             api_key=value("RUNPOD_API_KEY"),
             encryption_key=value("ENCRYPTION_KEY"),
             bucket_endpoint_url=value("BUCKET_ENDPOINT_URL"),

@@ -207,10 +207,7 @@ class _Many:
 
     def _failed(self, outcome: Outcome, error: ClientError) -> None:
         outcome.error = error
-        with self._mutex:
-            was_followed = outcome.job_id is not None
-        if not was_followed:
-            self._display.lost(outcome.row.name)
+        self._display.lost(outcome.row.name)
         self._display.line(f"{outcome.row.name}: {error.message}" + (f" [{error.code}]" if error.code else ""))
         if outcome.job_id is None or isinstance(error, NetworkError):
             return  # a job that may go on is asked for again

@@ -47,6 +47,7 @@ def endpoint(
     api_key: str | None,
     sync: bool = False,
     *,
+    base_url: str = API,
     wait_s: float = WAIT_S,
     unseal: Unseal | None = None,
 ) -> RunPod:
@@ -58,7 +59,7 @@ def endpoint(
     if not api_key:
         raise UsageError(f"endpoint {endpoint_id} wants an API key: set {KEY_NAME}")
     return RunPod(
-        f"{API}/{endpoint_id}",
+        f"{base_url.rstrip('/')}/{endpoint_id}",
         name=f"endpoint {endpoint_id}",
         api_key=api_key,
         sync=sync,
