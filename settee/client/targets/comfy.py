@@ -9,6 +9,7 @@ somebody who looks at its page wants to find them.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from settee.client.targets.comfy_events import Events, Heard
 from settee.client.targets.comfy_request import Asked
 from settee.client.targets.comfy_result import Entry
 from settee.client.targets.comfy_wire import Queue, Wire, json_of
-from settee.client.targets.http import Reply, Unsure
+from settee.client.targets.http import Reply, Unsure, patience
 from settee.client.targets.target import Answer, Status
 from settee.history import mapping
 from settee.messages import PICTURE_NODE
@@ -30,6 +31,8 @@ from settee.workflow import ObjectInfo, Workflow, output_nodes
 
 #: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
 LOOK_S, GONE_S = 10.0, 3.0
+#: How long it may take to take back a prompt, seconds.
+WITHDRAW_S = 5.0
 #: After so long without a word over the socket the queue is asked again, seconds.
 FRESH_S = 10.0
 #: A queue in which nothing runs for so long is told of, seconds.
@@ -175,7 +178,7 @@ class Comfy:
         Raises NetworkError when it does not show up: it may still be being validated, so it is not sent again.
         """
         give_up, pause_s = self._clock() + LOOK_S, 0.05
-        while (item := self._wire.item(job_id)) is None:
+        while (item := self._seen(job_id)) is None:
             if self._clock() >= give_up:
                 message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
                 raise NetworkError(message, job_id=job_id) from unsure
@@ -189,6 +192,11 @@ class Comfy:
             for node_id in output_nodes(workflow, self.object_info())
             if node_id not in runs
         }
+
+    def _seen(self, job_id: str) -> list[Any] | None:
+        with contextlib.suppress(NetworkError):
+            return self._wire.item(job_id)
+        return None
 
     # --- how it stands -----------------------------------------------------------------------------------------
 
@@ -229,7 +237,7 @@ class Comfy:
         if queue.runs(job_id):
             return self._under_way(job_id, sent, self._events.heard(job_id) or Heard())
         now, progress = self._clock(), {}
-        sent.idle_since = None if queue.running else sent.idle_since or now
+        sent.idle_since = None if queue.running else _first(sent.idle_since, now)
         if sent.idle_since is not None and now - sent.idle_since >= STALL_S:
             # An executor thread that died leaves a server that answers, and runs nothing (worker_death.json).
             progress = {"message": f"ComfyUI has run nothing for {now - sent.idle_since:.0f} s: see its log"}
@@ -237,7 +245,7 @@ class Comfy:
 
     def _under_way(self, job_id: str, sent: _Sent, heard: Heard) -> Answer:
         now = self._clock()
-        sent.runs_since = sent.runs_since or now
+        sent.runs_since = _first(sent.runs_since, now)
         if sent.timeout_s is not None and now - sent.runs_since >= sent.timeout_s and not sent.is_late:
             sent.is_late = True
             self.cancel(job_id)
@@ -258,7 +266,7 @@ class Comfy:
         if sent is None:
             raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         now = self._clock()
-        sent.absent_since = sent.absent_since or now
+        sent.absent_since = _first(sent.absent_since, now)
         if not sent.is_canceled and now - sent.absent_since < GONE_S:
             return Answer(job_id, Status.IN_PROGRESS, progress={"phase": "running"})
         self._forget(job_id)
@@ -308,8 +316,9 @@ class Comfy:
         """Whether pictures may still come: they are sent after history is stored, before the last message."""
         if not sent.sends_pictures or heard is None or heard.has_ended or not heard.is_whole:
             return False
-        sent.ended_since = sent.ended_since or self._clock()
-        return self._clock() - sent.ended_since < PICTURES_S
+        now = self._clock()
+        sent.ended_since = _first(sent.ended_since, now)
+        return now - sent.ended_since < PICTURES_S
 
     # --- ending it ---------------------------------------------------------------------------------------------
 
@@ -331,11 +340,10 @@ class Comfy:
             self._wire.interrupt(job_id)
 
     def _withdraw(self, job_id: str) -> None:
-        """Cancel without a word: what led here is what is told."""
-        try:
+        """Cancel without a word, if that can be done soon: what led here is what is told."""
+        give_up = self._clock() + WITHDRAW_S
+        with contextlib.suppress(ClientError), patience(threading.Event(), lambda: give_up - self._clock()):
             self.cancel(job_id)
-        except ClientError:
-            return
 
     def _forget(self, job_id: str) -> None:
         self._events.forget(job_id)
@@ -345,3 +353,7 @@ class Comfy:
 
 def _surely_runs(heard: Heard) -> bool:
     return heard.has_begun and not heard.has_ended and heard.is_whole and heard.silent_s < FRESH_S
+
+
+def _first(known: float | None, now: float) -> float:
+    return now if known is None else known

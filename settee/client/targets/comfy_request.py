@@ -72,9 +72,11 @@ def read(payload: Mapping[str, Any]) -> Asked:
         raise UsageError(f"the request has unknown keys: {', '.join(unknown)}")
     if asked.get("models"):
         raise UsageError("a bare ComfyUI fetches no models: put them into its models folder, and leave --model out")
+    workflow, files = _workflow(asked.get("workflow")), _files(asked)
+    with_files(workflow, {name: name for name in files})
     return Asked(
-        workflow=_workflow(asked.get("workflow")),
-        files=_files(asked),
+        workflow=workflow,
+        files=files,
         extra_data=_extra_data(asked),
         include_temp=_delivery(asked.get("delivery")),
         allow_partial=asked.get("allow_partial") is True,
@@ -245,7 +247,8 @@ def refusal(
     """What ComfyUI has against a workflow: (for a person, details as a worker's ``workflow_rejected`` has them)."""
     from settee import registry
 
-    problems = registry.explain(node_errors, workflow, info)
+    # A class that it does not know it names, and no more.
+    problems = registry.explain(node_errors, workflow, info) or registry.registry_problems(workflow, info)
     if not problems:
         return f"ComfyUI refuses the workflow: {registry.sentence(error)}", {"problems": []}
     lines = []

@@ -16,6 +16,8 @@ from settee.history import mapping
 
 #: ComfyUI answers POST /prompt when it has validated, which may hash files and ask custom nodes; seconds.
 SUBMIT_S = 120.0
+#: A larger file is not sent before its size has been compared with what ComfyUI takes (100 MB unless told otherwise).
+ASK_FIRST_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ class Wire:
             content_type=form.content_type,
             takes=frozenset((200, 400, 413, 500)),
         )
-        reply = self._http.exchange(request, repeatable=True, timeout_s=SUBMIT_S)
+        # While a body comes that is too long, ComfyUI may answer and close; a slow line then only sees it closed.
+        if form.size > ASK_FIRST_BYTES and len(form.content) > self._max_upload_bytes():
+            reply = Reply(413, {}, b"")
+        else:
+            reply = self._http.exchange(request, repeatable=True, timeout_s=SUBMIT_S)
         if reply.status == 413:
             raise Rejected(
                 f"{name} has {form.size / 1e6:.1f} MB, more than this ComfyUI takes: start it with a higher "
@@ -116,6 +122,13 @@ class Wire:
             raise NetworkError(f"{self.name} did not store {name} (HTTP {reply.status}): see its log")
         # Another name where a file of that name and other bytes was there, such as a part of this one.
         return f"{form.subfolder}/{stored['name']}"
+
+    def _max_upload_bytes(self) -> float:
+        try:
+            limit = mapping(self._http.get("/features")).get("max_upload_size")
+        except StatusError:
+            limit = None  # an older ComfyUI
+        return limit if isinstance(limit, (int, float)) else float("inf")
 
     def look(self, place: Place) -> File | None:
         """A file's address and size; None when it is not there."""

@@ -1,0 +1,218 @@
+"""The client on a bare ComfyUI that loses sockets, answers, prompts, files or its life: no false success, no wait
+without an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from settee.client.errors import NetworkError
+from settee.client.targets import comfy, comfy_events
+from settee.client.targets.comfy import Comfy
+from settee.client.targets.target import Status
+from tests.support.bare_comfy import Clock, end, image, images, is_idle, loading, ran, running, sent
+from tests.support.embedded import EmbeddedServer
+from tests.support.rig import empty, png, slow
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path_factory.mktemp("comfy")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    yield _server
+    _server.clear_faults()
+    requests.post(f"{_server.url}/queue", json={"clear": True}, timeout=5)
+    requests.post(f"{_server.url}/interrupt", timeout=5)
+    eventually(lambda: is_idle(_server), what="an idle ComfyUI")
+
+
+@pytest.fixture
+def target(server: EmbeddedServer) -> Iterator[Comfy]:
+    target = Comfy(server.url)
+    yield target
+    target.close()
+
+
+# --- the socket ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["ws_refuse", "ws_silent", "no_final_message"])
+def test_without_the_socket_history_tells_the_end(server: EmbeddedServer, target: Comfy, fault: str) -> None:
+    server.fault(fault)
+    assert images(ran(target, slow(steps=5, delay_ms=5)))
+
+
+def test_progress_goes_on_after_the_socket_broke(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy_events, "FIRST_PAUSE_S", 0.05)
+    answer = sent(target, slow(steps=300, delay_ms=10))
+    running(target, answer)
+    sockets = server.stats()["sockets_opened"]
+    server.fault("ws_drop_after", 1)
+    eventually(lambda: server.stats()["sockets_opened"] > sockets, what="another socket")
+    step = target.status(answer.job_id).progress.get("step", 0)
+    eventually(lambda: target.status(answer.job_id).progress.get("step", 0) > step, what="the next step")
+    assert images(end(target, answer))
+
+
+def test_pictures_that_the_socket_lost_are_no_success(server: EmbeddedServer, target: Comfy) -> None:
+    graph = {**empty(), "2": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    server.fault("ws_refuse")
+    answer = ran(target, graph)
+    assert (answer.status, answer.code) == (Status.FAILED, "output_missing")
+    assert "send the job again" in (answer.error or "")
+    later = Comfy(server.url)
+    assert later.status(sent_id(server)).code == "output_missing", "nor for whoever resumes it"
+    later.close()
+
+
+def sent_id(server: EmbeddedServer) -> str:
+    """The last prompt in history."""
+    history = requests.get(f"{server.url}/history", timeout=5).json()
+    return list(history)[-1]
+
+
+def test_pictures_may_come_after_history(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the last message nobody knows whether all have come."""
+    clock = Clock()
+    target = Comfy(server.url, clock=clock)
+    server.fault("no_final_message")
+    graph = {**empty(), "2": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    answer = sent(target, graph)
+    eventually(lambda: is_idle(server) and target.status(answer.job_id).progress.get("percent") == 100.0)
+    assert target.status(answer.job_id).status is Status.IN_PROGRESS
+    clock.ahead = comfy.PICTURES_S + 1
+    assert target.status(answer.job_id).code == "output_missing"
+    target.close()
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_answer_to_the_prompt_runs_it_once(server: EmbeddedServer, target: Comfy) -> None:
+    before = server.stats()["prompts_queued"]
+    server.fault("prompt_lost_response", 1)
+    assert images(ran(target, empty(5)))
+    assert server.stats()["prompts_queued"] == before + 1
+
+
+def test_a_lost_answer_hides_no_refused_output(server: EmbeddedServer, target: Comfy) -> None:
+    graph = {**empty(6), "3": {"class_type": "LoadImage", "inputs": {"image": "nowhere.png"}}}
+    graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "x"}}
+    server.fault("prompt_lost_response", 1)
+    answer = ran(target, graph)
+    assert (answer.status, answer.code) == (Status.FAILED, "workflow_rejected")
+    assert "4 SaveImage: it would not run" in (answer.error or "")
+
+
+def test_a_prompt_that_never_shows_up_is_not_sent_twice(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy, "LOOK_S", 0.2)
+    server.fault("prompt_lost_response", 1)
+    server.fault("history_lost")
+    # It runs and leaves no trace before it is looked for.
+    monkeypatch.setattr(target._wire, "item", lambda job_id: None)
+    before = server.stats()["prompts_queued"]
+    with pytest.raises(NetworkError, match="--resume") as error:
+        sent(target, empty(7))
+    assert error.value.job_id
+    assert server.stats()["prompts_queued"] == before + 1
+
+
+def test_comfyui_that_fails_while_it_validates(server: EmbeddedServer, target: Comfy) -> None:
+    server.fault("prompt_500", 1)
+    answer = sent(target, empty())
+    assert (answer.status, answer.code) == (Status.FAILED, "workflow_rejected")
+
+
+# --- prompts ------------------------------------------------------------------------------------------------------
+
+
+def test_history_that_comes_late(server: EmbeddedServer, target: Comfy) -> None:
+    server.fault("history_late", 0.5)
+    assert images(ran(target, empty(8)))
+
+
+@pytest.mark.parametrize("how", ["deleted", "never stored"])
+def test_a_prompt_that_vanishes_is_lost(
+    server: EmbeddedServer, target: Comfy, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy, "GONE_S", 0.2)
+    if how == "deleted":
+        first = sent(target, slow(steps=4000))
+        answer = sent(target, empty())
+        assert target.status(answer.job_id).status is Status.IN_QUEUE
+        requests.post(f"{server.url}/queue", json={"delete": [answer.job_id]}, timeout=5)
+    else:
+        server.fault("history_lost")
+        answer = sent(target, empty())
+    lost = end(target, answer)
+    assert (lost.status, lost.code) == (Status.FAILED, "prompt_lost")
+    if how == "deleted":
+        assert target.status(first.job_id).status is Status.IN_PROGRESS
+        target.cancel(first.job_id)
+
+
+def test_interrupted_by_somebody_else(server: EmbeddedServer, target: Comfy) -> None:
+    answer = sent(target, slow(steps=4000))
+    running(target, answer)
+    requests.post(f"{server.url}/interrupt", timeout=5)
+    assert end(target, answer).status is Status.CANCELLED
+
+
+def test_restarted_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comfy, "GONE_S", 0.2)
+    with EmbeddedServer(tmp_path) as server:
+        target = Comfy(server.url)
+        answer = sent(target, slow(steps=4000))
+        running(target, answer)
+        server.stop()
+        with EmbeddedServer(tmp_path, port=server.port):
+            assert end(target, answer).code == "prompt_lost"
+        target.close()
+
+
+def test_a_server_that_runs_nothing_is_told_of(server: EmbeddedServer) -> None:
+    clock = Clock()
+    target = Comfy(server.url, clock=clock)
+    server.fault("executor_dead")
+    answer = sent(target, empty())
+    assert target.status(answer.job_id).progress == {}
+    clock.ahead = comfy.STALL_S + 1
+    told = target.status(answer.job_id)
+    assert told.status is Status.IN_QUEUE
+    assert "has run nothing for" in told.progress["message"]
+    target.cancel(answer.job_id)
+    target.close()
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["delete_outputs", "view_404"])
+def test_an_output_that_is_not_there_is_no_success(server: EmbeddedServer, target: Comfy, fault: str) -> None:
+    server.fault(fault)
+    answer = ran(target, empty(9, prefix="gone"))
+    assert (answer.status, answer.code) == (Status.FAILED, "output_missing")
+    assert "gone_" in (answer.error or "")
+    assert "node 9" in (answer.error or "")
+
+
+def test_a_part_of_an_upload_is_not_taken_for_the_file(server: EmbeddedServer, target: Comfy) -> None:
+    """A full disk leaves one behind."""
+    photo = image("a.png", png((70, 80, 90)))
+    assert images(ran(target, loading("a.png"), images=[photo]))
+    [stored] = list((server.input_dir / "settee").rglob("a.png"))
+    stored.write_bytes(stored.read_bytes()[:50])
+    assert images(ran(target, loading("a.png"), images=[photo]))
+    assert len(list(stored.parent.iterdir())) == 2
