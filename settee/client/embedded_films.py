@@ -45,10 +45,10 @@ def mp4(file: BinaryIO) -> Iterator[tuple[str, str]]:
 
 def _metas(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
     for kind, first, last in _boxes(file, start, end):
-        if kind == b"udta":
-            yield from _metas(file, first, last)
-        elif kind == b"meta":
+        if kind == b"meta":
             yield first, last
+        elif kind == b"udta":
+            yield from ((at, until) for inner, at, until in _boxes(file, first, last) if inner == b"meta")
 
 
 def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:

@@ -345,6 +345,14 @@ def test_an_mp4_however_it_is_built(tmp_path: Path, how: dict[str, bool]) -> Non
     assert read(path).data == GRAPH
 
 
+def test_boxes_in_boxes_in_boxes(tmp_path: Path) -> None:
+    nested = b""
+    for _ in range(5000):
+        nested = box(b"udta", nested)
+    path = written(tmp_path / "a.mp4", box(b"ftyp", b"isom") + box(b"moov", nested))
+    assert "holds no workflow" in refusal(path)
+
+
 @pytest.mark.parametrize("inner", [GRAPH, json.dumps(GRAPH)])
 def test_a_comment_that_holds_both(tmp_path: Path, inner: object) -> None:
     comment = json.dumps({"workflow": EDITOR, "prompt": inner, "CreationTime": "…"}).encode()
