@@ -1,30 +1,24 @@
-"""From a sampler's positive and negative inputs back to the texts that feed them.
+"""From what a sampler takes as positive and negative back to the texts that it is made of.
 
-A walk answers with every text input it meets, and never decides between them: that is
-:mod:`settee.client.inject.prompts`'s. Nothing here recurses, and nothing trusts a graph to be free of loops.
+A walk answers with every text input it meets, and decides nothing: that is :mod:`settee.client.inject.prompts`'s.
+Nothing here recurses or trusts a graph to be free of loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from settee.client.inject import vocabulary
+from settee.client.inject import classes, vocabulary
+from settee.client.inject.graph import Graph, Link
+from settee.client.inject.selectors import Place, Use
 from settee.client.inject.vocabulary import Side
-from settee.workflow import ObjectInfo, Workflow, is_link, links, natural_key
 
-#: ``middle`` is DualCFGGuider's second condition, which is either side's; ``empty`` is for no prompt at all.
-Role = Literal["positive", "negative", "middle", "empty"]
-ROLES: tuple[Role, ...] = ("positive", "negative", "middle", "empty")
-
-
-class Place(NamedTuple):
-    """An input that holds a text."""
-
-    node_id: str
-    input: str
+#: ``middle`` is DualCFGGuider's second condition, which is either side's; ``empty`` guides by no prompt at all; what
+#: ``erased`` leads to has no effect.
+Role = Literal["positive", "negative", "middle", "empty", "erased"]
+_WALKED: tuple[Role, ...] = ("positive", "negative", "middle", "empty")
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Text:
 
     place: Place
     literals: tuple[Place, ...]
-    #: Nodes on the way that make a text themselves (a caption, an answer of a language model).
+    #: Nodes on the way that make a text themselves (a caption, a language model's answer).
     makers: tuple[str, ...] = ()
 
 
@@ -44,7 +38,7 @@ class Encoder:
     node_id: str
     texts: tuple[Text, ...]
     #: Whether its texts are one prompt, given to several language models.
-    is_one_prompt: bool
+    is_one_prompt: bool = False
 
 
 @dataclass
@@ -53,177 +47,42 @@ class Reach:
 
     encoders: dict[str, Encoder] = field(default_factory=dict)
     visited: set[str] = field(default_factory=set)
-    #: Nodes at which a way ends because they erase the conditioning.
+    #: The outputs that the ways went through.
+    outputs: set[Link] = field(default_factory=set)
+    #: Nodes at which a way ends because they erase their conditioning.
     zeroed: set[str] = field(default_factory=set)
     #: Nodes at which a way ends without a text.
     ends: set[str] = field(default_factory=set)
 
 
 class _Step(NamedTuple):
-    node_id: str
-    slot: int
+    at: Link
     #: It came out of a bundle, whose outputs' numbers say nothing about the inputs'.
-    is_carried: bool
+    is_carried: bool = False
 
 
-class Graph:
-    """A workflow, seen from its outputs. ``object_info`` helps where a class is in it."""
+class Tracing:
+    """Every role's ways through a graph."""
 
-    def __init__(self, workflow: Workflow, object_info: ObjectInfo | None = None) -> None:
-        self.workflow = workflow
-        self._object_info = object_info or {}
-        #: Output slots by which nodes of two sides were left, where no registry says which slot is which side's.
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        #: Outputs that nodes of two sides were left by, where only custom says which is whose.
         self._left_by: dict[str, dict[Role, set[int]]] = {}
+        self.reaches: dict[Role, Reach] = {role: self._walked(role) for role in _WALKED}
+        self.reaches["erased"] = self._walked("erased")
 
-    def class_of(self, node_id: str) -> str:
-        return str(self.workflow[node_id]["class_type"])
-
-    def inputs(self, node_id: str) -> dict[str, Any]:
-        """The inputs that may matter here: links to nodes that there are, and texts."""
-        return {
-            name: value
-            for name, value in self.workflow[node_id]["inputs"].items()
-            if isinstance(value, str) or (is_link(value) and value[0] in self.workflow)
-        }
-
-    # --- what reaches an output ---------------------------------------------------------------------------
-
-    @cached_property
-    def consumers(self) -> dict[str, list[tuple[str, str]]]:
-        """Node id → the ``(node id, input)`` that take something of it."""
-        found: dict[str, list[tuple[str, str]]] = {node_id: [] for node_id in self.workflow}
-        for node_id, node in self.workflow.items():
-            for name, source, _ in links(node):
-                if source in found:
-                    found[source].append((node_id, name))
-        return found
-
-    @cached_property
-    def live(self) -> list[str]:
-        """Nodes that an output needs, in natural order; all of them when no output can be told."""
-        found = {node_id for node_id in self.workflow if self._is_output(node_id)}
-        waiting = list(found)
-        while waiting:
-            for _, source, _ in links(self.workflow[waiting.pop()]):
-                if source in self.workflow and source not in found:
-                    found.add(source)
-                    waiting.append(source)
-        return sorted(found or self.workflow, key=natural_key)
-
-    def _is_output(self, node_id: str) -> bool:
-        """Without a registry, a node that nothing is taken from may well be one, unless its class is known."""
-        entry = self._registered(node_id)
-        if entry is not None:
-            return bool(entry.get("output_node"))
-        name = self.class_of(node_id)
-        if name.startswith(("Save", "Preview")):
-            return True
-        return not self.consumers[node_id] and name not in vocabulary.DANGLING
-
-    # --- what inputs are ----------------------------------------------------------------------------------
-
-    def _registered(self, node_id: str) -> Mapping[str, Any] | None:
-        entry = self._object_info.get(self.class_of(node_id))
-        return entry if isinstance(entry, Mapping) else None
-
-    def kind_of(self, node_id: str, name: str) -> str | None:
-        """An input's type as the registry has it (``COMBO`` for choices); None when it does not know."""
-        entry = self._registered(node_id)
-        groups = entry.get("input") if entry is not None else None
-        for group in groups.values() if isinstance(groups, Mapping) else ():
-            if isinstance(group, Mapping) and name in group:
-                spec = group[name]
-                kind = spec[0] if isinstance(spec, list) and spec else None
-                return kind if isinstance(kind, str) else "COMBO"
-        return None
-
-    def is_api_node(self, node_id: str) -> bool:
-        """Whether the registry says that a node calls a service, which takes the prompt itself."""
-        entry = self._registered(node_id)
-        return bool(entry is not None and entry.get("api_node"))
-
-    def _conditioning(self, node_id: str) -> dict[Side, list[str]]:
-        """A node's inputs for conditioning, by side: links, and texts in their stead (``positive: "a cat"``)."""
-        found: dict[Side, list[str]] = {side: [] for side in Side}
-        for name, value in self.inputs(node_id).items():
-            kind = self.kind_of(node_id, name)
-            side = vocabulary.conditioning_side(name)
-            if isinstance(value, str):
-                is_meant = name.lower() in ("positive", "negative") or vocabulary.is_text_name(name)
-                if side not in (Side.POSITIVE, Side.NEGATIVE) or not is_meant or kind not in (None, "STRING"):
-                    continue
-            elif kind == "CONDITIONING":
-                side = side if side is not None and side is not Side.BUNDLE else Side.NEUTRAL
-            elif kind in ("MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "INT", "FLOAT", "BOOLEAN", "COMBO"):
-                continue
-            if side is not None:
-                found[side].append(name)
-        return found
-
-    # --- where ways begin ---------------------------------------------------------------------------------
-
-    @cached_property
-    def samplers(self) -> list[str]:
-        """Live nodes at which conditioning ends: samplers and guiders, of whatever make."""
-        passed_on: set[str] = set()
-        for node_id in self.live:
-            inputs = self.inputs(node_id)
-            for name in (name for names in self._conditioning(node_id).values() for name in names):
-                if is_link(inputs[name]):
-                    passed_on.add(self._behind_reroutes(inputs[name][0]))
-        return [
-            node_id
-            for node_id in self.live
-            if self.class_of(node_id) not in vocabulary.TWO_SIDED | vocabulary.ONE_SIDED | vocabulary.ENCODERS.keys()
-            and self._takes_conditioning(node_id)
-            and (node_id not in passed_on or self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS)
-        ]
-
-    def _takes_conditioning(self, node_id: str) -> bool:
-        """By a link: one that is no text's, as API nodes have it (``negative_prompt``)."""
-        inputs = self.inputs(node_id)
-        names = [name for names in self._conditioning(node_id).values() for name in names]
-        return any(is_link(inputs[name]) and not vocabulary.is_text_name(name) for name in names)
-
-    def _behind_reroutes(self, node_id: str) -> str:
-        seen = set()
-        while node_id not in seen:
-            seen.add(node_id)
-            values = list(self.inputs(node_id).items())
-            if len(values) == 1 and is_link(values[0][1]) and vocabulary.conditioning_side(values[0][0]) is None:
-                node_id = values[0][1][0]
-        return node_id
-
-    def _starts(self, sampler: str, role: Role) -> Iterator[str]:
-        """The inputs of a sampler that a role begins at."""
-        sides = self._conditioning(sampler)
-        if self.class_of(sampler) == "DualCFGGuider":
-            # Its cond2 is guided by the negative and guides cond1: a second prompt, or the negative with an image.
-            yield from {"positive": ["cond1"], "middle": ["cond2"], "negative": ["negative"], "empty": []}[role]
-        elif role in ("positive", "negative"):
-            # Normalized attention guidance takes one condition: what to keep away from.
-            neutral = "negative" if vocabulary.NAG.search(self.class_of(sampler)) else "positive"
-            yield from sides[Side.POSITIVE if role == "positive" else Side.NEGATIVE]
-            yield from sides[Side.NEUTRAL] if role == neutral else []
-            yield from sides[Side.BUNDLE]
-        elif role == "empty":
-            yield from sides[Side.EMPTY]
-
-    # --- the walk -----------------------------------------------------------------------------------------
-
-    @cached_property
-    def reaches(self) -> dict[Role, Reach]:
-        """Every role's reach."""
-        return {role: self._walk(role) for role in ROLES}
+    @property
+    def visited(self) -> set[str]:
+        """Nodes of which the part they play is known."""
+        return set().union(*(reach.visited for reach in self.reaches.values()))
 
     @property
     def doubtful(self) -> list[str]:
-        """Nodes with a positive and a negative input of which it cannot be told what output is whose.
+        """Nodes with a positive and a negative input, of which it cannot be told what output is whose.
 
-        Without a registry, that the first output is the positive one is the custom of all. A node that is used
-        otherwise, or whose one output goes to both sides, may be anything.
+        That the first output is the positive one is everybody's custom. A node that is used otherwise, or whose one
+        output goes to both sides, may be anything.
         """
-        assert self.reaches
         found = []
         for node_id, slots in self._left_by.items():
             positive, negative = slots.get("positive", set()), slots.get("negative", set())
@@ -231,170 +90,187 @@ class Graph:
                 found.append(node_id)
         return found
 
-    def _walk(self, role: Role) -> Reach:
+    def strays(self, role: Role) -> list[Use]:
+        """Inputs that take this role's conditioning for a purpose that is not known: they may be the other side's."""
+        known = self.visited.union(self.graph.samplers)
+        return [
+            use
+            for output in self.reaches[role].outputs
+            for use in self.graph.live_uses(*output)
+            if not (use.node_id in known and self._is_followed(use))
+            and not vocabulary.is_other_kind(use.input)
+            and not vocabulary.keeps_texts(self.graph.class_of(use.node_id))
+        ]
+
+    def _is_followed(self, use: Use) -> bool:
+        if any(use.input in names for names in self.graph.sides(use.node_id).values()):
+            return True
+        return use.input in self.graph.passed_through(use.node_id)
+
+    # --- the walk -----------------------------------------------------------------------------------------
+
+    def _walked(self, role: Role) -> Reach:
         reach = Reach()
         waiting: list[_Step] = []
-        for sampler in self.samplers:
-            names = list(self._starts(sampler, role))
-            waiting += self._enter(sampler, names, role, reach)
+        for node_id, names in self._starts(role):
+            waiting += self._enter(node_id, names, role, reach)
         seen: set[_Step] = set()
         while waiting:
             step = waiting.pop()
             if step not in seen:
                 seen.add(step)
-                reach.visited.add(step.node_id)
+                reach.visited.add(step.at.node_id)
+                reach.outputs.add(step.at)
                 waiting += self._beyond(step, role, reach)
         return reach
 
-    def _enter(self, node_id: str, names: list[str], role: Role, reach: Reach) -> list[_Step]:
-        """Through these inputs of a node: to the nodes they are linked to; texts among them are found."""
-        inputs = self.inputs(node_id)
-        texts = []
-        steps = []
-        for name in names:
-            value = inputs.get(name)
-            if isinstance(value, str) or (value is not None and self._gives_text(value[0], value[1])):
-                texts.append(self.text(Place(node_id, name), role, reach))
-            elif value is not None:
-                is_bundle = vocabulary.conditioning_side(name) is Side.BUNDLE
-                steps.append(_Step(value[0], int(value[1]), is_bundle))
-        if texts:
-            self._found(reach, node_id, texts)
-        return steps
+    def _starts(self, role: Role) -> Iterable[tuple[str, list[str]]]:
+        """The inputs that a role begins at."""
+        if role == "erased":
+            for node_id in set().union(*(reach.zeroed for reach in self.reaches.values())):
+                yield node_id, [name for names in self.graph.sides(node_id).values() for name in names]
+            for node_id in self.graph.live:
+                yield node_id, self._left_unused(node_id)
+            return
+        for node_id in self.graph.samplers:
+            sides, name = self.graph.sides(node_id), self.graph.class_of(node_id)
+            if name == "DualCFGGuider":
+                # The negative guides cond2, and that one cond1: a second prompt, or the negative with an image.
+                yield node_id, {"positive": ["cond1"], "middle": ["cond2"], "negative": ["negative"]}.get(role, [])
+            elif role in ("positive", "negative"):
+                is_neutral_ours = (role == "negative") is vocabulary.is_kept_away_from(name)
+                own = sides[Side.POSITIVE if role == "positive" else Side.NEGATIVE]
+                yield node_id, own + sides[Side.BUNDLE] + (sides[Side.NEUTRAL] if is_neutral_ours else [])
+            elif role == "empty":
+                yield node_id, sides[Side.EMPTY]
 
-    def _found(self, reach: Reach, node_id: str, texts: list[Text]) -> None:
-        known = reach.encoders.get(node_id)
-        merged = {text.place: text for text in (*(known.texts if known else ()), *texts)}
-        is_one = self.class_of(node_id) in vocabulary.ENCODERS or all(
-            place.input in vocabulary.PARTS for place in merged
-        )
-        reach.encoders[node_id] = Encoder(node_id, tuple(merged.values()), is_one)
+    def _left_unused(self, node_id: str) -> list[str]:
+        """Inputs of a node of ComfyUI's own whose conditioning nothing takes: it may be there for its latent only."""
+        kind, sides = self.graph.class_of(node_id), self.graph.sides(node_id)
+        slots = {use.slot for use in self.graph.live_uses(node_id) if not vocabulary.is_other_kind(use.input)}
+        if kind in classes.ONE_SIDED and 0 not in slots:
+            return [name for names in sides.values() for name in names]
+        if kind in classes.TWO_SIDED:
+            return ([] if 0 in slots else sides[Side.POSITIVE]) + ([] if slots - {0} else sides[Side.NEGATIVE])
+        return []
+
+    def _enter(self, node_id: str, names: list[str], role: Role, reach: Reach, own: Iterable[str] = ()) -> list[_Step]:
+        """Through these inputs of a node: to where they come from; texts among them, its ``own`` all, are found."""
+        inputs = self.graph.inputs(node_id)
+        texts, steps = [], []
+        for name in (*names, *own):
+            value = inputs.get(name)
+            is_text = name in own or vocabulary.is_text_name(name)
+            if isinstance(value, Link) and not is_text and not self.graph.gives_text(value):
+                steps.append(_Step(value, vocabulary.conditioning_side(name) is Side.BUNDLE))
+            elif value is not None:
+                texts.append(self.text(Place(node_id, name), role, reach))
+        if texts:
+            known = reach.encoders.get(node_id)
+            merged = {text.place: text for text in (*(known.texts if known else ()), *texts)}
+            is_one_prompt = self.graph.class_of(node_id) in classes.ENCODERS or all(
+                place.input in vocabulary.PARTS for place in merged
+            )
+            reach.encoders[node_id] = Encoder(node_id, tuple(merged.values()), is_one_prompt)
+        return steps
 
     def _beyond(self, step: _Step, role: Role, reach: Reach) -> list[_Step]:
         """One node of a way: its texts are found, and where it goes on is answered."""
-        node_id = step.node_id
-        if vocabulary.ZERO_OUT.search(self.class_of(node_id)):
+        node_id = step.at.node_id
+        if vocabulary.empties(self.graph.class_of(node_id)):
             reach.zeroed.add(node_id)
             return []
-        sides = self._conditioning(node_id)
+        sides = self.graph.sides(node_id)
         positive, negative, bundles = sides[Side.POSITIVE], sides[Side.NEGATIVE], sides[Side.BUNDLE]
-        if step.is_carried and role == "negative" and not negative and not bundles:
-            # A bundle without sides holds a prompt, and no negative one.
-            return []
+        own = self.own_texts(node_id, only_named=step.is_carried)
+        texts = [name for name in own if name not in positive + negative]
         if positive and negative:
             taken = positive if self._side(step, role) is Side.POSITIVE else negative
         elif bundles:
             # A link beside a bundle takes the place of what is in the bundle.
             taken = (positive if role == "positive" else negative) or bundles
+        elif step.is_carried and role == "negative" and (positive or sides[Side.NEUTRAL] or texts):
+            # A bundle without sides holds a prompt, and no negative one.
+            return []
         else:
             taken = positive + negative
         taken = taken + sides[Side.NEUTRAL]
-        texts = [name for name in self._own_texts(step) if name not in positive + negative]
         if not taken and not texts:
-            taken = self._passed_through(node_id)
+            taken = self.graph.passed_through(node_id)
         if not taken and not texts:
             reach.ends.add(node_id)
-        steps = self._enter(node_id, taken + texts, role, reach)
+        steps = self._enter(node_id, taken, role, reach, texts)
         # What a bundle was taken through, a reroute, leaves it one.
         return steps if any(sides.values()) else [one._replace(is_carried=step.is_carried) for one in steps]
 
     def _side(self, step: _Step, role: Role) -> Side:
-        """Which of a node's two sides an output has."""
-        entry = self._registered(step.node_id)
-        names = entry.get("output_name") if entry is not None else None
-        if isinstance(names, list) and step.slot < len(names):
-            side = vocabulary.sided(str(names[step.slot]))
-            if side is not None:
-                return side
-        if self.class_of(step.node_id) in vocabulary.TWO_SIDED:
-            return Side.POSITIVE if step.slot == 0 else Side.NEGATIVE
-        if role in ("middle", "empty"):
-            return Side.POSITIVE if step.slot == 0 else Side.NEGATIVE
+        """Which of a node's two sides a way goes on to."""
+        known = self.graph.side_of_output(step.at)
+        if known is not None and not step.is_carried:
+            return known
+        if role not in ("positive", "negative"):
+            return Side.POSITIVE if step.at.slot == 0 else Side.NEGATIVE
         if not step.is_carried:
-            self._left_by.setdefault(step.node_id, {}).setdefault(role, set()).add(step.slot)
+            self._left_by.setdefault(step.at.node_id, {}).setdefault(role, set()).add(step.at.slot)
         return Side.POSITIVE if role == "positive" else Side.NEGATIVE
 
-    def _passed_through(self, node_id: str) -> list[str]:
-        """The inputs of a reroute or a switch."""
-        inputs = self.inputs(node_id)
-        linked = [name for name, value in inputs.items() if is_link(value)]
-        if len(linked) == 1 and len(inputs) == 1 and not vocabulary.is_other_kind(linked[0]):
-            return linked
-        return [name for name in linked if vocabulary.is_switch_name(name)]
+    def own_texts(self, node_id: str, *, only_named: bool = False) -> list[str]:
+        """The inputs of a node that hold its prompt, if it is an encoder."""
+        name, inputs = self.graph.class_of(node_id), self.graph.inputs(node_id)
+        if name in classes.ENCODERS:
+            return [text for text in classes.ENCODERS[name] if text in inputs]
+        if name in classes.CONDITIONING:
+            return []
+        texts = [text for text in inputs if self.graph.may_be_text(node_id, text)]
+        named = [text for text in texts if vocabulary.is_text_name(text)]
+        # An encoder has its language model by a link. What is left then is a text under a name of its own.
+        is_encoder = any(isinstance(value, Link) for value in inputs.values())
+        if named or only_named or not is_encoder or any(self.graph.sides(node_id).values()):
+            return named
+        return [text for text in texts if isinstance(inputs[text], str) and not vocabulary.is_choice_name(text)]
 
     # --- texts --------------------------------------------------------------------------------------------
 
-    def _own_texts(self, step: _Step) -> list[str]:
-        """The inputs of a node that hold its prompt, if it is an encoder."""
-        node_id, name = step.node_id, self.class_of(step.node_id)
-        inputs = self.inputs(node_id)
-        if name in vocabulary.NO_PROMPT | vocabulary.TWO_SIDED | vocabulary.ONE_SIDED:
-            return []
-        if name in vocabulary.ENCODERS:
-            return [text for text in vocabulary.ENCODERS[name] if text in inputs]
-        strings = {text for text in inputs if self.kind_of(node_id, text) in (None, "STRING")}
-        named = [text for text in inputs if text in strings and vocabulary.is_text_name(text)]
-        if named or step.is_carried or any(self._conditioning(node_id).values()):
-            return named
-        # An encoder has a language model by a link. What is left is a text whose input has a name of its own.
-        if not any(is_link(value) for value in inputs.values()):
-            return []
-        return [
-            text
-            for text, value in inputs.items()
-            if text in strings and isinstance(value, str) and not vocabulary.is_choice_name(text)
-        ]
-
-    def _gives_text(self, node_id: str, slot: float) -> bool:
-        entry = self._registered(node_id)
-        outputs = entry.get("output") if entry is not None else None
-        if isinstance(outputs, list) and int(slot) < len(outputs):
-            return bool(outputs[int(slot)] == "STRING")
-        return self.class_of(node_id) in vocabulary.TEXT_FUNCTIONS
-
-    def text(self, place: Place, role: Role, reach: Reach | None = None) -> Text:
-        """A text input, followed to the literals it is made of; the nodes on the way count as visited."""
+    def text(self, place: Place, role: Role, reach: Reach) -> Text:
+        """A text input, followed to the literals that it is made of; the nodes on the way count as visited."""
         literals: dict[Place, None] = {}
         makers: dict[str, None] = {}
         waiting, seen = [place], set()
         while waiting:
             one = waiting.pop()
-            if one in seen:
+            value = self.graph.inputs(one.node_id).get(one.input)
+            if one in seen or value is None:
                 continue
             seen.add(one)
-            value = self.inputs(one.node_id).get(one.input)
             if isinstance(value, str):
                 literals[one] = None
-            elif value is not None:
-                if reach is not None:
-                    reach.visited.add(value[0])
-                parts = self._text_parts(_Step(value[0], int(value[1]), False), role)
-                if not parts:
-                    makers[value[0]] = None
-                sources = self.inputs(value[0])
-                # Where a text is put together, a part left empty is nobody's prompt.
-                filled = [name for name in parts if sources[name] != ""]
-                waiting += [Place(value[0], name) for name in reversed(filled or parts)]
+                continue
+            reach.visited.add(value.node_id)
+            parts = self._parts(value, role)
+            if not parts:
+                makers[value.node_id] = None
+            # Where a text is put together, a part left empty is nobody's prompt.
+            filled = [name for name in parts if self.graph.inputs(value.node_id)[name] != ""]
+            waiting += [Place(value.node_id, name) for name in reversed(filled or parts)]
         return Text(place, tuple(literals), tuple(makers))
 
-    def _text_parts(self, step: _Step, role: Role) -> list[str]:
+    def _parts(self, link: Link, role: Role) -> list[str]:
         """The inputs that a node's text is made of; none when it makes it of something else."""
-        node_id, name = step.node_id, self.class_of(step.node_id)
-        inputs = self.inputs(node_id)
-        if name in vocabulary.TEXT_FUNCTIONS:
-            return [part for part in vocabulary.TEXT_FUNCTIONS[name] if part in inputs]
-        passed = self._passed_through(node_id)
+        node_id, name = link.node_id, self.graph.class_of(link.node_id)
+        inputs = self.graph.inputs(node_id)
+        if name in classes.TEXT_FUNCTIONS:
+            return [part for part in classes.TEXT_FUNCTIONS[name] if part in inputs]
+        passed = self.graph.passed_through(node_id)
         if passed:
             return passed
-        strings = [part for part in inputs if self.kind_of(node_id, part) in (None, "STRING", "*")]
-        named = [part for part in strings if vocabulary.is_text_name(part)]
-        others = [part for part in inputs if is_link(inputs[part]) and part not in named]
-        if any(not vocabulary.is_number_name(part) for part in others):
+        texts = [part for part in inputs if self.graph.may_be_text(node_id, part)]
+        named = [part for part in texts if vocabulary.is_text_name(part)]
+        others = [part for part, value in inputs.items() if isinstance(value, Link) and part not in named]
+        if not all(vocabulary.is_number_name(part) for part in others):
             return []
         sides = {side: [part for part in named if vocabulary.sided(part) is side] for side in Side}
         if sides[Side.POSITIVE] and sides[Side.NEGATIVE]:
-            side = self._side(step, role)
-            return sides[side]
+            return sides[self._side(_Step(link), role)]
         return named or [
-            part for part in strings if isinstance(inputs[part], str) and not vocabulary.is_choice_name(part)
+            part for part in texts if isinstance(inputs[part], str) and not vocabulary.is_choice_name(part)
         ]

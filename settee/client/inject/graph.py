@@ -1,0 +1,194 @@
+"""A workflow as the search for prompts sees it: what reaches an output, what an input takes, and where sampling is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from settee.client.inject import classes, vocabulary
+from settee.client.inject.selectors import Use, users
+from settee.client.inject.vocabulary import Side
+from settee.workflow import ObjectInfo, Workflow, links, natural_key
+
+#: Types of ComfyUI's registry that are neither conditioning nor a text.
+_OTHER_TYPES = frozenset(
+    ["MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "INT", "FLOAT", "BOOLEAN", "COMBO", "CONTROL_NET"]
+)
+
+
+class Link(NamedTuple):
+    """What an input takes from another node."""
+
+    node_id: str
+    slot: int
+
+
+class Graph:
+    """``object_info`` helps where a class is in it; of others, names say what they can."""
+
+    def __init__(self, workflow: Workflow, object_info: ObjectInfo | None = None) -> None:
+        self.workflow = workflow
+        self._object_info = object_info or {}
+        self._inputs: dict[str, dict[str, str | Link]] = {}
+        self._sides: dict[str, dict[Side, list[str]]] = {}
+
+    def class_of(self, node_id: str) -> str:
+        return str(self.workflow[node_id]["class_type"])
+
+    def inputs(self, node_id: str) -> dict[str, str | Link]:
+        """The inputs that may matter: links to nodes that there are, and texts."""
+        if node_id not in self._inputs:
+            node = self.workflow[node_id]
+            linked = {name: Link(source, slot) for name, source, slot in links(node) if source in self.workflow}
+            self._inputs[node_id] = {
+                name: linked.get(name, value)
+                for name, value in node["inputs"].items()
+                if name in linked or isinstance(value, str)
+            }
+        return self._inputs[node_id]
+
+    # --- what reaches an output ---------------------------------------------------------------------------
+
+    @cached_property
+    def users(self) -> dict[str, list[Use]]:
+        return users(self.workflow)
+
+    @cached_property
+    def live(self) -> dict[str, None]:
+        """Nodes that an output needs, in natural order; all of them when no output can be told."""
+        found = {node_id for node_id in self.workflow if self._is_output(node_id)}
+        waiting = list(found)
+        while waiting:
+            for link in self.inputs(waiting.pop()).values():
+                if isinstance(link, Link) and link.node_id not in found:
+                    found.add(link.node_id)
+                    waiting.append(link.node_id)
+        return dict.fromkeys(sorted(found or self.workflow, key=natural_key))
+
+    def _is_output(self, node_id: str) -> bool:
+        """Without a registry, a node that nothing is taken from may well be one, unless its class is known."""
+        entry = self._entry(node_id)
+        if entry is not None:
+            return bool(entry.get("output_node"))
+        return not self.users[node_id] and self.class_of(node_id) not in classes.NO_OUTPUT
+
+    def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
+        """Where an output goes, or all of a node's, as far as it matters."""
+        return [use for use in self.users[node_id] if use.node_id in self.live and slot in (None, use.slot)]
+
+    def uses_behind_reroutes(self, node_id: str) -> list[Use]:
+        """Where a node's outputs end up, as far as it matters."""
+        found, waiting, seen = [], [node_id], {node_id}
+        while waiting:
+            for use in self.live_uses(waiting.pop()):
+                if len(self.inputs(use.node_id)) > 1 or not self.passed_through(use.node_id):
+                    found.append(use)
+                elif use.node_id not in seen:
+                    seen.add(use.node_id)
+                    waiting.append(use.node_id)
+        return found
+
+    # --- what the registry says ---------------------------------------------------------------------------
+
+    def _entry(self, node_id: str) -> Mapping[str, Any] | None:
+        entry = self._object_info.get(self.class_of(node_id))
+        return entry if isinstance(entry, Mapping) else None
+
+    def _of_output(self, node_id: str, slot: int, key: str) -> str | None:
+        listed = (self._entry(node_id) or {}).get(key)
+        return str(listed[slot]) if isinstance(listed, list) and slot < len(listed) else None
+
+    def is_api_node(self, node_id: str) -> bool:
+        """Whether a node calls a service, which takes the prompt itself."""
+        return bool((self._entry(node_id) or {}).get("api_node"))
+
+    def may_be_text(self, node_id: str, name: str) -> bool:
+        """Whether an input takes a text, as far as the registry knows."""
+        return self._type_of(node_id, name) in (None, "STRING", "*")
+
+    def _type_of(self, node_id: str, name: str) -> str | None:
+        """An input's type (``COMBO`` for choices); None when the registry does not know."""
+        groups = (self._entry(node_id) or {}).get("input")
+        for group in groups.values() if isinstance(groups, Mapping) else ():
+            if isinstance(group, Mapping) and name in group:
+                spec = group[name]
+                kind = spec[0] if isinstance(spec, list) and spec else None
+                return kind if isinstance(kind, str) else "COMBO"
+        return None
+
+    def gives_text(self, link: Link) -> bool:
+        """Whether what a link takes is known to be a text."""
+        kind = self._of_output(*link, "output")
+        return kind == "STRING" if kind is not None else self.class_of(link.node_id) in classes.TEXT_FUNCTIONS
+
+    def side_of_output(self, link: Link) -> Side | None:
+        """Which side's conditioning comes out of a node of two sides, where that is known."""
+        side = vocabulary.sided(self._of_output(*link, "output_name") or "")
+        if side is None and self.class_of(link.node_id) in classes.TWO_SIDED:
+            return Side.POSITIVE if link.slot == 0 else Side.NEGATIVE
+        return side
+
+    # --- conditioning -------------------------------------------------------------------------------------
+
+    def sides(self, node_id: str) -> dict[Side, list[str]]:
+        """A node's inputs for conditioning by side: links, and texts in their stead (``positive: "a cat"``)."""
+        if node_id not in self._sides:
+            self._sides[node_id] = {side: [] for side in Side}
+            for name, value in self.inputs(node_id).items():
+                side = self._side_of_input(node_id, name, value)
+                if side is not None:
+                    self._sides[node_id][side].append(name)
+        return self._sides[node_id]
+
+    def _side_of_input(self, node_id: str, name: str, value: str | Link) -> Side | None:
+        kind, side = self._type_of(node_id, name), vocabulary.conditioning_side(name)
+        if isinstance(value, str):
+            is_prompt = name.lower() in ("positive", "negative") or vocabulary.is_text_name(name)
+            is_meant = is_prompt and side in (Side.POSITIVE, Side.NEGATIVE) and kind in (None, "STRING")
+            return side if is_meant else None
+        if kind == "CONDITIONING":
+            return Side.NEUTRAL if side in (None, Side.BUNDLE) else side
+        return None if kind in _OTHER_TYPES else side
+
+    def _conditioning(self, node_id: str) -> Iterator[tuple[str, Link]]:
+        inputs = self.inputs(node_id)
+        for name in (name for names in self.sides(node_id).values() for name in names):
+            value = inputs[name]
+            if isinstance(value, Link):
+                yield name, value
+
+    @cached_property
+    def samplers(self) -> list[str]:
+        """Live nodes that conditioning ends at, samplers and guiders of whatever make, in natural order."""
+        passed_on = {
+            self._behind_reroutes(link.node_id) for node_id in self.live for _, link in self._conditioning(node_id)
+        }
+        return [node_id for node_id in self.live if self._samples(node_id, is_passed_on=node_id in passed_on)]
+
+    def _samples(self, node_id: str, *, is_passed_on: bool) -> bool:
+        # API nodes take a negative_prompt, which may be linked and is no conditioning.
+        taken = [name for name, _ in self._conditioning(node_id) if not vocabulary.is_text_name(name)]
+        if not taken or self.class_of(node_id) in classes.CONDITIONING:
+            return False
+        if self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS:
+            return True
+        given = (self._entry(node_id) or {}).get("output")
+        return not is_passed_on and not (isinstance(given, list) and "CONDITIONING" in given)
+
+    def _behind_reroutes(self, node_id: str) -> str:
+        seen: set[str] = set()
+        while node_id not in seen:
+            seen.add(node_id)
+            values = list(self.inputs(node_id).items())
+            if len(values) == 1 and isinstance(values[0][1], Link) and not vocabulary.conditioning_side(values[0][0]):
+                node_id = values[0][1].node_id
+        return node_id
+
+    def passed_through(self, node_id: str) -> list[str]:
+        """The inputs of a reroute or a switch."""
+        inputs = self.inputs(node_id)
+        linked = [name for name, value in inputs.items() if isinstance(value, Link)]
+        if len(linked) == 1 and len(inputs) == 1 and not vocabulary.is_other_kind(linked[0]):
+            return linked
+        return [name for name in linked if vocabulary.is_switch_name(name)]
