@@ -65,7 +65,7 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
     node_id = str(data.get("node_id"))
     class_type = str(data.get("node_type"))
     exception = str(data.get("exception_type"))
-    said = neutral(str(data.get("exception_message") or "").strip()) or exception
+    said = neutral(str(data.get("exception_message") or "").strip()) or exception.strip() or "it does not say why"
     details = {
         "node_id": node_id,
         "class_type": class_type,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from settee.history import mapping
 from settee.messages import FEATURES, PICTURE_NODE, Event, ImageEvent, Meter, image_event, text_event
 from settee.workflow import Workflow
 
@@ -93,7 +94,7 @@ class Events:
 
     def watch(self, job_id: str, workflow: Workflow, *, is_new: bool = True) -> None:
         """Note from now on what is said of a job; ``is_new``: it has not been sent yet, so all of it can be heard."""
-        sending = frozenset(i for i, node in workflow.items() if node.get("class_type") == PICTURE_NODE)
+        sending = frozenset(i for i, node in workflow.items() if mapping(node).get("class_type") == PICTURE_NODE)
         with self._changed:
             self._jobs[job_id] = _Watched(Meter(workflow), sending, is_new and self._is_open is True, self._clock())
 
