@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from settee.errors import ConfigError, SealBroken
 from settee.strings import join_ascii
@@ -42,6 +42,12 @@ def sealed_size(size: int) -> int:
     """Bytes of the token for a message of ``size`` bytes."""
     ciphertext = (size // _BLOCK + 1) * _BLOCK  # PKCS #7 pads a full block too
     return 4 * -(-(_HEADER + ciphertext + _HMAC) // 3)
+
+
+class Writes(Protocol):
+    """What takes bytes."""
+
+    def write(self, data: bytes, /) -> object: ...
 
 
 class Sealer:
@@ -116,7 +122,7 @@ class Sealer:
                 yield _encode(memoryview(part)[:whole])
         yield _encode(rest + mac.finalize())
 
-    def open_file(self, source: BinaryIO, target: BinaryIO) -> None:
+    def open_file(self, source: BinaryIO, target: Writes) -> None:
         """Write what the token in ``source`` (seekable) holds to ``target``, in memory for a piece of it.
 
         The whole token is checked before a byte is written. Raises SealBroken.

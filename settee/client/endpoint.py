@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -104,7 +104,9 @@ class Job:
         self.answer = follow(self.endpoint.target, self.answer, timeout_s=timeout_s, on_update=on_update, stop=stop)
         if self._uploader is not None:
             self._uploader.remove()
-        return result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
+        result = result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
+        sealer = self.endpoint.sealer
+        return replace(result, unseal=sealer.open_file) if sealer is not None else result
 
 
 class Endpoint:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from settee.client.errors import JobFailed
 
 if TYPE_CHECKING:
     from settee.client.saving import Saved
+    from settee.sealing import Writes
 
 #: Outputs of every kind come in these lists of a worker's result, by what a file is.
 KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")
 #: ``base64``; ``s3_url`` and ``url``: to be fetched; ``text``; ``path``: on the worker's network volume.
 TYPES = ("base64", "s3_url", "url", "text", "path")
+#: Writes what a sealed file holds. Raises ClientError, OSError.
+Unseal: TypeAlias = "Callable[[Path, Writes], None]"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Result:
     seeds: dict[str, int] = field(default_factory=dict)
     #: As it was sent.
     workflow: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: Opens what a sealed job has put on S3: behind each address lies a token.
+    unseal: Unseal | None = field(default=None, repr=False, compare=False)
 
     def save(self, out: str | PathLike[str], *, overwrite: bool = False, metadata: bool = False) -> list[Saved]:
         """Save every output into a folder; see :func:`settee.client.saving.save` for names and errors."""

@@ -6,10 +6,13 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee.client.environment import Environment
 from settee.client.errors import UsageError
+
+if TYPE_CHECKING:
+    from settee.sealing import Writes
 
 #: Of a sealed answer: what it holds instead of its outputs.
 _TOKEN = "encrypted_output"  # noqa: S105 - a key's name
@@ -74,25 +77,21 @@ class Sealer:
             raise UsageError("the sealed answer holds no result: is it a settee worker's?", job_id=job_id)
         return answer
 
-    def open_file(self, sealed: Path, target: Path) -> None:
-        """Write what a sealed file (``….sealed``, from S3 or the volume) holds to ``target``, which must be new.
+    def open_file(self, sealed: Path, target: Writes) -> None:
+        """Write what a sealed file (``….sealed``, from S3) holds to ``target``; nothing, when it does not open.
 
-        Raises UsageError where the keys do not open it, and OSError; nothing is left then.
+        Raises UsageError where the keys do not open it, and OSError.
         """
         from settee.errors import SealBroken
 
-        with sealed.open("rb") as source, target.open("xb") as file:
+        with sealed.open("rb") as source:
             try:
-                self._keys.open_file(source, file)
-            except BaseException as error:
-                file.close()
-                target.unlink(missing_ok=True)
-                if isinstance(error, SealBroken):
-                    raise UsageError(
-                        f"{sealed.name} does not open with the key of {self.origin}: "
-                        "give the key that the job was sealed with, or fetch the file again"
-                    ) from None
-                raise
+                self._keys.open_file(source, target)
+            except SealBroken:
+                raise UsageError(
+                    f"it does not open with the key of {self.origin}: give the key that the job was sealed with, or "
+                    "fetch it again"
+                ) from None
 
 
 def sealer(environment: Environment, key_file: Path | None, warn: Callable[[str], None]) -> Sealer | None:

@@ -6,12 +6,13 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
-from settee.client.results import Output, Result
+from settee.client.results import Output, Result, Unseal
 from settee.client.saving.fetch import Authorize, Fetcher
 from settee.client.saving.names import plain_name
 from settee.client.saving.part import Part, check, open_part, write_base64, write_text
@@ -75,7 +76,7 @@ def save(
         for output in result.outputs:
             try:
                 with open_part(out) as part:
-                    _fill(part, output, fetcher)
+                    _fill(part, output, fetcher, result.unseal)
                     part.finish()
                     note = _note(result, output, part, notes or {}) if metadata else None
                     path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=note)
@@ -91,9 +92,16 @@ def save(
     return saved
 
 
-def _fill(part: Part, output: Output, fetcher: Fetcher) -> None:
+def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -> None:
     """The output's bytes. Raises ClientError, OSError."""
-    if output.type in ("s3_url", "url"):
+    if unseal is not None and output.type == "s3_url" and urlsplit(output.data).path.endswith(".sealed"):
+        with open_part(part.path.parent) as sealed:
+            # Size and hash are those of what is inside.
+            fetcher.fetch(replace(output, size=None, sha256=None), sealed)
+            sealed.finish()
+            unseal(sealed.path, part)
+        check(part, output)
+    elif output.type in ("s3_url", "url"):
         fetcher.fetch(output, part)
     elif output.type == "base64":
         write_base64(output.data, part)
