@@ -194,8 +194,10 @@ def test_a_workflow_that_comfyui_refuses_is_explained(target: Comfy) -> None:
 
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_workflow_that_is_good_in_part(server: EmbeddedServer, target: Comfy, allow: bool) -> None:
-    graph = {**loading("nowhere.png"), **{f"{key}0": node for key, node in empty().items()}}
-    graph["90"]["inputs"]["images"] = ["10", 0]
+    # Refused, it has to be stopped: it would run on for minutes.
+    good = slow(steps=2 if allow else 100_000)
+    graph = {**good, "2": loading("nowhere.png")["1"], "90": good["9"], "9": loading("")["9"]}
+    graph["9"]["inputs"]["images"] = ["2", 0]
     answer = ran(target, graph, allow_partial=allow)
     if allow:
         assert [item["node_id"] for item in images(answer)] == ["90"]
@@ -228,11 +230,13 @@ def test_a_job_over_its_time_limit_is_ended(target: Comfy) -> None:
 # --- cancel, resume -----------------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_that_job_and_no_other(target: Comfy) -> None:
+def test_cancel_ends_that_job_and_no_other(server: EmbeddedServer, target: Comfy) -> None:
+    interrupts = server.stats()["interrupts"]
     first, second, third = sent(target, slow(steps=4000)), sent(target, empty()), sent(target, empty(1))
     running(target, first)
     target.cancel(second.job_id)
     assert end(target, second).status is Status.CANCELLED
+    assert server.stats()["interrupts"] == interrupts, "an older ComfyUI interrupts whatever runs"
     assert target.status(first.job_id).status is Status.IN_PROGRESS
     target.cancel(first.job_id)
     answer = end(target, first)

@@ -21,7 +21,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path_factory.mktemp("comfy")) as server:
+    with EmbeddedServer(tmp_path_factory.mktemp("comfy"), args=["--preview-method", "auto"]) as server:
         yield server
 
 
@@ -65,7 +65,7 @@ def test_progress_goes_on_after_the_socket_broke(
 
 
 def test_pictures_that_the_socket_lost_are_no_success(server: EmbeddedServer, target: Comfy) -> None:
-    graph = {**empty(), "2": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    graph = {**empty(), **sending("1")}
     server.fault("ws_refuse")
     answer = ran(target, graph)
     assert (answer.status, answer.code) == (Status.FAILED, "output_missing")
@@ -73,6 +73,30 @@ def test_pictures_that_the_socket_lost_are_no_success(server: EmbeddedServer, ta
     later = Comfy(server.url)
     assert later.status(sent_id(server)).code == "output_missing", "nor for whoever resumes it"
     later.close()
+
+
+def test_pictures_sent_while_the_socket_was_broken_are_no_success(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is open again when the job ends, and may have missed one."""
+    monkeypatch.setattr(comfy_events, "FIRST_PAUSE_S", 0.05)
+    answer = sent(target, {**slow(steps=50, delay_ms=10), **sending("5")})
+    running(target, answer)
+    sockets = server.stats()["sockets_opened"]
+    server.fault("ws_drop_after", 1)
+    eventually(lambda: server.stats()["sockets_opened"] > sockets, what="another socket")
+    assert end(target, answer).code == "output_missing"
+
+
+def test_previews_are_no_outputs(target: Comfy) -> None:
+    """Every step of a sampler sends one over the socket."""
+    found = images(ran(target, {**slow(steps=5, delay_ms=5), **sending("5")}))
+    assert [item["node_id"] for item in found] == ["9", "2"]
+
+
+def sending(source: str) -> dict[str, object]:
+    """SaveImageWebsocket "2"."""
+    return {"2": {"class_type": "SaveImageWebsocket", "inputs": {"images": [source, 0]}}}
 
 
 def sent_id(server: EmbeddedServer) -> str:
@@ -86,7 +110,7 @@ def test_pictures_may_come_after_history(server: EmbeddedServer, monkeypatch: py
     clock = Clock()
     target = Comfy(server.url, clock=clock)
     server.fault("no_final_message")
-    graph = {**empty(), "2": {"class_type": "SaveImageWebsocket", "inputs": {"images": ["1", 0]}}}
+    graph = {**empty(), **sending("1")}
     answer = sent(target, graph)
     eventually(lambda: is_idle(server) and target.status(answer.job_id).progress.get("percent") == 100.0)
     assert target.status(answer.job_id).status is Status.IN_PROGRESS
