@@ -49,6 +49,17 @@ class Kind(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where a door wants all files of a job: in a bucket at the worker's S3 endpoint, by names of the door's own."""
+
+    bucket: str
+    #: The key of a file, by its number (from 0) in the result.
+    key: Callable[[int, Artifact], str]
+    #: What the object says of itself, by artifact and hex sha256; text of any script.
+    metadata: Callable[[Artifact, str], dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run of one request."""
 
@@ -61,6 +72,8 @@ class Job:
     created_at: float = field(default_factory=time.time)
     #: The largest result the door can carry, in bytes of its body; None when it has no limit.
     max_result_bytes: int | None = None
+    #: Instead of what the request and the settings say of delivery.
+    destination: Destination | None = None
     #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
     sealed: bool = False
 

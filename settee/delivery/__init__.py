@@ -99,7 +99,7 @@ def deliver(
             notify(next(delivered), len(items))
 
     sealer = _sealer(job, settings)
-    target = target_for(job.request, settings)
+    target = target_for(job, settings)
     items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
     places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
     by_place: dict[Place, list[Item]] = {}
@@ -129,7 +129,7 @@ def deliver(
 def _to_s3(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
     from settee.delivery.upload import upload
 
-    target = target_for(job.request, settings)
+    target = target_for(job, settings)
     assert target is not None
     # Again: the name may have been pointed elsewhere while the job ran.
     if problem := _endpoint_problem(job.request, settings):

@@ -6,10 +6,12 @@ import hashlib
 import io
 import os
 import stat
+import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from settee.errors import DeliveryError, OutputMissing
@@ -140,6 +142,14 @@ class Stream:
                 details={"filename": self._artifact.filename, "node_id": self._artifact.node_id},
                 retryable=True,
             )
+
+    def spooled(self, folder: Path) -> Blob:
+        """The same bytes, in a file without a name in ``folder``: to be read as often as needed."""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for chunk in self.chunks():
+                file.write(chunk)
+            file.flush()
+            return Blob([Span(0, file.tell())], os.dup(file.fileno()))
 
     def close(self) -> None:
         """Nothing is held between reads."""

@@ -16,7 +16,8 @@ from settee.delivery.attempts import BOTOCORE_ATTEMPTS, code_of, is_not_public, 
 from settee.delivery.endpoint import NOT_PUBLIC, guard, normal_endpoint
 from settee.delivery.endpoint import endpoint_problem as endpoint_problem
 from settee.errors import DeliveryError
-from settee.request import Bucket, JobRequest
+from settee.job import Job
+from settee.request import Bucket
 from settee.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
@@ -59,9 +60,15 @@ _CALLERS_NAMES = {
 }
 
 
-def target_for(request: JobRequest, settings: Settings) -> Target | None:
-    """The caller's bucket if the job brought one, else the worker's, else None."""
-    wanted = request.delivery
+def target_for(job: Job, settings: Settings) -> Target | None:
+    """The door's bucket if it named one, the caller's if the job brought one, else the worker's, else None."""
+    request, wanted = job.request, job.request.delivery
+    if job.destination is not None:
+        own = workers_target(settings)
+        if own is None:
+            raise DeliveryError("there is no S3 endpoint to put the outputs at: set BUCKET_ENDPOINT_URL")
+        expires_s = wanted.expires_s or settings.bucket_expires_s
+        return replace(own, bucket=job.destination.bucket, by_month=False, expires_s=expires_s)
     if request.bucket is not None:
         try:
             target = callers_target(request.bucket, settings)

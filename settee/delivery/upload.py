@@ -11,7 +11,7 @@ from typing import Any
 
 from settee.delivery import s3
 from settee.delivery.attempts import code_of, status_of
-from settee.delivery.blob import Blob, Digest, Window
+from settee.delivery.blob import Blob, Digest, Stream, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
 from settee.delivery.lanes import Lanes
@@ -148,6 +148,15 @@ class _Upload:
     def _object(self, item: Item, prepared: Prepared) -> Object:
         """Its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
         artifact = item.artifact
+        destination = self._job.destination
+        if destination is not None:
+            if isinstance(prepared.content, Stream):
+                prepared.content = prepared.content.spooled(item.settings.workspace_dir)
+            digest = Digest(self._check)
+            for _ in digest.through(prepared.content.chunks()):
+                pass  # its metadata has the hash, and goes ahead of it
+            metadata = encode_metadata(destination.metadata(artifact, digest.sha256))
+            return Object(destination.key(item.index, artifact), prepared.media_type, metadata)
         if self._sealer:
             key = self._namer.key(artifact, f"{item.index:04d}.sealed")
             return Object(key, "application/octet-stream", encode_metadata({"settee-job": self._job.id}))

@@ -190,7 +190,7 @@ def test_a_bucket_that_no_bucket_can_be_is_found_before_anything_runs() -> None:
 
 def test_the_callers_bucket_goes_first_and_keeps_the_workers_settings_out() -> None:
     settings = make_settings(**BUCKET, bucket_prefix="internal/{job_id}", bucket_public_url="https://cdn.example.com")
-    target = target_for(make_job(bucket=CALLERS).request, settings)
+    target = target_for(make_job(bucket=CALLERS), settings)
     assert target is not None
     assert (target.endpoint_url, target.bucket, target.access_key) == ("https://s3.example.org", "theirs", "caller-key")
     assert (target.prefix, target.public_url, target.own) == ("{job_id}", None, False)
@@ -198,14 +198,14 @@ def test_the_callers_bucket_goes_first_and_keeps_the_workers_settings_out() -> N
 
 
 def test_the_defaults_are_those_of_runpods_uploader() -> None:
-    target = target_for(make_job().request, make_settings(**BUCKET))
+    target = target_for(make_job(), make_settings(**BUCKET))
     assert target is not None
     month, _, year = target.bucket.partition("-")
     assert len(month) == len(year) == 2
     assert target.by_month
     assert target.expires_s == 7 * 24 * 3600
     assert target.prefix == "{job_id}"
-    assert target_for(make_job().request, make_settings()) is None
+    assert target_for(make_job(), make_settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_regions_named_by_endpoints(url: str, region: str) -> None:
     ],
 )
 def test_the_addresses_that_endpoints_make(changes: dict[str, object], start: str, region: str) -> None:
-    target = target_for(make_job().request, make_settings(**{**BUCKET, **changes}))
+    target = target_for(make_job(), make_settings(**{**BUCKET, **changes}))
     assert target is not None
     url = url_for(client_for(target), target, "job-1/a.png")
     assert url.startswith(start.format(month=time.strftime("%m-%y")))
