@@ -169,12 +169,19 @@ class Graph:
     def _samples(self, node_id: str, *, is_passed_on: bool) -> bool:
         # API nodes take a negative_prompt, which may be linked and is no conditioning.
         taken = [name for name, _ in self._conditioning(node_id) if not vocabulary.is_text_name(name)]
-        if not taken or self.class_of(node_id) in classes.CONDITIONING:
+        name = self.class_of(node_id)
+        if not taken or name in classes.CONDITIONING:
             return False
-        if self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS:
+        if len(self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS) > 1:
             return True
         given = (self._entry(node_id) or {}).get("output")
-        return not is_passed_on and not (isinstance(given, list) and "CONDITIONING" in given)
+        gives_conditioning = isinstance(given, list) and "CONDITIONING" in given
+        return not (is_passed_on or gives_conditioning or vocabulary.keeps_texts(name))
+
+    def is_patch(self, node_id: str) -> bool:
+        """Whether a node gives a model and nothing else: what it takes conditioning for is its own affair."""
+        names = {use.input for use in self.live_uses(node_id)}
+        return bool(names) and all("model" in vocabulary.words(name) for name in names)
 
     def _behind_reroutes(self, node_id: str) -> str:
         seen: set[str] = set()

@@ -15,8 +15,8 @@ from settee.client.inject.graph import Graph, Link
 from settee.client.inject.selectors import Place, Use
 from settee.client.inject.vocabulary import Side
 
-#: ``middle`` is DualCFGGuider's second condition, which is either side's; ``empty`` guides by no prompt at all; what
-#: ``erased`` leads to has no effect.
+#: ``middle`` is either side's (DualCFGGuider's second condition, that of a model's patch), ``empty`` guides by no
+#: prompt at all, and what ``erased`` leads to has no effect.
 Role = Literal["positive", "negative", "middle", "empty", "erased"]
 _WALKED: tuple[Role, ...] = ("positive", "negative", "middle", "empty")
 
@@ -80,13 +80,15 @@ class Tracing:
     def doubtful(self) -> list[str]:
         """Nodes with a positive and a negative input, of which it cannot be told what output is whose.
 
-        That the first output is the positive one is everybody's custom. A node that is used otherwise, or whose one
-        output goes to both sides, may be anything.
+        The first output positive and the second negative is everybody's custom. Nodes that have other outputs before
+        those still have them in this order, which shows where both are used. All else may be anything.
         """
         found = []
         for node_id, slots in self._left_by.items():
             positive, negative = slots.get("positive", set()), slots.get("negative", set())
-            if 0 in negative or positive & negative or (positive and negative and max(positive) > min(negative)):
+            is_custom = positive <= {0} and negative <= {1}
+            is_in_order = positive and negative and max(positive) < min(negative)
+            if not (is_custom or is_in_order):
                 found.append(node_id)
         return found
 
@@ -138,11 +140,23 @@ class Tracing:
                 # The negative guides cond2, and that one cond1: a second prompt, or the negative with an image.
                 yield node_id, {"positive": ["cond1"], "middle": ["cond2"], "negative": ["negative"]}.get(role, [])
             elif role in ("positive", "negative"):
-                is_neutral_ours = (role == "negative") is vocabulary.is_kept_away_from(name)
                 own = sides[Side.POSITIVE if role == "positive" else Side.NEGATIVE]
-                yield node_id, own + sides[Side.BUNDLE] + (sides[Side.NEUTRAL] if is_neutral_ours else [])
+                yield (
+                    node_id,
+                    own + sides[Side.BUNDLE] + (sides[Side.NEUTRAL] if self._neutral(node_id) == role else []),
+                )
+            elif role == "middle":
+                yield node_id, sides[Side.NEUTRAL] if self._neutral(node_id) == role else []
             elif role == "empty":
                 yield node_id, sides[Side.EMPTY]
+
+    def _neutral(self, sampler: str) -> Role:
+        """Whose the conditioning is that a sampler takes under no side's name."""
+        sides = self.graph.sides(sampler)
+        if vocabulary.is_kept_away_from(self.graph.class_of(sampler)):
+            return "negative"
+        is_only_one = len(sides[Side.NEUTRAL]) == 1 and not sides[Side.POSITIVE]
+        return "positive" if is_only_one and not self.graph.is_patch(sampler) else "middle"
 
     def _left_unused(self, node_id: str) -> list[str]:
         """Inputs of a node of ComfyUI's own whose conditioning nothing takes: it may be there for its latent only."""
@@ -177,7 +191,7 @@ class Tracing:
     def _beyond(self, step: _Step, role: Role, reach: Reach) -> list[_Step]:
         """One node of a way: its texts are found, and where it goes on is answered."""
         node_id = step.at.node_id
-        if vocabulary.empties(self.graph.class_of(node_id)):
+        if vocabulary.empties(self.graph.class_of(node_id)) and role != "erased":
             reach.zeroed.add(node_id)
             return []
         sides = self.graph.sides(node_id)
@@ -224,7 +238,8 @@ class Tracing:
         texts = [text for text in inputs if self.graph.may_be_text(node_id, text)]
         named = [text for text in texts if vocabulary.is_text_name(text)]
         # An encoder has its language model by a link. What is left then is a text under a name of its own.
-        is_encoder = any(isinstance(value, Link) for value in inputs.values())
+        linked = [text for text, value in inputs.items() if isinstance(value, Link)]
+        is_encoder = any(vocabulary.is_language_model(text) or "model" in vocabulary.words(text) for text in linked)
         if named or only_named or not is_encoder or any(self.graph.sides(node_id).values()):
             return named
         return [text for text in texts if isinstance(inputs[text], str) and not vocabulary.is_choice_name(text)]
@@ -271,6 +286,4 @@ class Tracing:
         sides = {side: [part for part in named if vocabulary.sided(part) is side] for side in Side}
         if sides[Side.POSITIVE] and sides[Side.NEGATIVE]:
             return sides[self._side(_Step(link), role)]
-        return named or [
-            part for part in texts if isinstance(inputs[part], str) and not vocabulary.is_choice_name(part)
-        ]
+        return named or [part for part in texts if vocabulary.is_value_name(part)]

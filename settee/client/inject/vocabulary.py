@@ -22,7 +22,7 @@ class Side(Enum):
     BUNDLE = 4
 
 
-#: Names of inputs that only a sampling node has. It samples, also when it passes its conditioning on.
+#: Inputs of sampling nodes. One that has two of them samples, also when it passes its conditioning on.
 SAMPLING_INPUTS = frozenset(["sampler_name", "steps", "cfg", "denoise", "noise_seed", "sigmas", "sampler"])
 #: Inputs for one prompt's words in one of several language models.
 PARTS = frozenset(["clip_l", "clip_g", "t5xxl", "llama", "bert", "mt5xl", "text_g", "text_l", "qwen25_7b"])
@@ -46,7 +46,12 @@ _CHOICES = _words(
     suffix system task template tidy token tokenizer type url version weight weighting
     """
 )
-_SETTINGS = _words("model models vae clip strength scale weight weights noise sigmas net vision mode type start end")
+_SETTINGS = _words(
+    """
+    model models vae clip strength scale weight weights noise sigmas net vision mode type start end point points
+    coordinates coords
+    """
+)
 _MEDIA = _words(
     """
     image images img picture pictures video videos audio mesh svg glb frame frames sample samples latent latents pixels
@@ -128,17 +133,21 @@ def is_number_name(name: str) -> bool:
     return bool(words(name) & _words("seed index select selector count start end length switch"))
 
 
+def is_value_name(name: str) -> bool:
+    """Whether the one text of a node that has no other input sounds as if it were what the node is for."""
+    return name.lower() in ("value", "content", "contents", "positive", "negative")
+
+
 def is_language_model(name: str) -> bool:
     """Whether a linked input sounds like what a text encoder encodes with."""
     said = words(name)
-    return name.lower() in ("t5", "t5xxl") or bool(
-        said & _words("clip encoder conditioner tokenizer") - said & {"vision"}
-    )
+    is_one = name.lower() in ("t5", "t5xxl") or bool(said & _words("clip encoder conditioner tokenizer"))
+    return is_one and "vision" not in said
 
 
 def keeps_texts(class_type: str) -> bool:
     """Whether a class sounds as if it noted a prompt beside a picture, or showed one."""
-    return bool(words(class_type) & _words("save saver preview show display metadata inspect"))
+    return bool(words(class_type) & _words("save saver preview show display metadata inspect inspector"))
 
 
 def made(consumers: Iterable[str]) -> str | None:
