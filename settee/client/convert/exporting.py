@@ -1,0 +1,119 @@
+"""The editor's own export, done again: every node that runs, with its widgets' values and its links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from settee.client.convert import promoted, values
+from settee.client.convert.definitions import Definition, Input
+from settee.client.convert.graph import MAX_NODES, Node, read
+from settee.client.convert.refusal import refused, shown
+from settee.client.convert.scopes import BYPASSED, EDITORS_OWN, MUTED, Registry, Scope
+from settee.client.convert.sources import Muted, Nothing, Output, Primitive, Promoted, Source, source
+from settee.workflow import ObjectInfo, Workflow, natural_key
+
+
+def converted(
+    editor: Mapping[str, Any], object_info: ObjectInfo, *, extensions: Iterable[str] | None = None
+) -> Workflow:
+    """The API format of a workflow as the editor saves it, with titles, in natural order of its ids.
+
+    ``object_info`` is the registry of the server that is to run it. ``extensions`` is what that server's
+    ``GET /extensions`` answers; without it, custom nodes are refused, for their packs may bring scripts that change
+    what the editor exports. Inputs that only the editor knows (previews) are left out.
+
+    Raises UsageError that names the node which prevents it.
+    """
+    file = read(editor)
+    registry = Registry(file, object_info, extensions)
+    workflow: Workflow = {}
+    for scope, node in _running(registry, Scope(file.graph)):
+        definition = registry.definition(scope, node)
+        if definition.browser_made:
+            raise registry.refused(scope, node, definition.browser_made)
+        try:
+            inputs = _inputs(registry, scope, node, definition)
+        except values.Misfit as error:
+            raise registry.refused(scope, node, str(error)) from error
+        workflow[f"{scope.path}{node.id}"] = {
+            "class_type": node.type,
+            "inputs": inputs,
+            "_meta": {"title": node.title or definition.display_name},
+        }
+        if len(workflow) > MAX_NODES:
+            raise refused("it", f"has more than {MAX_NODES} nodes")
+    if not workflow:
+        raise refused("it", "has no node that runs")
+    return {node_id: workflow[node_id] for node_id in sorted(workflow, key=natural_key)}
+
+
+def _running(registry: Registry, scope: Scope) -> Iterator[tuple[Scope, Node]]:
+    """Every node that is exported, those of subgraphs too. Raises for nodes of unknown classes, muted ones too."""
+    for node in scope.graph.nodes.values():
+        if registry.subgraph(node):
+            yield from _running(registry, registry.inside(scope, node))
+        elif node.type not in EDITORS_OWN:
+            registry.definition(scope, node)
+            if node.mode not in (MUTED, BYPASSED):
+                yield scope, node
+
+
+def _inputs(registry: Registry, scope: Scope, node: Node, definition: Definition) -> dict[str, Any]:
+    held = values.by_name(node, definition)
+    for slot in node.inputs:
+        item = definition.input(slot.name)
+        if item is None and slot.link is not None:
+            raise values.Misfit(f"has a linked input {shown(slot.name)} that the server does not know of it")
+        if item is not None and slot.is_widget and not item.is_widget:
+            raise values.Misfit(f"has a widget for {slot.name}, which the server does not know as one")
+    inputs = {}
+    for item in definition.inputs:
+        file_slot = node.slot(item.name)
+        link = file_slot.link if file_slot else None
+        feeds: Source = Nothing() if link is None else source(registry, scope, link, item.type)
+        if isinstance(feeds, Output):
+            inputs[item.name] = [feeds.id, feeds.slot]
+        elif item.is_widget:
+            inputs[item.name] = _widget(registry, scope, item, held[item.name], feeds)
+        else:
+            _check_unfed(registry, item, feeds)
+    return inputs
+
+
+def _widget(registry: Registry, scope: Scope, item: Input, held: Any, feeds: Source) -> Any:
+    """The value of a widget that no node which runs feeds."""
+    if isinstance(feeds, Nothing):
+        return values.exported(item, held)
+    if isinstance(feeds, Primitive):
+        if scope.parent is not None or not feeds.is_next:
+            raise values.Misfit(
+                f"has an input {item.name} that the primitive {feeds.node.id} feeds by a detour or in a subgraph"
+            )
+        return values.exported(item, _primitive(item, feeds.node), raw=True)
+    if isinstance(feeds, Promoted):
+        if not feeds.is_next or not promoted.is_widget(registry, feeds.scope, feeds.edge):
+            raise values.Misfit(f"has an input {item.name} that a widget outside its subgraph feeds by a detour")
+        return values.exported(item, promoted.value(registry, feeds.scope, feeds.edge), raw=True)
+    assert isinstance(feeds, Muted)
+    # The first editors with subgraphs leave the input out; others take the widget's value.
+    raise values.Misfit(f"has an input {item.name} that the muted node {feeds.node.id} feeds")
+
+
+def _check_unfed(registry: Registry, item: Input, feeds: Source) -> None:
+    """An input without a widget that nothing feeds is not exported."""
+    if isinstance(feeds, Primitive):
+        raise values.Misfit(f"has an input {item.name}, no widget, that the primitive {feeds.node.id} feeds")
+    if isinstance(feeds, Promoted) and promoted.is_widget(registry, feeds.scope, feeds.edge):
+        raise values.Misfit(f"has an input {item.name}, no widget, that a widget outside its subgraph feeds")
+    assert isinstance(feeds, (Nothing, Muted, Promoted))
+
+
+def _primitive(item: Input, node: Node) -> Any:
+    """What a PrimitiveNode puts into the widget: it goes before the widget's own value, whatever its mode is."""
+    listed = node.values
+    if node.outputs[:1] != (item.type,) or not isinstance(listed, list) or not listed:
+        raise values.Misfit(f"has an input {item.name} that the primitive {node.id} feeds, which has no {item.type}")
+    if "%" in str(listed[0]) and node.properties.get("Run widget replace on values"):
+        raise values.Misfit(f"has an input {item.name} that the primitive {node.id} feeds, which replaces patterns")
+    return listed[0]

@@ -1,0 +1,132 @@
+"""The widgets that a subgraph's node has of the nodes inside, and what they hold.
+
+Editors up to 1.40 write their values into the file twice, those of 1.41 to 1.45 only inside, later ones only outside
+when they were changed there. All but 1.41 to 1.45 read the outer value first, in the order of the subgraph's inputs;
+the inner one counts when there is none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from settee.client.convert import values
+from settee.client.convert.graph import Edge, Node
+from settee.client.convert.refusal import shown
+from settee.client.convert.scopes import Registry, Scope
+
+#: In ``proxyWidgets``, the node that stands for an input of the subgraph.
+_OWN_INPUT = "-1"
+
+
+def value(registry: Registry, scope: Scope, edge: Edge) -> Any:
+    """What the widget for this input of the subgraph holds. Raises UsageError where editors disagree."""
+    instance, parent = _outside(scope)
+    given = _given(registry, scope)
+    if edge.name in given:
+        return given[edge.name]
+    found = inner_values(registry, scope, edge)
+    if not found or any(not same(found[0], other) for other in found):
+        raise registry.refused(parent, instance, f"feeds several widgets from {shown(edge.name)}, of different values")
+    return found[0]
+
+
+def is_widget(registry: Registry, scope: Scope, edge: Edge) -> bool:
+    """Whether the subgraph's node has a widget for this input: when the first thing it feeds is one."""
+    if not edge.links:
+        return False
+    link = scope.graph.links[edge.links[0]]
+    target = scope.graph.nodes.get(link.target)
+    if target is None:
+        return False
+    name = target.inputs[link.target_slot].name
+    if registry.subgraph(target):
+        inside = registry.inside(scope, target)
+        following = next((other for other in inside.graph.inputs if other.name == name), None)
+        return following is not None and is_widget(registry, inside, following)
+    item = registry.input(scope, target, name)
+    return item is not None and item.is_widget
+
+
+def inner_values(registry: Registry, scope: Scope, edge: Edge) -> list[Any]:
+    """The values of the widgets inside that this input feeds, in order."""
+    found = []
+    for link_id in edge.links:
+        link = scope.graph.links[link_id]
+        target = scope.graph.nodes.get(link.target)
+        if target is None:
+            continue
+        name = target.inputs[link.target_slot].name
+        if registry.subgraph(target):
+            inside = registry.inside(scope, target)
+            following = next((other for other in inside.graph.inputs if other.name == name), None)
+            if following is not None and is_widget(registry, inside, following):
+                found.append(value(registry, inside, following))
+            continue
+        item = registry.input(scope, target, name)
+        if item is not None and item.is_widget:
+            found.append(_own_value(registry, scope, target, name))
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are exported alike; true is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _outside(scope: Scope) -> tuple[Node, Scope]:
+    assert scope.instance is not None
+    assert scope.parent is not None
+    return scope.instance, scope.parent
+
+
+def _given(registry: Registry, scope: Scope) -> Mapping[str, Any]:
+    """The values that the subgraph's node itself has, by input."""
+    instance, parent = _outside(scope)
+    listed = instance.values
+    if listed is None or listed == []:
+        return {}
+    names = [edge.name for edge in scope.graph.inputs if is_widget(registry, scope, edge)]
+    if not isinstance(listed, list) or None in listed:
+        raise registry.refused(parent, instance, "has values for its widgets that are not complete")
+    given = dict(zip(names, listed, strict=False))
+    proxies = instance.properties.get("proxyWidgets")
+    if proxies:
+        _check_proxies(registry, scope, proxies, given)
+    elif len(listed) != len(names):
+        raise registry.refused(parent, instance, f"has {len(listed)} values for {len(names)} widgets")
+    if instance.named_values is not None and any(
+        name not in instance.named_values or not same(instance.named_values[name], held) for name, held in given.items()
+    ):
+        raise registry.refused(parent, instance, "has other values for its widgets by their names")
+    return given
+
+
+def _check_proxies(registry: Registry, scope: Scope, proxies: Any, given: Mapping[str, Any]) -> None:
+    """Later editors read the values in the order of ``proxyWidgets``, and take some for widgets that are no inputs."""
+    instance, parent = _outside(scope)
+    listed = instance.values
+    readable = isinstance(proxies, list) and all(
+        isinstance(entry, list) and len(entry) >= 2 and isinstance(entry[1], str) for entry in proxies
+    )
+    agree = readable and len(listed) <= len(proxies)
+    by_proxy: dict[str, Any] = {}
+    for (identity, name, *_), held in zip(proxies if agree else (), listed, strict=False):
+        if str(identity) == _OWN_INPUT:
+            by_proxy[name] = held
+            continue
+        target = scope.graph.nodes.get(str(identity))
+        item = registry.input(scope, target, name) if target else None
+        # One that an input of the subgraph feeds counts for that input.
+        agree = agree and target is not None and item is not None and item.is_widget
+        agree = agree and target is not None and same(_own_value(registry, scope, target, name), held)
+    if not agree or not same(by_proxy, dict(given)):
+        raise registry.refused(parent, instance, "has widgets that editors read in different orders")
+
+
+def _own_value(registry: Registry, scope: Scope, node: Node, name: str) -> Any:
+    try:
+        return values.by_name(node, registry.definition(scope, node))[name]
+    except values.Misfit as error:
+        raise registry.refused(scope, node, str(error)) from error

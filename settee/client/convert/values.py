@@ -1,0 +1,140 @@
+"""``widgets_values``: which value belongs to which input, and what the editor exports for it.
+
+The file has them as a list without names, so a node that changed since it was saved would get its values shifted, in
+the editor too. Therefore the count must be right and each value must be of its widget's type, or the node is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from settee.client.convert import texts
+from settee.client.convert.definitions import Definition, Input
+from settee.client.convert.graph import Node
+from settee.client.convert.refusal import shown
+
+#: What the widget "control after generate" says; old editors had a switch.
+_CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap", True, False)
+#: Classes with widgets of the editor's own after those of the registry: previews of sound and of 3D, and text.
+_PREVIEWS = {
+    "Preview3D": 1,
+    "Preview3DAnimation": 1,
+    "PreviewAny": 3,
+    "PreviewAudio": 1,
+    "SaveAudio": 1,
+    "SaveAudioMP3": 1,
+    "SaveAudioOpus": 1,
+    "SaveGLB": 1,
+}
+#: As a JavaScript number no larger one is exact.
+_LARGEST = 2**53
+
+
+class Misfit(ValueError):
+    """The values do not fit the class; the message continues a sentence that begins with the node."""
+
+
+def by_name(node: Node, definition: Definition) -> dict[str, Any]:
+    """The node's values by input, as the file has them. Raises :class:`Misfit`."""
+    values = [] if node.values is None else node.values
+    if not isinstance(values, list):
+        raise Misfit("keeps its values in a way of its own (widgets_values is no list)")
+    named: dict[str, Any] = {}
+    place = 0
+    missing = []
+    for item in definition.inputs:
+        if not item.is_widget:
+            continue
+        if place < len(values):
+            named[item.name] = values[place]
+        elif item.optional and "default" in item.options:
+            # The node is older than this input: the editor takes the default.
+            named[item.name] = item.options["default"]
+        else:
+            missing.append(item.name)
+        for control in values[place + 1 : place + 1 + item.controls][:1]:
+            if control not in _CONTROLS:
+                raise Misfit(
+                    f"has {shown(control)} after {item.name}, where what to do with it after a run should stand"
+                )
+        place += 1 + item.controls
+    # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
+    if missing:
+        raise Misfit(f"has {len(values)} values in the file and no {missing[0]}: another version of it was saved")
+    # Names prove that what comes after is the server's lack: of a newer node's inputs.
+    if len(values) > place + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
+        raise Misfit(
+            f"has {len(values)} values in the file and {place} places for them: another version of it was saved"
+        )
+    if node.named_values is not None:
+        _agree(named, node.named_values)
+    return named
+
+
+def _own_widgets(definition: Definition) -> int:
+    """How many values the editor's own widgets may add at the end: upload buttons, players, previews."""
+    flags = {flag for item in definition.inputs for flag, on in item.options.items() if on}
+    uploads = 2 if "audio_upload" in flags else 1 if flags & {"image_upload", "video_upload"} else 0
+    return uploads + _PREVIEWS.get(definition.name, 0)
+
+
+def _agree(named: Mapping[str, Any], said: Any) -> None:
+    for name, value in named.items():
+        if not isinstance(said, Mapping) or name not in said or said[name] != value:
+            raise Misfit(f"has {shown(value)} for {name} by its place, and another value by its name")
+
+
+def exported(item: Input, value: Any, *, raw: bool = False) -> Any:
+    """A widget's value as the editor exports it. ``raw``: it comes from outside the node (a promoted widget, a
+    primitive), so the widget's own changes to it are not certain, and what they would change is refused.
+
+    Raises :class:`Misfit` for a value that is none of this widget's.
+    """
+    name = item.name
+    if isinstance(value, list) and (item.options.get("multiselect") or item.options.get("multi_select")):
+        if not all(isinstance(part, str) for part in value):
+            raise Misfit(f"has a choice for {name} that is no text")
+        # Else ComfyUI would take a list of two for a link.
+        return {"__value__": list(value)}
+    if not _fits(item, value):
+        raise Misfit(f"has {shown(value)} for {name}, which is no {item.type}: another version of it was saved")
+    if isinstance(value, str):
+        return _text(item, value, raw=raw)
+    # JavaScript has one kind of number: 1.0 is written as 1.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST else value
+
+
+def _fits(item: Input, value: Any) -> bool:
+    if item.type == "BOOLEAN":
+        return isinstance(value, bool)
+    if item.type == "STRING":
+        return isinstance(value, str)
+    if item.type == "COMBO":
+        kinds = {type(choice) for choice in item.choices} or {str}
+        return _is_number(value) if type(value) in (int, float) and kinds & {int, float} else type(value) in kinds
+    return _is_number(value) and (item.type == "FLOAT" or float(value).is_integer())
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _LARGEST and math.isfinite(value)
+
+
+def _text(item: Input, text: str, *, raw: bool) -> str:
+    if item.name == "sampler_name" and text.startswith("sample_"):
+        raise Misfit(f"has the old name {shown(text)} for its sampler, which editors rename")
+    if item.name == "filename_prefix" and texts.has_pattern(text):
+        raise Misfit(f"has the pattern {shown(text)} for {item.name}, which the editor fills in as it exports")
+    if item.options.get("multiline") and "\r" in text:
+        raise Misfit(f"has old line ends in {item.name}, which some editors change")
+    if not item.options.get("dynamicPrompts"):
+        return text
+    said = texts.dynamic(text)
+    if said is None:
+        raise Misfit(f"has a dynamic prompt for {item.name}, of which the editor draws one by chance as it exports")
+    if raw and said != text:
+        raise Misfit(f"has a comment or an escape in the text for {item.name}, which comes from outside the node")
+    return said
