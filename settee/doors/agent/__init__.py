@@ -1,0 +1,1 @@
+"""The GPU agent: the engine as an HTTP service beside one ComfyUI."""

@@ -1,0 +1,128 @@
+"""The agent's configuration as the engine's settings, and where models lie.
+
+The engine knows one models folder with a folder for each kind in it; the agent is given two folders, of checkpoints and
+of LoRAs. Mostly those are `<models>/checkpoints` and `<models>/loras`, and `<models>` is it. Otherwise a folder of the
+agent's own, in `state_dir`, shows both as links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from settee import settings
+from settee.doors.agent.options import AgentConfig
+from settee.errors import ConfigError
+from settee.settings import Settings
+
+#: The longest that any job may run unless its steps or its configuration ask for more, in seconds.
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class ModelPlaces:
+    """Where the engine puts models: ``ModelEntry.target`` is one of the two targets."""
+
+    #: What the engine takes for ComfyUI's models folder.
+    models_dir: Path
+    #: Below it, the place of `paths.base_models`: "checkpoints", or "checkpoints/sdxl".
+    base_models: str
+    #: Below it, the place of `paths.loras`.
+    loras: str
+    #: Links that must be there: in ``models_dir``, and where they lead.
+    links: tuple[tuple[Path, Path], ...] = ()
+
+
+def model_places(config: AgentConfig) -> ModelPlaces:
+    """Where models lie. Looks at names only.
+
+    A folder below one that is called `checkpoints` (or `loras`) is a subfolder of ComfyUI's, whose name ComfyUI puts
+    before a model's: for `…/models/checkpoints/sdxl` the target is `checkpoints/sdxl`.
+    """
+    base, base_below = _split(config.paths.base_models, "checkpoints")
+    loras, loras_below = _split(config.paths.loras, "loras")
+    targets = str(PurePath("checkpoints", base_below)), str(PurePath("loras", loras_below))
+    if base.name == "checkpoints" and loras.name == "loras" and base.parent == loras.parent:
+        return ModelPlaces(base.parent, *targets)
+    own = config.state_folder / "models"
+    return ModelPlaces(own, *targets, links=((own / "checkpoints", base), (own / "loras", loras)))
+
+
+def _split(folder: Path, kind: str) -> tuple[Path, PurePath]:
+    """ComfyUI's folder of a kind, and the way from there to ``folder``."""
+    for candidate in (folder, *folder.parents):
+        if candidate.name == kind:
+            return candidate, folder.relative_to(candidate)
+    return folder, PurePath()
+
+
+def make_folders(config: AgentConfig) -> None:
+    """Make what is missing of the agent's folders, and the links of :func:`model_places`. Raises ConfigError."""
+    places, paths = model_places(config), config.paths
+    for folder in (paths.base_models, paths.loras, paths.workflows, paths.outputs, paths.temp, config.state_folder):
+        _make(folder)
+    for link, folder in places.links:
+        _make(link.parent)
+        _link(link, folder)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+
+
+def _link(link: Path, folder: Path) -> None:
+    if link.is_symlink() and os.readlink(link) == str(folder):
+        return
+    try:
+        if link.is_symlink():  # the configuration named another folder before
+            with contextlib.suppress(FileNotFoundError):
+                link.unlink()
+        link.symlink_to(folder, target_is_directory=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{link} cannot be made a link to {folder} ({error.strerror}): let paths.base_models and paths.loras be "
+            "<models>/checkpoints and <models>/loras, or state_dir a folder of a file system with links"
+        ) from error
+
+
+def to_settings(config: AgentConfig) -> Settings:
+    """The engine's settings. What the configuration does not name comes from the environment (docs/settings.md).
+
+    Raises ConfigError for a variable there that is wrong.
+    """
+    comfyui, minio = config.comfyui, config.minio
+    own = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
+    return settings.load(
+        comfy_url=comfyui.url if comfyui.dir is None else None,
+        comfy_input_dir=comfyui.input_dir,
+        comfy_output_dir=comfyui.output_dir,
+        comfy_temp_dir=comfyui.temp_dir,
+        models_dir=model_places(config).models_dir,
+        # The agent's jobs bring models, from its own S3 server; their addresses are never a caller's.
+        allow_job_models=True,
+        models_s3_endpoint_url=None,
+        models_s3_access_key_id=None,
+        models_s3_secret_access_key=None,
+        job_timeout_s=comfyui.timeout_seconds,
+        max_job_timeout_s=max(_DAY_S, comfyui.timeout_seconds * comfyui.img2img_timeout_multiplier),
+        workspace_dir=config.workspace_dir,
+        bucket_endpoint_url=minio.url,
+        bucket_access_key_id=minio.access_key,
+        bucket_secret_access_key=minio.secret_key,
+        bucket_region=minio.region,
+        bucket_path_style=True,
+        bucket_name=None,
+        bucket_public_url=None,
+        delivery="s3",
+        progress_interval_s=comfyui.poll_interval_seconds,
+        require_encryption=False,
+        **own,
+    )
+
+
+__all__ = ["ModelPlaces", "make_folders", "model_places", "to_settings"]
