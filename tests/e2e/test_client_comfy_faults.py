@@ -3,6 +3,7 @@ without an end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_a_prompt_that_never_shows_up_is_not_sent_twice(
         sent(target, empty(7))
     assert error.value.job_id
     assert server.stats()["prompts_queued"] == before + 1
+
+
+def test_a_server_that_dies_of_the_prompt_is_told_of_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with the answer: what was asked for is not known, and asked for only so long."""
+    monkeypatch.setattr(comfy, "LOOK_S", 0.3)
+    with EmbeddedServer(tmp_path, faults={"crash_on_prompt": 1, "prompt_lost_response": 1}) as server:
+        target = Comfy(server.url)
+        monkeypatch.setattr(target._wire, "item", lambda job_id: target._wire.queue() and None)
+        started = time.monotonic()
+        with pytest.raises(NetworkError, match="--resume"):
+            sent(target, empty())
+        assert time.monotonic() - started < 5
+        target.close()
 
 
 def test_comfyui_that_fails_while_it_validates(server: EmbeddedServer, target: Comfy) -> None:

@@ -178,7 +178,7 @@ class Comfy:
         Raises NetworkError when it does not show up: it may still be being validated, so it is not sent again.
         """
         give_up, pause_s = self._clock() + LOOK_S, 0.05
-        while (item := self._seen(job_id)) is None:
+        while (item := self._seen(job_id, give_up)) is None:
             if self._clock() >= give_up:
                 message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
                 raise NetworkError(message, job_id=job_id) from unsure
@@ -193,8 +193,8 @@ class Comfy:
             if node_id not in runs
         }
 
-    def _seen(self, job_id: str) -> list[Any] | None:
-        with contextlib.suppress(NetworkError):
+    def _seen(self, job_id: str, give_up: float) -> list[Any] | None:
+        with contextlib.suppress(NetworkError), patience(threading.Event(), lambda: give_up - self._clock()):
             return self._wire.item(job_id)
         return None
 
