@@ -82,7 +82,8 @@ class Graph:
         found, waiting, seen = [], [node_id], {node_id}
         while waiting:
             for use in self.live_uses(waiting.pop()):
-                if len(self.inputs(use.node_id)) > 1 or not self.passed_through(use.node_id):
+                is_reroute = len(self.inputs(use.node_id)) == 1 and self.passed_through(use.node_id)
+                if not is_reroute or not self.live_uses(use.node_id):
                     found.append(use)
                 elif use.node_id not in seen:
                     seen.add(use.node_id)

@@ -40,10 +40,11 @@ _TEXTS = _words("text texts prompt prompts string strings caption captions tags 
 _CHOICES = _words(
     """
     action algorithm attention backend base bracket case ckpt clean combine crop delimiter device directory dtype
-    encoder file filename fit folder format index instruction instructions interpolation joiner key language length
-    level log lora lyrics method mode model name norm normalization operation option padding parser path position
-    precision prefix preset quality quantization resolution role sampler scheduler separator seq size strength style
-    suffix system task template tidy token tokenizer type url version weight weighting
+    embed embedding embeddings embeds encoder file filename fit folder format index instruction instructions
+    interpolation joiner key language length level log lora lyrics method mode model name norm normalization operation
+    option padding parser path position precision prefix preset quality quantization resolution role sampler scheduler
+    separator seq size strength style suffix system task template tidy token tokenizer type url version weight
+    weighting
     """
 )
 _SETTINGS = _words(

@@ -157,6 +157,44 @@ CUSTOM = {
         ["6.text"],
         ["7.text"],
     ),
+    "a context, its positive put in later": Shape(
+        sd15(
+            "@21/4",
+            "@21/5",
+            n20=node("Context (rgthree)", model="@1", clip="@1/1", vae="@1/2", negative="@7"),
+            n21=node("Context (rgthree)", base_ctx="@20", positive="@6"),
+        ),
+        ["6.text"],
+        ["7.text"],
+    ),
+    "a pipe through a reroute": Shape(
+        sd15(
+            "@21/3",
+            "@21/4",
+            n20=node("ToBasicPipe", model="@1", clip="@1/1", vae="@1/2", positive="@6", negative="@7"),
+            n21=node("FromBasicPipe", basic_pipe="@22"),
+            n22=node("Reroute", **{"": "@20"}),
+        ),
+        ["6.text"],
+        ["7.text"],
+    ),
+    "a context that is none": Shape(
+        sd15(
+            n3=sampler(positive="@6", negative="@7", latent_image="@5", context_options="@20"),
+            n20=node("FancyContextOptions", model="@1", flavour="flat"),
+        ),
+        ["6.text"],
+        ["7.text"],
+    ),
+    "attention guidance by another text": Shape(
+        sd15(
+            n3=sampler(model="@12", positive="@6", negative="@7", latent_image="@5"),
+            n12=node("WanVideoNAG", model="@1", conditioning="@13", nag_scale=11.0),
+            n13=encoder("grainy"),
+        ),
+        ["6.text"],
+        DIFFER,
+    ),
     "a loader with both texts, and two samplers": Shape(
         {
             "1": node("Efficient Loader", ckpt_name="v1-5", vae_name="Baked VAE", positive="a fox", negative="blurry"),
@@ -180,6 +218,18 @@ CUSTOM = {
         },
         ["2.positive_prompt"],
         ["2.negative_prompt"],
+    ),
+    "one text in an embedding": Shape(
+        {
+            "1": node("LoadWanVideoT5TextEncoder", model_name="umt5", precision="bf16"),
+            "2": node("WanVideoTextEncodeSingle", t5="@1", prompt="a fox"),
+            "3": node("WanVideoSampler", model="@4", text_embeds="@2", steps=30, seed=1),
+            "4": node("WanVideoModelLoader", model="wan", quantization="disabled"),
+            "5": node("WanVideoDecode", samples="@3"),
+            "6": node("VHS_VideoCombine", images="@5", frame_rate=16, filename_prefix="wan"),
+        },
+        ["2.prompt"],
+        NONE,
     ),
     "a detailer of faces": Shape(
         sd15(
@@ -245,6 +295,24 @@ SERVICES = {
             n21=node("LoadImage", image="a.png"),
             n22=node("SAMModelLoader", model_name="sam"),
             n5=node("VAEEncodeForInpaint", pixels="@21", mask="@20/1", vae="@1/2", grow_mask_by=6),
+        ),
+        ["6.text"],
+        ["7.text"],
+    ),
+    "a mask by a word, and no prompt": Shape(
+        {
+            "1": node("LoadImage", image="a.png"),
+            "2": node("GroundingDinoSAMSegment", prompt="face", image="@1", threshold=0.3),
+            "3": node("FancyCutOut", image="@1", mask="@2/1"),
+            "4": node("SaveImage", filename_prefix="a", images="@3"),
+        },
+        NONE,
+        NONE,
+    ),
+    "a sampler beside an answer that is only shown": Shape(
+        sd15(
+            n20=node("FancyChatNode", prompt="tell me of foxes", persist_context=False),
+            n21=node("SaveText", text="@20"),
         ),
         ["6.text"],
         ["7.text"],

@@ -207,6 +207,17 @@ CONDITIONING = {
     "a negative that is emptied, of an encoder of its own": Shape(
         sd15("@6", "@12", n12=node("ConditioningZeroOut", conditioning="@7")), ["6.text"], NONE
     ),
+    "an emptied one that nothing takes": Shape(
+        sd15(
+            "@6",
+            "@13",
+            n12=node("ConditioningZeroOut", conditioning="@14"),
+            n13=node("ControlNetApplyAdvanced", positive="@7", negative="@12", strength=1.0),
+            n14=encoder("of no effect"),
+        ),
+        ["6.text"],
+        ["7.text"],
+    ),
     "sd3, a negative for the first steps only": Shape(
         sd15(
             "@6",
