@@ -6,14 +6,47 @@ Giving up a wait (``task.cancel()``, ``asyncio.timeout``) leaves the job running
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from settee.client.endpoint import WAIT_S, Endpoint, Job, WorkflowLike
 from settee.client.results import Result
 from settee.client.targets.target import Answer
+
+T = TypeVar("T")
+
+
+async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """The call in a thread of its own: asyncio's are a handful, and jobs that are waited for would keep them all.
+
+    A caller that is canceled is not held up by the call, which goes on, and neither is the program's end.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: list[T], error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value[0])
+
+    def run() -> None:
+        value: list[T] = []
+        error: BaseException | None = None
+        try:
+            value.append(call(*args, **kwargs))
+        except BaseException as raised:  # raised where it is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=run, name="settee-client", daemon=True).start()
+    return await future
 
 
 @dataclass
@@ -27,10 +60,10 @@ class AsyncJob:
         return self.job.id
 
     async def status(self) -> Answer:
-        return await asyncio.to_thread(self.job.status)
+        return await _in_thread(self.job.status)
 
     async def cancel(self) -> None:
-        await asyncio.to_thread(self.job.cancel)
+        await _in_thread(self.job.cancel)
 
     async def wait(self, timeout_s: float = WAIT_S, *, on_update: Callable[[Answer], None] = lambda _: None) -> Result:
         """:meth:`Job.wait`. ``on_update`` is called on the event loop."""
@@ -38,10 +71,11 @@ class AsyncJob:
 
         def update(answer: Answer) -> None:
             if not stop.is_set():
-                loop.call_soon_threadsafe(on_update, answer)
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(on_update, answer)
 
         try:
-            return await asyncio.to_thread(self.job.wait, timeout_s, on_update=update, stop=stop)
+            return await _in_thread(self.job.wait, timeout_s, on_update=update, stop=stop)
         except asyncio.CancelledError:
             # The thread asks for the job no more.
             stop.set()
@@ -61,7 +95,7 @@ class AsyncEndpoint:
         await self.close()
 
     async def submit(self, workflow: WorkflowLike, **wishes: Any) -> AsyncJob:
-        return AsyncJob(await asyncio.to_thread(self.endpoint.submit, workflow, **wishes))
+        return AsyncJob(await _in_thread(self.endpoint.submit, workflow, **wishes))
 
     async def run(
         self,
@@ -75,16 +109,16 @@ class AsyncEndpoint:
         return await job.wait(wait_s, on_update=on_update)
 
     async def job(self, job_id: str) -> AsyncJob:
-        return AsyncJob(await asyncio.to_thread(self.endpoint.job, job_id))
+        return AsyncJob(await _in_thread(self.endpoint.job, job_id))
 
     async def status(self, job_id: str) -> Answer:
-        return await asyncio.to_thread(self.endpoint.status, job_id)
+        return await _in_thread(self.endpoint.status, job_id)
 
     async def cancel(self, job_id: str) -> None:
-        await asyncio.to_thread(self.endpoint.cancel, job_id)
+        await _in_thread(self.endpoint.cancel, job_id)
 
     async def health(self) -> dict[str, Any]:
-        return await asyncio.to_thread(self.endpoint.health)
+        return await _in_thread(self.endpoint.health)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self.endpoint.close)
+        await _in_thread(self.endpoint.close)

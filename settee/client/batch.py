@@ -1,31 +1,28 @@
-"""Many jobs from one file, and the ledger that lets a second run go on where the first one ended.
+"""Many jobs from one file: JSONL (an object a line) or CSV (a header of option names).
 
-A batch is JSONL (an object a line) or CSV (a header of option names). What a row does not say is as on the command
-line. The ledger lies beside the results: a line for every job that was sent, and one for how it ended; the last line
-of a job counts. A job that was sent and not seen to end is asked for again, not sent again.
+What a row does not say is as on the command line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from settee.client.errors import UsageError
+from settee.client.inject.media import parse_given
+from settee.client.ledger import LEDGER
 from settee.client.options import ROW_KEYS
 from settee.client.results import Output
 
-#: In the folder of the results.
-LEDGER = "settee-batch.jsonl"
 _LISTS = ("img", "mask", "video", "audio", "lora", "set")
 _EXCLUSIVE = {"seed": "keep_seed", "keep_seed": "seed"}
 #: Problems that are named at once.
@@ -42,79 +39,6 @@ class Row:
     args: argparse.Namespace
     #: Of all that decides what the job makes.
     key: str
-
-
-@dataclass
-class Entry:
-    """What the ledger knows of one job."""
-
-    key: str
-    name: str
-    #: ``sent``, ``done`` or ``failed``.
-    status: str
-    job_id: str | None = None
-    target: str | None = None
-    files: list[str] = field(default_factory=list)
-    seeds: dict[str, int] = field(default_factory=dict)
-    error: str | None = None
-
-
-class Ledger:
-    """The file; every method may be called from any thread. Raises UsageError when it cannot be read or written."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LEDGER
-        self._mutex = threading.Lock()
-        self._entries: dict[str, Entry] = {}
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self.path} cannot be read: {error}") from error
-        for line in text.splitlines():
-            # A run that was killed while it wrote leaves half a line.
-            entry = _entry(line)
-            if entry is not None:
-                self._entries[entry.key] = entry
-        self._needs_newline = bool(text) and not text.endswith("\n")
-
-    def get(self, key: str) -> Entry | None:
-        with self._mutex:
-            return self._entries.get(key)
-
-    def is_done(self, key: str) -> bool:
-        """Whether a job has succeeded, and its files are all still there."""
-        entry = self.get(key)
-        folder = self.path.parent
-        return entry is not None and entry.status == "done" and all((folder / name).exists() for name in entry.files)
-
-    def write(self, entry: Entry) -> None:
-        """On disk when this returns: what was paid for must not be forgotten."""
-        line = json.dumps({name: value for name, value in vars(entry).items() if value}, ensure_ascii=False)
-        with self._mutex:
-            self._entries[entry.key] = entry
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(("\n" if self._needs_newline else "") + line + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
-            self._needs_newline = False
-
-    def remove(self) -> None:
-        """When nothing is left to go on with."""
-        self.path.unlink(missing_ok=True)
-
-
-def _entry(line: str) -> Entry | None:
-    try:
-        data = json.loads(line)
-        return Entry(**data) if isinstance(data, dict) and isinstance(data.get("status"), str) else None
-    except (ValueError, TypeError):
-        return None
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
@@ -159,7 +83,8 @@ def _number(number: int, count: int) -> str:
 
 
 def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): JSON's texts may hold what Unicode calls the end of a line.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -260,7 +185,10 @@ def _safe(name: Any, number: str) -> str:
     from settee.client.saving.names import plain_name
 
     name = str(name).replace("/", "_").replace("\\", "_")
-    return plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
+    safe = plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
+    if safe.casefold() == LEDGER:
+        raise UsageError(f"the name {name!r} is the ledger's")
+    return safe
 
 
 def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
@@ -272,6 +200,7 @@ def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
         asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
         asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
         files = {text: _digest(text, digests) for text in _named(args)}
+        files[args.workflow] = _workflow_digest(args.workflow, digests)
         text = json.dumps([asked, files], sort_keys=True, default=str)
         seen[text] += 1
         found.append(Row(name, args, hashlib.sha256(f"{text}#{seen[text]}".encode()).hexdigest()[:32]))
@@ -279,11 +208,22 @@ def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
 
 
 def _named(args: argparse.Namespace) -> Iterator[str]:
-    for text in [args.workflow, *args.img, *args.mask, *args.video, *args.audio]:
-        if text and text != "-":
-            path = text if Path(text).exists() else text.partition("=")[2]
-            if path:
-                yield path
+    for text in [*args.img, *args.mask, *args.video, *args.audio]:
+        with contextlib.suppress(UsageError):  # the job will be told
+            yield str(parse_given(text).path)
+
+
+def _workflow_digest(text: str, known: dict[str, str]) -> str:
+    """Of the workflow that is meant, be it by a name; "" for none, as the job will be told."""
+    from settee.client import sources
+
+    if (key := f"workflow {text}") not in known:
+        try:
+            data = sources.read(text, stdin=io.BytesIO()).data
+            known[key] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        except UsageError:
+            known[key] = ""
+    return known[key]
 
 
 def _digest(path: str, known: dict[str, str]) -> str:
@@ -294,6 +234,6 @@ def _digest(path: str, known: dict[str, str]) -> str:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
             known[path] = digest.hexdigest()
-        except OSError:  # a workflow's name, or what the job will be told is missing
+        except (OSError, ValueError):  # the job will be told that it is missing
             known[path] = ""
     return known[path]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from settee.client import options
-from settee.client.errors import ClientError, UsageError
+from settee.client import options, streams
+from settee.client.errors import ClientError, JobStopped, UsageError
 
 PROG = "settee-client"
 
@@ -19,39 +20,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
+    streams.prepare()
+    code = _run(argv, prog)
+    if problem := streams.lost():
+        streams.say(f"{prog}: {problem}")
+        return code or UsageError.exit_code
+    return code
+
+
+def _run(argv: list[str], prog: str) -> int:
+    as_json = "--json" in argv
     try:
         if argv[:1] == ["keygen"]:
             return _keygen(argv[1:], prog)
-        args = _parser(prog).parse_args(argv)
+        args = _workflow_found(_parser(prog).parse_args(argv))
         _check(args)
         from settee.client import running
 
         return running.run(args, parse=_reparse(prog))
     except ClientError as error:
-        return failed(error, prog, as_json="--json" in argv)
+        return failed(error, prog, as_json=as_json)
     except KeyboardInterrupt:
-        print(f"{prog}: stopped", file=sys.stderr)
-        return 5
-    except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it closes it.
-        sys.stdout = None
-        return 6
+        return failed(JobStopped("stopped: no job was sent"), prog, as_json=as_json)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "settee":
             raise
-        print(f"{prog}: the package {error.name} is missing: pip install settee (or run in its .venv)", file=sys.stderr)
-        return 2
+        missing = f"the package {error.name} is missing: pip install settee (or run in its .venv)"
+        return failed(UsageError(missing), prog, as_json=as_json)
+    except Exception as error:  # the door's edge: whoever reads the document gets one
+        traceback.print_exc()
+        return failed(ClientError(f"a fault of the client's own: {type(error).__name__}"), prog, as_json=as_json)
 
 
 def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> int:
     """Say what went wrong: the line and its code on stderr, and with --json the document on stdout."""
     if as_json:
         found = {"status": "error", "error": error.message, "code": error.code, "job_id": error.job_id}
-        print(json.dumps({**found, "details": error.details}, ensure_ascii=False))
+        streams.document({**found, "details": error.details})
     code = f" [{error.code}]" if error.code else ""
-    print(f"{prog}: {error.message}{code}", file=sys.stderr)
+    streams.say(f"{prog}: {error.message}{code}")
     for problem in _problems(error):
-        print(f"  {problem}", file=sys.stderr)
+        streams.say(f"  {problem}")
     return error.exit_code
 
 
@@ -66,6 +75,8 @@ def _problems(error: ClientError) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument ([\w/-]+): expected (one|at least one) argument$", message):
+            message += f"; a value that begins with - needs an equals sign: {found[1].split('/')[-1]}=-VALUE"
         raise UsageError(f"{message} (--help lists all options)")
 
 
@@ -78,6 +89,18 @@ def _reparse(prog: str) -> options.Parse:
         return _parser(prog).parse_args(texts, base)
 
     return parse
+
+
+def _workflow_found(args: argparse.Namespace) -> argparse.Namespace:
+    """``--img a.png workflow.json``: an option that takes several files takes the workflow too, but no loader takes
+    JSON. Only where there is no doubt."""
+    if args.workflow or args.resume or args.cancel or args.health:
+        return args
+    given = [texts for texts in (args.img, args.mask, args.video, args.audio) if texts]
+    found = [(texts, text) for texts in given for text in texts if text.lower().endswith(".json")]
+    if len(found) == 1 and found[0][0][-1] == found[0][1] and "=" not in found[0][1]:
+        args.workflow = found[0][0].pop()
+    return args
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -97,6 +120,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"- (stdin) is read once, and {many} needs the workflow for every job: name a file")
     if args.seed is not None and args.repeat and args.repeat > 1:
         raise UsageError("--repeat with one --seed would make the same result every time: leave --seed out")
+    if args.save_workflow == "-" and args.json:
+        raise UsageError("--save-workflow - and --json both want standard output: --dry-run --json has the workflow")
     if args.sync and args.detach:
         raise UsageError("--sync waits for the result: leave it out with --detach")
 
@@ -110,8 +135,8 @@ def _keygen(argv: list[str], prog: str) -> int:
     from settee.client import sealing
 
     if file is None:
-        print(sealing.new_key())
+        streams.line(sealing.new_key())
     else:
         sealing.write_key(file)
-        print(file)
+        streams.line(file)
     return 0

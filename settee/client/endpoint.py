@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from settee.client.changes import InputFile
 from settee.client.environment import Environment
-from settee.client.errors import UsageError
+from settee.client.errors import JobStopped, UsageError
 from settee.client.inject.media import Given, parse_given
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes, checked, prepared
 from settee.client.results import Result
-from settee.client.targets.http import Unsure
+from settee.client.targets.http import Unsure, patience
 from settee.client.targets.target import Answer, Target
 from settee.workflow import ObjectInfo, Workflow
 
@@ -105,7 +108,7 @@ class Job:
         if self._uploader is not None:
             self._uploader.remove()
         result = result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
-        sealer = self.endpoint.sealer
+        sealer = None if self.endpoint.is_comfy else self.endpoint.sealer
         return replace(result, unseal=sealer.open_file) if sealer is not None else result
 
 
@@ -131,7 +134,7 @@ class Endpoint:
         environment: Environment | None = None,
     ) -> None:
         self.environment = environment or Environment.read()
-        self._where, self._is_comfy, self._sync = where, comfy, sync
+        self._where, self.is_comfy, self._sync = where, comfy, sync
         self._api_key = api_key or self.environment.api_key
         self._encryption_key, self._key_file = encryption_key, key_file
         self._registry = registry
@@ -154,7 +157,7 @@ class Endpoint:
         """Raises UsageError for an address that is none, or without a key."""
         where = self._where or self.environment.endpoint_id or LOCAL_URL
         is_url = where.startswith(("http://", "https://"))
-        if self._is_comfy:
+        if self.is_comfy:
             if not is_url:
                 raise UsageError(f"{where!r} is no ComfyUI: give its address, such as http://127.0.0.1:8188")
             if self._sync:
@@ -208,7 +211,7 @@ class Endpoint:
         data, shown = _read(workflow)
         graph = checked(data, shown, lambda: self.object_info)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
-        info = self.object_info if self._is_comfy or self._registry is not None else None
+        info = self.object_info if self.is_comfy or self._registry is not None else None
         return prepared(graph, wishes or Wishes(), info)
 
     def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:
@@ -217,7 +220,7 @@ class Endpoint:
 
         payload.check(ready.workflow, ready.files, **self._within(options or JobOptions()))
 
-    def _within(self, options: JobOptions) -> dict[str, Any]:
+    def _within(self, options: JobOptions, stop: threading.Event | None = None) -> dict[str, Any]:
         """What a request has to keep to."""
         from settee.client.pictures import Shrink
         from settee.client.uploads import uploader_for
@@ -226,19 +229,26 @@ class Endpoint:
             "options": options.as_input(self.environment),
             "cap": self.target.request_cap,
             "shrink": Shrink(max_side=options.max_side, jpeg=options.jpeg),
-            "upload": None if self._is_comfy else uploader_for(self.environment),
-            "seal": None if self._is_comfy else self.sealer,
+            "upload": None if self.is_comfy else uploader_for(self.environment, stop=stop),
+            "seal": None if self.is_comfy else self.sealer,
         }
 
-    def send(self, ready: Prepared, options: JobOptions | None = None) -> Job:
-        """Send what :meth:`prepare` made."""
+    def send(self, ready: Prepared, options: JobOptions | None = None, *, stop: threading.Event | None = None) -> Job:
+        """Send what :meth:`prepare` made. ``stop``, set from any thread before it is under way, gives it up.
+
+        Raises Rejected, NetworkError; JobStopped when it was given up.
+        """
         from settee.client import payload
 
-        within = self._within(options or JobOptions())
+        stop = stop or threading.Event()
+        within = self._within(options or JobOptions(), stop)
         bucket: Uploader | None = within["upload"]
         request = payload.build(ready.workflow, ready.files, **within)
         try:
-            answer = self.target.submit(request)
+            if stop.is_set():
+                raise JobStopped("given up; no job was sent")
+            with patience(stop, lambda: math.inf):
+                answer = self.target.submit(request)
         except BaseException as error:
             # A job that was taken all the same needs its files.
             if bucket is not None and not isinstance(error, Unsure):
@@ -341,7 +351,9 @@ def _read(workflow: WorkflowLike) -> tuple[object, str]:
         return workflow, "the workflow"
     from settee.client.sources import read
 
-    source = read(str(workflow), stdin=sys.stdin.buffer)
+    # A service has no standard input.
+    stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
+    source = read(os.fspath(workflow), stdin=stdin)
     return source.data, source.shown
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.client import batch, options
-from settee.client.batch import Entry, Ledger, Row
+from settee.client import batch, options, streams
+from settee.client.batch import Row
 from settee.client.display import Display
 from settee.client.endpoint import Endpoint, Job
 from settee.client.errors import ClientError, JobStopped, NetworkError, UsageError
 from settee.client.following import Interrupted
-from settee.client.running import file_as_json, interrupted, options_of, wishes_of
+from settee.client.ledger import Entry, Ledger
+from settee.client.running import display_of, file_as_json, options_of, wishes_of
+from settee.client.stopping import LOOK_S, MOMENT_S, SENDING, interrupted, left_as_is
+from settee.client.targets.http import Unsure
+from settee.client.targets.target import Status
 
-#: Between two looks at whether everything has ended: a wait without limit would not let Ctrl-C through everywhere.
-_LOOK_S = 0.5
+#: How long threads get to end by themselves after Ctrl-C: one that is not done then leaves at most half a file.
+_END_S = 2.0
 
 
 @dataclass
@@ -50,43 +52,52 @@ def run(endpoint: Endpoint, args: argparse.Namespace, parse: options.Parse) -> i
     from settee.client.saving import make_folder
 
     make_folder(args.out)
-    ledger = Ledger(args.out)
+    with Ledger(args.out) as ledger:
+        try:
+            return _run(endpoint, args, rows, ledger)
+        except KeyboardInterrupt:
+            # Of somebody who had been asked already.
+            raise JobStopped("stopped: the same command again goes on where this one ended") from None
+
+
+def _run(endpoint: Endpoint, args: argparse.Namespace, rows: Sequence[Row], ledger: Ledger) -> int:
     todo = [row for row in rows if not ledger.is_done(row.key)]
     skipped = len(rows) - len(todo)
     if skipped and not args.quiet:
-        print(f"{skipped} of {len(rows)} jobs are done already ({ledger.path})", file=sys.stderr)
-    with Display(sys.stderr, quiet=args.quiet, total=len(rows), done=skipped) as display:
+        streams.say(f"{skipped} of {len(rows)} jobs are done already ({ledger.path})")
+    with display_of(endpoint, quiet=args.quiet, total=len(rows), done=skipped) as display:
         outcomes = _Many(endpoint, args, ledger, display).run(todo)
     failures = [outcome.error for outcome in outcomes if outcome.error is not None]
     if args.json:
         found = {"status": "error" if failures else "success", "done": len(rows) - len(failures), "skipped": skipped}
-        print(json.dumps({**found, "jobs": [outcome.as_json() for outcome in outcomes]}, ensure_ascii=False))
+        streams.document({**found, "jobs": [outcome.as_json() for outcome in outcomes]})
     if not failures:
         if args.repeat:
             ledger.remove()  # the next --repeat is wanted anew
         return 0
-    print(
-        f"{len(failures)} of {len(rows)} jobs did not succeed: the same command sends those again, and no other",
-        file=sys.stderr,
+    streams.say(
+        f"{len(failures)} of {len(rows)} jobs did not succeed: the same command sends those again, and no other"
     )
     return max(error.exit_code for error in failures)
 
 
 def _dry(endpoint: Endpoint, rows: Sequence[Row], args: argparse.Namespace) -> int:
-    found, failures = [], []
+    found: list[dict[str, Any]] = []
+    failures = []
     for row in rows:
         try:
             ready = endpoint.prepare(row.args.workflow, wishes_of(row.args))
             endpoint.check_size(ready, options_of(row.args))
         except ClientError as error:
             failures.append(error)
-            print(f"{row.name}: {error.message}", file=sys.stderr)
+            found.append({"name": row.name, "error": error.message})
+            streams.say(f"{row.name}: {error.message}")
             continue
         found.append({"name": row.name, "seeds": ready.seeds, "workflow": ready.workflow})
         if not args.quiet:
-            print(f"{row.name}: {len(ready.changes)} inputs changed, {len(ready.files)} files", file=sys.stderr)
+            streams.say(f"{row.name}: {len(ready.changes)} inputs changed, {len(ready.files)} files")
     if args.json:
-        print(json.dumps({"status": "dry_run", "jobs": found}, ensure_ascii=False))
+        streams.document({"status": "error" if failures else "dry_run", "jobs": found})
     return max((error.exit_code for error in failures), default=0)
 
 
@@ -100,29 +111,62 @@ class _Many:
         #: Why no more jobs are started: the target is gone, or wants another key.
         self._dead: NetworkError | None = None
         self._mutex = threading.Lock()
+        #: How many are being sent now, told when one less is.
+        self._sending = 0
+        self._was_sent = threading.Condition(self._mutex)
         self._running: dict[str, Job] = {}
 
     def run(self, rows: Sequence[Row]) -> list[Outcome]:
         """Every row's outcome, in order. Raises JobStopped after Ctrl-C."""
-        pool = ThreadPoolExecutor(max(1, min(self._args.jobs, len(rows) or 1)), thread_name_prefix="job")
-        futures: list[Future[Outcome]] = []
+        # Asked once, by one: many would each learn the same of the target.
+        _ = self._endpoint.target
+        left = iter(enumerate(rows))
+        found: list[Outcome | None] = [None] * len(rows)
+        # Daemons: after Ctrl-C nobody waits for an answer that does not come.
+        threads = [
+            threading.Thread(target=self._work, args=(left, found), name=f"job-{number}", daemon=True)
+            for number in range(min(self._args.jobs, len(rows)))
+        ]
         try:
-            # Asked once, by one: many would each learn the same of the target.
-            _ = self._endpoint.target
-            futures = [pool.submit(self._one, row) for row in rows]
-            while wait(futures, timeout=_LOOK_S).not_done:
-                pass
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(LOOK_S)
         except KeyboardInterrupt:
-            self._stop.set()
-            with self._display.hidden():
+            raise self._interrupted(threads) from None
+        return [outcome for outcome in found if outcome is not None]
+
+    def _work(self, left: Iterator[tuple[int, Row]], found: list[Outcome | None]) -> None:
+        while not self._stop.is_set():
+            with self._mutex:
+                index, row = next(left, (0, None))
+            if row is None:
+                return
+            found[index] = self._one(row)
+
+    def _interrupted(self, threads: Sequence[threading.Thread]) -> JobStopped:
+        self._stop.set()
+        with self._display.hidden():
+            try:
+                if not self._all_sent(MOMENT_S):
+                    streams.say(SENDING)
+                    while not self._all_sent(LOOK_S):
+                        pass
+            except KeyboardInterrupt:
                 jobs = self._left()
-                error = interrupted(jobs) if jobs else JobStopped("stopped before anything was sent")
-            for future in futures:
-                future.cancel()
-            raise error from None
-        finally:
-            pool.shutdown(wait=not self._stop.is_set(), cancel_futures=True)
-        return [future.result() for future in futures]
+                words = f"; {left_as_is(jobs)}" if jobs else ""
+                return JobStopped(f"stopped while jobs were being sent, which may have been taken all the same{words}")
+            jobs = self._left()
+            error = interrupted(jobs) if jobs else JobStopped("stopped: nothing is left running there")
+        ends_at = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
+        return error
+
+    def _all_sent(self, seconds: float) -> bool:
+        with self._mutex:
+            return self._was_sent.wait_for(lambda: self._sending == 0, seconds)
 
     def _left(self) -> list[Job]:
         with self._mutex:
@@ -131,11 +175,9 @@ class _Many:
     def _one(self, row: Row) -> Outcome:
         outcome = Outcome(row, "failed")
         try:
-            if self._stop.is_set():
-                raise JobStopped("not sent")
             if self._dead is not None:
                 raise NetworkError(f"not sent: {self._dead.message}")
-            job = self._taken_up(row) or self._sent(row)
+            job = self._begun(row)
             outcome.job_id, outcome.seeds = job.id, job.seeds
             self._finish(row, job, outcome)
         except Interrupted:
@@ -143,8 +185,22 @@ class _Many:
         except ClientError as error:
             self._failed(outcome, error)
         except Exception as error:  # a thread's edge: the other jobs go on
-            self._failed(outcome, ClientError(f"a fault of the client's ({type(error).__name__}: {error})"))
+            self._failed(outcome, ClientError(f"a fault of the client's own: {type(error).__name__}: {error}"))
         return outcome
+
+    def _begun(self, row: Row) -> Job:
+        """The job of this row, sent now or by an earlier run; it is among the running ones then."""
+        with self._mutex:
+            self._sending += 1
+        try:
+            job = self._taken_up(row) or self._sent(row)
+            with self._mutex:
+                self._running[row.key] = job
+            return job
+        finally:
+            with self._mutex:
+                self._sending -= 1
+                self._was_sent.notify_all()
 
     def _taken_up(self, row: Row) -> Job | None:
         """The job that an earlier run has sent for this row, if the target still knows it."""
@@ -155,13 +211,21 @@ class _Many:
             job = self._endpoint.job(entry.job_id)
         except JobStopped:
             return None
+        if job.answer.status.is_terminal and job.answer.status is not Status.COMPLETED:
+            # It failed while nobody looked, or was canceled when we were stopped: what failed is sent again.
+            return None
         job.seeds = entry.seeds
         return job
 
     def _sent(self, row: Row) -> Job:
+        folder = self._args.out / row.name
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is there, and is no folder: move it away, or give the row another name")
         ready = self._endpoint.prepare(row.args.workflow, wishes_of(row.args))
         try:
-            job = self._endpoint.send(ready, options_of(row.args))
+            job = self._endpoint.send(ready, options_of(row.args), stop=self._stop)
+        except Unsure:
+            raise
         except NetworkError as error:
             self._dead = error
             raise
@@ -176,23 +240,23 @@ class _Many:
             if not self._args.json:
                 # Standard output may be the same terminal as the display's.
                 with self._display.hidden():
-                    print(file.path, flush=True)
+                    streams.line(file.path)
 
-        with self._mutex:
-            self._running[row.key] = job
         try:
             result = job.wait(
                 self._args.timeout, on_update=lambda answer: self._display.update(answer, row.name), stop=self._stop
             )
-            with self._mutex:
-                self._running.pop(row.key)
-        except ClientError:
-            with self._mutex:
-                self._running.pop(row.key)
+        except ClientError as error:
+            # Only what has ended is sent again: one that is out of our time, or that cannot be asked for, may go on.
+            if job.answer.status.is_terminal and not isinstance(error, UsageError):
+                self._note(row, "failed", job, error=error.message)
+            self._forget(row)
             raise
+        self._forget(row)
         outcome.warnings = result.warnings
         for warning in result.warnings:
             self._display.line(f"{row.name}: warning: {warning}")
+        # What is not saved now is asked for again: it is paid for.
         save(
             result,
             self._args.out / row.name,
@@ -201,30 +265,23 @@ class _Many:
             on_saved=on_saved,
             stop=self._stop,
         )
-        outcome.status = "done"
         files = [os.path.relpath(file["path"], self._args.out) for file in outcome.files]
         self._note(row, "done", job, files=files)
+        outcome.status = "done"
+
+    def _forget(self, row: Row) -> None:
+        with self._mutex:
+            self._running.pop(row.key, None)
 
     def _failed(self, outcome: Outcome, error: ClientError) -> None:
         outcome.error = error
+        if self._stop.is_set() and isinstance(error, JobStopped):
+            return  # our own doing
         self._display.lost(outcome.row.name)
         self._display.line(f"{outcome.row.name}: {error.message}" + (f" [{error.code}]" if error.code else ""))
-        if outcome.job_id is None or isinstance(error, NetworkError):
-            return  # a job that may go on is asked for again
-        try:
-            self._ledger.write(
-                Entry(
-                    outcome.row.key,
-                    outcome.row.name,
-                    "failed",
-                    outcome.job_id,
-                    error=error.message,
-                    seeds=outcome.seeds,
-                )
-            )
-        except UsageError as unwritten:
-            self._display.line(unwritten.message)
 
-    def _note(self, row: Row, status: str, job: Job, files: Sequence[str] = ()) -> None:
+    def _note(self, row: Row, status: str, job: Job, files: Sequence[str] = (), error: str | None = None) -> None:
         name = self._endpoint.target.name
-        self._ledger.write(Entry(row.key, row.name, status, job.id, name, files=list(files), seeds=job.seeds))
+        self._ledger.write(
+            Entry(row.key, row.name, status, job.id, name, files=list(files), seeds=job.seeds, error=error)
+        )

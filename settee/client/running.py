@@ -6,18 +6,22 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from settee.client import options
+from settee.client import options, streams
 from settee.client.display import Display, table
 from settee.client.endpoint import Endpoint, Job, JobOptions, given_texts
 from settee.client.errors import ClientError, JobStopped, UsageError
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes
+from settee.client.stopping import MOMENT_S, SENDING, InThread, interrupted, left_as_is
+from settee.client.targets.http import Unsure
 
 if TYPE_CHECKING:
+    from settee.client.results import Result
     from settee.client.saving import Saved
 
 
@@ -31,7 +35,7 @@ def run(args: argparse.Namespace, parse: options.Parse) -> int:
         registry=args.registry,
     ) as endpoint:
         if args.health:
-            print(json.dumps(endpoint.health(), indent=None if args.json else 2))
+            streams.document(endpoint.health(), indent=None if args.json else 2)
             return 0
         if args.cancel:
             return _cancel(endpoint, args)
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace, parse: options.Parse) -> int:
 
             return many.run(endpoint, args, parse)
         if args.resume:
+            _make_folder(args)
             return _finish(endpoint.job(args.resume), args)
         return _one(endpoint, endpoint.prepare(args.workflow, wishes_of(args)), args)
 
@@ -81,31 +86,55 @@ def options_of(args: argparse.Namespace) -> JobOptions:
 def _one(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
     if not args.quiet:
         shown = table(ready.workflow, ready.changes, columns(), sys.stderr.encoding)
-        print(shown or "nothing is changed in the workflow", file=sys.stderr)
+        streams.say(shown or "nothing is changed in the workflow")
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)
     if args.dry_run:
         return _dry(endpoint, ready, args)
     if not args.detach:
-        from settee.client.saving import make_folder
-
-        make_folder(args.out)
-    job = endpoint.send(ready, options_of(args))
+        _make_folder(args)
+    job = _sent(endpoint, ready, args)
     if args.detach:
-        print(
-            json.dumps({"status": job.answer.status.value, "job_id": job.id, "seeds": job.seeds})
-            if args.json
-            else job.id
-        )
+        if args.json:
+            streams.document({"status": job.answer.status.value, "job_id": job.id, "seeds": job.seeds})
+        else:
+            streams.line(job.id)
         return 0
     return _finish(job, args)
+
+
+def _make_folder(args: argparse.Namespace) -> None:
+    from settee.client.saving import make_folder
+
+    make_folder(args.out)
+
+
+def _sent(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> Job:
+    """Send it, in a thread: Ctrl-C must not come between a job that was taken and the id that says so."""
+    stop = threading.Event()
+    sending: InThread[Job] = InThread(lambda: endpoint.send(ready, options_of(args), stop=stop))
+    try:
+        return sending.result()
+    except KeyboardInterrupt:
+        stop.set()
+    try:
+        if not sending.ended.wait(MOMENT_S):
+            streams.say(SENDING)
+        job = sending.result()
+    except KeyboardInterrupt:
+        raise JobStopped("stopped while the job was being sent: it may have been taken all the same") from None
+    except Unsure:
+        raise
+    except ClientError as error:
+        raise JobStopped("stopped before the job was sent") from error
+    raise interrupted([job])
 
 
 def _dry(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
     """All that can be known without sending: that the files can be read, and fit."""
     endpoint.check_size(ready, options_of(args))
     if args.json:
-        print(json.dumps({"status": "dry_run", **_as_json(ready), "workflow": ready.workflow}, ensure_ascii=False))
+        streams.document({"status": "dry_run", **_as_json(ready), "workflow": ready.workflow})
     return 0
 
 
@@ -115,48 +144,57 @@ def _as_json(ready: Prepared) -> dict[str, Any]:
 
 
 def _write_workflow(ready: Prepared, where: str) -> None:
-    text = json.dumps(ready.workflow, indent=2, ensure_ascii=False) + "\n"
     if where == "-":
-        sys.stdout.write(text)
+        streams.document(ready.workflow, indent=2)
         return
     try:
-        Path(where).write_text(text, encoding="utf-8")
+        # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
+        text = json.dumps(ready.workflow, indent=2, ensure_ascii=False) + "\n"
+        Path(where).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"--save-workflow {where}: {error.strerror}") from error
 
 
 def _finish(job: Job, args: argparse.Namespace) -> int:
     """Wait for the job, and save what it made."""
-    from settee.client.following import Interrupted
+    try:
+        result, saved = _followed(job, args)
+    except KeyboardInterrupt:
+        # Of somebody who had been asked already, or while its files were on their way.
+        raise JobStopped(left_as_is([job]), job_id=job.id) from None
+    if args.json:
+        found = {"status": "success", "job_id": job.id, "files": [file_as_json(file) for file in saved]}
+        more = {"seeds": result.seeds, "timings": result.timings, "warnings": result.warnings}
+        streams.document({**found, **more})
+    if not saved and not args.quiet:
+        streams.say("the job succeeded, and made no files")
+    _look([file.path for file in saved if file.output.kind == "images"], args, job.endpoint.environment.all)
+    return 0
+
+
+def _followed(job: Job, args: argparse.Namespace) -> tuple[Result, list[Saved]]:
     from settee.client.saving import save
 
     def on_saved(file: Saved) -> None:
         if not args.json:
-            print(file.path, flush=True)
+            streams.line(file.path)
 
-    with Display(sys.stderr, quiet=args.quiet) as display:
+    with display_of(job.endpoint, quiet=args.quiet) as display:
         try:
             result = job.wait(args.timeout, on_update=display.update)
-        except (KeyboardInterrupt, Interrupted):
+        except KeyboardInterrupt:
             with display.hidden():
                 raise interrupted([job]) from None
         for warning in result.warnings:
             display.line(f"warning: {warning}")
-    saved = save(
-        result,
-        args.out,
-        overwrite=args.overwrite,
-        metadata=args.metadata,
-        on_saved=on_saved,
-    )
-    if args.json:
-        found = {"status": "success", "job_id": job.id, "files": [file_as_json(file) for file in saved]}
-        more = {"seeds": result.seeds, "timings": result.timings, "warnings": result.warnings}
-        print(json.dumps({**found, **more}, ensure_ascii=False))
-    if not saved and not args.quiet:
-        print("the job succeeded, and made no files", file=sys.stderr)
-    _look([file.path for file in saved if file.output.kind == "images"], args, job.endpoint.environment.all)
-    return 0
+    saved = save(result, args.out, overwrite=args.overwrite, metadata=args.metadata, on_saved=on_saved)
+    return result, saved
+
+
+def display_of(endpoint: Endpoint, *, quiet: bool, total: int = 1, done: int = 0) -> Display:
+    """On standard error; rows that are redrawn only where a terminal says that it can."""
+    term = endpoint.environment.all.get("TERM", "dumb" if os.name == "posix" else "")
+    return Display(sys.stderr, is_terminal=sys.stderr.isatty() and term != "dumb", quiet=quiet, total=total, done=done)
 
 
 def file_as_json(file: Saved) -> dict[str, Any]:
@@ -178,46 +216,15 @@ def _look(pictures: list[Path], args: argparse.Namespace, env: Mapping[str, str]
         if args.open:
             preview.open_file(pictures[0], env)
     except ClientError as error:
-        print(error.message, file=sys.stderr)
-
-
-def interrupted(jobs: Sequence[Job]) -> JobStopped:
-    """Ctrl-C: a job costs money until somebody ends it, and may be wanted all the same. What came of the question.
-
-    With nobody at a terminal to be asked, the jobs are ended.
-    """
-    ids = ", ".join(job.id for job in jobs)
-    what = f"job {ids}" if len(jobs) == 1 else f"{len(jobs)} jobs"
-    left = f"{what} left to run there: --resume {jobs[0].id} picks it up, --cancel {jobs[0].id} ends it"
-    if len(jobs) > 1:
-        left = f"{what} left to run there ({ids}): the same command again picks them up"
-    try:
-        if not _asked(f"Cancel {what} there? [Y/n] (Ctrl-C again: leave as is) "):
-            return JobStopped(left, job_id=jobs[0].id)
-        for job in jobs:
-            job.cancel()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return JobStopped(left, job_id=jobs[0].id)
-    except ClientError as error:
-        return JobStopped(f"{error.message}; {left}", job_id=jobs[0].id)
-    return JobStopped(f"{what} asked to end", job_id=jobs[0].id)
-
-
-def _asked(question: str) -> bool:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        return True
-    print(question, end="", file=sys.stderr, flush=True)
-    return not sys.stdin.readline().strip().lower().startswith("n")
+        streams.say(error.message)
 
 
 def _cancel(endpoint: Endpoint, args: argparse.Namespace) -> int:
     endpoint.cancel(args.cancel)
-    print(
-        json.dumps({"status": "cancel_requested", "job_id": args.cancel})
-        if args.json
-        else f"{args.cancel}: asked to end"
-    )
+    if args.json:
+        streams.document({"status": "cancel_requested", "job_id": args.cancel})
+    else:
+        streams.line(f"{args.cancel}: asked to end")
     return 0
 
 

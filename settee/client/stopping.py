@@ -1,0 +1,89 @@
+"""Ctrl-C: what becomes of jobs that are on their way. A job costs money until somebody ends it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from settee.client import streams
+from settee.client.endpoint import Job
+from settee.client.errors import ClientError, JobStopped
+
+T = TypeVar("T")
+
+#: Between two looks at whether something has ended: a wait without limit would not let Ctrl-C through everywhere.
+LOOK_S = 0.5
+#: What takes longer is worth a word.
+MOMENT_S = 0.3
+SENDING = "stopping when it is known whether the job was taken (Ctrl-C again: at once)"
+
+
+class InThread(Generic[T]):
+    """A call in a thread that a program's end does not wait for."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.ended = threading.Event()
+        self._call = call
+        self._value: list[T] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="call", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._value.append(self._call())
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+        finally:
+            self.ended.set()
+
+    def result(self) -> T:
+        """Wait for it; raises what it raised."""
+        while not self.ended.wait(LOOK_S):
+            pass
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+
+def interrupted(jobs: Sequence[Job]) -> JobStopped:
+    """Ctrl-C: a job costs money until somebody ends it, and may be wanted all the same. What came of the question.
+
+    With nobody at a terminal to be asked, the jobs are ended.
+    """
+    what = f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    problems, left = [], list(jobs)
+    try:
+        if not _asked(f"Cancel {what} there? [Y/n] (Ctrl-C again: leave as is) "):
+            return _stopped(left_as_is(jobs), jobs)
+        for job in jobs:
+            try:
+                job.cancel()
+                left.remove(job)
+            except ClientError as error:
+                problems.append(error.message)
+    except KeyboardInterrupt:
+        streams.say("")
+    if not left:
+        return _stopped(f"{what} asked to end", jobs)
+    return _stopped("; ".join([*dict.fromkeys(problems), left_as_is(left)]), jobs)
+
+
+def left_as_is(jobs: Sequence[Job]) -> str:
+    if len(jobs) == 1:
+        return f"job {jobs[0].id} left as it is: --resume {jobs[0].id} picks it up, --cancel {jobs[0].id} ends it"
+    ids = ", ".join(job.id for job in jobs)
+    return f"{len(jobs)} jobs left to run there ({ids}): the same command again picks them up"
+
+
+def _stopped(message: str, jobs: Sequence[Job]) -> JobStopped:
+    return JobStopped(message, job_id=jobs[0].id, details={"jobs": [job.id for job in jobs]})
+
+
+def _asked(question: str) -> bool:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return not sys.stdin.readline().strip().lower().startswith("n")

@@ -1,0 +1,77 @@
+"""The command's standard streams. What a job made is worth more than a line about it: nobody reading ends nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from typing import Any
+
+#: Why standard output takes no more; of this process.
+_broken: list[OSError] = []
+
+
+def prepare() -> None:
+    """A stream that was closed when we came (``>&-``, a service) is nobody's; without one, even a file we open could
+    get its number. Call before anything is written."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Not closed: it is what the name stands for from now on.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    _broken.clear()
+
+
+def line(text: object) -> None:
+    """A line to standard output. One that is closed by its reader (``| head``), or full, gets no more of them."""
+    if _broken:
+        return
+    try:
+        try:
+            sys.stdout.write(f"{text}\n")
+        except UnicodeEncodeError:
+            # A file's name has bytes, whatever the stream's characters are.
+            sys.stdout.flush()
+            sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
+        sys.stdout.flush()
+    except OSError as error:
+        _broken.append(error)
+        # What is still in the buffer would fail again when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+
+
+def document(found: object, *, indent: int | None = None) -> None:
+    """JSON to standard output, whatever characters and numbers are in it."""
+    text = _json(found, indent, ascii=False)
+    try:
+        text.encode("utf-8")
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (UnicodeError, LookupError):
+        text = _json(found, indent, ascii=True)
+    line(text)
+
+
+def say(text: str) -> None:
+    """A line to standard error."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def lost() -> str | None:
+    """Why not all of standard output was written; None when it was, or nobody wanted more of it."""
+    if _broken and _broken[0].errno != errno.EPIPE:
+        return f"standard output cannot be written: {_broken[0].strerror}"
+    return None
+
+
+def _json(found: object, indent: int | None, *, ascii: bool) -> str:
+    try:
+        return json.dumps(found, ensure_ascii=ascii, indent=indent, allow_nan=False)
+    except ValueError:
+        # A worker's NaN or infinity, for which JSON has no word.
+        known: Any = json.loads(json.dumps(found), parse_constant=lambda _: None)
+        return json.dumps(known, ensure_ascii=ascii, indent=indent)
