@@ -187,7 +187,7 @@ def test_a_workflow_that_comfyui_refuses_is_explained(target: Comfy) -> None:
     assert "did you mean 'EmptyImage'" in (answer.error or "")
 
     answer = sent(target, loading("nowhere.png"))
-    assert "  1 LoadImage: " in (answer.error or "")
+    assert "workflow: 1 LoadImage: " in (answer.error or "")
     assert "nowhere.png" in (answer.error or "")
     assert answer.details["problems"][0]["input"] == "image"
 

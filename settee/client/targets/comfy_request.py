@@ -251,12 +251,10 @@ def refusal(
     problems = registry.explain(node_errors, workflow, info) or registry.registry_problems(workflow, info)
     if not problems:
         return f"ComfyUI refuses the workflow: {registry.sentence(error)}", {"problems": []}
-    lines = []
-    for problem in problems[:10]:
-        node_id = str(problem["node_id"])
-        where = shown_node(workflow, node_id) if node_id in workflow else node_id
-        near = f"; did you mean {' or '.join(map(repr, problem['near']))}?" if problem.get("near") else ""
-        lines.append(f"  {where}: {' '.join(problem['problem'].split())}{near}")
-    if len(problems) > len(lines):
-        lines.append(f"  and {len(problems) - len(lines)} more")
-    return "\n".join(["ComfyUI refuses the workflow:", *lines]), {"problems": problems}
+    first = problems[0]
+    node_id = str(first["node_id"])
+    where = shown_node(workflow, node_id) if node_id in workflow else node_id
+    near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    said = " ".join(first["problem"].split())
+    return f"ComfyUI refuses the workflow: {where}: {said}{near}{more}", {"problems": problems}
