@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from settee.client.errors import UsageError
 from settee.client.inject.media import Given, media_changes
 from settee.client.inject.parameters import Parameters, parameter_changes
 from settee.client.inject.prompts import prompt_changes
-from settee.client.inject.seeds import seed_changes
+from settee.client.inject.seeds import drawn_seed, seed_changes
 from settee.client.inject.settings import set_changes
 from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow, shape_problems
 
@@ -29,7 +28,7 @@ class Wishes:
     audio: tuple[Given, ...] = ()
     prompt: str | None = None
     negative: str | None = None
-    #: For every literal seed; None draws one for each.
+    #: For every literal seed; None draws one for each that differs from the others now.
     seed: int | None = None
     keep_seed: bool = False
     parameters: Parameters = field(default_factory=Parameters)
@@ -46,11 +45,6 @@ class Prepared:
     files: tuple[InputFile, ...] = ()
     #: The seeds that were put in, by ``node.input``.
     seeds: dict[str, int] = field(default_factory=dict)
-
-
-def drawn_seed() -> int:
-    """32 bits: every node's seed takes that much, and some (API nodes) no more."""
-    return secrets.randbelow(1 << 32)
 
 
 def prepared(
