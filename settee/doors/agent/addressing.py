@@ -1,0 +1,164 @@
+"""Where callbacks go: the addresses that a dispatch names, put right and held to the operator's list."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from settee.errors import InvalidRequest
+
+_MAX_URL = 2000
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where a job's callbacks go; None: nowhere. They may hold credentials, so they are never shown."""
+
+    status: str | None = field(default=None, repr=False)
+    completion: str | None = field(default=None, repr=False)
+    failure: str | None = field(default=None, repr=False)
+
+    def checked(self, *, base_url: str | None = None, hosts: Sequence[str] | None = None) -> Urls:
+        """The same, :func:`addressed` and :func:`allowed`.
+
+        An address below ``base_url`` is the operator's own and always allowed. Raises InvalidRequest with every
+        problem, by the caller's names (``callbacks.status``).
+        """
+        problems: list[dict[str, Any]] = []
+        found: dict[str, str | None] = {}
+        for name in (each.name for each in fields(self)):
+            given = getattr(self, name)
+            if not given:  # an empty address means none, as the dispatcher's other optional texts do
+                found[name] = None
+                continue
+            try:
+                found[name] = url = addressed(given, base_url)
+                is_own = bool(base_url) and _origin(url) == _origin(base_url or "")
+                if not is_own and not allowed(url, hosts):
+                    raise ValueError("this host is not among callbacks.allowed_hosts of the agent")
+            except ValueError as error:
+                problems.append({"path": f"callbacks.{name}", "problem": str(error)})
+        if problems:
+            raise InvalidRequest.from_problems(problems)
+        return Urls(**found)
+
+    def as_dict(self) -> dict[str, str | None]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Urls:
+        """What :meth:`as_dict` gave. Raises TypeError for anything else."""
+        found = {each.name: data.get(each.name) for each in fields(cls)}
+        if not all(value is None or isinstance(value, str) for value in found.values()):
+            raise TypeError("an address is no text")
+        return cls(**found)
+
+
+def addressed(url: str, base_url: str | None = None) -> str:
+    """The address to post to.
+
+    ``base_url`` replaces the scheme and host of relative and loopback addresses, and its path goes in front of
+    theirs; any other address stays as it is. Raises ValueError, without the address, for what is none.
+    """
+    parts = _split(url)
+    if base_url and (not parts.netloc or is_loopback(parts.hostname or "")):
+        base = _split(base_url)
+        path = f"{base.path.rstrip('/')}/{parts.path.lstrip('/')}"
+        # Credentials in the address were meant for the host that it named.
+        url = urlunsplit((base.scheme, base.netloc, path, parts.query, ""))
+        parts = _split(url)
+    if not parts.netloc:
+        raise ValueError("it is relative, and the agent has no callbacks.base_url to put in front of it")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("it is no http(s) address")
+    return url
+
+
+def allowed(url: str, hosts: Sequence[str] | None) -> bool:
+    """Whether a job may have callbacks posted there.
+
+    ``hosts``: names (``host``, ``host:port``, ``*.domain`` for all below it, ``[::1]:port``); None when there is no
+    list. An empty one allows nobody. Without a list, link-local addresses are refused all the same: that is where
+    clouds keep a machine's credentials, and no dispatcher.
+    """
+    try:
+        parts = _split(url)
+        host, port = _name(parts.hostname or ""), _port(parts)
+    except ValueError:
+        return False
+    if not host:
+        return False
+    if hosts is None:
+        return not _is_link_local(host)
+    return any(_matches(entry, host, port) for entry in hosts)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, in any of its spellings (``127.1``, ``0.0.0.0``)."""
+    host = _name(host)
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _split(url: str) -> SplitResult:
+    """Raises ValueError for what two readers might understand differently."""
+    if len(url) > _MAX_URL or re.search(r"[\x00-\x20\x7f\\]", url) or not url.isprintable():
+        raise ValueError(f"it has a space, backslash or control character in it, or more than {_MAX_URL} characters")
+    try:
+        parts = urlsplit(url)
+        _port(parts)
+    except ValueError:
+        raise ValueError("it is no valid address") from None
+    if (parts.scheme and not parts.netloc) or (parts.netloc and not parts.hostname):
+        raise ValueError("it is no http(s) address")
+    return parts
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = _split(url)
+    return parts.scheme, _name(parts.hostname or ""), _port(parts)
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    try:
+        wanted = urlsplit(f"//{entry.strip()}")
+        name, wanted_port = _name(wanted.hostname or ""), wanted.port
+    except ValueError:
+        return False
+    if wanted_port not in (None, port):
+        return False
+    return host.endswith(name[1:]) if name.startswith("*.") else host == name
+
+
+def _name(host: str) -> str:
+    return host.strip().lower().rstrip(".")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The numeric address that a host is; None for a name."""
+    try:
+        address = ipaddress.ip_address(host.split("%")[0])
+    except ValueError:
+        try:
+            # Also 127.1, 0x7f.1 and 2130706433, which a connection would take for addresses.
+            return ipaddress.IPv4Address(socket.inet_aton(host)) if host[:1].isdigit() else None
+        except (OSError, UnicodeEncodeError):
+            return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if mapped is not None else address
+
+
+def _is_link_local(host: str) -> bool:
+    address = _address(host)
+    return address is not None and address.is_link_local

@@ -1,0 +1,187 @@
+"""Terminal callbacks on disk, and the note of the job that runs: what must survive a kill.
+
+    <folder>/pending/<number>-<hash>.json   to be delivered, oldest first
+    <folder>/refused/…                      refused for good; one moved back to pending/ is sent at the next start
+    <folder>/running.json                   the job that has been accepted and has no terminal callback yet
+
+Files are for this user only: addresses of callbacks may hold credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from settee.doors.agent.addressing import Urls
+from settee.doors.agent.posting import Post
+from settee.doors.agent.timestamps import parsed, stamp
+
+log = logging.getLogger(__name__)
+
+_VERSION = 1
+_PART = ".part"
+#: Refused ones that are kept.
+_MAX_REFUSED = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What a restarted agent must know of the job that ran."""
+
+    #: One acceptance of a job: the same job id may come again.
+    run_id: str
+    job_id: str
+    client_id: str
+    started_at: datetime
+    prompt_id: str | None = None
+    urls: Urls = field(default_factory=Urls)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """A terminal callback that is to be delivered."""
+
+    run_id: str
+    job_id: str
+    post: Post
+
+
+class Shelf:
+    """The folder. Used by one thread at a time; every method raises OSError when the disk does not take part."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pending = folder / "pending"
+        self._refused = folder / "refused"
+        self._running = folder / "running.json"
+        self._last_number = 0
+
+    def open(self) -> None:
+        """Make what is missing, and remove what a kill left half-written."""
+        for folder in (self._running.parent, self._pending, self._refused):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for part in folder.glob(f"*{_PART}"):
+                part.unlink(missing_ok=True)
+
+    # --- terminal callbacks -------------------------------------------------------------------------------------
+
+    def put(self, letter: Letter) -> Path:
+        """On return it is on the disk, whole."""
+        self._last_number = max(self._last_number + 1, time.time_ns())
+        digest = hashlib.sha256(f"{letter.run_id} {letter.post.key}".encode(errors="surrogatepass")).hexdigest()
+        path = self._pending / f"{self._last_number:020d}-{digest[:16]}.json"
+        _write(
+            path,
+            {
+                "run_id": letter.run_id,
+                "job_id": letter.job_id,
+                "key": letter.post.key,
+                "url": letter.post.url,
+                "body": letter.post.body.decode("ascii"),
+            },
+        )
+        return path
+
+    def letters(self) -> Iterator[tuple[Path, Letter]]:
+        """Those to be delivered, oldest first. One that cannot be read is put aside, as refused."""
+        for path in sorted(self._pending.glob("*.json")):
+            try:
+                data = _read(path)
+                post = Post(data["url"], data["key"], data["body"].encode("ascii"))
+                letter = Letter(run_id=data["run_id"], job_id=data["job_id"], post=post)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                log.error("the callback %s in the outbox is damaged: it is put aside", path.name)
+                self.refuse(path)
+                continue
+            yield path, letter
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        _sync(path.parent)
+
+    def refuse(self, path: Path) -> None:
+        """Keep it, but do not send it again."""
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(self._refused / path.name)
+            _sync(self._refused)
+            _sync(self._pending)
+        for old in sorted(self._refused.glob("*.json"))[:-_MAX_REFUSED]:
+            old.unlink(missing_ok=True)
+
+    # --- the job that runs ----------------------------------------------------------------------------------------
+
+    def begin(self, running: Running) -> None:
+        _write(
+            self._running,
+            {
+                "run_id": running.run_id,
+                "job_id": running.job_id,
+                "client_id": running.client_id,
+                "started_at": stamp(running.started_at),
+                "prompt_id": running.prompt_id,
+                "urls": running.urls.as_dict(),
+            },
+        )
+
+    def running(self) -> Running | None:
+        """The job that was accepted last and not ended."""
+        try:
+            data = _read(self._running)
+            return Running(
+                run_id=data["run_id"],
+                job_id=data["job_id"],
+                client_id=data["client_id"],
+                started_at=parsed(data["started_at"]),
+                prompt_id=data["prompt_id"],
+                urls=Urls.from_dict(data["urls"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.error("running.json in the outbox is damaged: a job that was interrupted cannot be reported")
+            return None
+
+    def end(self) -> None:
+        self._running.unlink(missing_ok=True)
+        _sync(self._running.parent)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_bytes())
+    if not isinstance(data, dict) or data.get("version") != _VERSION:
+        raise ValueError("not of this version")
+    return data
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    """Whole or not at all, also when the power fails."""
+    part = path.with_name(path.name + _PART)
+    try:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(json.dumps({"version": _VERSION, **data}).encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """A rename or a removal lasts once its folder is on the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

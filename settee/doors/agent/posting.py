@@ -1,0 +1,211 @@
+"""One POST of a callback, and what became of it. :mod:`settee.doors.agent.outbox` decides whether there is another.
+
+Redirects are never followed: a POST that follows one may lose its body, and the address that it leads to was not
+checked by anybody.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from settee import __version__
+
+#: Answers after which the same request may well succeed later.
+RETRIED = frozenset((408, 429))
+#: Retry-After is believed up to this, seconds.
+_LONGEST_ASKED_S = 3600.0
+#: Requests to one host that were given up and whose threads still wait for it.
+_MAX_GIVEN_UP = 4
+
+
+@dataclass(frozen=True)
+class Post:
+    """What is sent: the same key and the same bytes, however often."""
+
+    #: May hold credentials: neither shown nor logged.
+    url: str = field(repr=False)
+    #: The header Idempotency-Key.
+    key: str
+    #: JSON.
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one attempt."""
+
+    #: None: nobody answered.
+    status: int | None = None
+    #: A few words without the address, for the log.
+    why: str = ""
+    #: How long the receiver wants to be left alone, seconds.
+    retry_after_s: float = 0.0
+    #: Whether the request can never be sent: the address is none.
+    is_hopeless: bool = False
+
+    @property
+    def is_delivered(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def is_refused(self) -> bool:
+        """It is not delivered, and sending it again would change nothing."""
+        if self.status is None:
+            return self.is_hopeless
+        return not self.is_delivered and self.status not in RETRIED and self.status < 500
+
+
+class Sender(Protocol):
+    """Sends one Post within ``timeout_s`` seconds, all told, and never raises."""
+
+    def __call__(self, post: Post, timeout_s: float) -> Answer: ...
+
+
+class Poster:
+    """Sends over HTTP. May be used from many threads."""
+
+    def __init__(self, *, verify_tls: bool = True) -> None:
+        self._verify_tls = verify_tls
+        self._lock = threading.Lock()
+        self._given_up: Counter[str] = Counter()
+
+    def __call__(self, post: Post, timeout_s: float) -> Answer:
+        """A time limit of requests' own counts each read of the socket anew, and none of them the name lookup: a
+        receiver that sends a byte now and then would hold callbacks up for ever. So the request has a thread of its
+        own, which is left alone when its time is up.
+        """
+        host = urlsplit(post.url).netloc
+        with self._lock:
+            if self._given_up[host] >= _MAX_GIVEN_UP:
+                return Answer(why="earlier requests to this host are still not answered")
+        attempt = _Attempt(lambda: _post(post, timeout_s, self._verify_tls))
+        answer = attempt.wait(timeout_s)
+        if answer is not None:
+            return answer
+        with self._lock:
+            self._given_up[host] += 1
+        attempt.when_done(lambda: self._forget(host))
+        return Answer(why=f"no answer within {timeout_s:.3g} s")
+
+    def _forget(self, host: str) -> None:
+        with self._lock:
+            self._given_up[host] -= 1
+            if not self._given_up[host]:
+                del self._given_up[host]
+
+
+class _Attempt:
+    """A request in a thread of its own."""
+
+    def __init__(self, work: Callable[[], Answer]) -> None:
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._answer: Answer | None = None
+        self._afterwards: Callable[[], None] = lambda: None
+        threading.Thread(target=self._run, args=(work,), name="settee-callback", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> Answer | None:
+        return self._answer if self._done.wait(timeout_s) else None
+
+    def when_done(self, afterwards: Callable[[], None]) -> None:
+        with self._lock:
+            if not self._done.is_set():
+                self._afterwards = afterwards
+                return
+        afterwards()
+
+    def _run(self, work: Callable[[], Answer]) -> None:
+        answer = work()
+        with self._lock:
+            self._answer = answer
+            self._done.set()
+        self._afterwards()
+
+
+def _post(post: Post, timeout_s: float, verify_tls: bool) -> Answer:
+    import requests
+    import urllib3
+
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": f"settee/{__version__}",
+        "Idempotency-Key": header_text(post.key),
+    }
+    try:
+        with (
+            requests.Session() as session,
+            session.post(
+                post.url,
+                data=post.body,
+                headers=headers,
+                auth=_Credentials(post.url),
+                timeout=timeout_s,
+                verify=verify_tls,
+                allow_redirects=False,
+                # The body of the answer says nothing that is needed, and may be endless.
+                stream=True,
+            ) as response,
+        ):
+            return _answer(response.status_code, response.headers.get("Retry-After", ""))
+    except requests.exceptions.SSLError:
+        return Answer(why="its TLS certificate or connection is not valid")
+    except requests.exceptions.Timeout:
+        return Answer(why=f"no answer within {timeout_s:.3g} s")
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
+        return Answer(why="its address cannot be used", is_hopeless=True)
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
+        return Answer(why="the connection failed or broke off")
+    except ValueError:  # a host name that IDNA does not know
+        return Answer(why="its address cannot be used", is_hopeless=True)
+
+
+def _answer(status: int, retry_after: str) -> Answer:
+    if 300 <= status < 400:
+        return Answer(status, f"HTTP {status}: it redirects to another address; give that one")
+    return Answer(status, f"HTTP {status}", seconds(retry_after) if status in RETRIED or status >= 500 else 0.0)
+
+
+class _Credentials:
+    """Those in the address, and no others: requests would look for some in ~/.netrc."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._user, self._password = parts.username, parts.password
+
+    def __call__(self, request: Any) -> Any:
+        if self._user is not None or self._password is not None:
+            from requests.auth import HTTPBasicAuth
+
+            return HTTPBasicAuth(unquote(self._user or ""), unquote(self._password or ""))(request)
+        return request
+
+
+def header_text(text: str) -> str:
+    """As a header can carry it: what is not printable ASCII is percent-encoded (UTF-8), and % with it."""
+    if text.isascii() and text.isprintable() and "%" not in text and text == text.strip():
+        return text
+    return "".join(
+        c if "!" <= c <= "~" and c != "%" else "".join(f"%{byte:02X}" for byte in c.encode(errors="surrogatepass"))
+        for c in text
+    )
+
+
+def seconds(retry_after: str) -> float:
+    """The header Retry-After: seconds, or a date. 0 for what is neither."""
+    text = retry_after.strip()
+    try:
+        asked = (
+            float(text) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
+        )
+    except (ValueError, TypeError, OverflowError, OSError):
+        return 0.0
+    return min(max(0.0, asked), _LONGEST_ASKED_S) if math.isfinite(asked) else 0.0
