@@ -1,0 +1,160 @@
+"""Writes a job's overrides and parameters into its workflow: :func:`bound`.
+
+Overrides come first, then bindings, so a binding wins where both name a place. Both keep what is there of its kind: a
+text never goes where a number was. A link may be replaced by an override, which says so, and not by a binding, which
+would cut the graph at a place whose value comes from elsewhere.
+
+Bindings happen on the template, before LoRA chains: what they write into a LoRA loader is the pattern's, and
+:func:`settee.doors.agent.loras.chained` then gives every LoRA its own name and strengths.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from settee import workflow as graph
+from settee.doors.agent import places
+from settee.doors.agent.envelope import Binding, Envelope
+from settee.doors.agent.loras import is_pattern
+from settee.doors.agent.parameters import Context
+from settee.errors import InvalidRequest
+from settee.registry import MAX_NEAR, near_matches
+from settee.workflow import Problem, Workflow, is_link
+
+#: What ComfyUI reads of a node; isolation drops anything else.
+_PARTS = ("inputs", "class_type", "_meta")
+
+
+def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
+    """A copy of the template with the envelope's overrides, then its parameters, written into it.
+
+    Raises InvalidRequest with every unknown parameter, every node and path that does not exist, and every value of
+    another kind than what is there; also for a template that is no workflow in API format.
+    """
+    _check_shape(workflow)
+    changed = copy.deepcopy(workflow)
+    problems: list[Problem] = []
+    for at, override in enumerate(envelope.workflow_overrides):
+        said = {"path": f"workflowOverrides[{at}]", "node_id": override.node, "input": override.path}
+        _write(changed, said, copy.deepcopy(override.value), problems, may_unlink=True)
+    problems += [{**item, "path": f"{item['path']} after workflowOverrides"} for item in _shape_problems(changed)]
+    if not problems:
+        problems += _bind(changed, envelope.workflow_parameters, context) or _shape_problems(changed)
+    if problems:
+        raise InvalidRequest.from_problems(problems, "workflow parameters")
+    return changed
+
+
+def _check_shape(workflow: Workflow) -> None:
+    problems = _shape_problems(workflow)
+    if problems:
+        raise InvalidRequest.from_problems(problems, "workflow")
+
+
+def _shape_problems(workflow: Any) -> list[Problem]:
+    if not isinstance(workflow, dict):
+        return [{"path": "workflow", "problem": "the template is no object of nodes in ComfyUI's API format"}]
+    return graph.shape_problems(workflow, max_nodes=max(len(workflow), 1))
+
+
+def _bind(workflow: Workflow, bindings: tuple[Binding, ...], context: Context) -> list[Problem]:
+    problems: list[Problem] = []
+    taken: dict[tuple[str, str], str] = {}
+    for at, binding in enumerate(bindings):
+        said = {
+            "path": f"workflowParameters[{at}]",
+            "parameter": binding.parameter,
+            "node_id": binding.node,
+            "input": binding.path,
+        }
+        if binding.parameter not in context.values:
+            near = near_matches(binding.parameter, context.values) if len(problems) < MAX_NEAR else []
+            problems.append({**said, "problem": f"there is no parameter {binding.parameter!r}", "near": near})
+            continue
+        other = taken.setdefault((binding.node, binding.path), binding.parameter)
+        if other != binding.parameter:
+            problems.append({**said, "problem": f"{other} is bound to the same place of node {binding.node}"})
+            continue
+        value = copy.deepcopy(context.values[binding.parameter])
+        if value is None and _is_for_no_lora(workflow, binding):
+            continue
+        _write(workflow, said, value, problems, may_unlink=False)
+    return problems
+
+
+def _is_for_no_lora(workflow: Workflow, binding: Binding) -> bool:
+    """Whether a job without LoRAs has nothing for this place, which goes with its node."""
+    node = workflow.get(binding.node)
+    return node is not None and binding.parameter.startswith("primary_lora_") and is_pattern(node)
+
+
+def _write(
+    workflow: Workflow, said: Mapping[str, Any], value: Any, problems: list[Problem], *, may_unlink: bool
+) -> None:
+    node_id, path = said["node_id"], said["input"]
+    problem: Problem | None
+    if node_id not in workflow:
+        near = near_matches(node_id, workflow) if len(problems) < MAX_NEAR else []
+        problem = {"problem": f"the workflow has no node {node_id!r}", "near": near}
+    else:
+        problem = _placed(workflow[node_id], path, value, may_unlink=may_unlink)
+    if problem:
+        problems.append({**said, **problem})
+
+
+def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) -> Problem | None:
+    """Write a value into a node; or else what is wrong."""
+    class_type = node["class_type"]
+    if path.split(".")[0] not in (_PARTS if may_unlink else ("inputs",)) or (path == "inputs" and not may_unlink):
+        hint = f"; did you mean 'inputs.{path}'?" if path in node["inputs"] else ""
+        return {"class_type": class_type, "problem": f"{path!r} is no input of a node: write inputs.NAME{hint}"}
+    place = places.find(node, path)
+    if place is None:
+        return {
+            "class_type": class_type,
+            "problem": f"{path!r} leads nowhere in this {class_type}",
+            "near": near_matches(path, [f"inputs.{name}" for name in node["inputs"]]),
+        }
+    problem = _unfit(place, value, may_unlink=may_unlink)
+    if problem:
+        return {"class_type": class_type, "problem": problem}
+    before = list(graph.links(node))
+    place.holder[place.key] = value
+    if not may_unlink and list(graph.links(node)) != before:
+        return {"class_type": class_type, "problem": "it would make a list there a link: only workflowOverrides may"}
+    return None
+
+
+def _unfit(place: places.Place, value: Any, *, may_unlink: bool) -> str | None:
+    """Why a value must not take the place of what is there."""
+    if not may_unlink:
+        if value is None:
+            return "this job has no value for it"
+        if is_link(value):
+            return "the parameter's value looks like a link to a node: only workflowOverrides may set links"
+        linked = next((item for item in (place.value, place.holder) if is_link(item)), None)
+        if linked is not None:
+            source = linked[0][:100]
+            return f"it is linked to node {source!r}: bind that node's input, or replace the link by workflowOverrides"
+    was, now = _kind(place.value), _kind(value)
+    if None in (was, now) or was == now:
+        return None
+    return f"it takes {was}, and the value is {now}"
+
+
+def _kind(value: Any) -> str | None:
+    """What a value is, of kinds that never take each other's place; None for links and nothing."""
+    if value is None or is_link(value):
+        return None
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+__all__ = ["bound"]

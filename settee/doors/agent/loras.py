@@ -1,0 +1,202 @@
+"""Chains of LoRA loaders, from the ones in a template: :func:`chained`.
+
+A LoraLoader or LoraLoaderModelOnly of the template is a pattern: where it stands, the job's LoRAs are applied, each by
+a copy of it with a name and strengths of its own. Without LoRAs it goes, and what used it takes the model and the
+text encoder that it took. One whose title has the word "fixed" is the template's own, and stays as it is.
+
+Loaders in a row share the LoRAs: the first applies the first, and so on, the last all that are left; those that get
+none go. Loaders beside each other (a base model's and a refiner's, the two models of a video) each apply all of them:
+every way from a model to a sampler leads through every LoRA once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from settee.doors.agent.strengths import LoraUse
+from settee.errors import InvalidRequest
+from settee.workflow import Workflow, links, natural_key, title
+
+#: Class → the input that each of its outputs is made from.
+_LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}
+_FIXED = re.compile(r"\bfixed\b", re.IGNORECASE)
+#: Class → its output that is a model, and its output that is a text encoder, for templates without a pattern.
+_SOURCES: dict[str, tuple[int | None, int | None]] = {
+    "CheckpointLoaderSimple": (0, 1),
+    "CheckpointLoader": (0, 1),
+    "unCLIPCheckpointLoader": (0, 1),
+    "DiffusersLoader": (0, 1),
+    "ImageOnlyCheckpointLoader": (0, None),
+    "UNETLoader": (0, None),
+    "CLIPLoader": (None, 0),
+    "DualCLIPLoader": (None, 0),
+    "TripleCLIPLoader": (None, 0),
+    "QuadrupleCLIPLoader": (None, 0),
+}
+Link = tuple[str, int]
+
+
+def is_pattern(node: Mapping[str, Any]) -> bool:
+    """Whether the job's LoRAs take this node's place."""
+    return node["class_type"] in _LOADERS and not _FIXED.search(title(node))
+
+
+def chained(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
+    """A copy with one loader for each LoRA wherever the template has a pattern for them, in the order of ``uses``.
+
+    In a template without a pattern they go behind the one node that loads the model (and the one that loads the text
+    encoder). The first LoRA at a pattern keeps the pattern's id; new nodes get whole numbers that are free.
+    Raises InvalidRequest where there is no such one, or a pattern that must go has no model to pass on.
+    """
+    patterns = sorted((node_id for node_id, node in workflow.items() if is_pattern(node)), key=natural_key)
+    if not patterns:
+        return _inserted(workflow, uses) if uses else copy.deepcopy(workflow)
+    depths, lasts = _in_rows(workflow, patterns)
+    ids = _free_ids(workflow)
+    changed = copy.deepcopy(workflow)
+    moved: dict[Link, Link] = {}
+    for pattern in patterns:
+        depth = depths[pattern]
+        mine = uses[depth:] if pattern in lasts else uses[depth : depth + 1]
+        if mine:
+            tail = _grow(changed, pattern, mine, ids)
+            moved |= {(pattern, slot): (tail, slot) for slot in range(len(_of(workflow, pattern)))}
+        else:
+            moved |= _passed_on(workflow, pattern)
+            del changed[pattern]
+    return _rewired(workflow, changed, moved)
+
+
+def _of(workflow: Workflow, node_id: str) -> tuple[str, ...]:
+    return _LOADERS[workflow[node_id]["class_type"]]
+
+
+def _in_rows(workflow: Workflow, patterns: Sequence[str]) -> tuple[dict[str, int], set[str]]:
+    """How many patterns each one has before it, and which have none behind."""
+    chosen = set(patterns)
+    before = dict.fromkeys(patterns, 0)
+    lasts = set(patterns)
+    for node_id in _in_order(workflow):
+        # Longest way: a pattern may be behind one by its model, and behind two by its text encoder.
+        above = _above(workflow, node_id) if node_id in chosen else set()
+        for other in above & chosen:
+            before[node_id] = max(before[node_id], before[other] + 1)
+            lasts.discard(other)
+    return before, lasts
+
+
+def _in_order(workflow: Workflow) -> list[str]:
+    """Node ids, each behind the ones that it takes from. The workflow has no loop (its shape was checked)."""
+    order: dict[str, None] = {}
+    waiting = sorted(workflow, key=natural_key, reverse=True)
+    while waiting:
+        node_id = waiting[-1]
+        missing = [source for _, source, _ in links(workflow[node_id]) if source in workflow and source not in order]
+        if missing and node_id not in order:
+            waiting += missing
+        else:
+            order[node_id] = None
+            waiting.pop()
+    return list(order)
+
+
+def _above(workflow: Workflow, node_id: str) -> set[str]:
+    """Every node that one takes from, directly or not."""
+    found: set[str] = set()
+    waiting = [node_id]
+    while waiting:
+        for _, source, _ in links(workflow[waiting.pop()]):
+            if source in workflow and source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
+
+
+def _free_ids(workflow: Workflow) -> Iterator[str]:
+    """Whole numbers above all of the workflow's: some custom nodes take their id for one."""
+    numbers = [int(part) for node_id in workflow for part in node_id.split(":") if part.isascii() and part.isdigit()]
+    number = max((number for number in numbers if number < 10**12), default=0)
+    while True:
+        number += 1
+        if str(number) not in workflow:
+            yield str(number)
+
+
+def _grow(changed: Workflow, pattern: str, uses: Sequence[LoraUse], ids: Iterator[str]) -> str:
+    """One loader for each LoRA, the pattern itself for the first; the id of the last."""
+    last = pattern
+    for at, use in enumerate(uses):
+        if at:
+            new = next(ids)
+            changed[new] = copy.deepcopy(changed[pattern])
+            for slot, name in enumerate(_of(changed, pattern)):
+                changed[new]["inputs"][name] = [last, slot]
+            last = new
+        inputs = changed[last]["inputs"]
+        inputs["lora_name"] = use.name
+        inputs["strength_model"] = use.strength_model
+        if "clip" in _of(changed, pattern):
+            inputs["strength_clip"] = use.strength_clip
+    return last
+
+
+def _passed_on(workflow: Workflow, pattern: str) -> dict[Link, Link]:
+    """What a loader that goes gave, as what it took."""
+    linked = {name: (source, slot) for name, source, slot in links(workflow[pattern])}
+    return {(pattern, slot): linked[name] for slot, name in enumerate(_of(workflow, pattern)) if name in linked}
+
+
+def _rewired(workflow: Workflow, changed: Workflow, moved: Mapping[Link, Link]) -> Workflow:
+    """Every link of the template led to where its source is now; a chain's own links stay as they were made."""
+    for node_id, node in workflow.items():
+        if node_id not in changed:
+            continue
+        for name, source, slot in links(node):
+            link = (source, slot)
+            while link[0] not in changed and link in moved:
+                link = moved[link]
+            if link[0] not in changed:
+                problem = {
+                    "path": f"workflow.{node_id}.inputs.{name}",
+                    "node_id": node_id,
+                    "input": name,
+                    "problem": f"it takes output {slot} of the LoRA loader {source!r}, which this job has no LoRA for, "
+                    "and which takes nothing that could go in its place: link its model and clip in the template",
+                }
+                raise InvalidRequest.from_problems([problem], "workflow")
+            changed[node_id]["inputs"][name] = list(moved.get(link, link))
+    return changed
+
+
+def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
+    """The LoRAs behind the nodes that load the model and the text encoder, as a template without a pattern has them."""
+    used = {(source, slot) for node in workflow.values() for _, source, slot in links(node)}
+    sources: tuple[list[Link], list[Link]] = ([], [])
+    for node_id, node in workflow.items():
+        for found, output in zip(sources, _SOURCES.get(node["class_type"], (None, None)), strict=True):
+            if output is not None and (node_id, output) in used:
+                found.append((node_id, output))
+    models, clips = sources
+    if len(models) != 1 or len(clips) > 1:
+        problem = (
+            f"this job has LoRAs, and the template has no LoRA loader, and {len(models)} nodes that load a model and "
+            f"{len(clips)} that load a text encoder: put a LoraLoader where they belong"
+        )
+        raise InvalidRequest.from_problems([{"path": "loras", "problem": problem}], "workflow")
+    pattern = next(_free_ids(workflow))
+    class_type = "LoraLoader" if clips else "LoraLoaderModelOnly"
+    changed = copy.deepcopy(workflow)
+    ends = dict(zip(_LOADERS[class_type], (*models, *clips), strict=True))
+    for node_id, node in workflow.items():
+        for name, source, slot in links(node):
+            at = next((at for at, end in enumerate(ends.values()) if end == (source, slot)), None)
+            if at is not None:
+                changed[node_id]["inputs"][name] = [pattern, at]
+    changed[pattern] = {"class_type": class_type, "inputs": {name: list(end) for name, end in ends.items()}}
+    return chained(changed, uses)
+
+
+__all__ = ["chained", "is_pattern"]
