@@ -409,14 +409,17 @@ def test_closing_wakes_who_waits(api: PublicApi) -> None:
     assert time.monotonic() - begun < 10
 
 
-def test_many_threads_at_once(http: Http, api: PublicApi) -> None:
+def test_many_threads_at_once(api: PublicApi, sleeps: Sleeps) -> None:
     api.fault(None, status=503, times=20)
+    # Their one clock knows of every thread's pauses: no thread's own patience may run out by the others'.
+    http = asking(api.url, sleeps, retry_s=1e6, first_s=1e6)
     answers: list[Any] = []
     threads = [threading.Thread(target=lambda: answers.append(http.get("/health"))) for _ in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
+    http.close()
     assert len(answers) == 32
 
 
