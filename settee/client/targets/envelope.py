@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from settee.client.errors import NetworkError
+from settee.client.errors import NetworkError, UsageError
 from settee.client.targets.target import Answer, Status
 
 #: Opens a sealed result: ``{"encrypted_output": token, …}`` to what the token holds. Raises ClientError.
@@ -66,7 +66,13 @@ def read(data: Any, *, name: str, job_id: str | None = None, unseal: Unseal | No
     timings = {key: float(data[key]) for key in ("delayTime", "executionTime") if _is_number(data.get(key))}
     output = data.get("output")
     if unseal is not None and status.is_terminal and isinstance(output, dict) and "encrypted_output" in output:
-        output = {**output, **unseal(output)}
+        try:
+            output = {**output, **unseal(output)}
+        except UsageError as error:
+            # Of a failure, what stands outside the seal is enough: with another key, the worker could not open the job.
+            if status is not Status.FAILED:
+                error.job_id = job_id
+                raise
         for key in ("encrypted_output", "is_encrypted"):
             output.pop(key, None)
         if status is Status.FAILED and isinstance(output.get("error"), str):
