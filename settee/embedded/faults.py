@@ -22,6 +22,7 @@ oom                    count     runs end with torch.OutOfMemoryError at the fir
 prompt_500             count     POST /prompt answers 500 and queues nothing
 prompt_lost_response   count     POST /prompt queues the prompt, then drops the connection unanswered
 slow_start             seconds   the server starts listening that much later
+step_slow              seconds   every step of KSampler takes that much longer
 truncate_outputs       true      every saved file is cut to half its length right after it was written
 view_404               true      GET /view answers 404 for everything
 ws_drop_after          N         all sockets are reset after N messages of a run; once
@@ -43,7 +44,7 @@ FLAGS = {
 }
 COUNTS = {"oom", "prompt_500", "prompt_lost_response"}
 NUMBERS = {"crash_on_prompt", "ws_drop_after"}
-SECONDS = {"history_late", "interrupt_slow", "slow_start"}
+SECONDS = {"history_late", "interrupt_slow", "slow_start", "step_slow"}
 TEXTS = {"http_hang"}
 NAMES = FLAGS | COUNTS | NUMBERS | SECONDS | TEXTS
 

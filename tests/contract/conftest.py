@@ -13,11 +13,27 @@ import pytest
 
 from tests.contract.driver import Comfy, Graph, ksampler_graph, sampler_graph
 from tests.support.embedded import EmbeddedServer
+from tests.support.models import safetensors
 
 
 def _directory(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def place_models(root: Path) -> None:
+    """The checkpoints that the recorded server had, by name, and LoRAs: none has weights in it."""
+    files = {
+        "checkpoints/corrupt.safetensors": b"this is no model" * 64,
+        "checkpoints/tiny-sd15.safetensors": safetensors(fill=1),
+        "loras/first.safetensors": safetensors(fill=2),
+        "loras/second.safetensors": safetensors(fill=3),
+        "vae/own.safetensors": safetensors(fill=4),
+    }
+    for name, data in files.items():
+        path = root / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +43,9 @@ def _comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
         directories = [_directory(f"COMFY_{kind}_DIR") for kind in ("INPUT", "OUTPUT", "TEMP")]
         yield Comfy(url.rstrip("/"), *directories, is_real=True)
         return
-    with EmbeddedServer(tmp_path_factory.mktemp("embedded")) as server:
+    server = EmbeddedServer(tmp_path_factory.mktemp("embedded"))
+    place_models(server.root)
+    with server:
         yield Comfy(server.url, server.input_dir, server.output_dir, server.temp_dir)
 
 
@@ -61,9 +79,20 @@ def slow_graph(comfy: Comfy) -> Callable[[int], Graph]:
     """A graph whose node "3" takes that many steps and whose node "9" saves."""
     if not comfy.is_real:
         return sampler_graph
-    info = comfy.get("/object_info/CheckpointLoaderSimple").json()
-    names = info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
-    checkpoint = next((name for name in names if "tiny" in name), None)
-    if checkpoint is None:
-        pytest.skip("the real server has no small checkpoint (a file with tiny in its name) to sample with")
+    checkpoint = small_checkpoint(comfy)
     return lambda steps: ksampler_graph(steps, checkpoint)
+
+
+@pytest.fixture
+def checkpoint(comfy: Comfy) -> str:
+    """The name of a checkpoint that a test may sample with."""
+    return small_checkpoint(comfy)
+
+
+def small_checkpoint(comfy: Comfy) -> str:
+    info = comfy.get("/object_info/CheckpointLoaderSimple").json()
+    names: list[str] = info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    found = next((name for name in names if "tiny" in name), None)
+    if found is None:
+        pytest.skip("the real server has no small checkpoint (a file with tiny in its name) to sample with")
+    return found

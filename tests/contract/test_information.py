@@ -12,6 +12,7 @@ from tests.contract import recording
 from tests.contract.driver import Comfy
 
 SHARED = sorted(recording.load("object_info"))
+MODEL_FILES = {"ckpt_name", "lora_name", "vae_name"}
 OWN = {"SetteeCheckpointTint", "SetteeSampler", "SetteeFault", "SetteeSaveFiles"}
 
 
@@ -22,8 +23,9 @@ def without_files(info: dict[str, Any]) -> Any:
     info.pop("output_tooltips", None)
     for inputs in info["input"].values():
         for name, declared in inputs.items():
-            if isinstance(declared, list) and len(declared) == 2 and "image_upload" in declared[1]:
-                inputs[name] = ["FILES" if isinstance(declared[0], list) else declared[0], declared[1]]
+            is_upload = isinstance(declared, list) and len(declared) == 2 and "image_upload" in declared[1]
+            if is_upload or name in MODEL_FILES:
+                inputs[name] = ["FILES" if isinstance(declared[0], list) else declared[0], *declared[1:]]
     return info
 
 

@@ -1,4 +1,4 @@
-"""The order nodes run in, for graphs whose classes the embedded server does not have."""
+"""The order nodes run in, held to the recorded one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -244,35 +243,6 @@ class ImageFromBatch(Node):
         return Outcome((ImageBatch(images[start : start + inputs["length"]]),))
 
 
-@dataclass(frozen=True)
-class Latent:
-    """A LATENT without numbers in it: only its shape matters to model-free nodes."""
-
-    batch: int
-    width: int
-    height: int
-
-
-class EmptyLatentImage(Node):
-    """Zeros for a sampler, an eighth of the picture's size."""
-
-    spec = NodeSpec(
-        "EmptyLatentImage",
-        "latent",
-        required={
-            "width": integer(512, 16, step=8),
-            "height": integer(512, 16, step=8),
-            "batch_size": integer(1, 1, 4096),
-        },
-        returns=("LATENT",),
-        display_name="Empty Latent Image",
-    )
-
-    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        latent = Latent(inputs["batch_size"], inputs["width"] // 8, inputs["height"] // 8)
-        return Outcome((latent,))
-
-
 NODES: tuple[type[Node], ...] = (
     EmptyImage,
     ImageInvert,
@@ -283,5 +253,4 @@ NODES: tuple[type[Node], ...] = (
     ImagePadForOutpaint,
     RepeatImageBatch,
     ImageFromBatch,
-    EmptyLatentImage,
 )
