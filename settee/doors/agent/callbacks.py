@@ -78,6 +78,7 @@ class Reporter:
         self._progress: dict[str, Any] | None = None
         self._prompt_id = prompt_id
         self._activity: dict[str, Any] | None = None
+        self._has_begun = False
         self._has_ended = False
         self._thread: threading.Thread | None = None
 
@@ -89,6 +90,7 @@ class Reporter:
     def begin(self) -> None:
         """Note the job on the disk: from now on it ends in a terminal callback, come what may. Raises StagingError."""
         self._outbox.begin(self._running)
+        self._has_begun = True
 
     def state(
         self,
@@ -103,6 +105,7 @@ class Reporter:
         ``message`` and ``progress`` (``{phase, percent?}``) are of this state; ``prompt_id`` and ``activity`` stay
         until there are others. Nothing happens once the job has ended.
         """
+        assert self._has_begun, "begin() notes the job first"
         assert not state.is_terminal, "completed() and failed() end a job"
         with self._lock:
             if self._has_ended:
@@ -163,6 +166,7 @@ class Reporter:
 
     @contextmanager
     def _ending(self) -> Iterator[bool]:
+        assert self._has_begun, "begin() notes the job first"
         with self._lock:
             is_first, self._has_ended = not self._has_ended, True
             self._lock.notify_all()

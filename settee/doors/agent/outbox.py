@@ -1,61 +1,42 @@
 """Callbacks on their way out.
 
 Terminal callbacks (completion, failure) lie on the disk before the first attempt and until they are delivered or
-refused for good; they are tried again for ever, across restarts. Status callbacks are best-effort: in order, a few
-attempts each, and a newer heartbeat takes the place of an older one of the same state that still waits.
+refused for good; they are tried again for ever, across restarts. Status callbacks are best-effort
+(:mod:`settee.doors.agent.status_lane`). Of one job everything goes out in its order, and nothing after its terminal
+callback.
 
-Of one job everything goes out in its order, and nothing after its terminal callback. When that is there, statuses
-that still wait are tried once each, for as long as one request may take; then it goes.
+    note()   → queue → statuses thread
+    finish() → disk  → letters thread, once the job's statuses are through or have had their time
 
-    statuses thread   note() → queue → sender
-    letters thread    finish() → disk → queue → sender → disk
-
-A job's journal (``running.json``) is written by :meth:`Outbox.begin` and removed by :meth:`Outbox.finish` once the
-terminal callback is on the disk, and before anybody can see that: so a job is reported as interrupted exactly when
-there is a journal and no terminal callback of the same run.
+A job's journal (``running.json``) is written by :meth:`Outbox.begin`. :meth:`Outbox.finish` removes it when the
+terminal callback is on the disk, and sends that only then. So a job is reported as interrupted exactly when a restart
+finds its journal and no terminal callback of the same run, wherever the kill fell.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from settee import logs
-from settee.doors.agent import payloads, timestamps
+from settee.doors.agent import interruption, timestamps
 from settee.doors.agent.letters import Letter, Running, Shelf
 from settee.doors.agent.posting import Answer, Post, Sender
-from settee.errors import ConfigError, SetteeError, StagingError
+from settee.doors.agent.status_lane import StatusLane, StatusPost
+from settee.errors import ConfigError, StagingError
 from settee.job import Status
 
 log = logging.getLogger(__name__)
 
-#: Statuses that wait; a job has nine states.
-_MAX_STATUSES = 100
 _LONGEST_PAUSE_S = 300.0
-#: The heartbeat_seq of an interrupted job's last status: above that of any heartbeat before, which nobody wrote down.
-INTERRUPTED_SEQ = 1_000_000_000
-
-
-class AgentRestarted(SetteeError):
-    """The agent was stopped while the job ran, and nothing of it was kept: send it again."""
-
-
-@dataclass(frozen=True)
-class _Status:
-    run_id: str
-    job_id: str
-    state: Status
-    post: Post
 
 
 @dataclass
@@ -63,11 +44,10 @@ class _Waiting:
     """A terminal callback, and when it is tried next."""
 
     letter: Letter
-    #: None while the disk did not take it.
+    #: None while the disk has not taken it.
     path: Path | None
-    #: By the clock. Statuses of its run go first until ``statuses_until``.
-    due: float
-    statuses_until: float
+    #: By the clock.
+    due: float = 0.0
     attempts: int = 0
 
 
@@ -92,16 +72,14 @@ class Outbox:
         self._shelf = Shelf(folder)
         self._sender = sender
         self._timeout_s = timeout_s
-        self._max_retries = max_retries
         self._backoff_s = retry_backoff_s
         self._longest_pause_s = longest_pause_s
         self._clock, self._now, self._rand = clock, now, rand
         self._changed = threading.Condition()
-        self._statuses: deque[_Status] = deque()
-        self._in_flight: _Status | None = None
+        self._statuses = StatusLane(
+            self._changed, sender, timeout_s=timeout_s, max_retries=max_retries, pause_s=self._pause_s, clock=clock
+        )
         self._waiting: list[_Waiting] = []
-        #: Runs that may still have statuses posted.
-        self._open_runs: set[str] = set()
         self._lock_fd = -1
         self._is_closing = False
         self._threads: list[threading.Thread] = []
@@ -111,22 +89,22 @@ class Outbox:
     def start(self) -> Running | None:
         """Take the folder, and begin to deliver what an earlier agent left.
 
-        Returns the job that was interrupted, for which FAILED with SYSTEM_ERROR is then in the outbox; None when
-        there was none. Raises ConfigError when the folder cannot be used.
+        Returns the job that was interrupted, whose failure (SYSTEM_ERROR) is then among that; None when there was
+        none. Raises ConfigError when the folder cannot be used.
         """
         try:
             self._shelf.open()
             self._lock()
-            self._waiting = [_Waiting(letter, path, 0.0, 0.0) for path, letter in self._shelf.letters()]
+            self._waiting = [_Waiting(letter, path) for path, letter in self._shelf.letters()]
             interrupted = self._recover()
         except OSError as error:
             self._unlock()
             raise ConfigError(
-                f"the agent's state folder cannot be used ({error.strerror}): "
-                "set state_dir to a folder that it may write"
+                f"the agent's state folder cannot be used ({error.strerror}): set state_dir to a folder that it may "
+                "write, on a disk that is not full"
             ) from error
-        for work in (self._post_statuses, self._post_letters):
-            thread = threading.Thread(target=work, name=f"settee-outbox{work.__name__}", daemon=True)
+        for name, work in (("statuses", self._statuses.work), ("letters", self._work)):
+            thread = threading.Thread(target=work, name=f"settee-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
         return interrupted
@@ -135,15 +113,10 @@ class Outbox:
         """Stop. Within ``grace_s`` seconds what was never tried is tried once; the rest stays on the disk."""
         with self._changed:
             self._changed.wait_for(
-                lambda: (
-                    not self._statuses
-                    and self._in_flight is None
-                    and all(waiting.attempts for waiting in self._waiting)
-                ),
-                grace_s,
+                lambda: self._statuses.is_empty and all(each.attempts for each in self._waiting), grace_s
             )
             self._is_closing = True
-            self._changed.notify_all()
+            self._statuses.stop()
         for thread in self._threads:
             thread.join(self._timeout_s + 1)
         self._threads.clear()
@@ -158,70 +131,63 @@ class Outbox:
     # --- one job ------------------------------------------------------------------------------------------------
 
     def begin(self, running: Running) -> None:
-        """Note that the job is accepted: from now on a restart reports it. Raises StagingError."""
+        """Note that the job is accepted: from now on a restart reports it.
+
+        Raises StagingError when the disk does not take part; the job should be refused then.
+        """
         try:
             with self._changed:
+                # The journal of a job whose end could not be written must not give way before it is.
+                for waiting in self._waiting:
+                    waiting.path = waiting.path or self._shelf.put(waiting.letter)
                 self._shelf.begin(running)
-                self._open_runs.add(running.run_id)
+                self._statuses.open(running.run_id)
         except OSError as error:
             raise StagingError(
-                f"the job cannot be noted in the agent's state folder ({error.strerror}): look at its disk",
+                f"the job cannot be noted in the agent's state folder ({error.strerror}): make room on its disk",
                 retryable=True,
             ) from error
 
     def note(self, running: Running, state: Status, post: Post) -> None:
-        """Send a status when its turn comes; never blocks, never raises. Nothing happens after :meth:`finish`."""
+        """Send a status when its turn comes. Nothing happens after :meth:`finish`. Never raises."""
         with self._changed:
-            if running.run_id in self._open_runs:
-                self._queue(_Status(running.run_id, running.job_id, state, post))
+            if self._statuses.is_open(running.run_id):
+                self._statuses.put(StatusPost(running.run_id, running.job_id, state, post))
 
     def finish(self, running: Running, last: tuple[Status, Post] | None, terminal: Post | None) -> None:
-        """The job ended. ``last`` is its last status, ``terminal`` the callback that must arrive.
+        """The job ended: ``last`` is its last status, ``terminal`` the callback that must arrive. Never raises.
 
-        When it returns, that is on the disk (or, when the disk refuses, at least on its way). Never raises.
+        Without ``terminal`` nobody but the last status tells the dispatcher, so that must arrive. When this returns,
+        what must arrive is on the disk; if the disk refuses, it is sent from memory.
         """
         with self._changed:
-            if running.run_id not in self._open_runs:
+            if not self._statuses.is_open(running.run_id):
                 return
-            self._open_runs.discard(running.run_id)
             if last is not None and terminal is not None:
-                self._queue(_Status(running.run_id, running.job_id, *last))
+                self._statuses.put(StatusPost(running.run_id, running.job_id, *last))
             elif last is not None:
-                # Nobody else tells the dispatcher: then this one must arrive.
                 terminal = last[1]
-            if terminal is not None:
-                self._put(Letter(run_id=running.run_id, job_id=running.job_id, post=terminal))
-            else:
+            self._statuses.end(running.run_id, is_followed=terminal is not None)
+            if terminal is None:
                 self._end_journal()
+                return
+            waiting = _Waiting(Letter(run_id=running.run_id, job_id=running.job_id, post=terminal), None)
+            self._store(waiting)
+            self._waiting.append(waiting)
             self._changed.notify_all()
 
-    def _queue(self, status: _Status) -> None:
-        before = self._statuses[-1] if self._statuses else None
-        if before is not None and (before.run_id, before.state) == (status.run_id, status.state):
-            self._statuses.pop()
-        elif len(self._statuses) >= _MAX_STATUSES:
-            self._statuses.popleft()
-        self._statuses.append(status)
-        self._changed.notify_all()
-
-    def _put(self, letter: Letter) -> None:
-        """To the disk first; the journal goes once it is there."""
-        path = self._stored(letter)
-        if path is not None:
-            self._end_journal()
-        now = self._clock()
-        self._waiting.append(_Waiting(letter, path, now, now + self._timeout_s))
-
-    def _stored(self, letter: Letter) -> Path | None:
+    def _store(self, waiting: _Waiting) -> None:
+        """To the disk, and the journal goes once it is there."""
         try:
-            return self._shelf.put(letter)
+            waiting.path = self._shelf.put(waiting.letter)
         except OSError as error:
             log.error(
-                "job %s: its terminal callback cannot be written to the state folder (%s); it is sent from memory",
-                letter.job_id,
+                "the callback %s cannot be written to the state folder (%s): it is sent from memory",
+                waiting.letter.post.key,
                 error.strerror,
             )
-            return None
+            return
+        self._end_journal()
 
     def _end_journal(self) -> None:
         try:
@@ -233,31 +199,11 @@ class Outbox:
 
     def _recover(self) -> Running | None:
         running = self._shelf.running()
-        interrupted = running is not None and all(waiting.letter.run_id != running.run_id for waiting in self._waiting)
-        if running is None or not interrupted:
-            self._shelf.end()
-            return None
-        error, now = AgentRestarted(), self._now()
-        about = payloads.About(job_id=running.job_id, client_id=running.client_id)
-        post = None
-        if running.urls.failure is not None:
-            body = payloads.failure(about, now, running.started_at, error, prompt_id=running.prompt_id)
-            key = payloads.terminal_key(running.job_id, Status.FAILED)
-            post = Post(running.urls.failure, key, payloads.as_json(body))
-        elif running.urls.status is not None:
-            body = payloads.status(
-                about,
-                Status.FAILED,
-                INTERRUPTED_SEQ,
-                now,
-                prompt_id=running.prompt_id,
-                reason=error.message,
-            )
-            key = payloads.status_key(running.job_id, Status.FAILED, INTERRUPTED_SEQ)
-            post = Post(running.urls.status, key, payloads.as_json(body))
-        if post is not None:
+        if running is not None and any(each.letter.run_id == running.run_id for each in self._waiting):
+            running = None  # it was killed between the two steps of _store
+        if running is not None and (post := interruption.report(running, self._now())) is not None:
             letter = Letter(run_id=running.run_id, job_id=running.job_id, post=post)
-            self._waiting.append(_Waiting(letter, self._shelf.put(letter), 0.0, 0.0))
+            self._waiting.append(_Waiting(letter, self._shelf.put(letter)))
         self._shelf.end()
         return running
 
@@ -277,57 +223,13 @@ class Outbox:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    # --- statuses -----------------------------------------------------------------------------------------------
+    # --- terminal callbacks, in a thread -------------------------------------------------------------------------
 
-    def _post_statuses(self) -> None:
+    def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._statuses or self._is_closing)
-                if self._is_closing:
-                    return
-                self._in_flight = status = self._statuses.popleft()
-            with logs.job(status.job_id):
-                self._post_status(status)
-            with self._changed:
-                self._in_flight = None
-                self._changed.notify_all()
-
-    def _post_status(self, status: _Status) -> None:
-        answer = Answer(why="its job ended first")
-        for attempt in range(self._max_retries + 1):
-            limit_s = self._limit(status)
-            if limit_s <= 0:
-                break
-            answer = self._sender(status.post, limit_s)
-            if answer.is_delivered:
-                return
-            if answer.is_refused or attempt == self._max_retries:
-                break
-            pause_s = max(self._pause_s(attempt), answer.retry_after_s)
-            with self._changed:
-                if self._changed.wait_for(lambda: self._is_stale(status), pause_s):
-                    break
-        log.warning("the status callback %s is not delivered: %s", status.state.value, answer.why)
-
-    def _limit(self, status: _Status) -> float:
-        """Seconds that an attempt may take: the job's terminal callback waits for no more than one request."""
-        with self._changed:
-            ends = [each.statuses_until for each in self._waiting if each.letter.run_id == status.run_id]
-        return min([self._timeout_s, *(end - self._clock() for end in ends)])
-
-    def _is_stale(self, status: _Status) -> bool:
-        """Not worth another attempt: the job has ended, or a newer heartbeat says the same."""
-        after = self._statuses[0] if self._statuses else None
-        replaced = after is not None and (after.run_id, after.state) == (status.run_id, status.state)
-        return self._is_closing or replaced or status.run_id not in self._open_runs
-
-    # --- terminal callbacks -----------------------------------------------------------------------------------------
-
-    def _post_letters(self) -> None:
-        while True:
-            with self._changed:
-                while not self._is_closing and (waiting := self._next()) is None:
-                    self._changed.wait(self._until_next())
+                while (waiting := self._next()) is None and not self._is_closing:
+                    self._changed.wait(self._idle_s())
                 if self._is_closing or waiting is None:
                     return
             with logs.job(waiting.letter.job_id):
@@ -339,45 +241,46 @@ class Outbox:
     def _next(self) -> _Waiting | None:
         """Of those that are due the one tried least: a receiver that is down does not hold up a new one."""
         now = self._clock()
-        due = [each for each in self._waiting if each.due <= now and not self._statuses_first(each, now)]
+        due = [each for each in self._waiting if each.due <= now and self._statuses.is_clear(each.letter.run_id)]
         return min(due, key=lambda each: each.attempts, default=None)
 
-    def _statuses_first(self, waiting: _Waiting, now: float) -> bool:
-        run_id = waiting.letter.run_id
-        if self._in_flight is not None and self._in_flight.run_id == run_id:
-            return True
-        if now >= waiting.statuses_until:
-            self._statuses = deque(each for each in self._statuses if each.run_id != run_id)
-        return any(each.run_id == run_id for each in self._statuses)
-
-    def _until_next(self) -> float | None:
+    def _idle_s(self) -> float | None:
+        """Until something may become due. None: until somebody notifies."""
         now = self._clock()
-        moments = [each.due if each.due > now else each.statuses_until for each in self._waiting]
-        # One whose last status is just being posted is woken for by that thread.
-        ahead = [moment - now for moment in moments if moment > now]
-        return min(ahead, default=None)
+        moments = [max(each.due, self._statuses.clear_at(each.letter.run_id)) for each in self._waiting]
+        return min((moment - now for moment in moments if moment > now), default=None)
 
     def _settle(self, waiting: _Waiting, answer: Answer) -> None:
-        key = waiting.letter.post.key
         waiting.attempts += 1
-        if not (answer.is_delivered or answer.is_refused):
-            pause_s = max(self._pause_s(waiting.attempts - 1), answer.retry_after_s)
-            waiting.due = self._clock() + pause_s
-            if waiting.path is None:
-                waiting.path = self._stored(waiting.letter)
-                if waiting.path is not None:
-                    self._end_journal()
-            log.warning("the callback %s is not delivered: %s; again in %.0f s", key, answer.why, pause_s)
+        if answer.is_delivered or answer.is_refused:
+            self._waiting.remove(waiting)
+            self._remove(waiting, answer)
             return
-        self._waiting.remove(waiting)
+        pause_s = max(self._pause_s(waiting.attempts - 1), answer.retry_after_s)
+        waiting.due = self._clock() + pause_s
+        if waiting.path is None:
+            self._store(waiting)
+        log.warning(
+            "the callback %s is not delivered: %s; again in %.1f s", waiting.letter.post.key, answer.why, pause_s
+        )
+
+    def _remove(self, waiting: _Waiting, answer: Answer) -> None:
+        key = waiting.letter.post.key
         if answer.is_refused:
             log.error("the callback %s is refused for good: %s; it is kept in refused/", key, answer.why)
         if waiting.path is None:
             self._end_journal()
             return
-        with contextlib.suppress(OSError):  # then it is sent once more after a restart, with the same key
-            (self._shelf.remove if answer.is_delivered else self._shelf.refuse)(waiting.path)
+        try:
+            if answer.is_delivered:
+                self._shelf.remove(waiting.path)
+            else:
+                self._shelf.refuse(waiting.path)
+        except OSError as error:
+            # After a restart it is sent once more, under the same key.
+            log.error("the callback %s cannot be removed from the state folder (%s)", key, error.strerror)
 
     def _pause_s(self, attempt: int) -> float:
+        """After attempt ``attempt``, counted from 0: it doubles, and varies so that agents do not call in step."""
         longest = min(self._longest_pause_s, self._backoff_s * 2.0 ** min(attempt, 30))
         return longest * (0.5 + 0.5 * self._rand())

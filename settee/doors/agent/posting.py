@@ -13,10 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from settee import __version__
+from settee.doors.agent.addressing import is_loopback
+
+if TYPE_CHECKING:
+    import requests
 
 #: Answers after which the same request may well succeed later.
 RETRIED = frozenset((408, 429))
@@ -90,6 +94,7 @@ class Poster:
         answer = attempt.wait(timeout_s)
         if answer is not None:
             return answer
+        # A fault of its own in that thread shows up in the log, and counts as no answer.
         with self._lock:
             self._given_up[host] += 1
         attempt.when_done(lambda: self._forget(host))
@@ -123,17 +128,21 @@ class _Attempt:
         afterwards()
 
     def _run(self, work: Callable[[], Answer]) -> None:
-        answer = work()
-        with self._lock:
-            self._answer = answer
-            self._done.set()
-        self._afterwards()
+        try:
+            self._answer = work()
+        finally:
+            with self._lock:
+                self._done.set()
+            self._afterwards()
 
 
 def _post(post: Post, timeout_s: float, verify_tls: bool) -> Answer:
     import requests
     import urllib3
 
+    if not verify_tls:
+        # The operator knows; one warning for each request tells nothing new.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",
@@ -142,7 +151,7 @@ def _post(post: Post, timeout_s: float, verify_tls: bool) -> Answer:
     }
     try:
         with (
-            requests.Session() as session,
+            _session(post.url) as session,
             session.post(
                 post.url,
                 data=post.body,
@@ -172,6 +181,15 @@ def _answer(status: int, retry_after: str) -> Answer:
     if 300 <= status < 400:
         return Answer(status, f"HTTP {status}: it redirects to another address; give that one")
     return Answer(status, f"HTTP {status}", seconds(retry_after) if status in RETRIED or status >= 500 else 0.0)
+
+
+def _session(url: str) -> requests.Session:
+    import requests
+
+    session = requests.Session()
+    # The environment's proxy knows nothing of this machine's own ports.
+    session.trust_env = not is_loopback(urlsplit(url).hostname or "")
+    return session
 
 
 class _Credentials:

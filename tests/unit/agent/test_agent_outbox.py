@@ -1,0 +1,369 @@
+"""Callbacks on their way out, to a real receiver that fails in every way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.doors.agent import letters, timestamps
+from settee.doors.agent.callbacks import RenderParams, Reporter, Urls
+from settee.doors.agent.outbox import Outbox
+from settee.doors.agent.posting import Answer, Post, Poster
+from settee.errors import ConfigError, InvalidRequest, JobCanceled, StagingError
+from settee.job import Status
+from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, Response, then
+from tests.support.waiting import eventually
+
+Make = Callable[..., Outbox]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """A started outbox; all use one folder, so one at a time."""
+    made: list[Outbox] = []
+
+    def make(**given: Any) -> Outbox:
+        options = {"timeout_s": 1.0, "retry_backoff_s": 0.01, "longest_pause_s": 0.05, **given}
+        outbox = Outbox(tmp_path / "outbox", **{"sender": Poster(), **options})
+        made.append(outbox)
+        outbox.start()
+        return outbox
+
+    yield make
+    for outbox in made:
+        outbox.close()
+
+
+def begun(outbox: Outbox, urls: dict[str, str], job_id: str = "job", **given: Any) -> Reporter:
+    reporter = Reporter(job_id, "agent", Urls(**urls), outbox, **given)
+    reporter.begin()
+    return reporter
+
+
+def succeed(reporter: Reporter) -> None:
+    reporter.completed(artifacts=[], params=RenderParams(seed=3))
+
+
+def files(tmp_path: Path, name: str = "pending") -> list[Path]:
+    return sorted((tmp_path / "outbox" / name).glob("*"))
+
+
+class TestTerminal:
+    @pytest.mark.parametrize(
+        "trouble",
+        [Response(500), Response(503), Response(429), Response(408), CUT, SILENT, Response(delay_s=3)],
+        ids=["500", "503", "429", "408", "cut", "silent", "slow"],
+    )
+    def test_retried_with_the_same_key_and_bytes(
+        self, make: Make, receiver: Receiver, tmp_path: Path, trouble: Response
+    ) -> None:
+        receiver.rule = then(trouble, trouble, OK)
+        outbox = make(timeout_s=0.2)
+        succeed(begun(outbox, {"completion": receiver.url()}))
+        receiver.wait_for_key("job-SUCCESS")
+        assert len(receiver.calls) == 3
+        assert len({(call.key, call.raw) for call in receiver.calls}) == 1
+        eventually(lambda: not outbox.pending)
+        assert files(tmp_path) == []
+
+    def test_a_receiver_that_is_down_for_long(self, make: Make, receiver: Receiver) -> None:
+        outbox = make()
+        receiver.down()
+        reporter = begun(outbox, receiver.urls())
+        reporter.state(Status.PREPARING)
+        succeed(reporter)
+        eventually(lambda: outbox._waiting[0].attempts > 8)  # more than any status gets
+        receiver.up()
+        receiver.wait_for_key("job-SUCCESS")
+        assert receiver.keys == ["job-SUCCESS"]
+
+    @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 410, 422])
+    def test_refused_for_good(self, make: Make, receiver: Receiver, tmp_path: Path, status: int) -> None:
+        receiver.rule = lambda call: Response(status)
+        outbox = make()
+        succeed(begun(outbox, {"completion": receiver.url()}))
+        eventually(lambda: not outbox.pending and files(tmp_path, "refused"))
+        assert len(receiver.calls) == 1
+        assert files(tmp_path) == []
+
+    def test_a_refused_one_can_be_put_back(self, make: Make, receiver: Receiver, tmp_path: Path) -> None:
+        receiver.rule = then(Response(404), OK)
+        outbox = make()
+        succeed(begun(outbox, {"completion": receiver.url()}))
+        (kept,) = eventually(lambda: files(tmp_path, "refused"))
+        outbox.close()
+        kept.rename(tmp_path / "outbox" / "pending" / kept.name)
+        make()
+        assert receiver.wait_for_key("job-SUCCESS").raw == receiver.calls[0].raw
+
+    def test_retry_after_is_respected(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = then(Response(429, {"Retry-After": "1"}), OK)
+        outbox = make()
+        succeed(begun(outbox, {"completion": receiver.url()}))
+        receiver.wait_for_key("job-SUCCESS")
+        assert receiver.calls[1].at - receiver.calls[0].at >= 1
+
+    def test_pauses_grow_to_a_limit(self, make: Make) -> None:
+        moments: list[float] = []
+
+        def sender(post: Post, timeout_s: float) -> Answer:
+            moments.append(time.monotonic())
+            return Answer(why="down") if len(moments) < 7 else Answer(200)
+
+        outbox = make(sender=sender, rand=lambda: 1.0, retry_backoff_s=0.02, longest_pause_s=0.08)
+        succeed(begun(outbox, {"completion": "http://host/"}))
+        eventually(lambda: len(moments) == 7)
+        pauses = [after - before for before, after in itertools.pairwise(moments)]
+        for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.08, 0.08, 0.08), strict=True):
+            assert pause >= least
+
+    def test_it_survives_a_restart(self, make: Make, receiver: Receiver) -> None:
+        outbox = make()
+        receiver.down()
+        succeed(begun(outbox, {"completion": receiver.url()}, "a"))
+        begun(outbox, {"failure": receiver.url()}, "b").failed(JobCanceled())
+        eventually(lambda: all(each.attempts for each in outbox._waiting))
+        outbox.close()
+        receiver.up()
+        again = make()
+        receiver.wait_for_key("a-SUCCESS")
+        receiver.wait_for_key("b-CANCELED")
+        eventually(lambda: not again.pending)
+        assert sorted(receiver.keys) == ["a-SUCCESS", "b-CANCELED"]
+
+    def test_one_that_hangs_holds_up_a_new_one_for_one_request(self, make: Make, receiver: Receiver) -> None:
+        with Receiver(lambda call: SILENT) as silent:
+            outbox = make(timeout_s=0.3)
+            for number in range(5):
+                succeed(begun(outbox, {"completion": silent.url()}, f"old-{number}"))
+            eventually(lambda: all(each.attempts for each in outbox._waiting))
+            put = time.monotonic()
+            succeed(begun(outbox, {"completion": receiver.url()}, "new"))
+            assert receiver.wait_for_key("new-SUCCESS").at - put < 0.3 + 0.5
+
+    def test_no_addresses_no_callbacks(self, make: Make, tmp_path: Path) -> None:
+        outbox = make()
+        reporter = begun(outbox, {})
+        assert (tmp_path / "outbox" / "running.json").exists()
+        reporter.state(Status.RUNNING)
+        succeed(reporter)
+        assert outbox.pending == 0
+        assert not (tmp_path / "outbox" / "running.json").exists()
+
+    def test_where_only_statuses_go_the_last_one_must_arrive(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(503) if call.number < 6 else OK
+        reporter = begun(make(), {"status": receiver.url()})
+        succeed(reporter)
+        assert receiver.wait_for_key("job-SUCCESS-1").body["state"] == "SUCCESS"
+        assert len(receiver.calls) == 7
+
+
+class TestStatuses:
+    def test_retried_so_often_and_no_more(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(500) if call.state == "PREPARING" else OK
+        reporter = begun(make(max_retries=2), receiver.urls())
+        reporter.state(Status.PREPARING)
+        reporter.state(Status.RUNNING)
+        receiver.wait_for_key("job-RUNNING-2")
+        assert [call.key for call in receiver.calls] == ["job-PREPARING-1"] * 3 + ["job-RUNNING-2"]
+        assert len({call.raw for call in receiver.calls}) == 2
+
+    def test_a_refused_one_is_not_tried_again(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(404) if call.state == "PREPARING" else OK
+        reporter = begun(make(), receiver.urls())
+        reporter.state(Status.PREPARING)
+        reporter.state(Status.RUNNING)
+        receiver.wait_for_key("job-RUNNING-2")
+        assert len(receiver.calls) == 2
+
+    def test_a_newer_heartbeat_replaces_one_that_waits(self, make: Make, receiver: Receiver) -> None:
+        first = threading.Event()
+
+        def rule(call: Call) -> Response:
+            first.wait(10)
+            return OK
+
+        receiver.rule = rule
+        reporter = begun(make(timeout_s=10), receiver.urls(), heartbeat_s=0.005)
+        reporter.state(Status.PREPARING)
+        eventually(lambda: receiver.calls)
+        eventually(lambda: reporter._seq >= 10)
+        reporter.state(Status.RUNNING)
+        seq = reporter._seq
+        eventually(lambda: reporter._seq >= seq + 10)
+        first.set()
+        reporter.failed(JobCanceled())
+        receiver.wait_for_key("job-CANCELED")
+        # One in flight, and the newest of each state.
+        assert receiver.states == ["PREPARING", "PREPARING", "RUNNING", "CANCELED", "CANCELED"]
+        seqs = [call.body["heartbeat_seq"] for call in receiver.delivered[:-1]]
+        assert seqs == sorted(seqs)
+        assert seqs[1] >= 10
+
+    def test_a_slow_receiver_delays_the_end_by_one_request(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: SILENT if "/status" in call.path else OK
+        reporter = begun(make(timeout_s=0.4), receiver.urls())
+        for state in (Status.QUEUED, Status.PREPARING, Status.MATERIALIZING, Status.RUNNING):
+            reporter.state(state)
+        eventually(lambda: receiver.calls)
+        put = time.monotonic()
+        succeed(reporter)
+        assert receiver.wait_for_key("job-SUCCESS").at - put < 0.4 + 0.3
+        assert receiver.calls[-1].key == "job-SUCCESS"
+
+    def test_nothing_comes_after_the_end(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(delay_s=0.002)
+        outbox = make()
+        for number in range(10):
+            reporter = begun(outbox, receiver.urls(), f"j{number}", heartbeat_s=0.001)
+            for state in (Status.QUEUED, Status.PREPARING, Status.RUNNING):
+                reporter.state(state)
+            eventually(lambda r=reporter: r._seq > 10)  # type: ignore[misc]
+            succeed(reporter)
+            reporter.state(Status.UPLOADING)
+        receiver.wait_for_key("j9-SUCCESS")
+        outbox.close(1)
+        for number in range(10):
+            own = [call.key for call in receiver.calls if call.body["job_id"] == f"j{number}"]
+            assert own[-1] == f"j{number}-SUCCESS"
+            assert own.count(f"j{number}-SUCCESS") == 1
+
+    def test_the_line_is_short_whatever_happens(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: SILENT
+        reporter = begun(make(timeout_s=10), receiver.urls(), heartbeat_s=60)
+        for _ in range(300):
+            reporter.state(Status.PREPARING)
+            reporter.state(Status.RUNNING)
+        assert len(reporter._outbox._statuses._waiting) <= 100
+        receiver.released.set()
+
+    def test_the_activity_is_asked_for(self, make: Make, receiver: Receiver) -> None:
+        reporter = begun(make(), receiver.urls(), heartbeat_s=0.01, activity=lambda: {"running": 1, "pending": 0})
+        reporter.state(Status.RUNNING)
+        receiver.wait_for_key("job-RUNNING-2")
+        reporter.failed(InvalidRequest("no"))
+        assert receiver.wait_for_key("job-FAILED").body["last_activity"] == {"running": 1, "pending": 0}
+        assert "activity_snapshot" not in receiver.calls[0].body
+        assert receiver.calls[1].body["activity_snapshot"] == {"running": 1, "pending": 0}
+
+
+class TestDisk:
+    def test_it_lies_there_before_the_first_attempt(self, make: Make, tmp_path: Path) -> None:
+        seen: list[Any] = []
+
+        def sender(post: Post, timeout_s: float) -> Answer:
+            seen.append([json.loads(path.read_bytes())["key"] for path in files(tmp_path)])
+            seen.append((tmp_path / "outbox" / "running.json").exists())
+            return Answer(200)
+
+        outbox = make(sender=sender)
+        succeed(begun(outbox, {"completion": "http://host/"}))
+        eventually(lambda: not outbox.pending)
+        assert seen == [["job-SUCCESS"], False]
+        assert files(tmp_path) == []
+
+    def test_for_this_user_only(self, make: Make, tmp_path: Path) -> None:
+        outbox = make(sender=lambda post, timeout_s: Answer(why="down"))
+        reporter = begun(outbox, {"completion": "http://me:secret@host/"})
+        root = tmp_path / "outbox"
+        assert (root / "running.json").stat().st_mode & 0o777 == 0o600
+        succeed(reporter)
+        assert [path.stat().st_mode & 0o777 for path in files(tmp_path)] == [0o600]
+        assert {path.stat().st_mode & 0o777 for path in (root, root / "pending", root / "refused")} == {0o700}
+
+    def test_a_full_one_loses_nothing(
+        self, make: Make, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        receiver.rule = then(Response(500), OK)
+        outbox = make()
+        reporter = begun(outbox, {"completion": receiver.url()})
+
+        def full(path: Path, data: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(letters, "_write", full)
+        succeed(reporter)
+        with pytest.raises(StagingError, match="No space left"):
+            begun(outbox, {}, "another")
+        receiver.wait_for_key("job-SUCCESS")
+        eventually(lambda: not outbox.pending)
+        assert not (tmp_path / "outbox" / "running.json").exists()
+
+    def test_what_is_damaged_is_put_aside(self, make: Make, receiver: Receiver, tmp_path: Path) -> None:
+        root = tmp_path / "outbox"
+        (root / "pending").mkdir(parents=True)
+        (root / "running.json").write_text("{}")
+        for name, text in (("1.json", ""), ("2.json", "[]"), ("3.json", '{"version": 1}'), ("4.json.part", "x")):
+            (root / "pending" / name).write_text(text)
+        succeed(begun(make(), {"completion": receiver.url()}))
+        receiver.wait_for_key("job-SUCCESS")
+        eventually(lambda: not files(tmp_path))
+        assert [path.name for path in files(tmp_path, "refused")] == ["1.json", "2.json", "3.json"]
+
+    def test_two_agents_do_not_share_one(self, make: Make, tmp_path: Path) -> None:
+        make()
+        with pytest.raises(ConfigError, match="state_dir"):
+            Outbox(tmp_path / "outbox", sender=Poster()).start()
+
+    def test_a_folder_that_cannot_be(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigError, match="state_dir"):
+            Outbox(tmp_path / "file" / "outbox", sender=Poster()).start()
+
+    def test_nothing_is_touched_before_the_start(self, tmp_path: Path) -> None:
+        Outbox(tmp_path / "outbox", sender=Poster())
+        assert not list(tmp_path.iterdir())
+
+
+class TestInterrupted:
+    def test_failed_with_system_error_once(self, make: Make, receiver: Receiver, tmp_path: Path) -> None:
+        outbox = make()
+        reporter = begun(outbox, {"failure": receiver.url()}, "gone", prompt_id="p")
+        outbox.close()
+        again = Outbox(tmp_path / "outbox", sender=Poster())
+        running = again.start()
+        assert running is not None
+        assert (running.job_id, running.prompt_id) == ("gone", "p")
+        body = receiver.wait_for_key("gone-FAILED").body
+        again.close(1)
+        assert (body["reason_code"], body["error_type"]) == ("SYSTEM_ERROR", "AgentRestarted")
+        assert body["timing"]["started_at"] == timestamps.stamp(running.started_at)
+        assert abs((running.started_at - reporter.started_at).total_seconds()) < 0.001
+        third = Outbox(tmp_path / "outbox", sender=Poster())
+        assert third.start() is None
+        third.close(1)
+        assert len(receiver.calls) == 1
+
+    def test_where_only_statuses_go(self, make: Make, receiver: Receiver) -> None:
+        outbox = make()
+        reporter = begun(outbox, {"status": receiver.url()}, "gone")
+        reporter.state(Status.RUNNING)
+        receiver.wait_for_key("gone-RUNNING-1")
+        outbox.close()
+        make()
+        call = eventually(lambda: receiver.calls[1:])[0]
+        assert call.state == "FAILED"
+        assert call.body["heartbeat_seq"] > 1
+        assert call.body["reason"]
+
+    def test_where_nothing_goes(self, make: Make, tmp_path: Path) -> None:
+        outbox = make()
+        begun(outbox, {}, "gone")
+        outbox.close()
+        again = Outbox(tmp_path / "outbox", sender=Poster())
+        assert again.start() is not None
+        assert again.pending == 0
+        again.close()
