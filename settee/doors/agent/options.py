@@ -48,6 +48,16 @@ def _http_url(url: str) -> str:
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
+def _host(text: str) -> str:
+    # A name with a scheme or a path would match no callback, in silence.
+    if re.fullmatch(r"(\*\.)?[\w.-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", text) is None:
+        raise ValueError("must be a host name or address (host, host:port or *.domain), without scheme and path")
+    return text
+
+
+Host = Annotated[str, Field(max_length=260), AfterValidator(_host)]
+
+
 class Section(BaseModel):
     """A part of the file."""
 
@@ -161,8 +171,9 @@ class Callbacks(Section):
     base_url: Url | None = Field(
         None, description="Put in place of scheme and host of relative and loopback callback addresses."
     )
-    allowed_hosts: tuple[Line, ...] | None = Field(
-        None, description="Callbacks go to these hosts only. Unset: to any; an empty list: to none."
+    allowed_hosts: tuple[Host, ...] | None = Field(
+        None,
+        description="Callbacks go to these hosts only: host, host:port, *.domain. Unset: to any; an empty list: none.",
     )
     verify_tls: bool = Field(True, description="Whether the receivers' certificates are checked.")
     timeout_seconds: Seconds = Field(10, description="Time limit of one request.")

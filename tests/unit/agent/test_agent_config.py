@@ -245,6 +245,20 @@ def test_a_folder_that_is_emptied_holds_nothing_that_must_stay(file: File, folde
     assert "comfyui.output_dir is emptied for every job" in message
 
 
+def test_allowed_hosts(file: File) -> None:
+    hosts = ("control.example.org", "10.0.0.7:8080", "*.example.org", "[::1]:80", "bücher.example")
+    written = ", ".join(f"'{host}'" for host in hosts)
+    assert file.load(f"callbacks: {{allowed_hosts: [{written}]}}").callbacks.allowed_hosts == hosts
+    assert file.load("callbacks: {allowed_hosts: []}").callbacks.allowed_hosts == ()
+    assert file.load("callbacks: {allowed_hosts: }").callbacks.allowed_hosts is None
+
+
+@pytest.mark.parametrize("host", ["https://control.example.org", "host/path", "*", "a b", "", "user@host"])
+def test_an_allowed_host_that_would_match_nothing(file: File, host: str) -> None:
+    problems = file.problems(f"callbacks: {{allowed_hosts: [fine, '{host}']}}")
+    assert set(problems) == {"callbacks.allowed_hosts.1"}
+
+
 def test_secrets_are_not_shown(file: File) -> None:
     loaded = file.load("auth: {tokens: [very-secret-token]}")
     assert "very-secret" not in repr(loaded) + str(loaded) + loaded.model_dump_json()
