@@ -17,6 +17,7 @@ from typing import Any
 from settee import workflow as graph
 from settee.doors.agent import places
 from settee.doors.agent.envelope import Binding, Envelope
+from settee.doors.agent.json_values import value_problems
 from settee.doors.agent.loras import is_pattern
 from settee.doors.agent.parameters import Context
 from settee.errors import InvalidRequest
@@ -33,29 +34,29 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     Raises InvalidRequest with every unknown parameter, every node and path that does not exist, and every value of
     another kind than what is there; also for a template that is no workflow in API format.
     """
-    _check_shape(workflow)
+    problems = _shape_problems(workflow)
+    if problems:
+        raise InvalidRequest.from_problems(problems, "workflow")
     changed = copy.deepcopy(workflow)
-    problems: list[Problem] = []
     for at, override in enumerate(envelope.workflow_overrides):
         said = {"path": f"workflowOverrides[{at}]", "node_id": override.node, "input": override.path}
         _write(changed, said, copy.deepcopy(override.value), problems, may_unlink=True)
-    problems += [{**item, "path": f"{item['path']} after workflowOverrides"} for item in _shape_problems(changed)]
-    if not problems:
+    spoiled = _shape_problems(changed)
+    problems += [{**item, "path": f"{item['path']} after workflowOverrides"} for item in spoiled]
+    if not spoiled:
         problems += _bind(changed, envelope.workflow_parameters, context) or _shape_problems(changed)
     if problems:
         raise InvalidRequest.from_problems(problems, "workflow parameters")
     return changed
 
 
-def _check_shape(workflow: Workflow) -> None:
-    problems = _shape_problems(workflow)
-    if problems:
-        raise InvalidRequest.from_problems(problems, "workflow")
-
-
 def _shape_problems(workflow: Any) -> list[Problem]:
+    """What is wrong with a graph by itself; the functions of this package rely on there being nothing."""
     if not isinstance(workflow, dict):
         return [{"path": "workflow", "problem": "the template is no object of nodes in ComfyUI's API format"}]
+    values = value_problems(workflow)
+    if values:
+        return [{**problem, "path": f"workflow.{problem['path']}"} for problem in values]
     return graph.shape_problems(workflow, max_nodes=max(len(workflow), 1))
 
 
@@ -118,6 +119,8 @@ def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) ->
             "near": near_matches(path, [f"inputs.{name}" for name in node["inputs"]]),
         }
     problem = _unfit(place, value, may_unlink=may_unlink)
+    if place.holder is node and place.exists and _kind(value) != _kind(place.value):
+        problem = f"{path!r} of a node cannot become that"
     if problem:
         return {"class_type": class_type, "problem": problem}
     before = list(graph.links(node))
@@ -131,7 +134,7 @@ def _unfit(place: places.Place, value: Any, *, may_unlink: bool) -> str | None:
     """Why a value must not take the place of what is there."""
     if not may_unlink:
         if value is None:
-            return "this job has no value for it"
+            return "this job has no value for it (primary_lora_… are a LoRA's)"
         if is_link(value):
             return "the parameter's value looks like a link to a node: only workflowOverrides may set links"
         linked = next((item for item in (place.value, place.holder) if is_link(item)), None)

@@ -11,114 +11,37 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    StrictStr,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from settee import workflow as graph
-from settee.buckets import bucket_problem
 from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.envelope_fields import (
+    EMPTY_IS_NONE,
+    NULL_IS_LIST,
+    NULL_IS_OBJECT,
+    Address,
+    Bucket,
+    Cfg,
+    LocalPath,
+    NodeId,
+    ObjectKey,
+    Path,
+    Prefix,
+    Printable,
+    Prompt,
+    Scalar,
+    Seed,
+    Sha256,
+    Side,
+    Steps,
+)
 from settee.doors.agent.json_values import value_problems
 from settee.errors import InvalidRequest
 from settee.workflow import Problem
 
 #: How many mistakes of one envelope are told.
 MAX_PROBLEMS = 100
-#: ComfyUI's own limits: of a seed, of steps, of a side in pixels and of cfg.
-MAX_SEED, MAX_STEPS, MAX_SIDE, MAX_CFG = 2**64 - 1, 10_000, 16_384, 100.0
-#: S3's limit of a key, in bytes of UTF-8.
-MAX_KEY_BYTES = 1024
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("holds characters that cannot be printed, such as a line break")
-    return value
-
-
-def _key(value: str) -> str:
-    if len(value.encode(errors="replace")) > MAX_KEY_BYTES:
-        raise ValueError(f"is longer than {MAX_KEY_BYTES} bytes")
-    if any(part in (".", "..") for part in value.split("/")):
-        # MinIO refuses such keys, and others take them for another object's.
-        raise ValueError('has a "." or ".." between its slashes')
-    return _printable(value)
-
-
-def _object_key(value: str) -> str:
-    if not value.strip("/"):
-        raise ValueError("names no object")
-    if value.endswith("/"):
-        raise ValueError("names a folder, not an object")
-    return _key(value)
-
-
-def _bucket(value: str) -> str:
-    problem = bucket_problem(value)
-    if problem:
-        raise ValueError(problem)
-    return value
-
-
-def _sha256(value: str) -> str:
-    digest = value.strip().lower().removeprefix("sha256:")
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ValueError("is no SHA-256: give 64 hex digits, with or without sha256: in front")
-    return digest
-
-
-def _number_only(value: Any) -> Any:
-    """pydantic would take "20" and true for numbers."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError("must be a number")
-    return value
-
-
-def _node_id(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError("must be a node's id: a text or a whole number")
-    return str(value)
-
-
-def _callback(value: str) -> str:
-    _printable(value)
-    scheme, colon, rest = value.partition(":")
-    is_absolute = bool(colon) and not set(scheme) & set("/?#")
-    if value.startswith(("//", "\\")) or " " in value:
-        raise ValueError("is no address")
-    if is_absolute and not (scheme.lower() in ("http", "https") and rest.startswith("//") and rest.strip("/")):
-        raise ValueError("must be an http(s) address, or a path for callbacks.base_url")
-    return value
-
-
-def _none_if_empty(value: Any) -> Any:
-    return None if value == "" else value
-
-
-def _empty_list(value: Any) -> Any:
-    return () if value is None else value
-
-
-def _empty_object(value: Any) -> Any:
-    return {} if value is None else value
-
-
-Printable = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValidator(_printable)]
-Bucket = Annotated[StrictStr, AfterValidator(_bucket)]
-ObjectKey = Annotated[StrictStr, AfterValidator(_object_key)]
-NodeId = Annotated[str, BeforeValidator(_node_id), Field(min_length=1, max_length=200), AfterValidator(_printable)]
-Whole = Annotated[int, BeforeValidator(_number_only)]
-Real = Annotated[float, BeforeValidator(_number_only), Field(allow_inf_nan=False)]
-_OPTIONAL = BeforeValidator(_none_if_empty)
 
 
 class _Part(BaseModel):
@@ -128,7 +51,6 @@ class _Part(BaseModel):
         frozen=True,
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
-        validate_by_name=False,
     )
 
 
@@ -139,7 +61,7 @@ class User(_Part):
 
 class OutputPlace(_Part):
     bucket: Bucket
-    prefix: Annotated[StrictStr, AfterValidator(_key)]
+    prefix: Prefix
     """Keys of the uploads begin with it; empty takes the agent's own."""
 
 
@@ -147,19 +69,14 @@ class WorkflowSource(_Part):
     """Where the template comes from: inline, else localPath, else minioKey."""
 
     id: Printable
-    version: StrictStr | int | float | None = None
-    minio_key: Annotated[ObjectKey | None, _OPTIONAL] = None
-    local_path: Annotated[StrictStr | None, Field(max_length=1024), _OPTIONAL] = None
+    version: Scalar = None
+    minio_key: Annotated[ObjectKey | None, EMPTY_IS_NONE] = None
+    local_path: Annotated[LocalPath | None, EMPTY_IS_NONE] = None
     """Below the agent's workflows folder."""
     inline: dict[str, Any] | None = Field(None, repr=False)
     """The workflow itself, in ComfyUI's API format."""
-    bucket: Annotated[Bucket | None, _OPTIONAL] = None
+    bucket: Annotated[Bucket | None, EMPTY_IS_NONE] = None
     """Of minioKey; baseModel.bucket unless given."""
-
-    @field_validator("local_path")
-    @classmethod
-    def _path(cls, value: str | None) -> str | None:
-        return None if value is None else _printable(value)
 
 
 class Asset(_Part):
@@ -169,32 +86,32 @@ class Asset(_Part):
     key: ObjectKey
     cache_strategy: Literal["ephemeral", "persistent"] = "ephemeral"
     """An ephemeral asset goes after the job that brought it."""
-    checksum: Annotated[Annotated[StrictStr, AfterValidator(_sha256)] | None, _OPTIONAL] = None
+    checksum: Annotated[Sha256 | None, EMPTY_IS_NONE] = None
     """SHA-256 in hex, with or without sha256: in front."""
-    display_name: Annotated[Printable | None, _OPTIONAL] = None
-    original_name: Annotated[Printable | None, _OPTIONAL] = None
+    display_name: Annotated[Printable | None, EMPTY_IS_NONE] = None
+    original_name: Annotated[Printable | None, EMPTY_IS_NONE] = None
 
 
 class Resolution(_Part):
     """Pixels."""
 
-    width: Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
-    height: Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
+    width: Side
+    height: Side
 
 
 class Parameters(_Part):
     """What to make. A sampling field that is missing here may stand in extra, under its name in a binding."""
 
-    prompt: StrictStr = Field(max_length=100_000, repr=False)
-    negative_prompt: StrictStr | None = Field(None, max_length=100_000, repr=False)
-    seed: Annotated[Whole, Field(ge=0, le=MAX_SEED)] | None = None
+    prompt: Prompt = Field(repr=False)
+    negative_prompt: Prompt | None = Field(None, repr=False)
+    seed: Seed | None = None
     """Drawn when there is none."""
-    cfg_scale: Annotated[Real, Field(gt=0, le=MAX_CFG)] | None = None
-    steps: Annotated[Whole, Field(ge=1, le=MAX_STEPS)] | None = None
+    cfg_scale: Cfg | None = None
+    steps: Steps | None = None
     sampler: Annotated[StrictStr | None, Field(max_length=200)] = None
     scheduler: Annotated[StrictStr | None, Field(max_length=200)] = None
     resolution: Resolution | None = None
-    extra: Annotated[dict[str, Any], BeforeValidator(_empty_object)] = Field(default_factory=dict, repr=False)
+    extra: Annotated[dict[str, Any], NULL_IS_OBJECT] = Field(default_factory=dict, repr=False)
     """More parameters by name, for bindings; extra.loras tells each LoRA's strength."""
 
 
@@ -202,7 +119,7 @@ class Override(_Part):
     """A value for one place of the workflow."""
 
     node: NodeId
-    path: StrictStr = Field(min_length=1, max_length=500)
+    path: Path
     """Dotted, such as inputs.ckpt_name."""
     value: Any = Field(repr=False)
 
@@ -212,11 +129,11 @@ class Binding(_Part):
 
     parameter: StrictStr = Field(min_length=1, max_length=200)
     node: NodeId
-    path: StrictStr = Field(min_length=1, max_length=500)
+    path: Path
     """Dotted, such as inputs.ckpt_name."""
 
 
-_Url = Annotated[Annotated[StrictStr, Field(max_length=2048), AfterValidator(_callback)] | None, _OPTIONAL]
+_Url = Annotated[Address | None, EMPTY_IS_NONE]
 
 
 class Callbacks(_Part):
@@ -238,19 +155,19 @@ class Envelope(_Part):
     workflow: WorkflowSource
     base_model: Asset
     parameters: Parameters
-    loras: Annotated[tuple[Asset, ...], BeforeValidator(_empty_list), Field(max_length=100)] = ()
+    loras: Annotated[tuple[Asset, ...], NULL_IS_LIST, Field(max_length=100)] = ()
     """Applied in this order, each with its own strength."""
-    priority: StrictStr | int | float | None = None
+    priority: Scalar = None
     """Kept for the archive; the agent has no queue."""
-    requested_at: StrictStr | int | float | None = None
+    requested_at: Scalar = None
     """Kept for the archive."""
-    cancel_token: Annotated[SecretStr | None, Field(max_length=1000), _OPTIONAL] = None
+    cancel_token: Annotated[SecretStr | None, Field(max_length=1000), EMPTY_IS_NONE] = None
     """What POST /jobs/cancel must name to end this job."""
-    workflow_overrides: Annotated[tuple[Override, ...], BeforeValidator(_empty_list), Field(max_length=10_000)] = ()
+    workflow_overrides: Annotated[tuple[Override, ...], NULL_IS_LIST, Field(max_length=10_000)] = ()
     """Written into the template first."""
-    workflow_parameters: Annotated[tuple[Binding, ...], BeforeValidator(_empty_list), Field(max_length=10_000)] = ()
+    workflow_parameters: Annotated[tuple[Binding, ...], NULL_IS_LIST, Field(max_length=10_000)] = ()
     """Written into the template after the overrides."""
-    callbacks: Annotated[Callbacks, BeforeValidator(_empty_object)] = Callbacks()
+    callbacks: Annotated[Callbacks, NULL_IS_OBJECT] = Callbacks()
 
     @property
     def workflow_bucket(self) -> str:
@@ -258,8 +175,8 @@ class Envelope(_Part):
         return self.workflow.bucket or self.base_model.bucket
 
     def shown(self) -> dict[str, Any]:
-        """The envelope in its caller's names and JSON's types, for the archive: without cancelToken."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"cancel_token"}, exclude_none=True)
+        """What was given, in its caller's names and JSON's types, for the archive: without cancelToken."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"cancel_token"}, exclude_unset=True)
 
 
 def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
@@ -319,7 +236,9 @@ def _problem(item: Any) -> Problem:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
     if item["type"] == "missing":
         return {"path": path, "problem": "is missing"}
-    return {"path": path, "problem": str(item["msg"]).removeprefix("Value error, ")}
+    # pydantic speaks of Python's types, the caller wrote JSON.
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return {"path": path, "problem": message.replace("valid tuple", "list").replace("valid dictionary", "object")}
 
 
 __all__ = ["Asset", "Binding", "Callbacks", "Envelope", "Override", "parse"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from settee.measure import MAX_DEPTH
 from settee.workflow import Problem
@@ -14,6 +14,22 @@ _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 _MOST = 20
 
 
+class _At(NamedTuple):
+    """A value, and the way to it. Its path is written only when there is something to say."""
+
+    holder: _At | None
+    key: str | int
+    value: Any
+
+    def path(self) -> str:
+        names: list[str] = []
+        at: _At | None = self
+        while at is not None and at.holder is not None:
+            names.append(f"[{at.key}]" if isinstance(at.key, int) else f".{_shown(at.key)}")
+            at = at.holder
+        return "".join(reversed(names)).removeprefix(".")
+
+
 def value_problems(document: Any) -> list[Problem]:
     """Every value nested too deeply, every number JSON or a reader of it cannot hold, every text no UTF-8 can.
 
@@ -21,47 +37,48 @@ def value_problems(document: Any) -> list[Problem]:
     may be deeper than Python's stack.
     """
     problems: list[Problem] = []
-    level: list[tuple[str, Any]] = [("", document)]
+    level = [_At(None, "", document)]
     for _ in range(MAX_DEPTH + 1):
-        inside: list[tuple[str, Any]] = []
-        for path, value in level:
+        inside: list[_At] = []
+        for at in level:
             if len(problems) >= _MOST:
                 return problems
-            problem = _of_one(value)
+            problem = _of_one(at.value)
             if problem:
-                problems.append({"path": path, "problem": problem})
-            elif isinstance(value, dict):
-                inside += [(_below(path, key), item) for key, item in value.items()]
-                problems += [
-                    {"path": path, "problem": "has a key that is no valid Unicode"} for key in value if _is_broken(key)
-                ]
-            elif isinstance(value, list):
-                inside += [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+                problems.append({"path": at.path(), "problem": problem})
+            elif isinstance(at.value, dict):
+                inside += [_At(at, key, item) for key, item in at.value.items()]
+            elif isinstance(at.value, list):
+                inside += [_At(at, index, item) for index, item in enumerate(at.value)]
         if not inside:
             return problems
         level = inside
-    return [*problems, {"path": level[0][0][:200], "problem": f"is nested more than {MAX_DEPTH} levels deep"}]
+    # One as an example: all of a level may be too deep.
+    return [*problems, {"path": level[0].path()[:200], "problem": f"is nested more than {MAX_DEPTH} levels deep"}]
 
 
-def _below(path: str, key: Any) -> str:
-    name = str(key)[:100].encode(errors="replace").decode()
-    return f"{path}.{name}" if path else name
+def _shown(key: str) -> str:
+    return key[:100].encode(errors="replace").decode()
 
 
 def _of_one(value: Any) -> str | None:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "is no finite number"
-    if isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
-        return "is a whole number of more than 64 bits"
-    return "is no valid Unicode: it has half of a surrogate pair" if _is_broken(value) else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "is no finite number"
+    if isinstance(value, int):
+        return None if _SMALLEST <= value <= _LARGEST else "is a whole number of more than 64 bits"
+    if isinstance(value, str):
+        return "is no valid Unicode: it has half of a surrogate pair" if _is_broken(value) else None
+    if isinstance(value, dict) and any(_is_broken(key) for key in value):
+        return "has a key that is no valid Unicode"
+    return None
 
 
-def _is_broken(value: Any) -> bool:
+def _is_broken(text: str) -> bool:
     """Whether a text holds what UTF-8 cannot: JSON's ``"\\ud800"`` decodes to it."""
-    if not isinstance(value, str) or value.isascii():
+    if text.isascii():
         return False
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         return True
     return False

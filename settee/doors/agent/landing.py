@@ -12,12 +12,17 @@ from collections.abc import Collection, Iterator
 
 from settee.doors.agent import places, roles
 from settee.doors.agent.envelope import Binding, Envelope
-from settee.doors.agent.loras import is_pattern
-from settee.doors.agent.parameters import Context
+from settee.doors.agent.loras import is_pattern, texts
+from settee.doors.agent.parameters import REQUIRED, Context
 from settee.errors import InvalidRequest
 from settee.models.places import SUFFIXES
-from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches
-from settee.workflow import ObjectInfo, Problem, Workflow, is_link, unwrapped
+from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches, path_problems, registry_problems
+from settee.workflow import ObjectInfo, Problem, Workflow, is_link, output_nodes, unwrapped
+
+_REPLACED = (
+    "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
+    'if it is to stay as the template has it, let its title say "fixed"'
+)
 
 
 def check(workflow: Workflow, envelope: Envelope, context: Context, object_info: ObjectInfo) -> None:
@@ -25,21 +30,21 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
     every name in the graph that ComfyUI has no file or choice for (:func:`unknown_names`).
 
     ``workflow`` is the graph after :func:`bound` and :func:`chained`. A binding to a LoRA loader that went with the
-    chain's making is none of these; the LoRAs themselves are checked to be in the graph.
+    chain's making is none of these; the LoRAs themselves are checked to be in the graph. A graph that this ComfyUI
+    cannot run at all is told as such: nothing can be said of what is used in it.
     """
+    problems = path_problems(workflow, object_info) + registry_problems(workflow, object_info)
+    if not problems and not output_nodes(workflow, object_info):
+        problems = [{"path": "workflow", "problem": "the workflow has no output node: add one, such as SaveImage"}]
+    if problems:
+        raise InvalidRequest.from_problems(problems, "workflow")
     graph = roles.Uses(workflow, object_info)
-    problems: list[Problem] = []
     for at, binding in enumerate(envelope.workflow_parameters):
-        for problem in _of_binding(graph, binding, context):
-            problems.append(
-                {
-                    "path": f"workflowParameters[{at}]",
-                    "parameter": binding.parameter,
-                    "node_id": binding.node,
-                    "input": binding.path,
-                    **problem,
-                }
-            )
+        problem = _of_binding(graph, binding, context)
+        if problem:
+            said = {"parameter": binding.parameter, "node_id": binding.node, "input": binding.path}
+            problems.append({"path": f"workflowParameters[{at}]", **said, **problem})
+    problems += _of_overrides(graph, envelope)
     problems += _of_loras(graph, context)
     coming = {context.values["base_model_name"], *(use.name for use in context.loras)}
     problems += unknown_names(workflow, object_info, coming)
@@ -47,42 +52,50 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
         raise InvalidRequest.from_problems(problems, "workflow parameters")
 
 
-def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Iterator[Problem]:
+def unbound(envelope: Envelope) -> tuple[str, ...]:
+    """The names of what to make that no binding carries into the workflow, which then has values of its own."""
+    bound_names = {binding.parameter for binding in envelope.workflow_parameters}
+    wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED]
+    return tuple(name for name in wanted if name not in bound_names)
+
+
+def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Problem | None:
     node = graph.workflow.get(binding.node)
     if node is None or (is_pattern(node) and binding.parameter.startswith("primary_lora_")):
         # A loader without a LoRA for it is gone; what is left of them is looked at below.
-        return
+        return None
     class_type = node["class_type"]
     place = places.find(node, binding.path)
     value = context.values.get(binding.parameter)
     if place is None or not place.exists or place.value != value:
-        yield {
-            "class_type": class_type,
-            "problem": f"it is not there in the graph that would run: this {class_type} loads one of the job's LoRAs, "
-            "whose name and strengths come from loras and extra.loras",
-        }
-        return
+        return {"class_type": class_type, "problem": _REPLACED}
     if binding.node not in graph.live:
-        yield {"class_type": class_type, "problem": f"no output uses what this {class_type} makes"}
-        return
+        return {"class_type": class_type, "problem": f"no output uses what this {class_type} makes"}
     name = binding.path.split(".", 1)[1]
     problem = graph.input_problem(binding.node, name, value) or graph.role_problem(
         binding.parameter, binding.node, name
     )
-    if problem:
-        yield {"class_type": class_type, **problem}
+    return {"class_type": class_type, **problem} if problem else None
+
+
+def _of_overrides(graph: roles.Uses, envelope: Envelope) -> Iterator[Problem]:
+    """An override of what the chain of LoRAs sets itself would be lost."""
+    for at, override in enumerate(envelope.workflow_overrides):
+        node = graph.workflow.get(override.node)
+        name = override.path.removeprefix("inputs.")
+        if node is None or not is_pattern(node) or name not in ("lora_name", "strength_model", "strength_clip"):
+            continue
+        if node["inputs"].get(name) != override.value:
+            said = {"node_id": override.node, "class_type": node["class_type"], "input": override.path}
+            yield {"path": f"workflowOverrides[{at}]", **said, "problem": _REPLACED}
 
 
 def _of_loras(graph: roles.Uses, context: Context) -> Iterator[Problem]:
-    """Every LoRA of the job must be applied by a loader that an output needs."""
-    loaded = {
-        graph.workflow[node_id]["inputs"].get("lora_name")
-        for node_id in graph.live
-        if is_pattern(graph.workflow[node_id])
-    }
+    """Every LoRA of the job must be loaded by a node that an output needs."""
+    loaded = {text for node_id in graph.live for text in texts(graph.workflow[node_id])}
     for at, use in enumerate(context.loras):
         if use.name not in loaded:
-            yield {"path": f"loras[{at}]", "problem": "no output uses the LoRA loaders of this workflow"}
+            yield {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
 
 
 def unknown_names(workflow: Workflow, object_info: ObjectInfo, coming: Collection[str]) -> list[Problem]:
@@ -117,4 +130,4 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, coming: Collectio
     return problems
 
 
-__all__ = ["check", "unknown_names"]
+__all__ = ["check", "unbound", "unknown_names"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from settee.doors.agent.strengths import LoraUse
 from settee.errors import InvalidRequest
-from settee.workflow import Workflow, links, natural_key, title
+from settee.workflow import Workflow, is_link, links, natural_key, title
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}
@@ -44,16 +44,32 @@ def is_pattern(node: Mapping[str, Any]) -> bool:
     return node["class_type"] in _LOADERS and not _FIXED.search(title(node))
 
 
+def texts(node: Mapping[str, Any]) -> Iterator[str]:
+    """Every text among a node's inputs: some loaders keep a LoRA in an object (``{"on": true, "lora": …}``)."""
+    waiting = list(node["inputs"].values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list) and not is_link(value):
+            waiting += value
+
+
 def chained(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     """A copy with one loader for each LoRA wherever the template has a pattern for them, in the order of ``uses``.
 
     In a template without a pattern they go behind the one node that loads the model (and the one that loads the text
-    encoder). The first LoRA at a pattern keeps the pattern's id; new nodes get whole numbers that are free.
-    Raises InvalidRequest where there is no such one, or a pattern that must go has no model to pass on.
+    encoder), except those that a node there names, a custom node's loader say. The first LoRA at a pattern keeps the
+    pattern's id; new nodes get whole numbers that are free. Raises InvalidRequest where there is no such one node, or
+    a pattern that must go has no model to pass on.
     """
     patterns = sorted((node_id for node_id, node in workflow.items() if is_pattern(node)), key=natural_key)
     if not patterns:
-        return _inserted(workflow, uses) if uses else copy.deepcopy(workflow)
+        named = {text for node in workflow.values() for text in texts(node)}
+        left = [use for use in uses if use.name not in named]
+        return _inserted(workflow, left) if left else copy.deepcopy(workflow)
     depths, lasts = _in_rows(workflow, patterns)
     ids = _free_ids(workflow)
     changed = copy.deepcopy(workflow)
@@ -199,4 +215,4 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     return chained(changed, uses)
 
 
-__all__ = ["chained", "is_pattern"]
+__all__ = ["chained", "is_pattern", "texts"]

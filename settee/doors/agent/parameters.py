@@ -15,24 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.doors.agent.envelope import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS, Envelope
+from settee.doors.agent.envelope import Envelope
+from settee.doors.agent.envelope_fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
 from settee.doors.agent.strengths import LoraUse, lora_uses
 from settee.errors import InvalidRequest
 
 #: Sampling fields: the request itself must give them; only a seed is drawn.
 REQUIRED = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")
-#: Decided here, whatever extra or workflow_defaults say.
-DECIDED = (
-    "prompt",
-    "base_model_path",
-    "base_model_name",
-    "base_model_full_path",
-    "loras",
-    "loras_metadata",
-    "primary_lora_name",
-    "primary_lora_strength_model",
-    "primary_lora_strength_clip",
-)
 #: Where the envelope says what a name stands for, for errors.
 _WRITTEN = {
     "seed": "parameters.seed",
@@ -160,4 +149,4 @@ def _of_models(names: ModelNames, uses: tuple[LoraUse, ...]) -> dict[str, Any]:
     }
 
 
-__all__ = ["DECIDED", "REQUIRED", "Context", "LoraUse", "ModelNames", "context"]
+__all__ = ["REQUIRED", "Context", "LoraUse", "ModelNames", "context"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,38 +18,45 @@ from settee.workflow import ObjectInfo, Problem, Workflow, links, output_nodes
 
 #: Outputs that are values: a node with no others passes on, or calculates with, what it was given.
 _VALUES = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "NUMBER", "*"])
-_PICTURES = frozenset(["IMAGE", "VIDEO", "AUDIO", "MASK", "MESH"])
-_SAMPLING = frozenset(["LATENT", "SAMPLER", "SIGMAS", "NOISE", "GUIDER", "CONDITIONING", "MODEL"]) | _PICTURES
-#: Parameter → what a node that uses it gives, and its input's name in ComfyUI's own classes.
-_ROLES: dict[str, tuple[frozenset[str], str]] = {
-    "prompt": (frozenset(["CONDITIONING"]) | _SAMPLING, r"(?!.*prefix|.*path|.*file).*"),
-    "negative_prompt": (frozenset(["CONDITIONING"]) | _SAMPLING, r"(?!.*prefix|.*path|.*file).*"),
-    "seed": (_SAMPLING, r"(noise_)?seed"),
-    "steps": (_SAMPLING, r"steps|(start|end)_at_step"),
-    "cfg_scale": (_SAMPLING, r"cfg(_.*)?|guidance"),
-    "sampler": (_SAMPLING, r"sampler(_name)?"),
-    "scheduler": (_SAMPLING, r"scheduler"),
-    "width": (_SAMPLING | {"WAN_CAMERA_EMBEDDING"}, r"(.*_)?width"),
-    "height": (_SAMPLING | {"WAN_CAMERA_EMBEDDING"}, r"(.*_)?height"),
-    "base_model_path": (frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)"),
-    "base_model_name": (frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)"),
-    "base_model_full_path": (frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)"),
-    "primary_lora_name": (frozenset(["MODEL", "HOOKS"]), r"lora_name"),
-    "primary_lora_strength_model": (frozenset(["MODEL", "HOOKS"]), r"strength_model"),
-    "primary_lora_strength_clip": (frozenset(["MODEL", "CLIP", "HOOKS"]), r"strength_clip"),
+_SAMPLING = frozenset(["LATENT", "SAMPLER", "SIGMAS", "NOISE", "GUIDER", "CONDITIONING", "MODEL"])
+_MEDIA = frozenset(["IMAGE", "MASK", "VIDEO", "AUDIO", "MESH"])
+_SIZED = _SAMPLING | _MEDIA | {"WAN_CAMERA_EMBEDDING"}
+_MODELS = frozenset(["MODEL", "CLIP", "HOOKS"])
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What uses a parameter."""
+
+    #: For a person: "no node uses it there as …".
+    meant: str
+    #: Outputs of ComfyUI's own classes that use it; a custom node may also do everything and give a picture.
+    gives: frozenset[str]
+    #: The input's name in ComfyUI's own classes.
+    name: str
+
+
+_TEXT = _Role("a text encoder's text", frozenset(["CONDITIONING"]), r".*")
+_BASE = _Role("the name at a node that loads a model", frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)")
+_ROLES: dict[str, _Role] = {
+    "prompt": _TEXT,
+    "negative_prompt": _TEXT,
+    "seed": _Role("a sampler's seed", _SAMPLING | _MEDIA, r"(noise_)?seed"),
+    "steps": _Role("a sampler's steps", _SAMPLING, r"steps|(start|end)_at_step"),
+    "cfg_scale": _Role("a sampler's cfg", _SAMPLING, r"cfg(_.*)?|guidance"),
+    "sampler": _Role("a sampler's name", _SAMPLING, r"sampler(_name)?"),
+    "scheduler": _Role("a sampler's scheduler", _SAMPLING, r"scheduler"),
+    "width": _Role("the width of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?width"),
+    "height": _Role("the height of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?height"),
+    "base_model_path": _BASE,
+    "base_model_name": _BASE,
+    "base_model_full_path": _BASE,
+    "primary_lora_name": _Role("the name at a node that loads a LoRA", _MODELS, r"lora_name"),
+    "primary_lora_strength_model": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_model)?"),
+    "primary_lora_strength_clip": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_clip)?"),
 }
-_MEANT = {
-    "prompt": "a text encoder's text",
-    "negative_prompt": "a text encoder's text",
-    "width": "the width of a latent, a picture or a text encoder",
-    "height": "the height of a latent, a picture or a text encoder",
-    "base_model_path": "the name at a node that loads a model",
-    "base_model_name": "the name at a node that loads a model",
-    "base_model_full_path": "the name at a node that loads a model",
-    "primary_lora_name": "the name at a node that loads a LoRA",
-    "primary_lora_strength_model": "the strength at a node that loads a LoRA",
-    "primary_lora_strength_clip": "the strength at a node that loads a LoRA",
-}
+#: The side that each prompt must not be on alone.
+_OTHER_SIDE = {"prompt": "negative", "negative_prompt": "positive"}
 
 
 def spec_of(object_info: ObjectInfo, class_type: str, name: str) -> Any:
@@ -147,22 +155,35 @@ class Uses:
         role = _ROLES.get(parameter)
         if role is None:
             return None
-        used = self.ends(node_id, name)
-        if any(self._fits(role, end, input_name) for end, input_name in used):
-            return None
-        meant = _MEANT.get(parameter, f"a sampler's {parameter}")
-        return {"problem": f"no node uses it there as {meant}"}
+        fitting = [end for end, input_name in self.ends(node_id, name) if self._fits(role, end, input_name)]
+        if not fitting:
+            return {"problem": f"no node uses it there as {role.meant}"}
+        other = _OTHER_SIDE.get(parameter)
+        if other and set().union(*(self.sides(end) for end in fitting)) == {other}:
+            return {"problem": f"what this node encodes is used as {other} prompt only"}
+        return None
 
-    def _fits(self, role: tuple[frozenset[str], str], node_id: str, name: str) -> bool:
-        given, pattern = role
-        class_type = self.workflow[node_id]["class_type"]
-        if class_type not in self._object_info:
-            return True
-        if is_core(self._object_info, class_type) and not re.fullmatch(pattern, name):
-            return False
-        return bool(given & self._outputs(node_id)) or (
-            not is_core(self._object_info, class_type) and "*" in self._outputs(node_id)
-        )
+    def _fits(self, role: _Role, node_id: str, name: str) -> bool:
+        given, is_ours = self._outputs(node_id), is_core(self._object_info, self.workflow[node_id]["class_type"])
+        if is_ours:
+            return bool(re.fullmatch(role.name, name) and given & role.gives)
+        # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
+        return not given or bool(given & (role.gives | _MEDIA | {"*", "LATENT"}))
+
+    def sides(self, node_id: str) -> set[str]:
+        """Which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows)."""
+        found: set[str] = set()
+        waiting, seen = [node_id], {node_id}
+        while waiting:
+            for user, name in self._users.get(waiting.pop(), []):
+                if name in ("positive", "negative"):
+                    found.add(name)
+                elif "CONDITIONING" not in self._outputs(user):
+                    found.add("positive" if name == "conditioning" else "unknown")
+                elif user not in seen:
+                    seen.add(user)
+                    waiting.append(user)
+        return found
 
     def ends(self, node_id: str, name: str) -> list[tuple[str, str]]:
         """The inputs that a value gets to, through nodes that give nothing but values."""

@@ -74,11 +74,15 @@ def loras(count: int) -> list[dict[str, Any]]:
     return [{"bucket": "comfyui-loras", "key": f"models/loras/{at}.safetensors"} for at in range(count)]
 
 
-def context_of(given: envelope.Envelope, **defaults: Any) -> parameters.Context:
-    """Models under their keys' last parts; a drawn seed is 77."""
-    names = parameters.ModelNames(
+def names_of(given: envelope.Envelope) -> parameters.ModelNames:
+    """Models under their keys' last parts."""
+    return parameters.ModelNames(
         base_model=given.base_model.key.rsplit("/", 1)[-1],
         base_model_full_path="/models/checkpoints/base.safetensors",
         loras=tuple(lora.key.rsplit("/", 1)[-1] for lora in given.loras),
     )
-    return parameters.context(given, names=names, defaults=defaults, draw=lambda: 77)
+
+
+def context_of(given: envelope.Envelope, **defaults: Any) -> parameters.Context:
+    """A drawn seed is 77."""
+    return parameters.context(given, names=names_of(given), defaults=defaults, draw=lambda: 77)
