@@ -367,3 +367,22 @@ class TestInterrupted:
         assert again.start() is not None
         assert again.pending == 0
         again.close()
+
+    def test_killed_while_it_was_reported(self, make: Make, receiver: Receiver, tmp_path: Path) -> None:
+        """The failure is on the disk, and the journal still there: that is the one and only report."""
+        journal = tmp_path / "outbox" / "running.json"
+        outbox = make()
+        receiver.down()
+        begun(outbox, {"failure": receiver.url()}, "gone")
+        outbox.close()
+        text = journal.read_bytes()
+        make().close()
+        journal.write_bytes(text)
+        again = Outbox(tmp_path / "outbox", sender=Poster(), retry_backoff_s=0.01)
+        assert again.start() is None
+        assert again.pending == 1
+        assert not journal.exists()
+        receiver.up()
+        receiver.wait_for_key("gone-FAILED")
+        again.close()
+        assert receiver.keys == ["gone-FAILED"]

@@ -1,0 +1,250 @@
+"""What is kept of a job, and what is not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settee.doors.agent.archive import Archive, folder_name
+from settee.doors.agent.secrets_out import GONE, is_secret_name, without_secrets
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, 123000, tzinfo=timezone.utc)
+ENVELOPE = {
+    "jobId": "job-1",
+    "cancelToken": "cancel-me-please",
+    "workflow": {"id": "w", "minioKey": "generator-workflows/default.json"},
+    "baseModel": {"bucket": "models", "key": "a.safetensors", "checksum": "ab"},
+    "parameters": {"prompt": "肖像\nof a token", "extra": {"hf_token": "hf_abc", "max_tokens": 77, "apiKey": "k-123"}},
+    "callbacks": {
+        "status": "https://me:pw@control.example/cb/status?sig=abc#f",
+        "failure": "/cb/failure?token=abc",
+    },
+}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def everything(folder: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file())
+
+
+class TestArchive:
+    def test_what_is_kept(self, tmp_path: Path) -> None:
+        with Archive(tmp_path, "job-1", now=lambda: NOW) as archive:
+            graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 2**64 - 1, "model": ["1", 0]}}}
+            assert archive.manifest(ENVELOPE, {"seed": 7, "prompt": "肖像"}, graph)
+            assert archive.applied_workflow(graph)
+            assert archive.event("accepted")
+            assert archive.event("uploaded", {"key": "p/01_7.png", "url": "https://s3/p?X-Amz-Signature=abc&a=b"})
+        folder = tmp_path / "logs" / "job-1"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "applied-workflow.json",
+            "events.jsonl",
+            "manifest-20260504T030201.123Z.json",
+        ]
+        manifest = read(folder / "manifest-20260504T030201.123Z.json")
+        assert set(manifest) == {"envelope", "resolvedParameters", "workflow"}
+        assert manifest["workflow"] == graph == read(folder / "applied-workflow.json")
+        assert manifest["envelope"]["workflow"] == ENVELOPE["workflow"]
+        assert manifest["envelope"]["baseModel"] == ENVELOPE["baseModel"]
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n")[:-1]]
+        assert events[0] == {"timestamp": "2026-05-04T03:02:01.123Z", "event": "accepted", "details": {}}
+        assert events[1]["details"] == {"key": "p/01_7.png", "url": f"https://s3/p?X-Amz-Signature={GONE}&a=b"}
+
+    def test_no_secret_in_any_of_them(self, tmp_path: Path) -> None:
+        with Archive(tmp_path, "job-1", secrets=["cancel-me-please", "minio-secret"]) as archive:
+            archive.manifest(ENVELOPE, {"note": "signed with minio-secret"}, {})
+            archive.applied_workflow({"1": {"inputs": {"text": "cancel-me-please", "api_key": "k-123"}}})
+            archive.event("canceled", {"why": "cancel-me-please was given", "callbacks": ENVELOPE["callbacks"]})
+        text = everything(tmp_path)
+        for secret in ("cancel-me-please", "minio-secret", "hf_abc", "k-123", "me:pw", "sig=abc", "token=abc"):
+            assert secret not in text
+        for kept in ("肖像\\nof a token", "control.example/cb/status", "/cb/failure", "77"):
+            assert kept in text
+
+    def test_the_same_job_again_adds_to_it(self, tmp_path: Path) -> None:
+        with Archive(tmp_path, "job-1") as archive:
+            archive.event("one")
+        events = tmp_path / "logs" / "job-1" / "events.jsonl"
+        with events.open("ab") as file:
+            file.write(b'{"timestamp": "20')  # as a kill leaves it
+        with Archive(tmp_path, "job-1") as archive:
+            archive.event("two")
+        first, broken, second = events.read_text().splitlines()
+        assert (json.loads(first)["event"], json.loads(second)["event"]) == ("one", "two")
+        assert broken == '{"timestamp": "20'
+
+    def test_one_line_for_an_event_whatever_is_in_it(self, tmp_path: Path) -> None:
+        text = "a\nb\r\u2028c\u2029d\x85e\ud800f肖像"
+        with Archive(tmp_path, "job-1") as archive:
+            assert archive.event("said", {"text": text, text: float("nan")})
+        content = (tmp_path / "logs" / "job-1" / "events.jsonl").read_text(encoding="utf-8")
+        assert len(content.splitlines()) == 1
+        assert "肖像" in content
+        assert json.loads(content)["details"] == {"text": text, text: None}
+
+    def test_events_of_many_threads(self, tmp_path: Path) -> None:
+        with Archive(tmp_path, "job-1") as archive:
+            threads = [
+                threading.Thread(target=lambda n=n: [archive.event("e", {"n": n, "x": "y" * 5000}) for _ in range(50)])
+                for n in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        lines = (tmp_path / "logs" / "job-1" / "events.jsonl").read_text().splitlines()
+        assert sorted(json.loads(line)["details"]["n"] for line in lines) == sorted([0, 1, 2, 3] * 50)
+
+    def test_a_disk_that_does_not_take_part_costs_no_job(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "logs").write_text("a file where the folder should be")
+        with Archive(tmp_path, "job-1") as archive:
+            assert not archive.manifest(ENVELOPE, {}, {})
+            assert not archive.applied_workflow({})
+            assert not archive.event("accepted")
+        assert "job-1" in caplog.text
+
+    def test_links_are_not_followed(self, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.write_text("mine")
+        folder = tmp_path / "logs" / "job-1"
+        folder.mkdir(parents=True)
+        for name in ("events.jsonl", "applied-workflow.json", ".applied-workflow.json.part"):
+            (folder / name).symlink_to(outside)
+        with Archive(tmp_path, "job-1") as archive:
+            archive.event("accepted")
+            archive.applied_workflow({})
+        assert outside.read_text() == "mine"
+
+    def test_nothing_is_touched_before(self, tmp_path: Path) -> None:
+        Archive(tmp_path, "job-1").close()
+        assert not list(tmp_path.iterdir())
+
+
+class TestFolderName:
+    @pytest.mark.parametrize("job_id", ["c7c4b87a-6c9e-4a53-9301-7a1d5f6d32b2", "a", "..a", "...", "-rf", "A_1.b"])
+    def test_plain_ones_stay(self, job_id: str) -> None:
+        assert folder_name(job_id) == job_id
+
+    @pytest.mark.parametrize(
+        "job_id", ["", ".", "..", "../../etc", "/etc/passwd", "a/b", "a\\b", "a\0b", "肖像", "a" * 101, "a\n", "\ud800"]
+    )
+    def test_others_cannot_lead_anywhere(self, job_id: str, tmp_path: Path) -> None:
+        name = folder_name(job_id)
+        assert "@" in name
+        with Archive(tmp_path / "outputs", job_id) as archive:
+            assert archive.event("accepted")
+        assert [path.parent for path in tmp_path.rglob("events.jsonl")] == [tmp_path / "outputs" / "logs" / name]
+
+    @given(st.text(), st.text())
+    def test_no_two_share_one(self, one: str, other: str) -> None:
+        assert (folder_name(one) == folder_name(other)) == (one == other)
+        assert folder_name(folder_name(one)) != folder_name(one) or folder_name(one) == one
+
+
+class TestSecrets:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "cancelToken",
+            "token",
+            "tokens",
+            "hf_token",
+            "HF_TOKEN",
+            "HFToken",
+            "access-token",
+            "secret",
+            "clientSecret",
+            "secret_key",
+            "password",
+            "PASSWORD",
+            "api_key",
+            "apiKey",
+            "APIKEY",
+            "x-api-key",
+            "access_key",
+            "accessKeyId",
+            "Authorization",
+            "cookie",
+            "X-Amz-Signature",
+            "aws_secret_access_key",
+            "credentials",
+            "privateKey",
+        ],
+    )
+    def test_names_that_say_so(self, name: str) -> None:
+        assert is_secret_name(name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "minioKey",
+            "key",
+            "keys",
+            "s3_key",
+            "persistent_model_keys",
+            "object_key",
+            "tokenizer",
+            "token_count",
+            "prompt",
+            "keyframe",
+            "monkey",
+            "seed",
+            "author",
+            "",
+            "图",
+            "passes",
+            "design",
+        ],
+    )
+    def test_names_that_do_not(self, name: str) -> None:
+        assert not is_secret_name(name)
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ({"token": 3, "password": None, "secret": "", "auth_key": True}, None),
+            ({"tokens": ["4", 0]}, None),  # an input of a node, linked to another's output
+            ({"tokens": ["abc", "def"]}, {"tokens": GONE}),
+            ({"secret": {"a": "b"}}, {"secret": GONE}),
+            ("see https://me:pw@host/a?b=c", f"see https://{GONE}@host/a?b=c"),
+            ("https://h/?a=1&access_token=abc&b=2#x", f"https://h/?a=1&access_token={GONE}&b=2#x"),
+            ("postgres://u:p@h/db", f"postgres://{GONE}@h/db"),
+            ("mail me@host, not://", None),
+            ("a key=value and sig=1", None),
+            (1.5, None),
+            (float("inf"), "null"),
+        ],
+    )
+    def test_values(self, given: Any, kept: Any) -> None:
+        expected = given if kept is None else None if kept == "null" else kept
+        assert without_secrets(given) == expected
+
+    def test_known_secrets_in_any_text_and_name(self) -> None:
+        value = {"abcdef-1": ["x abcdef-1-long y", ("abcdef-1",)]}
+        assert without_secrets(value, ["abcdef-1", "abcdef-1-long", "x"]) == {GONE: [f"x {GONE} y", [GONE]]}
+
+    def test_what_is_given_stays_as_it_is(self) -> None:
+        given = json.loads(json.dumps(ENVELOPE))
+        without_secrets(given, ["肖像-secret"])
+        assert given == ENVELOPE
+
+    @given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists, max_leaves=20))
+    def test_json_holds_it(self, value: Any) -> None:
+        json.dumps(without_secrets(value), allow_nan=False)
+
+    def test_it_does_not_go_down_without_end(self) -> None:
+        endless: list[Any] = []
+        endless.append(endless)
+        json.dumps(without_secrets(endless))
