@@ -14,10 +14,15 @@ from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
 from settee.errors import Busy, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
+from settee.models.placed import Shelf
 from settee.models.store import ModelStore
 from settee.run import Run
 from settee.settings import Settings
+from settee.workflow import ObjectInfo
 from settee.workspace import Folders, Workspace
+
+#: How long ComfyUI may take to tell of its queue, seconds.
+_ASKED_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +91,26 @@ class Engine:
     def unrecoverable(self) -> bool:
         """True when ComfyUI cannot be brought back: only a new worker helps."""
         return self._server.unrecoverable
+
+    @property
+    def shelf(self) -> Shelf:
+        """The models folder: for a door that has models of its own to name and to remove."""
+        return self._models.tools.shelf
+
+    @property
+    def restarts(self) -> int:
+        """How often ComfyUI was started again."""
+        return max(0, self._server.generation - 1)
+
+    def object_info(self, cancel: Cancel | None = None) -> ObjectInfo:
+        """ComfyUI's node registry, asked for now. Raises ComfyUnavailable, JobCanceled."""
+        self._server.wait_ready(self._settings.comfy_start_timeout_s, cancel)
+        return self._server.client.object_info()
+
+    def queue(self) -> tuple[int, int]:
+        """How many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""
+        found = self._server.client.queue(timeout_s=_ASKED_S)
+        return len(found.running), len(found.pending)
 
     def close(self) -> None:
         """Cancel the job that runs, stop ComfyUI, wipe. No job runs afterwards."""

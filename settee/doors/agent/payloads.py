@@ -175,6 +175,13 @@ def failure(
     }
 
 
+def failure_shown(error: SetteeError) -> dict[str, Any]:
+    """A job's error for GET /jobs/{id} and the archive: ``{reason_code, reason, error_type, node_errors?}``."""
+    found = {"reason_code": reason_code(error), "reason": reason(error), "error_type": type(error).__name__}
+    nodes = node_errors(error)
+    return {**found, "node_errors": nodes} if nodes else found
+
+
 def ended(error: SetteeError) -> Status:
     """CANCELED or FAILED."""
     return Status.CANCELED if isinstance(error, JobCanceled) else Status.FAILED

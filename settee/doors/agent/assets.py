@@ -1,0 +1,144 @@
+"""A job's base model and LoRAs: what they are called here, and which of them go when the job has ended.
+
+A file's name is the one that people know it by: displayName, originalName, what the object says of itself, else its
+key's last part. Two objects never share one: the second gets a hash of its bucket and key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from settee.delivery.keys import safe_segment
+from settee.doors.agent.config import AgentConfig
+from settee.doors.agent.envelope import Asset, Envelope
+from settee.doors.agent.parameters import ModelNames
+from settee.doors.agent.storage import Storage
+from settee.errors import SetteeError
+from settee.models.entry import ModelEntry, S3Object
+from settee.models.judging import State
+from settee.models.placed import Shelf
+
+log = logging.getLogger(__name__)
+
+#: What an object may call itself, in S3's metadata.
+_METADATA_NAMES = ("original-name", "original_name", "display-name")
+_DEFAULT_NAME = "LoraModel.safetensors"
+_HASH_LENGTH = 8
+
+
+@dataclass(frozen=True)
+class Assets:
+    """The models of one job."""
+
+    entries: tuple[ModelEntry, ...]
+    names: ModelNames
+    #: Those to be removed after the job, which it brought.
+    passing: tuple[ModelEntry, ...]
+
+
+def resolve(
+    envelope: Envelope,
+    config: AgentConfig,
+    storage: Storage,
+    shelf: Shelf,
+    folders: Mapping[str, str],
+    check: Callable[[], None],
+) -> Assets:
+    """Ask S3 what each is, and give each a name. ``folders``: ``base_models`` and ``loras`` below the models folder.
+
+    ``check`` is called between requests. Raises InvalidRequest for an object that is not there, DownloadFailed, and
+    what ``check`` raises.
+    """
+    taken: dict[str, Asset] = {}
+    wanted = [("baseModel", "base_models", envelope.base_model)]
+    wanted += [(f"loras[{number}]", "loras", lora) for number, lora in enumerate(envelope.loras)]
+    entries, passing = [], []
+    for position, folder, asset in wanted:
+        check()
+        found = storage.head(asset.bucket, asset.key, position)
+        stays = asset.cache_strategy == "persistent" or asset.key in config.persistent_model_keys
+        entry = ModelEntry(
+            source=S3Object(asset.bucket, asset.key),
+            target=folders[folder],
+            name="",
+            sha256=asset.checksum,
+            size=found.size,
+            position=position,
+            from_job=not stays,
+        )
+        entry = _named(entry, pretty_name(asset, found.metadata), taken, asset, shelf)
+        entries.append(entry)
+        is_wanted_gone = (
+            config.cleanup.delete_downloaded_models
+            if folder == "base_models"
+            else config.cleanup.delete_downloaded_loras
+        )
+        if not stays and is_wanted_gone and shelf.state(entry) is not State.RIGHT:
+            passing.append(entry)
+    names = ModelNames(
+        base_model=entries[0].name,
+        base_model_full_path=str(shelf.path_of(entries[0])),
+        loras=tuple(entry.name for entry in entries[1:]),
+        lora_paths=tuple(str(shelf.path_of(entry)) for entry in entries[1:]),
+    )
+    return Assets(tuple(dict.fromkeys(entries)), names, tuple(dict.fromkeys(passing)))
+
+
+def pretty_name(asset: Asset, metadata: Mapping[str, str]) -> str:
+    """One path segment with the key's extension."""
+    candidates = [asset.display_name, asset.original_name, *(metadata.get(name) for name in _METADATA_NAMES)]
+    key = PurePosixPath(asset.key).name
+    name = next((text.strip() for text in candidates if text and text.strip()), key)
+    # What people call a model may be a path of theirs.
+    name = name.replace("\\", "/").rstrip("/").rpartition("/")[2].strip(". ")
+    suffix = PurePosixPath(key).suffix or PurePosixPath(_DEFAULT_NAME).suffix
+    if not name:
+        return _DEFAULT_NAME
+    return safe_segment(name if name.lower().endswith(suffix.lower()) else name + suffix)
+
+
+def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: Shelf) -> ModelEntry:
+    """Under its name, or that with a hash when another file has it: of this job, or in the folder."""
+    from dataclasses import replace
+
+    for candidate in (name, hashed(name, asset)):
+        named = replace(entry, name=candidate)
+        other = taken.get(f"{named.target}/{candidate}".casefold())
+        if (other is None or (other.bucket, other.key) == (asset.bucket, asset.key)) and not _is_anothers(named, shelf):
+            taken[f"{named.target}/{candidate}".casefold()] = asset
+            return named
+    # Also that one is somebody's: the engine says whose.
+    return named
+
+
+def hashed(name: str, asset: Asset) -> str:
+    """``style-1a2b3c4d.safetensors``."""
+    digest = hashlib.sha256(f"{asset.bucket}/{asset.key}".encode()).hexdigest()[:_HASH_LENGTH]
+    path = PurePosixPath(name)
+    return f"{path.stem}-{digest}{path.suffix}"
+
+
+def _is_anothers(entry: ModelEntry, shelf: Shelf) -> bool:
+    """Whether another file lies there that must stay; one that may be this very file does not count."""
+    look = shelf.look(entry)
+    if look.state in (State.ABSENT, State.RIGHT):
+        return False
+    if look.placed is not None and look.is_ours:
+        # What an earlier job brought from elsewhere goes by itself; what is kept stays.
+        return not look.placed.from_job and look.state is State.WRONG
+    return entry.from_job or look.state is State.WRONG
+
+
+def remove(passing: tuple[ModelEntry, ...], shelf: Shelf) -> None:
+    """Remove what the job brought for itself. What cannot be removed is logged: the next job's budget sees it."""
+    for entry in passing:
+        try:
+            placed = shelf.look(entry).placed
+            if placed is not None and placed.from_job and shelf.remove(placed) is None:
+                log.warning("a model of the job stays: another job uses it")
+        except (SetteeError, OSError) as error:
+            log.warning("a model of the job stays: %s", getattr(error, "strerror", None) or error)

@@ -1,0 +1,115 @@
+"""``python -m settee agent --config config.yaml``: everything the agent is made of, put together, run, and ended."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from settee import logs
+from settee.doors.agent import config as configs
+from settee.doors.agent.config import AgentConfig
+from settee.doors.agent.engine_settings import make_folders, to_settings
+from settee.errors import ConfigError, SetteeError
+
+log = logging.getLogger(__name__)
+
+#: How long callbacks that were never tried may take at the end, seconds.
+_LETTERS_S = 5.0
+#: How long requests that are being answered may take at the end, seconds.
+_REQUESTS_S = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: ended as told. 2: the configuration, or what it names, is wrong."""
+    parser = argparse.ArgumentParser(prog="settee agent", description="The GPU agent: render jobs over HTTP.")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"YAML (default: ${configs.VARIABLE}); see deploy/config.example.yaml",
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration, and stop")
+    args = parser.parse_args(argv)
+    try:
+        config = configs.load(args.config)
+        if args.check:
+            print("the configuration is right")
+            return 0
+        return run(config)
+    except ConfigError as error:
+        print(f"settee agent: {error.message}", file=sys.stderr)
+        return 2
+
+
+def run(config: AgentConfig) -> int:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError."""
+    import uvicorn
+    from fastapi import FastAPI
+
+    from settee.doors.agent.app import create_app
+    from settee.doors.agent.auth import Auth
+    from settee.doors.agent.cache_folders import migrate
+    from settee.doors.agent.desk import Desk
+    from settee.doors.agent.metrics import Metrics
+    from settee.doors.agent.outbox import Outbox
+    from settee.doors.agent.posting import Poster
+    from settee.engine import Engine
+
+    make_folders(config)
+    settings = to_settings(config)
+    logs.setup(settings)
+    for folder in (config.paths.base_models, config.paths.loras):
+        migrate(folder)
+    callbacks = config.callbacks
+    outbox = Outbox(
+        config.state_folder,
+        sender=Poster(verify_tls=callbacks.verify_tls),
+        timeout_s=callbacks.timeout_seconds,
+        max_retries=callbacks.max_retries,
+        retry_backoff_s=callbacks.retry_backoff_seconds,
+    )
+    interrupted = outbox.start()
+    if interrupted is not None:
+        log.warning("job %s was interrupted by a restart; its dispatcher is told", interrupted.job_id)
+    engine, metrics = Engine(settings), Metrics()
+    try:
+        engine.start()
+        desk = Desk(config, settings, engine, outbox, metrics)
+        app = create_app(
+            desk,
+            metrics,
+            Auth(config.auth.tokens),
+            max_body_bytes=config.server.max_body_bytes,
+            max_nodes=settings.max_nodes,
+        )
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            yield
+            desk.close(2 * settings.comfy_interrupt_s + 10)
+
+        app.router.lifespan_context = lifespan
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                host=config.host.strip("[]"),
+                port=config.server.port,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=_REQUESTS_S,
+                server_header=False,
+            )
+        )
+        log.info("listening on %s port %d", config.host, config.server.port)
+        server.run()
+    finally:
+        try:
+            engine.close()
+        except SetteeError as error:
+            log.error("ComfyUI could not be ended: %s", error.message)
+        outbox.close(_LETTERS_S)
+    return 0

@@ -1,0 +1,196 @@
+"""One dispatched job, from its envelope to what the engine is asked for, and from the engine's result to what the
+dispatcher is told. The engine does the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from settee.delivery.keys import safe_id
+from settee.doors.agent import landing
+from settee.doors.agent.assets import Assets
+from settee.doors.agent.bindings import bound
+from settee.doors.agent.config import AgentConfig
+from settee.doors.agent.envelope import Envelope
+from settee.doors.agent.loras import chained
+from settee.doors.agent.parameters import Context, context
+from settee.doors.agent.payloads import RenderParams, UploadedArtifact
+from settee.doors.agent.storage import Storage, parsed
+from settee.errors import InvalidRequest
+from settee.job import Artifact, Destination, Job, Result
+from settee.request import Delivery, JobRequest
+from settee.settings import Settings
+from settee.workflow import ObjectInfo, Workflow
+
+log = logging.getLogger(__name__)
+
+_MOST_TEMPLATE_BYTES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that is ready for the engine."""
+
+    envelope: Envelope
+    context: Context
+    workflow: Workflow = field(repr=False)
+    assets: Assets
+
+    @property
+    def seed(self) -> int:
+        return int(self.context.values["seed"])
+
+
+def template(envelope: Envelope, storage: Storage, workflows: Path) -> Workflow:
+    """The workflow that the envelope names. Raises InvalidRequest, DownloadFailed."""
+    source = envelope.workflow
+    if source.inline is not None:
+        return source.inline
+    if source.local_path is not None:
+        return _local(source.local_path, workflows)
+    assert source.minio_key is not None
+    return storage.workflow(envelope.workflow_bucket, source.minio_key)
+
+
+def _local(name: str, workflows: Path) -> Workflow:
+    """Only inside the workflows folder, links followed."""
+    root = Path(os.path.realpath(workflows))
+    path = Path(os.path.realpath(root / name))
+    what = "workflow.localPath"
+    if root not in path.parents:
+        raise _problem(what, "must name a file in the agent's workflows folder")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_TEMPLATE_BYTES + 1)
+    except OSError as error:
+        raise _problem(what, "names no file in the agent's workflows folder") from error
+    if len(content) > _MOST_TEMPLATE_BYTES:
+        raise _problem(what, "is too large for a workflow")
+    return parsed(content, what, "the file")
+
+
+def plan(
+    envelope: Envelope,
+    config: AgentConfig,
+    graph: Workflow,
+    assets: Assets,
+    object_info: ObjectInfo,
+    draw: Callable[[], int],
+) -> Plan:
+    """Every value in its place, and checked to have an effect there. Raises InvalidRequest with all problems."""
+    values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
+    graph = chained(bound(graph, envelope, values), values.loras)
+    landing.check(graph, envelope, values, object_info)
+    return Plan(envelope, values, graph, assets)
+
+
+def job_for(ready: Plan, config: AgentConfig, settings: Settings, prompt_id: str) -> tuple[Job, dict[int, str]]:
+    """What the engine is asked for, and where the keys of its outputs will be found, by their number."""
+    envelope, keys = ready.envelope, dict[int, str]()
+    prefix = envelope.output.prefix.strip("/") or f"comfy-outputs/{safe_id(envelope.job_id)}"
+
+    def key(number: int, artifact: Artifact) -> str:
+        suffix = PurePosixPath(artifact.filename).suffix.lower() or ".bin"
+        keys[number] = f"{prefix}/{number + 1:02d}_{ready.seed}{suffix}"
+        return keys[number]
+
+    from_picture = any(node["class_type"].startswith(("LoadImage", "VAEEncode")) for node in ready.workflow.values())
+    limit = config.comfyui.time_limit_s(int(ready.context.values["steps"]), from_picture=from_picture)
+    request = JobRequest(
+        workflow=ready.workflow,
+        models=ready.assets.entries,
+        delivery=Delivery(mode="s3"),
+        timeout_s=min(limit, settings.max_job_timeout_s),
+    )
+    destination = Destination(
+        bucket=envelope.output.bucket, key=key, metadata=lambda _, sha256: _metadata(ready, sha256)
+    )
+    return Job(id=envelope.job_id, request=request, prompt_id=prompt_id, destination=destination), keys
+
+
+def _metadata(ready: Plan, sha256: str) -> dict[str, str]:
+    values = ready.context.values
+    return {
+        "prompt": str(values["prompt"]),
+        "negative_prompt": str(values["negative_prompt"]),
+        "seed": str(ready.seed),
+        "steps": str(values["steps"]),
+        "user": ready.envelope.user.username,
+        "job_id": ready.envelope.job_id,
+        "model": ready.assets.names.base_model,
+        "loras": json.dumps([use.shown() for use in ready.context.loras], ensure_ascii=False),
+        "sha256": sha256,
+    }
+
+
+def artifacts(ready: Plan, result: Result, keys: Mapping[int, str], outputs: Path) -> list[UploadedArtifact]:
+    """What was uploaded. Paths are where ComfyUI wrote each, below ``outputs``; they are wiped with the job."""
+    found = []
+    for number, output in enumerate(result.outputs):
+        relative = f"{output.subfolder}/{output.filename}".lstrip("/")
+        found.append(
+            UploadedArtifact(
+                kind=output.kind.value,
+                node_id=output.node_id,
+                filename=output.filename,
+                subfolder=output.subfolder,
+                rel_path=relative,
+                abs_path=str(outputs / relative),
+                mime=output.media_type,
+                bucket=ready.envelope.output.bucket,
+                key=keys[number],
+                url=output.url or "",
+                sha256=output.sha256,
+                bytes=output.size,
+            )
+        )
+    return found
+
+
+def params(ready: Plan) -> RenderParams:
+    """What it was made with, as far as the graph says."""
+    values = ready.context.values
+    return RenderParams(
+        model=ready.assets.names.base_model,
+        vae=_literal(ready.workflow, "vae_name", str),
+        clip=_literal(ready.workflow, "clip_name", str),
+        seed=ready.seed,
+        steps=values["steps"],
+        cfg=values["cfg_scale"],
+        sampler=values["sampler"],
+        scheduler=values["scheduler"],
+        denoise=_literal(ready.workflow, "denoise", float),
+        width=values["width"],
+        height=values["height"],
+        loras=tuple(use.shown() for use in ready.context.loras),
+    )
+
+
+def _literal(workflow: Workflow, name: str, kind: type) -> Any:
+    """The one value that an input of this name has in the graph; None when there is none, or more than one."""
+    values = {
+        node["inputs"][name]
+        for node in workflow.values()
+        if isinstance(node["inputs"].get(name), (str, int, float)) and not isinstance(node["inputs"][name], bool)
+    }
+    return kind(values.pop()) if len(values) == 1 else None
+
+
+def meta(ready: Plan) -> dict[str, Any]:
+    """Whose job it was, and of which template."""
+    envelope = ready.envelope
+    workflow = {"id": envelope.workflow.id, "version": envelope.workflow.version}
+    return {
+        "user": {"id": envelope.user.id, "username": envelope.user.username},
+        "workflow": {name: value for name, value in workflow.items() if value is not None},
+        "seed_drawn": ready.context.seed_drawn,
+    }
+
+
+def _problem(path: str, problem: str) -> InvalidRequest:
+    return InvalidRequest.from_problems([{"path": path, "problem": problem}])
