@@ -47,6 +47,9 @@ def line(text: object) -> None:
 def document(found: object, *, indent: int | None = None) -> None:
     """JSON to standard output, whatever characters and numbers are in it."""
     text = _json(found, indent, ascii=False)
+    with contextlib.suppress(UnicodeError):
+        # A name that the locale's characters did not reach for is UTF-8 nearly always, as the document is.
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     try:
         text.encode("utf-8")
         text.encode(sys.stdout.encoding or "utf-8")

@@ -127,7 +127,6 @@ OUTCOMES: dict[str, tuple[tuple[object, ...], dict[str, str], int, str]] = {
     "out of our time": (("slow.json", "--timeout", "0.5"), {}, 5, "error"),
     "out of the worker's time": (("slow.json", "--job-timeout", "1"), {}, 5, "error"),
     "wrong key": (("ok.json",), {"RUNPOD_API_KEY": "rpa_no"}, 6, "error"),
-    "nobody there": (("ok.json", "--url", "http://127.0.0.1:1"), {"RUNPOD_ENDPOINT_ID": ""}, 6, "error"),
     "an unknown job": (("--resume", "no-such-job"), {}, 5, "error"),
 }
 

@@ -134,6 +134,11 @@ class PublicApi:
         with self._lock:
             return [job.input for job in self._jobs.values()]
 
+    def jobs(self) -> list[str]:
+        """The ids of all jobs so far, in order of arrival."""
+        with self._lock:
+            return list(self._jobs)
+
     # --- routes ------------------------------------------------------------------------------------------
 
     def run(self, body: bytes, *, sync: bool) -> tuple[int, Any]:
