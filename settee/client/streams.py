@@ -46,7 +46,7 @@ def line(text: object) -> None:
 
 def document(found: object, *, indent: int | None = None) -> None:
     """JSON to standard output, whatever characters and numbers are in it."""
-    text = _json(found, indent, ascii=False)
+    text = _json(found, indent)
     with contextlib.suppress(UnicodeError):
         # A name that the locale's characters did not reach for is UTF-8 nearly always, as the document is.
         text = text.encode("utf-8", "surrogateescape").decode("utf-8")
@@ -54,7 +54,7 @@ def document(found: object, *, indent: int | None = None) -> None:
         text.encode("utf-8")
         text.encode(sys.stdout.encoding or "utf-8")
     except (UnicodeError, LookupError):
-        text = _json(found, indent, ascii=True)
+        text = json.dumps(json.loads(text), indent=indent)
     line(text)
 
 
@@ -71,10 +71,10 @@ def lost() -> str | None:
     return None
 
 
-def _json(found: object, indent: int | None, *, ascii: bool) -> str:
+def _json(found: object, indent: int | None) -> str:
     try:
-        return json.dumps(found, ensure_ascii=ascii, indent=indent, allow_nan=False)
+        return json.dumps(found, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
         # A worker's NaN or infinity, for which JSON has no word.
         known: Any = json.loads(json.dumps(found), parse_constant=lambda _: None)
-        return json.dumps(known, ensure_ascii=ascii, indent=indent)
+        return json.dumps(known, ensure_ascii=False, indent=indent)

@@ -201,9 +201,7 @@ def test_odd_names(client: Command) -> None:
 
 
 #: What only a worker is installed with.
-WORKERS = set(
-    ["aiohttp", "boto3", "botocore", "cryptography", "fastapi", "isal", "orjson", "pybase64", "pydantic", "runpod"]
-)
+WORKERS = {"aiohttp", "boto3", "botocore", "cryptography", "fastapi", "isal", "orjson", "pydantic", "runpod"}
 
 
 def test_help_needs_nothing(tmp_path: Path) -> None:
