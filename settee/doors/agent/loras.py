@@ -5,8 +5,8 @@ a copy of it with a name and strengths of its own. Without LoRAs it goes, and wh
 text encoder that it took. One whose title has the word "fixed" is the template's own, and stays as it is.
 
 Loaders in a row share the LoRAs: the first applies the first, and so on, the last all that are left; those that get
-none go. Loaders beside each other (a base model's and a refiner's, the two models of a video) each apply all of them:
-every way from a model to a sampler leads through every LoRA once.
+none go. What takes from between two of a row gets what is applied up to there. Loaders beside each other (a base
+model's and a refiner's, the two models of a video) each apply all of them.
 """
 
 from __future__ import annotations
