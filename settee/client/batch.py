@@ -30,6 +30,13 @@ _MOST_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
+class _Unreadable:
+    """What stands where a row should."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One job of a batch."""
 
@@ -89,7 +96,7 @@ def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, f"is not JSON: {error}"
+                yield number, _Unreadable(f"is not JSON: {error}")
 
 
 def _csv(text: str) -> Iterator[tuple[int, Any]]:
@@ -97,7 +104,7 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
     try:
         for row in reader:
             if None in row:
-                yield reader.line_num, "has more cells than the header"
+                yield reader.line_num, _Unreadable("has more cells than the header")
                 continue
             # A spreadsheet's cell holds one text: several files are parted by ";".
             yield (
@@ -109,7 +116,7 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
                 },
             )
     except csv.Error as error:
-        yield reader.line_num, f"is not CSV: {error}"
+        yield reader.line_num, _Unreadable(f"is not CSV: {error}")
 
 
 def _row(
@@ -120,8 +127,8 @@ def _row(
     number: str,
 ) -> tuple[str, argparse.Namespace]:
     """Name and arguments of one row. Raises UsageError."""
-    if isinstance(values, str):
-        raise UsageError(values)
+    if isinstance(values, _Unreadable):
+        raise UsageError(values.why)
     if not isinstance(values, Mapping):
         raise UsageError("is no object")
     if unknown := [name for name in values if name not in ROW_KEYS]:
@@ -194,17 +201,26 @@ def _safe(name: Any, number: str) -> str:
 def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
     """A row's key covers what is asked for and the bytes of the files that it names; equal rows are told by order."""
     digests: dict[str, str] = {}
+    asked: dict[int, str] = {}
     seen: Counter[str] = Counter()
     found = []
     for name, args in rows:
-        asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
-        asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
-        files = {text: _digest(text, digests) for text in _named(args)}
-        files[args.workflow] = _workflow_digest(args.workflow, digests)
-        text = json.dumps([asked, files], sort_keys=True, default=str)
+        # A --repeat is one command, however often.
+        if id(args) not in asked:
+            asked[id(args)] = _asked_for(args, digests)
+        text = asked[id(args)]
         seen[text] += 1
         found.append(Row(name, args, hashlib.sha256(f"{text}#{seen[text]}".encode()).hexdigest()[:32]))
     return found
+
+
+def _asked_for(args: argparse.Namespace, digests: dict[str, str]) -> str:
+    """All that decides what a job makes, as one text."""
+    asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
+    asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
+    files = {text: _digest(text, digests) for text in _named(args)}
+    files[args.workflow] = _workflow_digest(args.workflow, digests)
+    return hashlib.sha256(json.dumps([asked, files], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _named(args: argparse.Namespace) -> Iterator[str]:

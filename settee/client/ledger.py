@@ -50,13 +50,16 @@ class Ledger:
     def __enter__(self) -> Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-            _lock(self._file, self.path)
-            self._file.seek(0)
-            content = self._file.read()
-            if content and not content.endswith(b"\n"):
-                # A run that was killed while it wrote leaves half a line.
-                self._file.write(b"\n")
+            with contextlib.ExitStack() as opened:
+                file = opened.enter_context(self.path.open("a+b"))
+                _lock(file, self.path)
+                file.seek(0)
+                content = file.read()
+                if content and not content.endswith(b"\n"):
+                    # A run that was killed while it wrote leaves half a line.
+                    file.write(b"\n")
+                opened.pop_all()
+                self._file = file
         except OSError as error:
             raise UsageError(f"{self.path} cannot be used: {error.strerror}") from error
         for line in content.split(b"\n"):
