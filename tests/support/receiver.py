@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,8 +81,9 @@ def then(*responses: Response) -> Rule:
 class Receiver:
     """A context manager; ``url(name)`` is where callbacks go."""
 
-    def __init__(self, rule: Rule = lambda call: OK) -> None:
+    def __init__(self, rule: Rule = lambda call: OK, *, tls: ssl.SSLContext | None = None) -> None:
         self.rule = rule
+        self._tls = tls
         self.calls: list[Call] = []
         self.lock = threading.Lock()
         self.released = threading.Event()
@@ -90,7 +92,7 @@ class Receiver:
         self._thread: threading.Thread | None = None
 
     def url(self, name: str = "status") -> str:
-        return f"http://127.0.0.1:{self.port}/callbacks/{name}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}/callbacks/{name}"
 
     def urls(self) -> dict[str, str]:
         return {name: self.url(name) for name in ("status", "completion", "failure")}
@@ -101,6 +103,10 @@ class Receiver:
         assert self._server is None
         self._server = _Server(("127.0.0.1", self.port), _handler(self))
         self.port = int(self._server.server_address[1])
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 

@@ -116,6 +116,9 @@ def _split(url: str) -> SplitResult:
         _port(parts)
     except ValueError:
         raise ValueError("it is no valid address") from None
+    if not (parts.hostname or "").isascii():
+        # Two spellings of one host, of which only one may be on a list.
+        raise ValueError("its host has characters beyond ASCII: write it in its xn-- form")
     if (parts.scheme and not parts.netloc) or (parts.netloc and not parts.hostname):
         raise ValueError("it is no http(s) address")
     return parts

@@ -227,8 +227,8 @@ class Reporter:
             return None
         try:
             found = self._ask_activity()
-        except SetteeError as error:
-            log.debug("no activity snapshot: %s", error.message)
+        except Exception as error:  # heartbeats go on, whatever ComfyUI makes of the question
+            log.debug("no activity snapshot: %s", type(error).__name__)
             return None
         return None if found is None else dict(found)
 

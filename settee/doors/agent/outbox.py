@@ -37,6 +37,8 @@ from settee.job import Status
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 300.0
+#: Where retry_backoff_seconds is 0: what is retried for ever must not be retried without a pause.
+_LEAST_PAUSE_S = 0.01
 
 
 @dataclass
@@ -282,5 +284,6 @@ class Outbox:
 
     def _pause_s(self, attempt: int) -> float:
         """After attempt ``attempt``, counted from 0: it doubles, and varies so that agents do not call in step."""
-        longest = min(self._longest_pause_s, self._backoff_s * 2.0 ** min(attempt, 30))
+        first = max(self._backoff_s, _LEAST_PAUSE_S)
+        longest = min(self._longest_pause_s, first * 2.0 ** min(attempt, 30))
         return longest * (0.5 + 0.5 * self._rand())

@@ -130,6 +130,18 @@ class TestTerminal:
         for pause, least in zip(pauses, (0.02, 0.04, 0.08, 0.08, 0.08, 0.08), strict=True):
             assert pause >= least
 
+    def test_no_backoff_is_still_a_pause(self, make: Make) -> None:
+        attempts: list[float] = []
+
+        def sender(post: Post, timeout_s: float) -> Answer:
+            attempts.append(time.monotonic())
+            return Answer(why="down") if len(attempts) < 5 else Answer(200)
+
+        outbox = make(sender=sender, retry_backoff_s=0, longest_pause_s=300, rand=lambda: 1.0)
+        succeed(begun(outbox, {"completion": "http://host/"}))
+        eventually(lambda: not outbox.pending)
+        assert attempts[-1] - attempts[0] >= 0.01 * (1 + 2 + 4 + 8)
+
     def test_it_survives_a_restart(self, make: Make, receiver: Receiver) -> None:
         outbox = make()
         receiver.down()
@@ -152,7 +164,7 @@ class TestTerminal:
             eventually(lambda: all(each.attempts for each in outbox._waiting))
             put = time.monotonic()
             succeed(begun(outbox, {"completion": receiver.url()}, "new"))
-            assert receiver.wait_for_key("new-SUCCESS").at - put < 0.3 + 0.5
+            assert receiver.wait_for_key("new-SUCCESS").at - put < 0.3 + 0.9  # not 5 × 0.3
 
     def test_no_addresses_no_callbacks(self, make: Make, tmp_path: Path) -> None:
         outbox = make()
@@ -177,7 +189,7 @@ class TestStatuses:
         reporter = begun(make(max_retries=2), receiver.urls())
         reporter.state(Status.PREPARING)
         reporter.state(Status.RUNNING)
-        receiver.wait_for_key("job-RUNNING-2")
+        receiver.wait_for_key("job-RUNNING-2")  # its only one
         assert [call.key for call in receiver.calls] == ["job-PREPARING-1"] * 3 + ["job-RUNNING-2"]
         assert len({call.raw for call in receiver.calls}) == 2
 
@@ -221,7 +233,7 @@ class TestStatuses:
         eventually(lambda: receiver.calls)
         put = time.monotonic()
         succeed(reporter)
-        assert receiver.wait_for_key("job-SUCCESS").at - put < 0.4 + 0.3
+        assert receiver.wait_for_key("job-SUCCESS").at - put < 0.4 + 1.5  # not 4 states × 4 attempts × 0.4
         assert receiver.calls[-1].key == "job-SUCCESS"
 
     def test_nothing_comes_after_the_end(self, make: Make, receiver: Receiver) -> None:
@@ -250,10 +262,21 @@ class TestStatuses:
         assert len(reporter._outbox._statuses._waiting) <= 100
         receiver.released.set()
 
+    def test_heartbeats_go_on_without_a_snapshot(self, make: Make, receiver: Receiver) -> None:
+        def activity() -> None:
+            raise ConnectionError("ComfyUI is away")
+
+        reporter = begun(make(), receiver.urls(), heartbeat_s=0.01, activity=activity)
+        reporter.state(Status.RUNNING)
+        beat = eventually(lambda: [call for call in receiver.delivered if call.body["heartbeat_seq"] >= 3])[0]
+        assert "activity_snapshot" not in beat.body
+        reporter.failed(JobCanceled())
+        receiver.wait_for_key("job-CANCELED")
+
     def test_the_activity_is_asked_for(self, make: Make, receiver: Receiver) -> None:
         reporter = begun(make(), receiver.urls(), heartbeat_s=0.01, activity=lambda: {"running": 1, "pending": 0})
         reporter.state(Status.RUNNING)
-        receiver.wait_for_key("job-RUNNING-2")
+        eventually(lambda: len(receiver.delivered) > 1)
         reporter.failed(InvalidRequest("no"))
         assert receiver.wait_for_key("job-FAILED").body["last_activity"] == {"running": 1, "pending": 0}
         assert "activity_snapshot" not in receiver.calls[0].body

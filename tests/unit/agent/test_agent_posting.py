@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -116,6 +117,41 @@ def test_no_tls_where_some_is_expected() -> None:
         answer = Poster()(post(receiver.url().replace("http://", "https://")), 5)
     assert (answer.status, answer.is_refused) == (None, False)
     assert "TLS" in answer.why
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """With a certificate that nobody trusts."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a receiver")])
+    now = datetime.now(timezone.utc)
+    hour = timedelta(hours=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - hour, now + hour)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "both.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    return context
+
+
+def test_a_certificate_is_checked(tls: ssl.SSLContext) -> None:
+    """An operator may renew it, so the callback waits for that."""
+    with Receiver(tls=tls) as receiver:
+        answer = Poster()(post(receiver.url()), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "TLS" in answer.why
+    assert receiver.calls == []
+
+
+def test_unless_the_operator_says_no(tls: ssl.SSLContext) -> None:
+    with Receiver(tls=tls) as receiver:
+        assert Poster(verify_tls=False)(post(receiver.url()), 5).is_delivered
 
 
 def test_an_address_that_cannot_be_used_is_given_up() -> None:
