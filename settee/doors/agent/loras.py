@@ -91,17 +91,19 @@ def _of(workflow: Workflow, node_id: str) -> tuple[str, ...]:
 
 
 def _in_rows(workflow: Workflow, patterns: Sequence[str]) -> tuple[dict[str, int], set[str]]:
-    """How many patterns each one has before it, and which have none behind."""
-    chosen = set(patterns)
-    before = dict.fromkeys(patterns, 0)
-    lasts = set(patterns)
-    for node_id in _in_order(workflow):
-        # Longest way: a pattern may be behind one by its model, and behind two by its text encoder.
-        above = _above(workflow, node_id) if node_id in chosen else set()
-        for other in above & chosen:
-            before[node_id] = max(before[node_id], before[other] + 1)
-            lasts.discard(other)
-    return before, lasts
+    """How many patterns each one has before it, on the longest way to it, and which have none behind."""
+    chosen, order = set(patterns), _in_order(workflow)
+    passed: dict[str, int] = {}
+    depths: dict[str, int] = {}
+    for node_id in order:
+        above = max((passed[source] for _, source, _ in links(workflow[node_id]) if source in passed), default=0)
+        depths[node_id] = above
+        passed[node_id] = above + (node_id in chosen)
+    followed: set[str] = set()
+    for node_id in reversed(order):
+        if node_id in chosen or node_id in followed:
+            followed.update(source for _, source, _ in links(workflow[node_id]))
+    return {node_id: depths[node_id] for node_id in patterns}, chosen - followed
 
 
 def _in_order(workflow: Workflow) -> list[str]:
@@ -117,18 +119,6 @@ def _in_order(workflow: Workflow) -> list[str]:
             order[node_id] = None
             waiting.pop()
     return list(order)
-
-
-def _above(workflow: Workflow, node_id: str) -> set[str]:
-    """Every node that one takes from, directly or not."""
-    found: set[str] = set()
-    waiting = [node_id]
-    while waiting:
-        for _, source, _ in links(workflow[waiting.pop()]):
-            if source in workflow and source not in found:
-                found.add(source)
-                waiting.append(source)
-    return found
 
 
 def _free_ids(workflow: Workflow) -> Iterator[str]:

@@ -86,6 +86,9 @@ class Uses:
     def __init__(self, workflow: Workflow, object_info: ObjectInfo) -> None:
         self.workflow = workflow
         self._object_info = object_info
+        #: Walks that were made: thousands of bindings may begin at the same places.
+        self._ends: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self._sides: dict[str, set[str]] = {}
 
     @cached_property
     def live(self) -> frozenset[str]:
@@ -172,7 +175,9 @@ class Uses:
 
     def sides(self, node_id: str) -> set[str]:
         """Which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows)."""
-        found: set[str] = set()
+        if node_id in self._sides:
+            return self._sides[node_id]
+        found = self._sides[node_id] = set()
         waiting, seen = [node_id], {node_id}
         while waiting:
             for user, name in self._users.get(waiting.pop(), []):
@@ -187,7 +192,9 @@ class Uses:
 
     def ends(self, node_id: str, name: str) -> list[tuple[str, str]]:
         """The inputs that a value gets to, through nodes that give nothing but values."""
-        found: list[tuple[str, str]] = []
+        if (node_id, name) in self._ends:
+            return self._ends[node_id, name]
+        found = self._ends[node_id, name] = []
         waiting, seen = [(node_id, name)], {(node_id, name)}
         while waiting:
             at = waiting.pop()

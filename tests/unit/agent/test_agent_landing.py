@@ -1,0 +1,259 @@
+"""Landing checks: what is used as meant passes, in every published workflow too; what is not is told."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee import registry
+from settee.doors.agent import landing
+from settee.doors.agent.bindings import bound
+from settee.doors.agent.loras import chained, is_pattern
+from settee.errors import InvalidRequest
+from settee.workflow import Workflow
+from tests.unit.agent.templates import DATA, REAL, TEMPLATE, context_of, loras, node, object_info, parsed
+
+LABELS = json.loads((DATA / "real-workflows" / "labels.json").read_text())
+#: What of a job each input of the published workflows is.
+NAMED = {
+    "steps": "steps",
+    "cfg": "cfg_scale",
+    "guidance": "cfg_scale",
+    "sampler_name": "sampler",
+    "scheduler": "scheduler",
+    "width": "width",
+    "height": "height",
+    "ckpt_name": "base_model_name",
+    "unet_name": "base_model_path",
+}
+
+
+def binding(parameter: str, node_id: str | int, name: str) -> dict[str, Any]:
+    return {"parameter": parameter, "node": node_id, "path": f"inputs.{name}"}
+
+
+def landed(template: Workflow, known: dict[str, Any] | None = None, **changes: Any) -> Workflow:
+    given = parsed(**changes)
+    context = context_of(given)
+    graph = chained(bound(template, given, context), context.loras)
+    landing.check(graph, given, context, known or with_choices(object_info(), TEMPLATE))
+    return graph
+
+
+def problems_of(template: Workflow, known: dict[str, Any] | None = None, **changes: Any) -> list[dict[str, Any]]:
+    with pytest.raises(InvalidRequest) as caught:
+        landed(template, known, **changes)
+    return list(caught.value.details["problems"])
+
+
+def with_choices(known: dict[str, Any], graph: Workflow) -> dict[str, Any]:
+    """A registry of a worker that has every model that the graph names."""
+    changed = dict(known)
+    for one in graph.values():
+        entry = copy.deepcopy(changed[one["class_type"]])
+        for section in ("required", "optional"):
+            for name, spec in (entry["input"].get(section) or {}).items():
+                choices = registry.choices_of(spec)
+                if choices is not None and one["inputs"].get(name) not in choices:
+                    choices = [*choices, one["inputs"].get(name)]
+                    entry["input"][section][name] = [choices, {}]
+        changed[one["class_type"]] = entry
+    return changed
+
+
+#: The published workflows that need no API node; the registry of the tests has none.
+RUNNABLE = [path for path in REAL if not registry.registry_problems(json.loads(path.read_text()), object_info())]
+
+
+def named_bindings(graph: Workflow, labels: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [binding("prompt", one["node"], one["input"]) for one in labels["positive"]]
+    found += [binding("negative_prompt", one["node"], one["input"]) for one in labels["negative"]]
+    found += [binding("seed", one["id"], one["input"]) for one in labels["seeds"] if one["live"]]
+    live = landing.roles.Uses(graph, object_info()).live
+    for node_id in live:
+        if is_pattern(graph[node_id]):
+            continue
+        for name, value in graph[node_id]["inputs"].items():
+            if name in NAMED and not isinstance(value, list):
+                found.append(binding(NAMED[name], node_id, name))
+    return found
+
+
+def test_most_published_workflows_can_be_looked_at() -> None:
+    assert len(RUNNABLE) == 36
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: path.name.removesuffix(".api.json"))
+def test_what_is_bound_where_it_belongs_lands_in_published_workflows(path: Path, count: int) -> None:
+    graph, labels = json.loads(path.read_text()), LABELS[path.name.removesuffix(".api.json")]
+    has_pattern = any(map(is_pattern, graph.values()))
+    wanted = named_bindings(graph, labels)
+    known = with_choices(object_info(), graph)
+    assert landed(graph, known, workflowParameters=wanted, loras=loras(count if has_pattern else 0))
+    swapped = {"prompt": "negative_prompt", "negative_prompt": "prompt"}
+    wrong = [{**one, "parameter": swapped[one["parameter"]]} for one in wanted if one["parameter"] in swapped]
+    if labels["positive"] and labels["negative"]:
+        problems = problems_of(graph, known, workflowParameters=wrong, loras=[])
+        assert all("prompt only" in problem["problem"] for problem in problems)
+
+
+def test_values_may_go_through_nodes_that_only_pass_them_on() -> None:
+    graph = copy.deepcopy(TEMPLATE)
+    graph["20"] = node("PrimitiveInt", value=64)
+    graph["21"] = node("PrimitiveStringMultiline", value="")
+    graph["22"] = node("StringConcatenate", string_a=["21", 0], string_b=", best", delimiter="")
+    graph["5"]["inputs"]["width"] = ["20", 0]
+    graph["3"]["inputs"]["text_g"] = ["22", 0]
+    assert landed(graph, workflowParameters=[binding("width", 20, "value"), binding("prompt", 21, "value")])
+    [problem] = problems_of(graph, workflowParameters=[binding("steps", 20, "value")])
+    assert problem["problem"] == "no node uses it there as a sampler's steps"
+    [problem] = problems_of(graph, workflowParameters=[binding("negative_prompt", 21, "value")])
+    assert problem["problem"] == "what this node encodes is used as positive prompt only"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "node_id", "name", "says"),
+    [
+        ("prompt", 4, "text_g", "used as negative prompt only"),
+        ("negative_prompt", 3, "text_g", "used as positive prompt only"),
+        ("prompt", 8, "filename_prefix", "as a text encoder's text"),
+        ("prompt", 1, "ckpt_name", "as a text encoder's text"),
+        ("seed", 6, "steps", "takes 1 to 10000"),
+        ("seed", 5, "batch_size", "takes 1 to 4096"),
+        ("steps", 6, "seed", "as a sampler's steps"),
+        ("steps", 5, "width", "as a sampler's steps"),
+        ("cfg_scale", 6, "steps", "whole number"),
+        ("cfg_scale", 2, "strength_model", "job's LoRAs"),
+        ("width", 3, "crop_w", "as the width"),
+        ("width", 6, "steps", "as the width"),
+        ("height", 5, "width", "as the height"),
+        ("sampler", 6, "scheduler", "as a sampler's name"),
+        ("scheduler", 6, "sampler_name", "as a sampler's scheduler"),
+        ("base_model_name", 6, "scheduler", "as the name at a node that loads a model"),
+        ("primary_lora_name", 1, "ckpt_name", "as the name at a node that loads a LoRA"),
+        ("primary_lora_strength_model", 6, "denoise", "as the strength at a node that loads a LoRA"),
+        ("steps", 6, "stepz", "has no such input"),
+        ("prompt", 9, "text", "no output uses what this CLIPTextEncode makes"),
+    ],
+)
+def test_what_lands_elsewhere_is_told_by_parameter_node_and_path(
+    parameter: str, node_id: int, name: str, says: str
+) -> None:
+    graph = {**TEMPLATE, "9": node("CLIPTextEncode", clip=["1", 1], text="")}
+    first = problems_of(graph, workflowParameters=[binding(parameter, node_id, name)])[0]
+    assert says in first["problem"]
+    assert (first["parameter"], first["node_id"], first["input"]) == (parameter, str(node_id), f"inputs.{name}")
+    assert first["class_type"] == graph[str(node_id)]["class_type"]
+
+
+def test_a_prompt_for_both_sides_and_one_behind_a_controlnet_are_seen_as_such() -> None:
+    graph = copy.deepcopy(TEMPLATE)
+    graph["10"] = node("ConditioningZeroOut", conditioning=["3", 0])
+    graph["6"]["inputs"]["negative"] = ["10", 0]
+    assert landed(graph, workflowParameters=[binding("prompt", 3, "text_g")])
+    graph = copy.deepcopy(TEMPLATE)
+    graph["11"] = node("ConditioningCombine", conditioning_1=["3", 0], conditioning_2=["3", 0])
+    graph["12"] = node("ConditioningCombine", conditioning_1=["4", 0], conditioning_2=["4", 0])
+    graph["6"]["inputs"] |= {"positive": ["11", 0], "negative": ["12", 0]}
+    assert landed(graph, workflowParameters=[binding("prompt", 3, "text_g"), binding("negative_prompt", 4, "text_g")])
+    assert problems_of(graph, workflowParameters=[binding("prompt", 4, "text_g")])
+
+
+def test_custom_nodes_may_call_their_inputs_as_they_like() -> None:
+    known = dict(object_info())
+    inputs = {"num_steps": ["INT", {"max": 5}], "positive_text": ["STRING", {}], "scale": ["FLOAT", {}]}
+    known["DoItAll"] = {"input": {"required": inputs}, "output": ["IMAGE"], "python_module": "custom_nodes.x"}
+    graph = {
+        "1": node("DoItAll", num_steps=3, positive_text="", scale=1.5),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="x"),
+    }
+    wanted = [binding("steps", 1, "num_steps"), binding("prompt", 1, "positive_text"), binding("cfg_scale", 1, "scale")]
+    assert landed(graph, known, loras=[], workflowParameters=wanted)
+    assert landed(graph, known, loras=[], workflowParameters=[binding("seed", 1, "made_up_later")])
+    [problem] = problems_of(graph, known, loras=[], workflowParameters=[binding("cfg_scale", 1, "num_steps")])
+    assert problem["problem"] == "it takes a whole number"
+
+
+def test_loras_that_no_output_uses_are_told() -> None:
+    graph = copy.deepcopy(TEMPLATE)
+    graph["6"]["inputs"]["model"] = ["1", 0]
+    graph["3"]["inputs"]["clip"] = graph["4"]["inputs"]["clip"] = ["1", 1]
+    problems = problems_of(graph, loras=loras(2), workflowParameters=[])
+    assert [problem["path"] for problem in problems] == ["loras[0]", "loras[1]"]
+
+
+def test_an_override_of_what_the_chain_sets_is_told_and_what_agrees_is_not() -> None:
+    override = {"node": 2, "path": "inputs.strength_model", "value": 0.5}
+    [problem] = problems_of(TEMPLATE, workflowOverrides=[override], workflowParameters=[])
+    assert problem["path"] == "workflowOverrides[0]"
+    assert "extra.loras" in problem["problem"]
+    said = {"sampler": "euler", "scheduler": "normal", "loras": [{"strength": 0.5}]}
+    assert landed(TEMPLATE, workflowOverrides=[override], parameters__extra=said)
+    assert landed(TEMPLATE, workflowOverrides=[override], loras=[])
+
+
+def test_an_unknown_choice_is_told_with_what_is_near() -> None:
+    said = {"sampler": "dpmpp_2m_sde_gpuu", "scheduler": "karas"}
+    first, second = problems_of(TEMPLATE, parameters__extra=said)
+    assert first["path"] == "workflow.6.inputs.sampler_name"
+    assert "dpmpp_2m_sde_gpu" in first["near"]
+    assert second["near"] == ["karras"]
+
+
+def test_an_unknown_model_is_told_and_the_jobs_own_are_not() -> None:
+    graph = copy.deepcopy(TEMPLATE)
+    graph["30"] = node("VAELoader", vae_name="missing.safetensors")
+    graph["7"]["inputs"]["vae"] = ["30", 0]
+    [problem] = problems_of(graph)
+    assert (problem["type"], problem["value"]) == ("value_not_in_list", "missing.safetensors")
+    assert landed(graph, with_choices(object_info(), {"30": graph["30"]}))
+
+
+def test_names_of_custom_nodes_are_looked_at_when_they_are_models() -> None:
+    known = dict(object_info())
+    spec = {
+        "required": {"name": [["style-a.gguf"], {}], "mode": [["x"], {}], "file": [["p.png"], {"image_upload": True}]}
+    }
+    known["Custom"] = {"input": spec, "output": ["MODEL"], "python_module": "custom_nodes.y"}
+    graph = {"1": node("Custom", name="style-b.gguf", mode="its own check may take it", file="mine.bin")}
+    [problem] = landing.unknown_names(graph, known, ())
+    assert (problem["input"], problem["near"]) == ("name", ["style-a.gguf"])
+    assert landing.unknown_names(graph, known, {"style-b.gguf"}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"9": node("NoSuchClass")}, "no such node class"),
+        ({"9": node("KSampler")}, "required input 'model' is missing"),
+        ({"9": node("LoadImage", image="/etc/passwd")}, "absolute path"),
+        ({"8": node("PreviewAny")}, "required input 'source' is missing"),
+    ],
+)
+def test_a_graph_that_cannot_run_is_told_as_such(change: Workflow, says: str) -> None:
+    assert says in problems_of({**TEMPLATE, **change})[0]["problem"]
+
+
+def test_a_graph_without_an_output_is_told_as_such() -> None:
+    graph = {node_id: one for node_id, one in TEMPLATE.items() if node_id not in ("7", "8")}
+    [problem] = problems_of(graph)
+    assert "no output node" in problem["problem"]
+
+
+def test_what_no_binding_carries_is_named() -> None:
+    assert landing.unbound(parsed()) == ()
+    assert landing.unbound(parsed(workflowParameters=[binding("prompt", 3, "text_g")])) == (
+        "negative_prompt",
+        "steps",
+        "cfg_scale",
+        "sampler",
+        "scheduler",
+        "width",
+        "height",
+        "seed",
+    )
