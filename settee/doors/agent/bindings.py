@@ -20,7 +20,7 @@ from settee.doors.agent.envelope import Binding, Envelope
 from settee.doors.agent.json_values import value_problems
 from settee.doors.agent.loras import is_pattern
 from settee.doors.agent.parameters import Context
-from settee.errors import InvalidRequest
+from settee.doors.agent.refusals import refusal
 from settee.registry import MAX_NEAR, near_matches
 from settee.workflow import Problem, Workflow, is_link
 
@@ -36,7 +36,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     """
     problems = _shape_problems(workflow)
     if problems:
-        raise InvalidRequest.from_problems(problems, "workflow")
+        raise refusal(problems, "workflow")
     changed = copy.deepcopy(workflow)
     for at, override in enumerate(envelope.workflow_overrides):
         said = {"path": f"workflowOverrides[{at}]", "node_id": override.node, "input": override.path}
@@ -46,7 +46,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     if not spoiled:
         problems += _bind(changed, envelope.workflow_parameters, context) or _shape_problems(changed)
     if problems:
-        raise InvalidRequest.from_problems(problems, "workflow parameters")
+        raise refusal(problems, "workflow parameters")
     return changed
 
 

@@ -37,11 +37,8 @@ from settee.doors.agent.envelope_fields import (
     Steps,
 )
 from settee.doors.agent.json_values import value_problems
-from settee.errors import InvalidRequest
+from settee.doors.agent.refusals import refusal
 from settee.workflow import Problem
-
-#: How many mistakes of one envelope are told.
-MAX_PROBLEMS = 100
 
 
 class _Part(BaseModel):
@@ -187,7 +184,7 @@ def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
     """
     if not isinstance(data, dict):
         kind = "nothing" if data is None else type(data).__name__
-        raise InvalidRequest.from_problems([{"path": "", "problem": f"must be a JSON object, not {kind}"}], "envelope")
+        raise refusal([{"path": "", "problem": f"must be a JSON object, not {kind}"}], "envelope")
     problems = value_problems(data)
     envelope: Envelope | None = None
     if not problems:
@@ -198,9 +195,7 @@ def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
         problems += _source_problems(data, max_nodes)
         problems += _given_twice(envelope)
     if problems:
-        if len(problems) > MAX_PROBLEMS:
-            problems[MAX_PROBLEMS:] = [{"path": "", "problem": f"and {len(problems) - MAX_PROBLEMS} more"}]
-        raise InvalidRequest.from_problems(problems, "envelope")
+        raise refusal(problems, "envelope")
     assert envelope is not None
     return envelope
 

@@ -36,20 +36,23 @@ def value_problems(document: Any) -> list[Problem]:
     Paths are the document's own: ``parameters.extra.loras[0].strength``. Level by level, not recursively: the document
     may be deeper than Python's stack.
     """
+    top = _of_one(document)
+    if top or not isinstance(document, (dict, list)):
+        return [{"path": "", "problem": top}] if top else []
     problems: list[Problem] = []
     level = [_At(None, "", document)]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         inside: list[_At] = []
         for at in level:
-            if len(problems) >= _MOST:
-                return problems
-            problem = _of_one(at.value)
-            if problem:
-                problems.append({"path": at.path(), "problem": problem})
-            elif isinstance(at.value, dict):
-                inside += [_At(at, key, item) for key, item in at.value.items()]
-            elif isinstance(at.value, list):
-                inside += [_At(at, index, item) for index, item in enumerate(at.value)]
+            value = at.value
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                problem = _of_one(item)
+                if problem:
+                    problems.append({"path": _At(at, key, item).path(), "problem": problem})
+                    if len(problems) >= _MOST:
+                        return problems
+                elif isinstance(item, (dict, list)):
+                    inside.append(_At(at, key, item))
         if not inside:
             return problems
         level = inside

@@ -14,7 +14,7 @@ from settee.doors.agent import places, roles
 from settee.doors.agent.envelope import Binding, Envelope
 from settee.doors.agent.loras import is_pattern, texts
 from settee.doors.agent.parameters import REQUIRED, Context
-from settee.errors import InvalidRequest
+from settee.doors.agent.refusals import refusal
 from settee.models.places import SUFFIXES
 from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches, path_problems, registry_problems
 from settee.workflow import ObjectInfo, Problem, Workflow, is_link, output_nodes, unwrapped
@@ -37,7 +37,7 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
     if not problems and not output_nodes(workflow, object_info):
         problems = [{"path": "workflow", "problem": "the workflow has no output node: add one, such as SaveImage"}]
     if problems:
-        raise InvalidRequest.from_problems(problems, "workflow")
+        raise refusal(problems, "workflow")
     graph = roles.Uses(workflow, object_info)
     for at, binding in enumerate(envelope.workflow_parameters):
         problem = _of_binding(graph, binding, context)
@@ -49,7 +49,7 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
     coming = {context.values["base_model_name"], *(use.name for use in context.loras)}
     problems += unknown_names(workflow, object_info, coming)
     if problems:
-        raise InvalidRequest.from_problems(problems, "workflow parameters")
+        raise refusal(problems, "workflow parameters")
 
 
 def unbound(envelope: Envelope) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from settee.doors.agent.refusals import refusal
 from settee.doors.agent.strengths import LoraUse
-from settee.errors import InvalidRequest
 from settee.workflow import Workflow, is_link, links, natural_key, title
 
 #: Class → the input that each of its outputs is made from.
@@ -172,7 +172,7 @@ def _rewired(workflow: Workflow, changed: Workflow, moved: Mapping[Link, Link]) 
                     "problem": f"it takes output {slot} of the LoRA loader {source!r}, which this job has no LoRA for, "
                     "and which takes nothing that could go in its place: link its model and clip in the template",
                 }
-                raise InvalidRequest.from_problems([problem], "workflow")
+                raise refusal([problem], "workflow")
             changed[node_id]["inputs"][name] = list(moved.get(link, link))
     return changed
 
@@ -191,7 +191,7 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
             f"this job has LoRAs, and the template has no LoRA loader, and {len(models)} nodes that load a model and "
             f"{len(clips)} that load a text encoder: put a LoraLoader where they belong"
         )
-        raise InvalidRequest.from_problems([{"path": "loras", "problem": problem}], "workflow")
+        raise refusal([{"path": "loras", "problem": problem}], "workflow")
     pattern = next(_free_ids(workflow))
     class_type = "LoraLoader" if clips else "LoraLoaderModelOnly"
     changed = copy.deepcopy(workflow)

@@ -17,8 +17,8 @@ from typing import Any
 
 from settee.doors.agent.envelope import Envelope
 from settee.doors.agent.envelope_fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
+from settee.doors.agent.refusals import refusal
 from settee.doors.agent.strengths import LoraUse, lora_uses
-from settee.errors import InvalidRequest
 
 #: Sampling fields: the request itself must give them; only a seed is drawn.
 REQUIRED = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")
@@ -88,7 +88,7 @@ def context(envelope: Envelope, *, names: ModelNames, defaults: Mapping[str, Any
             {"path": _where("negative_prompt", given), "parameter": "negative_prompt", "problem": "must be a text"}
         )
     if problems:
-        raise InvalidRequest.from_problems(problems, "parameters")
+        raise refusal(problems, "parameters")
     values |= _of_models(names, uses)
     return Context(values=values, seed_drawn=seed_drawn, loras=uses)
 
