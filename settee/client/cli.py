@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,18 +19,23 @@ PROG = "settee-client"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    is_command = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
     streams.prepare()
-    code = _run(argv, prog)
+    outcome = _run(argv, prog)
+    if is_command:
+        # All is over; a Ctrl-C now would only spoil how it is told.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = failed(outcome, prog, as_json="--json" in argv) if isinstance(outcome, ClientError) else outcome
     if problem := streams.lost():
         streams.say(f"{prog}: {problem}")
         return code or UsageError.exit_code
     return code
 
 
-def _run(argv: list[str], prog: str) -> int:
-    as_json = "--json" in argv
+def _run(argv: list[str], prog: str) -> int | ClientError:
+    """The exit code, or why there is none yet."""
     try:
         if argv[:1] == ["keygen"]:
             return _keygen(argv[1:], prog)
@@ -39,17 +45,16 @@ def _run(argv: list[str], prog: str) -> int:
 
         return running.run(args, parse=_reparse(prog))
     except ClientError as error:
-        return failed(error, prog, as_json=as_json)
+        return error
     except KeyboardInterrupt:
-        return failed(JobStopped("stopped: no job was sent"), prog, as_json=as_json)
+        return JobStopped("stopped: no job was sent")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "settee":
             raise
-        missing = f"the package {error.name} is missing: pip install settee (or run in its .venv)"
-        return failed(UsageError(missing), prog, as_json=as_json)
+        return UsageError(f"the package {error.name} is missing: pip install settee (or run in its .venv)")
     except Exception as error:  # the door's edge: whoever reads the document gets one
         traceback.print_exc()
-        return failed(ClientError(f"a fault of the client's own: {type(error).__name__}"), prog, as_json=as_json)
+        return ClientError(f"a fault of the client's own: {type(error).__name__}")
 
 
 def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> int:

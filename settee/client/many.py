@@ -18,12 +18,9 @@ from settee.client.errors import ClientError, JobStopped, NetworkError, UsageErr
 from settee.client.following import Interrupted
 from settee.client.ledger import Entry, Ledger
 from settee.client.running import display_of, file_as_json, options_of, wishes_of
-from settee.client.stopping import LOOK_S, MOMENT_S, SENDING, interrupted, left_as_is
+from settee.client.stopping import END_S, LOOK_S, MOMENT_S, SENDING, interrupted, left_as_is
 from settee.client.targets.http import Unsure
 from settee.client.targets.target import Status
-
-#: How long threads get to end by themselves after Ctrl-C: one that is not done then leaves at most half a file.
-_END_S = 2.0
 
 
 @dataclass
@@ -159,9 +156,10 @@ class _Many:
                 return JobStopped(f"stopped while jobs were being sent, which may have been taken all the same{words}")
             jobs = self._left()
             error = interrupted(jobs) if jobs else JobStopped("stopped: nothing is left running there")
-        ends_at = time.monotonic() + _END_S
+        ends_at = time.monotonic() + END_S
         for thread in threads:
-            thread.join(max(0.0, ends_at - time.monotonic()))
+            if thread.is_alive():
+                thread.join(max(0.0, ends_at - time.monotonic()))
         return error
 
     def _all_sent(self, seconds: float) -> bool:

@@ -17,7 +17,7 @@ from settee.client.endpoint import Endpoint, Job, JobOptions, given_texts
 from settee.client.errors import ClientError, JobStopped, UsageError
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes
-from settee.client.stopping import MOMENT_S, SENDING, InThread, interrupted, left_as_is
+from settee.client.stopping import END_S, MOMENT_S, SENDING, InThread, interrupted, left_as_is
 from settee.client.targets.http import Unsure
 
 if TYPE_CHECKING:
@@ -179,16 +179,27 @@ def _followed(job: Job, args: argparse.Namespace) -> tuple[Result, list[Saved]]:
         if not args.json:
             streams.line(file.path)
 
+    # In threads, with nothing but a wait in this one: Ctrl-C in the midst of others' code may get lost there.
+    stop = threading.Event()
     with display_of(job.endpoint, quiet=args.quiet) as display:
+        following = InThread(lambda: job.wait(args.timeout, on_update=display.update, stop=stop))
         try:
-            result = job.wait(args.timeout, on_update=display.update)
+            result = following.result()
         except KeyboardInterrupt:
+            stop.set()
             with display.hidden():
                 raise interrupted([job]) from None
         for warning in result.warnings:
             display.line(f"warning: {warning}")
-    saved = save(result, args.out, overwrite=args.overwrite, metadata=args.metadata, on_saved=on_saved)
-    return result, saved
+    saving = InThread(
+        lambda: save(result, args.out, overwrite=args.overwrite, metadata=args.metadata, on_saved=on_saved, stop=stop)
+    )
+    try:
+        return result, saving.result()
+    except KeyboardInterrupt:
+        stop.set()
+        saving.ended.wait(END_S)
+        raise
 
 
 def display_of(endpoint: Endpoint, *, quiet: bool, total: int = 1, done: int = 0) -> Display:

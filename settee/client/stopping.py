@@ -17,6 +17,8 @@ T = TypeVar("T")
 LOOK_S = 0.5
 #: What takes longer is worth a word.
 MOMENT_S = 0.3
+#: How long threads get to end by themselves after Ctrl-C: one that is not done then leaves at most half a file.
+END_S = 2.0
 SENDING = "stopping when it is known whether the job was taken (Ctrl-C again: at once)"
 
 
@@ -52,10 +54,10 @@ def interrupted(jobs: Sequence[Job]) -> JobStopped:
 
     With nobody at a terminal to be asked, the jobs are ended.
     """
-    what = f"job {jobs[0].id}" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    what, them = (f"job {jobs[0].id}", "it") if len(jobs) == 1 else (f"{len(jobs)} jobs", f"{len(jobs)} jobs")
     problems, left = [], list(jobs)
     try:
-        if not _asked(f"Cancel {what} there? [Y/n] (Ctrl-C again: leave as is) "):
+        if not _asked(f"Cancel {them} there? [Y/n] (Ctrl-C again: leave as is) "):
             return _stopped(left_as_is(jobs), jobs)
         for job in jobs:
             try:

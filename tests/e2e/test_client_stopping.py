@@ -128,7 +128,7 @@ def test_a_terminal_is_asked(client: Command, api: PublicApi, answer: str, then:
         job_id = runs(api)
         terminal.read_until("running")
         terminal.interrupt()
-        terminal.read_until(f"Cancel job {job_id} there?")
+        terminal.read_until("Cancel it there? [Y/n]")
         terminal.type(answer)
         assert terminal.end() == 5
         assert state(api, job_id) == then
