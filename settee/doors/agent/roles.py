@@ -169,7 +169,8 @@ class Uses:
     def _fits(self, role: _Role, node_id: str, name: str) -> bool:
         given, is_ours = self._outputs(node_id), is_core(self._object_info, self.workflow[node_id]["class_type"])
         if is_ours:
-            return bool(re.fullmatch(role.name, name) and given & role.gives)
+            # Inputs that another one brings with it have its name before theirs ("resize_type.width").
+            return bool(re.fullmatch(role.name, name.rpartition(".")[2]) and given & role.gives)
         # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
         return not given or bool(given & (role.gives | _MEDIA | {"*", "LATENT"}))
 

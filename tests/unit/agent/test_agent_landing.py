@@ -257,3 +257,15 @@ def test_what_no_binding_carries_is_named() -> None:
         "height",
         "seed",
     )
+
+
+def test_an_input_that_another_one_brings_is_known_by_the_end_of_its_name() -> None:
+    known = with_choices(object_info(), TEMPLATE)
+    spec = {"required": {"input": ["IMAGE"], "resize_type": ["COMFY_DYNAMICCOMBO_V3", {}]}}
+    known["Resize"] = {"input": spec, "output": ["IMAGE"], "python_module": "comfy_extras.nodes_post_processing"}
+    graph = copy.deepcopy(TEMPLATE)
+    graph["20"] = node("Resize", input=["7", 0], resize_type="to size", **{"resize_type.width": 1})
+    graph["8"]["inputs"]["images"] = ["20", 0]
+    assert landed(graph, known, workflowParameters=[binding("width", 20, "resize_type.width")])
+    [problem] = problems_of(graph, known, workflowParameters=[binding("height", 20, "resize_type.width")])
+    assert "as the height" in problem["problem"]
