@@ -29,6 +29,8 @@ class Remote:
     where: str
     #: Whether the address is the operator's own, and may be private.
     trusted: bool = False
+    #: Whether the server's certificate is checked: BUCKET_VERIFY_TLS, of the operator's own endpoint.
+    verify_tls: bool = True
 
     def failed(self, why: str, *, retryable: bool = True) -> DownloadFailed:
         return DownloadFailed(
@@ -62,7 +64,7 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
     except (BotoCoreError, DeliveryError, ValueError) as error:
         raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
     trusted = target.own or settings.allow_private_s3config
-    return Remote(name, url, shown(f"s3://{match[1]}/{match[2]}"), trusted=trusted)
+    return Remote(name, url, shown(f"s3://{match[1]}/{match[2]}"), trusted=trusted, verify_tls=target.verify_tls)
 
 
 def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:

@@ -242,7 +242,15 @@ def _open(remote: Remote) -> Any:
 
     timeout: Any = (_CONNECT_S, _READ_S)
     if remote.trusted:
-        return requests.get(remote.url, headers=_HEADERS, timeout=timeout, stream=True, allow_redirects=False)
+        return requests.get(
+            remote.url,
+            headers=_HEADERS,
+            timeout=timeout,
+            stream=True,
+            allow_redirects=False,
+            # None means the environment's certificates; False goes before them.
+            verify=None if remote.verify_tls else False,
+        )
     from runpod.serverless.utils.rp_ssrf import SSRFError, safe_get
 
     try:

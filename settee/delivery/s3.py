@@ -45,6 +45,8 @@ class Target:
     by_month: bool = False
     #: Only connect to public addresses.
     guarded: bool = False
+    #: Whether the server's certificate is checked.
+    verify_tls: bool = True
 
     def setting(self, name: str) -> str:
         """How its owner calls a setting: BUCKET_NAME, or s3Config.bucketName."""
@@ -125,6 +127,7 @@ def workers_target(settings: Settings) -> Target | None:
         public_url=settings.bucket_public_url,
         own=True,
         by_month=not settings.bucket_name,
+        verify_tls=settings.bucket_verify_tls,
     )
 
 
@@ -138,7 +141,8 @@ _clients_lock = threading.Lock()
 
 
 def _identity(target: Target) -> tuple[object, ...]:
-    return (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style, target.guarded)
+    told = (target.endpoint_url, target.access_key, target.secret_key, target.region, target.path_style)
+    return (*told, target.guarded, target.verify_tls)
 
 
 def forget(target: Target) -> None:
@@ -185,6 +189,11 @@ def _new_client(target: Target) -> Any:
         # None means those of the environment; through a proxy nobody could check the address.
         proxies={} if target.guarded else None,
     )
+    if not target.verify_tls:
+        import urllib3
+
+        # The operator knows; one warning for each request tells nothing new.
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     client = boto3.session.Session().client(
         "s3",
         endpoint_url=target.endpoint_url,
@@ -192,6 +201,8 @@ def _new_client(target: Target) -> Any:
         aws_secret_access_key=target.secret_key,
         region_name=target.region,
         config=config,
+        # None means the file of certificates that the environment names, or botocore's own.
+        verify=None if target.verify_tls else False,
     )
     if target.guarded:
         guard(client)

@@ -23,6 +23,8 @@ class Address:
     validator: str | None = None
     #: A caller's address: only public hosts are connected to, at every redirect.
     public_only: bool = False
+    #: False: the certificates of this address's own host are not checked; those of a redirect elsewhere are.
+    verify_tls: bool = True
     #: A job named it: no log says which file it is.
     private: bool = False
     #: A fresh address of the same file, for signatures that expire.

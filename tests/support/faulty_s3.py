@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class FaultyS3:
     access_key = "any"
     secret_key = "any-secret"
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.requests: list[str] = []
@@ -48,7 +49,9 @@ class FaultyS3:
         self.received = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.endpoint_url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.endpoint_url = f"http{'s' * (tls is not None)}://127.0.0.1:{self._server.server_address[1]}"
 
     @contextmanager
     def running(self) -> Iterator[FaultyS3]:
@@ -190,6 +193,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, Content_Length=str(len(self.s3.objects[key])), ETag='"x"')
         else:
             self._answer(404)
+
+    def do_GET(self) -> None:
+        key, _ = self._route()
+        if self._broken():
+            return
+        body = self.s3.objects.get(key)
+        if body is None:
+            self._refuse(404, "NoSuchKey")
+            return
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            self._answer(200, body, ETag='"x"', Accept_Ranges="bytes")
+            return
+        first, last = int(asked[1]), min(int(asked[2] or len(body)), len(body) - 1)
+        where = f"bytes {first}-{last}/{len(body)}"
+        self._answer(206, body[first : last + 1], ETag='"x"', Content_Range=where)
 
     def do_DELETE(self) -> None:
         key, query = self._route()

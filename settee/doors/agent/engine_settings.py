@@ -116,6 +116,7 @@ def to_settings(config: AgentConfig) -> Settings:
         bucket_secret_access_key=minio.secret_key,
         bucket_region=minio.region,
         bucket_path_style=True,
+        bucket_verify_tls=minio.verify_tls,
         bucket_name=None,
         bucket_public_url=None,
         delivery="s3",

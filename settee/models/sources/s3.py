@@ -72,6 +72,7 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Buck
         sha256=_sha256(head),
         validator=head.get("ETag"),
         public_only=store.target.guarded,
+        verify_tls=store.target.verify_tls,
         renew=lambda: address(entry, found, settings, bucket),
     )
 

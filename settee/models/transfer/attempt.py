@@ -48,7 +48,8 @@ class Attempt:
         self._want = given.with_address(address)
         self._lane = lane
         self._deadline = deadline
-        self._wire = Wire(public_only=address.public_only, limits=limits)
+        unchecked = None if address.verify_tls else address.url
+        self._wire = Wire(public_only=address.public_only, limits=limits, unchecked=unchecked)
         self.route = Route(address, self._wire, limits)
         self.facts = self._want
         self._ledger: Ledger | None = None

@@ -91,13 +91,15 @@ class Answer:
 class Wire:
     """The connections of one download, used by its threads together."""
 
-    def __init__(self, *, public_only: bool, limits: Limits) -> None:
+    def __init__(self, *, public_only: bool, limits: Limits, unchecked: str | None = None) -> None:
+        """``unchecked``: the URL whose host's certificate is not checked; those of other hosts are."""
         self._public_only = public_only
+        self._unchecked = None if unchecked is None else urlsplit(unchecked)[:2]
         self._limits = limits
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._cut = False
-        self._makers: dict[str | None, urllib3.PoolManager] = {}
+        self._makers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._by_host: dict[tuple[str, str], urllib3.PoolManager] = {}
 
     def open(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
@@ -146,13 +148,18 @@ class Wire:
                 proxy, verify = _environment(url)
                 if self._public_only:
                     proxy = None
-                if proxy not in self._makers:
-                    self._makers[proxy] = self._make(proxy, verify)
-                self._by_host[host] = self._makers[proxy]
+                kind = proxy, host == self._unchecked
+                if kind not in self._makers:
+                    self._makers[kind] = self._make(proxy, _unchecked_tls() if kind[1] else _tls(verify))
+                self._by_host[host] = self._makers[kind]
             return self._by_host[host]
 
-    def _make(self, proxy: str | None, verify: str | None) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"ssl_context": _tls(verify), "maxsize": self._limits.streams}
+    def _make(self, proxy: str | None, tls: ssl.SSLContext) -> urllib3.PoolManager:
+        options: dict[str, Any] = {"ssl_context": tls, "maxsize": self._limits.streams}
+        if tls.verify_mode is ssl.CERT_NONE:
+            # The operator knows; one warning for each request tells nothing new.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
         if proxy is None:
             maker = urllib3.PoolManager(**options)
         else:
@@ -238,6 +245,13 @@ def _tls(verify: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=None if folder else verify, capath=folder)
     if verify is None:
         context.load_verify_locations(certifi.where())
+    return context
+
+
+def _unchecked_tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     return context
 
 

@@ -45,6 +45,12 @@ def test_the_engine_gets_what_the_configuration_says(tmp_path: Path, monkeypatch
     assert made.bucket_access_key_id.get_secret_value() == "who"
     assert (made.bucket_name, made.bucket_public_url, made.delivery) == (None, None, "s3")
     assert made.allow_job_models
+    assert made.bucket_verify_tls
+
+
+def test_an_s3_server_may_have_a_certificate_of_its_own(tmp_path: Path) -> None:
+    minio = {"endpoint": "minio.local:9000", "access_key": "who", "secret_key": "what", "verify_tls": False}
+    assert not to_settings(configured(tmp_path, minio=minio)).bucket_verify_tls
 
 
 def test_a_variable_that_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
