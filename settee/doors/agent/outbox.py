@@ -249,8 +249,7 @@ class Outbox:
     def _idle_s(self) -> float | None:
         """Until something may become due. None: until somebody notifies."""
         now = self._clock()
-        moments = [max(each.due, self._statuses.clear_at(each.letter.run_id)) for each in self._waiting]
-        return min((moment - now for moment in moments if moment > now), default=None)
+        return min((each.due - now for each in self._waiting if each.due > now), default=None)
 
     def _settle(self, waiting: _Waiting, answer: Answer) -> None:
         waiting.attempts += 1

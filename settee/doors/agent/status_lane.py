@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: That wait; a job has nine states, and only the newest heartbeat of each.
 _MAX_WAITING = 100
-#: Nobody waits longer than this to send a heartbeat again: a newer one says more.
+#: Retry-After is respected up to this, seconds.
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -87,19 +87,13 @@ class StatusLane:
         self._changed.notify_all()
 
     def is_clear(self, run_id: str) -> bool:
-        """Whether the run's terminal callback may go."""
+        """Whether the run's terminal callback may go: it does in the time of one request, for which see _limit_s."""
         if self._in_flight is not None and self._in_flight.run_id == run_id:
-            return False  # it ends in time: see _limit_s
-        if run_id in self._until and self._clock() >= self._until[run_id]:
-            self._waiting = deque(each for each in self._waiting if each.run_id != run_id)
+            return False
         if any(each.run_id == run_id for each in self._waiting):
             return False
         self._until.pop(run_id, None)
         return True
-
-    def clear_at(self, run_id: str) -> float:
-        """When to ask :meth:`is_clear` again at the latest, by the clock."""
-        return self._until.get(run_id, 0.0)
 
     @property
     def is_empty(self) -> bool:
@@ -134,9 +128,12 @@ class StatusLane:
             answer = self._sender(status.post, limit_s)
             if answer.is_delivered or answer.is_refused or attempt == self._max_retries:
                 break
-            pause_s = min(max(self._pause_s(attempt), answer.retry_after_s), _LONGEST_PAUSE_S)
             with self._changed:
-                if self._changed.wait_for(lambda: self._is_stale(status), pause_s):
+                # A receiver that asks to be left alone is, also by newer heartbeats; they gather meanwhile.
+                asked_s = min(answer.retry_after_s, _LONGEST_PAUSE_S)
+                if self._changed.wait_for(lambda: self._has_ended(status), asked_s):
+                    break
+                if self._changed.wait_for(lambda: self._is_stale(status), self._pause_s(attempt)):
                     break
         return answer
 
@@ -149,7 +146,10 @@ class StatusLane:
     def _is_stale(self, status: StatusPost) -> bool:
         """Not worth another attempt: the job has ended, or a newer heartbeat says the same."""
         is_replaced = bool(self._waiting) and self._waiting[0].says_as(status)
-        return self._is_stopped or is_replaced or status.run_id not in self._open
+        return is_replaced or self._has_ended(status)
+
+    def _has_ended(self, status: StatusPost) -> bool:
+        return self._is_stopped or status.run_id not in self._open
 
     def _report(self, status: StatusPost, answer: Answer) -> None:
         """A receiver that is down is worth one line, not one for each heartbeat."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -253,6 +254,41 @@ class TestStatuses:
             assert own[-1] == f"j{number}-SUCCESS"
             assert own.count(f"j{number}-SUCCESS") == 1
 
+    def test_the_outbox_itself_takes_none_after_the_end(self, make: Make, receiver: Receiver) -> None:
+        outbox = make()
+        reporter = begun(outbox, receiver.urls())
+        succeed(reporter)
+        outbox.note(reporter._running, Status.RUNNING, Post(receiver.url(), "late", b"{}"))
+        outbox.finish(reporter._running, None, Post(receiver.url(), "late", b"{}"))
+        outbox.close(5)
+        assert [call.key for call in receiver.calls] == ["job-SUCCESS-1", "job-SUCCESS"]
+
+    def test_the_same_state_again_waits_for_the_heartbeat(self, make: Make, receiver: Receiver) -> None:
+        reporter = begun(make(), receiver.urls(), heartbeat_s=60)
+        for percent in range(50):
+            reporter.state(Status.RUNNING, progress={"phase": "running", "percent": float(percent)})
+        reporter.failed(JobCanceled())
+        receiver.wait_for_key("job-CANCELED")
+        assert [call.key for call in receiver.calls] == ["job-RUNNING-1", "job-CANCELED-2", "job-CANCELED"]
+
+    def test_one_that_asks_for_patience_does_not_delay_the_end(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(429, {"Retry-After": "30"}) if "/status" in call.path else OK
+        reporter = begun(make(), receiver.urls(), heartbeat_s=0.01)
+        reporter.state(Status.RUNNING)
+        eventually(lambda: receiver.calls)
+        eventually(lambda: reporter._seq > 10)
+        assert len(receiver.calls) == 1  # newer heartbeats leave it alone too
+        put = time.monotonic()
+        succeed(reporter)
+        assert receiver.wait_for_key("job-SUCCESS").at - put < 2
+
+    def test_a_newer_heartbeat_ends_the_retries_of_an_older_one(self, make: Make, receiver: Receiver) -> None:
+        receiver.rule = lambda call: Response(500) if call.number == 0 else OK
+        reporter = begun(make(retry_backoff_s=30, longest_pause_s=30), receiver.urls(), heartbeat_s=0.05)
+        reporter.state(Status.RUNNING)
+        eventually(lambda: receiver.delivered)
+        assert receiver.delivered[0].body["heartbeat_seq"] > 1
+
     def test_the_line_is_short_whatever_happens(self, make: Make, receiver: Receiver) -> None:
         receiver.rule = lambda call: SILENT
         reporter = begun(make(timeout_s=10), receiver.urls(), heartbeat_s=60)
@@ -324,6 +360,53 @@ class TestDisk:
         receiver.wait_for_key("job-SUCCESS")
         eventually(lambda: not outbox.pending)
         assert not (tmp_path / "outbox" / "running.json").exists()
+
+    def test_what_a_full_one_refused_is_written_later(
+        self, make: Make, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the next attempt, or before the next job is accepted."""
+        write, journal = letters._write, tmp_path / "outbox" / "running.json"
+
+        def full(path: Path, data: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        receiver.rule = lambda call: Response(503)
+        outbox = make()
+        for job_id, pause_s in (("a", 0.05), ("b", 600.0)):
+            outbox._longest_pause_s = outbox._backoff_s = pause_s
+            reporter = begun(outbox, {"completion": receiver.url()}, job_id)
+            monkeypatch.setattr(letters, "_write", full)
+            succeed(reporter)
+            eventually(lambda o=outbox: all(each.attempts for each in o._waiting))  # type: ignore[misc]
+            assert json.loads(journal.read_bytes())["job_id"] == job_id
+            monkeypatch.setattr(letters, "_write", write)
+            if job_id == "a":
+                eventually(lambda: not journal.exists())
+        begun(outbox, {}, "c")
+        assert json.loads(journal.read_bytes())["job_id"] == "c"
+        assert [json.loads(path.read_bytes())["job_id"] for path in files(tmp_path)] == ["a", "b"]
+
+    def test_it_is_on_the_disk_and_not_only_in_memory(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        synced: list[str] = []
+        sync = os.fsync
+
+        def fsync(fd: int) -> None:
+            synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+            sync(fd)
+
+        seen: list[list[str]] = []
+        outbox = make(sender=lambda post, timeout_s: seen.append(list(synced)) or Answer(200))
+        monkeypatch.setattr(os, "fsync", fsync)
+        reporter = begun(outbox, {"completion": "http://host/"})
+        assert synced == ["running.json.part", "outbox"]
+        synced.clear()
+        succeed(reporter)
+        eventually(lambda: not outbox.pending)
+        (before,) = seen
+        assert before[0].endswith(".json.part")
+        assert before[1:] == ["pending", "outbox"]
 
     def test_what_is_damaged_is_put_aside(self, make: Make, receiver: Receiver, tmp_path: Path) -> None:
         root = tmp_path / "outbox"
