@@ -161,8 +161,8 @@ class Settings(BaseSettings):
     bucket_path_style: bool = Field(True, description="Address as endpoint/bucket/key (MinIO wants it).")
     bucket_verify_tls: bool = Field(
         True,
-        description="Whether the certificate of BUCKET_ENDPOINT_URL is checked. Without, anyone on the way reads along: "
-        "better name its CA's file in AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE.",
+        description="Whether the certificate of BUCKET_ENDPOINT_URL is checked. Without that, anybody on the way may "
+        "read along: better name its CA's file in AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE.",
     )
     bucket_prefix: str = Field(
         "{job_id}", description="Key prefix template: {job_id}, {date}, {time}, {node_id}, {kind}."
