@@ -101,7 +101,7 @@ def test_fifty_jobs_with_failures_among_them(client: Command, api: PublicApi) ->
 
 @pytest.mark.parametrize("killed", ["killed", "interrupted"])
 def test_a_batch_that_was_ended_goes_on(client: Command, api: PublicApi, killed: str) -> None:
-    rows = [colour(number) | {"workflow": "slow.json"} for number in range(10)]
+    rows = [colour(number) | {"workflow": "slow.json"} for number in range(7)]
     name = batch(client, rows)
     before = len(api.jobs())
     process = client.start("--batch", name, "--jobs", "3")
@@ -127,15 +127,16 @@ def test_a_batch_that_was_ended_goes_on(client: Command, api: PublicApi, killed:
         file.write('{"key": "half a li')
     again = client.run("--batch", name, "--json", timeout_s=60)
     assert again.code == 0, again
-    assert len(done(again)) + again.document["skipped"] == 10
+    assert len(done(again)) + again.document["skipped"] == 7
     sent = api.jobs()[before:]
     states = Counter(api.status(job)[1]["status"] for job in sent)
-    assert states["COMPLETED"] == 10 + len(unheard), "nothing that succeeded was sent twice"
+    assert states["COMPLETED"] == 7 + len(unheard), "nothing that succeeded was sent twice"
     if killed == "killed":
-        assert len(sent) == 10 + len(unheard), "what was sent was picked up"
-    assert len(list(client.folder.glob("out/job */*.png"))) == 10
+        assert len(sent) == 7 + len(unheard), "what was sent was picked up"
+    # One that was killed between the last byte and the ledger's line is fetched twice, and stays beside its twin.
+    assert len({path.parent for path in client.folder.glob("out/job */*.png")}) == 7
     third = client.run("--batch", name, "--json")
-    assert (third.document["skipped"], third.document["jobs"], third.code) == (10, [], 0)
+    assert (third.document["skipped"], third.document["jobs"], third.code) == (7, [], 0)
     # A result that was deleted is wanted again.
     next(client.folder.glob("out/job 4/*.png")).unlink()
     assert done(client.run("--batch", name, "--json")) == ["job 4"]
@@ -149,9 +150,9 @@ def ledger_ids(client: Command) -> set[str]:
 
 
 def test_a_job_out_of_our_time_is_not_sent_again(client: Command, api: PublicApi) -> None:
-    (client.folder / "slow.json").write_text(json.dumps(slow(steps=40, delay_ms=50)))
+    (client.folder / "slow.json").write_text(json.dumps(slow(steps=30, delay_ms=50)))
     before = len(api.jobs())
-    first = client.run("slow.json", "--repeat", "1", "--timeout", "0.5", "--json")
+    first = client.run("slow.json", "--repeat", "1", "--timeout", "0.3", "--json")
     assert (first.code, first.document["jobs"][0]["status"]) == (5, "failed")
     again = client.run("slow.json", "--repeat", "1", "--json")
     assert (again.code, len(again.document["jobs"][0]["files"])) == (0, 1), again
