@@ -59,9 +59,10 @@ def document(found: object, *, indent: int | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """A line to standard error."""
+    """Lines to standard error. An error's may quote a worker, a server or a file: nothing in them steers a terminal."""
+    seen = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(seen, file=sys.stderr, flush=True)
 
 
 def lost() -> str | None:

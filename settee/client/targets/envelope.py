@@ -31,6 +31,8 @@ MAX_LINE, MAX_TEXT = 4000, 500
 _STATUSES = {status.value: status for status in Status} | {"CANCELED": Status.CANCELLED}
 _CODE = re.compile(r"\s*\[([a-z_]+)\]$")
 _ID = re.compile(rb'^\s*\{[^{}\[\]]*"id"\s*:\s*"([\w.-]{1,200})"')
+#: A job's id: it is printed, and put into addresses and commands.
+JOB_ID = re.compile(r"(?=.*[A-Za-z0-9])[\w.:-]{1,200}", re.ASCII)
 
 LOST = (
     "RunPod says that the job completed, but has no result: it was over RunPod's limit (10 MB for /run, 20 MB for "
@@ -57,7 +59,7 @@ def read(data: Any, *, name: str, job_id: str | None = None, unseal: Unseal | No
     if not isinstance(data, dict):
         raise NetworkError(f"{name}: the answer is not RunPod's: check the address", job_id=job_id)
     given = data.get("id")
-    job_id = job_id or (given if isinstance(given, str) and given else None)
+    job_id = job_id or (given if isinstance(given, str) and JOB_ID.fullmatch(given) else None)
     if job_id is None:
         raise NetworkError(f"{name}: the answer has no job id: check the address")
     status = _STATUSES.get(str(data.get("status")).upper())

@@ -235,7 +235,7 @@ class RunPod:
 
 
 def _path(route: str, job_id: str) -> str:
-    if not re.fullmatch(r"(?=.*[A-Za-z0-9])[\w.:-]{1,200}", job_id):
+    if not envelope.JOB_ID.fullmatch(job_id):
         raise UsageError(f"{job_id[:100]!r} is no job id")
     return f"/{route}/{quote(job_id, safe='')}"
 

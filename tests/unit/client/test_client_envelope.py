@@ -27,6 +27,12 @@ def test_the_codes_are_those_of_the_workers_errors() -> None:
     assert codes == CODES
 
 
+@pytest.mark.parametrize("job_id", [None, "", 7, "a b", "a\x1b[2J", "..", "x" * 201, "a/b", "日本"])
+def test_an_id_that_cannot_be_asked_for_is_none(job_id: Any) -> None:
+    with pytest.raises(NetworkError, match="has no job id"):
+        read({"id": job_id, "status": "IN_QUEUE"}, name="endpoint e1")
+
+
 def test_queued_and_running() -> None:
     assert of("IN_QUEUE") == Answer("j-u1", Status.IN_QUEUE)
     progress = {"phase": "running", "percent": 12.5, "node": "5", "node_type": "KSampler", "step": 3, "max": 20}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from settee.client import cli
+from settee.client.errors import ClientError
 from tests.support.client_command import INVERT, PICTURE
 from tests.support.rig import empty
 
@@ -98,6 +99,12 @@ def test_numbers_that_json_has_no_word_for_are_null(capsys: pytest.CaptureFixtur
     streams.prepare()
     streams.document({"a": float("nan"), "b": [float("inf"), 1.5], "c": "\udcff ö"})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": "\udcff ö"}
+
+
+def test_a_strangers_words_do_not_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ClientError("node 3\x1b]0;gone\x07 failed:\n  \x9b2Jé, \u202e日本", code="x")
+    assert cli.failed(error, "client.py") == 1
+    assert capsys.readouterr().err == "client.py: node 3 ]0;gone  failed:\n   2Jé,  日本 [x]\n"
 
 
 def test_an_optional_package_that_is_missing(
