@@ -10,7 +10,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -21,9 +21,6 @@ from settee.client.saving.part import Damaged, Part, check
 
 if TYPE_CHECKING:
     import requests
-
-#: Headers that an address of one's own server needs, ``{}`` for any other.
-Authorize = Callable[[str], Mapping[str, str]]
 
 #: Seconds for a connection, and of silence.
 CONNECT_S, SILENT_S = 10.0, 30.0
@@ -68,14 +65,12 @@ class Fetcher:
     def __init__(
         self,
         *,
-        authorize: Authorize | None = None,
         timeout_s: float = 3600.0,
         stop: threading.Event | None = None,
         silent_s: float = SILENT_S,
         clock: Callable[[], float] = time.monotonic,
         rand: Callable[[], float] = random.random,
     ) -> None:
-        self._authorize = authorize or (lambda _: {})
         self._timeout_s, self._silent_s = timeout_s, silent_s
         self._stop = stop or threading.Event()
         self._clock, self._rand = clock, rand
@@ -154,15 +149,9 @@ class Fetcher:
                 headers["If-Range"] = copy.validator
         url = copy.url
         for _ in range(_MOST_REDIRECTS + 1):
-            session = self._session(url)
-            # Of every hop anew: what one's own server may see is not for where it points.
-            own = self._authorize(url)
-            response = session.get(
-                url,
-                headers={**headers, **own},
-                timeout=(CONNECT_S, self._silent_s),
-                stream=True,
-                allow_redirects=False,
+            # Of every hop anew: the environment's proxy is not for all of them.
+            response = self._session(url).get(
+                url, headers=headers, timeout=(CONNECT_S, self._silent_s), stream=True, allow_redirects=False
             )
             if response.is_redirect:
                 url = urljoin(url, response.headers["Location"])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
 from settee.client.results import Output, Result, Unseal
-from settee.client.saving.fetch import Authorize, Fetcher
+from settee.client.saving.fetch import Fetcher
 from settee.client.saving.names import plain_name
 from settee.client.saving.part import Part, check, open_part, write_base64, write_text
 from settee.client.saving.placing import place
@@ -46,9 +45,7 @@ def save(
     *,
     overwrite: bool = False,
     metadata: bool = False,
-    notes: Mapping[str, Any] | None = None,
     on_saved: Callable[[Saved], None] = lambda _: None,
-    authorize: Authorize | None = None,
     timeout_s: float = 3600.0,
     stop: threading.Event | None = None,
 ) -> list[Saved]:
@@ -57,10 +54,9 @@ def save(
     Names are of our own choosing (:func:`settee.client.saving.names.plain_name`). Nothing is ever overwritten, also
     not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job never
     share a name. A file is there whole and checked, or not at all. With ``metadata``, ``a.png.json`` lies beside
-    ``a.png``: the job's id, the seeds, timings, the workflow, and the ``notes``, a JSON object's content.
+    ``a.png``: the job's id, the seeds, timings, the workflow.
 
-    ``on_saved`` is told of every file as soon as it is there. ``authorize`` gives the headers that an address of the
-    target's own needs. ``timeout_s`` is for each download; ``stop`` ends them.
+    ``on_saved`` is told of every file as soon as it is there. ``timeout_s`` is for each download; ``stop`` ends them.
 
     Raises one ClientError that names all outputs that were not saved, after the others were: JobStopped when ``stop``
     was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else JobFailed;
@@ -72,13 +68,13 @@ def save(
     saved: list[Saved] = []
     failures: list[tuple[Output, ClientError]] = []
     taken: set[str] = set()
-    with Fetcher(authorize=authorize, timeout_s=timeout_s, stop=stop) as fetcher:
+    with Fetcher(timeout_s=timeout_s, stop=stop) as fetcher:
         for output in result.outputs:
             try:
                 with open_part(out) as part:
                     _fill(part, output, fetcher, result.unseal)
                     part.finish()
-                    note = _note(result, output, part, notes or {}) if metadata else None
+                    note = _note(result, output, part) if metadata else None
                     path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=note)
                     saved.append(Saved(path, output, part.size, part.sha256))
             except ClientError as error:
@@ -118,12 +114,11 @@ def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -
         raise JobFailed(f"the worker delivered it as {_shown(output.type)}, which this client does not know")
 
 
-def _note(result: Result, output: Output, part: Part, notes: Mapping[str, Any]) -> Callable[[str], bytes]:
+def _note(result: Result, output: Output, part: Part) -> Callable[[str], bytes]:
     """The JSON beside a file, once its name is known."""
 
     def written(name: str) -> bytes:
         content = {
-            **notes,
             "job_id": result.job_id,
             "file": name,
             "kind": output.kind,

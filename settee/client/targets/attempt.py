@@ -78,16 +78,16 @@ class Reply:
 
 
 class Server:
-    """``name`` is what errors call it; ``key`` goes out as a bearer token, and ``key_name`` is where it came from."""
+    """``name`` is what errors call it; ``key`` goes out as a bearer token, and ``key_name`` is where it came from, or
+    should: None where the client has no key to give."""
 
-    def __init__(self, base_url: str, name: str, key: str | None, key_name: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, base_url: str, name: str, key: str | None, key_name: str | None) -> None:
         """Raises UsageError for an address or key that cannot be one."""
         self.base_url, self._is_loopback = _checked_url(base_url)
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
             raise UsageError(f"{key_name} holds characters that no key has: is there a line break or a space in it?")
         self.name = name
         self._key, self._key_name = key, key_name
-        self._headers = {"Accept": "application/json", "User-Agent": "settee-client", **headers}
 
     def new_session(self) -> requests.Session:
         """Its connections; close it."""
@@ -97,7 +97,7 @@ class Server:
         session = requests.Session()
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=64))
-        session.headers.update(self._headers)
+        session.headers.update({"Accept": "application/json", "User-Agent": "settee-client"})
         # Also without a key: requests would look for one in ~/.netrc, and send that.
         session.auth = self._signed
         # The environment's proxy knows nothing of this machine's own ports.
@@ -178,6 +178,8 @@ class Server:
             words = self._words(self._body(response, 5.0, _MAX_ERROR_BYTES))
         said = f": {words}" if words else ""
         if status in (401, 403):
+            if self._key_name is None:
+                return AuthError(f"{self.name} wants a login, which goes by no option: give an address that wants none")
             if self._key is None:
                 return AuthError(f"{self.name} wants a key: set {self._key_name}")
             if status == 401:

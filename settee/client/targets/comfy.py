@@ -13,7 +13,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,7 @@ class _Sent:
 
 
 class Comfy:
-    """A Target. ``api_key`` is of comfy.org, for API nodes: it goes with the jobs that bring none themselves.
-
-    ``headers`` go with everything that is sent, for a ComfyUI behind a proxy that wants to know who asks.
-    """
+    """A Target. ``api_key`` is of comfy.org, for API nodes: it goes with the jobs that bring none themselves."""
 
     request_cap: int | None = None
 
@@ -72,15 +69,14 @@ class Comfy:
         base_url: str,
         *,
         api_key: str | None = None,
-        headers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Asks nothing yet. Raises UsageError for an address that is none."""
-        self._base = base_url.rstrip("/")
-        self.name = f"ComfyUI at {self._base}"
-        self._api_key, self._headers, self._clock = api_key, dict(headers or {}), clock
-        self._wire = Wire(base_url, name=self.name, headers=self._headers)
-        self._events = Events(self._base, self._headers, clock=clock)
+        base = base_url.rstrip("/")
+        self.name = f"ComfyUI at {base}"
+        self._api_key, self._clock = api_key, clock
+        self._wire = Wire(base_url, name=self.name)
+        self._events = Events(base, clock=clock)
         self._lock = threading.Lock()
         self._info_lock = threading.Lock()
         self._info: ObjectInfo | None = None
@@ -89,10 +85,6 @@ class Comfy:
     def close(self) -> None:
         self._events.close()
         self._wire.close()
-
-    def authorize(self, url: str) -> dict[str, str]:
-        """The headers that one of its results' addresses needs."""
-        return dict(self._headers) if url.startswith(f"{self._base}/") else {}
 
     def health(self) -> dict[str, Any]:
         """``/system_stats``, and how many prompts run and wait."""

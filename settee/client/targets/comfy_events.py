@@ -9,7 +9,7 @@ import socket as sockets
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,17 +67,13 @@ class _Watched:
 class Events:
     """One connection for all jobs that one target sends, opened when the first is.
 
-    ``base_url`` is http(s)://…; ``headers`` go with the handshake. It is opened again when it breaks, while there are
-    jobs to hear of: the old one closed first, as ComfyUI forgets the newer of two with one client id when the older
-    closes (reconnect_takeover.json).
+    ``base_url`` is http(s)://…. It is opened again when it breaks, while there are jobs to hear of: the old one closed
+    first, as ComfyUI forgets the newer of two with one client id when the older closes (reconnect_takeover.json).
     """
 
-    def __init__(
-        self, base_url: str, headers: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, base_url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         scheme, rest = base_url.split("://", 1)
         self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws"
-        self._headers = dict(headers)
         self._clock = clock
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -213,7 +209,6 @@ class Events:
             ws = websocket.create_connection(
                 f"{self._url}?clientId={self.client_id}",
                 timeout=CONNECT_S,
-                header=[f"{name}: {value}" for name, value in self._headers.items()],
                 skip_utf8_validation=True,
                 redirect_limit=0,
             )

@@ -41,10 +41,10 @@ class Queue:
 class Wire:
     """One server. Its methods may be called from any thread, and raise NetworkError when it does not answer."""
 
-    def __init__(self, base_url: str, *, name: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, base_url: str, *, name: str) -> None:
         """Asks nothing yet. Raises UsageError for an address that is none."""
         self.name = name
-        self._http = Http(base_url, name=name, headers=headers, key_name="the header that its proxy wants")
+        self._http = Http(base_url, name=name, key_name=None)
         self._base = base_url.rstrip("/")
 
     def close(self) -> None:

@@ -82,8 +82,7 @@ class Http:
         *,
         name: str,
         key: str | None = None,
-        key_name: str = "the API key",
-        headers: Mapping[str, str] | None = None,
+        key_name: str | None = "the API key",
         timeout_s: float = 30.0,
         connect_s: float = 10.0,
         retry_s: float = 60.0,
@@ -98,7 +97,7 @@ class Http:
         self.timeout_s, self.connect_s = timeout_s, connect_s
         self.retry_s, self.first_s = retry_s, first_s
         self.max_bytes = max_bytes
-        self._server = Server(base_url, name, key, key_name, headers or {})
+        self._server = Server(base_url, name, key, key_name)
         self._clock, self._rand = clock, rand
         self._closed = threading.Event()
         self._sleep = self._closed.wait if sleep is None else sleep

@@ -423,6 +423,16 @@ def test_many_threads_at_once(api: PublicApi, sleeps: Sleeps) -> None:
     assert len(answers) == 32
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_the_client_has_no_key_for(api: PublicApi, status: int) -> None:
+    api.fault("health", status=status)
+    with (
+        contextlib.closing(Http(api.url, name="ComfyUI at x", key_name=None)) as http,
+        pytest.raises(AuthError, match="wants a login, which goes by no option"),
+    ):
+        http.get("/health")
+
+
 def test_nothing_heavy_is_imported_before_the_first_request() -> None:
     heavy = ("requests", "urllib3", "email", "ssl", "http.client")
     code = f"import sys, settee.client.following, settee.client.targets.runpod; print({{*{heavy}}} & {{*sys.modules}})"

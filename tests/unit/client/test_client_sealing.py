@@ -223,19 +223,3 @@ def test_only_cryptography_is_needed(missing: str, printed: str) -> None:
         encoding="utf-8",
     )
     assert done.stdout.strip() == printed
-
-
-_LIGHT = """
-import sys
-import settee.client.sources, settee.client.embedded, settee.client.embedded_films, settee.client.pictures
-import settee.client.payload, settee.client.uploads, settee.client.sealing
-heavy = "requests PIL boto3 botocore cryptography websocket pydantic orjson pybase64 runpod".split()
-print(sorted(set(heavy) & set(sys.modules)))
-"""
-
-
-def test_importing_all_of_it_imports_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LIGHT], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.strip() == "[]"
