@@ -81,6 +81,11 @@ class Definition:
     #: Why none can that runs: a browser makes one of its inputs.
     browser_made: str | None
 
+    @property
+    def slots(self) -> tuple[Input, ...]:
+        """The inputs as the editor's node has them: those without a widget first."""
+        return tuple(sorted(self.inputs, key=lambda item: item.is_widget))
+
     def input(self, name: str) -> Input | None:
         return next((item for item in self.inputs if item.name == name), None)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from settee.client.convert import promoted, values
+from settee.client.convert import primitives, promoted, values
 from settee.client.convert.definitions import Definition, Input
 from settee.client.convert.graph import MAX_NODES, Node, read
 from settee.client.convert.refusal import refused, shown
-from settee.client.convert.scopes import BYPASSED, EDITORS_OWN, MUTED, Registry, Scope
+from settee.client.convert.scopes import BYPASSED, EDITORS_OWN, MUTED, Registry, Scope, types_meet
 from settee.client.convert.sources import Muted, Nothing, Output, Primitive, Promoted, Source, source
 from settee.workflow import ObjectInfo, Workflow, natural_key
 
@@ -73,6 +73,11 @@ def _inputs(registry: Registry, scope: Scope, node: Node, definition: Definition
         link = file_slot.link if file_slot else None
         feeds: Source = Nothing() if link is None else source(registry, scope, link, item.type)
         if isinstance(feeds, Output):
+            if not types_meet(feeds.type, item.type):
+                # Some editors leave such a link out.
+                raise values.Misfit(
+                    f"has an input {item.name} of type {item.type}, fed by an output of type {feeds.type}"
+                )
             inputs[item.name] = [feeds.id, feeds.slot]
         elif item.is_widget:
             inputs[item.name] = _widget(registry, scope, item, held[item.name], feeds)
@@ -84,13 +89,15 @@ def _inputs(registry: Registry, scope: Scope, node: Node, definition: Definition
 def _widget(registry: Registry, scope: Scope, item: Input, held: Any, feeds: Source) -> Any:
     """The value of a widget that no node which runs feeds."""
     if isinstance(feeds, Nothing):
+        if feeds.is_outside:
+            raise values.Misfit(f"has an input {item.name} that is linked to nothing outside its subgraph")
         return values.exported(item, held)
     if isinstance(feeds, Primitive):
         if scope.parent is not None or not feeds.is_next:
             raise values.Misfit(
                 f"has an input {item.name} that the primitive {feeds.node.id} feeds by a detour or in a subgraph"
             )
-        return values.exported(item, _primitive(item, feeds.node), raw=True)
+        return primitives.value(registry, scope, feeds.node, item)
     if isinstance(feeds, Promoted):
         if not feeds.is_next or not promoted.is_widget(registry, feeds.scope, feeds.edge):
             raise values.Misfit(f"has an input {item.name} that a widget outside its subgraph feeds by a detour")
@@ -107,13 +114,3 @@ def _check_unfed(registry: Registry, item: Input, feeds: Source) -> None:
     if isinstance(feeds, Promoted) and promoted.is_widget(registry, feeds.scope, feeds.edge):
         raise values.Misfit(f"has an input {item.name}, no widget, that a widget outside its subgraph feeds")
     assert isinstance(feeds, (Nothing, Muted, Promoted))
-
-
-def _primitive(item: Input, node: Node) -> Any:
-    """What a PrimitiveNode puts into the widget: it goes before the widget's own value, whatever its mode is."""
-    listed = node.values
-    if node.outputs[:1] != (item.type,) or not isinstance(listed, list) or not listed:
-        raise values.Misfit(f"has an input {item.name} that the primitive {node.id} feeds, which has no {item.type}")
-    if "%" in str(listed[0]) and node.properties.get("Run widget replace on values"):
-        raise values.Misfit(f"has an input {item.name} that the primitive {node.id} feeds, which replaces patterns")
-    return listed[0]

@@ -7,7 +7,6 @@ the inner one counts when there is none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +25,11 @@ def value(registry: Registry, scope: Scope, edge: Edge) -> Any:
     given = _given(registry, scope)
     if edge.name in given:
         return given[edge.name]
+    # The first editors with subgraphs keep one value for all nodes of a subgraph while they load.
+    if any(other.values for other in registry.alike(instance)):
+        raise registry.refused(parent, instance, "has no values for its widgets, which others of its subgraph have")
     found = inner_values(registry, scope, edge)
-    if not found or any(not same(found[0], other) for other in found):
+    if not found or any(not values.same(found[0], other) for other in found):
         raise registry.refused(parent, instance, f"feeds several widgets from {shown(edge.name)}, of different values")
     return found[0]
 
@@ -70,11 +72,6 @@ def inner_values(registry: Registry, scope: Scope, edge: Edge) -> list[Any]:
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are exported alike; true is not 1."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
 def _outside(scope: Scope) -> tuple[Node, Scope]:
     assert scope.instance is not None
     assert scope.parent is not None
@@ -97,7 +94,8 @@ def _given(registry: Registry, scope: Scope) -> Mapping[str, Any]:
     elif len(listed) != len(names):
         raise registry.refused(parent, instance, f"has {len(listed)} values for {len(names)} widgets")
     if instance.named_values is not None and any(
-        name not in instance.named_values or not same(instance.named_values[name], held) for name, held in given.items()
+        name not in instance.named_values or not values.same(instance.named_values[name], held)
+        for name, held in given.items()
     ):
         raise registry.refused(parent, instance, "has other values for its widgets by their names")
     return given
@@ -120,8 +118,8 @@ def _check_proxies(registry: Registry, scope: Scope, proxies: Any, given: Mappin
         item = registry.input(scope, target, name) if target else None
         # One that an input of the subgraph feeds counts for that input.
         agree = agree and target is not None and item is not None and item.is_widget
-        agree = agree and target is not None and same(_own_value(registry, scope, target, name), held)
-    if not agree or not same(by_proxy, dict(given)):
+        agree = agree and target is not None and values.same(_own_value(registry, scope, target, name), held)
+    if not agree or not values.same(by_proxy, dict(given)):
         raise registry.refused(parent, instance, "has widgets that editors read in different orders")
 
 

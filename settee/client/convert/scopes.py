@@ -47,6 +47,11 @@ class Registry:
     def subgraph(self, node: Node) -> Graph | None:
         return self._file.subgraphs.get(node.type)
 
+    def alike(self, node: Node) -> list[Node]:
+        """All nodes of the file, wherever they are, of a node's type."""
+        graphs = [self._file.graph, *self._file.subgraphs.values()]
+        return [other for graph in graphs for other in graph.nodes.values() if other.type == node.type]
+
     def inside(self, scope: Scope, node: Node) -> Scope:
         """The scope of a subgraph's node; the same one for the same node."""
         path = f"{scope.path}{node.id}:"

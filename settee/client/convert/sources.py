@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from settee.client.convert.definitions import BROWSER_WIDGETS
-from settee.client.convert.graph import INPUTS_EDGE, Edge, Node
+from settee.client.convert.definitions import BROWSER_WIDGETS, Input
+from settee.client.convert.graph import INPUTS_EDGE, Edge, Link, Node
 from settee.client.convert.scopes import BYPASSED, MUTED, PRIMITIVE, REROUTE, Registry, Scope, types_meet
 
 
@@ -15,11 +15,16 @@ class Output:
 
     id: str
     slot: int
+    #: As the server declares it.
+    type: str
 
 
 @dataclass(frozen=True)
 class Nothing:
     """An unlinked end: a reroute's, a bypassed node's or an unlinked output of a subgraph."""
+
+    #: Whether it is outside the subgraph of the input.
+    is_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,17 @@ Source = Output | Nothing | Muted | Primitive | Promoted
 def source(registry: Registry, scope: Scope, link_id: int, wanted: str) -> Source:
     """What feeds the input that has this link and takes ``wanted``. Raises UsageError where editors disagree."""
     seen = set()
-    crossed, passed = False, False
+    outside, crossed, passed = False, False, False
     while True:
         link = scope.graph.links[link_id]
         if link.origin == INPUTS_EDGE:
+            _check_place(registry, scope, link)
             edge = scope.graph.inputs[link.origin_slot]
             slot = scope.instance.slot(edge.name) if scope.instance else None
             if slot is None or slot.link is None or scope.parent is None:
                 return Promoted(scope, edge, not passed)
-            scope, link_id, crossed = scope.parent, slot.link, True
+            scope, link_id, wanted = scope.parent, slot.link, edge.type
+            outside = crossed = True
             continue
         node = scope.graph.nodes[link.origin]
         if (scope.path, node.id, link.origin_slot) in seen:
@@ -76,12 +83,26 @@ def source(registry: Registry, scope: Scope, link_id: int, wanted: str) -> Sourc
             registry.definition(scope, node)
             return Muted(node)
         elif node.mode == BYPASSED:
-            following, passed = _bypassed(registry, scope, node, link.origin_slot, wanted), True
+            chosen = _bypassed(registry, scope, node, link.origin_slot, wanted)
+            taken = chosen and node.slot(chosen.name)
+            following, passed = taken.link if taken else None, True
+            wanted = chosen.type if chosen else wanted
         else:
             return _output(registry, scope, node, link.origin_slot)
         if following is None:
-            return Nothing()
+            return Nothing(outside)
         link_id = following
+
+
+def _check_place(registry: Registry, scope: Scope, link: Link) -> None:
+    """The first editors with subgraphs look up what an edge feeds by the place in the file, which they do not correct
+    when their node has its inputs in another order."""
+    target = scope.graph.nodes.get(link.target)
+    if target is None or target.type == REROUTE or registry.subgraph(target):
+        return
+    names = [item.name for item in registry.definition(scope, target).slots]
+    if names[link.target_slot : link.target_slot + 1] != [target.inputs[link.target_slot].name]:
+        raise registry.refused(scope, target, "has its inputs in another order than the server's class")
 
 
 def _into(registry: Registry, scope: Scope, node: Node, slot: int) -> tuple[Scope, int | None]:
@@ -106,33 +127,39 @@ def _rerouted(registry: Registry, scope: Scope, node: Node) -> int | None:
     return node.inputs[0].link
 
 
-def _bypassed(registry: Registry, scope: Scope, node: Node, slot: int, wanted: str) -> int | None:
-    """The link of the input that a bypassed node hands on: the one beside the output when its type fits, else the
+def _bypassed(registry: Registry, scope: Scope, node: Node, slot: int, wanted: str) -> Input | None:
+    """The input that a bypassed node hands on: the one beside the output when its type fits, else the
     first of the wanted type, else the first that fits; linked or not."""
     definition = registry.definition(scope, node)
     known = {item.name for item in definition.inputs}
     if any(extra.link is not None for extra in node.inputs if extra.name not in known):
         raise registry.refused(scope, node, "is bypassed, with a linked input that the server does not know of it")
-    inputs = definition.inputs
+    inputs = definition.slots
     types = [item.type for item in inputs]
+    if wanted == "*" and (
+        not inputs or any(item.type in BROWSER_WIDGETS or item.options.get("socketless") for item in inputs)
+    ):
+        # Without inputs the editor fails to export it.
+        raise registry.refused(scope, node, "is bypassed, and feeds an input of any type")
+    chosen = _beside(types, slot, wanted)
+    if chosen != _beside(types, slot, node.outputs[slot]):
+        raise registry.refused(scope, node, f"is bypassed, and its output {slot} feeds an input of another type")
+    return None if chosen is None else inputs[chosen]
+
+
+def _beside(types: list[str], slot: int, wanted: str) -> int | None:
+    """Which of a bypassed node's inputs stands for its output ``slot``."""
     if wanted == "*":
-        if any(item.type in BROWSER_WIDGETS or item.options.get("socketless") for item in inputs):
-            raise registry.refused(scope, node, "is bypassed, for an input of any type")
-        chosen = slot if slot < len(types) else 0
-    elif slot < len(types) and types_meet(types[slot], wanted):
-        chosen = slot
-    else:
-        exact = [place for place, kind in enumerate(types) if kind == wanted]
-        fitting = [place for place, kind in enumerate(types) if types_meet(kind, wanted)]
-        chosen = next(iter([*exact, *fitting]), len(types))
-    if chosen >= len(types):
-        return None
-    file_slot = node.slot(inputs[chosen].name)
-    return file_slot.link if file_slot else None
+        return slot if slot < len(types) else 0
+    if slot < len(types) and types_meet(types[slot], wanted):
+        return slot
+    exact = [place for place, kind in enumerate(types) if kind == wanted]
+    fitting = [place for place, kind in enumerate(types) if types_meet(kind, wanted)]
+    return next(iter([*exact, *fitting]), None)
 
 
 def _output(registry: Registry, scope: Scope, node: Node, slot: int) -> Output:
     declared = registry.definition(scope, node).outputs
     if slot >= len(declared) or not types_meet(declared[slot], node.outputs[slot]):
         raise registry.refused(scope, node, f"has an output {slot} that the server does not know of it")
-    return Output(f"{scope.path}{node.id}", slot)
+    return Output(f"{scope.path}{node.id}", slot, declared[slot])

@@ -6,12 +6,13 @@ the editor too. Therefore the count must be right and each value must be of its 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from settee.client.convert import texts
-from settee.client.convert.definitions import Definition, Input
+from settee.client.convert.definitions import WIDGETS, Definition, Input
 from settee.client.convert.graph import Node
 from settee.client.convert.refusal import shown
 
@@ -41,25 +42,8 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
     values = [] if node.values is None else node.values
     if not isinstance(values, list):
         raise Misfit("keeps its values in a way of its own (widgets_values is no list)")
-    named: dict[str, Any] = {}
-    place = 0
-    missing = []
-    for item in definition.inputs:
-        if not item.is_widget:
-            continue
-        if place < len(values):
-            named[item.name] = values[place]
-        elif item.optional and "default" in item.options:
-            # The node is older than this input: the editor takes the default.
-            named[item.name] = item.options["default"]
-        else:
-            missing.append(item.name)
-        for control in values[place + 1 : place + 1 + item.controls][:1]:
-            if control not in _CONTROLS:
-                raise Misfit(
-                    f"has {shown(control)} after {item.name}, where what to do with it after a run should stand"
-                )
-        place += 1 + item.controls
+    _check_controls(values, definition)
+    named, place, missing = _read(values, definition)
     # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
     if missing:
         raise Misfit(f"has {len(values)} values in the file and no {missing[0]}: another version of it was saved")
@@ -70,7 +54,55 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
         )
     if node.named_values is not None:
         _agree(named, node.named_values)
+    for other in _without_forced(values, definition):
+        if not same(_read(other, definition)[0], named):
+            raise Misfit("has a value in the file that may be for an input which takes none now")
     return named
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are exported alike; true is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], int, list[str]]:
+    """The values by input, how many the class has places for, and the inputs that got none."""
+    named: dict[str, Any] = {}
+    missing = []
+    place = 0
+    for item in definition.inputs:
+        if not item.is_widget:
+            continue
+        if place < len(values):
+            named[item.name] = values[place]
+        elif item.optional and "default" in item.options:
+            # The node is older than this input: the editor takes the default.
+            named[item.name] = item.options["default"]
+        else:
+            missing.append(item.name)
+        place += 1 + item.controls
+    return named, place, missing
+
+
+def _check_controls(values: list[Any], definition: Definition) -> None:
+    place = 0
+    for item in definition.inputs:
+        if item.is_widget:
+            place += 1 + item.controls
+            if item.controls and place - item.controls < len(values):
+                control = values[place - item.controls]
+                if not isinstance(control, (str, bool)) or control not in _CONTROLS:
+                    raise Misfit(f"has {shown(control)} after {item.name}, where its control after a run should stand")
+
+
+def _without_forced(values: list[Any], definition: Definition) -> Iterator[list[Any]]:
+    """Inputs that lost their widget (forceInput) still have a value in old files. Editors tell such a file by how many
+    values it has, which they count in two ways, and drop the values at the inputs' own places."""
+    takers = [item for item in definition.inputs if item.type in WIDGETS]
+    forced = [place for place, item in enumerate(takers) if not item.is_widget]
+    controls = sum(item.controls for item in takers if item.is_widget)
+    if forced and len(values) in (len(takers), len(takers) + controls):
+        yield [value for place, value in enumerate(values) if place not in forced]
 
 
 def _own_widgets(definition: Definition) -> int:
@@ -82,7 +114,7 @@ def _own_widgets(definition: Definition) -> int:
 
 def _agree(named: Mapping[str, Any], said: Any) -> None:
     for name, value in named.items():
-        if not isinstance(said, Mapping) or name not in said or said[name] != value:
+        if not isinstance(said, Mapping) or name not in said or not same(said[name], value):
             raise Misfit(f"has {shown(value)} for {name} by its place, and another value by its name")
 
 
