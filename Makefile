@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that run tests: most of them wait for servers, not for a core.
+WORKERS ?= 3
 
 .PHONY: help demo test lint bench lock clean
 
@@ -19,7 +21,7 @@ demo: $(STAMP)   ## Run workflows/ through the real RunPod SDK and an embedded C
 	$(BIN)/python -m settee.demo --out out
 
 test: $(STAMP)   ## Every test, a real S3 server included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)   ## Style, types, shell, Dockerfile, workflows
 	$(BIN)/ruff check .

@@ -1,3 +1,14 @@
-"""Fixtures that any test may ask for by name."""
+"""Fixtures that any test may ask for by name, and how tests are called."""
+
+from __future__ import annotations
 
 from tests.support.s3 import s3  # noqa: F401
+
+#: Longer texts are no names; and random ones would name a test anew in every process that runs some of the tests.
+_LONGEST = 40
+
+
+def pytest_make_parametrize_id(config: object, val: object, argname: str) -> str | None:
+    if isinstance(val, (bytes, str)) and len(val) > _LONGEST:
+        return f"{argname}-of-{len(val)}"
+    return None
