@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from settee.client.inject import classes, vocabulary
-from settee.client.inject.selectors import Use, users
+from settee.client.inject.selectors import Use, declared, live_nodes, users
 from settee.client.inject.vocabulary import Side
 from settee.workflow import ObjectInfo, Workflow, links, natural_key
 
@@ -56,22 +56,8 @@ class Graph:
 
     @cached_property
     def live(self) -> dict[str, None]:
-        """Nodes that an output needs, in natural order; all of them when no output can be told."""
-        found = {node_id for node_id in self.workflow if self._is_output(node_id)}
-        waiting = list(found)
-        while waiting:
-            for link in self.inputs(waiting.pop()).values():
-                if isinstance(link, Link) and link.node_id not in found:
-                    found.add(link.node_id)
-                    waiting.append(link.node_id)
-        return dict.fromkeys(sorted(found or self.workflow, key=natural_key))
-
-    def _is_output(self, node_id: str) -> bool:
-        """Without a registry, a node that nothing is taken from may well be one, unless its class is known."""
-        entry = self._entry(node_id)
-        if entry is not None:
-            return bool(entry.get("output_node"))
-        return not self.users[node_id] and self.class_of(node_id) not in classes.NO_OUTPUT
+        """Nodes that an output needs, in natural order."""
+        return dict.fromkeys(sorted(live_nodes(self.workflow, self._object_info), key=natural_key))
 
     def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
         """Where an output goes, or all of a node's, as far as it matters."""
@@ -110,13 +96,10 @@ class Graph:
 
     def _type_of(self, node_id: str, name: str) -> str | None:
         """An input's type (``COMBO`` for choices); None when the registry does not know."""
-        groups = (self._entry(node_id) or {}).get("input")
-        for group in groups.values() if isinstance(groups, Mapping) else ():
-            if isinstance(group, Mapping) and name in group:
-                spec = group[name]
-                kind = spec[0] if isinstance(spec, list) and spec else None
-                return kind if isinstance(kind, str) else "COMBO"
-        return None
+        spec = declared(self._object_info, self.class_of(node_id)).get(name)
+        if spec is None:
+            return None
+        return spec[0] if isinstance(spec[0], str) else "COMBO"
 
     def gives_text(self, link: Link) -> bool:
         """Whether what a link takes is known to be a text."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from settee.client.inject.selectors import Use
 from settee.workflow import Workflow, links, natural_key
 
 #: Inputs that take a latent, by their names in ComfyUI and in the usual packs.
@@ -17,8 +18,9 @@ _SAMPLING = frozenset(["sigmas", "sampler", "sampler_name", "guider", "cfg"])
 class Samplers:
     """Nodes that sample: they take a latent, and sigmas, a guider, cfg or a sampler by name."""
 
-    def __init__(self, workflow: Workflow, alive: Iterable[str]) -> None:
-        self._workflow = workflow
+    def __init__(self, workflow: Workflow, alive: Iterable[str], used: Mapping[str, Sequence[Use]]) -> None:
+        """``alive``, ``used``: as :mod:`settee.client.inject.selectors` tells them."""
+        self._workflow, self._used = workflow, used
         self._alive = frozenset(alive)
         #: In natural order.
         self.ids = sorted((i for i in self._alive if self._samples(i)), key=natural_key)
@@ -72,15 +74,11 @@ class Samplers:
     def _owners(self, node_id: str) -> set[str]:
         """The samplers that a node is, or that use what it makes; not through another sampler."""
         found, seen, pending = set(), set(), [node_id]
-        uses: dict[str, list[str]] = {}
-        for user in self._alive:
-            for _, source, _ in links(self._workflow[user]):
-                uses.setdefault(source, []).append(user)
         while pending:
             at = pending.pop()
             if at in self.ids:
                 found.add(at)
             elif at not in seen:
                 seen.add(at)
-                pending += uses.get(at, [])
+                pending += [use.node_id for use in self._used[at] if use.node_id in self._alive]
         return found

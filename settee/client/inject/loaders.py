@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from settee.client.inject.selectors import Place, Use, live_nodes, users
+from settee.client.inject.selectors import Place, Use, declared, live_nodes, users
 from settee.workflow import ObjectInfo, Workflow, natural_key
 
 #: class → (input, kind, slots that give a mask). For what a registry does not tell, or where none is known: ComfyUI's
@@ -67,7 +66,7 @@ def unlisted(workflow: Workflow, node_id: str, kind: str, object_info: ObjectInf
     Where its class is known, the input must be a choice: a free text would be a path on the worker.
     """
     node = workflow[node_id]
-    specs = _specs((object_info or {}).get(node["class_type"]))
+    specs = declared(object_info, str(node["class_type"]))
     names = [
         name
         for name, value in node["inputs"].items()
@@ -84,23 +83,12 @@ def _file_inputs(class_type: str, object_info: ObjectInfo | None) -> dict[str, t
         found[name] = kind, masks
     known = (object_info or {}).get(class_type) or {}
     masks = frozenset(slot for slot, kind in enumerate(known.get("output") or ()) if kind == "MASK")
-    for name, spec in _specs(known).items():
+    for name, spec in declared(object_info, class_type).items():
         options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
         for flag, kind in _FLAGS.items():
             if options.get(flag):
                 found[name] = kind, masks
     return found
-
-
-def _specs(known: Mapping[str, Any] | None) -> dict[str, list[Any]]:
-    """The inputs that a registry declares for a class: name → ``[type, options?]``."""
-    declared = (known or {}).get("input") or {}
-    return {
-        name: spec
-        for section in ("required", "optional")
-        for name, spec in (declared.get(section) or {}).items()
-        if isinstance(spec, list) and spec
-    }
 
 
 def _kind(kind: str, masks: frozenset[int], uses: Iterable[Use]) -> str:

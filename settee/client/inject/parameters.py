@@ -11,7 +11,7 @@ from settee.client.changes import Change, shown_node
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.latents import Samplers
 from settee.client.inject.loras import lora_changes
-from settee.client.inject.selectors import Place, fed_by, live_nodes, near, place_of, users
+from settee.client.inject.selectors import Place, declared, fed_by, live_nodes, near, place_of, users
 from settee.workflow import ObjectInfo, Workflow, is_link, natural_key, unwrapped
 
 
@@ -118,7 +118,7 @@ class _Graph:
         self.workflow, self.object_info = workflow, object_info or {}
         self.alive = live_nodes(workflow, object_info)
         self.used = users(workflow)
-        self.samplers = Samplers(workflow, self.alive)
+        self.samplers = Samplers(workflow, self.alive, self.used)
 
     def places(self, name: str) -> list[Place]:
         """Where a parameter goes, in natural order. Raises UsageError for nowhere, Ambiguous for too many places."""
@@ -197,7 +197,7 @@ class _Graph:
             if target.input != kind.input:
                 continue
             shown = f"--{name} {value}: node {shown_node(self.workflow, target.node_id)}"
-            spec = self._spec(str(node["class_type"]), kind.input)
+            spec = declared(self.object_info, str(node["class_type"])).get(kind.input, [])
             choices = spec[0] if spec and isinstance(spec[0], list) else []
             # Files (ckpt) may be there by the time the job runs: the worker fetches what it lacks.
             if name in ("sampler", "scheduler") and choices and value not in choices:
@@ -225,15 +225,6 @@ class _Graph:
                 raise UsageError(
                     f"{shown} has {name} {at}, which {steps} steps do not reach: set that one too, with --set"
                 )
-
-    def _spec(self, class_type: str, name: str) -> list[Any]:
-        """What the registry declares of an input: ``[type or choices, options?]``; [] without."""
-        declared = (self.object_info.get(class_type) or {}).get("input") or {}
-        for section in ("required", "optional"):
-            spec = (declared.get(section) or {}).get(name)
-            if isinstance(spec, list):
-                return spec
-        return []
 
     def check_shared(self, changes: Sequence[Change]) -> None:
         """A primitive may feed other inputs than those asked for: of the same name, they change with it; others not.

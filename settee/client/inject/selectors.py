@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from settee.client.changes import listed_nodes, shown_node
 from settee.client.errors import Ambiguous, UsageError
+from settee.client.inject.classes import NO_OUTPUT
 from settee.workflow import ObjectInfo, Workflow, is_link, links, natural_key, title, unwrapped
 
 
@@ -81,6 +82,20 @@ def near(text: str, names: Iterable[str]) -> str:
     return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
 
 
+def declared(object_info: ObjectInfo | None, class_type: str) -> dict[str, list[Any]]:
+    """The inputs that a registry declares for a class: name → ``[type or choices, options?]``; {} without."""
+    entry = (object_info or {}).get(class_type)
+    inputs = entry.get("input") if isinstance(entry, Mapping) else None
+    groups = [inputs.get(group) for group in ("required", "optional")] if isinstance(inputs, Mapping) else []
+    return {
+        name: spec
+        for group in groups
+        if isinstance(group, Mapping)
+        for name, spec in group.items()
+        if isinstance(spec, list) and spec
+    }
+
+
 # --- what is connected -----------------------------------------------------------------------------------
 
 
@@ -98,13 +113,18 @@ def live_nodes(workflow: Workflow, object_info: ObjectInfo | None = None) -> set
     """Ids of the nodes that ComfyUI runs: those that an output is made from.
 
     A class that ``object_info`` does not know (API nodes; every class without it) counts as an output where nothing
-    uses it. Where there is no output at all, every node counts: ComfyUI will say so itself.
+    uses it, unless it is one of ComfyUI's own that is none. Where there is no output at all, every node counts: ComfyUI
+    will say so itself.
     """
     used = users(workflow)
     pending = []
     for node_id, node in workflow.items():
         known = (object_info or {}).get(node["class_type"])
-        if known.get("output_node") if known else not used[node_id]:
+        if isinstance(known, Mapping):
+            is_output = bool(known.get("output_node"))
+        else:
+            is_output = not used[node_id] and node["class_type"] not in NO_OUTPUT
+        if is_output:
             pending.append(node_id)
     found: set[str] = set()
     while pending:

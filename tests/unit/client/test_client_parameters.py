@@ -252,7 +252,8 @@ def test_a_reroute_between_two_passes() -> None:
 
 def test_what_no_output_is_made_from_is_no_place() -> None:
     workflow = simple(n11=ksampler(), n12=node("VAEDecode", samples=["11", 0], vae=["4", 2]))
-    assert places(workflow, INFO, steps=30) == ["3.steps"]
+    assert places(workflow, INFO, steps=30) == places(workflow, steps=30) == ["3.steps"]
+    workflow["12"]["class_type"] = "SomebodysDecoder"
     with pytest.raises(Ambiguous):
         places(workflow, steps=30)
 

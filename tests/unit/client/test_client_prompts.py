@@ -234,7 +234,13 @@ def test_a_text_input_that_holds_a_number_is_no_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [{"KSampler": None}, {"KSampler": {"input": []}}, {"CLIPTextEncode": {"input": 3}}]
+    "registry",
+    [
+        {"KSampler": None},
+        {"KSampler": {"input": []}},
+        {"KSampler": {"input": {"required": [1]}}},
+        {"CLIPTextEncode": {"input": 3}},
+    ],
 )
 def test_a_registry_that_makes_no_sense_is_no_help_and_no_harm(registry: dict[str, Any]) -> None:
     """Where it says that nothing is an output, everything may be."""

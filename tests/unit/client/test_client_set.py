@@ -278,11 +278,12 @@ def test_what_an_output_is_made_from_is_live() -> None:
         "4": node("ImageInvert", image=["2", 0]),
         "5": node("Api", image=["1", 0]),
         "6": node("Reroute", a=["gone", 0]),
+        "7": node("Api", a=["gone", 0]),
     }
     info = {"LoadImage": {}, "ImageInvert": {"output_node": False}, "PreviewImage": {"output_node": True}}
-    assert live_nodes(graph, info) == {"1", "2", "3", "5", "6"}
-    assert live_nodes(graph) == set(graph)
-    del graph["3"], graph["5"], graph["6"]
+    assert live_nodes(graph, info) == {"1", "2", "3", "5", "7"}
+    assert live_nodes(graph) == graph.keys() - {"6"}
+    del graph["3"], graph["5"], graph["6"], graph["7"]
     assert live_nodes(graph, info) == set(graph)
 
 
