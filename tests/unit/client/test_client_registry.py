@@ -1,0 +1,62 @@
+"""ComfyUI's node registry, from a server and from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.client import registry
+from settee.client.errors import NetworkError, UsageError
+from settee.comfy.process import free_port
+from tests.support.file_server import Ask, FileServer, Reply
+
+INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}
+
+
+def test_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text(json.dumps(INFO))
+    assert registry.read(tmp_path / "info.json") == INFO
+
+
+@pytest.mark.parametrize("path", ["", "/", "/object_info", "/object_info/"])
+def test_from_a_server(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with FileServer(json.dumps(INFO).encode()).running() as server:
+        assert registry.read(server.url.replace("/file.bin", path)) == INFO
+        (asked,) = server.asked
+        assert asked.path == "/object_info"
+        assert "Authorization" not in asked.headers
+
+
+def test_one_that_is_busy_is_asked_again() -> None:
+    def rule(ask: Ask, reply: Reply) -> None:
+        if len(server.asked) < 2:
+            reply.status = 503
+
+    with FileServer(json.dumps(INFO).encode(), rule=rule).running() as server:
+        assert registry.read(server.url.replace("/file.bin", "")) == INFO
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"a": 1}', '{"a": {}}', "no", '"' + "[" * 2000])
+def test_what_is_no_registry(content: str, tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text(content)
+    with pytest.raises(UsageError, match=r"--registry .*info\.json: "):
+        registry.read(tmp_path / "info.json")
+    with pytest.raises(UsageError, match=r"--registry .*absent\.json: No such file"):
+        registry.read(tmp_path / "absent.json")
+
+
+def test_a_server_that_is_no_comfyui() -> None:
+    with FileServer(b"[]").running() as server, pytest.raises(NetworkError, match="does not answer as ComfyUI does"):
+        registry.read(server.url.replace("/file.bin", ""))
+    with FileServer(b"{}").running() as server, pytest.raises(UsageError, match="that is no node registry"):
+        registry.read(server.url.replace("/file.bin", ""))
+
+
+def test_a_server_that_is_not_there() -> None:
+    with pytest.raises(NetworkError, match=r"--registry http://127\.0\.0\.1:\d+: nothing answers"):
+        registry.read(f"http://127.0.0.1:{free_port()}")
