@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
-from settee.errors import Busy, ComfyUnavailable
+from settee.errors import Busy, ComfyError, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.placed import Shelf
 from settee.models.store import ModelStore
@@ -104,8 +104,30 @@ class Engine:
 
     def object_info(self, cancel: Cancel | None = None) -> ObjectInfo:
         """ComfyUI's node registry, asked for now. Raises ComfyUnavailable, JobCanceled."""
-        self._server.wait_ready(self._settings.comfy_start_timeout_s, cancel)
+        # Ours may be starting, which takes what it takes; another one is there or it is not.
+        is_ours = self._server.is_ours
+        patience = self._settings.comfy_start_timeout_s if is_ours else self._settings.comfy_unresponsive_s
+        self._server.wait_ready(patience, cancel)
         return self._server.client.object_info()
+
+    def take_back(self, prompt_id: str) -> None:
+        """A prompt of a worker that was killed, which a ComfyUI that is not ours may still run.
+
+        It is asked to stop now, without waiting, and no job begins before it has. Call this before the first job.
+        """
+        if self._server.is_ours:
+            return  # it ended with its worker
+        self._session.inherit(prompt_id)
+        client = self._server.client
+
+        def stop() -> None:
+            try:
+                client.delete(prompt_id, timeout_s=_ASKED_S)
+                client.interrupt(prompt_id, timeout_s=_ASKED_S)
+            except ComfyError as error:
+                log.warning("an earlier worker's prompt is not stopped yet: %s", error)
+
+        threading.Thread(target=stop, name="settee-take-back", daemon=True).start()
 
     def queue(self) -> tuple[int, int]:
         """How many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""

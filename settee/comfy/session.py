@@ -105,6 +105,11 @@ class Session:
         self._object_info = self._server.client.object_info()
         self._known_generation = generation
 
+    def inherit(self, prompt_id: str) -> None:
+        """A prompt that a worker before this one left: stopped before the first job, and its texts forgotten."""
+        self._leftovers.add(prompt_id)
+        self.forgetter.add(prompt_id)
+
     @property
     def object_info(self) -> dict[str, Any]:
         return self._object_info

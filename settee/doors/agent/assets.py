@@ -50,8 +50,8 @@ def resolve(
 ) -> Assets:
     """Ask S3 what each is, and give each a name. ``folders``: ``base_models`` and ``loras`` below the models folder.
 
-    ``check`` is called between requests. Raises InvalidRequest for an object that is not there, DownloadFailed, and
-    what ``check`` raises.
+    ``check`` is called between requests and while one is waited for. Raises InvalidRequest for an object that is not
+    there, DownloadFailed, and what ``check`` raises.
     """
     taken: dict[str, Asset] = {}
     wanted = [("baseModel", "base_models", envelope.base_model)]
@@ -59,7 +59,7 @@ def resolve(
     entries, passing = [], []
     for position, folder, asset in wanted:
         check()
-        found = storage.head(asset.bucket, asset.key, position)
+        found = storage.head(asset.bucket, asset.key, position, check)
         stays = asset.cache_strategy == "persistent" or asset.key in config.persistent_model_keys
         entry = ModelEntry(
             source=S3Object(asset.bucket, asset.key),

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,22 +21,35 @@ from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import model_places
 from settee.doors.agent.envelope import Envelope
 from settee.doors.agent.interruption import AgentRestarted
+from settee.doors.agent.keys import Keys, Known
+from settee.doors.agent.leavings import Leavings
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.outbox import Outbox
 from settee.doors.agent.payloads import ended, failure_shown, reason_code
 from settee.doors.agent.record import Record
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
-from settee.errors import Busy, ComfyUnavailable, JobCanceled, SetteeError
-from settee.job import Cancel, Job, Progress, Result, Status
+from settee.errors import (
+    Busy,
+    ComfyUnavailable,
+    InvalidRequest,
+    JobCanceled,
+    ModelMissing,
+    SetteeError,
+    StagingError,
+)
+from settee.job import Cancel, Progress, Result, Status
+from settee.models.entry import ModelEntry
 from settee.models.judging import State
 from settee.settings import Settings
-from settee.workflow import ObjectInfo
+from settee.workflow import ObjectInfo, Workflow
 
 log = logging.getLogger(__name__)
 
-#: Jobs that GET /jobs/{id} still knows, and idempotency keys.
+#: Jobs that GET /jobs/{id} still knows.
 _REMEMBERED = 200
+#: As every node takes it, and every control plane shows it.
+_MAX_DRAWN = 2**31 - 1
 #: In what order a job goes through its states; the engine begins anew at PREPARING.
 _ORDER = list(Status)
 
@@ -83,15 +96,23 @@ class Desk:
         self._outbox, self._metrics, self._clock = outbox, metrics, clock
         self._storage = Storage(settings)
         self._places = model_places(config)
+        is_emptied = config.comfyui.output_dir is not None or config.comfyui.dir is not None
+        self._leavings = Leavings(config.state_folder, None if is_emptied else config.paths.outputs)
+        self._keys = Keys(config.state_folder)
+        #: One dispatch at a time: held while the state folder's disk takes its time.
+        self._intake = threading.Lock()
+        #: Held for moments only: the event loop takes it.
         self._lock = threading.Lock()
         self._running: _Running | None = None
         self._thread: threading.Thread | None = None
         self._closing = False
         self._records: OrderedDict[str, Record] = OrderedDict()
-        #: Idempotency-Key → digest of the body, and the job that it made.
-        self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()
         self._registry: tuple[float, ObjectInfo] | None = None
         metrics.watch(restarts=lambda: engine.restarts, depth=lambda: int(self.is_busy), letters=lambda: outbox.pending)
+
+    def start(self) -> None:
+        """Clear up after a job that a killed agent left. Before the first job; waits for nobody."""
+        self._leavings.clear(self._engine)
 
     # --- what callers ask ------------------------------------------------------------------------------------
 
@@ -102,26 +123,32 @@ class Desk:
     def submit(self, envelope: Envelope, key: str | None = None, digest: str = "") -> str:
         """Take a job, and begin it; returns its id. The same ``key`` and ``digest`` of a body twice is one job.
 
-        Raises Busy, OtherBody, InvalidRequest (an address of a callback), StagingError (the state folder).
+        Raises Busy, OtherBody, InvalidRequest (an address of a callback), StagingError (the state folder). May wait
+        for the disk.
         """
         urls = Urls(envelope.callbacks.status, envelope.callbacks.completion, envelope.callbacks.failure).checked(
             base_url=self._config.callbacks.base_url, hosts=self._config.callbacks.allowed_hosts
         )
-        with self._lock:
+        with self._intake:
             if key is not None and (known := self._keys.get(key)) is not None:
-                if known[0] != digest:
+                if known.digest != digest:
                     raise OtherBody
-                return known[1]
-            if self._closing:
-                raise ComfyUnavailable("the agent is shutting down", retryable=True)
-            if self._running is not None:
-                raise Busy
-            running = self._begun(envelope, urls)
-            if key is not None:
-                self._remember(self._keys, key, (digest, envelope.job_id))
-        return running.envelope.job_id
+                return known.job_id
+            with self._lock:
+                if self._closing:
+                    raise ComfyUnavailable("the agent is shutting down", retryable=True)
+                if self._running is not None:
+                    raise Busy
+                running = self._running = self._made(envelope, urls)
+            try:
+                self._begin(running, key, digest)
+            except BaseException:
+                with self._lock:
+                    self._running = None
+                raise
+        return envelope.job_id
 
-    def _begun(self, envelope: Envelope, urls: Urls) -> _Running:
+    def _made(self, envelope: Envelope, urls: Urls) -> _Running:
         prompt_id = str(uuid.uuid4())
         reporter = Reporter(
             envelope.job_id,
@@ -132,13 +159,27 @@ class Desk:
             heartbeat_s=self._config.callbacks.heartbeat_seconds,
             activity=self._activity,
         )
-        reporter.begin()
-        running = _Running(envelope, Record(envelope.job_id, reporter.started_at), reporter, prompt_id)
-        self._remember(self._records, envelope.job_id, running.record)
-        self._running = running
-        self._thread = threading.Thread(target=self._run, args=(running,), name="settee-job", daemon=True)
-        self._thread.start()
-        return running
+        interval_s = self._config.comfyui.poll_interval_seconds
+        record = Record(envelope.job_id, reporter.started_at, interval_s=interval_s)
+        return _Running(envelope, record, reporter, prompt_id)
+
+    def _begin(self, running: _Running, key: str | None, digest: str) -> None:
+        """From here on its dispatcher hears how it ends, come what may. Raises StagingError."""
+        job_id = running.envelope.job_id
+        running.reporter.begin()
+        if key is not None:
+            self._keys.put(key, Known(digest, job_id))
+        thread = threading.Thread(target=self._run, args=(running,), name="settee-job", daemon=True)
+        with self._lock:
+            self._remember(self._records, job_id, running.record)
+            self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads
+            failure = StagingError("the agent cannot start another thread", retryable=True)
+            running.reporter.failed(failure)
+            running.record.end(Status.FAILED, {"error": failure_shown(failure)})
+            raise failure from error
 
     def cancel(self, token: str) -> bool:
         """Ask the job with this cancel token to stop. False when no job that runs has it."""
@@ -186,15 +227,14 @@ class Desk:
         ):
             try:
                 self._tell(running, archive, Status.QUEUED)
-                done = self._work(running, archive)
+                self._succeeded(running, archive, *self._work(running, archive))
             except SetteeError as error:
                 self._failed(running, archive, error)
             except Exception:
                 log.exception("job %s failed inside the agent", envelope.job_id)
                 self._failed(running, archive, SetteeError("the job failed inside the agent; its log has more"))
-            else:
-                self._succeeded(running, archive, *done)
             finally:
+                self._leavings.done(running.prompt_id)
                 with self._lock:
                     self._running = None
 
@@ -206,26 +246,60 @@ class Desk:
                 raise JobCanceled
 
         self._tell(running, archive, Status.PREPARING)
-        graph = work.template(envelope, self._storage, self._config.paths.workflows)
+        self._leavings.note(running.prompt_id)
+        graph = work.template(envelope, self._storage, self._config.paths.workflows, check)
         check()
         folders = {"base_models": self._places.base_models, "loras": self._places.loras}
         models = assets.resolve(envelope, self._config, self._storage, self._engine.shelf, folders, check)
         check()
-        ready = work.plan(envelope, self._config, graph, models, self._object_info(running.cancel), _drawn)
+        ready = self._planned(running, graph, models)
         archive.manifest(envelope.shown(), ready.context.values, ready.workflow)
         archive.applied_workflow(ready.workflow)
         check()
         self._metrics.phases({"preparing": (time.monotonic() - begun) * 1000})
         self._tell(running, archive, Status.MATERIALIZING)
         job, keys = work.job_for(ready, self._config, self._settings, running.prompt_id)
-        missing = [entry for entry in models.entries if self._engine.shelf.state(entry) is not State.RIGHT]
+        missing = self._missing(models.entries)
+        self._leavings.note(running.prompt_id, models.passing)
+
+        def on_progress(progress: Progress) -> None:
+            self._progress(running, archive, progress)
+
         try:
-            result = self._engine.run(job, lambda progress: self._progress(running, archive, progress), running.cancel)
+            try:
+                result = self._engine.run(job, on_progress, running.cancel)
+            except ModelMissing:
+                # ComfyUI may list what was just placed a little later; without that, asking again changes nothing.
+                if not missing or self._missing(missing):
+                    raise
+                running.cancel.wait(self._config.comfyui.model_refresh_delay_seconds)
+                result = self._engine.run(job, on_progress, running.cancel)
         finally:
-            self._metrics.staged.inc(sum(entry.size or 0 for entry in missing))
+            still = self._missing(missing)
+            self._metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))
             assets.remove(models.passing, self._engine.shelf)
-            self._clean_up(job)
         return ready, result, keys
+
+    def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
+        return [entry for entry in entries if self._engine.shelf.state(entry) is not State.RIGHT]
+
+    def _planned(self, running: _Running, graph: Workflow, models: assets.Assets) -> work.Plan:
+        """What is refused by an older answer of ComfyUI's is looked at once more by a new one: files may have come."""
+        seed = secrets.randbelow(_MAX_DRAWN + 1)
+
+        def planned() -> work.Plan:
+            return work.plan(
+                running.envelope, self._config, graph, models, self._object_info(running.cancel), lambda: seed
+            )
+
+        was_known = self._registry is not None
+        try:
+            return planned()
+        except InvalidRequest:
+            if not was_known:
+                raise
+        self._registry = None
+        return planned()
 
     def _object_info(self, cancel: Cancel) -> ObjectInfo:
         """ComfyUI's node registry, as old as the configuration allows. Raises ComfyUnavailable, JobCanceled."""
@@ -264,44 +338,31 @@ class Desk:
         outputs = self._config.comfyui.output_dir or self._config.paths.outputs
         made = work.artifacts(ready, result, keys, outputs)
         params, meta = work.params(ready), {**work.meta(ready), "timings_ms": result.timings}
-        self._metrics.jobs.labels("SUCCESS", "").inc()
-        self._metrics.phases(result.timings)
-        self._metrics.delivered.inc(sum(artifact.bytes for artifact in made))
         shown = [artifact.as_dict() for artifact in made]
-        archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
+        # First what must not be lost, whatever becomes of the rest.
         running.reporter.completed(artifacts=made, params=params, meta=meta, warnings=result.warnings)
         running.record.end(
             Status.SUCCEEDED,
             {"result": {"artifacts": shown, "params": params.as_dict(), "meta": meta, "warnings": result.warnings}},
         )
+        archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
+        self._metrics.jobs.labels("SUCCESS", "").inc()
+        self._metrics.phases(result.timings)
+        self._metrics.delivered.inc(sum(artifact.bytes for artifact in made))
 
     def _failed(self, running: _Running, archive: Archive, error: SetteeError) -> None:
         if running.is_shutdown and isinstance(error, JobCanceled):
             error = AgentRestarted()
         state = ended(error)
         shown = failure_shown(error)
-        self._metrics.jobs.labels(state.name, reason_code(error)).inc()
-        archive.event(state.value, shown)
         running.reporter.failed(error)
-        running.record.end(state, {"error": shown})
+        if not running.record.is_over:
+            running.record.end(state, {"error": shown})
+        archive.event(state.value, shown)
+        self._metrics.jobs.labels(state.name, reason_code(error)).inc()
         log.info("job %s ended: %s", running.envelope.job_id, reason_code(error))
-
-    def _clean_up(self, job: Job) -> None:
-        """What ComfyUI wrote, where its output folder is the agent's and the engine does not empty it."""
-        if self._config.comfyui.output_dir is None and self._config.comfyui.dir is None:
-            from settee.wipe import wipe_tree
-
-            folder = self._config.paths.outputs / f"settee-{job.prompt_id[:13]}"
-            if folder.is_dir() and not folder.is_symlink():
-                wipe_tree(folder)
-                folder.rmdir()
 
     def _activity(self) -> dict[str, Any] | None:
         """What ComfyUI's queue holds, in numbers: whose prompts they are is nobody's business."""
         running, pending = self._engine.queue()
         return {"running": running, "pending": pending, "timestamp": timestamps.stamp(timestamps.now())}
-
-
-def _drawn() -> int:
-    # What JavaScript's numbers hold exactly: control planes show it.
-    return secrets.randbelow(2**53)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -21,33 +22,53 @@ Event = dict[str, Any]
 class Record:
     """One job. Every method may be called from any thread, and none waits."""
 
-    def __init__(self, job_id: str, accepted_at: datetime) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        accepted_at: datetime,
+        *,
+        interval_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``interval_s``: the least time between two events within a state."""
         self.job_id = job_id
         self._accepted_at = accepted_at
+        self._interval_s, self._clock = interval_s, clock
         self._lock = threading.Lock()
         self._state = Status.QUEUED
         self._said: dict[str, Any] = {}
         self._end: dict[str, Any] = {}
-        self._number = 0
+        # Of two jobs with one id, one after the other, each begins above the other's: Last-Event-ID stays true.
+        self._number = int(accepted_at.timestamp() * 1000)
+        self._published_at = 0.0
         self._events: deque[Event] = deque(maxlen=_KEPT)
-        self._listeners: set[Callable[[Event], None]] = set()
+        self._listeners: set[Callable[[], None]] = set()
 
     @property
     def is_over(self) -> bool:
         return self._state.is_terminal
 
+    @property
+    def last_number(self) -> int:
+        """Of the latest event."""
+        return self._number
+
     def tell(self, state: Status, **said: Any) -> None:
         """It stands so now. What is None is not known."""
         with self._lock:
+            is_new = state is not self._state or not self._events
             self._state = state
             self._said = {name: value for name, value in said.items() if value is not None}
-            self._publish()
+            if is_new or self._clock() - self._published_at >= self._interval_s:
+                self._publish(is_new)
 
     def end(self, state: Status, body: dict[str, Any]) -> None:
         """It ended: ``body`` is the result or the error."""
         with self._lock:
             self._state, self._said, self._end = state, {}, body
-            self._publish()
+            # What it went through may still be asked for; how far it was at each moment not.
+            self._events = deque((event for event in self._events if event["is_new"]), maxlen=_KEPT)
+            self._publish(True)
 
     def shown(self) -> dict[str, Any]:
         """``{jobId, state, acceptedAt, progress?, …}``, with the result or the error when it has ended."""
@@ -58,22 +79,26 @@ class Record:
         about = {"jobId": self.job_id, "state": STATES[self._state], "acceptedAt": stamp(self._accepted_at)}
         return {**about, **self._said, **self._end}
 
-    def _publish(self) -> None:
+    def _publish(self, is_new: bool) -> None:
         self._number += 1
-        event = {"id": self._number, "is_last": self._state.is_terminal, "data": self._shown()}
+        self._published_at = self._clock()
+        event = {"id": self._number, "is_new": is_new, "is_last": self._state.is_terminal, "data": self._shown()}
         self._events.append(event)
         for listener in self._listeners:
-            listener(event)
+            listener()
 
     # --- following ---------------------------------------------------------------------------------------------
 
-    def follow(self, listener: Callable[[Event], None], after: int = 0) -> list[Event]:
-        """Tell ``listener`` of every event from now on; returns those before, with a number over ``after``."""
+    def follow(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` at every event from now on; it must not wait, nor raise."""
         with self._lock:
             self._listeners.add(listener)
-            past = [event for event in self._events if event["id"] > after]
-            return past or [{"id": self._number, "is_last": self.is_over, "data": self._shown()}]
 
-    def unfollow(self, listener: Callable[[Event], None]) -> None:
+    def unfollow(self, listener: Callable[[], None]) -> None:
         with self._lock:
             self._listeners.discard(listener)
+
+    def since(self, number: int) -> list[Event]:
+        """Events with a number over this one, as far as they are kept."""
+        with self._lock:
+            return [event for event in self._events if event["id"] > number]

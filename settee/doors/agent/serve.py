@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from settee import logs
@@ -48,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: AgentConfig) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError."""
     import uvicorn
-    from fastapi import FastAPI
 
     from settee.doors.agent.app import create_app
     from settee.doors.agent.auth import Auth
@@ -56,6 +54,7 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.desk import Desk
     from settee.doors.agent.metrics import Metrics
     from settee.doors.agent.outbox import Outbox
+    from settee.doors.agent.patience import Patient, Server
     from settee.doors.agent.posting import Poster
     from settee.engine import Engine
 
@@ -79,6 +78,7 @@ def run(config: AgentConfig) -> int:
     try:
         engine.start()
         desk = Desk(config, settings, engine, outbox, metrics)
+        desk.start()
         app = create_app(
             desk,
             metrics,
@@ -87,25 +87,27 @@ def run(config: AgentConfig) -> int:
             max_nodes=settings.max_nodes,
         )
 
-        @contextlib.asynccontextmanager
-        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-            yield
+        def end() -> None:
             desk.close(2 * settings.comfy_interrupt_s + 10)
 
-        app.router.lifespan_context = lifespan
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 app,
                 host=config.host.strip("[]"),
                 port=config.server.port,
+                http=Patient,
+                ws="none",
+                lifespan="off",
                 log_config=None,
                 access_log=False,
                 timeout_graceful_shutdown=_REQUESTS_S,
                 server_header=False,
-            )
+            ),
+            on_signal=end,
         )
         log.info("listening on %s port %d", config.host, config.server.port)
-        server.run()
+        server.serve_until_told()
+        end()
     finally:
         try:
             engine.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,8 @@ from settee.settings import Settings
 
 #: A workflow is some 100 kB; what is larger is none.
 _MOST_BYTES = 20_000_000
+#: How often a cancel is looked at while S3 is waited for, seconds.
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,37 @@ class Found:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
+Check = Callable[[], None]
+
+
+def _no_check() -> None:
+    pass
+
+
+class _Asked:
+    """A call in a thread, which is left alone when nobody waits for it any more."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.done = threading.Event()
+        self._call = call
+        self._value: Any = None
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, name="settee-s3", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except Exception as error:
+            self._error = error  # for result()
+        finally:
+            self.done.set()
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
 class Storage:
     """Every method asks S3, with the timeouts of :mod:`settee.delivery.s3`, and may be called from any thread."""
 
@@ -31,32 +66,40 @@ class Storage:
         assert target is not None, "the agent's configuration always names its S3 store"
         self._target: Target = target
 
-    def head(self, bucket: str, key: str, what: str) -> Found:
+    def head(self, bucket: str, key: str, what: str, check: Check = _no_check) -> Found:
         """Size and metadata. Raises InvalidRequest when it is not there, DownloadFailed when S3 cannot tell."""
-        answer = self._ask(what, bucket, key, "head_object")
+        answer = self._ask(what, bucket, key, check, lambda s3: s3.head_object(Bucket=bucket, Key=key))
         return Found(int(answer["ContentLength"]), dict(answer.get("Metadata") or {}))
 
-    def workflow(self, bucket: str, key: str) -> dict[str, Any]:
+    def workflow(self, bucket: str, key: str, check: Check = _no_check) -> dict[str, Any]:
         """The workflow in an object. Raises InvalidRequest for what is none, and what :meth:`head` does."""
         what = "workflow.minioKey"
-        answer = self._ask(what, bucket, key, "get_object")
-        with answer["Body"] as body:
-            content = body.read(_MOST_BYTES + 1)
+
+        def read(s3: Any) -> bytes:
+            with s3.get_object(Bucket=bucket, Key=key)["Body"] as body:
+                content: bytes = body.read(_MOST_BYTES + 1)
+                return content
+
+        content = self._ask(what, bucket, key, check, read)
         if len(content) > _MOST_BYTES:
             raise _problem(what, f"s3://{bucket}/{key} is too large for a workflow")
         return parsed(content, what, f"s3://{bucket}/{key}")
 
-    def _ask(self, what: str, bucket: str, key: str, call: str) -> Any:
+    def _ask(self, what: str, bucket: str, key: str, check: Check, call: Callable[[Any], Any]) -> Any:
+        """In a thread of its own: a server that is silent for minutes must not hold up a cancel for as long."""
         from botocore.exceptions import BotoCoreError, ClientError
 
+        answered = _Asked(lambda: call(client_for(self._target)))
+        while not answered.done.wait(_POLL_S):
+            check()
         try:
-            return getattr(client_for(self._target), call)(Bucket=bucket, Key=key)
+            return answered.result()
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (400, 404):
                 raise _problem(what, f"s3://{bucket}/{key} is not there") from error
             reason = explain(error, self._target)
-        except BotoCoreError as error:
+        except (BotoCoreError, OSError) as error:  # a body that breaks off is urllib3's, or the socket's
             reason = explain(error, self._target)
         raise DownloadFailed(f"{what}: {reason.message}", retryable=reason.retryable)
 

@@ -46,15 +46,15 @@ class Plan:
         return int(self.context.values["seed"])
 
 
-def template(envelope: Envelope, storage: Storage, workflows: Path) -> Workflow:
-    """The workflow that the envelope names. Raises InvalidRequest, DownloadFailed."""
+def template(envelope: Envelope, storage: Storage, workflows: Path, check: Callable[[], None]) -> Workflow:
+    """The workflow that the envelope names. Raises InvalidRequest, DownloadFailed, and what ``check`` raises."""
     source = envelope.workflow
     if source.inline is not None:
         return source.inline
     if source.local_path is not None:
         return _local(source.local_path, workflows)
     assert source.minio_key is not None
-    return storage.workflow(envelope.workflow_bucket, source.minio_key)
+    return storage.workflow(envelope.workflow_bucket, source.minio_key, check)
 
 
 def _local(name: str, workflows: Path) -> Workflow:

@@ -1,0 +1,118 @@
+"""Before everything else of the HTTP door: who may come in, what with, how much of it, and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from settee.doors.agent.addressing import is_loopback
+from settee.doors.agent.auth import Auth
+
+#: Without a token: they tell nothing of anybody.
+OPEN_PATHS = frozenset(("/", "/healthz"))
+#: A body may come slowly, but not without end: the longest silence within it, and all of it, seconds.
+CHUNK_S, BODY_S = 15.0, 300.0
+#: Digits of a length that can be compared at all.
+_MAX_DIGITS = 18
+_SEEN = frozenset((b"authorization", b"content-length", b"content-type", b"host"))
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Gate:
+    """ASGI middleware. What it turns away it answers itself, and the connection ends: a body may still be coming."""
+
+    def __init__(
+        self, app: Any, *, auth: Auth, max_body_bytes: int, chunk_s: float = CHUNK_S, body_s: float = BODY_S
+    ) -> None:
+        self._app, self._auth, self._most = app, auth, max_body_bytes
+        self._chunk_s, self._body_s = chunk_s, body_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Of a header that is there twice, the last one counts, for every part of this door.
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _SEEN}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, self._measured(receive), send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
+        if scope["path"] not in OPEN_PATHS:
+            if not self._auth.is_allowed(headers.get(b"authorization")):
+                return _turned_away(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+            # Without a token only the host's own users come in; a page in their browser, whose name was made to
+            # lead here (DNS rebinding), says that name.
+            if self._auth.is_open and not _is_own(headers.get(b"host", "")):
+                return _turned_away(421, "without a token in auth, this agent is only known as localhost")
+        # A page elsewhere can make a browser post a form or plain text, but no JSON without being allowed to.
+        if scope["method"] == "POST" and not _is_json(headers.get(b"content-type", "")):
+            return _turned_away(415, "the body must be JSON: send Content-Type: application/json")
+        announced = headers.get(b"content-length", "")
+        if announced.isdigit() and (len(announced) > _MAX_DIGITS or int(announced) > self._most):
+            return _turned_away(413, self._too_large)
+        return None
+
+    @property
+    def _too_large(self) -> str:
+        return f"the body is larger than {self._most} bytes (server.max_body_bytes)"
+
+    def _measured(self, receive: Receive) -> Receive:
+        """``receive``, which raises HTTPException for a body that is too large or too slow."""
+        count, is_whole, deadline = 0, False, time.monotonic() + self._body_s
+
+        async def measured() -> Message:
+            nonlocal count, is_whole
+            if is_whole:  # from here on it tells that the client went away, whenever that is
+                return await receive()
+            limit_s = min(self._chunk_s, deadline - time.monotonic())
+            try:
+                message = await asyncio.wait_for(receive(), limit_s)
+            except asyncio.TimeoutError:
+                raise HTTPException(408, "the body comes too slowly", {"Connection": "close"}) from None
+            is_whole = not message.get("more_body", False)
+            count += len(message.get("body", b""))
+            if count > self._most:
+                raise HTTPException(413, self._too_large, {"Connection": "close"})
+            return message
+
+        return measured
+
+
+def problem(status: int, detail: str, problems: Any = None, headers: Any = None) -> JSONResponse:
+    """``{detail, problems?}``."""
+    body: dict[str, Any] = {"detail": detail}
+    if problems:
+        body["problems"] = problems
+    return JSONResponse(body, status, headers)
+
+
+def _turned_away(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return problem(status, detail, headers={"Connection": "close", **(headers or {})})
+
+
+def _is_own(host: str) -> bool:
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+__all__ = ["OPEN_PATHS", "Gate", "problem"]

@@ -1,0 +1,92 @@
+"""What a job of an agent that was killed left behind: a prompt in ComfyUI, files of it, models that were to go.
+
+While a job runs, ``leavings.json`` in the state folder says what that would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from settee.engine import Engine
+from settee.errors import SetteeError
+from settee.models.entry import ModelEntry
+from settee.models.placed import Shelf
+from settee.wipe import wipe_tree
+
+log = logging.getLogger(__name__)
+
+_PROMPT_ID = re.compile(r"[0-9a-f-]{36}")
+
+
+class Leavings:
+    """Used by one thread at a time; no method raises: at worst something stays, which is logged."""
+
+    def __init__(self, folder: Path, outputs: Path | None) -> None:
+        """``outputs``: the folder that ComfyUI writes to, when nobody else empties it."""
+        self._path = folder / "leavings.json"
+        self._outputs = outputs
+
+    def note(self, prompt_id: str, passing: Sequence[ModelEntry] = ()) -> None:
+        """A job runs as this prompt; these models go with it."""
+        part = self._path.with_name(f"{self._path.name}.part")
+        models = [str(entry.path) for entry in passing]
+        try:
+            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                json.dump({"prompt_id": prompt_id, "models": models}, file)
+            part.rename(self._path)
+        except OSError as error:
+            log.warning("what this job leaves could not be found after a kill (%s)", error.strerror)
+
+    def done(self, prompt_id: str) -> None:
+        """The job has ended, its models are gone: nothing but its files in ComfyUI's folder is left."""
+        self._wipe(prompt_id)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def clear(self, engine: Engine) -> None:
+        """Before the first job: take back the prompt, and remove what the killed agent would have removed."""
+        try:
+            data = json.loads(self._path.read_bytes())
+            prompt_id, models = data["prompt_id"], data["models"]
+            if not _PROMPT_ID.fullmatch(prompt_id):
+                raise ValueError("no id")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            log.warning("leavings.json in the state folder cannot be read: what a killed job left stays")
+            return
+        engine.take_back(prompt_id)
+        _remove(models, engine.shelf)
+        self.done(prompt_id)
+
+    def _wipe(self, prompt_id: str) -> None:
+        if self._outputs is None:
+            return
+        # The engine's own name for what a prompt writes: Session.run.
+        folder = self._outputs / f"settee-{prompt_id[:13]}"
+        try:
+            if folder.is_dir() and not folder.is_symlink():
+                wipe_tree(folder)
+                folder.rmdir()
+        except OSError as error:
+            log.warning("files of a job stay in ComfyUI's output folder: %s", error.strerror)
+
+
+def _remove(models: object, shelf: Shelf) -> None:
+    """Only what the records say that a job brought."""
+    wanted = {name for name in models if isinstance(name, str)} if isinstance(models, list) else set()
+    try:
+        for placed in [placed for placed in shelf.records() if placed.path in wanted and placed.from_job]:
+            shelf.remove(placed)
+    except (OSError, SetteeError) as error:
+        log.warning("a model of a killed job stays: %s", getattr(error, "strerror", None) or error)
+
+
+__all__ = ["Leavings"]
