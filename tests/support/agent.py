@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import yaml
 from settee.comfy.process import free_port
 from settee.doors.agent.envelope_example import EXAMPLE
 from tests.support.embedded import EmbeddedServer
+from tests.support.faulty_s3 import FaultyS3
 from tests.support.models import safetensors
 from tests.support.receiver import Receiver
 from tests.support.s3 import S3Server
@@ -87,24 +90,71 @@ class Store:
 
     def envelope(self, receiver: Receiver | None = None, **changes: Any) -> dict[str, Any]:
         """The seed document's, at these buckets, with changes at its top level."""
-        found: dict[str, Any] = copy.deepcopy(EXAMPLE)
-        found["baseModel"]["bucket"] = self.models
-        found["loras"][0]["bucket"] = self.loras
-        found["output"]["bucket"] = self.outputs
-        found["callbacks"] = receiver.urls() if receiver is not None else {}
-        return {**found, **changes}
+        return envelope_at((self.models, self.loras, self.outputs), receiver, **changes)
+
+
+def envelope_at(buckets: tuple[str, str, str], receiver: Receiver | None, **changes: Any) -> dict[str, Any]:
+    """The seed document's envelope with its models, LoRAs and outputs in these buckets."""
+    found: dict[str, Any] = copy.deepcopy(EXAMPLE)
+    found["baseModel"]["bucket"], found["loras"][0]["bucket"], found["output"]["bucket"] = buckets
+    found["callbacks"] = receiver.urls() if receiver is not None else {}
+    return {**found, **changes}
+
+
+def parameters(**changes: Any) -> dict[str, Any]:
+    """Those of the seed document for a picture that is small and soon made, with changes."""
+    small = {"steps": 2, "resolution": {"width": 64, "height": 64}}
+    return {**copy.deepcopy(EXAMPLE["parameters"]), **small, **changes}
+
+
+class HeldStore(FaultyS3):
+    """What the seed document's envelope names, at a server that can be made to wait, which holds a job in a state."""
+
+    buckets = ("models", "loras", "outputs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_request = self._wait
+        self._held: str | None = None
+        self._go_on = threading.Event()
+        self.is_holding = threading.Event()
+        self.put("models", EXAMPLE["workflow"]["minioKey"], yaml_json(TEMPLATE))
+        self.put("models", EXAMPLE["baseModel"]["key"], safetensors(1000, 1))
+        self.put("loras", EXAMPLE["loras"][0]["key"], safetensors(200, 2))
+
+    def put(self, bucket: str, key: str, body: bytes) -> None:
+        self.objects[f"{bucket}/{key}"] = body
+
+    def outputs(self) -> list[str]:
+        return sorted(key for key in self.objects if key.startswith("outputs/"))
+
+    def hold(self, part: str) -> None:
+        """Keep every request with this in its first line waiting."""
+        self._go_on.clear()
+        self.is_holding.clear()
+        self._held = part
+
+    def let_go(self) -> None:
+        self._held = None
+        self._go_on.set()
+
+    def _wait(self, line: str) -> None:
+        if self._held is not None and self._held in line:
+            self.is_holding.set()
+            self._go_on.wait(60)
+
+    def envelope(self, receiver: Receiver | None = None, **changes: Any) -> dict[str, Any]:
+        return envelope_at(self.buckets, receiver, **{"parameters": parameters(), **changes})
 
 
 def yaml_json(value: Any) -> bytes:
-    import json
-
     return json.dumps(value).encode()
 
 
 class Agent:
     """``python -m settee agent`` as a subprocess. A context manager; its log is ``log_path``."""
 
-    def __init__(self, root: Path, s3: S3Server, comfy: EmbeddedServer, **options: Any) -> None:
+    def __init__(self, root: Path, s3: S3Server | FaultyS3, comfy: EmbeddedServer, **options: Any) -> None:
         self.root, self.comfy = root, comfy
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -169,10 +219,24 @@ class Agent:
 
     def __exit__(self, *exc: object) -> None:
         self.session.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, if it runs."""
         if self.process is not None and self.process.poll() is None:
             self.end()
 
     # --- asking -------------------------------------------------------------------------------------------
+
+    def is_busy(self) -> bool:
+        found: bool = self.session.get(f"{self.url}/healthz", timeout=5).json()["busy"]
+        return found
+
+    def state(self, job_id: str) -> str:
+        return str(self.job(job_id)["state"])
+
+    def cancel(self, token: str) -> int:
+        return self.session.post(f"{self.url}/jobs/cancel", json={"token": token}, timeout=5).status_code
 
     def post(self, envelope: Any, **options: Any) -> requests.Response:
         return self.session.post(f"{self.url}/jobs", json=envelope, timeout=10, **options)
@@ -186,7 +250,7 @@ class Agent:
     def ended(self, job_id: str, timeout_s: float = 40) -> dict[str, Any]:
         """How a job ended, once the slot is free again."""
         eventually(lambda: self.job(job_id)["state"] in ("SUCCESS", "FAILED", "CANCELED"), timeout_s=timeout_s)
-        eventually(lambda: not self.session.get(f"{self.url}/healthz", timeout=5).json()["busy"], timeout_s=10)
+        eventually(lambda: not self.is_busy(), timeout_s=10)
         return self.job(job_id)
 
 
@@ -198,3 +262,36 @@ def comfy(root: Path, **options: Any) -> Iterator[EmbeddedServer]:
         yield server
     finally:
         server.stop()
+
+
+def is_idle(server: EmbeddedServer) -> bool:
+    """Whether ComfyUI runs nothing and has nothing to run."""
+    queue = requests.get(f"{server.url}/queue", timeout=5).json()
+    return not queue["queue_running"] and not queue["queue_pending"]
+
+
+#: The states that a job goes through, and what of S3 to hold so that it stays there.
+HOLDS = {
+    "PREPARING": "GET /models/generator-workflows/",
+    "MATERIALIZING": "GET /loras/",
+    "SUBMITTED": None,
+    "RUNNING": None,
+    "UPLOADING": "PUT /outputs/",
+}
+
+
+@contextlib.contextmanager
+def held_in(state: str, store: HeldStore, server: EmbeddedServer) -> Iterator[dict[str, Any]]:
+    """Have jobs stay in this state; gives the parameters that a job needs for it."""
+    found = parameters()
+    if state == "SUBMITTED":
+        server.fault("executor_dead")
+    elif state == "RUNNING":
+        found = parameters(steps=10_000)
+    elif HOLDS.get(state):
+        store.hold(HOLDS[state] or "")
+    try:
+        yield found
+    finally:
+        server.fault("executor_dead", None)
+        store.let_go()

@@ -1,0 +1,94 @@
+"""An agent that is killed, or told to end, in every state of a job: one terminal callback, and nothing runs on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.agent import HOLDS, Agent, HeldStore, comfy, held_in, is_idle
+from tests.support.embedded import EmbeddedServer
+from tests.support.receiver import Receiver
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def store() -> Iterator[HeldStore]:
+    with HeldStore().running() as store:
+        assert isinstance(store, HeldStore)
+        yield store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with comfy(tmp_path_factory.mktemp("comfy"), faults={"step_slow": 0.05}) as server:
+        yield server
+
+
+def terminal(receiver: Receiver) -> list[str]:
+    return [call.key for call in receiver.calls if not call.path.endswith("status")]
+
+
+@pytest.mark.parametrize("state", ["QUEUED", *HOLDS])
+def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedServer) -> None:
+    job_id = f"killed in {state}"
+    agent = Agent(tmp_path, store, server, paths={"outputs": str(server.output_dir)}, state_dir=str(tmp_path / "state"))
+    with Receiver() as receiver, agent:
+        with held_in(state, store, server) as parameters:
+            envelope = store.envelope(receiver, jobId=job_id, parameters=parameters)
+            assert agent.post(envelope, headers={"Idempotency-Key": "one"}).status_code == 202
+            if state != "QUEUED":
+                eventually(lambda: agent.state(job_id) == state, 20, state)
+            agent.kill()
+            assert terminal(receiver) == []
+        agent.start()
+        call = receiver.wait_for_key(f"{job_id}-FAILED")
+        assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
+        eventually(lambda: is_idle(server), 10, "ComfyUI is idle")
+        assert not list((server.root / "models" / "loras").glob("*.safetensors")), "the LoRA of the job stays"
+        # A dispatch that was answered is no other job when it is sent again, after a restart too.
+        again = agent.post(envelope, headers={"Idempotency-Key": "one"})
+        assert (again.status_code, again.json()["jobId"], agent.is_busy()) == (202, job_id, False)
+
+        assert agent.post(store.envelope(receiver, jobId=job_id)).status_code == 202
+        assert agent.ended(job_id)["state"] == "SUCCESS", agent.log_path.read_text()
+        receiver.wait_for_key(f"{job_id}-SUCCESS")
+        assert [path.name for path in server.output_dir.glob("settee-*")] == []
+    assert terminal(receiver) == [f"{job_id}-FAILED", f"{job_id}-SUCCESS"]
+
+
+@pytest.mark.parametrize("state", ["PREPARING", "RUNNING", "UPLOADING"])
+def test_told_to_end(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedServer) -> None:
+    """Somebody who follows the job sees its end, and does not hold the agent up."""
+    with Receiver() as receiver, Agent(tmp_path, store, server) as agent:
+        with held_in(state, store, server) as parameters:
+            agent.post(store.envelope(receiver, jobId="a job", parameters=parameters))
+            eventually(lambda: agent.state("a job") == state, 20, state)
+            with agent.session.get(f"{agent.url}/jobs/a job/events", stream=True, timeout=20) as events:
+                assert agent.end(signal.SIGTERM) == 0
+                told = [json.loads(line[5:]) for line in events.iter_lines() if line.startswith(b"data:")]
+        assert is_idle(server)
+        call = receiver.wait_for_key("a job-FAILED")
+        assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
+        assert told[-1]["state"] == "FAILED"
+        assert receiver.states[-2:] == ["FAILED", "FAILED"]
+        agent.start()
+    assert terminal(receiver) == ["a job-FAILED"]
+    assert "Traceback" not in agent.log_path.read_text()
+
+
+def test_what_was_never_delivered_arrives_after_a_restart(
+    tmp_path: Path, store: HeldStore, server: EmbeddedServer
+) -> None:
+    with Receiver() as receiver, Agent(tmp_path, store, server) as agent:
+        receiver.down()
+        agent.post(store.envelope(receiver, jobId="a job"))
+        assert agent.ended("a job")["state"] == "SUCCESS"
+        agent.kill()
+        receiver.up()
+        agent.start()
+        receiver.wait_for_key("a job-SUCCESS")
+    assert terminal(receiver) == ["a job-SUCCESS"]
