@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from settee.client.asynchronous import AsyncEndpoint, AsyncJob
     from settee.client.endpoint import Endpoint, Job, JobOptions
+    from settee.client.environment import Environment
     from settee.client.errors import (
         Ambiguous,
         AuthError,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
         Rejected,
         UsageError,
     )
+    from settee.client.following import Interrupted
+    from settee.client.inject.media import Given
+    from settee.client.inject.parameters import Parameters
+    from settee.client.plan import Prepared, Wishes
     from settee.client.results import Output, Result
     from settee.client.saving import Saved
     from settee.client.targets.target import Answer, Status
@@ -39,22 +44,33 @@ __all__ = [
     "AuthError",
     "ClientError",
     "Endpoint",
+    "Environment",
+    "Given",
+    "Interrupted",
     "Job",
     "JobFailed",
     "JobOptions",
     "JobStopped",
     "NetworkError",
     "Output",
+    "Parameters",
+    "Prepared",
     "Rejected",
     "Result",
     "Saved",
     "Status",
     "UsageError",
+    "Wishes",
 ]
 
 _HOMES = {
     "asynchronous": ("AsyncEndpoint", "AsyncJob"),
     "endpoint": ("Endpoint", "Job", "JobOptions"),
+    "environment": ("Environment",),
+    "following": ("Interrupted",),
+    "inject.media": ("Given",),
+    "inject.parameters": ("Parameters",),
+    "plan": ("Prepared", "Wishes"),
     "results": ("Output", "Result"),
     "saving": ("Saved",),
     "targets.target": ("Answer", "Status"),

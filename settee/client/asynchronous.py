@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from settee.client.endpoint import WAIT_S, Endpoint, Job, WorkflowLike
+from settee.client.endpoint import WAIT_S, Endpoint, Job
+from settee.client.given import WorkflowLike
 from settee.client.results import Result
 from settee.client.targets.target import Answer
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from settee.client.changes import InputFile
 from settee.client.environment import Environment
 from settee.client.errors import JobStopped, UsageError
-from settee.client.inject.media import Given, parse_given
-from settee.client.inject.parameters import Parameters
+from settee.client.given import Files, WorkflowLike, files_from, parameters_from, sets_from, workflow_from
 from settee.client.plan import Prepared, Wishes, checked, prepared
 from settee.client.results import Result
 from settee.client.targets.http import Unsure, patience
@@ -36,11 +31,6 @@ log = logging.getLogger(__name__)
 LOCAL_URL = "http://127.0.0.1:8000"
 #: How long a job is waited for, seconds.
 WAIT_S = 3600.0
-
-#: A workflow: API format (or the editor's, where the target knows its nodes), or where to read it.
-WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
-#: Files for loaders in natural order of their node ids, or by node id or title.
-Files: TypeAlias = "Sequence[str | PathLike[str]] | Mapping[str, str | PathLike[str]]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +78,14 @@ class Job:
         """How it stands now."""
         if not self.answer.status.is_terminal:
             self.answer = self.endpoint.target.status(self.id)
+        if self.answer.status.is_terminal:
+            self._drop_uploads()
         return self.answer
 
     def cancel(self) -> None:
         """Ask for its end."""
         self.endpoint.target.cancel(self.id)
+        self._drop_uploads()
 
     def wait(
         self,
@@ -105,11 +98,15 @@ class Job:
         from settee.client.following import follow, result_of
 
         self.answer = follow(self.endpoint.target, self.answer, timeout_s=timeout_s, on_update=on_update, stop=stop)
-        if self._uploader is not None:
-            self._uploader.remove()
+        self._drop_uploads()
         result = result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
         sealer = None if self.endpoint.is_comfy else self.endpoint.sealer
         return replace(result, unseal=sealer.open_file) if sealer is not None else result
+
+    def _drop_uploads(self) -> None:
+        """Its input files in the bucket, which nobody fetches any more."""
+        if self._uploader is not None:
+            self._uploader.remove()
 
 
 class Endpoint:
@@ -119,6 +116,7 @@ class Endpoint:
     one RUNPOD_ENDPOINT_ID, and without that a worker on this machine. ``api_key``: RunPod's, or RUNPOD_API_KEY.
     ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a
     file with its /object_info, to convert the editor's format with. Nothing is asked of anybody before the first call.
+    Its methods may be called from any thread.
     """
 
     def __init__(
@@ -135,9 +133,11 @@ class Endpoint:
     ) -> None:
         self.environment = environment or Environment.read()
         self._where, self.is_comfy, self._sync = where, comfy, sync
-        self._api_key = api_key or self.environment.api_key
+        self._given_key, self._api_key = api_key, api_key or self.environment.api_key
         self._encryption_key, self._key_file = encryption_key, key_file
         self._registry = registry
+        self._making = threading.Lock()
+        self._target: Target | None = None
 
     def __enter__(self) -> Endpoint:
         return self
@@ -147,14 +147,20 @@ class Endpoint:
 
     def close(self) -> None:
         """Let go of its connections."""
-        if "target" in self.__dict__:
-            self.target.close()
+        if self._target is not None:
+            self._target.close()
 
     # --- what it is made of -----------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def target(self) -> Target:
-        """Raises UsageError for an address that is none, or without a key."""
+        """One for all threads, as it remembers its jobs. Raises UsageError for what is no address, or without a key."""
+        with self._making:
+            if self._target is None:
+                self._target = self._new_target()
+            return self._target
+
+    def _new_target(self) -> Target:
         where = self._where or self.environment.endpoint_id or LOCAL_URL
         is_url = where.startswith(("http://", "https://"))
         if self.is_comfy:
@@ -162,6 +168,10 @@ class Endpoint:
                 raise UsageError(f"{where!r} is no ComfyUI: give its address, such as http://127.0.0.1:8188")
             if self._sync:
                 raise UsageError("--sync is for workers: ComfyUI has no /runsync")
+            if self._encryption_key is not None or self._key_file is not None:
+                raise UsageError(
+                    "a bare ComfyUI cannot open sealed jobs: leave the key (--key-file) out, or send to a worker"
+                )
             from settee.client.targets.comfy import Comfy
 
             return Comfy(where, api_key=self.environment.comfy_org_api_key)
@@ -178,7 +188,7 @@ class Endpoint:
 
         host = (urlsplit(url).hostname or "").lower()
         is_runpod = host == "runpod.ai" or host.endswith((".runpod.ai", ".runpod.net"))
-        return self._api_key if is_runpod or self._api_key != self.environment.api_key else None
+        return self._api_key if is_runpod else self._given_key
 
     @cached_property
     def sealer(self) -> Sealer | None:
@@ -208,7 +218,7 @@ class Endpoint:
 
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """The workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
-        data, shown = _read(workflow)
+        data, shown = workflow_from(workflow)
         graph = checked(data, shown, lambda: self.object_info)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
         info = self.object_info if self.is_comfy or self._registry is not None else None
@@ -279,16 +289,16 @@ class Endpoint:
         (Ambiguous) before anything is sent; Rejected, NetworkError.
         """
         wishes = Wishes(
-            images=given(images),
-            masks=given(masks),
-            videos=given(videos),
-            audio=given(audio),
+            images=files_from(images),
+            masks=files_from(masks),
+            videos=files_from(videos),
+            audio=files_from(audio),
             prompt=prompt,
             negative=negative,
             seed=seed,
             keep_seed=keep_seed,
-            parameters=_parameters(parameters),
-            sets=_sets(set),
+            parameters=parameters_from(parameters),
+            sets=sets_from(set),
         )
         return self.send(self.prepare(workflow, wishes), options)
 
@@ -315,46 +325,3 @@ class Endpoint:
 
     def health(self) -> dict[str, Any]:
         return self.target.health()
-
-
-def given(files: Files) -> tuple[Given, ...]:
-    """Files as a caller gives them in Python: a name with a "=" in it is a name."""
-    if isinstance(files, (str, bytes)):
-        raise UsageError("give files as a list, even of one, or as a mapping of nodes to files")
-    if isinstance(files, Mapping):
-        return tuple(Given(Path(path), str(node)) for node, path in files.items())
-    return tuple(Given(Path(path), None) for path in files)
-
-
-def given_texts(texts: Sequence[str]) -> tuple[Given, ...]:
-    """Files as the command line has them: ``a.png``, ``12=a.png``, ``Title=a.png``."""
-    return tuple(parse_given(text) for text in texts)
-
-
-def _parameters(values: Mapping[str, Any]) -> Parameters:
-    if unknown := values.keys() - Parameters.__dataclass_fields__.keys():
-        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
-    lora = values.get("lora", ())
-    return Parameters(**{**values, "lora": (lora,) if isinstance(lora, str) else tuple(lora or ())})
-
-
-def _sets(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(values, Mapping):
-        import json
-
-        return tuple(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
-    return tuple(values)
-
-
-def _read(workflow: WorkflowLike) -> tuple[object, str]:
-    if isinstance(workflow, Mapping):
-        return workflow, "the workflow"
-    from settee.client.sources import read
-
-    # A service has no standard input.
-    stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
-    source = read(os.fspath(workflow), stdin=stdin)
-    return source.data, source.shown
-
-
-__all__ = ["Endpoint", "InputFile", "Job", "JobOptions", "Prepared", "Wishes"]

@@ -68,12 +68,19 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._mutex, contextlib.suppress(OSError):
-            if self._file is not None:
+        with self._mutex:
+            file, self._file = self._file, None
+            if file is None:
+                return
+            with contextlib.suppress(OSError), file:
                 if not self._entries:
+                    # While the lock is ours.
                     self.path.unlink(missing_ok=True)
-                self._file.close()
-            self._file = None
+                    return
+            if not self._entries:
+                # Windows lets nobody remove a file that is open.
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
 
     def get(self, key: str) -> Entry | None:
         with self._mutex:

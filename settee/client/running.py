@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from settee.client import options, streams
 from settee.client.display import Display, table
-from settee.client.endpoint import Endpoint, Job, JobOptions, given_texts
+from settee.client.endpoint import Endpoint, Job, JobOptions
 from settee.client.errors import ClientError, JobStopped, UsageError
+from settee.client.given import files_from_texts
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes
 from settee.client.stopping import END_S, MOMENT_S, SENDING, InThread, interrupted, left_as_is
@@ -52,10 +53,10 @@ def run(args: argparse.Namespace, parse: options.Parse) -> int:
 def wishes_of(args: argparse.Namespace) -> Wishes:
     """What the options want put into the workflow. Raises UsageError."""
     return Wishes(
-        images=given_texts(args.img),
-        masks=given_texts(args.mask),
-        videos=given_texts(args.video),
-        audio=given_texts(args.audio),
+        images=files_from_texts(args.img),
+        masks=files_from_texts(args.mask),
+        videos=files_from_texts(args.video),
+        audio=files_from_texts(args.audio),
         prompt=args.prompt,
         negative=args.negative,
         seed=args.seed,

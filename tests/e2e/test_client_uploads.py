@@ -14,12 +14,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
+from PIL import Image
 
-from settee.client import payload, uploads
+from settee.client import Endpoint, Job, Status, payload, uploads
 from settee.client.changes import InputFile
 from settee.client.environment import Environment
 from settee.client.errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.client.uploads import Uploader, uploader_for
+from tests.support.public_api import PublicApi
 from tests.support.s3 import S3Server, free_ports
 
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "1_a.png"}}}
@@ -90,6 +92,35 @@ def test_an_uploader_removes_its_own_only(s3: S3Server, bucket: str) -> None:
     assert mine.remove() == []
     assert requests.get(url, timeout=10).content == b"2"
     assert other.remove() == []
+
+
+def job_with_an_upload(endpoint: Endpoint, picture: Path) -> Job:
+    endpoint.target.request_cap = 50_000  # RunPod's own has one
+    shown = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    return endpoint.submit({**GRAPH, "2": shown}, images=[picture])
+
+
+def test_a_job_that_has_ended_leaves_nothing(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Whoever notices: who waits, who asks, who cancels. One that nobody asks for again keeps its file."""
+    picture = tmp_path / "a.png"
+    Image.effect_noise((400, 400), 90).save(picture)
+    with (
+        PublicApi() as api,
+        Endpoint(api.url, api_key=api.key, environment=environment(s3, bucket)) as endpoint,
+    ):
+        job, left = job_with_an_upload(endpoint, picture), job_with_an_upload(endpoint, picture)
+        assert len(s3.keys(bucket)) == 2
+        assert job.status().status is Status.IN_QUEUE
+        assert len(s3.keys(bucket)) == 2
+        job.cancel()
+        assert len(s3.keys(bucket)) == 1
+        for _ in range(2):
+            with pytest.raises(JobStopped, match="canceled"):
+                job.wait(10)
+        endpoint.cancel(left.id)
+        assert len(s3.keys(bucket)) == 1
+        assert left.status().status is Status.CANCELLED
+        assert s3.keys(bucket) == []
 
 
 def test_an_empty_file(s3: S3Server, bucket: str, tmp_path: Path) -> None:

@@ -187,6 +187,23 @@ def test_a_ledger_of_nothing_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / LEDGER).exists()
 
 
+def test_a_ledger_goes_where_open_files_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    unlink = Path.unlink
+
+    def refusing(path: Path, missing_ok: bool = False) -> None:
+        if ledger._file is not None or not files[0].closed:
+            raise PermissionError(13, "The process cannot access the file")
+        unlink(path, missing_ok=missing_ok)
+
+    with Ledger(tmp_path) as ledger:
+        assert ledger._file is not None
+        files = [ledger._file]
+        monkeypatch.setattr(Path, "unlink", refusing)
+    assert files[0].closed
+    assert not (tmp_path / LEDGER).exists()
+
+
 def test_a_ledger_is_one_runs(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from settee.client.ledger import Ledger\n"

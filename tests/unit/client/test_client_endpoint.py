@@ -1,0 +1,72 @@
+"""What an endpoint is made of, before anything is asked."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from settee.client import Endpoint, Environment, UsageError
+from settee.client.given import files_from, parameters_from, sets_from
+from settee.sealing import generate_key
+from tests.support.file_server import FileServer
+
+KEY = "rpa_SECRET"
+
+
+def test_a_key_that_was_given_is_not_ignored_by_a_bare_comfyui() -> None:
+    key = generate_key()
+    for given in ({"encryption_key": key}, {"key_file": "key.txt"}):
+        options: dict[str, Any] = {"comfy": True, "environment": Environment(), **given}
+        with (
+            pytest.raises(UsageError, match="cannot open sealed jobs"),
+            Endpoint("http://127.0.0.1:1", **options) as it,
+        ):
+            _ = it.target
+    # The environment's is for the workers that are reached from here.
+    with Endpoint("http://127.0.0.1:1", comfy=True, environment=Environment(encryption_key=key)) as endpoint:
+        assert endpoint.target.name == "ComfyUI at http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("given", "environments", "sent"),
+    [(None, KEY, None), (KEY, KEY, f"Bearer {KEY}"), (KEY, None, f"Bearer {KEY}"), (None, None, None)],
+)
+def test_the_environments_key_is_runpods_own(given: str | None, environments: str | None, sent: str | None) -> None:
+    with (
+        FileServer(b"{}").running() as server,
+        Endpoint(server.url, api_key=given, environment=Environment(api_key=environments)) as endpoint,
+    ):
+        endpoint.health()
+        assert [asked.headers.get("Authorization") for asked in server.asked] == [sent]
+
+
+def test_threads_that_come_first_share_one_target() -> None:
+    """cached_property locks nothing from Python 3.12 on, and a target remembers what was sent."""
+    count = 8
+    for _ in range(20):
+        ready, found = threading.Barrier(count), []
+        with Endpoint("http://127.0.0.1:1", environment=Environment()) as endpoint:
+
+            def ask(endpoint: Endpoint = endpoint, ready: threading.Barrier = ready, found: list[Any] = found) -> None:
+                ready.wait(10)
+                found.append(endpoint.target)
+
+            threads = [threading.Thread(target=ask) for _ in range(count)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10)
+            assert len(found) == count
+            assert len({id(target) for target in found}) == 1
+
+
+def test_what_a_caller_gives() -> None:
+    assert sets_from("6.text=a fox") == ("6.text=a fox",)
+    assert sets_from({"6.text": "a fox", "3.steps": 20, "5.on": True}) == ("6.text=a fox", "3.steps=20", "5.on=true")
+    assert parameters_from({"lora": "a.safetensors:0.5"}).lora == ("a.safetensors:0.5",)
+    with pytest.raises(UsageError, match="give files as a list"):
+        files_from("a.png")
+    with pytest.raises(TypeError, match="unknown arguments: stepps"):
+        parameters_from({"stepps": 3})
