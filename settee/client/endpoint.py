@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from settee.client.environment import Environment
 from settee.client.errors import JobStopped, UsageError
 from settee.client.given import Files, WorkflowLike, files_from, parameters_from, sets_from, workflow_from
-from settee.client.plan import Prepared, Wishes, checked, prepared
+from settee.client.plan import Prepared, Wishes, in_api_format, prepared
 from settee.client.results import Result
 from settee.client.targets.http import Unsure, patience
 from settee.client.targets.target import Answer, Target
@@ -219,7 +219,7 @@ class Endpoint:
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """The workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
         data, shown = workflow_from(workflow)
-        graph = checked(data, shown, lambda: self.object_info)
+        graph = in_api_format(data, shown, lambda: self.object_info)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
         info = self.object_info if self.is_comfy or self._registry is not None else None
         return prepared(graph, wishes or Wishes(), info)

@@ -52,13 +52,13 @@ def sets_from(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def workflow_from(workflow: WorkflowLike) -> tuple[object, str]:
-    """(the workflow, not yet checked where it was given as one; what to call it). Raises UsageError."""
-    if isinstance(workflow, Mapping):
-        return workflow, "the workflow"
-    from settee.client.sources import read
+def workflow_from(workflow: WorkflowLike) -> tuple[dict[str, Any], str]:
+    """(the workflow, checked; what to call it). Raises UsageError."""
+    from settee.client import sources
 
+    if isinstance(workflow, Mapping):
+        return sources.checked(workflow, "the workflow"), "the workflow"
     # A service has no standard input.
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
-    source = read(os.fspath(workflow), stdin=stdin)
+    source = sources.read(os.fspath(workflow), stdin=stdin)
     return source.data, source.shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from settee.client.changes import Change, InputFile, applied
 from settee.client.errors import UsageError
@@ -12,10 +13,7 @@ from settee.client.inject.parameters import Parameters, parameter_changes
 from settee.client.inject.prompts import prompt_changes
 from settee.client.inject.seeds import drawn_seed, seed_changes
 from settee.client.inject.settings import set_changes
-from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow, shape_problems
-
-#: More nodes than any worker allows by default.
-_MAX_NODES = 100_000
+from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +80,18 @@ def prepared(
     )
 
 
-def checked(data: object, shown: str, registry: Callable[[], ObjectInfo | None]) -> Workflow:
-    """A workflow in API format: as it is, or converted from the editor's format with the target's node registry.
+def in_api_format(data: Mapping[str, Any], shown: str, registry: Callable[[], ObjectInfo | None]) -> Workflow:
+    """What :func:`settee.client.sources.checked` passed: as it is, or converted from the editor's format.
 
-    ``registry`` is asked only then. Raises UsageError.
+    ``registry``, the target's, is asked only then. Raises UsageError.
     """
-    if not isinstance(data, Mapping):
-        raise UsageError(f"{shown} holds no workflow: it must be an object of nodes")
-    if isinstance(data.get("nodes"), list):  # the editor's; no node of API format is a list
-        from settee.client import convert
+    if not isinstance(data.get("nodes"), list):  # no node of API format is a list
+        return dict(data)
+    from settee.client import convert
 
-        info = registry()
-        if info is None:
-            raise UsageError(
-                f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
-            )
-        return convert.converted(data, info)
-    for problem in shape_problems(data, max_nodes=_MAX_NODES):
-        raise UsageError(f"{shown}: {problem['path']}: {problem['problem']}")
-    return dict(data)
+    info = registry()
+    if info is None:
+        raise UsageError(
+            f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
+        )
+    return convert.converted(data, info)

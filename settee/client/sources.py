@@ -119,13 +119,13 @@ def _read(file: BinaryIO, shown: str) -> Source:
     file.seek(start)
     format_name = embedded.format_of(head)
     if format_name is not None:
-        return Source(_checked(_of_picture(file, shown, format_name), shown), shown)
+        return Source(checked(_of_picture(file, shown, format_name), shown), shown)
     content = file.read(MAX_BYTES + 1)
     if not content.strip():
         raise UsageError(f"{shown} is empty: {_WANTED}")
     if len(content) > MAX_BYTES:
         raise UsageError(f"{shown} is too large for a workflow (over {MAX_BYTES // 2**20} MiB)")
-    return Source(_checked(_json(content, shown), shown), shown)
+    return Source(checked(_json(content, shown), shown), shown)
 
 
 def _of_picture(file: BinaryIO, shown: str, format_name: str) -> Any:
@@ -159,10 +159,16 @@ def _json(content: bytes | str, shown: str) -> Any:
         ) from error
 
 
-def _checked(data: Any, shown: str) -> dict[str, Any]:
-    """What can be worked with. Raises UsageError."""
-    if not isinstance(data, dict):
+def checked(given: Any, shown: str) -> dict[str, Any]:
+    """A workflow that can be worked with: API format, cleaned and with nothing wrong in its shape, or the editor's.
+
+    Raises UsageError for anything else.
+    """
+    if not isinstance(given, Mapping):
         raise UsageError(f"{shown} holds no workflow: it must be an object of nodes")
+    if wrong := [node_id for node_id in given if not isinstance(node_id, str)]:
+        raise UsageError(f"{shown}: the node id {wrong[0]!r} must be text, as in JSON")
+    data = dict(given)
     if isinstance(data.get("nodes"), list):
         _require_json(data, shown)
         return data  # the editor's; the converter decides
@@ -205,6 +211,8 @@ def _require_json(data: Mapping[str, Any], shown: str) -> None:
                 ) from error
             except RecursionError as error:
                 raise UsageError(f"{shown}: {name[:100]}{part} is nested too deeply") from error
+            except TypeError as error:  # of a caller in Python: a path, a number of another library's
+                raise UsageError(f"{shown}: {name[:100]}{part} is no value that JSON has: {error}") from error
 
 
 def _inputs_of(value: Any) -> Iterable[tuple[str, Any]]:

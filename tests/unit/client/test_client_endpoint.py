@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -70,3 +72,34 @@ def test_what_a_caller_gives() -> None:
         files_from("a.png")
     with pytest.raises(TypeError, match="unknown arguments: stepps"):
         parameters_from({"stepps": 3})
+
+
+LOADER: dict[str, Any] = {"class_type": "LoadImage", "inputs": {"image": "a.png"}}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "words"),
+    [
+        ({}, "the workflow has no nodes"),
+        ({"1": [LOADER]}, "a node must be an object"),
+        ({"1": {"inputs": {}}}, "the workflow: 1: the node has no class_type"),
+        ({"input": {"workflow": {"1": LOADER}}}, "give what is inside its 'input.workflow'"),
+        ({"1": {**LOADER, "inputs": {"x": float("nan")}}}, r"the workflow: 1\.x holds NaN"),
+        ({"1": {**LOADER, "inputs": {"image": Path("a.png")}}}, r"the workflow: 1\.image is no value that JSON has"),
+        ({1: LOADER}, "the node id 1 must be text"),
+        ({"nodes": [], "links": []}, "Export"),
+    ],
+)
+def test_a_workflow_given_as_one_is_checked_as_a_file_is(workflow: Any, words: str) -> None:
+    with (
+        Endpoint("http://127.0.0.1:1", environment=Environment()) as endpoint,
+        pytest.raises(UsageError, match=words),
+    ):
+        endpoint.prepare(workflow)
+
+
+def test_what_a_run_has_left_in_a_workflow_is_not_sent_again() -> None:
+    """A loader that finds an ``is_changed`` answers with the file that it read then."""
+    given = MappingProxyType({"1": {**LOADER, "is_changed": ["x"]}})
+    with Endpoint("http://127.0.0.1:1", environment=Environment()) as endpoint:
+        assert endpoint.prepare(given).workflow == {"1": LOADER}
