@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 Protocol = Literal["kitty", "iterm2", "sixel"]
 
-#: The variables that are looked at, here and in :func:`open_file`.
-VARIABLES = (
-    *("TERM", "TERM_PROGRAM", "LC_TERMINAL", "KITTY_WINDOW_ID", "KONSOLE_VERSION", "TERMINAL_NAME", "TMUX", "STY"),
-    *("DISPLAY", "WAYLAND_DISPLAY"),
-)
-
 #: What no terminal's cell is smaller than, pixels: a picture of so many per cell fits everywhere.
 _CELL = (8, 16)
 _MOST_PIXELS = (1024, 768)

@@ -61,7 +61,7 @@ class Sealer:
 
         return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
 
-    def open(self, output: Mapping[str, Any], *, job_id: str | None = None) -> dict[str, Any]:
+    def open(self, output: Mapping[str, Any]) -> dict[str, Any]:
         """What is sealed in a job's answer (``{"encrypted_output": token, …}``). Raises UsageError where it does not
         open with the keys."""
         from settee.errors import SealBroken
@@ -70,11 +70,10 @@ class Sealer:
             answer = self._keys.open(output[_TOKEN])
         except SealBroken:
             raise UsageError(
-                f"the answer does not open with the key of {self.origin}: give the key that the job was sealed with",
-                job_id=job_id,
+                f"the answer does not open with the key of {self.origin}: give the key that the job was sealed with"
             ) from None
         if not isinstance(answer, dict):
-            raise UsageError("the sealed answer holds no result: is it a settee worker's?", job_id=job_id)
+            raise UsageError("the sealed answer holds no result: is it a settee worker's?")
         return answer
 
     def open_file(self, sealed: Path, target: Writes) -> None:
@@ -145,13 +144,12 @@ def is_sealed(output: Mapping[str, Any]) -> bool:
     return isinstance(output.get(_TOKEN), str)
 
 
-def opened(output: Mapping[str, Any], keys: Sealer | None, *, job_id: str | None = None) -> dict[str, Any]:
+def opened(output: Mapping[str, Any], keys: Sealer | None) -> dict[str, Any]:
     """What a job returned, opened where it is sealed. Raises UsageError where no key is there, or it does not fit."""
     if not is_sealed(output):
         return dict(output)
     if keys is None:
         raise UsageError(
-            "the answer is sealed: set ENCRYPTION_KEY, or give --key-file, with the key that the job was sealed with",
-            job_id=job_id,
+            "the answer is sealed: set ENCRYPTION_KEY, or give --key-file, with the key that the job was sealed with"
         )
-    return keys.open(output, job_id=job_id)
+    return keys.open(output)

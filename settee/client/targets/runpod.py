@@ -48,7 +48,6 @@ def endpoint(
     sync: bool = False,
     *,
     base_url: str = API,
-    wait_s: float = WAIT_S,
     unseal: Unseal | None = None,
 ) -> RunPod:
     """The serverless endpoint with this id. Raises UsageError for what is no id, or without a key."""
@@ -63,7 +62,6 @@ def endpoint(
         name=f"endpoint {endpoint_id}",
         api_key=api_key,
         sync=sync,
-        wait_s=wait_s,
         unseal=unseal,
     )
 
@@ -82,20 +80,17 @@ class RunPod:
         name: str | None = None,
         api_key: str | None = None,
         sync: bool = False,
-        request_cap: int | None = None,
         wait_s: float = WAIT_S,
         unseal: Unseal | None = None,
-        retry_s: float = 60.0,
-        http: Http | None = None,
     ) -> None:
         """Raises UsageError for an address or a key that cannot be one."""
         self.name = name or base_url.rstrip("/")
-        self._http = http or Http(base_url, name=self.name, key=api_key, key_name=KEY_NAME, retry_s=retry_s)
+        self._http = Http(base_url, name=self.name, key=api_key, key_name=KEY_NAME)
         self._sync, self._wait_s, self._unseal = sync, min(300.0, max(1.0, wait_s)), unseal
         is_runpods_own = urlsplit(base_url).hostname == urlsplit(API).hostname
-        if request_cap is None and is_runpods_own:
-            request_cap = RUNSYNC_CAP if sync else RUN_CAP
-        self.request_cap = request_cap
+        self.request_cap: int | None = None
+        if is_runpods_own:
+            self.request_cap = RUNSYNC_CAP if sync else RUN_CAP
         #: None: not known yet.
         self._is_local: bool | None = False if is_runpods_own else None
         self._runs: dict[str, _LocalRun] = {}
