@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -13,7 +14,8 @@ import requests
 from PIL import Image
 
 from settee.doors.agent.envelope_example import EXAMPLE
-from tests.support.agent import Agent, Store, comfy
+from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
+from tests.support.models import safetensors
 from tests.support.receiver import Receiver
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
@@ -93,3 +95,138 @@ def test_the_seeds_envelope_runs_from_end_to_end(agent: Agent, store: Store) -> 
     assert applied["3"]["inputs"]["text_g"] == "portrait of a neon samurai"
     (manifest,) = archive.glob("manifest-*.json")
     assert json.loads(manifest.read_text())["envelope"]["jobId"] == EXAMPLE["jobId"]
+
+
+def ran(agent: Agent, envelope: dict[str, Any]) -> dict[str, Any]:
+    """The result of a job that must succeed."""
+    answer = agent.post(envelope)
+    assert answer.status_code == 202, answer.text
+    ended = agent.ended(envelope["jobId"])
+    assert ended["state"] == "SUCCESS", ended
+    result: dict[str, Any] = ended["result"]
+    return result
+
+
+def applied(agent: Agent, job_id: str) -> dict[str, Any]:
+    """The graph as ComfyUI got it."""
+    (path,) = (path for path in (agent.outputs / "logs").glob("*/applied-workflow.json") if path.parent.name == job_id)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+PROMPTS = {
+    "latin": "Ein Bär mit Hut, façade, naïve — “quoted” 'text' \\ {json} %41",
+    "cyrillic": "неоновый самурай",
+    "greek": "νέον σαμουράι",
+    "arabic": "ساموراي نيون",
+    "hebrew": "סמוראי ניאון",
+    "hindi": "नियॉन समुराई",
+    "thai": "ซามูไรนีออน",
+    "chinese": "霓虹武士",
+    "japanese": "ネオンの侍　（全角）",
+    "korean": "네온 사무라이",
+    "emoji": "👩🏽‍🚀🏳️‍🌈 with joiners",
+    "lines": "first line\nsecond line\r\n\tthird  ",
+    "spaces": "  spaces at both ends  ",
+}
+
+
+@pytest.mark.parametrize("script", sorted(PROMPTS))
+def test_prompts_arrive(script: str, agent: Agent, store: Store) -> None:
+    prompt, job_id = PROMPTS[script], f"prompt-{script}"
+    given = parameters(prompt=prompt, negativePrompt=f"not {prompt}")
+    user = {"id": "1", "username": f"user {prompt.splitlines()[0].strip()}"}
+    result = ran(agent, store.envelope(jobId=job_id, parameters=given, user=user))
+    graph = applied(agent, job_id)
+    assert (graph["3"]["inputs"]["text_g"], graph["4"]["inputs"]["text_l"]) == (prompt, f"not {prompt}")
+    found = store.s3.admin.head_object(Bucket=store.outputs, Key=result["artifacts"][0]["s3"]["key"])["Metadata"]
+    said = {name: unquote(value) for name, value in found.items()}
+    assert (said["prompt"], said["negative_prompt"]) == (prompt, f"not {prompt}")
+    assert (said["user"], said["job_id"]) == (user["username"], job_id)
+
+
+def test_a_prompt_longer_than_metadata(agent: Agent, store: Store) -> None:
+    prompt = "漢字" * 5000
+    result = ran(agent, store.envelope(jobId="long", parameters=parameters(prompt=prompt)))
+    found = store.s3.admin.head_object(Bucket=store.outputs, Key=result["artifacts"][0]["s3"]["key"])["Metadata"]
+    assert unquote(found["prompt"].removesuffix("...")) == prompt[: len(unquote(found["prompt"])) - 3]
+    assert found["seed"] == "987654321"
+
+
+def chain(loaders: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The template with so many LoRA loaders in a chain, and the bindings that it has places for."""
+    graph = {key: json.loads(json.dumps(node)) for key, node in TEMPLATE.items() if key != "2"}
+    source = "1"
+    for number in range(loaders):
+        node = json.loads(json.dumps(TEMPLATE["2"]))
+        node["inputs"] |= {"model": [source, 0], "clip": [source, 1]}
+        source = f"{20 + number}"
+        graph[source] = node
+    graph["6"]["inputs"]["model"] = [source, 0]
+    graph["3"]["inputs"]["clip"] = graph["4"]["inputs"]["clip"] = [source, 1]
+    bindings = [each for each in EXAMPLE["workflowParameters"] if not each["parameter"].startswith("primary_lora")]
+    return graph, bindings
+
+
+@pytest.mark.parametrize("loaders", [0, 1, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_lora_chains_run(count: int, loaders: int, agent: Agent, store: Store) -> None:
+    keys = [f"styles/style-{number}.safetensors" for number in range(count)]
+    for number, key in enumerate(keys):
+        store.put(store.loras, key, safetensors(100, 10 + number))
+    graph, bindings = chain(loaders)
+    strengths = [{"key": key, "strength": 0.25 * (number + 1)} for number, key in enumerate(keys)]
+    extra = {**EXAMPLE["parameters"]["extra"], "loras": strengths}
+    job_id = f"{count}-in-{loaders}"
+    result = ran(
+        agent,
+        store.envelope(
+            jobId=job_id,
+            workflow={"id": "w", "inline": graph},
+            loras=[{"bucket": store.loras, "key": key} for key in keys],
+            workflowParameters=bindings,
+            parameters=parameters(extra=extra),
+        ),
+    )
+    nodes = applied(agent, job_id)
+    found, at = [], nodes["6"]["inputs"]["model"][0]
+    while nodes[at]["class_type"] == "LoraLoader":
+        inputs = nodes[at]["inputs"]
+        found.append((inputs["lora_name"], inputs["strength_model"], inputs["strength_clip"]))
+        assert inputs["clip"] == [inputs["model"][0], 1]
+        at = inputs["model"][0]
+    assert nodes[at]["class_type"] == "CheckpointLoaderSimple"
+    wanted = [(f"style-{number}.safetensors", 0.25 * (number + 1), 0.25 * (number + 1)) for number in range(count)]
+    assert found[::-1] == wanted
+    assert [lora["name"] for lora in result["params"]["loras"]] == [name for name, _, _ in wanted]
+    assert not list((agent.comfy.root / "models" / "loras").glob("style-*")), "ephemeral LoRAs go"
+
+
+ANIMATED = {"filename_prefix": "a", "fps": 6.0, "lossless": True, "quality": 80, "method": "default"}
+
+
+def test_all_kinds_of_outputs(agent: Agent, store: Store) -> None:
+    graph = {
+        **TEMPLATE,
+        "9": {"class_type": "SetteeSaveFiles", "inputs": {"kind": "all", "filename_prefix": "x/y", "text": "said"}},
+        "10": {"class_type": "SaveAnimatedWEBP", "inputs": {**ANIMATED, "images": ["7", 0]}},
+        "11": {"class_type": "PreviewAny", "inputs": {"source": "shown"}},
+    }
+    result = ran(
+        agent, store.envelope(jobId="all kinds", workflow={"id": "w", "inline": graph}, parameters=parameters())
+    )
+    found: dict[str, list[tuple[str, str]]] = {}
+    for artifact in result["artifacts"]:
+        body = store.s3.admin.get_object(Bucket=artifact["s3"]["bucket"], Key=artifact["s3"]["key"])["Body"].read()
+        assert len(body) == artifact["bytes"]
+        found.setdefault(artifact["kind"], []).append((artifact["s3"]["key"].rpartition(".")[2], artifact["mime"]))
+    kinds = {kind: sorted(suffix for suffix, _ in each) for kind, each in found.items()}
+    assert kinds == {
+        "images": ["gif", "png", "webp"],
+        "videos": ["mp4"],
+        "audio": ["wav"],
+        "models_3d": ["glb"],
+        "texts": ["txt", "txt", "txt"],
+    }
+    numbers = sorted(artifact["s3"]["key"].rpartition("/")[2][:2] for artifact in result["artifacts"])
+    assert numbers == [f"{number + 1:02d}" for number in range(len(numbers))]

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 OK, CUT, LOST, ERROR, HTML, HANG, SHORT = ["ok", "cut", "lost", "error", "html", "hang", "short"]
+DENIED = "denied"
 
 
 class FaultyS3:
@@ -26,6 +27,7 @@ class FaultyS3:
     cut     the connection ends in the middle of the body
     lost    the object is stored, but the connection ends before the answer
     error   500 InternalError
+    denied  403 AccessDenied
     html    200 with a web page
     hang    no answer until the server ends
     short   an object loses its last byte
@@ -128,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == ERROR:
             self._body()
             self._refuse(500, "InternalError")
+        elif fault == DENIED:
+            self._body()
+            self._refuse(403, "AccessDenied")
         elif fault == HTML:
             self._body()
             self._answer(200, b"<!doctype html><title>Welcome</title><p>It works!", Content_Type="text/html")

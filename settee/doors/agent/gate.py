@@ -16,6 +16,8 @@ from settee.doors.agent.auth import Auth
 
 #: Without a token: they tell nothing of anybody.
 OPEN_PATHS = frozenset(("/", "/healthz"))
+#: Posts that have a body.
+_WITH_BODY = frozenset(("/jobs", "/jobs/cancel"))
 #: A body may come slowly, but not without end: the longest silence within it, and all of it, seconds.
 CHUNK_S, BODY_S = 15.0, 300.0
 #: Digits of a length that can be compared at all.
@@ -58,7 +60,8 @@ class Gate:
             if self._auth.is_open and not _is_own(headers.get(b"host", "")):
                 return _turned_away(421, "without a token in auth, this agent is only known as localhost")
         # A page elsewhere can make a browser post a form or plain text, but no JSON without being allowed to.
-        if scope["method"] == "POST" and not _is_json(headers.get(b"content-type", "")):
+        has_body = scope["method"] == "POST" and scope["path"] in _WITH_BODY
+        if has_body and not _is_json(headers.get(b"content-type", "")):
             return _turned_away(415, "the body must be JSON: send Content-Type: application/json")
         announced = headers.get(b"content-length", "")
         if announced.isdigit() and (len(announced) > _MAX_DIGITS or int(announced) > self._most):
