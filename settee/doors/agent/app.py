@@ -90,7 +90,7 @@ def create_app(desk: Desk, metrics: Metrics, auth: Auth, *, max_body_bytes: int,
     def _metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, is_open=auth.is_open)  # type: ignore[method-assign]
     app.add_middleware(Gate, auth=auth, max_body_bytes=max_body_bytes)
     return app
 
@@ -201,7 +201,7 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
         return Cancelling()
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _openapi(app: FastAPI, *, is_open: bool) -> dict[str, Any]:
     """With the envelope, which the route parses itself."""
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -210,9 +210,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             said = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
             found.update(said.pop("$defs", {}))
             found[model.__name__] = said
-        schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        if not is_open:
+            schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         for path, methods in schema["paths"].items():
-            if path not in OPEN_PATHS:
+            if path not in OPEN_PATHS and not is_open:
                 for operation in methods.values():
                     operation["security"] = [{"bearer": []}]
         app.openapi_schema = schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, WithJsonSchema
 
 from settee.buckets import bucket_problem
 
@@ -97,10 +97,14 @@ def _empty_object(value: Any) -> Any:
     return {} if value is None else value
 
 
+_NODE_ID = WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 200}, {"type": "integer"}]})
+
 Printable = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 Bucket = Annotated[StrictStr, AfterValidator(_bucket)]
 ObjectKey = Annotated[StrictStr, AfterValidator(_object_key)]
-NodeId = Annotated[str, BeforeValidator(_node_id), Field(min_length=1, max_length=200), AfterValidator(_printable)]
+NodeId = Annotated[
+    str, BeforeValidator(_node_id), Field(min_length=1, max_length=200), AfterValidator(_printable), _NODE_ID
+]
 Whole = Annotated[int, BeforeValidator(_number_only)]
 Real = Annotated[float, BeforeValidator(_number_only), Field(allow_inf_nan=False)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
