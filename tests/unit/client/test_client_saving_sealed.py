@@ -20,7 +20,11 @@ def test_what_a_sealed_job_put_on_s3_is_opened(tmp_path: Path) -> None:
     key, content = sealing.generate_key(), os.urandom(100_000)
     token = b"".join(sealing.Sealer(key).seal_chunks([content]))
     with FileServer(token).running() as server:
-        item = {"filename": "a.bin", "type": "s3_url", "data": f"http://127.0.0.1:{server.port}/0000.sealed?X-Amz-Signature=1"}
+        item = {
+            "filename": "a.bin",
+            "type": "s3_url",
+            "data": f"http://127.0.0.1:{server.port}/0000.sealed?X-Amz-Signature=1",
+        }
         known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         outputs = outputs_of({"files": [{**item, **known}]})
         (saved,) = Result("job", outputs, unseal=Sealer(key).open_file).save(tmp_path / "out")
