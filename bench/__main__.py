@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 BENCHES = (
+    "agent_answers",
     "cold_import",
     "cold_start",
     "engine",

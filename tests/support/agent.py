@@ -191,7 +191,12 @@ class Agent:
                 stderr=log,
                 env={**os.environ, "COMFY_INTERRUPT_S": "5"},
             )
-        eventually(self._is_up, timeout_s=20)
+        try:
+            eventually(self._is_up, 60, "the agent answers")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         return self
 
     def _is_up(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -41,7 +40,7 @@ class Record:
         # Of two jobs with one id, one after the other, each begins above the other's: Last-Event-ID stays true.
         self._number = int(accepted_at.timestamp() * 1000)
         self._published_at = 0.0
-        self._events: deque[Event] = deque(maxlen=_KEPT)
+        self._events: list[Event] = []
         self._listeners: set[Callable[[], None]] = set()
 
     @property
@@ -67,7 +66,7 @@ class Record:
         with self._lock:
             self._state, self._said, self._end = state, {}, body
             # What it went through may still be asked for; how far it was at each moment not.
-            self._events = deque((event for event in self._events if event["is_new"]), maxlen=_KEPT)
+            self._events = [event for event in self._events if event["is_new"]]
             self._publish(True)
 
     def shown(self) -> dict[str, Any]:
@@ -84,6 +83,9 @@ class Record:
         self._published_at = self._clock()
         event = {"id": self._number, "is_new": is_new, "is_last": self._state.is_terminal, "data": self._shown()}
         self._events.append(event)
+        if len(self._events) > _KEPT:
+            # A state that was entered is news for longer than how far it once was.
+            self._events.remove(next((each for each in self._events if not each["is_new"]), self._events[0]))
         for listener in self._listeners:
             listener()
 

@@ -1,0 +1,118 @@
+"""How soon the agent answers /healthz and a cancel that names no job, while it hashes and uploads a gigabyte.
+
+    python -m bench.agent_answers
+
+A job of the seed document's runs on the embedded ComfyUI, with a base model of 1 GB that has a checksum, from a real
+S3 server. While ComfyUI samples, a file that another node saved before is made 1 GB long (with holes: the disk is not
+what is measured). Meanwhile the agent is asked every 10 ms, at each request over a new connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import requests
+
+from tests.support import s3 as servers
+from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
+
+SIZE = 10**9
+EVERY_S = 0.01
+
+
+class Asking:
+    """Asks in a thread, and keeps how long each answer took, by the state of the job."""
+
+    def __init__(self, agent: Agent, job_id: str) -> None:
+        self.times: dict[str, list[float]] = {}
+        self._agent, self._job_id, self._is_over = agent, job_id, threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Asking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(EVERY_S):
+            state = self._agent.state(self._job_id)
+            for ask in (self._health, self._cancel):
+                begun = time.perf_counter()
+                ask()
+                self.times.setdefault(state, []).append(1000 * (time.perf_counter() - begun))
+
+    def _health(self) -> None:
+        assert requests.get(f"{self._agent.url}/healthz", timeout=30).status_code == 200
+
+    def _cancel(self) -> None:
+        answer = requests.post(f"{self._agent.url}/jobs/cancel", json={"token": "of nobody"}, timeout=30)
+        assert answer.status_code == 404
+
+
+def grow(output: Path) -> None:
+    """Make the text file that a node saves 1 GB long, as soon as it is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in output.rglob("*.txt"):
+            os.truncate(path, SIZE)
+            return
+        time.sleep(0.01)
+
+
+def main() -> int:
+    root = Path(tempfile.mkdtemp(prefix="settee-bench-"))
+    server, process = servers.start(root / "s3")
+    try:
+        store = Store(server)
+        block = os.urandom(1_000_000)
+        sha256 = hashlib.sha256()
+        with (root / "model").open("wb") as file:
+            for _ in range(SIZE // len(block)):
+                file.write(block)
+                sha256.update(block)
+        server.admin.upload_file(str(root / "model"), store.models, "big.safetensors")
+        graph = {**TEMPLATE, "9": {"class_type": "SetteeSaveFiles", "inputs": {"kind": "file", "filename_prefix": "x"}}}
+        with comfy(root / "comfy", faults={"step_slow": 0.05}) as embedded:
+            folders = {f"{name}_dir": str(root / "comfy" / name) for name in ("input", "output", "temp")}
+            with Agent(root / "agent", server, embedded, comfyui=folders) as agent:
+                model = {"bucket": store.models, "key": "big.safetensors", "checksum": sha256.hexdigest()}
+                envelope = store.envelope(
+                    jobId="big",
+                    baseModel=model,
+                    workflow={"id": "w", "inline": graph},
+                    parameters=parameters(steps=100),
+                )
+                growing = threading.Thread(target=grow, args=(embedded.output_dir,))
+                growing.start()
+                assert agent.post(envelope).status_code == 202
+                with Asking(agent, "big") as asking:
+                    ended = agent.ended("big", 400)
+                growing.join()
+                if ended["state"] != "SUCCESS":
+                    print(ended, agent.log_path.read_text()[-3000:])
+                    return 1
+        for state, times in asking.times.items():
+            print(
+                f"{state:14} {len(times):5} answers: median {statistics.median(times):6.1f} ms, "
+                f"99 % below {sorted(times)[int(len(times) * 0.99)]:6.1f} ms, slowest {max(times):6.1f} ms"
+            )
+    finally:
+        servers.stop(process)
+        import shutil
+
+        shutil.rmtree(root, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
