@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import threading
 import time
@@ -105,8 +106,8 @@ class _Many:
         self._endpoint, self._args, self._ledger, self._display = endpoint, args, ledger, display
         #: Nobody starts or follows anything any more.
         self._stop = threading.Event()
-        #: Why no more jobs are started: the target is gone, or wants another key.
-        self._dead: NetworkError | None = None
+        #: Why no more jobs are started: the target is gone, or wants another key, or the disk takes no more.
+        self._dead: ClientError | None = None
         self._mutex = threading.Lock()
         #: How many are being sent now, told when one less is.
         self._sending = 0
@@ -174,7 +175,8 @@ class _Many:
         outcome = Outcome(row, "failed")
         try:
             if self._dead is not None:
-                raise NetworkError(f"not sent: {self._dead.message}")
+                kind = UsageError if isinstance(self._dead, UsageError) else NetworkError
+                raise kind(f"not sent: {self._dead.message}")
             job = self._begun(row)
             outcome.job_id, outcome.seeds = job.id, job.seeds
             self._finish(row, job, outcome)
@@ -227,7 +229,8 @@ class _Many:
         except NetworkError as error:
             self._dead = error
             raise
-        self._note(row, "sent", job)
+        with contextlib.suppress(UsageError):  # it is followed all the same, and its end will tell
+            self._note(row, "sent", job)
         return job
 
     def _finish(self, row: Row, job: Job, outcome: Outcome) -> None:
@@ -247,7 +250,8 @@ class _Many:
         except ClientError as error:
             # Only what has ended is sent again: one that is out of our time, or that cannot be asked for, may go on.
             if job.answer.status.is_terminal and not isinstance(error, UsageError):
-                self._note(row, "failed", job, error=error.message)
+                with contextlib.suppress(UsageError):  # the job's own error says more
+                    self._note(row, "failed", job, error=error.message)
             self._forget(row)
             raise
         self._forget(row)
@@ -255,14 +259,18 @@ class _Many:
         for warning in result.warnings:
             self._display.line(f"{row.name}: warning: {warning}")
         # What is not saved now is asked for again: it is paid for.
-        save(
-            result,
-            self._args.out / row.name,
-            overwrite=self._args.overwrite,
-            metadata=self._args.metadata,
-            on_saved=on_saved,
-            stop=self._stop,
-        )
+        try:
+            save(
+                result,
+                self._args.out / row.name,
+                overwrite=self._args.overwrite,
+                metadata=self._args.metadata,
+                on_saved=on_saved,
+                stop=self._stop,
+            )
+        except UsageError:
+            self._dead = UsageError(f"{row.name} cannot be saved")
+            raise
         files = [os.path.relpath(file["path"], self._args.out) for file in outcome.files]
         self._note(row, "done", job, files=files)
         outcome.status = "done"
@@ -280,6 +288,10 @@ class _Many:
 
     def _note(self, row: Row, status: str, job: Job, files: Sequence[str] = (), error: str | None = None) -> None:
         name = self._endpoint.target.name
-        self._ledger.write(
-            Entry(row.key, row.name, status, job.id, name, files=list(files), seeds=job.seeds, error=error)
-        )
+        entry = Entry(row.key, row.name, status, job.id, name, files=list(files), seeds=job.seeds, error=error)
+        try:
+            self._ledger.write(entry)
+        except UsageError as problem:
+            # What would be sent now would be forgotten.
+            self._dead = problem
+            raise UsageError(f"{problem.message}; --resume {job.id} fetches the result", job_id=job.id) from problem

@@ -177,6 +177,24 @@ def test_a_result_that_could_not_be_saved_is_asked_for_again(client: Command, ap
     assert len(api.jobs()) == before + 1, "it is paid for"
 
 
+@pytest.mark.parametrize("full_at", [100, 2000])
+def test_nothing_more_is_sent_when_the_disk_is_full(client: Command, api: PublicApi, full_at: int) -> None:
+    name = batch(
+        client, [{"name": f"j{number}", "set": {"1.width": 1024, "1.height": 1024 + number}} for number in range(6)]
+    )
+    before = len(api.jobs())
+
+    def full_disk() -> None:
+        # Of one file: the ledger's first line, or the first picture.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, full_at))
+
+    found = client.run("quick.json", "--batch", name, "--jobs", "1", "--json", preexec_fn=full_disk)
+    jobs = found.document["jobs"]
+    assert (found.code, len(jobs), len(api.jobs()) - before) == (2, 6, 1), found
+    assert f"--resume {jobs[0]['job_id']}" in jobs[0]["error"], "who has paid for it can fetch it"
+    assert all(job["error"].startswith("not sent: ") for job in jobs[1:]), jobs
+
+
 def test_two_runs_of_one_batch(client: Command) -> None:
     name = batch(client, [colour(number) | {"workflow": "slow.json"} for number in range(3)])
     process = client.start("--batch", name, "--json")
