@@ -1,6 +1,6 @@
 """How soon the agent answers /healthz and a cancel that names no job, while it hashes and uploads a gigabyte.
 
-    python -m bench.agent_answers
+    python -m bench.agent_answers [MB]
 
 A job of the seed document's runs on the embedded ComfyUI, with a base model of 1 GB that has a checksum, from a real
 S3 server. While ComfyUI samples, a file that another node saved before is made 1 GB long (with holes: the disk is not
@@ -22,8 +22,10 @@ import requests
 
 from tests.support import s3 as servers
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
+from tests.support.models import safetensors
 
-SIZE = 10**9
+#: Bytes.
+SIZE = int(sys.argv[1]) * 10**6 if len(sys.argv) > 1 else 10**9
 EVERY_S = 0.01
 
 
@@ -74,12 +76,11 @@ def main() -> int:
     server, process = servers.start(root / "s3")
     try:
         store = Store(server)
-        block = os.urandom(1_000_000)
-        sha256 = hashlib.sha256()
-        with (root / "model").open("wb") as file:
-            for _ in range(SIZE // len(block)):
-                file.write(block)
-                sha256.update(block)
+        (root / "model").write_bytes(safetensors(SIZE, 1))
+        with (root / "model").open("rb") as file:
+            sha256 = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                sha256.update(piece)
         server.admin.upload_file(str(root / "model"), store.models, "big.safetensors")
         graph = {**TEMPLATE, "9": {"class_type": "SetteeSaveFiles", "inputs": {"kind": "file", "filename_prefix": "x"}}}
         with comfy(root / "comfy", faults={"step_slow": 0.05}) as embedded:
