@@ -17,6 +17,10 @@ from settee.client.targets.target import Answer, Status, Target
 FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
 
 
+#: Of a job that its target does not keep (:meth:`Target.keeps`).
+NOT_KEPT = "the SDK's local API runs it to its end all the same, and tells no other command what came of it"
+
+
 class Interrupted(Exception):
     """Following was told to stop; the job goes on."""
 
@@ -80,9 +84,14 @@ def follow(
 def _out_of_time(target: Target, answer: Answer, timeout_s: float) -> JobStopped:
     return JobStopped(
         f"{target.name}: job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value}); "
-        f"it goes on there: --resume {answer.job_id} picks it up, --cancel {answer.job_id} ends it",
+        + (f"it goes on there: {ways_back(answer.job_id)}" if target.keeps(answer.job_id) else NOT_KEPT),
         job_id=answer.job_id,
     )
+
+
+def ways_back(job_id: str) -> str:
+    """What can be done about a job that goes on without us."""
+    return f"--resume {job_id} picks it up, --cancel {job_id} ends it"
 
 
 def _lost_touch(error: NetworkError, job_id: str) -> NetworkError:

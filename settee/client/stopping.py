@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from settee.client import streams
 from settee.client.endpoint import Job
 from settee.client.errors import ClientError, JobStopped
+from settee.client.following import NOT_KEPT, ways_back
 
 T = TypeVar("T")
 
@@ -52,8 +53,10 @@ class InThread(Generic[T]):
 def interrupted(jobs: Sequence[Job]) -> JobStopped:
     """Ctrl-C: a job costs money until somebody ends it, and may be wanted all the same. What came of the question.
 
-    With nobody at a terminal to be asked, the jobs are ended.
+    With nobody at a terminal to be asked, the jobs are ended. Nobody is asked about what cannot be had.
     """
+    if not any(job.endpoint.target.keeps(job.id) for job in jobs):
+        return _stopped(left_as_is(jobs), jobs)
     what, them = (f"job {jobs[0].id}", "it") if len(jobs) == 1 else (f"{len(jobs)} jobs", f"{len(jobs)} jobs")
     problems, left = [], list(jobs)
     try:
@@ -73,9 +76,11 @@ def interrupted(jobs: Sequence[Job]) -> JobStopped:
 
 
 def left_as_is(jobs: Sequence[Job]) -> str:
-    if len(jobs) == 1:
-        return f"job {jobs[0].id} left as it is: --resume {jobs[0].id} picks it up, --cancel {jobs[0].id} ends it"
     ids = ", ".join(job.id for job in jobs)
+    if not any(job.endpoint.target.keeps(job.id) for job in jobs):
+        return f"job {ids} left: {NOT_KEPT}" if len(jobs) == 1 else f"{len(jobs)} jobs left ({ids}): {NOT_KEPT}"
+    if len(jobs) == 1:
+        return f"job {ids} left as it is: {ways_back(ids)}"
     return f"{len(jobs)} jobs left to run there ({ids}): the same command again picks them up"
 
 

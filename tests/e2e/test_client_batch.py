@@ -179,9 +179,8 @@ def test_a_result_that_could_not_be_saved_is_asked_for_again(client: Command, ap
 
 @pytest.mark.parametrize("full_at", [100, 2000])
 def test_nothing_more_is_sent_when_the_disk_is_full(client: Command, api: PublicApi, full_at: int) -> None:
-    name = batch(
-        client, [{"name": f"j{number}", "set": {"1.width": 1024, "1.height": 1024 + number}} for number in range(6)]
-    )
+    rows = [{"name": f"j{number}", "set": {"1.width": 1024, "1.height": 1024 + number}} for number in range(6)]
+    name = batch(client, rows)
     before = len(api.jobs())
 
     def full_disk() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from settee.client.following import Interrupted, follow
 from settee.client.targets.runpod import RunPod
 from settee.client.targets.target import Answer, Status
 from tests.e2e.test_runpod_local import serving
+from tests.support.client_command import Command
 from tests.support.client_jobs import run, sent
 from tests.support.stub_rig import does
 
@@ -54,8 +57,11 @@ def test_a_local_job_is_run_once_however_often_it_is_asked_for(local: RunPod) ->
 def test_local_time_runs_out_and_stopping_is_at_once(local: RunPod) -> None:
     answer = local.submit(sent(does("Wait", seconds=3)))
     begun = time.monotonic()
-    with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s"):
+    assert local.keeps(answer.job_id), "it has not begun"
+    with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s .* tells no other command") as late:
         follow(local, answer, timeout_s=0.5)
+    assert "--" not in late.value.message, "there is no way back to it"
+    assert not local.keeps(answer.job_id)
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
     with pytest.raises(Interrupted):
@@ -83,3 +89,14 @@ def test_a_local_worker_that_ends_meanwhile() -> None:
         api.worker.process.kill()
         with pytest.raises(NetworkError, match=r"the connection was lost"):
             follow(target, answer, timeout_s=20)
+
+
+def test_an_interrupt_promises_no_way_back_to_a_local_job(tmp_path: Path) -> None:
+    client = Command(tmp_path)
+    (client.folder / "waits.json").write_text(json.dumps(does("Wait", seconds=60)["workflow"]))
+    with serving(SHUTDOWN_GRACE_S="0.1") as api, client.terminal("waits.json", "--url", api.url) as terminal:
+        api.worker.wait_log("the stub engine begins")
+        terminal.interrupt()
+        terminal.read_until("tells no other command what came of it")
+        assert terminal.process.wait(10) == 5
+    assert not any(words in terminal.written for words in ("Cancel it", "--resume", "--cancel")), terminal.written

@@ -86,6 +86,10 @@ class Comfy:
         self._events.close()
         self._wire.close()
 
+    def keeps(self, job_id: str) -> bool:
+        """Always: history has it."""
+        return True
+
     def health(self) -> dict[str, Any]:
         """``/system_stats``, and how many prompts run and wait."""
         stats, queue = self._wire.system_stats(), self._wire.queue()

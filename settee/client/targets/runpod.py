@@ -144,6 +144,12 @@ class RunPod:
                     raise self._gone(error, job_id) from error
         raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
 
+    def keeps(self, job_id: str) -> bool:
+        """Not one that the SDK's local API has begun: it cannot be ended, its result goes to who had it begun, and who
+        asks for it again begins it again."""
+        with self._lock:
+            return job_id not in self._runs
+
     def health(self) -> dict[str, Any]:
         """``{"jobs": {…}, "workers": {…}}``: how many in which state. Raises UsageError with the SDK's local API."""
         if not self._is_local:

@@ -64,6 +64,10 @@ class Target(Protocol):
         """Ask for a job's end; :meth:`status` tells when it has come. Raises UsageError where that cannot be asked."""
         ...
 
+    def keeps(self, job_id: str) -> bool:
+        """Whether a job outlives who follows it: it can be asked for, and ended, by its id later."""
+        ...
+
     def health(self) -> dict[str, Any]:
         """What the target says of itself, as it says it."""
         ...

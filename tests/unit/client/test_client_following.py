@@ -62,6 +62,9 @@ class Scripted:
     def cancel(self, job_id: str) -> None:
         raise AssertionError(job_id)
 
+    def keeps(self, job_id: str) -> bool:
+        return True
+
     def health(self) -> dict[str, Any]:
         return {}
 
