@@ -214,12 +214,19 @@ class Endpoint:
 
         return registry.read(self._registry)
 
+    def _extensions(self) -> list[str] | None:
+        """The scripts of the custom nodes whose registry :attr:`object_info` is, where they can be asked for."""
+        from settee.client import registry
+
+        where = self._registry or (self._where if self.is_comfy else None)
+        return registry.extensions(where) if where is not None else None
+
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """The workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
         data, shown = workflow_from(workflow)
-        graph = in_api_format(data, shown, lambda: self.object_info)
+        graph = in_api_format(data, shown, lambda: self.object_info, self._extensions)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
         info = self.object_info if self.is_comfy or self._registry is not None else None
         return prepared(graph, wishes or Wishes(), info)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,10 +80,15 @@ def prepared(
     )
 
 
-def in_api_format(data: Mapping[str, Any], shown: str, registry: Callable[[], ObjectInfo | None]) -> Workflow:
+def in_api_format(
+    data: Mapping[str, Any],
+    shown: str,
+    registry: Callable[[], ObjectInfo | None],
+    extensions: Callable[[], Iterable[str] | None] = lambda: None,
+) -> Workflow:
     """What :func:`settee.client.sources.checked` passed: as it is, or converted from the editor's format.
 
-    ``registry``, the target's, is asked only then. Raises UsageError.
+    ``registry`` and ``extensions``, the target's, are asked only then. Raises UsageError.
     """
     if not isinstance(data.get("nodes"), list):  # no node of API format is a list
         return dict(data)
@@ -94,4 +99,4 @@ def in_api_format(data: Mapping[str, Any], shown: str, registry: Callable[[], Ob
         raise UsageError(
             f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
         )
-    return convert.converted(data, info)
+    return convert.converted(data, info, extensions=extensions())

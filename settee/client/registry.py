@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee.client.errors import UsageError
 from settee.workflow import ObjectInfo
+
+if TYPE_CHECKING:
+    from settee.client.targets.comfy_wire import Wire
 
 
 def read(where: str | PathLike[str]) -> ObjectInfo:
@@ -30,12 +34,25 @@ def _from_file(path: Path) -> Any:
         raise UsageError(f"--registry {path}: it is not JSON") from error
 
 
+def extensions(where: str | PathLike[str]) -> list[str] | None:
+    """The scripts that the server's custom nodes show to the editor; None for a file, which does not tell.
+
+    Raises NetworkError.
+    """
+    text = str(where)
+    if not text.startswith(("http://", "https://")):
+        return None
+    with closing(_wire(text)) as wire:
+        return wire.extensions()
+
+
 def _asked(url: str) -> ObjectInfo:
+    with closing(_wire(url)) as wire:
+        return wire.object_info()
+
+
+def _wire(url: str) -> Wire:
     from settee.client.targets.comfy_wire import Wire
 
     address = url.rstrip("/").removesuffix("/object_info")
-    wire = Wire(address, name=f"--registry {address}")
-    try:
-        return wire.object_info()
-    finally:
-        wire.close()
+    return Wire(address, name=f"--registry {address}")

@@ -148,6 +148,13 @@ class Wire:
     def object_info(self) -> dict[str, Any]:
         return self._object("/object_info", timeout_s=60.0)
 
+    def extensions(self) -> list[str]:
+        """The scripts that its custom nodes show to the editor."""
+        answer = self._get("/extensions", None)
+        if not isinstance(answer, list) or not all(isinstance(path, str) for path in answer):
+            raise NetworkError(f"{self.name}: it does not answer as ComfyUI does: check the address")
+        return answer
+
     def _object(self, path: str, timeout_s: float | None = None) -> dict[str, Any]:
         answer = self._get(path, timeout_s)
         if not isinstance(answer, dict):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from settee.client import registry
+from settee.client import Endpoint, registry
 from settee.client.errors import NetworkError, UsageError
 from settee.comfy.process import free_port
 from tests.support.file_server import Ask, FileServer, Reply
@@ -60,3 +60,52 @@ def test_a_server_that_is_no_comfyui() -> None:
 def test_a_server_that_is_not_there() -> None:
     with pytest.raises(NetworkError, match=r"--registry http://127\.0\.0\.1:\d+: nothing answers"):
         registry.read(f"http://127.0.0.1:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("extensions", "converts"),
+    [(["/extensions/core/noteNode.js"], True), (["/extensions/mine/changes_exports.js"], False)],
+)
+def test_custom_nodes_of_a_server_that_says_what_scripts_it_has(extensions: list[str], converts: bool) -> None:
+    """A pack without scripts of its own cannot change what the editor exports."""
+    known = json.loads((Path(__file__).parents[2] / "data" / "object_info.json").read_text())
+    info = {
+        "Mine": {**known["EmptyImage"], "name": "Mine", "python_module": "custom_nodes.mine"},
+        "SaveImage": known["SaveImage"],
+    }
+    editor = {
+        "nodes": [
+            {
+                "id": 1,
+                "type": "Mine",
+                "mode": 0,
+                "inputs": [],
+                "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+                "properties": {},
+                "widgets_values": [64, 64, 1, 0],
+            },
+            {
+                "id": 2,
+                "type": "SaveImage",
+                "mode": 0,
+                "inputs": [{"name": "images", "type": "IMAGE", "link": 1}],
+                "outputs": [],
+                "properties": {},
+                "widgets_values": ["mine"],
+            },
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+        "version": 0.4,
+    }
+
+    def rule(ask: Ask, reply: Reply) -> None:
+        reply.body = memoryview(json.dumps(extensions if ask.path == "/extensions" else info).encode())
+        reply.headers["Content-Length"] = str(len(reply.body))
+
+    with FileServer(b"", rule=rule).running() as server:
+        endpoint = Endpoint("http://127.0.0.1:9", registry=f"http://127.0.0.1:{server.port}")
+        if converts:
+            assert endpoint.prepare(editor).workflow["1"]["class_type"] == "Mine"
+        else:
+            with pytest.raises(UsageError, match="1 Mine"):
+                endpoint.prepare(editor)
