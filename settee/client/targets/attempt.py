@@ -24,6 +24,8 @@ _MAX_ERROR_BYTES = 64 * 1024
 _SLOWEST = 20_000
 #: Names of urllib3's exceptions for a connection that never came about.
 _UNCONNECTED = frozenset(("NewConnectionError", "NameResolutionError", "ConnectTimeoutError"))
+#: A shorter key may be in an answer by chance, characters.
+_LEAST_KEY = 12
 #: What of an answer that broke off is kept, bytes: an id may be in it.
 _HEAD = 1000
 
@@ -118,10 +120,11 @@ class Server:
         silent_s: float,
         max_bytes: int,
         on_answer: Callable[[], None],
+        go_on: Callable[[], bool] = lambda: True,
     ) -> Any:
         """The JSON value that it answers, or a Reply where ``asked.takes`` its status.
 
-        ``on_answer`` is called as soon as anything comes, be it an error.
+        ``on_answer`` is called as soon as anything comes, be it an error; ``go_on`` says whether the rest is wanted.
         Raises Trouble, AuthError, StatusError, NetworkError, UsageError.
         """
         import requests
@@ -141,10 +144,10 @@ class Server:
                 on_answer()
                 if response.status_code in asked.takes:
                     headers = {name.lower(): value for name, value in response.headers.items()}
-                    return Reply(response.status_code, headers, self._body(response, silent_s, max_bytes))
+                    return Reply(response.status_code, headers, self._body(response, silent_s, max_bytes, go_on))
                 if not 200 <= response.status_code < 300:
                     raise self._refusal(response)
-                return self._parsed(response, self._body(response, silent_s, max_bytes), asked.empty_ok)
+                return self._parsed(response, self._body(response, silent_s, max_bytes, go_on), asked.empty_ok)
         except requests.exceptions.SSLError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise NetworkError(f"{self.name}: its certificate is not trusted by this machine") from error
@@ -207,7 +210,9 @@ class Server:
                     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
         return ""
 
-    def _body(self, response: requests.Response, silent_s: float, max_bytes: int) -> bytes:
+    def _body(
+        self, response: requests.Response, silent_s: float, max_bytes: int, go_on: Callable[[], bool] = lambda: True
+    ) -> bytes:
         """The whole body, within a time that fits its size. Raises Trouble, NetworkError."""
         import requests
 
@@ -219,6 +224,8 @@ class Server:
                 content += piece
                 if len(content) > max_bytes:
                     raise NetworkError(f"{self.name}: the answer has over {max_bytes / 1e6:g} MB")
+                if not go_on():
+                    raise Trouble("the answer had not come whole when it was wanted")
                 if time.monotonic() - begun > silent_s + len(content) / _SLOWEST:
                     raise Trouble("the answer comes too slowly", head=bytes(content[:_HEAD]))
         except (requests.exceptions.BaseHTTPError, OSError) as error:  # type: ignore[attr-defined]  # not in the stubs
@@ -228,6 +235,9 @@ class Server:
     def _parsed(self, response: requests.Response, content: bytes, empty_ok: bool) -> Any:
         if empty_ok and not content:
             return None
+        if self._key is not None and len(self._key) >= _LEAST_KEY:
+            # What a server says goes into messages, logs and files: an echo of the key is none of theirs.
+            content = content.replace(self._key.encode(), "…".encode())
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise NetworkError(f"{self.name}: a web page answers there, not an API: check the address")
         try:

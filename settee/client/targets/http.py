@@ -149,7 +149,7 @@ class Http:
         while True:
             try:
                 if repeatable:
-                    return self._once(self._session(), asked, timeout_s)
+                    return self._once(self._session(), asked, timeout_s, self._goes_on)
                 # A connection of its own: one that was kept may be closed by the server at this very moment, and then
                 # nobody could tell whether the request had been read.
                 with self._server.new_session() as session:
@@ -169,7 +169,13 @@ class Http:
                 if now + delay > failing_since + allowed or not self._pause(delay, trouble.what):
                     raise self._given_up(trouble) from trouble.__cause__
 
-    def _once(self, session: requests.Session, asked: Request, timeout_s: float | None) -> Any:
+    def _once(
+        self,
+        session: requests.Session,
+        asked: Request,
+        timeout_s: float | None,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Any:
         silent_s = self.timeout_s if timeout_s is None else timeout_s
         limits = _patience.get()
         if limits is not None:
@@ -182,7 +188,13 @@ class Http:
             silent_s=silent_s,
             max_bytes=self.max_bytes,
             on_answer=self._note_answer,
+            go_on=go_on,
         )
+
+    def _goes_on(self) -> bool:
+        """Whether anybody still waits for the answer to what can be asked again."""
+        limits = _patience.get()
+        return limits is None or not (limits.stop.is_set() or limits.left() <= 0)
 
     def _note_answer(self) -> None:
         self._has_answered = True

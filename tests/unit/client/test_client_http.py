@@ -341,6 +341,16 @@ def test_keys_that_cannot_be(key: str) -> None:
     assert not key or key not in caught.value.message
 
 
+@pytest.mark.parametrize(("key", "is_hidden"), [("rpa_" + "A1b2" * 6, True), ("error", False)])
+def test_an_echo_of_the_key_goes_no_further(sleeps: Sleeps, key: str, is_hidden: bool) -> None:
+    """Except a word that may be there by chance."""
+    with PublicApi(key=key) as api:
+        api.fault("health", body=json.dumps({"message": f"Bearer {key}", "list": [key]}).encode())
+        with contextlib.closing(asking(api.url, sleeps, key=key)) as http:
+            shown = "…" if is_hidden else key
+            assert http.get("/health") == {"message": f"Bearer {shown}", "list": [shown]}
+
+
 def test_neither_key_nor_bodies_are_told(
     http: Http, api: PublicApi, caplog: pytest.LogCaptureFixture, sleeps: Sleeps
 ) -> None:
@@ -388,6 +398,40 @@ def test_no_request_outlasts_what_is_left(api: PublicApi) -> None:
         http.get("/health")
     assert time.monotonic() - begun < 3
     http.close()
+
+
+@pytest.mark.parametrize("by", ["stop", "time"])
+def test_an_answer_without_end_is_not_read_to_it(by: str) -> None:
+    """One that comes fast enough, but outlasts who waits for it."""
+    stop, is_over = threading.Event(), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n")
+                while not is_over.wait(0.01):
+                    connection.sendall(b" " * 1000)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        http = Http(f"http://127.0.0.1:{listener.getsockname()[1]}", name="e")
+        deadline = time.monotonic() + (0.3 if by == "time" else 60)
+        timer = threading.Timer(0.3, stop.set)
+        timer.start()
+        try:
+            event = stop if by == "stop" else threading.Event()
+            with (
+                patience(event, lambda: deadline - time.monotonic()),
+                pytest.raises(NetworkError, match="had not come whole"),
+            ):
+                http.get("/health")
+        finally:
+            is_over.set()
+            thread.join(10)
+            timer.join(10)
+            http.close()
 
 
 def test_patience_ends_with_its_block(http: Http, api: PublicApi) -> None:
