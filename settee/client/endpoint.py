@@ -133,6 +133,8 @@ class Endpoint:
     ) -> None:
         self.environment = environment or Environment.read()
         self._where, self.is_comfy, self._sync = where, comfy, sync
+        #: Whether somebody has said where, or it is the worker that may be on this machine.
+        self.is_named = bool(where or self.environment.endpoint_id)
         self._given_key, self._api_key = api_key, api_key or self.environment.api_key
         self._encryption_key, self._key_file = encryption_key, key_file
         self._registry = registry

@@ -68,7 +68,9 @@ def _run(endpoint: Endpoint, args: argparse.Namespace, rows: Sequence[Row], ledg
     failures = [outcome.error for outcome in outcomes if outcome.error is not None]
     if args.json:
         found = {"status": "error" if failures else "success", "done": len(rows) - len(failures), "skipped": skipped}
-        streams.document({**found, "jobs": [outcome.as_json() for outcome in outcomes]})
+        known = {outcome.row.key: outcome for outcome in outcomes}
+        jobs = [known.get(row.key) or _before(row, ledger, args) for row in rows]
+        streams.document({**found, "jobs": [job.as_json() for job in jobs]})
     if not failures:
         if args.repeat:
             ledger.remove()  # the next --repeat is wanted anew
@@ -77,6 +79,14 @@ def _run(endpoint: Endpoint, args: argparse.Namespace, rows: Sequence[Row], ledg
         f"{len(failures)} of {len(rows)} jobs did not succeed: the same command sends those again, and no other"
     )
     return max(error.exit_code for error in failures)
+
+
+def _before(row: Row, ledger: Ledger, args: argparse.Namespace) -> Outcome:
+    """Of a row that an earlier run has done."""
+    entry = ledger.get(row.key)
+    assert entry is not None, "it is done"
+    files = [{"path": str(args.out / name)} for name in entry.files]
+    return Outcome(row, "done_before", entry.job_id, files, entry.seeds)
 
 
 def _dry(endpoint: Endpoint, rows: Sequence[Row], args: argparse.Namespace) -> int:

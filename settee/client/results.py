@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Outputs of every kind come in these lists of a worker's result, by what a file is.
 KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")
-#: ``base64``; ``s3_url`` and ``url``: to be fetched; ``text``; ``path``: on the worker's network volume.
-TYPES = ("base64", "s3_url", "url", "text", "path")
 #: Writes what a sealed file holds. Raises ClientError, OSError.
 Unseal: TypeAlias = "Callable[[Path, Writes], None]"
 
@@ -28,6 +26,8 @@ class Output:
 
     kind: str
     filename: str
+    #: ``base64``; ``s3_url`` and ``url``: to be fetched; ``text``; ``path``: on the worker's network volume. Any other
+    #: is an output that cannot be saved, unlike those beside it.
     type: str
     data: str = field(repr=False)
     node_id: str | None = None
@@ -67,7 +67,7 @@ def outputs_of(output: Mapping[str, Any], job_id: str | None = None) -> tuple[Ou
     for kind in KINDS:
         items = output.get(kind) or []
         for item in items if isinstance(items, list) else [items]:
-            if not isinstance(item, Mapping) or not isinstance(item.get("data"), str) or item.get("type") not in TYPES:
+            if not isinstance(item, Mapping) or not all(isinstance(item.get(key), str) for key in ("data", "type")):
                 raise JobFailed(
                     f"the worker's result lists something under {kind!r} that is no output: is it a settee worker?",
                     job_id=job_id,

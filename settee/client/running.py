@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settee.client import options, streams
-from settee.client.display import Display, table
+from settee.client.display import Display, printable, table
 from settee.client.endpoint import Endpoint, Job, JobOptions
-from settee.client.errors import ClientError, JobStopped, UsageError
+from settee.client.errors import ClientError, JobStopped, NetworkError, UsageError
 from settee.client.given import files_from_texts
+from settee.client.inject.media import unfed
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes
 from settee.client.stopping import END_S, MOMENT_S, SENDING, InThread, interrupted, left_as_is
@@ -35,19 +36,30 @@ def run(args: argparse.Namespace, parse: options.Parse) -> int:
         key_file=args.key_file,
         registry=args.registry,
     ) as endpoint:
-        if args.health:
-            streams.document(endpoint.health(), indent=None if args.json else 2)
-            return 0
-        if args.cancel:
-            return _cancel(endpoint, args)
-        if args.repeat or args.batch:
-            from settee.client import many
+        try:
+            return _done(endpoint, args, parse)
+        except NetworkError as error:
+            # Of what became of a job that was sent, its place is not in doubt.
+            if endpoint.is_named or error.job_id is not None or type(error) is not NetworkError:
+                raise
+            words = "that is where jobs go unless --endpoint, --url or --comfy says where"
+            raise NetworkError(f"{error.message} ({words})", code=error.code, details=error.details) from error
 
-            return many.run(endpoint, args, parse)
-        if args.resume:
-            _make_folder(args)
-            return _finish(endpoint.job(args.resume), args)
-        return _one(endpoint, endpoint.prepare(args.workflow, wishes_of(args)), args)
+
+def _done(endpoint: Endpoint, args: argparse.Namespace, parse: options.Parse) -> int:
+    if args.health:
+        streams.document(endpoint.health(), indent=None if args.json else 2)
+        return 0
+    if args.cancel:
+        return _cancel(endpoint, args)
+    if args.repeat or args.batch:
+        from settee.client import many
+
+        return many.run(endpoint, args, parse)
+    if args.resume:
+        _make_folder(args)
+        return _finish(endpoint.job(args.resume), args)
+    return _one(endpoint, endpoint.prepare(args.workflow, wishes_of(args)), args)
 
 
 def wishes_of(args: argparse.Namespace) -> Wishes:
@@ -88,6 +100,9 @@ def _one(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
     if not args.quiet:
         shown = table(ready.workflow, ready.changes, columns(), sys.stderr.encoding)
         streams.say(shown or "nothing is changed in the workflow")
+        # A ComfyUI has an input folder of its own; a worker has what comes with the job.
+        for line in () if endpoint.is_comfy else unfed(ready.workflow, ready.changes):
+            streams.say(printable(line, sys.stderr.encoding))
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)
     if args.dry_run:

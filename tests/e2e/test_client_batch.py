@@ -136,7 +136,9 @@ def test_a_batch_that_was_ended_goes_on(client: Command, api: PublicApi, killed:
     # One that was killed between the last byte and the ledger's line is fetched twice, and stays beside its twin.
     assert len({path.parent for path in client.folder.glob("out/job */*.png")}) == 7
     third = client.run("--batch", name, "--json")
-    assert (third.document["skipped"], third.document["jobs"], third.code) == (7, [], 0)
+    assert (third.document["skipped"], done(third), third.code) == (7, [], 0)
+    assert {job["status"] for job in third.document["jobs"]} == {"done_before"}
+    assert all((client.folder / job["files"][0]["path"]).is_file() for job in third.document["jobs"])
     # A result that was deleted is wanted again.
     next(client.folder.glob("out/job 4/*.png")).unlink()
     assert done(client.run("--batch", name, "--json")) == ["job 4"]

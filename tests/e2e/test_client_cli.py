@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from settee.client import cli
+from settee.comfy.process import free_port
 from settee.sealing import generate_key
 from tests.support.client_command import INVERT, PICTURE, Command, endpoint_env, runpod_with_worker
 from tests.support.public_api import PublicApi
@@ -97,6 +99,26 @@ def test_a_sealed_job(client: Command, api: PublicApi, how: str) -> None:
     assert set(api.inputs()[-1]) == {"encrypted_input", "is_encrypted"}
     other = client.run(INVERT, "--img", PICTURE, "--json", env={"ENCRYPTION_KEY": generate_key()})
     assert (other.code, other.document["code"]) == (3, "seal_broken"), other
+
+
+def test_a_loader_without_a_file_is_told_of_where_none_can_be(client: Command) -> None:
+    words = "1 LoadImage \"Load Image\" loads 'example.png', and no file is given for it: --img FILE"
+    assert words in client.run(INVERT, "--dry-run").err
+    assert words not in client.run(INVERT, "--dry-run", "--img", PICTURE).err
+    assert client.run(INVERT, "--dry-run", "--quiet").err == ""
+
+
+def test_who_named_no_target_is_told_where_jobs_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr("settee.client.endpoint.LOCAL_URL", nowhere)
+    monkeypatch.delenv("RUNPOD_ENDPOINT_ID", raising=False)
+    words = "unless --endpoint, --url or --comfy says where"
+    assert cli.main(["--health", "--url", nowhere]) == 6
+    assert words not in capsys.readouterr().err
+    assert cli.main(["--health"]) == 6
+    assert words in capsys.readouterr().err
 
 
 def test_dry_run_sends_nothing(client: Command, api: PublicApi) -> None:

@@ -85,13 +85,12 @@ def summary_row(counts: Counts, jobs: Iterable[Shown], now: float, width: int, e
 
 
 def log_line(job: Shown, now: float, encoding: str) -> str:
-    """For a file: a job's new status, ``abc123: failed after 0:12: why``."""
+    """For a file: a job's new status, ``abc123: failed after 0:12``. Why, its error says, which somebody else tells."""
     status = job.answer.status
     name = printable(job.name, encoding, most=_MOST)
     if not status.is_terminal:
         return f"{name}: {_waiting(job.answer)}"
-    why = printable(job.answer.error or "", encoding, most=1000)
-    return f"{name}: {WORDS[status]} after {duration(now - job.begun)}{f': {why}' if why else ''}"
+    return f"{name}: {WORDS[status]} after {duration(now - job.begun)}"
 
 
 def _waiting(answer: Answer) -> str:

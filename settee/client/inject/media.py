@@ -171,7 +171,8 @@ def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: i
         take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
         named = f"{option} {left[0].place.node_id}=FILE"
         return f"{option}: {count} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
-    message = f"{option}: {count} given, and no node is left that loads {_NOUNS[kind]}"
+    fits = any(loader.takes == kind for loader in known if loader.live)
+    message = f"{option}: {count} given, and no node is {'left that loads' if fits else 'known to load'} {_NOUNS[kind]}"
     both = [loader.place.node_id for loader in known if loader.live and loader.kind == "image+mask"]
     if kind == "mask" and both:
         why = "the alpha channel of the image is the mask here, so give one file for both with --img"
@@ -185,6 +186,21 @@ def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: i
         ]
         return f"{message}; those that load files are:\n" + "\n".join(lines)
     return message
+
+
+def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
+    """A line for every live loader that names a file of the machine where the workflow was made: none goes with it."""
+    changed = {(change.node_id, change.input) for change in changes}
+    lines = []
+    for loader in loaders(workflow):
+        node = workflow[loader.place.node_id]
+        name = node["inputs"].get(loader.place.input)
+        if not loader.live or not isinstance(name, str) or node["class_type"] == "LoadImageOutput":
+            continue
+        if (loader.place.node_id, loader.place.input) not in changed:
+            what = f"{shown_node(workflow, loader.place.node_id)} loads {name[:200]!r}"
+            lines.append(f"{what}, and no file is given for it: {_OPTIONS[loader.takes]} FILE")
+    return lines
 
 
 # --- the files -------------------------------------------------------------------------------------------

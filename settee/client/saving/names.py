@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+from settee.client.ledger import LEDGER
 from settee.client.results import Output
 
 #: Bytes of a name, its suffix included: eCryptfs takes 143, and "-1000", ".json" are still to be put behind it.
@@ -85,6 +86,8 @@ def plain_name(output: Output) -> str:
         suffix += ".bin"
     if stem.split(".")[0].rstrip(" ").upper() in _DEVICES:
         stem = f"_{stem}"
+    if f"{stem}.{suffix}".casefold() == LEDGER:
+        stem = f"_{stem}"  # a file by this name would tell the next batch what is done
     return f"{_shortened(stem, MOST_BYTES - len(suffix) - 1)}.{suffix}"
 
 

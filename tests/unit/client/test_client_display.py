@@ -290,7 +290,7 @@ def test_a_file_gets_a_line_for_every_change_of_status() -> None:
     assert stream.getvalue().splitlines() == [
         "job-1: in queue",
         "job-1: running",
-        "job-1: failed after 1:02: a[31m node failed [execution_failed]",
+        "job-1: failed after 1:02",
         "row 2: timed out after 0:00",
         "saved",
     ]

@@ -15,7 +15,7 @@ from PIL import Image
 from settee.client.changes import applied
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.loaders import loaders
-from settee.client.inject.media import Given, _free_name, media_changes, parse_given
+from settee.client.inject.media import Given, _free_name, media_changes, parse_given, unfed
 from settee.workspace import safe_relative
 
 DATA = Path(__file__).parents[2] / "data"
@@ -281,7 +281,7 @@ def test_a_registry_tells_other_loaders(png: Path) -> None:
 def test_a_named_node_of_an_unknown_class_has_one_input_for_a_file(png: Path) -> None:
     workflow = graph(n1=("MyLoader", {"image": "a.png", "mode": "fast"}), n2=("Save", {"x": ["1", 0]}))
     assert sent(media_changes(workflow, images=[Given(png, "1")])[0]) == {"1.image": "1_photo.png"}
-    with pytest.raises(UsageError, match="no node is left"):
+    with pytest.raises(UsageError, match="no node is known to load an image$"):
         media_changes(workflow, images=[Given(png)])
     # A text instead of a choice is a path on the worker.
     info = {"MyLoader": {"input": {"required": {"image": ["STRING", {}]}}, "output": ["IMAGE"]}}
@@ -465,3 +465,16 @@ def test_half_of_it_missing(text: str) -> None:
 def test_it_is_shown_as_it_was_given() -> None:
     assert str(Given(Path("a.png"), "9")) == "9=a.png"
     assert str(Given(Path("a.png"))) == "a.png"
+
+
+def test_loaders_that_get_no_file_are_named() -> None:
+    workflow = graph(
+        n1=("LoadImage", {"image": "a.png", "_title": "First"}),
+        n2=("LoadImage", {"image": "b.png"}),
+        n3=("LoadImageOutput", {"image": "its own.png [output]"}),
+        n4=("LoadImage", {"image": "nobody looks.png"}),
+        n5=("LoadAudio", {"audio": ["1", 0]}),
+        n9=("PreviewAny", {"a": ["1", 0], "b": ["2", 0], "c": ["3", 0], "d": ["5", 0]}),
+    )
+    changes, _ = media_changes(workflow, images=[Given(Path(__file__).parents[3] / "workflows/example.png", "2")])
+    assert unfed(workflow, changes) == ["1 LoadImage \"First\" loads 'a.png', and no file is given for it: --img FILE"]

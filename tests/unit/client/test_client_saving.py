@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.client.errors import ClientError, JobFailed, NetworkError, UsageError
-from settee.client.results import KINDS, Output, Result
+from settee.client.results import KINDS, Output, Result, outputs_of
 from settee.client.saving import Saved, make_folder, plain_name, save
 from settee.client.saving import part as part_module
 from settee.client.saving.names import MOST_BYTES
@@ -122,15 +122,16 @@ def test_one_failure_takes_no_other_output_with_it(tmp_path: Path) -> None:
         output("b.png", "broken!"),
         output("c.mp4", "/volume/c.mp4", type="path"),
         output("d.png"),
+        *outputs_of({"images": [{"filename": "e.png", "type": "carrier_pigeon", "data": ""}]}),
     ]
     told: list[Saved] = []
     with pytest.raises(ClientError) as caught:
         save(result(*given), tmp_path, on_saved=told.append)
-    assert caught.value.message.startswith("2 of 4 outputs were not saved:\n  b.png: ")
+    assert caught.value.message.startswith("3 of 5 outputs were not saved:\n  b.png: ")
     assert "\n  c.mp4: " in caught.value.message
     assert (type(caught.value), caught.value.job_id) == (JobFailed, "job-1")
     assert caught.value.details["saved"] == [str(tmp_path / name) for name in ("a.png", "d.png")]
-    assert [one["file"] for one in caught.value.details["not_saved"]] == ["b.png", "c.mp4"]
+    assert [one["file"] for one in caught.value.details["not_saved"]] == ["b.png", "c.mp4", "e.png"]
     assert [one.path.name for one in told] == ["a.png", "d.png"]
     assert files(tmp_path) == {"a.png": DATA, "d.png": DATA}
 
@@ -208,6 +209,7 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
         ("a.png ", "a.png"),
         ("half\ud83d.png", "half.png"),
         ("e\u0301.png", "é.png"),
+        ("x/Settee-Batch.jsonl", "_Settee-Batch.jsonl"),
     ],
 )
 def test_names_are_of_our_own_choosing(hint: str, name: str) -> None:
