@@ -98,11 +98,11 @@ def options_of(args: argparse.Namespace) -> JobOptions:
 
 def _one(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
     if not args.quiet:
-        shown = table(ready.workflow, ready.changes, columns(), sys.stderr.encoding)
+        shown = table(ready.workflow, ready.changes, columns(), _encoding())
         streams.say(shown or "nothing is changed in the workflow")
         # A ComfyUI has an input folder of its own; a worker has what comes with the job.
         for line in () if endpoint.is_comfy else unfed(ready.workflow, ready.changes):
-            streams.say(printable(line, sys.stderr.encoding))
+            streams.say(printable(line, _encoding()))
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)
     if args.dry_run:
@@ -261,3 +261,8 @@ def columns() -> int:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
         return 200
+
+
+def _encoding() -> str:
+    """Of stderr; what somebody has put in its place may have none."""
+    return sys.stderr.encoding or "utf-8"

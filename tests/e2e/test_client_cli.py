@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +121,12 @@ def test_who_named_no_target_is_told_where_jobs_go(
     assert words not in capsys.readouterr().err
     assert cli.main(["--health"]) == 6
     assert words in capsys.readouterr().err
+
+
+def test_output_may_go_to_a_stream_without_an_encoding() -> None:
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert cli.main([str(INVERT), "--img", str(PICTURE), "--dry-run"]) == 0
+    assert "LoadImage" in said.getvalue()
 
 
 def test_dry_run_sends_nothing(client: Command, api: PublicApi) -> None:

@@ -281,7 +281,7 @@ def test_a_registry_tells_other_loaders(png: Path) -> None:
 def test_a_named_node_of_an_unknown_class_has_one_input_for_a_file(png: Path) -> None:
     workflow = graph(n1=("MyLoader", {"image": "a.png", "mode": "fast"}), n2=("Save", {"x": ["1", 0]}))
     assert sent(media_changes(workflow, images=[Given(png, "1")])[0]) == {"1.image": "1_photo.png"}
-    with pytest.raises(UsageError, match="no node is known to load an image$"):
+    with pytest.raises(UsageError, match=r"no node is known to load an image$"):
         media_changes(workflow, images=[Given(png)])
     # A text instead of a choice is a path on the worker.
     info = {"MyLoader": {"input": {"required": {"image": ["STRING", {}]}}, "output": ["IMAGE"]}}
