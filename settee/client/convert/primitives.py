@@ -24,7 +24,7 @@ def value(registry: Registry, scope: Scope, node: Node, item: Input) -> Any:
     listed = node.values
     if node.outputs != (item.type,) or not isinstance(listed, list) or not listed:
         raise Misfit(f"has an input {item.name} that the primitive {node.id} feeds, which has no {item.type}")
-    given = exported(item, listed[0], raw=True)
+    given = exported(item, listed[0])
     if "%" in str(given) and node.properties.get("Run widget replace on values"):
         raise registry.refused(scope, node, "replaces patterns in its value as it exports it")
     if item.type in ("INT", "FLOAT") and not _stays(given, fed, item.type):

@@ -92,7 +92,9 @@ def _given(registry: Registry, scope: Scope) -> Mapping[str, Any]:
     if proxies:
         _check_proxies(registry, scope, proxies, given)
     elif len(listed) != len(names):
-        raise registry.refused(parent, instance, f"has {len(listed)} values for {len(names)} widgets")
+        raise registry.refused(
+            parent, instance, f"has another number of values ({len(listed)}) than of widgets ({len(names)})"
+        )
     if instance.named_values is not None and any(
         name not in instance.named_values or not values.same(instance.named_values[name], held)
         for name, held in given.items()

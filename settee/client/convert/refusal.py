@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from settee.client.errors import UsageError
 
 WAY_OUT = "open it in ComfyUI, use Workflow > Export (API) and send that file"
@@ -12,8 +14,8 @@ def refused(where: str, why: str) -> UsageError:
     return UsageError(f"the editor's file cannot be converted: {where} {why}; {WAY_OUT}")
 
 
-def shown(text: object, most: int = 60) -> str:
-    """Words of the file in a message: one line, quoted, not too long."""
-    words = " ".join(str(text).split())
-    words = "".join(letter for letter in words if letter.isprintable())
+def shown(value: object, most: int = 60) -> str:
+    """What the file says, in a message: one line, quoted, not too long."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    words = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
     return f'"{words}"' if len(words) <= most else f'"{words[: most - 1]}…"'

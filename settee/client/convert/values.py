@@ -46,11 +46,13 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
     named, place, missing = _read(values, definition)
     # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
     if missing:
-        raise Misfit(f"has {len(values)} values in the file and no {missing[0]}: another version of it was saved")
+        raise Misfit(
+            f"has no value in the file for {missing[0]} ({len(values)} in all): another version of it was saved"
+        )
     # Names prove that what comes after is the server's lack: of a newer node's inputs.
     if len(values) > place + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
         raise Misfit(
-            f"has {len(values)} values in the file and {place} places for them: another version of it was saved"
+            f"has more values in the file ({len(values)}) than its class takes ({place}): another version was saved"
         )
     if node.named_values is not None:
         _agree(named, node.named_values)
@@ -119,8 +121,8 @@ def _agree(named: Mapping[str, Any], said: Any) -> None:
 
 
 def exported(item: Input, value: Any, *, raw: bool = False) -> Any:
-    """A widget's value as the editor exports it. ``raw``: it comes from outside the node (a promoted widget, a
-    primitive), so the widget's own changes to it are not certain, and what they would change is refused.
+    """A widget's value as the editor exports it. ``raw``: it comes from a subgraph's widget, on which the widget's
+    own changes are not certain, so that a text which they would change is refused.
 
     Raises :class:`Misfit` for a value that is none of this widget's.
     """
@@ -168,5 +170,5 @@ def _text(item: Input, text: str, *, raw: bool) -> str:
     if said is None:
         raise Misfit(f"has a dynamic prompt for {item.name}, of which the editor draws one by chance as it exports")
     if raw and said != text:
-        raise Misfit(f"has a comment or an escape in the text for {item.name}, which comes from outside the node")
+        raise Misfit(f"has a comment or an escape in its {item.name}, which is its subgraph's widget")
     return said
