@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -19,10 +20,23 @@ def read(where: str | PathLike[str]) -> ObjectInfo:
     """Raises NetworkError for a server that does not answer as ComfyUI does, UsageError for what is no registry."""
     text = str(where)
     data = _asked(text) if text.startswith(("http://", "https://")) else _from_file(Path(text))
-    is_one = isinstance(data, dict) and data and all(isinstance(v, dict) and "input" in v for v in data.values())
-    if not is_one:
+    known = entries(data) if isinstance(data, dict) else {}
+    if not known:
         raise UsageError(f"--registry {text}: that is no node registry: name a ComfyUI, or its saved /object_info")
-    return dict(data)
+    return known
+
+
+def entries(data: Mapping[str, Any]) -> ObjectInfo:
+    """The classes of a registry that are described as ComfyUI describes them. One that a custom node spoils counts as
+    not known."""
+    return {
+        name: entry
+        for name, entry in data.items()
+        if isinstance(entry, dict)
+        and isinstance(inputs := entry.get("input"), dict)
+        and all(isinstance(group, dict) for group in inputs.values())
+        and isinstance(entry.get("output") or [], list)
+    }
 
 
 def _from_file(path: Path) -> Any:

@@ -41,8 +41,8 @@ class Sealer:
         except ConfigError:
             # `from None`: its words are the worker's.
             raise UsageError(
-                f"{origin} holds no Fernet key (32 bytes in url-safe base64, 44 characters), or one that is none: "
-                f"{_NEW_KEY}"
+                f"{origin} holds no Fernet key, or something beside one (it is 32 bytes in url-safe base64, "
+                f"44 characters): {_NEW_KEY}"
             ) from None
 
     def __repr__(self) -> str:

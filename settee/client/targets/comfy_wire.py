@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from settee.client import registry
 from settee.client.errors import NetworkError, Rejected
 from settee.client.targets.comfy_request import Upload
 from settee.client.targets.comfy_result import File, Place
@@ -146,7 +147,8 @@ class Wire:
         return self._object("/system_stats")
 
     def object_info(self) -> dict[str, Any]:
-        return self._object("/object_info", timeout_s=60.0)
+        """Its node registry; of classes that are not described as they should be, nothing."""
+        return dict(registry.entries(self._object("/object_info", timeout_s=60.0)))
 
     def extensions(self) -> list[str]:
         """The scripts that its custom nodes show to the editor."""

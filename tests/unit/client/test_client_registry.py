@@ -41,6 +41,21 @@ def test_one_that_is_busy_is_asked_again() -> None:
         assert registry.read(server.url.replace("/file.bin", "")) == INFO
 
 
+@pytest.mark.parametrize(
+    "spoilt", [5, None, [], {}, {"input": []}, {"input": {"required": 5}}, {"input": {}, "output": 5}], ids=str
+)
+def test_a_class_that_is_described_badly_spoils_no_other(spoilt: Any, tmp_path: Path) -> None:
+    content = json.dumps({"Bad": spoilt, **INFO})
+    (tmp_path / "info.json").write_text(content)
+    assert registry.read(tmp_path / "info.json") == INFO
+    bad = {"1": {"class_type": "Bad", "inputs": {"image": "a.png", "steps": 1, "seed": 2}}}
+    with FileServer(content.encode()).running() as server:
+        address = server.url.replace("/file.bin", "")
+        with Endpoint(address, comfy=True) as endpoint:
+            assert endpoint.object_info == INFO
+            assert endpoint.prepare(bad).workflow["1"]["class_type"] == "Bad"
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"a": 1}', '{"a": {}}', "no", '"' + "[" * 2000])
 def test_what_is_no_registry(content: str, tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text(content)
