@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
 from settee.errors import Busy, ComfyError, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
+from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
 from settee.models.store import ModelStore
 from settee.run import Run
@@ -109,6 +111,13 @@ class Engine:
         patience = self._settings.comfy_start_timeout_s if is_ours else self._settings.comfy_unresponsive_s
         self._server.wait_ready(patience, cancel)
         return self._server.client.object_info()
+
+    def await_models(self, entries: Sequence[ModelEntry], timeout_s: float) -> bool:
+        """Wait until nothing of these is fetched any more, after the job that brought them. Whether that is so.
+
+        What a canceled job gave up may still be put in place a moment later.
+        """
+        return self._models.await_end(entries, timeout_s)
 
     def take_back(self, prompt_id: str) -> None:
         """A prompt of a worker that was killed, which a ComfyUI that is not ours may still run.

@@ -118,16 +118,24 @@ async def interrupt(request: web.Request) -> web.Response:
         log.info("Prompt %s is not currently running, skipping interrupt", prompt_id)
     elif not state.faults.get("ignore_interrupt"):
         log.info("Interrupting %s", f"prompt {prompt_id}" if prompt_id else "whatever runs")
-        _interrupt_soon(state)
+        _interrupt_soon(state, {item[1] for item in running})
     return web.Response()
 
 
-def _interrupt_soon(state: State) -> None:
+def _interrupt_soon(state: State, prompt_ids: set[str]) -> None:
+    """End what runs now. One that takes its time ends none of the prompts that follow: ComfyUI sets its flag at once,
+    and clears it when a prompt begins."""
     late = state.faults.seconds("interrupt_slow")
-    if late:
-        asyncio.get_running_loop().call_later(late, state.executor.interrupt)
-    else:
+    if not late:
         state.executor.interrupt()
+        return
+
+    def interrupt() -> None:
+        running, _ = state.queue.snapshot()
+        if prompt_ids & {item[1] for item in running}:
+            state.executor.interrupt()
+
+    asyncio.get_running_loop().call_later(late, interrupt)
 
 
 @routes.post("/free")

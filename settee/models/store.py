@@ -291,6 +291,12 @@ class ModelStore:
                 if placing.entry.lazy or placing.entry.from_job:
                     placing.give_up()
 
+    def await_end(self, entries: Iterable[ModelEntry], timeout_s: float) -> bool:
+        """Wait until none of these is being placed any more: what was given up may still land. Whether that is so."""
+        paths = {str(entry.path) for entry in entries}
+        with self._changed:
+            return self._changed.wait_for(lambda: not paths & self._placings.keys(), timeout_s)
+
     def wipe(self, placings: Sequence[Placing]) -> None:
         """Overwrite these in place and remove them, with what of them was downloaded so far."""
         with self._changed:

@@ -70,10 +70,23 @@ def test_cancel(state: str, agent: Agent, store: HeldStore, server: EmbeddedServ
     assert (call.body["state"], call.body["reason_code"]) == ("CANCELED", "CANCELED")
     assert (agent.state(job_id), agent.cancel("the-cancel-token")) == ("CANCELED", 404)
     assert store.outputs() == before
-    assert not list((server.root / "models" / "loras").glob("*.safetensors"))
+    assert not list((server.root / "models" / "loras").iterdir())
     archive = agent.outputs / "logs"
     assert all("the-cancel-token" not in path.read_text() for path in archive.rglob("*.json*"))
     assert "the-cancel-token" not in agent.log_path.read_text()
+
+
+def test_a_model_that_lands_after_its_job(agent: Agent, store: HeldStore, server: EmbeddedServer) -> None:
+    """S3 goes on the moment that the job is canceled: what still arrives does not stay, whole or in part."""
+    for number in range(5):
+        with held_in("MATERIALIZING", store, server) as wanted:
+            envelope = store.envelope(jobId=f"late {number}", parameters=wanted, cancelToken="the-cancel-token")
+            assert agent.post(envelope).status_code == 202
+            assert store.is_holding.wait(20)
+            assert agent.cancel("the-cancel-token") == 200
+            store.let_go()
+        assert agent.ended(f"late {number}")["state"] in ("CANCELED", "SUCCESS")
+        assert not list((server.root / "models" / "loras").iterdir())
 
 
 # --- dispatch --------------------------------------------------------------------------------------------

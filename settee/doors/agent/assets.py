@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -21,6 +21,7 @@ from settee.errors import SetteeError
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.judging import State
 from settee.models.placed import Shelf
+from settee.models.removing import remove_part
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def resolve(
             if folder == "base_models"
             else config.cleanup.delete_downloaded_loras
         )
-        if not stays and is_wanted_gone and shelf.state(entry) is not State.RIGHT:
+        if not stays and is_wanted_gone and not _is_kept(entry, shelf):
             passing.append(entry)
     names = ModelNames(
         base_model=entries[0].name,
@@ -122,6 +123,12 @@ def hashed(name: str, asset: Asset) -> str:
     return f"{path.stem}-{digest}{path.suffix}"
 
 
+def _is_kept(entry: ModelEntry, shelf: Shelf) -> bool:
+    """Whether it lies there to stay. One that a job brought for itself, and could not remove, does not."""
+    look = shelf.look(entry)
+    return look.state is State.RIGHT and not (look.placed is not None and look.placed.from_job)
+
+
 def _is_anothers(entry: ModelEntry, shelf: Shelf) -> bool:
     """Whether another file lies there that must stay; one that may be this very file does not count."""
     look = shelf.look(entry)
@@ -133,12 +140,17 @@ def _is_anothers(entry: ModelEntry, shelf: Shelf) -> bool:
     return entry.from_job or look.state is State.WRONG
 
 
-def remove(passing: tuple[ModelEntry, ...], shelf: Shelf) -> None:
-    """Remove what the job brought for itself. What cannot be removed is logged: the next job's budget sees it."""
+def remove(passing: Iterable[ModelEntry], shelf: Shelf) -> list[ModelEntry]:
+    """Remove what jobs brought for themselves, half downloaded or whole; those that stay, which is logged."""
+    left = []
     for entry in passing:
         try:
             placed = shelf.look(entry).placed
-            if placed is not None and placed.from_job and shelf.remove(placed) is None:
-                log.warning("a model of the job stays: another job uses it")
+            is_gone = placed is None or not placed.from_job or shelf.remove(placed) is not None
+            if not (remove_part(str(shelf.path_of(entry))) and is_gone):
+                log.warning("a model of the job stays: it is in use, or still fetched")
+                left.append(entry)
         except (SetteeError, OSError) as error:
             log.warning("a model of the job stays: %s", getattr(error, "strerror", None) or error)
+            left.append(entry)
+    return left

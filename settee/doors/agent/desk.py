@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: Jobs that GET /jobs/{id} still knows.
 _REMEMBERED = 200
+#: How long downloads that were given up may take to end, seconds.
+_MODELS_S = 5.0
 #: As every node takes it, and every control plane shows it.
 _MAX_DRAWN = 2**31 - 1
 #: In what order a job goes through its states; the engine begins anew at PREPARING.
@@ -70,6 +72,8 @@ class _Running:
     prompt_id: str
     cancel: Cancel = field(default_factory=Cancel)
     state: Status = Status.QUEUED
+    #: Models that were to go and are still there.
+    left: list[ModelEntry] = field(default_factory=list)
 
     @property
     def is_shutdown(self) -> bool:
@@ -234,7 +238,7 @@ class Desk:
                 log.exception("job %s failed inside the agent", envelope.job_id)
                 self._failed(running, archive, SetteeError("the job failed inside the agent; its log has more"))
             finally:
-                self._leavings.done(running.prompt_id)
+                self._leavings.done(running.prompt_id, running.left)
                 with self._lock:
                     self._running = None
 
@@ -277,7 +281,9 @@ class Desk:
         finally:
             still = self._missing(missing)
             self._metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))
-            assets.remove(models.passing, self._engine.shelf)
+            # What a cancel gave up may land a moment later, and would then stay for good.
+            self._engine.await_models(models.passing, _MODELS_S)
+            running.left = assets.remove(models.passing, self._engine.shelf)
         return ready, result, keys
 
     def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:

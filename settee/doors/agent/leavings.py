@@ -17,6 +17,7 @@ from settee.engine import Engine
 from settee.errors import SetteeError
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
+from settee.models.removing import remove_part
 from settee.wipe import wipe_tree
 
 log = logging.getLogger(__name__)
@@ -31,22 +32,30 @@ class Leavings:
         """``outputs``: the folder that ComfyUI writes to, when nobody else empties it."""
         self._path = folder / "leavings.json"
         self._outputs = outputs
+        #: Models of earlier jobs that could not be removed.
+        self._left: set[str] = set()
 
     def note(self, prompt_id: str, passing: Sequence[ModelEntry] = ()) -> None:
         """A job runs as this prompt; these models go with it."""
+        self._write(prompt_id, {str(entry.path) for entry in passing} | self._left)
+
+    def _write(self, prompt_id: str, models: set[str]) -> None:
         part = self._path.with_name(f"{self._path.name}.part")
-        models = [str(entry.path) for entry in passing]
         try:
             fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="utf-8") as file:
-                json.dump({"prompt_id": prompt_id, "models": models}, file)
+                json.dump({"prompt_id": prompt_id, "models": sorted(models)}, file)
             part.rename(self._path)
         except OSError as error:
             log.warning("what this job leaves could not be found after a kill (%s)", error.strerror)
 
-    def done(self, prompt_id: str) -> None:
-        """The job has ended, its models are gone: nothing but its files in ComfyUI's folder is left."""
+    def done(self, prompt_id: str, left: Sequence[ModelEntry] = ()) -> None:
+        """The job has ended, and its models are gone but for these, which go at the next start."""
         self._wipe(prompt_id)
+        self._left |= {str(entry.path) for entry in left}
+        if self._left:
+            self._write(prompt_id, self._left)
+            return
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -85,6 +94,7 @@ def _remove(models: object, shelf: Shelf) -> None:
     try:
         for placed in [placed for placed in shelf.records() if placed.path in wanted and placed.from_job]:
             shelf.remove(placed)
+            remove_part(f"{shelf.root}/{placed.path}")
     except (OSError, SetteeError) as error:
         log.warning("a model of a killed job stays: %s", getattr(error, "strerror", None) or error)
 

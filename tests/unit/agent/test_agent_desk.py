@@ -36,6 +36,9 @@ class Engine:
     def object_info(self, cancel: object = None) -> Any:
         return REGISTRY
 
+    def await_models(self, entries: object, timeout_s: float) -> bool:
+        return True
+
     def queue(self) -> tuple[int, int]:
         return 0, 0
 
