@@ -95,25 +95,36 @@ def definition(class_type: str, object_info: ObjectInfo, extensions: Iterable[st
     entry = object_info.get(class_type)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), Mapping):
         return None
-    inputs: list[Input] = []
-    for kind in ("required", "optional"):
-        named = entry["input"].get(kind) or {}
-        order = (entry.get("input_order") or {}).get(kind) or list(named)
-        if not isinstance(named, Mapping) or sorted(order) != sorted(named):
-            return None
-        for name in order:
-            item = _input(name, named[name], optional=kind == "optional")
-            if item is None:
-                return None
-            inputs.append(item)
+    inputs = [
+        _input(name, spec, optional=kind == "optional")
+        for kind in ("required", "optional")
+        for name, spec in _in_order(entry, kind)
+    ]
+    outputs = entry.get("output") or []
+    if None in inputs or not isinstance(outputs, list):
+        return None
+    known = [item for item in inputs if item is not None]
     return Definition(
         name=class_type,
         display_name=str(entry.get("display_name") or class_type),
-        inputs=tuple(inputs),
-        outputs=tuple(kind if isinstance(kind, str) else "COMBO" for kind in entry.get("output") or ()),
+        inputs=tuple(known),
+        outputs=tuple(kind if isinstance(kind, str) else "COMBO" for kind in outputs),
         scripted=_script(entry.get("python_module"), extensions),
-        browser_made=_browser_made(inputs),
+        browser_made=_browser_made(known),
     )
+
+
+def _in_order(entry: Mapping[str, Any], kind: str) -> list[tuple[Any, Any]]:
+    """The declared inputs of a kind. Those that ``input_order`` does not list as they are come out unreadable."""
+    named, orders = entry["input"].get(kind) or {}, entry.get("input_order") or {}
+    order = orders.get(kind) if isinstance(orders, Mapping) else None
+    if order is None and isinstance(named, Mapping):
+        order = list(named)
+    if not isinstance(named, Mapping) or not isinstance(order, list):
+        return [("", None)]
+    if len(order) != len(named) or any(not isinstance(name, str) or name not in named for name in order):
+        return [("", None)]
+    return [(name, named[name]) for name in order]
 
 
 def _input(name: str, spec: Any, *, optional: bool) -> Input | None:

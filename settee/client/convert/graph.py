@@ -37,8 +37,9 @@ class Node:
     mode: int
     title: str | None
     inputs: tuple[Slot, ...]
-    #: Types of its outputs.
+    #: Types of its outputs, and the links of each.
     outputs: tuple[str, ...]
+    output_links: tuple[tuple[int, ...], ...]
     #: As in the file, whatever it is there; None when there are none.
     values: Any = field(repr=False)
     #: Of editors since 1.51: the same by name.
@@ -84,6 +85,8 @@ class File:
     graph: Graph
     #: Subgraphs by id, which is the type of their nodes.
     subgraphs: Mapping[str, Graph]
+    #: Of the editor that saved it, ``1.27.10``; empty when it does not say.
+    editor: str
 
 
 def is_editor_format(data: object) -> bool:
@@ -107,7 +110,7 @@ def read(editor: Mapping[str, Any]) -> File:
         if not isinstance(identity, str) or not is_editor_format(item) or identity in subgraphs:
             raise refused(f"the subgraph {shown(name)}", "is not readable, or there twice")
         subgraphs[identity] = _graph(item, str(name or identity))
-    return File(_graph(editor, ""), subgraphs)
+    return File(_graph(editor, ""), subgraphs, str(extra.get("frontendVersion") or ""))
 
 
 def _graph(item: Mapping[str, Any], name: str) -> Graph:
@@ -130,8 +133,8 @@ def _graph(item: Mapping[str, Any], name: str) -> Graph:
     graph = Graph(
         name, nodes, links, _edges(item.get("inputs"), within, name), _edges(item.get("outputs"), within, name)
     )
-    for problem in _inconsistencies(item, graph):
-        raise refused(f"{problem[0]}{within}", problem[1])
+    for where, why in _inconsistencies(graph):
+        raise refused(f"{where}{within}", why)
     return graph
 
 
@@ -153,13 +156,15 @@ def _node(entry: Mapping[str, Any], within: str) -> Node:
         slots.append(Slot(slot["name"], _type(slot.get("type")), link, isinstance(slot.get("widget"), Mapping)))
     if len({slot.name for slot in slots}) != len(slots):
         raise refused(where, "has two inputs of one name")
+    outputs = _items(entry.get("outputs"), where)
     return Node(
         id=str(identity),
         type=kind,
         mode=mode,
         title=title,
         inputs=tuple(slots),
-        outputs=tuple(_type(slot.get("type")) for slot in _items(entry.get("outputs"), where)),
+        outputs=tuple(_type(output.get("type")) for output in outputs),
+        output_links=tuple(_ids(output.get("links"), where) for output in outputs),
         values=entry.get("widgets_values"),
         named_values=entry.get("widgets_values_named"),
         properties=_mapping(entry.get("properties")),
@@ -181,16 +186,16 @@ def _edges(raw: Any, within: str, name: str) -> tuple[Edge, ...]:
         return ()
     edges = []
     for item in _items(raw, f"the edge{within}"):
-        links = item.get("linkIds") or []
-        if not isinstance(item.get("name"), str) or not isinstance(links, list) or {*map(type, links)} > {int}:
-            raise refused(f"an input or output{within}", "is not readable")
-        edges.append(Edge(item["name"], _type(item.get("type")), tuple(links)))
+        if not isinstance(item.get("name"), str):
+            raise refused(f"an input or output{within}", "has no name")
+        links = _ids(item.get("linkIds"), f"the edge{within}")
+        edges.append(Edge(item["name"], _type(item.get("type")), links))
     if len({edge.name for edge in edges}) != len(edges):
         raise refused(f"an input or output{within}", "has the name of another")
     return tuple(edges)
 
 
-def _inconsistencies(item: Mapping[str, Any], graph: Graph) -> Iterator[tuple[str, str]]:
+def _inconsistencies(graph: Graph) -> Iterator[tuple[str, str]]:
     """``(where, why)`` of all that the links and the two ends of each do not agree about."""
     for link in graph.links.values():
         where = f"link {link.id}"
@@ -217,12 +222,11 @@ def _inconsistencies(item: Mapping[str, Any], graph: Graph) -> Iterator[tuple[st
                     f"node {node.id} {node.type}",
                     f"has an input {shown(slot.name)} whose link {slot.link} is not there",
                 )
-    for entry in item["nodes"]:
-        for place, output in enumerate(_items(entry.get("outputs"), "an output")):
-            for identity in output.get("links") or []:
-                known = graph.links.get(identity) if type(identity) is int else None
-                if known is None or (known.origin, known.origin_slot) != (str(entry["id"]), place):
-                    yield f"node {entry['id']} {entry['type']}", f"has an output whose link {identity} is not there"
+        for place, identities in enumerate(node.output_links):
+            for identity in identities:
+                known = graph.links.get(identity)
+                if known is None or (known.origin, known.origin_slot) != (node.id, place):
+                    yield f"node {node.id} {node.type}", f"has an output whose link {identity} is not there"
     for ends, edges in ((INPUTS_EDGE, graph.inputs), (OUTPUTS_EDGE, graph.outputs)):
         for place, edge in enumerate(edges):
             for identity in edge.links:
@@ -240,6 +244,14 @@ def _items(raw: Any, where: str) -> list[Mapping[str, Any]]:
     if not isinstance(raw, list) or not all(isinstance(item, Mapping) for item in raw):
         raise refused(where, "has an unreadable list")
     return raw
+
+
+def _ids(raw: Any, where: str) -> tuple[int, ...]:
+    if raw is None:
+        return ()
+    if not isinstance(raw, list) or any(type(identity) is not int for identity in raw):
+        raise refused(where, "has an unreadable list of links")
+    return tuple(raw)
 
 
 def _mapping(raw: Any) -> Mapping[str, Any]:

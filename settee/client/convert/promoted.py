@@ -17,10 +17,18 @@ from settee.client.convert.scopes import Registry, Scope
 
 #: In ``proxyWidgets``, the node that stands for an input of the subgraph.
 _OWN_INPUT = "-1"
+#: Editors that read no value of a subgraph's node.
+_INNER_ONLY = ("1.41.", "1.42.", "1.43.", "1.44.", "1.45.")
 
 
 def value(registry: Registry, scope: Scope, edge: Edge) -> Any:
     """What the widget for this input of the subgraph holds. Raises UsageError where editors disagree."""
+    if ("value", edge.name) not in scope.found:
+        scope.found["value", edge.name] = _value(registry, scope, edge)
+    return scope.found["value", edge.name]
+
+
+def _value(registry: Registry, scope: Scope, edge: Edge) -> Any:
     instance, parent = _outside(scope)
     given = _given(registry, scope)
     if edge.name in given:
@@ -36,6 +44,12 @@ def value(registry: Registry, scope: Scope, edge: Edge) -> Any:
 
 def is_widget(registry: Registry, scope: Scope, edge: Edge) -> bool:
     """Whether the subgraph's node has a widget for this input: when the first thing it feeds is one."""
+    if ("widget", edge.name) not in scope.found:
+        scope.found["widget", edge.name] = _is_widget(registry, scope, edge)
+    return bool(scope.found["widget", edge.name])
+
+
+def _is_widget(registry: Registry, scope: Scope, edge: Edge) -> bool:
     if not edge.links:
         return False
     link = scope.graph.links[edge.links[0]]
@@ -95,9 +109,15 @@ def _given(registry: Registry, scope: Scope) -> Mapping[str, Any]:
         raise registry.refused(
             parent, instance, f"has another number of values ({len(listed)}) than of widgets ({len(names)})"
         )
-    if instance.named_values is not None and any(
-        name not in instance.named_values or not values.same(instance.named_values[name], held)
-        for name, held in given.items()
+    inner = {edge.name: inner_values(registry, scope, edge) for edge in scope.graph.inputs if edge.name in given}
+    if registry.editor.startswith(_INNER_ONLY) and not all(
+        values.same(held, other) for name, held in given.items() for other in inner[name]
+    ):
+        raise registry.refused(parent, instance, "has values of its own, which the editor that saved it does not read")
+    said = instance.named_values
+    if said is not None and not (
+        isinstance(said, Mapping)
+        and all(name in said and values.same(said[name], held) for name, held in given.items())
     ):
         raise registry.refused(parent, instance, "has other values for its widgets by their names")
     return given

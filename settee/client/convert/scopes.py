@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from settee.client.convert.definitions import Definition, Input, definition
 from settee.client.convert.graph import MAX_NODES, File, Graph, Node
@@ -28,6 +29,8 @@ class Scope:
     #: The node of which this is the inside, and where that is.
     instance: Node | None = None
     parent: Scope | None = None
+    #: What was found out about its edges, which many inputs ask for.
+    found: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def depth(self) -> int:
@@ -39,6 +42,8 @@ class Registry:
 
     def __init__(self, file: File, object_info: ObjectInfo, extensions: Iterable[str] | None) -> None:
         self._file = file
+        #: The version of the editor that saved the file.
+        self.editor = file.editor
         self._object_info = object_info
         self._extensions = None if extensions is None else tuple(extensions)
         self._definitions: dict[str, Definition] = {}
