@@ -72,11 +72,17 @@ def _worker() -> Iterator[str]:
             end(worker, 20)
 
 
-def _environment(workspace: str) -> dict[str, str]:
-    """The shell's, without what would make this worker another one than the demo's (COMFY_URL, BUCKET_NAME, …)."""
+def _plain() -> dict[str, str]:
+    """The shell's, without what would make this worker or its client another one than the demo's (COMFY_URL,
+    BUCKET_NAME, ENCRYPTION_KEY, …)."""
     settings = {name.upper() for name in Settings.model_fields}
+    return {name: value for name, value in child_environment().items() if name.upper() not in settings}
+
+
+def _environment(workspace: str) -> dict[str, str]:
+    """Of the worker."""
     return {
-        **{name: value for name, value in child_environment().items() if name.upper() not in settings},
+        **_plain(),
         "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
         "COMFY_PORT": "0",
         "WORKSPACE_DIR": workspace,
@@ -104,7 +110,9 @@ def _send(url: str, workflow: Path, out: Path) -> list[Path]:
     """The files that client.py saved; [] when it failed (its message is on the terminal)."""
     command = [sys.executable, str(ROOT / "client.py"), str(workflow), "--url", url, "--out", str(out)]
     command += ["--img", str(ROOT / "workflows" / "example.png")]
-    client = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)  # noqa: S603 - our own client
+    client = subprocess.run(  # noqa: S603 - our own client
+        command, stdout=subprocess.PIPE, text=True, timeout=120, env=_plain()
+    )
     return [Path(line) for line in client.stdout.splitlines()] if client.returncode == 0 else []
 
 

@@ -93,7 +93,10 @@ def check(
     seal: Sealer | None = None,
 ) -> None:
     """Raise the UsageError that :func:`build` would, for all that can be known without sending a file anywhere."""
-    _over_cap(_fields(workflow, options or {}), [_part(file, shrink) for file in files], cap, upload is not None, seal)
+    parts = [_part(file, shrink) for file in files]
+    if _over_cap(_fields(workflow, options or {}), parts, cap, upload is not None, seal):
+        assert upload is not None
+        upload.check()
 
 
 def _fields(workflow: Workflow, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,20 +52,29 @@ class _Bucket:
 class Uploader:
     """The input files of one job in the bucket of BUCKET_ENDPOINT_URL. Its methods may be called from any thread.
 
-    Nothing is asked of S3 until the first file. ``stop`` gives up an upload under way, with JobStopped. Raises
-    UsageError when the environment names no bucket, or only half of one.
+    Nothing is asked of S3 until the first file, nor is the environment looked at: half a bucket in it is nobody's
+    trouble while every file fits into its request. ``stop`` gives up an upload under way, with JobStopped.
     """
 
     def __init__(self, environment: Environment, *, stop: threading.Event | None = None) -> None:
-        self._bucket = _bucket(environment)
+        self._environment = environment
         self._stop = stop or threading.Event()
         self._lock = threading.Lock()
         self._keys: list[str] = []
 
+    @functools.cached_property
+    def _bucket(self) -> _Bucket:
+        return _bucket(self._environment)
+
+    def check(self) -> None:
+        """Raise the UsageError that :meth:`put` would for an environment that names half a bucket, or none rightly."""
+        _ = self._bucket
+
     def put(self, name: str, content: Path | bytes) -> str:
         """Put a file under ``settee-inputs/<uuid>/<name>``; returns a URL that opens it for 24 hours.
 
-        Raises UsageError and AuthError where S3 refuses, NetworkError where it cannot be reached, and JobStopped.
+        Raises UsageError for half a bucket; UsageError and AuthError where S3 refuses, NetworkError where it cannot be
+        reached, and JobStopped.
         """
         client = _client(self._bucket)
         key = f"{self._bucket.prefix}{uuid.uuid4()}/{name}"
@@ -126,7 +135,7 @@ class _Watched(io.FileIO):
 
 
 def uploader_for(environment: Environment, *, stop: threading.Event | None = None) -> Uploader | None:
-    """The uploader for one job; None where the environment names no bucket. Raises UsageError for half of one."""
+    """The uploader for one job; None where the environment names no bucket."""
     return Uploader(environment, stop=stop) if environment.bucket_endpoint_url else None
 
 

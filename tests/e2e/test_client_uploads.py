@@ -233,10 +233,19 @@ def test_a_file_that_went_away(s3: S3Server, bucket: str, tmp_path: Path) -> Non
         ({"bucket_endpoint_url": "https://s3.example", "bucket_name": "a/b"}, "BUCKET_NAME is not a bucket's name"),
     ],
 )
-def test_half_of_a_bucket(given: dict[str, str], words: str) -> None:
+def test_half_of_a_bucket(given: dict[str, str], words: str, tmp_path: Path) -> None:
     keys = {} if "ACCESS" in words else {"bucket_access_key_id": "a", "bucket_secret_access_key": "b"}
+    uploader = uploader_for(Environment(**{**keys, **given}))
+    assert uploader is not None
+    large = tmp_path / "large.png"
+    large.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(6000))
+    files = [InputFile("large.png", large, "image")]
+    # Of no account while everything fits; a dry run says what a run would.
+    payload.check({}, files, cap=None, upload=uploader)
     with pytest.raises(UsageError, match=words):
-        uploader_for(Environment(**{**keys, **given}))
+        payload.check({}, files, cap=5000, upload=uploader)
+    with pytest.raises(UsageError, match=words):
+        payload.build({}, files, cap=5000, upload=uploader)
     assert uploader_for(Environment(bucket_name="alone")) is None
 
 

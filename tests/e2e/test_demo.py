@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from settee import demo
+from settee.sealing import generate_key
 
 EXAMPLE = demo.ROOT / "workflows" / "example.png"
 
@@ -18,6 +19,7 @@ def test_the_demo_writes_correct_pictures_whatever_the_shell_has_set(
     monkeypatch.setenv("COMFY_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("BUCKET_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("REQUIRE_ENCRYPTION", "true")
+    monkeypatch.setenv("ENCRYPTION_KEY", generate_key())
     assert demo.main(["--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert all(path.name in shown for path in (demo.ROOT / "workflows").glob("*.json"))
