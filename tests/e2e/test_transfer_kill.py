@@ -77,7 +77,6 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
         assert left(tmp_path) == ["m"]
         # Lost each time: what was in the buffers of four sockets and streams, on both sides.
         assert server.sent - len(DATA) < KILLS * 4 * 500_000
-        assert server.sent < 1.5 * len(DATA)
 
 
 class TestS3:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 
 from settee import addresses, fetch, logs
 from settee.addresses import Remote
-from settee.delivery import check_request, endpoint
+from settee.delivery import check_request, convert, endpoint
 from settee.delivery.s3 import endpoint_problem
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
@@ -122,8 +123,18 @@ def test_an_unusual_error_of_botocore_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", ["cancel", "deadline"])
-def test_conversions_that_are_only_measured_stop_as_well(stop: str, tmp_path: Path) -> None:
+def test_conversions_that_are_only_measured_stop_as_well(
+    stop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """plan.choose converts every image to learn its size, and looks at neither cancel nor deadline."""
+    done: list[str] = []
+    real = convert.convert
+
+    def counted(content: Any, filename: str, **options: Any) -> Any:
+        done.append(filename)
+        return real(content, filename, **options)
+
+    monkeypatch.setattr(convert, "convert", counted)
     Image.effect_noise((1200, 1200), 80).convert("RGB").save(tmp_path / "0.png", compress_level=1)
     artifacts = []
     for index in range(12):
@@ -134,11 +145,10 @@ def test_conversions_that_are_only_measured_stop_as_well(stop: str, tmp_path: Pa
     with Cancel() as cancel:
         timer = threading.Timer(0.2, cancel.set if stop == "cancel" else lambda: None)
         timer.start()
-        begun = time.monotonic()
         with pytest.raises(JobCanceled if stop == "cancel" else JobTimeout):
             run(artifacts, job, make_settings(), cancel=cancel, seconds=60 if stop == "cancel" else 0.2)
         timer.join()
-    assert time.monotonic() - begun < 1.5
+    assert 0 < len(done) < len(artifacts)
 
 
 def test_a_multipart_upload_that_begins_after_the_cancel_is_aborted(tmp_path: Path) -> None:
