@@ -168,6 +168,21 @@ def test_jobs_that_come_at_once_wait_for_one_another(make: Callable[..., Rig]) -
     assert rig.engine.began == rig.engine.ended == list("01234")
 
 
+def test_a_job_counts_before_its_thread_begins(make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal may come while the thread starts, and must not find an idle worker."""
+    rig = make()
+    submit, busy = rig.door._pool.submit, []
+
+    def looked_at(*arguments: Any) -> Any:
+        busy.append(rig.door.is_busy)
+        return submit(*arguments)
+
+    monkeypatch.setattr(rig.door._pool, "submit", looked_at)
+    rig.run(does("Echo"))
+    assert busy == [True]
+    assert not rig.door.is_busy
+
+
 def test_the_callers_bucket_comes_from_the_envelope_only(make: Callable[..., Rig]) -> None:
     rig = make()
     seen: list[Any] = []

@@ -166,8 +166,14 @@ class Door:
         loop = asyncio.get_running_loop()
         cancel = Cancel()
         feed = self._feed(job_id)
-        work: Future[Answer] = self._pool.submit(self._work, envelope, job_id, cancel, feed)
+        # Before its thread starts: a signal that comes in between must find it.
         self._running.add(cancel)
+        try:
+            work: Future[Answer] = self._pool.submit(self._work, envelope, job_id, cancel, feed)
+        except BaseException:
+            self._running.discard(cancel)
+            cancel.close()
+            raise
         if self._shutdown_at is not None:
             loop.call_at(self._shutdown_at, cancel.set, SHUTDOWN)
         try:
