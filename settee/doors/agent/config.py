@@ -12,7 +12,7 @@ import difflib
 import ipaddress
 import json
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,17 @@ def _yaml(text: str, name: str) -> object:
     """What the text holds. An option that is there twice, of which YAML would take the last in silence, is refused."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            for number, key in enumerate(keys):
-                if any(key.value == other.value for other in keys[:number]):
-                    line = key.start_mark.line + 1
-                    raise ConfigError(f"{name} has {key.value} a second time in line {line}: leave one of them out")
-            found: dict[Hashable, Any] = super().construct_mapping(node, deep)
-            return found
+    def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for number, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:number]):
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{name} has {key.value} a second time in line {line}: leave one of them out")
+        return yaml.SafeLoader.construct_mapping(self, node, deep)
 
+    loader: Any = type("Loader", (yaml.SafeLoader,), {"construct_mapping": construct_mapping})
     try:
-        return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         # Neither the error nor its problem: both may quote the line, and that a secret.
         line = f": see line {error.problem_mark.line + 1}" if error.problem_mark else ""
