@@ -133,6 +133,8 @@ def _command(weed: str, folder: Path, port: int) -> list[str]:
         "-ip.bind=127.0.0.1",
         "-master.telemetry=false",
         "-webdav=false",
+        # Each bucket takes several, and by itself it makes as many as 128 MB go into what the disk has free.
+        "-volume.max=100000",
         "-admin.ui=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
