@@ -173,9 +173,13 @@ def _write_workflow(ready: Prepared, where: str) -> None:
 
 def _finish(job: Job, args: argparse.Namespace) -> int:
     """Wait for the job, and save what it made."""
+    asked = threading.Event()
     try:
-        result, saved = _followed(job, args)
+        result, saved = _followed(job, args, asked)
     except KeyboardInterrupt:
+        if not asked.is_set() and not job.answer.status.is_terminal:
+            # Just before it was waited for.
+            raise interrupted([job]) from None
         # Of somebody who had been asked already, or while its files were on their way.
         raise JobStopped(left_as_is([job]), job_id=job.id) from None
     if args.json:
@@ -188,7 +192,8 @@ def _finish(job: Job, args: argparse.Namespace) -> int:
     return 0
 
 
-def _followed(job: Job, args: argparse.Namespace) -> tuple[Result, list[Saved]]:
+def _followed(job: Job, args: argparse.Namespace, asked: threading.Event) -> tuple[Result, list[Saved]]:
+    """``asked`` is set once somebody is asked what is to become of the job."""
     from settee.client.saving import save
 
     def on_saved(file: Saved) -> None:
@@ -203,6 +208,7 @@ def _followed(job: Job, args: argparse.Namespace) -> tuple[Result, list[Saved]]:
             result = following.result()
         except KeyboardInterrupt:
             stop.set()
+            asked.set()
             with display.hidden():
                 raise interrupted([job]) from None
         for warning in result.warnings:
