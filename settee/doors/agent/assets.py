@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from settee.delivery.keys import safe_segment
@@ -104,8 +104,6 @@ def pretty_name(asset: Asset, metadata: Mapping[str, str]) -> str:
 
 def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: Shelf) -> ModelEntry:
     """Under its name, or that with a hash when another file has it: of this job, or in the folder."""
-    from dataclasses import replace
-
     for candidate in (name, hashed(name, asset)):
         named = replace(entry, name=candidate)
         other = taken.get(f"{named.target}/{candidate}".casefold())

@@ -344,12 +344,13 @@ class Desk:
         outputs = self._config.comfyui.output_dir or self._config.paths.outputs
         made = work.artifacts(ready, result, keys, outputs)
         params, meta = work.params(ready), {**work.meta(ready), "timings_ms": result.timings}
+        warnings = (*ready.warnings, *result.warnings)
         shown = [artifact.as_dict() for artifact in made]
         # First what must not be lost, whatever becomes of the rest.
-        running.reporter.completed(artifacts=made, params=params, meta=meta, warnings=result.warnings)
+        running.reporter.completed(artifacts=made, params=params, meta=meta, warnings=warnings)
         running.record.end(
             Status.SUCCEEDED,
-            {"result": {"artifacts": shown, "params": params.as_dict(), "meta": meta, "warnings": result.warnings}},
+            {"result": {"artifacts": shown, "params": params.as_dict(), "meta": meta, "warnings": warnings}},
         )
         archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
         self._metrics.jobs.labels("SUCCESS", "").inc()

@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 
 from settee.doors.agent import places, roles
 from settee.doors.agent.envelope import Binding, Envelope
-from settee.doors.agent.loras import is_pattern, texts
-from settee.doors.agent.parameters import REQUIRED, Context
+from settee.doors.agent.loras import is_pattern, literals, texts
+from settee.doors.agent.options import REQUIRED_SAMPLING
+from settee.doors.agent.parameters import Context
 from settee.doors.agent.refusals import refusal
 from settee.models.places import SUFFIXES
 from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches, path_problems, registry_problems
@@ -23,6 +24,8 @@ _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
     'if it is to stay as the template has it, let its title say "fixed"'
 )
+
+_BASE_MODEL = ("base_model_name", "base_model_path", "base_model_full_path")
 
 
 def check(workflow: Workflow, envelope: Envelope, context: Context, object_info: ObjectInfo) -> None:
@@ -52,11 +55,18 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
         raise refusal(problems, "workflow parameters")
 
 
-def unbound(envelope: Envelope) -> tuple[str, ...]:
-    """The names of what to make that no binding carries into the workflow, which then has values of its own."""
+def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[str, ...]:
+    """What of the job the graph does not have, said for a person: the workflow's own values were used instead.
+
+    Neither bound nor, as a whole value, anywhere in it; a template may well be meant so.
+    """
     bound_names = {binding.parameter for binding in envelope.workflow_parameters}
-    wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED]
-    return tuple(name for name in wanted if name not in bound_names)
+    wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED_SAMPLING]
+    there = [value for node in workflow.values() for value in literals(node)]
+    left = [name for name in wanted if name not in bound_names and context.values[name] not in there]
+    if context.values["base_model_name"] not in there and not bound_names.intersection(_BASE_MODEL):
+        left.append("baseModel")
+    return tuple(f"{name}: the workflow has no place for it, and used what it says itself" for name in left)
 
 
 def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Problem | None:
@@ -130,4 +140,4 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, coming: Collectio
     return problems
 
 
-__all__ = ["check", "unbound", "unknown_names"]
+__all__ = ["check", "unknown_names", "unused"]

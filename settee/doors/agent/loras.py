@@ -46,14 +46,19 @@ def is_pattern(node: Mapping[str, Any]) -> bool:
 
 def texts(node: Mapping[str, Any]) -> Iterator[str]:
     """Every text among a node's inputs: some loaders keep a LoRA in an object (``{"on": true, "lora": …}``)."""
+    return (value for value in literals(node) if isinstance(value, str))
+
+
+def literals(node: Mapping[str, Any]) -> Iterator[Any]:
+    """Every value among a node's inputs that is no link, also within objects and lists."""
     waiting = list(node["inputs"].values())
     while waiting:
         value = waiting.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             waiting += value.values()
-        elif isinstance(value, list) and not is_link(value):
+        elif not isinstance(value, list):
+            yield value
+        elif not is_link(value):
             waiting += value
 
 
@@ -205,4 +210,4 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     return chained(changed, uses)
 
 
-__all__ = ["chained", "is_pattern", "texts"]
+__all__ = ["chained", "is_pattern", "literals", "texts"]

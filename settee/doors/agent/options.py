@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, fi
 
 from settee.settings import MIB
 
-#: What a job's request must say itself: no default may stand in for it.
+#: What a job's request must say itself: no default may stand in for it; only a seed is drawn.
 REQUIRED_SAMPLING = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")
 
 

@@ -6,7 +6,7 @@ base_model_name (both the name ComfyUI lists the file under), base_model_full_pa
 and every key of the envelope's extra that is not one of these.
 
 A field of `parameters` goes before the same name in `extra`, and that before the agent's workflow_defaults, which fill
-gaps only and none of :data:`REQUIRED`. What the agent itself decides (the names of models) nobody else can give.
+gaps only and none of the sampling fields. What the agent itself decides (the names of models) nobody else can give.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any
 
 from settee.doors.agent.envelope import Envelope
 from settee.doors.agent.envelope_fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
+from settee.doors.agent.options import REQUIRED_SAMPLING
 from settee.doors.agent.refusals import refusal
 from settee.doors.agent.strengths import LoraUse, lora_uses
 
-#: Sampling fields: the request itself must give them; only a seed is drawn.
-REQUIRED = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")
 #: Where the envelope says what a name stands for, for errors.
 _WRITTEN = {
     "seed": "parameters.seed",
@@ -68,11 +67,11 @@ def context(envelope: Envelope, *, names: ModelNames, defaults: Mapping[str, Any
     """
     uses, problems = lora_uses(envelope, names.loras, names.lora_paths)
     extra = envelope.parameters.extra
-    values: dict[str, Any] = {name: value for name, value in defaults.items() if name not in REQUIRED}
-    values |= {name: value for name, value in extra.items() if name not in REQUIRED}
+    values: dict[str, Any] = {name: value for name, value in defaults.items() if name not in REQUIRED_SAMPLING}
+    values |= {name: value for name, value in extra.items() if name not in REQUIRED_SAMPLING}
     values["prompt"] = envelope.parameters.prompt
     given = _given(envelope)
-    for name in REQUIRED:
+    for name in REQUIRED_SAMPLING:
         value = given[name] if given[name] is not None else extra.get(name)
         seed_drawn = name == "seed" and value is None
         value, problem = _checked(name, draw() if seed_drawn else value)
@@ -149,4 +148,4 @@ def _of_models(names: ModelNames, uses: tuple[LoraUse, ...]) -> dict[str, Any]:
     }
 
 
-__all__ = ["REQUIRED", "Context", "LoraUse", "ModelNames", "context"]
+__all__ = ["Context", "LoraUse", "ModelNames", "context"]

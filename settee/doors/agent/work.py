@@ -40,6 +40,8 @@ class Plan:
     context: Context
     workflow: Workflow = field(repr=False)
     assets: Assets
+    #: What the workflow makes no use of, for the dispatcher.
+    warnings: tuple[str, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -86,7 +88,7 @@ def plan(
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
     graph = chained(bound(graph, envelope, values), values.loras)
     landing.check(graph, envelope, values, object_info)
-    return Plan(envelope, values, graph, assets)
+    return Plan(envelope, values, graph, assets, landing.unused(graph, envelope, values))
 
 
 def job_for(ready: Plan, config: AgentConfig, settings: Settings, prompt_id: str) -> tuple[Job, dict[int, str]]:
@@ -164,21 +166,18 @@ def params(ready: Plan) -> RenderParams:
         cfg=values["cfg_scale"],
         sampler=values["sampler"],
         scheduler=values["scheduler"],
-        denoise=_literal(ready.workflow, "denoise", float),
+        denoise=_literal(ready.workflow, "denoise", float, int),
         width=values["width"],
         height=values["height"],
         loras=tuple(use.shown() for use in ready.context.loras),
     )
 
 
-def _literal(workflow: Workflow, name: str, kind: type) -> Any:
-    """The one value that an input of this name has in the graph; None when there is none, or more than one."""
-    values = {
-        node["inputs"][name]
-        for node in workflow.values()
-        if isinstance(node["inputs"].get(name), (str, int, float)) and not isinstance(node["inputs"][name], bool)
-    }
-    return kind(values.pop()) if len(values) == 1 else None
+def _literal(workflow: Workflow, name: str, *kinds: type) -> Any:
+    """The one value of a kind that inputs of this name have in the graph; None when there is none, or another."""
+    given = [node["inputs"].get(name) for node in workflow.values()]
+    values = {value for value in given if isinstance(value, kinds) and not isinstance(value, bool)}
+    return values.pop() if len(values) == 1 else None
 
 
 def meta(ready: Plan) -> dict[str, Any]:

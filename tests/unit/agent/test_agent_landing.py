@@ -12,6 +12,7 @@ import pytest
 from settee import registry
 from settee.doors.agent import landing
 from settee.doors.agent.bindings import bound
+from settee.doors.agent.envelope_example import EXAMPLE
 from settee.doors.agent.loras import chained, is_pattern
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow
@@ -245,18 +246,23 @@ def test_a_graph_without_an_output_is_told_as_such() -> None:
     assert "no output node" in problem["problem"]
 
 
-def test_what_no_binding_carries_is_named() -> None:
-    assert landing.unbound(parsed()) == ()
-    assert landing.unbound(parsed(workflowParameters=[binding("prompt", 3, "text_g")])) == (
-        "negative_prompt",
-        "steps",
-        "cfg_scale",
-        "sampler",
-        "scheduler",
-        "width",
-        "height",
-        "seed",
-    )
+def unused(graph: Workflow = TEMPLATE, **changes: Any) -> list[str]:
+    given = parsed(**changes)
+    context = context_of(given)
+    changed = chained(bound(graph, given, context), context.loras)
+    return [warning.split(":")[0] for warning in landing.unused(changed, given, context)]
+
+
+def test_what_the_workflow_has_no_place_for_is_named() -> None:
+    assert unused() == []
+    names = ["negative_prompt", "steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed", "baseModel"]
+    assert unused(workflowParameters=[binding("prompt", 3, "text_g")]) == names
+    written = [
+        {"node": 4, "path": "inputs.text_l", "value": EXAMPLE["parameters"]["negativePrompt"]},
+        {"node": 1, "path": "inputs.ckpt_name", "value": "sdxl_base_1.0.safetensors"},
+    ]
+    left = unused(workflowParameters=[binding("prompt", 3, "text_g")], workflowOverrides=written)
+    assert left == names[1:-1]
 
 
 def test_an_input_that_another_one_brings_is_known_by_the_end_of_its_name() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.doors.agent.parameters import REQUIRED, context
+from settee.doors.agent.options import REQUIRED_SAMPLING
+from settee.doors.agent.parameters import context
 from settee.errors import InvalidRequest
 from tests.unit.agent.templates import context_of, loras, names_of, parsed
 
@@ -94,12 +95,12 @@ def test_sampling_fields_may_stand_in_extra_by_their_names() -> None:
 
 
 def test_defaults_never_stand_in_for_a_sampling_field() -> None:
-    defaults = dict.fromkeys(REQUIRED, 1)
+    defaults = dict.fromkeys(REQUIRED_SAMPLING, 1)
     missing = {f"parameters__{name}": ... for name in ("steps", "cfgScale", "resolution", "extra")}
     with pytest.raises(InvalidRequest) as caught:
         context_of(parsed(**missing), **defaults)
     problems = caught.value.details["problems"]
-    assert [problem["parameter"] for problem in problems] == [name for name in REQUIRED if name != "seed"]
+    assert [problem["parameter"] for problem in problems] == [name for name in REQUIRED_SAMPLING if name != "seed"]
     assert problems[1]["path"] == "parameters.cfgScale (or parameters.extra.cfg_scale)"
 
 

@@ -1,0 +1,41 @@
+"""What a dispatcher is told a picture was made with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from settee.doors.agent import work
+from settee.doors.agent.assets import Assets
+from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, parsed
+
+
+def made_with(**nodes: Any) -> dict[str, Any]:
+    given = parsed()
+    graph = {**copy.deepcopy(TEMPLATE), **nodes}
+    return work.params(work.Plan(given, context_of(given), graph, Assets((), names_of(given), ()))).as_dict()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "denoise"),
+    [
+        ({}, 1.0),
+        ({"9": node("AnyNode", denoise="auto"), "10": node("AnyNode", denoise=True)}, 1.0),
+        ({"9": node("AnyNode", denoise=1)}, 1.0),
+        ({"9": node("AnyNode", denoise=0.5)}, None),
+    ],
+)
+def test_denoise_is_told_where_the_graph_has_one(nodes: dict[str, Any], denoise: float | None) -> None:
+    assert made_with(**nodes)["denoise"] == denoise
+
+
+def test_models_of_the_template_are_told() -> None:
+    graph = {"9": node("VAELoader", vae_name="sdxl.vae.safetensors"), "10": node("CLIPLoader", clip_name=["9", 0])}
+    found = made_with(**graph)
+    assert (found["vae"], found["clip"], found["model"]) == (
+        "sdxl.vae.safetensors",
+        None,
+        "sdxl_base_1.0.safetensors",
+    )
