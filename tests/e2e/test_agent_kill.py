@@ -47,6 +47,8 @@ def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedSe
         agent.start()
         call = receiver.wait_for_key(f"{job_id}-FAILED")
         assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
+        told = agent.ended(job_id)
+        assert (told["state"], told["error"]["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
         eventually(lambda: is_idle(server), 10, "ComfyUI is idle")
         assert not list((server.root / "models" / "loras").iterdir()), "the LoRA of the job stays"
         # A dispatch that was answered is no other job when it is sent again, after a restart too.
@@ -85,9 +87,11 @@ def test_what_was_never_delivered_arrives_after_a_restart(
     with Receiver() as receiver, Agent(tmp_path, store, server) as agent:
         receiver.down()
         agent.post(store.envelope(receiver, jobId="a job"))
-        assert agent.ended("a job")["state"] == "SUCCESS"
+        told = agent.ended("a job")
+        assert told["state"] == "SUCCESS"
         agent.kill()
         receiver.up()
         agent.start()
+        assert agent.ended("a job") == told
         receiver.wait_for_key("a job-SUCCESS")
     assert terminal(receiver) == ["a job-SUCCESS"]

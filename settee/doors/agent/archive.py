@@ -10,7 +10,6 @@ archive, never the job: nothing here raises for it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.doors.agent import timestamps
+from settee.doors.agent.disk import write_whole
 from settee.doors.agent.secrets_out import without_secrets
 
 log = logging.getLogger(__name__)
@@ -99,18 +99,11 @@ class Archive:
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> bool:
         text = json.dumps(without_secrets(value, self._secrets), ensure_ascii=False, indent=2)
-        path = self.folder / name
-        part = path.with_name(f".{name}.part")
         with self._lock:
             try:
                 self._make_folder()
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-                with open(os.open(part, flags, 0o640), "wb") as file:
-                    file.write(_utf8(text))
-                part.replace(path)
+                write_whole(self.folder / name, _utf8(text), mode=0o640, is_lasting=False)
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
                 return self._lost(name, error)
         return True
 

@@ -1,86 +1,38 @@
-"""The agent's one slot: who takes a job, who runs it, who is told. Knows nothing of HTTP."""
+"""The agent's one slot: who takes a job, who is told of it, who ends it. Knows nothing of HTTP; what becomes of a job:
+:mod:`settee.doors.agent.course`."""
 
 from __future__ import annotations
 
 import hmac
-import logging
-import secrets
 import threading
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-from settee import logs
-from settee.doors.agent import assets, timestamps, work
-from settee.doors.agent.archive import Archive
+from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import Reporter, Urls
 from settee.doors.agent.config import AgentConfig
+from settee.doors.agent.course import SHUTDOWN, Course, Dispatched, Parts, Registry
 from settee.doors.agent.engine_settings import model_places
 from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.interruption import AgentRestarted
 from settee.doors.agent.keys import Keys, Known
 from settee.doors.agent.leavings import Leavings
+from settee.doors.agent.letters import Running
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.payloads import ended, failure_shown, reason_code
 from settee.doors.agent.record import Record
+from settee.doors.agent.records import Records
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
-from settee.errors import (
-    Busy,
-    ComfyUnavailable,
-    InvalidRequest,
-    JobCanceled,
-    ModelMissing,
-    SetteeError,
-    StagingError,
-)
-from settee.job import Cancel, Progress, Result, Status
-from settee.models.entry import ModelEntry
-from settee.models.judging import State
+from settee.errors import Busy, ComfyUnavailable, SetteeError, StagingError
 from settee.settings import Settings
-from settee.workflow import ObjectInfo, Workflow
-
-log = logging.getLogger(__name__)
-
-#: Jobs that GET /jobs/{id} still knows.
-_REMEMBERED = 200
-#: How long downloads that were given up may take to end, seconds.
-_MODELS_S = 5.0
-#: As every node takes it, and every control plane shows it.
-_MAX_DRAWN = 2**31 - 1
-#: In what order a job goes through its states; the engine begins anew at PREPARING.
-_ORDER = list(Status)
 
 
 class OtherBody(SetteeError):
     """The same Idempotency-Key came with another body: use a new key for another job."""
 
     code = "invalid_request"
-
-
-@dataclass
-class _Running:
-    """The job in the slot."""
-
-    envelope: Envelope
-    record: Record
-    reporter: Reporter
-    prompt_id: str
-    cancel: Cancel = field(default_factory=Cancel)
-    state: Status = Status.QUEUED
-    #: Models that were to go and are still there.
-    left: list[ModelEntry] = field(default_factory=list)
-
-    @property
-    def is_shutdown(self) -> bool:
-        return self.cancel.is_set() and self.cancel.reason == _SHUTDOWN
-
-
-_SHUTDOWN = "the agent is shutting down"
 
 
 class Desk:
@@ -96,33 +48,42 @@ class Desk:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._settings, self._engine = config, settings, engine
-        self._outbox, self._metrics, self._clock = outbox, metrics, clock
-        self._storage = Storage(settings)
-        self._places = model_places(config)
+        self._config, self._engine, self._outbox = config, engine, outbox
         is_emptied = config.comfyui.output_dir is not None or config.comfyui.dir is not None
-        self._leavings = Leavings(config.state_folder, None if is_emptied else config.paths.outputs)
+        self._parts = Parts(
+            config=config,
+            settings=settings,
+            engine=engine,
+            storage=Storage(settings),
+            places=model_places(config),
+            registry=Registry(engine, config.comfyui.object_info_cache_seconds, clock),
+            leavings=Leavings(config.state_folder, None if is_emptied else config.paths.outputs),
+            records=Records(config.state_folder / "jobs"),
+            metrics=metrics,
+        )
         self._keys = Keys(config.state_folder)
         #: One dispatch at a time: held while the state folder's disk takes its time.
         self._intake = threading.Lock()
         #: Held for moments only: the event loop takes it.
         self._lock = threading.Lock()
-        self._running: _Running | None = None
+        self._job: Dispatched | None = None
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._records: OrderedDict[str, Record] = OrderedDict()
-        self._registry: tuple[float, ObjectInfo] | None = None
         metrics.watch(restarts=lambda: engine.restarts, depth=lambda: int(self.is_busy), letters=lambda: outbox.pending)
 
-    def start(self) -> None:
-        """Clear up after a job that a killed agent left. Before the first job; waits for nobody."""
-        self._leavings.clear(self._engine)
+    def start(self, interrupted: Running | None = None) -> None:
+        """Clear up after a job that a killed agent left. Before the first job; waits for nobody.
 
-    # --- what callers ask ------------------------------------------------------------------------------------
+        ``interrupted``: what :meth:`Outbox.start` found.
+        """
+        self._parts.leavings.clear(self._engine)
+        self._parts.records.load()
+        if interrupted is not None:
+            self._parts.records.interrupted(interrupted)
 
     @property
     def is_busy(self) -> bool:
-        return self._running is not None
+        return self._job is not None
 
     def submit(self, envelope: Envelope, key: str | None = None, digest: str = "") -> str:
         """Take a job, and begin it; returns its id. The same ``key`` and ``digest`` of a body twice is one job.
@@ -141,18 +102,17 @@ class Desk:
             with self._lock:
                 if self._closing:
                     raise ComfyUnavailable("the agent is shutting down", retryable=True)
-                if self._running is not None:
+                if self._job is not None:
                     raise Busy
-                running = self._running = self._made(envelope, urls)
+                job = self._job = self._dispatched(envelope, urls)
             try:
-                self._begin(running, key, digest)
+                self._begin(job, key, digest)
             except BaseException:
-                with self._lock:
-                    self._running = None
+                self._free()
                 raise
         return envelope.job_id
 
-    def _made(self, envelope: Envelope, urls: Urls) -> _Running:
+    def _dispatched(self, envelope: Envelope, urls: Urls) -> Dispatched:
         prompt_id = str(uuid.uuid4())
         reporter = Reporter(
             envelope.job_id,
@@ -165,209 +125,61 @@ class Desk:
         )
         interval_s = self._config.comfyui.poll_interval_seconds
         record = Record(envelope.job_id, reporter.started_at, interval_s=interval_s)
-        return _Running(envelope, record, reporter, prompt_id)
+        return Dispatched(envelope, record, reporter, prompt_id)
 
-    def _begin(self, running: _Running, key: str | None, digest: str) -> None:
+    def _begin(self, job: Dispatched, key: str | None, digest: str) -> None:
         """From here on its dispatcher hears how it ends, come what may. Raises StagingError."""
-        job_id = running.envelope.job_id
-        running.reporter.begin()
+        job.reporter.begin()
         if key is not None:
-            self._keys.put(key, Known(digest, job_id))
-        thread = threading.Thread(target=self._run, args=(running,), name="settee-job", daemon=True)
+            self._keys.put(key, Known(digest, job.envelope.job_id))
+        thread = threading.Thread(target=self._run, args=(job,), name="settee-job", daemon=True)
+        self._parts.records.add(job.record)
         with self._lock:
-            self._remember(self._records, job_id, running.record)
             self._thread = thread
         try:
             thread.start()
         except RuntimeError as error:  # no more threads
             failure = StagingError("the agent cannot start another thread", retryable=True)
-            running.reporter.failed(failure)
-            running.record.end(Status.FAILED, {"error": failure_shown(failure)})
+            self._parts.records.end_failed(
+                job.record, failure, lambda moment: job.reporter.failed(failure, finished_at=moment)
+            )
             raise failure from error
+
+    def _run(self, job: Dispatched) -> None:
+        try:
+            Course(self._parts, job).run()
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        with self._lock:
+            self._job = None
 
     def cancel(self, token: str) -> bool:
         """Ask the job with this cancel token to stop. False when no job that runs has it."""
         with self._lock:
-            running = self._running
-            if running is None or running.envelope.cancel_token is None:
+            job = self._job
+            if job is None or job.envelope.cancel_token is None:
                 return False
-            expected = running.envelope.cancel_token.get_secret_value().encode(errors="replace")
+            expected = job.envelope.cancel_token.get_secret_value().encode(errors="replace")
             if not hmac.compare_digest(expected, token.encode(errors="replace")):
                 return False
-            running.cancel.set("canceled by its dispatcher")
+            job.cancel.set("canceled by its dispatcher")
             return True
 
     def record(self, job_id: str) -> Record | None:
         """What is known of a job; None of one that this agent has not run lately."""
-        with self._lock:
-            return self._records.get(job_id)
+        return self._parts.records.get(job_id)
 
     def close(self, timeout_s: float) -> None:
         """Take no more jobs, and end the one that runs: its dispatcher is told."""
         with self._lock:
             self._closing = True
-            if self._running is not None:
-                self._running.cancel.set(_SHUTDOWN)
+            if self._job is not None:
+                self._job.cancel.set(SHUTDOWN)
             thread = self._thread
         if thread is not None:
             thread.join(timeout_s)
-
-    @staticmethod
-    def _remember(kept: OrderedDict[str, Any], key: str, value: Any) -> None:
-        kept[key] = value
-        kept.move_to_end(key)
-        while len(kept) > _REMEMBERED:
-            kept.popitem(last=False)
-
-    # --- one job, in its thread ------------------------------------------------------------------------------
-
-    def _run(self, running: _Running) -> None:
-        envelope = running.envelope
-        token = envelope.cancel_token.get_secret_value() if envelope.cancel_token else None
-        with (
-            logs.job(envelope.job_id),
-            Archive(self._config.paths.outputs, envelope.job_id, secrets=[token] if token else []) as archive,
-            running.cancel,
-        ):
-            try:
-                self._tell(running, archive, Status.QUEUED)
-                self._succeeded(running, archive, *self._work(running, archive))
-            except SetteeError as error:
-                self._failed(running, archive, error)
-            except Exception:
-                log.exception("job %s failed inside the agent", envelope.job_id)
-                self._failed(running, archive, SetteeError("the job failed inside the agent; its log has more"))
-            finally:
-                self._leavings.done(running.prompt_id, running.left)
-                with self._lock:
-                    self._running = None
-
-    def _work(self, running: _Running, archive: Archive) -> tuple[work.Plan, Result, dict[int, str]]:
-        envelope, begun = running.envelope, time.monotonic()
-
-        def check() -> None:
-            if running.cancel.is_set():
-                raise JobCanceled
-
-        self._tell(running, archive, Status.PREPARING)
-        self._leavings.note(running.prompt_id)
-        graph = work.template(envelope, self._storage, self._config.paths.workflows, check)
-        check()
-        folders = {"base_models": self._places.base_models, "loras": self._places.loras}
-        models = assets.resolve(envelope, self._config, self._storage, self._engine.shelf, folders, check)
-        check()
-        ready = self._planned(running, graph, models)
-        archive.manifest(envelope.shown(), ready.context.values, ready.workflow)
-        archive.applied_workflow(ready.workflow)
-        check()
-        self._metrics.phases({"preparing": (time.monotonic() - begun) * 1000})
-        self._tell(running, archive, Status.MATERIALIZING)
-        job, keys = work.job_for(ready, self._config, self._settings, running.prompt_id)
-        missing = self._missing(models.entries)
-        self._leavings.note(running.prompt_id, models.passing)
-
-        def on_progress(progress: Progress) -> None:
-            self._progress(running, archive, progress)
-
-        try:
-            try:
-                result = self._engine.run(job, on_progress, running.cancel)
-            except ModelMissing:
-                # ComfyUI may list what was just placed a little later; without that, asking again changes nothing.
-                if not missing or self._missing(missing):
-                    raise
-                running.cancel.wait(self._config.comfyui.model_refresh_delay_seconds)
-                result = self._engine.run(job, on_progress, running.cancel)
-        finally:
-            still = self._missing(missing)
-            self._metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))
-            # What a cancel gave up may land a moment later, and would then stay for good.
-            self._engine.await_models(models.passing, _MODELS_S)
-            running.left = assets.remove(models.passing, self._engine.shelf)
-        return ready, result, keys
-
-    def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
-        return [entry for entry in entries if self._engine.shelf.state(entry) is not State.RIGHT]
-
-    def _planned(self, running: _Running, graph: Workflow, models: assets.Assets) -> work.Plan:
-        """What is refused by an older answer of ComfyUI's is looked at once more by a new one: files may have come."""
-        seed = secrets.randbelow(_MAX_DRAWN + 1)
-
-        def planned() -> work.Plan:
-            return work.plan(
-                running.envelope, self._config, graph, models, self._object_info(running.cancel), lambda: seed
-            )
-
-        was_known = self._registry is not None
-        try:
-            return planned()
-        except InvalidRequest:
-            if not was_known:
-                raise
-        self._registry = None
-        return planned()
-
-    def _object_info(self, cancel: Cancel) -> ObjectInfo:
-        """ComfyUI's node registry, as old as the configuration allows. Raises ComfyUnavailable, JobCanceled."""
-        now = self._clock()
-        if self._registry is None or now - self._registry[0] > self._config.comfyui.object_info_cache_seconds:
-            self._registry = (now, self._engine.object_info(cancel))
-        return self._registry[1]
-
-    def _progress(self, running: _Running, archive: Archive, progress: Progress) -> None:
-        if _ORDER.index(progress.status) < _ORDER.index(running.state):
-            return
-        said = {"phase": progress.status.value, "percent": progress.percent}
-        said |= {"node": progress.node_id, "node_type": progress.node_type, "step": progress.value}
-        said["max"] = progress.maximum
-        self._tell(running, archive, progress.status, progress.message, said)
-
-    def _tell(
-        self,
-        running: _Running,
-        archive: Archive,
-        state: Status,
-        message: str | None = None,
-        said: dict[str, Any] | None = None,
-    ) -> None:
-        is_new = state is not running.state or state is Status.QUEUED
-        running.state = state
-        progress = {name: value for name, value in (said or {}).items() if value is not None} or None
-        running.reporter.state(state, message, progress, prompt_id=running.prompt_id)
-        running.record.tell(state, message=message, progress=progress, promptId=running.prompt_id)
-        if is_new:
-            archive.event(state.value, {"message": message} if message else None)
-
-    def _succeeded(
-        self, running: _Running, archive: Archive, ready: work.Plan, result: Result, keys: dict[int, str]
-    ) -> None:
-        outputs = self._config.comfyui.output_dir or self._config.paths.outputs
-        made = work.artifacts(ready, result, keys, outputs)
-        params, meta = work.params(ready), {**work.meta(ready), "timings_ms": result.timings}
-        warnings = (*ready.warnings, *result.warnings)
-        shown = [artifact.as_dict() for artifact in made]
-        # First what must not be lost, whatever becomes of the rest.
-        running.reporter.completed(artifacts=made, params=params, meta=meta, warnings=warnings)
-        running.record.end(
-            Status.SUCCEEDED,
-            {"result": {"artifacts": shown, "params": params.as_dict(), "meta": meta, "warnings": warnings}},
-        )
-        archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
-        self._metrics.jobs.labels("SUCCESS", "").inc()
-        self._metrics.phases(result.timings)
-        self._metrics.delivered.inc(sum(artifact.bytes for artifact in made))
-
-    def _failed(self, running: _Running, archive: Archive, error: SetteeError) -> None:
-        if running.is_shutdown and isinstance(error, JobCanceled):
-            error = AgentRestarted()
-        state = ended(error)
-        shown = failure_shown(error)
-        running.reporter.failed(error)
-        if not running.record.is_over:
-            running.record.end(state, {"error": shown})
-        archive.event(state.value, shown)
-        self._metrics.jobs.labels(state.name, reason_code(error)).inc()
-        log.info("job %s ended: %s", running.envelope.job_id, reason_code(error))
 
     def _activity(self) -> dict[str, Any] | None:
         """What ComfyUI's queue holds, in numbers: whose prompts they are is nobody's business."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+
+from settee.doors.agent.disk import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Keys:
         while len(found) > self._kept:
             found.popitem(last=False)
         try:
-            self._write([[name, each.digest, each.job_id] for name, each in found.items()])
+            rows = [[name, each.digest, each.job_id] for name, each in found.items()]
+            write_whole(self._path, json.dumps({"version": _VERSION, "keys": rows}).encode("ascii"))
         except OSError as error:
             log.warning("an Idempotency-Key is not remembered over a restart (%s)", error.strerror)
 
@@ -73,21 +74,6 @@ class Keys:
             log.error("keys.json in the state folder cannot be read: Idempotency-Keys of before are forgotten")
             found.clear()
         return found
-
-    def _write(self, rows: list[list[str]]) -> None:
-        """Whole or not at all, also when the power fails."""
-        part = self._path.with_name(f"{self._path.name}.part")
-        try:
-            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
-                file.write(json.dumps({"version": _VERSION, "keys": rows}).encode("ascii"))
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
 
 
 def _hashed(key: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from settee.doors.agent.disk import write_whole
 from settee.engine import Engine
 from settee.errors import SetteeError
 from settee.models.entry import ModelEntry
@@ -40,12 +40,8 @@ class Leavings:
         self._write(prompt_id, {str(entry.path) for entry in passing} | self._left)
 
     def _write(self, prompt_id: str, models: set[str]) -> None:
-        part = self._path.with_name(f"{self._path.name}.part")
         try:
-            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with open(fd, "w", encoding="utf-8") as file:
-                json.dump({"prompt_id": prompt_id, "models": sorted(models)}, file)
-            part.rename(self._path)
+            write_whole(self._path, json.dumps({"prompt_id": prompt_id, "models": sorted(models)}).encode())
         except OSError as error:
             log.warning("what this job leaves could not be found after a kill (%s)", error.strerror)
 

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from settee.doors.agent.addressing import Urls
+from settee.doors.agent.disk import sweep, sync, write_whole
 from settee.doors.agent.posting import Post
 from settee.doors.agent.timestamps import parsed, stamp
 
 log = logging.getLogger(__name__)
 
 _VERSION = 1
-_PART = ".part"
 #: Refused ones that are kept.
 _MAX_REFUSED = 500
 
@@ -68,8 +67,7 @@ class Shelf:
         """Make what is missing, and remove what a kill left half-written."""
         for folder in (self._running.parent, self._pending, self._refused):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for part in folder.glob(f"*{_PART}"):
-                part.unlink(missing_ok=True)
+            sweep(folder)
 
     # --- terminal callbacks -------------------------------------------------------------------------------------
 
@@ -105,14 +103,14 @@ class Shelf:
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        _sync(path.parent)
+        sync(path.parent)
 
     def refuse(self, path: Path) -> None:
         """Keep it, but do not send it again."""
         with contextlib.suppress(FileNotFoundError):
             path.rename(self._refused / path.name)
-            _sync(self._refused)
-            _sync(self._pending)
+            sync(self._refused)
+            sync(self._pending)
         for old in sorted(self._refused.glob("*.json"))[:-_MAX_REFUSED]:
             old.unlink(missing_ok=True)
 
@@ -151,7 +149,7 @@ class Shelf:
 
     def end(self) -> None:
         self._running.unlink(missing_ok=True)
-        _sync(self._running.parent)
+        sync(self._running.parent)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -162,26 +160,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    """Whole or not at all, also when the power fails."""
-    part = path.with_name(path.name + _PART)
-    try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(json.dumps({"version": _VERSION, **data}).encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A rename or a removal lasts once its folder is on the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_whole(path, json.dumps({"version": _VERSION, **data}).encode("ascii"))

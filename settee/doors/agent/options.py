@@ -261,6 +261,10 @@ class AgentConfig(Section):
                     raise ValueError(f"{name} is emptied for every job: it must not be or hold {other}")
         return self
 
+    def secrets(self) -> list[str]:
+        """What must not be kept, shown or logged of this file."""
+        return [each.get_secret_value() for each in (self.minio.access_key, self.minio.secret_key, *self.auth.tokens)]
+
     @property
     def state_folder(self) -> Path:
         """Where the outbox and the journal of the running job lie."""

@@ -9,11 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from settee.doors.agent.payloads import STATES
-from settee.doors.agent.timestamps import stamp
+from settee.doors.agent.timestamps import parsed, stamp
 from settee.job import Status
 
 #: Events that somebody who comes late is told of.
 _KEPT = 200
+
+_ENDS = {name: state for state, name in STATES.items() if state.is_terminal}
 
 Event = dict[str, Any]
 
@@ -43,6 +45,17 @@ class Record:
         self._events: list[Event] = []
         self._listeners: set[Callable[[], None]] = set()
 
+    @classmethod
+    def ended(cls, shown: dict[str, Any], number: int) -> Record:
+        """The one that :meth:`shown_at_end` was said of, with its last event's number. Raises ValueError, KeyError,
+        TypeError or AttributeError for what was not."""
+        record = cls(shown["jobId"], parsed(shown["acceptedAt"]))
+        record._state = _ENDS[shown["state"]]
+        record._end = {name: value for name, value in shown.items() if name not in record._about(record._state)}
+        record._number = int(number) - 1
+        record._publish(True)
+        return record
+
     @property
     def is_over(self) -> bool:
         return self._state.is_terminal
@@ -61,22 +74,33 @@ class Record:
             if is_new or self._clock() - self._published_at >= self._interval_s:
                 self._publish(is_new)
 
-    def end(self, state: Status, body: dict[str, Any]) -> None:
+    def end(self, state: Status, moment: datetime, body: dict[str, Any]) -> None:
         """It ended: ``body`` is the result or the error."""
         with self._lock:
-            self._state, self._said, self._end = state, {}, body
+            self._state, self._said, self._end = state, {}, self._ending(moment, body)
             # What it went through may still be asked for; how far it was at each moment not.
             self._events = [event for event in self._events if event["is_new"]]
             self._publish(True)
 
     def shown(self) -> dict[str, Any]:
-        """``{jobId, state, acceptedAt, progress?, …}``, with the result or the error when it has ended."""
+        """``{jobId, state, acceptedAt, progress?, …}``; ended, with finishedAt, and the result or the error."""
         with self._lock:
             return self._shown()
 
+    def shown_at_end(self, state: Status, moment: datetime, body: dict[str, Any]) -> dict[str, Any]:
+        """What :meth:`shown` will say after such an :meth:`end`."""
+        with self._lock:
+            return {**self._about(state), **self._ending(moment, body)}
+
     def _shown(self) -> dict[str, Any]:
-        about = {"jobId": self.job_id, "state": STATES[self._state], "acceptedAt": stamp(self._accepted_at)}
-        return {**about, **self._said, **self._end}
+        return {**self._about(self._state), **self._said, **self._end}
+
+    def _about(self, state: Status) -> dict[str, Any]:
+        return {"jobId": self.job_id, "state": STATES[state], "acceptedAt": stamp(self._accepted_at)}
+
+    def _ending(self, moment: datetime, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = {"promptId": self._said["promptId"]} if "promptId" in self._said else {}
+        return {"finishedAt": stamp(moment), **prompt, **body}
 
     def _publish(self, is_new: bool) -> None:
         self._number += 1

@@ -78,7 +78,7 @@ def run(config: AgentConfig) -> int:
     try:
         engine.start()
         desk = Desk(config, settings, engine, outbox, metrics)
-        desk.start()
+        desk.start(interrupted)
         app = create_app(
             desk,
             metrics,

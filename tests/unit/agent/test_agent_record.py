@@ -46,7 +46,7 @@ def test_numbers_of_a_later_job_are_higher() -> None:
     for record in (first, second):
         for step in range(1000):
             record.tell(Status.RUNNING, progress={"percent": step})
-        record.end(Status.SUCCEEDED, {"result": {}})
+        record.end(Status.SUCCEEDED, NOON, {"result": {}})
     assert second.since(0)[0]["id"] > first.last_number
     assert len(first.since(0)) == 2, "of an ended job only its states are kept"
 
@@ -62,7 +62,7 @@ def test_a_client_that_reads_slowly_holds_nothing() -> None:
             if text.startswith(":"):
                 for step in range(5000):
                     record.tell(Status.RUNNING, progress={"percent": step})
-                record.end(Status.FAILED, {"error": {}})
+                record.end(Status.FAILED, NOON, {"error": {}})
                 continue
             found.append(json.loads(text.split("data: ")[1]))
         left = stream(record, 0, 0.01)
