@@ -13,7 +13,7 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
 from tests.support.models import safetensors
 from tests.support.receiver import Receiver

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import HOLDS, TEMPLATE, Agent, HeldStore, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import CUT, DENIED, ERROR, LOST

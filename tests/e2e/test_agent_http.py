@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import Agent, HeldStore, comfy, held_in, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.waiting import eventually

@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from settee.comfy.process import free_port
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.models import safetensors

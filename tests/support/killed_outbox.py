@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from settee.doors.agent.callbacks import RenderParams, Reporter, Urls
-from settee.doors.agent.letters import Shelf
-from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.posting import Answer, Post, Poster
+from settee.doors.agent.callbacks.letters import Shelf
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.posting import Answer, Post, Poster
+from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, Urls
 from settee.job import Status
 from tests.support.waiting import eventually
 

@@ -15,10 +15,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from settee import __version__
-from settee.doors.agent import envelope as envelopes
 from settee.doors.agent.auth import Auth
 from settee.doors.agent.desk import Desk, OtherBody
-from settee.doors.agent.envelope import Envelope
+from settee.doors.agent.dispatch import envelope as envelopes
+from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.following import add_following
 from settee.doors.agent.gate import OPEN_PATHS, Gate, problem
 from settee.doors.agent.metrics import Metrics

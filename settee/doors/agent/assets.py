@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 
 from settee.delivery.keys import safe_segment
 from settee.doors.agent.config import AgentConfig
-from settee.doors.agent.envelope import Asset, Envelope
-from settee.doors.agent.parameters import ModelNames
+from settee.doors.agent.dispatch.envelope import Asset, Envelope
+from settee.doors.agent.graph.parameters import ModelNames
 from settee.doors.agent.storage import Storage
 from settee.errors import SetteeError
 from settee.models.entry import ModelEntry, S3Object

@@ -12,14 +12,14 @@ from typing import Any
 from settee import logs
 from settee.doors.agent import assets, work
 from settee.doors.agent.archive import Archive
-from settee.doors.agent.callbacks import Reporter
+from settee.doors.agent.callbacks.interruption import AgentRestarted
+from settee.doors.agent.callbacks.payloads import ended, failure_shown, reason_code
+from settee.doors.agent.callbacks.reporter import Reporter
 from settee.doors.agent.config import AgentConfig
+from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.engine_settings import ModelPlaces
-from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.interruption import AgentRestarted
 from settee.doors.agent.leavings import Leavings
 from settee.doors.agent.metrics import Metrics
-from settee.doors.agent.payloads import ended, failure_shown, reason_code
 from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
 from settee.doors.agent.storage import Storage

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from settee.doors.agent import timestamps
-from settee.doors.agent.callbacks import Reporter, Urls
+from settee.doors.agent.callbacks.letters import Running
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.reporter import Reporter, Urls
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.course import SHUTDOWN, Course, Dispatched, Parts, Registry
+from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.engine_settings import model_places
-from settee.doors.agent.envelope import Envelope
 from settee.doors.agent.keys import Keys, Known
 from settee.doors.agent.leavings import Leavings
-from settee.doors.agent.letters import Running
 from settee.doors.agent.metrics import Metrics
-from settee.doors.agent.outbox import Outbox
 from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
 from settee.doors.agent.storage import Storage

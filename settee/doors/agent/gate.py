@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from settee.doors.agent.addressing import is_loopback
 from settee.doors.agent.auth import Auth
+from settee.doors.agent.callbacks.addressing import is_loopback
 
 #: Without a token: they tell nothing of anybody.
 OPEN_PATHS = frozenset(("/", "/healthz"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from settee.doors.agent.payloads import STATES
+from settee.doors.agent.callbacks.payloads import STATES
 from settee.doors.agent.timestamps import parsed, stamp
 from settee.job import Status
 

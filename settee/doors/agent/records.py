@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from settee.doors.agent import timestamps
+from settee.doors.agent.callbacks.interruption import AgentRestarted
+from settee.doors.agent.callbacks.letters import Running
+from settee.doors.agent.callbacks.payloads import ended, failure_shown
 from settee.doors.agent.disk import sweep, write_whole
-from settee.doors.agent.interruption import AgentRestarted
-from settee.doors.agent.letters import Running
-from settee.doors.agent.payloads import ended, failure_shown
 from settee.doors.agent.record import Record
 from settee.errors import SetteeError
 from settee.job import Status

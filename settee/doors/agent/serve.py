@@ -51,11 +51,11 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.app import create_app
     from settee.doors.agent.auth import Auth
     from settee.doors.agent.cache_folders import migrate
+    from settee.doors.agent.callbacks.outbox import Outbox
+    from settee.doors.agent.callbacks.posting import Poster
     from settee.doors.agent.desk import Desk
     from settee.doors.agent.metrics import Metrics
-    from settee.doors.agent.outbox import Outbox
     from settee.doors.agent.patience import Patient, Server
-    from settee.doors.agent.posting import Poster
     from settee.engine import Engine
 
     make_folders(config)

@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from settee.delivery.keys import safe_id
-from settee.doors.agent import landing
 from settee.doors.agent.assets import Assets
-from settee.doors.agent.bindings import bound
+from settee.doors.agent.callbacks.payloads import RenderParams, UploadedArtifact
 from settee.doors.agent.config import AgentConfig
-from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.loras import chained
-from settee.doors.agent.parameters import Context, context
-from settee.doors.agent.payloads import RenderParams, UploadedArtifact
+from settee.doors.agent.dispatch.envelope import Envelope
+from settee.doors.agent.graph import landing
+from settee.doors.agent.graph.bindings import bound
+from settee.doors.agent.graph.loras import chained
+from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import Storage, parsed
 from settee.errors import InvalidRequest
 from settee.job import Artifact, Destination, Job, Result

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from settee.doors.agent import envelope, parameters
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch import envelope
+from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.graph import parameters
 
 DATA = Path(__file__).parents[2] / "data"
 REAL = sorted((DATA / "real-workflows").glob("*.api.json"))

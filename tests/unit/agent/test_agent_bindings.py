@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.doors.agent import places
-from settee.doors.agent.bindings import bound
+from settee.doors.agent.graph import places
+from settee.doors.agent.graph.bindings import bound
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow
 from tests.unit.agent.templates import TEMPLATE, context_of, node, parsed

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.doors.agent.addressing import Urls, addressed, allowed, is_loopback
+from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed, is_loopback
 from settee.errors import InvalidRequest
 
 BASE = "https://control.example:8443/api/v1/"

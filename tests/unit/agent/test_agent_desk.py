@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from settee.doors.agent import config as configs
-from settee.doors.agent import envelope as envelopes
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.posting import Poster
 from settee.doors.agent.desk import Desk
+from settee.doors.agent.dispatch import envelope as envelopes
 from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.metrics import Metrics
-from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.posting import Poster
 from settee.errors import ModelMissing
 from settee.job import Job, Result, Status
 from settee.models.placed import Shelf

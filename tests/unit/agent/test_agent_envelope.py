@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settee.doors.agent import envelope
-from settee.doors.agent.envelope_example import EXAMPLE
+from settee.doors.agent.dispatch import envelope
+from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.errors import InvalidRequest
 from tests.unit.agent.templates import TEMPLATE, dispatched, loras, parsed
 

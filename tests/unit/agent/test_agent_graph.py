@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from settee.doors.agent import landing
-from settee.doors.agent.bindings import bound
-from settee.doors.agent.loras import chained
+from settee.doors.agent.graph import landing
+from settee.doors.agent.graph.bindings import bound
+from settee.doors.agent.graph.loras import chained
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow, shape_problems
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, object_info, parsed

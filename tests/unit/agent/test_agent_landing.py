@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from settee import registry
-from settee.doors.agent import landing
-from settee.doors.agent.bindings import bound
-from settee.doors.agent.envelope_example import EXAMPLE
-from settee.doors.agent.loras import chained, is_pattern
+from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.graph import landing
+from settee.doors.agent.graph.bindings import bound
+from settee.doors.agent.graph.loras import chained, is_pattern
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow
 from tests.unit.agent.templates import DATA, REAL, TEMPLATE, context_of, loras, node, object_info, parsed

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settee.doors.agent.loras import chained, is_pattern
-from settee.doors.agent.strengths import LoraUse
+from settee.doors.agent.graph.loras import chained, is_pattern
+from settee.doors.agent.graph.strengths import LoraUse
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow, links, shape_problems
 from tests.unit.agent.templates import REAL, TEMPLATE, node

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from settee.doors.agent import letters, timestamps
-from settee.doors.agent.callbacks import RenderParams, Reporter, Urls
-from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.posting import Answer, Post, Poster
+from settee.doors.agent import timestamps
+from settee.doors.agent.callbacks import letters
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.posting import Answer, Post, Poster
+from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, Urls
 from settee.errors import ConfigError, InvalidRequest, JobCanceled, StagingError
 from settee.job import Status
 from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, Response, then

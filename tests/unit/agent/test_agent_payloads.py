@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee import errors
-from settee.doors.agent import payloads, timestamps
-from settee.doors.agent.payloads import About, RenderParams
+from settee.doors.agent import timestamps
+from settee.doors.agent.callbacks import payloads
+from settee.doors.agent.callbacks.payloads import About, RenderParams
 from settee.job import Status
 
 ABOUT = About(job_id="job-1", client_id="agent")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.doors.agent.posting import Answer, Post, Poster, header_text, seconds
+from settee.doors.agent.callbacks.posting import Answer, Post, Poster, header_text, seconds
 from tests.support.receiver import CUT, OK, SILENT, Receiver, Response
 from tests.support.waiting import eventually
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.doors.agent.letters import Running
+from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
 from settee.errors import JobTimeout

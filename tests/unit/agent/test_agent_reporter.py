@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from settee.doors.agent.callbacks import RenderParams, Reporter, UploadedArtifact, Urls
-from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.posting import Poster
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.posting import Poster
+from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, UploadedArtifact, Urls
 from settee.errors import InvalidRequest, JobCanceled, SetteeError
 from settee.job import Status
 from tests.support.receiver import Receiver

@@ -5,7 +5,7 @@ text never goes where a number was. A link may be replaced by an override, which
 would cut the graph at a place whose value comes from elsewhere.
 
 Bindings happen on the template, before LoRA chains: what they write into a LoRA loader is the pattern's, and
-:func:`settee.doors.agent.loras.chained` then gives every LoRA its own name and strengths.
+:func:`settee.doors.agent.graph.loras.chained` then gives every LoRA its own name and strengths.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from settee import workflow as graph
-from settee.doors.agent import places
-from settee.doors.agent.envelope import Binding, Envelope
-from settee.doors.agent.json_values import value_problems
-from settee.doors.agent.loras import is_pattern
-from settee.doors.agent.parameters import Context
-from settee.doors.agent.refusals import refusal
+from settee.doors.agent.dispatch.envelope import Binding, Envelope
+from settee.doors.agent.dispatch.json_values import value_problems
+from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.graph import places
+from settee.doors.agent.graph.loras import is_pattern
+from settee.doors.agent.graph.parameters import Context
 from settee.registry import MAX_NEAR, near_matches
 from settee.workflow import Problem, Workflow, is_link
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from settee.doors.agent import payloads
-from settee.doors.agent.letters import Running
-from settee.doors.agent.posting import Post
+from settee.doors.agent.callbacks import payloads
+from settee.doors.agent.callbacks.letters import Running
+from settee.doors.agent.callbacks.posting import Post
 from settee.errors import SetteeError
 from settee.job import Status
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from settee import logs
-from settee.doors.agent.posting import Answer, Post, Sender
+from settee.doors.agent.callbacks.posting import Answer, Post, Sender
 from settee.job import Status
 
 log = logging.getLogger(__name__)

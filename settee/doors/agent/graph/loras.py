@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from settee.doors.agent.refusals import refusal
-from settee.doors.agent.strengths import LoraUse
+from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.graph.strengths import LoraUse
 from settee.workflow import Workflow, is_link, links, natural_key, title
 
 #: Class → the input that each of its outputs is made from.

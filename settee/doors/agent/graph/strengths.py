@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.doors.agent.envelope import Asset, Envelope
+from settee.doors.agent.dispatch.envelope import Asset, Envelope
 from settee.workflow import Problem
 
 #: Strengths beyond it spoil any picture; the contract's limit, ComfyUI takes up to 100.

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.envelope_fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
+from settee.doors.agent.dispatch.envelope import Envelope
+from settee.doors.agent.dispatch.fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
+from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.graph.strengths import LoraUse, lora_uses
 from settee.doors.agent.options import REQUIRED_SAMPLING
-from settee.doors.agent.refusals import refusal
-from settee.doors.agent.strengths import LoraUse, lora_uses
 
 #: Where the envelope says what a name stands for, for errors.
 _WRITTEN = {

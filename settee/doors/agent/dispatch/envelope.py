@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictStr, Validat
 from pydantic.alias_generators import to_camel
 
 from settee import workflow as graph
-from settee.doors.agent.envelope_example import EXAMPLE
-from settee.doors.agent.envelope_fields import (
+from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.dispatch.fields import (
     EMPTY_IS_NONE,
     NULL_IS_LIST,
     NULL_IS_OBJECT,
@@ -36,8 +36,8 @@ from settee.doors.agent.envelope_fields import (
     Side,
     Steps,
 )
-from settee.doors.agent.json_values import value_problems
-from settee.doors.agent.refusals import refusal
+from settee.doors.agent.dispatch.json_values import value_problems
+from settee.doors.agent.dispatch.refusals import refusal
 from settee.workflow import Problem
 
 

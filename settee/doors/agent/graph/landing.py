@@ -3,19 +3,19 @@
 A binding names a node by its id, and ids of another version of the template name other nodes. So after binding and
 chaining, each bound value is looked up in the graph: it must be there, at an input that its node's class has and that
 takes such a value, in a node that an output needs; and a sampling field, a prompt or a model must be at (or lead,
-through nodes that only pass values on, to) a node that can use it as that: see :mod:`settee.doors.agent.roles`.
+through nodes that only pass values on, to) a node that can use it as that: see :mod:`settee.doors.agent.graph.roles`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from settee.doors.agent import places, roles
-from settee.doors.agent.envelope import Binding, Envelope
-from settee.doors.agent.loras import is_pattern, literals, texts
+from settee.doors.agent.dispatch.envelope import Binding, Envelope
+from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.graph import places, roles
+from settee.doors.agent.graph.loras import is_pattern, literals, texts
+from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
-from settee.doors.agent.parameters import Context
-from settee.doors.agent.refusals import refusal
 from settee.models.places import SUFFIXES
 from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches, path_problems, registry_problems
 from settee.workflow import ObjectInfo, Problem, Workflow, is_link, output_nodes, unwrapped

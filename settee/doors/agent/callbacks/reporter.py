@@ -6,8 +6,7 @@
     reporter.state(Status.RUNNING, progress={"phase": "sampling", "percent": 40.0})
     reporter.completed(artifacts=…, params=…, meta=…)   # or reporter.failed(error)
 
-Where they go is :mod:`settee.doors.agent.addressing`, what they say :mod:`settee.doors.agent.payloads`, how they get
-there :mod:`settee.doors.agent.outbox`.
+Where they go is addressing.py's, what they say payloads.py's, how they get there outbox.py's.
 """
 
 from __future__ import annotations
@@ -22,12 +21,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from settee import logs
-from settee.doors.agent import payloads, timestamps
-from settee.doors.agent.addressing import Urls, addressed, allowed
-from settee.doors.agent.letters import Running
-from settee.doors.agent.outbox import Outbox
-from settee.doors.agent.payloads import About, RenderParams, UploadedArtifact
-from settee.doors.agent.posting import Post
+from settee.doors.agent import timestamps
+from settee.doors.agent.callbacks import payloads
+from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed
+from settee.doors.agent.callbacks.letters import Running
+from settee.doors.agent.callbacks.outbox import Outbox
+from settee.doors.agent.callbacks.payloads import About, RenderParams, UploadedArtifact
+from settee.doors.agent.callbacks.posting import Post
 from settee.errors import SetteeError
 from settee.job import Status
 

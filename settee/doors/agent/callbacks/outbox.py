@@ -1,9 +1,8 @@
 """Callbacks on their way out.
 
 Terminal callbacks (completion, failure) lie on the disk before the first attempt and until they are delivered or
-refused for good; they are tried again for ever, across restarts. Status callbacks are best-effort
-(:mod:`settee.doors.agent.status_lane`). Of one job everything goes out in its order, and nothing after its terminal
-callback.
+refused for good; they are tried again for ever, across restarts. Status callbacks are best-effort (status_lane.py). Of
+one job everything goes out in its order, and nothing after its terminal callback.
 
     note()   → queue → statuses thread
     finish() → disk  → letters thread, once the job's statuses are through or have had their time
@@ -27,10 +26,11 @@ from datetime import datetime
 from pathlib import Path
 
 from settee import logs
-from settee.doors.agent import interruption, timestamps
-from settee.doors.agent.letters import Letter, Running, Shelf
-from settee.doors.agent.posting import Answer, Post, Sender
-from settee.doors.agent.status_lane import StatusLane, StatusPost
+from settee.doors.agent import timestamps
+from settee.doors.agent.callbacks import interruption
+from settee.doors.agent.callbacks.letters import Letter, Running, Shelf
+from settee.doors.agent.callbacks.posting import Answer, Post, Sender
+from settee.doors.agent.callbacks.status_lane import StatusLane, StatusPost
 from settee.errors import ConfigError, StagingError
 from settee.job import Status
 

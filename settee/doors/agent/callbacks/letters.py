@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from settee.doors.agent.addressing import Urls
+from settee.doors.agent.callbacks.addressing import Urls
+from settee.doors.agent.callbacks.posting import Post
 from settee.doors.agent.disk import sweep, sync, write_whole
-from settee.doors.agent.posting import Post
 from settee.doors.agent.timestamps import parsed, stamp
 
 log = logging.getLogger(__name__)

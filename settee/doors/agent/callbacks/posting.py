@@ -1,4 +1,4 @@
-"""One POST of a callback, and what became of it. :mod:`settee.doors.agent.outbox` decides whether there is another.
+"""One POST of a callback, and what became of it. The outbox decides whether there is another.
 
 Redirects are never followed: a POST that follows one may lose its body, and the address that it leads to was not
 checked by anybody.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from settee import __version__
-from settee.doors.agent.addressing import is_loopback
+from settee.doors.agent.callbacks.addressing import is_loopback
 
 if TYPE_CHECKING:
     import requests

@@ -1,0 +1,1 @@
+"""What a dispatcher is told, and how it gets there."""

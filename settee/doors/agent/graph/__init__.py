@@ -1,0 +1,1 @@
+"""From a template and a dispatch to the job's graph. Pure."""
