@@ -27,13 +27,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[HeldStore]:
-    with HeldStore().running() as store:
-        assert isinstance(store, HeldStore)
-        yield store
-
-
-@pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory, store: HeldStore, server: EmbeddedServer) -> Iterator[Agent]:
     with Agent(tmp_path_factory.mktemp("agent"), store, server) as agent:
         yield agent

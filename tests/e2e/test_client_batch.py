@@ -7,7 +7,6 @@ import json
 import resource
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,10 @@ from tests.support.client_command import (
     ended,
     endpoint_env,
     interrupt,
-    runpod_with_worker,
 )
 from tests.support.public_api import PublicApi
 from tests.support.rig import empty, failing, slow
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicApi]:
-    with runpod_with_worker(tmp_path_factory.mktemp("worker")) as api:
-        yield api
-
-
-@pytest.fixture
-def api(shared: PublicApi) -> PublicApi:
-    shared.clear()
-    return shared
 
 
 @pytest.fixture

@@ -29,12 +29,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicApi]:
 
 
 @pytest.fixture
-def api(shared: PublicApi) -> PublicApi:
-    shared.clear()
-    return shared
-
-
-@pytest.fixture
 def client(api: PublicApi, tmp_path: Path) -> Command:
     return Command(tmp_path, endpoint_env(api))
 

@@ -40,12 +40,6 @@ def shared() -> Iterator[PublicApi]:
 
 
 @pytest.fixture
-def api(shared: PublicApi) -> PublicApi:
-    shared.clear()
-    return shared
-
-
-@pytest.fixture
 def target(api: PublicApi) -> Iterator[RunPod]:
     with target_of(api) as target:
         yield target

@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.client_command import Command, ended, endpoint_env, interrupt, runpod_with_worker
+from tests.support.client_command import Command, ended, endpoint_env, interrupt
 from tests.support.public_api import PublicApi
 from tests.support.rig import empty, slow
 from tests.support.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicApi]:
-    with runpod_with_worker(tmp_path_factory.mktemp("worker")) as api:
-        yield api
-
-
-@pytest.fixture
-def api(shared: PublicApi) -> PublicApi:
-    shared.clear()
-    return shared
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 from settee.models.bar_text import cells
@@ -60,3 +61,31 @@ class Screen:
             self.rows[self.row] = row[: self.column].ljust(self.column) + char + row[self.column + 1 :]
             self.column += 1
             self.widest = max(self.widest, cells(self.rows[self.row]))
+
+
+class Terminal(io.StringIO):
+    """A stream that a screen follows."""
+
+    def __init__(self, columns: int = 80, lines: int = 24, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self.screen, self.lines, self.frames = Screen(columns), lines, 0
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        text.encode(self.encoding)
+        self.frames += 1
+        self.screen.feed(text)
+        return len(text)
+
+    def width(self) -> int:
+        return self.screen.columns
+
+    def size(self) -> tuple[int, int]:
+        return self.screen.columns, self.lines

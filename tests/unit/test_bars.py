@@ -20,42 +20,10 @@ from hypothesis import strategies as st
 
 from settee.models.bar_text import amount, bar_line, cells, duration, fitted, log_line, printable
 from settee.models.bars import Bars
-from tests.support.screen import Screen
+from tests.support.clock import Clock
+from tests.support.screen import Screen, Terminal
 
 MB, GB = 10**6, 10**9
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Terminal(io.StringIO):
-    """A stream that a screen follows."""
-
-    def __init__(self, columns: int = 80, lines: int = 24, encoding: str = "utf-8") -> None:
-        super().__init__()
-        self.screen, self.lines, self.frames = Screen(columns), lines, 0
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._encoding
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        text.encode(self.encoding)
-        self.frames += 1
-        self.screen.feed(text)
-        return len(text)
-
-    def size(self) -> tuple[int, int]:
-        return self.screen.columns, self.lines
 
 
 def on(terminal: Terminal, clock: Clock) -> Bars:

@@ -10,15 +10,9 @@ from typing import Any
 from settee.doors.agent.following import stream
 from settee.doors.agent.record import Record
 from settee.job import Status
+from tests.support.clock import Clock
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_progress_is_throttled_but_states_are_not() -> None:

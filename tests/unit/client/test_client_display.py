@@ -22,50 +22,18 @@ from hypothesis import strategies as st
 
 from settee.client.display import Display
 from settee.client.targets.target import Answer, Status
-from tests.support.screen import Screen
+from tests.support.clock import Clock
+from tests.support.screen import Screen, Terminal
 from tests.support.waiting import eventually
 
 KSAMPLER = {"percent": 41.4, "node": "12", "node_type": "KSampler", "step": 8, "max": 20}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Terminal(io.StringIO):
-    """A stream that a screen follows."""
-
-    def __init__(self, columns: int = 80, encoding: str = "utf-8") -> None:
-        super().__init__()
-        self.screen, self.frames = Screen(columns), 0
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._encoding
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        text.encode(self.encoding)
-        self.frames += 1
-        self.screen.feed(text)
-        return len(text)
-
-    def width(self) -> int:
-        return self.screen.columns
 
 
 class Stage:
     """A display on a terminal, with a clock that stands still until it is told."""
 
     def __init__(self, columns: int = 80, encoding: str = "utf-8", **keys: Any) -> None:
-        self.clock, self.terminal = Clock(), Terminal(columns, encoding)
+        self.clock, self.terminal = Clock(), Terminal(columns, encoding=encoding)
         self.display = Display(self.terminal, width=self.terminal.width, clock=self.clock, **keys)
 
     def update(self, *args: Any, after_s: float = 1.0, **keys: Any) -> list[str]:
