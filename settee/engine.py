@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
@@ -137,6 +138,18 @@ class Engine:
                 log.warning("an earlier worker's prompt is not stopped yet: %s", error)
 
         threading.Thread(target=stop, name="settee-take-back", daemon=True).start()
+
+    def settle(self, timeout_s: float, is_over: Callable[[], bool]) -> bool:
+        """Wait until ComfyUI runs nothing of an earlier job any more; whether that is so.
+
+        One that is not ours, and takes its time to stop, may after :meth:`run` has returned. ``is_over``: give up.
+        """
+        if not self._slot.acquire(blocking=False):
+            return False
+        try:
+            return self._session.settle(time.monotonic() + timeout_s, lambda: is_over() or self._closing.is_set())
+        finally:
+            self._slot.release()
 
     def queue(self) -> tuple[int, int]:
         """How many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""

@@ -110,6 +110,16 @@ class Session:
         self._leftovers.add(prompt_id)
         self.forgetter.add(prompt_id)
 
+    def settle(self, deadline: float, is_over: Callable[[], bool]) -> bool:
+        """Go on asking the prompts that would not stop; whether none of them is left.
+
+        Until ``deadline`` (in time.monotonic()), or ``is_over``, which is looked at every COMFY_INTERRUPT_S.
+        """
+        while self._leftovers and not is_over() and time.monotonic() < deadline:
+            for prompt_id in tuple(self._leftovers):
+                self.stop(prompt_id)
+        return not self._leftovers
+
     @property
     def object_info(self) -> dict[str, Any]:
         return self._object_info
@@ -293,6 +303,7 @@ class Session:
         remembered, and no job starts before it is gone.
         """
         client, give_up, pause = self._server.client, time.monotonic() + self._settings.comfy_interrupt_s, 0.02
+        is_known = prompt_id in self._leftovers
         self._leftovers.discard(prompt_id)
         gone_since: float | None = None
         while True:
@@ -320,7 +331,8 @@ class Session:
             self._server.restart(f"a stopped job did not end within {self._settings.comfy_interrupt_s:g} s")
         else:
             self._leftovers.add(prompt_id)
-            log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
+            if not is_known:
+                log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
 
     def _recover(self, error: ComfyDied) -> None:
         """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,24 @@ def test_cancel(state: str, agent: Agent, store: HeldStore, server: EmbeddedServ
     archive = agent.outputs / "logs"
     assert all("the-cancel-token" not in path.read_text() for path in archive.rglob("*.json*"))
     assert "the-cancel-token" not in agent.log_path.read_text()
+
+
+def test_the_slot_is_free_only_when_comfyui_is_idle(agent: Agent, store: HeldStore, server: EmbeddedServer) -> None:
+    """Also where a ComfyUI that is not ours takes longer to stop than COMFY_INTERRUPT_S (5 seconds here)."""
+    with held_in("RUNNING", store, server) as wanted:
+        server.fault("interrupt_slow", 7)
+        agent.post(store.envelope(jobId="hard to stop", parameters=wanted, cancelToken="stop"))
+        eventually(lambda: agent.state("hard to stop") == "RUNNING", 20)
+        assert agent.cancel("stop") == 200
+        eventually(lambda: agent.state("hard to stop") == "CANCELED", 7)
+        assert not is_idle(server)
+        assert agent.post(store.envelope(jobId="too early")).status_code == 409
+        while agent.is_busy():
+            time.sleep(0.02)
+        assert is_idle(server)
+        server.fault("interrupt_slow", None)
+    assert agent.post(store.envelope(jobId="in time")).status_code == 202
+    assert agent.ended("in time")["state"] == "SUCCESS"
 
 
 def test_a_model_that_lands_after_its_job(agent: Agent, store: HeldStore, server: EmbeddedServer) -> None:

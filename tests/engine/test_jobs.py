@@ -219,7 +219,10 @@ def test_a_server_that_is_not_ours_and_does_not_stop_takes_no_job_meanwhile(tmp_
             run.end()
         with pytest.raises(ComfyUnavailable, match="still runs an earlier job"):
             rig.run(empty())
-        eventually(rig.is_idle, what="an idle ComfyUI")
+        assert not rig.engine.settle(10, lambda: True)
+        assert not rig.engine.settle(0, lambda: False)
+        assert rig.engine.settle(10, lambda: False)
+        assert rig.is_idle()
         assert rig.run(empty()).outputs
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import threading
 import time
 import uuid
@@ -27,6 +28,8 @@ from settee.doors.agent.storage import Storage
 from settee.engine import Engine
 from settee.errors import Busy, ComfyUnavailable, SetteeError, StagingError
 from settee.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class OtherBody(SetteeError):
@@ -148,6 +151,9 @@ class Desk:
     def _run(self, job: Dispatched) -> None:
         try:
             Course(self._parts, job).run()
+            # Its dispatcher knows by now; the next one is not to wait for a ComfyUI that takes its time to stop.
+            if not self._engine.settle(self._config.comfyui.timeout_seconds, lambda: self._closing):
+                log.error("ComfyUI still runs job %s, which it was told to stop", job.envelope.job_id)
         finally:
             self._free()
 

@@ -39,6 +39,9 @@ class Engine:
     def await_models(self, entries: object, timeout_s: float) -> bool:
         return True
 
+    def settle(self, timeout_s: float, is_over: object) -> bool:
+        return True
+
     def queue(self) -> tuple[int, int]:
         return 0, 0
 
