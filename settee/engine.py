@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
@@ -99,6 +100,11 @@ class Engine:
     def shelf(self) -> Shelf:
         """The models folder: for a door that has models of its own to name and to remove."""
         return self._models.tools.shelf
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Where ComfyUI writes, wiped around every job; None where its files only come over HTTP."""
+        return self._workspace.folders.output if self._shared else None
 
     @property
     def restarts(self) -> int:

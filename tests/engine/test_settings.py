@@ -15,17 +15,9 @@ from settee.errors import ComfyUnavailable, ConfigError
 from settee.job import Status
 from settee.settings import load
 from settee.workspace import Folders
-from tests.support.rig import ROOT, SLOW, Rig, empty, files_below, slow
+from tests.support.embedded import comfyui_in
+from tests.support.rig import SLOW, Rig, empty, files_below, slow
 from tests.support.waiting import eventually
-
-
-def comfyui_in(folder: Path) -> Path:
-    """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI."""
-    folder.mkdir()
-    (folder / "main.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom settee.embedded.cli import main\nsys.exit(main())\n"
-    )
-    return folder
 
 
 def command(folder: Path, **settings: Any) -> list[str]:

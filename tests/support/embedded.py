@@ -17,6 +17,7 @@ from settee.comfy.process import free_port
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+_ROOT = Path(__file__).parents[2]
 
 
 class EmbeddedServer:
@@ -120,3 +121,12 @@ class EmbeddedServer:
     def log_text(self) -> str:
         """What the server printed so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+def comfyui_in(folder: Path) -> Path:
+    """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI."""
+    folder.mkdir()
+    (folder / "main.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(_ROOT)!r})\nfrom settee.embedded.cli import main\nsys.exit(main())\n"
+    )
+    return folder

@@ -205,12 +205,12 @@ class Course:
             self._archive.event(state.value, {"message": message} if message else None)
 
     def _succeeded(self, ready: work.Plan, result: Result, keys: dict[int, str]) -> None:
-        config, metrics, job = self._parts.config, self._parts.metrics, self._job
-        made = work.artifacts(ready, result, keys, config.comfyui.output_dir or config.paths.outputs)
+        parts, metrics, job = self._parts, self._parts.metrics, self._job
+        made = work.artifacts(ready, result, keys, parts.engine.output_dir or parts.config.paths.outputs)
         shown = [artifact.as_dict() for artifact in made]
         params, meta = work.params(ready), {**work.meta(ready), "timings_ms": result.timings}
         warnings = (*ready.warnings, *result.warnings)
-        self._parts.records.end(
+        parts.records.end(
             job.record,
             Status.SUCCEEDED,
             {"result": {"artifacts": shown, "params": params.as_dict(), "meta": meta, "warnings": warnings}},

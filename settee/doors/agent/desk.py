@@ -52,7 +52,6 @@ class Desk:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._engine, self._outbox = config, engine, outbox
-        is_emptied = config.comfyui.output_dir is not None or config.comfyui.dir is not None
         self._parts = Parts(
             config=config,
             settings=settings,
@@ -60,7 +59,7 @@ class Desk:
             storage=Storage(settings),
             places=model_places(config),
             registry=Registry(engine, config.comfyui.object_info_cache_seconds, clock),
-            leavings=Leavings(config.state_folder, None if is_emptied else config.paths.outputs),
+            leavings=Leavings(config.state_folder, None if engine.output_dir else config.paths.outputs),
             records=Records(config.state_folder / "jobs"),
             metrics=metrics,
         )

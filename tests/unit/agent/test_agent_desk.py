@@ -29,6 +29,7 @@ class Engine:
     """Places a job's models, and does what ``ends`` says, one after another."""
 
     restarts = 0
+    output_dir = None
 
     def __init__(self, models: Path, ends: list[Any]) -> None:
         self.shelf, self.ends, self.jobs = Shelf(models), ends, list[Job]()
