@@ -119,10 +119,10 @@ class PublicApi:
         return added
 
     def clear(self) -> None:
-        """No faults any more, and nothing asked yet."""
+        """No faults any more, and nothing asked yet: also not what was asked before and is still to be answered."""
         with self._lock:
             self._faults.clear()
-            self.asked.clear()
+            self.asked = []
 
     def count(self, route: str) -> int:
         """How often it was asked."""
@@ -255,9 +255,9 @@ class PublicApi:
                     return fault
         return Fault(route)
 
-    def note(self, asked: Asked) -> None:
+    def note(self, asked: Asked, among: list[Asked]) -> None:
         with self._lock:
-            self.asked.append(asked)
+            among.append(asked)
 
     def sleep(self, seconds: float) -> None:
         """A fault's pause; the test's end ends it."""

@@ -76,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         api = self.server.api
+        asked = api.asked  # a fault's delay may outlast the test that this belongs to
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
         route, _, job_id = parts.path.removeprefix(f"{Server.BASE}/").partition("/")
@@ -91,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, value = self._answer_of(route, unquote(job_id), body, parse_qs(parts.query))
         cut = fault.cut_after == 0
         headers = dict(self.headers.items())
-        api.note(Asked(self.command, route, None if cut else status, time.monotonic(), len(body), headers))
+        api.note(Asked(self.command, route, None if cut else status, time.monotonic(), len(body), headers), asked)
         if cut:
             self.close_connection = True
         else:
