@@ -1,4 +1,4 @@
-"""What many tests of the models folder begin with."""
+"""What the tests of several modules begin with: a models folder, input files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 
 from settee.models.placed import Shelf
 from tests.support.models import DATA
+from tests.support.staging import put  # noqa: F401
+from tests.support.web import web  # noqa: F401
 
 
 @pytest.fixture
