@@ -32,12 +32,6 @@ ARTIFACT = UploadedArtifact(
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
     outbox = Outbox(tmp_path / "outbox", sender=Poster(), timeout_s=2, retry_backoff_s=0.02)
     outbox.start()
