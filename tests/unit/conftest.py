@@ -1,4 +1,4 @@
-"""What the tests of several modules begin with: a models folder, input files."""
+"""What the tests of several modules begin with: a models folder, a workspace, input files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from settee.models.placed import Shelf
+from settee.settings import Settings
+from settee.workspace import Folders, Workspace
 from tests.support.models import DATA
 from tests.support.staging import put  # noqa: F401
 from tests.support.web import web  # noqa: F401
@@ -24,3 +26,11 @@ def source(tmp_path: Path) -> Path:
     path.parent.mkdir()
     path.write_bytes(DATA)
     return path
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    folders = Folders(tmp_path / "ws" / "input", tmp_path / "ws" / "output", tmp_path / "ws" / "temp")
+    workspace = Workspace(folders, Settings())
+    workspace.open()
+    return workspace
