@@ -9,6 +9,7 @@ import pytest
 from tests.support.agent import HeldStore
 from tests.support.client_command import runpod_with_worker
 from tests.support.public_api import PublicApi
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,8 @@ def store() -> Iterator[HeldStore]:
     with HeldStore().running() as store:
         assert isinstance(store, HeldStore)
         yield store
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    return s3.make_bucket()

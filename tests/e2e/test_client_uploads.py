@@ -27,11 +27,6 @@ from tests.support.s3 import S3Server, free_ports
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "1_a.png"}}}
 
 
-@pytest.fixture
-def bucket(s3: S3Server) -> str:
-    return s3.make_bucket()
-
-
 def environment(s3: S3Server, bucket: str | None, **changes: Any) -> Environment:
     return replace(
         Environment(
