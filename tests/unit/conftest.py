@@ -1,4 +1,4 @@
-"""What the tests of several modules begin with: a models folder, a workspace, input files."""
+"""What the tests of several modules begin with: a models folder, a workspace, input files, a folder to wipe."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from settee.workspace import Folders, Workspace
 from tests.support.models import DATA
 from tests.support.staging import put  # noqa: F401
 from tests.support.web import web  # noqa: F401
+from tests.support.wiping import outside, root  # noqa: F401
 
 
 @pytest.fixture
