@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from settee.comfy.attempts import prompt_ids
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
 from settee.errors import Busy, ComfyError, ComfyUnavailable
@@ -127,19 +128,21 @@ class Engine:
         return self._models.await_end(entries, timeout_s)
 
     def take_back(self, prompt_id: str) -> None:
-        """A prompt of a worker that was killed, which a ComfyUI that is not ours may still run.
+        """The job with this prompt id, of a worker that was killed, which a ComfyUI that is not ours may still run.
 
         It is asked to stop now, without waiting, and no job begins before it has. Call this before the first job.
         """
         if self._server.is_ours:
             return  # it ended with its worker
-        self._session.inherit(prompt_id)
-        client = self._server.client
+        client, ids = self._server.client, prompt_ids(prompt_id)
+        for each in ids:
+            self._session.inherit(each)
 
         def stop() -> None:
             try:
-                client.delete(prompt_id, timeout_s=_ASKED_S)
-                client.interrupt(prompt_id, timeout_s=_ASKED_S)
+                for each in ids:
+                    client.delete(each, timeout_s=_ASKED_S)
+                    client.interrupt(each, timeout_s=_ASKED_S)
             except ComfyError as error:
                 log.warning("an earlier worker's prompt is not stopped yet: %s", error)
 

@@ -135,6 +135,8 @@ class Output:
     #: Pixels; images only.
     width: int | None = None
     height: int | None = None
+    #: ComfyUI's own subfolder, this job's prefix included, where it wrote the file.
+    comfy_subfolder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

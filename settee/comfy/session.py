@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee import registry, workflow
+from settee.comfy.attempts import folder_of, prompt_ids
 from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, SocketLost
 from settee.comfy.failure import failure_of
@@ -139,10 +139,9 @@ class Session:
         A prompt that ComfyUI's death took with it is submitted once more on the restarted server, and one that ran
         out of memory once more after POST /free. When this raises, nothing of the job runs on any more.
         """
-        prompt_id = job.prompt_id
         warnings: list[str] = []
         died = ran_out = False
-        while True:
+        for prompt_id in prompt_ids(job.prompt_id):
             try:
                 ended = self._attempt(job, prompt_id, graph, salts, cancel=cancel, deadline=deadline, hooks=hooks)
                 ended.warnings[:0] = warnings
@@ -166,13 +165,12 @@ class Session:
                 warnings.append("the workflow ran twice: the first time it ran out of memory")
                 log.warning("job %s ran out of memory; freeing memory for one more try", job.id)
                 self.free()
-            # A new id: history may hold the old one.
-            prompt_id = str(uuid.uuid4())
+        raise AssertionError("each cause is tried again once")
 
     def _attempt(
         self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks
     ) -> Ended:
-        prefix = f"settee-{prompt_id[:13]}"
+        prefix = folder_of(prompt_id)
         isolated = workflow.isolate(graph, self._object_info, prefix, salts)
         pictures: list[ImageEvent] = []
         # Every step of a sampler may send a preview; only these nodes' pictures are outputs.

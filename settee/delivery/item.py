@@ -181,6 +181,7 @@ class Item:
         return Output(
             filename=prepared.filename,
             subfolder=self.artifact.subfolder,
+            comfy_subfolder=self.artifact.comfy_subfolder,
             kind=self.artifact.kind,
             node_id=self.artifact.node_id,
             media_type=prepared.media_type,

@@ -13,6 +13,7 @@ import pytest
 import requests
 from PIL import Image
 
+from settee.comfy.attempts import folder_of
 from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
 from tests.support.models import safetensors
@@ -70,6 +71,9 @@ def test_the_seeds_envelope_runs_from_end_to_end(agent: Agent, store: Store) -> 
     assert [lora["name"] for lora in done["params"]["loras"]] == ["cyber_fantasy.safetensors"]
     (artifact,) = done["artifacts"]
     assert artifact["s3"]["key"] == f"{EXAMPLE['output']['prefix']}/01_987654321.png"
+
+    assert artifact["rel_path"] == f"{folder_of(ended['promptId'])}/render_00001_.png"
+    assert artifact["abs_path"] == str(agent.outputs / artifact["rel_path"])
 
     found = store.s3.admin.get_object(Bucket=store.outputs, Key=artifact["s3"]["key"])
     content = found["Body"].read()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.agent import HOLDS, Agent, HeldStore, comfy, held_in, is_idle
+from tests.support.agent import HOLDS, Agent, HeldStore, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
@@ -60,6 +60,26 @@ def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedSe
         receiver.wait_for_key(f"{job_id}-SUCCESS")
         assert [path.name for path in server.output_dir.glob("settee-*")] == []
     assert terminal(receiver) == [f"{job_id}-FAILED", f"{job_id}-SUCCESS"]
+
+
+def test_killed_while_the_job_runs_once_more(tmp_path: Path, store: HeldStore, server: EmbeddedServer) -> None:
+    """What ran out of memory is submitted again, as another prompt."""
+    agent = Agent(tmp_path, store, server, paths={"outputs": str(server.output_dir)}, state_dir=str(tmp_path / "state"))
+    failed = server.stats()["prompts_failed"]
+    with agent:
+        server.fault("oom", 1)
+        agent.post(store.envelope(jobId="a job", parameters=parameters(steps=10_000)))
+        eventually(lambda: server.stats()["prompts_failed"] > failed and not is_idle(server), 20, "it runs again")
+        agent.kill()
+        assert not is_idle(server)
+        agent.start()
+        eventually(lambda: is_idle(server), 10, "ComfyUI is idle")
+        server.fault("oom", 1)
+        agent.post(store.envelope(jobId="next"))
+        ended = agent.ended("next")
+        assert ended["state"] == "SUCCESS"
+        assert "ran out of memory" in str(ended["result"]["warnings"])
+        assert [path.name for path in server.output_dir.glob("settee-*")] == []
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "UPLOADING"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from settee.comfy.attempts import folder_of
 from settee.comfy.process import free_port
 from tests.support.agent import Agent, HeldStore, is_idle, parameters
 from tests.support.embedded import EmbeddedServer, comfyui_in
@@ -58,8 +59,8 @@ def test_a_job(agent: Agent, store: HeldStore) -> None:
     assert ended["state"] == "SUCCESS", (ended, agent.log_path.read_text())
     [artifact] = ended["result"]["artifacts"]
     path = Path(artifact["abs_path"])
-    assert path.is_relative_to(agent.root / "temp")
-    assert path.parts[-len(Path(artifact["rel_path"]).parts) :] == Path(artifact["rel_path"]).parts
+    assert artifact["rel_path"] == f"{folder_of(ended['promptId'])}/render_00001_.png"
+    assert path == agent.root / "temp" / "workspace" / "output" / artifact["rel_path"]
     assert path.parent.parent.is_dir()
     assert not path.exists(), "it is wiped with its job"
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from settee.comfy.attempts import folder_of, prompt_ids
 from settee.doors.agent.disk import write_whole
 from settee.engine import Engine
 from settee.errors import SetteeError
@@ -68,31 +69,46 @@ class Leavings:
             log.warning("leavings.json in the state folder cannot be read: what a killed job left stays")
             return
         engine.take_back(prompt_id)
-        _remove(models, engine.shelf)
+        self._left |= _remove(models, engine.shelf)
         self.done(prompt_id)
 
     def _wipe(self, prompt_id: str) -> None:
         if self._outputs is None:
             return
-        # The engine's own name for what a prompt writes: Session.run.
-        folder = self._outputs / f"settee-{prompt_id[:13]}"
-        try:
-            if folder.is_dir() and not folder.is_symlink():
-                wipe_tree(folder)
-                folder.rmdir()
-        except OSError as error:
-            log.warning("files of a job stay in ComfyUI's output folder: %s", error.strerror)
+        for each in prompt_ids(prompt_id):
+            folder = self._outputs / folder_of(each)
+            try:
+                if folder.is_dir() and not folder.is_symlink():
+                    wipe_tree(folder)
+                    folder.rmdir()
+            except OSError as error:
+                log.warning("files of a job stay in ComfyUI's output folder: %s", error.strerror)
 
 
-def _remove(models: object, shelf: Shelf) -> None:
-    """Only what the records say that a job brought."""
-    wanted = {name for name in models if isinstance(name, str)} if isinstance(models, list) else set()
+def _remove(models: object, shelf: Shelf) -> set[str]:
+    """Of these, by their paths, what the records say that a job brought, and what was half fetched; those that stay."""
+    wanted = {name for name in models if _is_plain(name)} if isinstance(models, list) else set()
+    left = set()
     try:
-        for placed in [placed for placed in shelf.records() if placed.path in wanted and placed.from_job]:
-            shelf.remove(placed)
-            remove_part(f"{shelf.root}/{placed.path}")
-    except (OSError, SetteeError) as error:
-        log.warning("a model of a killed job stays: %s", getattr(error, "strerror", None) or error)
+        brought = {placed.path: placed for placed in shelf.records() if placed.from_job}
+    except OSError as error:
+        log.warning("models of a killed job stay: %s", error.strerror)
+        return wanted
+    for name in wanted:
+        try:
+            is_gone = name not in brought or shelf.remove(brought[name]) is not None
+            if not (remove_part(f"{shelf.root}/{name}") and is_gone):
+                log.warning("a model of a killed job stays: it is in use, or still fetched")
+                left.add(name)
+        except (OSError, SetteeError) as error:
+            log.warning("a model of a killed job stays: %s", getattr(error, "strerror", None) or error)
+            left.add(name)
+    return left
+
+
+def _is_plain(name: object) -> bool:
+    """Whether it is a path below the models folder."""
+    return isinstance(name, str) and not name.startswith("/") and ".." not in name.split("/")
 
 
 __all__ = ["Leavings"]

@@ -131,10 +131,10 @@ def _metadata(ready: Plan, sha256: str) -> dict[str, str]:
 
 
 def artifacts(ready: Plan, result: Result, keys: Mapping[int, str], outputs: Path) -> list[UploadedArtifact]:
-    """What was uploaded. Paths are where ComfyUI wrote each, below ``outputs``; they are wiped with the job."""
+    """What was uploaded. Paths are where ComfyUI wrote each, below its folder of outputs; they go with the job."""
     found = []
     for number, output in enumerate(result.outputs):
-        relative = f"{output.subfolder}/{output.filename}".lstrip("/")
+        relative = f"{output.comfy_subfolder}/{output.filename}".lstrip("/")
         found.append(
             UploadedArtifact(
                 kind=output.kind.value,

@@ -1,0 +1,91 @@
+"""What a killed agent's job left, and what the next agent does about it."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.comfy.attempts import folder_of, prompt_ids
+from settee.doors.agent.leavings import Leavings
+from settee.models.entry import ModelEntry, S3Object
+from settee.models.placed import Shelf
+
+PROMPT = str(uuid.uuid4())
+
+
+class Engine:
+    def __init__(self, models: Path) -> None:
+        self.shelf, self.taken_back = Shelf(models), list[str]()
+
+    def take_back(self, prompt_id: str) -> None:
+        self.taken_back.append(prompt_id)
+
+
+def entry(name: str) -> ModelEntry:
+    return ModelEntry(source=S3Object("b", name), target="loras", name=name, position="loras[0]", from_job=True)
+
+
+def placed(shelf: Shelf, name: str) -> Path:
+    path = shelf.path_of(entry(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 10)
+    shelf.record(entry(name), size=10, sha256=None, xxh3=None)
+    return path
+
+
+def killed(folder: Path, *names: str) -> None:
+    """A job ran here, with these models, when its agent was killed."""
+    Leavings(folder, None).note(PROMPT, [entry(name) for name in names])
+
+
+def test_what_the_job_brought_goes(tmp_path: Path) -> None:
+    engine: Any = Engine(tmp_path / "models")
+    brought, kept = placed(engine.shelf, "brought.safetensors"), placed(engine.shelf, "kept.safetensors")
+    half = kept.with_name("half.safetensors.part")
+    half.write_bytes(b"x")
+    killed(tmp_path, "brought.safetensors", "half.safetensors", "never.safetensors")
+    Leavings(tmp_path, None).clear(engine)
+    assert engine.taken_back == [PROMPT]
+    assert (brought.exists(), half.exists(), kept.exists()) == (False, False, True)
+    assert not (tmp_path / "leavings.json").exists()
+
+
+def test_files_of_every_attempt_go(tmp_path: Path) -> None:
+    """A job that ran out of memory is submitted again, under another id."""
+    output = tmp_path / "output"
+    folders = [output / folder_of(each) for each in prompt_ids(PROMPT)]
+    for folder in (*folders, output / "somebody's"):
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "a.png").write_bytes(b"x")
+    Leavings(tmp_path, output).done(PROMPT)
+    assert [path.name for path in output.iterdir()] == ["somebody's"]
+    assert len(set(folders)) == 3
+
+
+def test_what_cannot_be_removed_is_noted_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = Engine(tmp_path / "models")
+    path = placed(engine.shelf, "busy.safetensors")
+    killed(tmp_path, "busy.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(Shelf, "remove", lambda *_: None)  # another agent's job uses it
+        leavings = Leavings(tmp_path, None)
+        leavings.clear(engine)
+        leavings.note(str(uuid.uuid4()))
+        leavings.done(PROMPT)
+    assert json.loads((tmp_path / "leavings.json").read_text())["models"] == ["loras/busy.safetensors"]
+    Leavings(tmp_path, None).clear(engine)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+def test_nothing_outside_the_models_folder_is_touched(name: str, tmp_path: Path) -> None:
+    engine: Any = Engine(tmp_path / "models")
+    outside = tmp_path / "outside.part"
+    outside.write_bytes(b"x")
+    (tmp_path / "leavings.json").write_text(json.dumps({"prompt_id": PROMPT, "models": [name, 5]}))
+    Leavings(tmp_path, None).clear(engine)
+    assert outside.exists()
