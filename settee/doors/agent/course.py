@@ -24,7 +24,7 @@ from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
-from settee.errors import InvalidRequest, JobCanceled, ModelMissing, SetteeError
+from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, StagingError
 from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
 from settee.models.judging import State
@@ -94,9 +94,10 @@ class Parts:
 class Course:
     """One job. :meth:`run` is for a thread of its own, and never raises."""
 
-    def __init__(self, parts: Parts, job: Dispatched) -> None:
-        self._parts, self._job, self._envelope = parts, job, job.envelope
-        self._state = Status.QUEUED
+    def __init__(self, parts: Parts, job: Dispatched, on_end: Callable[[], None]) -> None:
+        """``on_end`` is called when how it ended is on the disk, before anybody hears of it."""
+        self._parts, self._job, self._envelope, self._on_end = parts, job, job.envelope, on_end
+        self._state, self._begun = Status.QUEUED, time.monotonic()
         #: Models that were to go and are still there.
         self._left: list[ModelEntry] = []
         token = job.envelope.cancel_token
@@ -107,27 +108,36 @@ class Course:
         )
 
     def run(self) -> None:
-        """To the end, whatever that is. Afterwards ComfyUI is idle, and nothing of the job is left."""
+        """To the end, whatever that is. Afterwards nothing of the job is left."""
         with logs.job(self._envelope.job_id), self._archive, self._job.cancel:
             try:
                 self._tell(Status.QUEUED)
-                self._succeeded(*self._work())
+                try:
+                    done = self._work()
+                finally:
+                    # Before its end is told: whoever hears of that may send the next one at once.
+                    self._parts.leavings.done(self._job.prompt_id, self._left)
+                self._succeeded(*done)
             except SetteeError as error:
                 self._failed(error)
             except Exception:
-                log.exception("job %s failed inside the agent", self._envelope.job_id)
+                log.exception("the job failed inside the agent")
                 self._failed(SetteeError("the job failed inside the agent; its log has more"))
-            finally:
-                self._parts.leavings.done(self._job.prompt_id, self._left)
 
     def _check(self) -> None:
+        """Before the engine has the job, and its time limit with it."""
         if self._job.cancel.is_set():
             raise JobCanceled
+        if self._spent_s() > self._parts.config.comfyui.timeout_seconds:
+            raise JobTimeout("the job's template and models could not be looked up within its time limit")
+
+    def _spent_s(self) -> float:
+        return time.monotonic() - self._begun
 
     # --- the work --------------------------------------------------------------------------------------------
 
     def _work(self) -> tuple[work.Plan, Result, dict[int, str]]:
-        parts, begun = self._parts, time.monotonic()
+        parts = self._parts
         self._tell(Status.PREPARING)
         parts.leavings.note(self._job.prompt_id)
         graph = work.template(self._envelope, parts.storage, parts.config.paths.workflows, self._check)
@@ -140,7 +150,7 @@ class Course:
         self._archive.manifest(self._envelope.shown(), ready.context.values, ready.workflow)
         self._archive.applied_workflow(ready.workflow)
         self._check()
-        parts.metrics.phases({"preparing": (time.monotonic() - begun) * 1000})
+        parts.metrics.phases({"preparing": self._spent_s() * 1000})
         self._tell(Status.MATERIALIZING)
         return ready, *self._rendered(ready, models)
 
@@ -163,24 +173,37 @@ class Course:
 
     def _rendered(self, ready: work.Plan, models: assets.Assets) -> tuple[Result, dict[int, str]]:
         parts, engine, cancel = self._parts, self._parts.engine, self._job.cancel
-        job, keys = work.job_for(ready, parts.config, parts.settings, self._job.prompt_id)
+        job, keys = work.job_for(ready, parts.config, parts.settings, self._job.prompt_id, spent_s=self._spent_s())
         missing = self._missing(models.entries)
         parts.leavings.note(self._job.prompt_id, models.passing)
         try:
-            try:
-                return engine.run(job, self._progress, cancel), keys
-            except ModelMissing:
-                # ComfyUI may list what was just placed a little later; without that, asking again changes nothing.
-                if not missing or self._missing(missing):
-                    raise
-                cancel.wait(parts.config.comfyui.model_refresh_delay_seconds)
-                return engine.run(job, self._progress, cancel), keys
+            return self._listed(lambda: engine.run(job, self._progress, cancel), missing), keys
         finally:
             still = self._missing(missing)
             parts.metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))
             # What a cancel gave up may land a moment later, and would then stay for good.
             engine.await_models(models.passing, _MODELS_S)
             self._left = assets.remove(models.passing, engine.shelf)
+
+    def _listed(self, run: Callable[[], Result], missing: Sequence[ModelEntry]) -> Result:
+        """ComfyUI may list what was just placed a little later: then it is asked once more."""
+        try:
+            return run()
+        except ModelMissing:
+            if not missing or self._missing(missing):
+                raise
+        self._job.cancel.wait(self._parts.config.comfyui.model_refresh_delay_seconds)
+        try:
+            return run()
+        except ModelMissing as error:
+            names = {str(problem.get("value")) for problem in error.details.get("problems") or ()}
+            if not names.intersection(entry.name for entry in missing):
+                raise
+            # Its dispatcher has done nothing wrong.
+            raise StagingError(
+                "the job's models are in place, but ComfyUI does not list them: paths.base_models and paths.loras "
+                "must be the folders that this ComfyUI reads"
+            ) from error
 
     def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
         return [entry for entry in entries if self._parts.engine.shelf.state(entry) is not State.RIGHT]
@@ -218,6 +241,8 @@ class Course:
                 artifacts=made, params=params, meta=meta, warnings=warnings, finished_at=moment
             ),
         )
+        self._on_end()
+        log.info("SUCCESS: %d files in %.1f s", len(made), self._spent_s())
         self._archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
         metrics.jobs.labels("SUCCESS", "").inc()
         metrics.phases(result.timings)
@@ -231,6 +256,9 @@ class Course:
             self._parts.records.end_failed(
                 job.record, error, lambda moment: job.reporter.failed(error, finished_at=moment)
             )
+        self._on_end()
+        log.info("%s: %s, %s (its archive has more)", ended(error).name, reason_code(error), type(error).__name__)
         self._archive.event(ended(error).value, failure_shown(error))
         self._parts.metrics.jobs.labels(ended(error).name, reason_code(error)).inc()
-        log.info("job %s ended: %s", self._envelope.job_id, reason_code(error))
+        timings = error.details.get("timings")
+        self._parts.metrics.phases(timings if isinstance(timings, dict) else {})

@@ -110,8 +110,10 @@ class Desk:
             try:
                 self._begin(job, key, digest)
             except BaseException:
-                self._free()
+                self._free(job)
+                job.cancel.close()
                 raise
+        log.info("job %s is accepted", envelope.job_id)
         return envelope.job_id
 
     def _dispatched(self, envelope: Envelope, urls: Urls) -> Dispatched:
@@ -141,6 +143,8 @@ class Desk:
         try:
             thread.start()
         except RuntimeError as error:  # no more threads
+            if key is not None:
+                self._keys.forget(key)  # sent again, it is another try
             failure = StagingError("the agent cannot start another thread", retryable=True)
             self._parts.records.end_failed(
                 job.record, failure, lambda moment: job.reporter.failed(failure, finished_at=moment)
@@ -148,23 +152,31 @@ class Desk:
             raise failure from error
 
     def _run(self, job: Dispatched) -> None:
+        def on_end() -> None:
+            # Its dispatcher may have heard of it in a millisecond, and the next job is welcome.
+            if self._engine.settle(0.0, lambda: True):
+                self._free(job)
+
         try:
-            Course(self._parts, job).run()
-            # Its dispatcher knows by now; the next one is not to wait for a ComfyUI that takes its time to stop.
-            if not self._engine.settle(self._config.comfyui.timeout_seconds, lambda: self._closing):
+            Course(self._parts, job, on_end).run()
+            if self._job is job and not self._engine.settle(
+                self._config.comfyui.timeout_seconds, lambda: self._closing
+            ):
                 log.error("ComfyUI still runs job %s, which it was told to stop", job.envelope.job_id)
         finally:
-            self._free()
+            self._free(job)
 
-    def _free(self) -> None:
+    def _free(self, job: Dispatched) -> None:
+        """The slot, if this job still has it."""
         with self._lock:
-            self._job = None
+            if self._job is job:
+                self._job = None
 
     def cancel(self, token: str) -> bool:
         """Ask the job with this cancel token to stop. False when no job that runs has it."""
         with self._lock:
             job = self._job
-            if job is None or job.envelope.cancel_token is None:
+            if job is None or job.envelope.cancel_token is None or job.record.is_over:
                 return False
             expected = job.envelope.cancel_token.get_secret_value().encode(errors="replace")
             if not hmac.compare_digest(expected, token.encode(errors="replace")):

@@ -49,11 +49,19 @@ class Keys:
         found.move_to_end(_hashed(key))
         while len(found) > self._kept:
             found.popitem(last=False)
+        self._save()
+
+    def _save(self) -> None:
         try:
-            rows = [[name, each.digest, each.job_id] for name, each in found.items()]
+            rows = [[name, each.digest, each.job_id] for name, each in self._all().items()]
             write_whole(self._path, json.dumps({"version": _VERSION, "keys": rows}).encode("ascii"))
         except OSError as error:
             log.warning("an Idempotency-Key is not remembered over a restart (%s)", error.strerror)
+
+    def forget(self, key: str) -> None:
+        """Its job never began."""
+        self._all().pop(_hashed(key), None)
+        self._save()
 
     def _all(self) -> OrderedDict[str, Known]:
         if self._known is None:

@@ -91,8 +91,13 @@ def plan(
     return Plan(envelope, values, graph, assets, landing.unused(graph, envelope, values))
 
 
-def job_for(ready: Plan, config: AgentConfig, settings: Settings, prompt_id: str) -> tuple[Job, dict[int, str]]:
-    """What the engine is asked for, and where the keys of its outputs will be found, by their number."""
+def job_for(
+    ready: Plan, config: AgentConfig, settings: Settings, prompt_id: str, *, spent_s: float = 0.0
+) -> tuple[Job, dict[int, str]]:
+    """What the engine is asked for, and where the keys of its outputs will be found, by their number.
+
+    ``spent_s``: seconds of the job's time limit that are gone already.
+    """
     envelope, keys = ready.envelope, dict[int, str]()
     prefix = envelope.output.prefix.strip("/") or f"comfy-outputs/{safe_id(envelope.job_id)}"
 
@@ -107,7 +112,7 @@ def job_for(ready: Plan, config: AgentConfig, settings: Settings, prompt_id: str
         workflow=ready.workflow,
         models=ready.assets.entries,
         delivery=Delivery(mode="s3"),
-        timeout_s=min(limit, settings.max_job_timeout_s),
+        timeout_s=max(1.0, min(limit, settings.max_job_timeout_s) - spent_s),
     )
     destination = Destination(
         bucket=envelope.output.bucket, key=key, metadata=lambda _, sha256: _metadata(ready, sha256)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,14 @@ from typing import Any
 import pytest
 
 from settee.doors.agent import config as configs
+from settee.doors.agent.archive import Archive
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Poster
 from settee.doors.agent.desk import Desk
 from settee.doors.agent.dispatch import envelope as envelopes
 from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.metrics import Metrics
-from settee.errors import ModelMissing
+from settee.errors import Busy, JobCanceled, ModelMissing, StagingError
 from settee.job import Job, Result, Status
 from settee.models.placed import Shelf
 from tests.support.agent import HeldStore
@@ -33,6 +37,8 @@ class Engine:
 
     def __init__(self, models: Path, ends: list[Any]) -> None:
         self.shelf, self.ends, self.jobs = Shelf(models), ends, list[Job]()
+        self.is_idle = threading.Event()
+        self.is_idle.set()
 
     def object_info(self, cancel: object = None) -> Any:
         return REGISTRY
@@ -41,7 +47,7 @@ class Engine:
         return True
 
     def settle(self, timeout_s: float, is_over: object) -> bool:
-        return True
+        return self.is_idle.wait(timeout_s)
 
     def queue(self) -> tuple[int, int]:
         return 0, 0
@@ -66,13 +72,14 @@ def store() -> Iterator[HeldStore]:
         yield store
 
 
-def run(root: Path, store: HeldStore, ends: list[Any]) -> tuple[dict[str, Any], Engine]:
+@contextlib.contextmanager
+def desk_of(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> Iterator[tuple[Desk, Engine]]:
     paths = {"base_models": "models/checkpoints", "loras": "models/loras"}
     paths |= {name: name for name in ("workflows", "outputs", "temp")}
     config = configs.parse(
         {
             "minio": {"endpoint": store.endpoint_url, "access_key": "any", "secret_key": "any"},
-            "comfyui": {"model_refresh_delay_seconds": 0.05},
+            "comfyui": {"model_refresh_delay_seconds": 0.05, **comfyui},
             "paths": {name: str(root / folder) for name, folder in paths.items()},
         }
     )
@@ -80,20 +87,36 @@ def run(root: Path, store: HeldStore, ends: list[Any]) -> tuple[dict[str, Any], 
     engine, outbox = Engine(root / "models", ends), Outbox(config.state_folder, sender=Poster())
     outbox.start()
     try:
-        desk = Desk(config, to_settings(config), engine, outbox, Metrics())  # type: ignore[arg-type]
-        desk.submit(envelopes.parse(store.envelope(jobId="a job")))
+        yield Desk(config, to_settings(config), engine, outbox, Metrics()), engine  # type: ignore[arg-type]
+    finally:
+        outbox.close()
+
+
+def run(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> tuple[dict[str, Any], Engine]:
+    with desk_of(root, store, ends, **comfyui) as (desk, engine):
+        desk.submit(job(store))
         eventually(lambda: not desk.is_busy, 20)
         record = desk.record("a job")
         assert record is not None
         return record.shown(), engine
-    finally:
-        outbox.close()
+
+
+def job(store: HeldStore, **changes: Any) -> envelopes.Envelope:
+    return envelopes.parse(store.envelope(**{"jobId": "a job", **changes}))
 
 
 def test_comfyui_may_list_a_new_model_a_little_later(tmp_path: Path, store: HeldStore) -> None:
     shown, engine = run(tmp_path, store, [ModelMissing("not listed yet"), "success"])
     assert (shown["state"], len(engine.jobs)) == ("SUCCESS", 2), shown
     assert engine.jobs[0].prompt_id == engine.jobs[1].prompt_id
+
+
+def test_models_that_comfyui_never_lists_are_no_fault_of_the_dispatch(tmp_path: Path, store: HeldStore) -> None:
+    problem = {"path": "workflow.1.inputs.ckpt_name", "problem": "no model", "value": "sdxl_base_1.0.safetensors"}
+    errors = [ModelMissing.from_problems([problem], "workflow") for _ in range(2)]
+    shown, _ = run(tmp_path, store, errors)
+    assert (shown["state"], shown["error"]["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
+    assert "paths.base_models" in shown["error"]["reason"]
 
 
 def test_but_is_asked_only_once_more(tmp_path: Path, store: HeldStore) -> None:
@@ -117,3 +140,104 @@ def test_a_fault_after_the_render_is_told_too(
     monkeypatch.setattr("settee.doors.agent.work.artifacts", broken)
     shown, _ = run(tmp_path, store, ["success"])
     assert (shown["state"], shown["error"]["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
+
+
+def test_looking_up_a_job_has_a_time_limit(tmp_path: Path, store: HeldStore) -> None:
+    store.hold("GET /models/generator-workflows/")
+    try:
+        shown, engine = run(tmp_path, store, [], timeout_seconds=0.3)
+    finally:
+        store.let_go()
+    assert (shown["state"], shown["error"]["reason_code"], engine.jobs) == ("FAILED", "TIMEOUT", [])
+
+
+def test_what_the_lookup_took_is_no_longer_the_engines(tmp_path: Path, store: HeldStore) -> None:
+    store.hold("GET /models/generator-workflows/")
+    threading.Timer(1.5, store.let_go).start()
+    _, engine = run(tmp_path, store, ["success"], timeout_seconds=600)
+    limit_s = engine.jobs[0].request.timeout_s
+    assert limit_s is not None
+    assert 500 < limit_s < 599
+
+
+def test_a_dispatch_that_the_disk_refuses_leaves_nothing_open(
+    tmp_path: Path, store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with desk_of(tmp_path, store, ["success"]) as (desk, _):
+        with monkeypatch.context() as patched:
+            patched.setattr("settee.doors.agent.callbacks.letters.Shelf.begin", refuse)
+            for turn in range(20):
+                if turn == 5:
+                    before = len(os.listdir("/proc/self/fd"))
+                with pytest.raises(StagingError):
+                    desk.submit(job(store))
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert not desk.is_busy
+        desk.submit(job(store))
+        eventually(lambda: not desk.is_busy, 20)
+
+
+def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
+    tmp_path: Path, store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "settee-job":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with desk_of(tmp_path, store, ["success"]) as (desk, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(StagingError):
+                desk.submit(job(store), "a key", "digest")
+        assert not desk.is_busy
+        assert desk.submit(job(store), "a key", "digest") == "a job"
+        eventually(lambda: not desk.is_busy, 20)
+        record = desk.record("a job")
+        assert record is not None
+        assert record.shown()["state"] == "SUCCESS"
+
+
+def test_the_slot_is_free_when_the_end_is_told(
+    tmp_path: Path, store: HeldStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the archive takes; and what has ended cannot be canceled."""
+    told, go_on = threading.Event(), threading.Event()
+    event = Archive.event
+
+    def slow(archive: Archive, name: str, details: Any = None) -> bool:
+        if name == "succeeded":
+            told.set()
+            go_on.wait(20)
+        return event(archive, name, details)
+
+    monkeypatch.setattr(Archive, "event", slow)
+    with desk_of(tmp_path, store, ["success", "success"]) as (desk, _):
+        desk.submit(job(store, cancelToken="stop"))
+        assert told.wait(20)
+        try:
+            assert not desk.is_busy
+            assert not desk.cancel("stop")
+            assert desk.submit(job(store, jobId="next")) == "next"
+        finally:
+            go_on.set()
+        eventually(lambda: not desk.is_busy, 20)
+
+
+def test_a_comfyui_that_runs_on_keeps_the_slot(tmp_path: Path, store: HeldStore) -> None:
+    with desk_of(tmp_path, store, [JobCanceled(), "success"]) as (desk, engine):
+        engine.is_idle.clear()
+        desk.submit(job(store, cancelToken="stop"))
+        record = desk.record("a job")
+        assert record is not None
+        eventually(lambda: record.is_over, 20)
+        assert not desk.cancel("stop")
+        with pytest.raises(Busy):
+            desk.submit(job(store, jobId="next"))
+        engine.is_idle.set()
+        eventually(lambda: not desk.is_busy, 20)
