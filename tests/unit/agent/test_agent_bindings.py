@@ -13,7 +13,7 @@ from settee.doors.agent.graph import places
 from settee.doors.agent.graph.bindings import bound
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow
-from tests.unit.agent.templates import TEMPLATE, context_of, node, parsed
+from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, parsed
 
 SCRIPTS = [
     "雪の中の赤い狐、夕焼け",
@@ -231,6 +231,41 @@ def _lora_bound_to_9() -> tuple[Any, Any]:
     wanted = [{"parameter": "primary_lora_name", "node": 9, "path": "inputs.name"}]
     given_ = parsed(loras=[], workflowParameters=wanted)
     return given_, context_of(given_)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("class_type", ["LoraLoader", "LoraLoaderModelOnly"])
+@pytest.mark.parametrize(
+    ("parameter", "name", "says"),
+    [
+        ("primary_lora_name", "lora_name", None),
+        ("primary_lora_strength_model", "strength_model", None),
+        ("primary_lora_strength_clip", "strength_clip", None),
+        ("primary_lora_name", "foo", "goes to 'inputs.lora_name' only"),
+        ("primary_lora_name", "strength_model", "goes to 'inputs.lora_name' only"),
+        ("primary_lora_name", "lora_name.0", "goes to 'inputs.lora_name' only"),
+        ("primary_lora_strength_model", "strength_clip", "goes to 'inputs.strength_model' only"),
+        ("primary_lora_strength_clip", "strength_model", "goes to 'inputs.strength_clip' only"),
+    ],
+)
+def test_at_a_pattern_what_is_the_first_loras_goes_to_its_own_input_only(
+    parameter: str, name: str, says: str | None, class_type: str, count: int
+) -> None:
+    graph = copy.deepcopy(TEMPLATE)
+    graph["2"]["class_type"] = class_type
+    if class_type == "LoraLoaderModelOnly":
+        del graph["2"]["inputs"]["strength_clip"]
+        says = "has no strength_clip" if parameter == "primary_lora_strength_clip" else says
+    wanted = [{"parameter": parameter, "node": 2, "path": f"inputs.{name}"}]
+    given_ = parsed(loras=loras(count), workflowParameters=wanted)
+    if says is None:
+        assert bound(graph, given_, context_of(given_))
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        bound(graph, given_, context_of(given_))
+    [problem] = caught.value.details["problems"]
+    assert says in problem["problem"]
+    assert (problem["path"], problem["node_id"], problem["class_type"]) == ("workflowParameters[0]", "2", class_type)
 
 
 JSON = st.recursive(

@@ -198,6 +198,37 @@ def test_an_override_of_what_the_chain_sets_is_told_and_what_agrees_is_not() -> 
     assert landed(TEMPLATE, workflowOverrides=[override], loras=[])
 
 
+@pytest.mark.parametrize(
+    ("node_id", "path", "near"),
+    [
+        (6, "inputs.sedd", "inputs.seed"),
+        (2, "inputs.strength_modle", "inputs.strength_model"),
+        # One that ComfyUI fills itself: nobody's value gets there.
+        (8, "inputs.prompt", "inputs.images"),
+    ],
+)
+def test_an_override_of_what_comfyuis_own_class_does_not_have_is_told(node_id: int, path: str, near: str) -> None:
+    override = {"node": node_id, "path": path, "value": "5"}
+    problem = problems_of(TEMPLATE, workflowOverrides=[override])[0]
+    assert problem["path"] == "workflowOverrides[0]"
+    assert "has no such input" in problem["problem"]
+    assert path not in problem["near"]
+    assert problem["near"][0] == near
+
+
+def test_an_override_may_name_what_custom_and_growing_nodes_make_up_later() -> None:
+    known = with_choices(object_info(), TEMPLATE)
+    known["Custom"] = {"input": {}, "output": ["IMAGE"], "output_node": True, "python_module": "custom_nodes.x"}
+    known["Grows"] = known["Custom"] | {
+        "input": {"required": {"values": ["COMFY_AUTOGROW_V3", {}]}},
+        "python_module": "comfy_extras.nodes_logic",
+    }
+    graph = {**TEMPLATE, "20": node("Custom"), "21": node("Grows")}
+    overrides = [{"node": node_id, "path": "inputs.more", "value": 5} for node_id in (20, 21)]
+    overrides += [{"node": 8, "path": "_meta", "value": {"title": "End"}}]
+    assert landed(graph, known, workflowOverrides=overrides)
+
+
 def test_an_unknown_choice_is_told_with_what_is_near() -> None:
     said = {"sampler": "dpmpp_2m_sde_gpuu", "scheduler": "karas"}
     first, second = problems_of(TEMPLATE, parameters__extra=said)

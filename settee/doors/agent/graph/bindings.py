@@ -19,7 +19,7 @@ from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.json_values import value_problems
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph import places
-from settee.doors.agent.graph.loras import is_pattern
+from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
 from settee.registry import MAX_NEAR, near_matches
 from settee.workflow import Problem, Workflow, is_link
@@ -79,16 +79,16 @@ def _bind(workflow: Workflow, bindings: tuple[Binding, ...], context: Context) -
             problems.append({**said, "problem": f"{other} is bound to the same place of node {binding.node}"})
             continue
         value = copy.deepcopy(context.values[binding.parameter])
-        if value is None and _is_for_no_lora(workflow, binding):
-            continue
+        node = workflow.get(binding.node)
+        if node is not None and binding.parameter in PRIMARY and is_pattern(node):
+            problem = primary_problem(node, binding.parameter, binding.path)
+            if problem:
+                problems.append({**said, "class_type": node["class_type"], "problem": problem})
+            if problem or value is None:
+                # A job without LoRAs has nothing for this place, which goes with its node.
+                continue
         _write(workflow, said, value, problems, may_unlink=False)
     return problems
-
-
-def _is_for_no_lora(workflow: Workflow, binding: Binding) -> bool:
-    """Whether a job without LoRAs has nothing for this place, which goes with its node."""
-    node = workflow.get(binding.node)
-    return node is not None and binding.parameter.startswith("primary_lora_") and is_pattern(node)
 
 
 def _write(

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph import places, roles
-from settee.doors.agent.graph.loras import is_pattern, literals, texts
+from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
 from settee.models.places import SUFFIXES
@@ -71,7 +71,7 @@ def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[st
 
 def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Problem | None:
     node = graph.workflow.get(binding.node)
-    if node is None or (is_pattern(node) and binding.parameter.startswith("primary_lora_")):
+    if node is None or (is_pattern(node) and binding.parameter in PRIMARY):
         # A loader without a LoRA for it is gone; what is left of them is looked at below.
         return None
     class_type = node["class_type"]
@@ -89,15 +89,17 @@ def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Proble
 
 
 def _of_overrides(graph: roles.Uses, envelope: Envelope) -> Iterator[Problem]:
-    """An override of what the chain of LoRAs sets itself would be lost."""
+    """Overrides without an effect: of what the chain of LoRAs sets itself, of what no class of that name has."""
     for at, override in enumerate(envelope.workflow_overrides):
         node = graph.workflow.get(override.node)
-        name = override.path.removeprefix("inputs.")
-        if node is None or not is_pattern(node) or name not in ("lora_name", "strength_model", "strength_clip"):
+        part, _, name = override.path.partition(".")
+        if node is None or part != "inputs" or not name:
             continue
-        if node["inputs"].get(name) != override.value:
+        is_set_later = is_pattern(node) and name in PRIMARY.values() and node["inputs"].get(name) != override.value
+        problem = {"problem": _REPLACED} if is_set_later else graph.name_problem(override.node, name)
+        if problem:
             said = {"node_id": override.node, "class_type": node["class_type"], "input": override.path}
-            yield {"path": f"workflowOverrides[{at}]", **said, "problem": _REPLACED}
+            yield {"path": f"workflowOverrides[{at}]", **said, **problem}
 
 
 def _of_loras(graph: roles.Uses, context: Context) -> Iterator[Problem]:

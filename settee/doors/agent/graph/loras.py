@@ -22,6 +22,12 @@ from settee.workflow import Workflow, is_link, links, natural_key, title
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}
+#: Parameter → the input of a pattern that it is for.
+PRIMARY = {
+    "primary_lora_name": "lora_name",
+    "primary_lora_strength_model": "strength_model",
+    "primary_lora_strength_clip": "strength_clip",
+}
 _FIXED = re.compile(r"\bfixed\b", re.IGNORECASE)
 #: Class → its output that is a model, and its output that is a text encoder, for templates without a pattern.
 _SOURCES: dict[str, tuple[int | None, int | None]] = {
@@ -42,6 +48,14 @@ Link = tuple[str, int]
 def is_pattern(node: Mapping[str, Any]) -> bool:
     """Whether the job's LoRAs take this node's place."""
     return node["class_type"] in _LOADERS and not _FIXED.search(title(node))
+
+
+def primary_problem(node: Mapping[str, Any], parameter: str, path: str) -> str | None:
+    """Why one of :data:`PRIMARY` is in vain at this place of a pattern, whose LoRAs' values the chain writes itself."""
+    name, class_type = PRIMARY[parameter], node["class_type"]
+    if name == "strength_clip" and "clip" not in _LOADERS[class_type]:
+        return f"a {class_type} has no strength_clip: take the binding out, or make it a LoraLoader"
+    return None if path == f"inputs.{name}" else f"at a {class_type} it goes to 'inputs.{name}' only"
 
 
 def texts(node: Mapping[str, Any]) -> Iterator[str]:
@@ -210,4 +224,4 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     return chained(changed, uses)
 
 
-__all__ = ["chained", "is_pattern", "literals", "texts"]
+__all__ = ["PRIMARY", "chained", "is_pattern", "literals", "primary_problem", "texts"]

@@ -118,19 +118,25 @@ class Uses:
 
     # --- one input ----------------------------------------------------------------------------------------
 
+    def name_problem(self, node_id: str, name: str) -> Problem | None:
+        """Why a node has no input of this name, of ComfyUI's own classes: a custom one may make names up later."""
+        class_type = self.workflow[node_id]["class_type"]
+        if "." in name or not is_core(self._object_info, class_type):
+            return None
+        # Not the hidden ones, which ComfyUI fills itself.
+        sections = self._object_info[class_type].get("input") or {}
+        inputs = {**(sections.get("required") or {}), **(sections.get("optional") or {})}
+        if name in inputs or any(map(_is_dynamic, inputs.values())):
+            return None
+        near = near_matches(f"inputs.{name}", [f"inputs.{key}" for key in inputs])
+        return {"problem": f"a {class_type} has no such input", "near": near}
+
     def input_problem(self, node_id: str, name: str, value: Any) -> Problem | None:
         """Why a class's input cannot take a value, as far as the registry tells."""
         class_type = self.workflow[node_id]["class_type"]
-        known = self._object_info.get(class_type)
-        if known is None or "." in name:
-            return None
         spec = spec_of(self._object_info, class_type, name)
-        if spec is None:
-            names = [key for part in (known.get("input") or {}).values() if isinstance(part, dict) for key in part]
-            if not is_core(self._object_info, class_type) or any(_is_dynamic(known, key) for key in names):
-                return None
-            near = near_matches(f"inputs.{name}", [f"inputs.{key}" for key in names])
-            return {"problem": f"a {class_type} has no such input", "near": near}
+        if "." in name or spec is None:
+            return self.name_problem(node_id, name)
         return self._value_problem(spec, value, is_strict=is_core(self._object_info, class_type))
 
     @staticmethod
@@ -209,10 +215,8 @@ class Uses:
         return found
 
 
-def _is_dynamic(known: Mapping[str, Any], name: str) -> bool:
+def _is_dynamic(spec: Any) -> bool:
     """Whether an input stands for others, whose names are made up later."""
-    sections = known.get("input", {})
-    spec = (sections.get("required") or {}).get(name) or (sections.get("optional") or {}).get(name)
     return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")
 
 
