@@ -239,7 +239,9 @@ def _body(response: urllib3.BaseHTTPResponse, give_up: float) -> bytes:
 
 
 def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:
-    timed_out = isinstance(error, urllib3.exceptions.TimeoutError)
+    # urllib3 counts a refused connection among the timeouts.
+    is_refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not is_refused
     no_answer = NoAnswer("ComfyUI does not answer in time" if timed_out else "ComfyUI cannot be reached")
     no_answer.timed_out = timed_out
     return no_answer

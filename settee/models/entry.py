@@ -32,6 +32,8 @@ class S3Object:
     key: str
     #: Of a job's own s3Config: a bucket of that name elsewhere is another one. None is the worker's.
     endpoint: str | None = None
+    #: Which of its contents, where somebody has asked (its ETag): after another upload it is another file.
+    version: str | None = None
 
     @property
     def where(self) -> str:

@@ -41,7 +41,8 @@ def identity(source: Source) -> str:
     if isinstance(source, HubFile):
         return f"hf:{source.repo}@{source.revision}:{source.filename}"
     if isinstance(source, S3Object):
-        return f"{source.where}@{_host(source.endpoint)}" if source.endpoint else source.where
+        host = f"@{_host(source.endpoint)}" if source.endpoint else ""
+        return f"{source.where}{host}{f'#{source.version}' if source.version else ''}"
     parts = urlsplit(source.url)
     private = f"{parts.netloc.rpartition('@')[0]}?{parts.query}"
     mark = "" if private == "?" else f"?{hashlib.sha256(private.encode()).hexdigest()[:32]}"

@@ -234,3 +234,16 @@ def test_all_kinds_of_outputs(agent: Agent, store: Store) -> None:
     }
     numbers = sorted(artifact["s3"]["key"].rpartition("/")[2][:2] for artifact in result["artifacts"])
     assert numbers == [f"{number + 1:02d}" for number in range(len(numbers))]
+
+
+@pytest.mark.parametrize("strategy", ["persistent", "ephemeral"])
+def test_a_lora_that_was_trained_anew_is_used(strategy: str, agent: Agent, store: Store) -> None:
+    """Under the same key, of the same size."""
+    key, pictures = f"retrained-{strategy}.safetensors", []
+    for turn in range(2):
+        store.put(store.loras, key, safetensors(100, 50 + turn))
+        lora = {"bucket": store.loras, "key": key, "cacheStrategy": strategy}
+        job_id = f"{strategy} {turn}"
+        result = ran(agent, store.envelope(jobId=job_id, loras=[lora], parameters=parameters()))
+        pictures.append(result["artifacts"][0]["sha256"])
+    assert pictures[0] != pictures[1]

@@ -17,16 +17,19 @@ from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.dispatch.envelope import Asset, Envelope
 from settee.doors.agent.graph.parameters import ModelNames
 from settee.doors.agent.storage import Storage
-from settee.errors import SetteeError
+from settee.errors import SetteeError, UnsafePath
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.judging import State
 from settee.models.placed import Shelf
+from settee.models.places import SUFFIXES
+from settee.models.records import Placed, identity
 from settee.models.removing import remove_part
+from settee.workspace import safe_relative
 
 log = logging.getLogger(__name__)
 
 #: What an object may call itself, in S3's metadata.
-_METADATA_NAMES = ("original-name", "original_name", "display-name")
+_METADATA_NAMES = ("original-name", "original_name", "display-name", "display_name")
 _DEFAULT_NAME = "LoraModel.safetensors"
 _HASH_LENGTH = 8
 
@@ -63,7 +66,7 @@ def resolve(
         found = storage.head(asset.bucket, asset.key, position, check)
         stays = asset.cache_strategy == "persistent" or asset.key in config.persistent_model_keys
         entry = ModelEntry(
-            source=S3Object(asset.bucket, asset.key),
+            source=S3Object(asset.bucket, asset.key, version=found.version),
             target=folders[folder],
             name="",
             sha256=asset.checksum,
@@ -96,10 +99,20 @@ def pretty_name(asset: Asset, metadata: Mapping[str, str]) -> str:
     name = next((text.strip() for text in candidates if text and text.strip()), key)
     # What people call a model may be a path of theirs.
     name = name.replace("\\", "/").rstrip("/").rpartition("/")[2].strip(". ")
-    suffix = PurePosixPath(key).suffix or PurePosixPath(_DEFAULT_NAME).suffix
+    suffix = next((each for each in (_suffix(key), _suffix(name)) if each), _suffix(_DEFAULT_NAME))
     if not name:
         return _DEFAULT_NAME
-    return safe_segment(name if name.lower().endswith(suffix.lower()) else name + suffix)
+    name = safe_segment(name if _suffix(name).lower() == suffix.lower() else name + suffix)
+    try:
+        return safe_relative(name).name
+    except UnsafePath:  # the name that Windows gives to a device
+        return f"_{name}"
+
+
+def _suffix(name: str) -> str:
+    """Of a model's file, as ComfyUI knows them; a version's number ("v1.0") is none."""
+    suffix = PurePosixPath(name).suffix
+    return suffix if suffix.lower() in SUFFIXES else ""
 
 
 def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: Shelf) -> ModelEntry:
@@ -132,10 +145,20 @@ def _is_anothers(entry: ModelEntry, shelf: Shelf) -> bool:
     look = shelf.look(entry)
     if look.state in (State.ABSENT, State.RIGHT):
         return False
-    if look.placed is not None and look.is_ours:
-        # What an earlier job brought from elsewhere goes by itself; what is kept stays.
-        return not look.placed.from_job and look.state is State.WRONG
-    return entry.from_job or look.state is State.WRONG
+    if look.placed is None or not look.is_ours:
+        return entry.from_job or look.state is State.WRONG
+    if look.placed.from_job:
+        return False  # what an earlier job brought from elsewhere goes by itself; what is kept stays
+    if not entry.from_job and _is_of(look.placed, entry):
+        return False  # the object has other bytes now, and so will the file that is kept of it
+    return look.state is State.WRONG or look.placed.source != identity(entry.source)
+
+
+def _is_of(placed: Placed, entry: ModelEntry) -> bool:
+    """Whether this was the entry's object when it was placed, whatever it held then."""
+    assert isinstance(entry.source, S3Object)
+    whichever = identity(replace(entry.source, version=None))
+    return whichever in (placed.source, placed.source.rpartition("#")[0])
 
 
 def remove(passing: Iterable[ModelEntry], shelf: Shelf) -> list[ModelEntry]:

@@ -24,6 +24,8 @@ class Found:
 
     #: Bytes.
     size: int
+    #: Its ETag: another one after every upload of other bytes.
+    version: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -67,9 +69,11 @@ class Storage:
         self._target: Target = target
 
     def head(self, bucket: str, key: str, what: str, check: Check = _no_check) -> Found:
-        """Size and metadata. Raises InvalidRequest when it is not there, DownloadFailed when S3 cannot tell."""
+        """Size, ETag and metadata. Raises InvalidRequest when it is not there, DownloadFailed when S3 cannot tell."""
         answer = self._ask(what, bucket, key, check, lambda s3: s3.head_object(Bucket=bucket, Key=key))
-        return Found(int(answer["ContentLength"]), dict(answer.get("Metadata") or {}))
+        return Found(
+            int(answer["ContentLength"]), answer.get("ETag", "").strip('"') or None, dict(answer.get("Metadata") or {})
+        )
 
     def workflow(self, bucket: str, key: str, check: Check = _no_check) -> dict[str, Any]:
         """The workflow in an object. Raises InvalidRequest for what is none, and what :meth:`head` does."""
