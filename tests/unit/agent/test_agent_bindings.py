@@ -112,6 +112,8 @@ def test_paths_go_through_objects_and_lists() -> None:
     assert bind(template(lora_1=lora), "inputs.lora_1.lora", "b")["lora_1"]["lora"] == "b"
     assert bind(template(lora_1=lora), "inputs.lora_1.list.0.v", 3)["lora_1"]["list"] == [{"v": 3}, 2]
     assert bind(template(lora_1=lora), "inputs.lora_1.list.1", 3)["lora_1"]["list"] == [{"v": 1}, 3]
+    with pytest.raises(InvalidRequest, match=r"did you mean 'inputs\.lora_1'"):
+        bind(template(seed=1, lora_1=lora), "inputs.lora_2.v", 3)
     for path in ("list.2", "list.-1", "list.x", "list.0.w.z", "lora.x", "list.٠"):
         with pytest.raises(InvalidRequest, match="leads nowhere"):
             bind(template(lora_1=lora), f"inputs.lora_1.{path}", 3)

@@ -116,7 +116,7 @@ def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) ->
         return {
             "class_type": class_type,
             "problem": f"{path!r} leads nowhere in this {class_type}",
-            "near": near_matches(path, [f"inputs.{name}" for name in node["inputs"]]),
+            "near": [f"inputs.{name}" for name in near_matches(path.removeprefix("inputs."), node["inputs"])],
         }
     problem = _unfit(place, value, may_unlink=may_unlink)
     if place.holder is node and place.exists and _kind(value) != _kind(place.value):

@@ -128,7 +128,7 @@ class Uses:
         inputs = {**(sections.get("required") or {}), **(sections.get("optional") or {})}
         if name in inputs or any(map(_is_dynamic, inputs.values())):
             return None
-        near = near_matches(f"inputs.{name}", [f"inputs.{key}" for key in inputs])
+        near = [f"inputs.{key}" for key in near_matches(name, inputs)]
         return {"problem": f"a {class_type} has no such input", "near": near}
 
     def input_problem(self, node_id: str, name: str, value: Any) -> Problem | None:
