@@ -74,6 +74,8 @@ class Job:
     max_result_bytes: int | None = None
     #: Instead of what the request and the settings say of delivery.
     destination: Destination | None = None
+    #: Full paths of the job's own models, as its door wrote them into the workflow; any other path is refused.
+    own_paths: frozenset[str] = frozenset()
     #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
     sealed: bool = False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,18 +71,19 @@ def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
     return found
 
 
-def path_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
+def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[str] = ()) -> list[Problem]:
     """Inputs that would make ComfyUI read or write outside the job's own folders.
 
     LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
-    "[temp]" point at folders that are wiped between jobs.
+    "[temp]" point at folders that are wiped between jobs. ``own``: full paths of the job's own models, which custom
+    loaders may be given: no file is written under them, and no problem shows them.
     """
     problems = []
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in node["inputs"].items():
             value = unwrapped(value)
-            if not isinstance(value, str):
+            if not isinstance(value, str) or (value in own and name != "filename_prefix"):
                 continue
             spec = _spec(object_info, class_type, name)
             is_upload = _is_upload(spec)
@@ -96,7 +97,7 @@ def path_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
                         "node_id": node_id,
                         "class_type": class_type,
                         "input": name,
-                        "value": value[:200],
+                        "value": "a model's full path" if value in own else value[:200],
                         "problem": rule,
                     }
                 )

@@ -133,7 +133,7 @@ class Run:
         if any(node["class_type"] not in session.object_info for node in graph.values()):
             # A server that is not ours may have gained nodes since.
             session.refresh_registry()
-        unsafe = registry.path_problems(graph, session.object_info)
+        unsafe = registry.path_problems(graph, session.object_info, self._job.own_paths)
         if unsafe:
             raise InvalidRequest.from_problems(unsafe, "workflow")
         problems = registry.registry_problems(graph, session.object_info)

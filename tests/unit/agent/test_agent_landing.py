@@ -255,9 +255,71 @@ def test_names_of_custom_nodes_are_looked_at_when_they_are_models() -> None:
     }
     known["Custom"] = {"input": spec, "output": ["MODEL"], "python_module": "custom_nodes.y"}
     graph = {"1": node("Custom", name="style-b.gguf", mode="its own check may take it", file="mine.bin")}
-    [problem] = landing.unknown_names(graph, known, ())
+    [problem] = landing.unknown_names(graph, known, context_of(parsed()))
     assert (problem["input"], problem["near"]) == ("name", ["style-a.gguf"])
-    assert landing.unknown_names(graph, known, {"style-b.gguf"}) == []
+    mine = parsed(baseModel__key="models/style-b.gguf")
+    assert landing.unknown_names(graph, known, context_of(mine)) == []
+
+
+def test_a_model_that_nobody_has_is_told_with_how_the_jobs_own_gets_there() -> None:
+    loader = [one for one in EXAMPLE["workflowParameters"] if one["parameter"] != "base_model_path"]
+    problem = problems_of(TEMPLATE, object_info(), workflowParameters=loader)[0]
+    assert problem["path"] == "workflow.1.inputs.ckpt_name"
+    assert problem["problem"].endswith("that ComfyUI has there: bind base_model_name to it")
+    graph = {**TEMPLATE, "9": node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors")}
+    problem = problems_of(graph, object_info())[0]
+    assert problem["path"] == "workflow.9.inputs.ckpt_name"
+    assert problem["problem"].endswith("that ComfyUI has there")
+
+
+def test_a_name_is_no_near_match_of_itself() -> None:
+    known = with_choices(object_info(), TEMPLATE)
+    known["Sized"] = {"input": {"required": {"n": [[1, 10], {}]}}, "output": ["INT"], "python_module": "nodes"}
+    [problem] = landing.unknown_names({"1": node("Sized", n="1")}, known, context_of(parsed()))
+    assert "1" not in problem["near"]
+
+
+FULL_PATH = "/models/checkpoints/base.safetensors"
+
+
+def loading_a_path(name: str) -> tuple[Workflow, dict[str, Any], list[dict[str, Any]]]:
+    """The template with its checkpoint by a custom node that takes a full path, the registry, and the binding."""
+    known = with_choices(object_info(), TEMPLATE)
+    known["LoadByPath"] = {
+        "input": {"required": {name: ["STRING", {}]}},
+        "output": ["MODEL", "CLIP", "VAE"],
+        "python_module": "custom_nodes.x",
+    }
+    return {**TEMPLATE, "1": node("LoadByPath", **{name: ""})}, known, [binding("base_model_full_path", 1, name)]
+
+
+@pytest.mark.parametrize("name", ["model_path", "file", "whatever"])
+def test_a_custom_loader_gets_the_full_path_of_the_jobs_model(name: str) -> None:
+    graph, known, bindings = loading_a_path(name)
+    assert landed(graph, known, workflowParameters=bindings)["1"]["inputs"][name] == FULL_PATH
+
+
+@pytest.mark.parametrize(
+    "given", ["/models/checkpoints/others.safetensors", FULL_PATH + "x", "/models/../" + FULL_PATH]
+)
+def test_any_other_full_path_is_refused(given: str) -> None:
+    graph, known, _ = loading_a_path("model_path")
+    graph["1"]["inputs"]["model_path"] = given
+    [problem] = problems_of(graph, known, workflowParameters=[])
+    assert "absolute path" in problem["problem"]
+
+
+def test_nothing_is_saved_under_the_full_path_of_a_model() -> None:
+    [problem] = problems_of(TEMPLATE, workflowParameters=[binding("base_model_full_path", 8, "filename_prefix")])
+    assert "absolute path" in problem["problem"]
+    assert FULL_PATH not in str(problem)
+
+
+def test_where_a_name_belongs_the_full_path_is_told_without_showing_it() -> None:
+    problems = problems_of(TEMPLATE, workflowParameters=[binding("base_model_full_path", 1, "ckpt_name")])
+    assert problems[0]["problem"].startswith("a model's full path is none of")
+    assert problems[0]["problem"].endswith("bind base_model_name to it")
+    assert FULL_PATH not in str(problems)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ through nodes that only pass values on, to) a node that can use it as that: see 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.refusals import refusal
@@ -36,7 +36,7 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
     chain's making is none of these; the LoRAs themselves are checked to be in the graph. A graph that this ComfyUI
     cannot run at all is told as such: nothing can be said of what is used in it.
     """
-    problems = path_problems(workflow, object_info) + registry_problems(workflow, object_info)
+    problems = path_problems(workflow, object_info, context.own_paths) + registry_problems(workflow, object_info)
     if not problems and not output_nodes(workflow, object_info):
         problems = [{"path": "workflow", "problem": "the workflow has no output node: add one, such as SaveImage"}]
     if problems:
@@ -49,8 +49,7 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
             problems.append({"path": f"workflowParameters[{at}]", **said, **problem})
     problems += _of_overrides(graph, envelope)
     problems += _of_loras(graph, context)
-    coming = {context.values["base_model_name"], *(use.name for use in context.loras)}
-    problems += unknown_names(workflow, object_info, coming)
+    problems += unknown_names(workflow, object_info, context)
     if problems:
         raise refusal(problems, "workflow parameters")
 
@@ -110,13 +109,16 @@ def _of_loras(graph: roles.Uses, context: Context) -> Iterator[Problem]:
             yield {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
 
 
-def unknown_names(workflow: Workflow, object_info: ObjectInfo, coming: Collection[str]) -> list[Problem]:
+def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context) -> list[Problem]:
     """Every name that a choice of the registry does not have, with near matches: ComfyUI would refuse it.
 
-    ``coming``: names of the job's own models, which may not be there yet. Classes of custom nodes may check their
-    inputs in their own way, which the registry does not tell, so there only names of model files are looked at.
+    The job's own models may not be there yet. Classes of custom nodes may check their inputs in their own way, which
+    the registry does not tell, so there only names of model files are looked at.
     """
     problems: list[Problem] = []
+    base = context.values["base_model_name"]
+    coming = {base, *(use.name for use in context.loras)}
+    is_base_bound = any(base in literals(node) for node in workflow.values())
     for node_id, node in workflow.items():
         for name, given in node["inputs"].items():
             value, spec = unwrapped(given), roles.spec_of(object_info, node["class_type"], name)
@@ -127,16 +129,23 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, coming: Collectio
             is_model = isinstance(value, str) and value.lower().endswith(SUFFIXES)
             if is_ours or not (is_model or roles.is_core(object_info, node["class_type"])):
                 continue
+            is_path = value in context.own_paths
+            shown = "a model's full path" if is_path else str(value)[:200]
+            problem = f"{shown if is_path else repr(shown)} is none of the {len(choices)} that ComfyUI has there"
+            if is_path or (roles.names_base_model(name) and not is_base_bound):
+                problem += ": bind base_model_name to it"
+            near = near_matches(value, choices) if len(problems) < MAX_NEAR else []
             problems.append(
                 {
                     "path": f"workflow.{node_id}.inputs.{name}",
                     "node_id": node_id,
                     "class_type": node["class_type"],
                     "input": name,
-                    "value": str(value)[:200],
+                    "value": shown,
                     "type": "value_not_in_list",
-                    "problem": f"{str(value)[:200]!r} is none of the {len(choices)} that ComfyUI has there",
-                    "near": near_matches(value, choices) if len(problems) < MAX_NEAR else [],
+                    "problem": problem,
+                    # A number may be spelled as the text that is given.
+                    "near": [match for match in near if match != str(value)],
                 }
             )
     return problems

@@ -58,6 +58,12 @@ class Context:
     #: In the envelope's order.
     loras: tuple[LoraUse, ...] = ()
 
+    @property
+    def own_paths(self) -> frozenset[str]:
+        """Full paths of the job's models on this host, which may stand in the graph and in no error."""
+        paths = (self.values["base_model_full_path"], *(use.path for use in self.loras))
+        return frozenset(path for path in paths if path)
+
 
 def context(envelope: Envelope, *, names: ModelNames, defaults: Mapping[str, Any], draw: Callable[[], int]) -> Context:
     """The values of a job's names. ``draw`` makes a seed, 0 to 2**64 - 1.

@@ -74,6 +74,11 @@ def options_of(spec: Any) -> Mapping[str, Any]:
     return spec[1] if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict) else {}
 
 
+def names_base_model(name: str) -> bool:
+    """Whether an input of this name takes a checkpoint or the like."""
+    return bool(re.fullmatch(_BASE.name, name))
+
+
 def is_core(object_info: ObjectInfo, class_type: str) -> bool:
     """Whether a class is one of ComfyUI's own."""
     module = str(object_info.get(class_type, {}).get("python_module", ""))
@@ -220,4 +225,4 @@ def _is_dynamic(spec: Any) -> bool:
     return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")
 
 
-__all__ = ["Uses", "is_core", "options_of", "spec_of"]
+__all__ = ["Uses", "is_core", "names_base_model", "options_of", "spec_of"]
