@@ -75,18 +75,18 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
     [
         ("jobId", ..., "jobId", "is missing"),
         ("jobId", "", "jobId", "at least 1 character"),
-        ("jobId", 7, "jobId", "valid string"),
+        ("jobId", 7, "jobId", "should be a text"),
         ("jobId", "a\nb", "jobId", "cannot be printed"),
         ("jobId", "a\x00", "jobId", "cannot be printed"),
         ("jobId", "x" * 201, "jobId", "at most 200"),
         ("user", ..., "user", "is missing"),
-        ("user__username", None, "user.username", "valid string"),
+        ("user__username", None, "user.username", "should be a text"),
         ("output__bucket", "a/b", "output.bucket", "not a bucket's name"),
         ("output__prefix", "../up", "output.prefix", '".."'),
         ("output__prefix", ..., "output.prefix", "is missing"),
         ("workflow__minioKey", ..., "workflow", "names no workflow"),
         ("workflow__minioKey", "folder/", "workflow.minioKey", "names a folder"),
-        ("workflow__inline", [], "workflow.inline", "object"),
+        ("workflow__inline", [], "workflow.inline", "should be an object"),
         ("workflow__inline", {}, "workflow.inline", "no nodes"),
         ("workflow__inline", {"1": {"inputs": {}}}, "workflow.inline.1", "no class_type"),
         ("workflow__version", [1], "workflow.version", "text or a number"),
@@ -96,18 +96,23 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
         ("baseModel__key", "k" * 1025, "baseModel.key", "1024 bytes"),
         ("baseModel__cacheStrategy", "forever", "baseModel.cacheStrategy", "'ephemeral' or 'persistent'"),
         ("baseModel__checksum", "md5:abc", "baseModel.checksum", "64 hex digits"),
-        ("loras", {}, "loras", "list"),
+        ("loras", {}, "loras", "should be a list"),
+        ("loras", [5], "loras[0]", "should be an object"),
+        ("loras", loras(101), "loras", "should have at most 100 items, not 101"),
         ("loras", loras(2) + loras(1), "loras[2]", "same object"),
         ("loras", [{"bucket": "b"}], "loras[0].key", "is missing"),
         ("parameters__prompt", ..., "parameters.prompt", "is missing"),
-        ("parameters__prompt", 3, "parameters.prompt", "valid string"),
-        ("parameters__seed", -1, "parameters.seed", "greater than or equal to 0"),
+        ("parameters__prompt", 3, "parameters.prompt", "should be a text"),
+        ("parameters__seed", -1, "parameters.seed", "must be a whole number from 0 to 18446744073709551615"),
         ("parameters__seed", 2**64, "parameters.seed", "64 bits"),
         ("parameters__seed", "7", "parameters.seed", "must be a number"),
-        ("parameters__seed", 1.5, "parameters.seed", "integer"),
+        ("parameters__seed", 1.5, "parameters.seed", "must be a whole number from 0 to 18446744073709551615"),
+        ("parameters__seed", 1e20, "parameters.seed", "must be a whole number from 0 to 18446744073709551615"),
+        ("parameters__seed", 1e300, "parameters.seed", "must be a whole number from 0 to"),
         ("parameters__steps", True, "parameters.steps", "must be a number"),
-        ("parameters__steps", 0, "parameters.steps", "greater than or equal to 1"),
-        ("parameters__cfgScale", 0, "parameters.cfgScale", "greater than 0"),
+        ("parameters__steps", 0, "parameters.steps", "must be a whole number from 1 to 10000"),
+        ("parameters__cfgScale", 0, "parameters.cfgScale", "should be greater than 0"),
+        ("parameters__cfgScale", "7", "parameters.cfgScale", "must be a number"),
         ("parameters__cfgScale", float("nan"), "parameters.cfgScale", "finite"),
         ("parameters__cfgScale", float("inf"), "parameters.cfgScale", "finite"),
         ("parameters__resolution", {"width": 8}, "parameters.resolution.height", "is missing"),
@@ -125,8 +130,8 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
         ("callbacks__status", "javascript:alert(1)", "callbacks.status", "http(s)"),
         ("callbacks__status", "//host/x", "callbacks.status", "no address"),
         ("callbacks__failure", "http://", "callbacks.failure", "http(s)"),
-        ("callbacks__failure", 5, "callbacks.failure", "valid string"),
-        ("cancelToken", 5, "cancelToken", "valid string"),
+        ("callbacks__failure", 5, "callbacks.failure", "should be a text"),
+        ("cancelToken", 5, "cancelToken", "should be a text"),
         ("priority", {}, "priority", "text or a number"),
     ],
 )
@@ -134,11 +139,24 @@ def test_what_is_wrong_is_told_where_it_is(path: str, value: Any, at: str, says:
     problems = problems_of(dispatched(**{path: value}))
     assert list(problems) == [at]
     assert says in problems[at]
+    for pythons in ("Input", "String", "Tuple", "tuple", "dictionary", "validation", "instance"):
+        assert pythons not in problems[at]
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 5, True])
 def test_only_an_object_is_an_envelope(data: object) -> None:
-    assert "must be a JSON object" in problems_of(data)[""]
+    assert "must be a JSON object, not " in problems_of(data)[""]
+
+
+def test_what_is_no_object_is_named_in_jsons_words() -> None:
+    assert problems_of([])[""].endswith("not a list")
+    assert problems_of(True)[""].endswith("not true or false")
+
+
+def test_a_whole_number_may_be_written_as_json_likes() -> None:
+    taken = parsed(parameters__seed=1e19, parameters__steps=20.0).parameters
+    assert (taken.seed, taken.steps) == (10**19, 20)
+    assert type(taken.seed) is type(taken.steps) is int
 
 
 def test_all_problems_come_at_once() -> None:

@@ -129,6 +129,7 @@ def test_values_may_go_through_nodes_that_only_pass_them_on() -> None:
         ("steps", 6, "seed", "as a sampler's steps"),
         ("steps", 5, "width", "as a sampler's steps"),
         ("cfg_scale", 6, "steps", "whole number"),
+        ("cfg_scale", 6, "denoise", "takes 0.0 to 1.0"),
         ("cfg_scale", 2, "strength_model", "job's LoRAs"),
         ("width", 3, "crop_w", "as the width"),
         ("width", 6, "steps", "as the width"),
@@ -150,6 +151,11 @@ def test_what_lands_elsewhere_is_told_by_parameter_node_and_path(
     assert says in first["problem"]
     assert (first["parameter"], first["node_id"], first["input"]) == (parameter, str(node_id), f"inputs.{name}")
     assert first["class_type"] == graph[str(node_id)]["class_type"]
+
+
+def test_a_cfg_that_comfyuis_own_sampler_does_not_take_is_told() -> None:
+    [problem] = problems_of(TEMPLATE, parameters__cfgScale=150)
+    assert (problem["parameter"], problem["problem"]) == ("cfg_scale", "it takes 0.0 to 100.0")
 
 
 def test_a_prompt_for_both_sides_and_one_behind_a_controlnet_are_seen_as_such() -> None:

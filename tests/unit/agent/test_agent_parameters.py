@@ -112,6 +112,13 @@ def test_a_seed_is_drawn_when_there_is_none() -> None:
     assert context_of(parsed(parameters__seed=2**64 - 1)).values["seed"] == 2**64 - 1
 
 
+@pytest.mark.parametrize("cfg", [100.5, 1e300])
+def test_how_much_cfg_is_too_much_only_comfyui_knows(cfg: float) -> None:
+    assert context_of(parsed(parameters__cfgScale=cfg)).values["cfg_scale"] == cfg
+    in_extra = parsed(parameters__cfgScale=..., parameters__extra=extra(cfg_scale=cfg))
+    assert context_of(in_extra).values["cfg_scale"] == cfg
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -120,7 +127,8 @@ def test_a_seed_is_drawn_when_there_is_none() -> None:
         ("steps", 0),
         ("steps", True),
         ("cfg_scale", -1),
-        ("cfg_scale", 101),
+        ("cfg_scale", 0),
+        ("cfg_scale", True),
         ("seed", -1),
         ("width", [1]),
         ("sampler", " "),

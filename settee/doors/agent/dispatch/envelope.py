@@ -9,6 +9,7 @@ and never made part of a path without being made safe first.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictStr, ValidationError
@@ -36,9 +37,19 @@ from settee.doors.agent.dispatch.fields import (
     Side,
     Steps,
 )
-from settee.doors.agent.dispatch.json_values import value_problems
+from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.workflow import Problem
+
+#: For pydantic's errors that speak of Python's types; the caller wrote JSON.
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "should be a text",
+    "tuple_type": "should be a list",
+    "dict_type": "should be an object",
+    "model_type": "should be an object",
+    "float_type": "should be a number",
+}
 
 
 class _Part(BaseModel):
@@ -183,8 +194,7 @@ def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
     ``max_nodes``: the most nodes of an inline workflow (settings.max_nodes).
     """
     if not isinstance(data, dict):
-        kind = "nothing" if data is None else type(data).__name__
-        raise refusal([{"path": "", "problem": f"must be a JSON object, not {kind}"}], "envelope")
+        raise refusal([{"path": "", "problem": f"must be a JSON object, not {kind_of(data)}"}], "envelope")
     problems = value_problems(data)
     envelope: Envelope | None = None
     if not problems:
@@ -229,11 +239,8 @@ def _problem(item: Any) -> Problem:
     path = ""
     for part in item["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
-    if item["type"] == "missing":
-        return {"path": path, "problem": "is missing"}
-    # pydantic speaks of Python's types, the caller wrote JSON.
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return {"path": path, "problem": message.replace("valid tuple", "list").replace("valid dictionary", "object")}
+    message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
+    return {"path": path, "problem": _WORDS.get(item["type"], message.replace(" after validation", ""))}
 
 
 __all__ = ["Asset", "Binding", "Callbacks", "Envelope", "Override", "parse"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from typing import Annotated, Any
 
@@ -9,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, WithJson
 
 from settee.buckets import bucket_problem
 
-#: ComfyUI's own limits: of a seed, of steps, of a side in pixels and of cfg.
-MAX_SEED, MAX_STEPS, MAX_SIDE, MAX_CFG = 2**64 - 1, 10_000, 16_384, 100.0
+#: ComfyUI's own limits: of a seed, of steps and of a side in pixels. That of cfg its registry tells.
+MAX_SEED, MAX_STEPS, MAX_SIDE = 2**64 - 1, 10_000, 16_384
 #: S3's limit of a key, in bytes of UTF-8.
 MAX_KEY_BYTES = 1024
 #: Unicode's categories of control characters, line and paragraph separators, halves of surrogate pairs.
@@ -62,6 +63,17 @@ def _number_only(value: Any) -> Any:
     return value
 
 
+def whole(value: Any, least: int, most: int) -> int:
+    """A whole number within limits, which JSON may write as 20.0 or 1e19. Raises ValueError."""
+    if _number_only(value) != value // 1 or not least <= value <= most:
+        raise ValueError(f"must be a whole number from {least} to {most}")
+    return int(value)
+
+
+def _whole(least: int, most: int) -> Any:
+    return BeforeValidator(functools.partial(whole, least=least, most=most))
+
+
 def _node_id(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("must be a node's id: a text or a whole number")
@@ -105,13 +117,12 @@ ObjectKey = Annotated[StrictStr, AfterValidator(_object_key)]
 NodeId = Annotated[
     str, BeforeValidator(_node_id), Field(min_length=1, max_length=200), AfterValidator(_printable), _NODE_ID
 ]
-Whole = Annotated[int, BeforeValidator(_number_only)]
 Real = Annotated[float, BeforeValidator(_number_only), Field(allow_inf_nan=False)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
-Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
-Steps = Annotated[Whole, Field(ge=1, le=MAX_STEPS)]
-Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
-Cfg = Annotated[Real, Field(gt=0, le=MAX_CFG)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), _whole(0, MAX_SEED)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), _whole(1, MAX_STEPS)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), _whole(1, MAX_SIDE)]
+Cfg = Annotated[Real, Field(gt=0)]
 Prompt = Annotated[StrictStr, Field(max_length=100_000)]
 Path = Annotated[StrictStr, Field(min_length=1, max_length=500)]
 Prefix = Annotated[StrictStr, AfterValidator(_key)]

@@ -30,6 +30,19 @@ class _At(NamedTuple):
         return "".join(reversed(names)).removeprefix(".")
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
 def value_problems(document: Any) -> list[Problem]:
     """Every value nested too deeply, every number JSON or a reader of it cannot hold, every text no UTF-8 can.
 
@@ -87,4 +100,4 @@ def _is_broken(text: str) -> bool:
     return False
 
 
-__all__ = ["value_problems"]
+__all__ = ["kind_of", "value_problems"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from settee import workflow as graph
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
-from settee.doors.agent.dispatch.json_values import value_problems
+from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph import places
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
@@ -149,15 +149,7 @@ def _unfit(place: places.Place, value: Any, *, may_unlink: bool) -> str | None:
 
 def _kind(value: Any) -> str | None:
     """What a value is, of kinds that never take each other's place; None for links and nothing."""
-    if value is None or is_link(value):
-        return None
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a text"
-    return "a list" if isinstance(value, list) else "an object"
+    return None if value is None or is_link(value) else kind_of(value)
 
 
 __all__ = ["bound"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.doors.agent.dispatch.envelope import Envelope
-from settee.doors.agent.dispatch.fields import MAX_CFG, MAX_SEED, MAX_SIDE, MAX_STEPS
+from settee.doors.agent.dispatch.fields import MAX_SEED, MAX_SIDE, MAX_STEPS, whole
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph.strengths import LoraUse, lora_uses
 from settee.doors.agent.options import REQUIRED_SAMPLING
@@ -130,14 +130,14 @@ def _checked(name: str, value: Any) -> tuple[Any, str | None]:
     if name in ("sampler", "scheduler"):
         good = isinstance(value, str) and bool(value.strip())
         return value, None if good else "must be a text that is not empty"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value, "must be a number"
     if name == "cfg_scale":
-        return value, None if 0 < value <= MAX_CFG else f"must be greater than 0, and at most {MAX_CFG:g}"
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        return value, None if good else "must be a number greater than 0"
     least, most = {"seed": (0, MAX_SEED), "steps": (1, MAX_STEPS)}.get(name, (1, MAX_SIDE))
-    if value != int(value) or not least <= value <= most:
-        return value, f"must be a whole number from {least} to {most}"
-    return int(value), None
+    try:
+        return whole(value, least, most), None
+    except ValueError as error:
+        return value, str(error)
 
 
 def _of_models(names: ModelNames, uses: tuple[LoraUse, ...]) -> dict[str, Any]:
