@@ -75,6 +75,11 @@ def loras(count: int) -> list[dict[str, Any]]:
     return [{"bucket": "comfyui-loras", "key": f"models/loras/{at}.safetensors"} for at in range(count)]
 
 
+def binding(parameter: str, node_id: str | int, name: str) -> dict[str, Any]:
+    """Of a parameter to an input."""
+    return {"parameter": parameter, "node": node_id, "path": f"inputs.{name}"}
+
+
 def names_of(given: envelope.Envelope) -> parameters.ModelNames:
     """Models under their keys' last parts."""
     return parameters.ModelNames(

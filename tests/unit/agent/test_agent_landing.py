@@ -16,7 +16,7 @@ from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained, is_pattern
 from settee.errors import InvalidRequest
 from settee.workflow import Workflow
-from tests.unit.agent.templates import DATA, REAL, TEMPLATE, context_of, loras, node, object_info, parsed
+from tests.unit.agent.templates import DATA, REAL, TEMPLATE, binding, context_of, loras, node, object_info, parsed
 
 LABELS = json.loads((DATA / "real-workflows" / "labels.json").read_text())
 #: What of a job each input of the published workflows is.
@@ -31,10 +31,6 @@ NAMED = {
     "ckpt_name": "base_model_name",
     "unet_name": "base_model_path",
 }
-
-
-def binding(parameter: str, node_id: str | int, name: str) -> dict[str, Any]:
-    return {"parameter": parameter, "node": node_id, "path": f"inputs.{name}"}
 
 
 def landed(template: Workflow, known: dict[str, Any] | None = None, **changes: Any) -> Workflow:
@@ -232,8 +228,8 @@ def test_an_override_may_name_what_custom_and_growing_nodes_make_up_later() -> N
         "python_module": "comfy_extras.nodes_logic",
     }
     graph = {**TEMPLATE, "20": node("Custom"), "21": node("Grows")}
-    overrides = [{"node": node_id, "path": "inputs.more", "value": 5} for node_id in (20, 21)]
-    overrides += [{"node": 8, "path": "_meta", "value": {"title": "End"}}]
+    overrides: list[Any] = [{"node": node_id, "path": "inputs.more", "value": 5} for node_id in (20, 21)]
+    overrides.append({"node": 8, "path": "_meta", "value": {"title": "End"}})
     assert landed(graph, known, workflowOverrides=overrides)
 
 
@@ -345,25 +341,6 @@ def test_a_graph_without_an_output_is_told_as_such() -> None:
     graph = {node_id: one for node_id, one in TEMPLATE.items() if node_id not in ("7", "8")}
     [problem] = problems_of(graph)
     assert "no output node" in problem["problem"]
-
-
-def unused(graph: Workflow = TEMPLATE, **changes: Any) -> list[str]:
-    given = parsed(**changes)
-    context = context_of(given)
-    changed = chained(bound(graph, given, context), context.loras)
-    return [warning.split(":")[0] for warning in landing.unused(changed, given, context)]
-
-
-def test_what_the_workflow_has_no_place_for_is_named() -> None:
-    assert unused() == []
-    names = ["negative_prompt", "steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed", "baseModel"]
-    assert unused(workflowParameters=[binding("prompt", 3, "text_g")]) == names
-    written = [
-        {"node": 4, "path": "inputs.text_l", "value": EXAMPLE["parameters"]["negativePrompt"]},
-        {"node": 1, "path": "inputs.ckpt_name", "value": "sdxl_base_1.0.safetensors"},
-    ]
-    left = unused(workflowParameters=[binding("prompt", 3, "text_g")], workflowOverrides=written)
-    assert left == names[1:-1]
 
 
 def test_an_input_that_another_one_brings_is_known_by_the_end_of_its_name() -> None:

@@ -171,6 +171,24 @@ def test_each_lora_has_its_own_strengths(said: Any, expected: list[tuple[float, 
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            [{"strength_model": 5, "strength_clip": -2.5}],
+            ["strength_model 5 is limited to 2", "strength_clip -2.5 is limited to -2"],
+        ),
+        ([{"strength": 3}], ["strength 3 is limited to 2"]),
+        ([{"strength_model": 1, "strength_clip": 1, "strength": 3}], []),
+        ([{"strength": 2}], []),
+        (None, []),
+    ],
+)
+def test_a_strength_that_goes_too_far_is_told(said: Any, told: list[str]) -> None:
+    found = context_of(parsed(loras=loras(1), parameters__extra=extra(loras=said)))
+    assert found.warnings == tuple(f"loras[0]: {text}" for text in told)
+
+
+@pytest.mark.parametrize(
     ("said", "at"),
     [
         ("0.5", "parameters.extra.loras"),

@@ -9,6 +9,7 @@ through nodes that only pass values on, to) a node that can use it as that: see 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.refusals import refusal
@@ -54,18 +55,48 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
         raise refusal(problems, "workflow parameters")
 
 
+def warnings(workflow: Workflow, envelope: Envelope, context: Context, object_info: ObjectInfo) -> tuple[str, ...]:
+    """What a person should know of a graph that :func:`check` took: what of the job it does not have
+    (:func:`unused`), prompts that are the other prompt too, and what was not taken as it was given.
+    """
+    graph = roles.Uses(workflow, object_info)
+    both = dict.fromkeys(
+        f"{binding.parameter}: it is used as {other} prompt too"
+        for binding in envelope.workflow_parameters
+        if binding.node in workflow
+        and (other := graph.other_side(binding.parameter, binding.node, binding.path.removeprefix("inputs.")))
+    )
+    return (*unused(workflow, envelope, context), *both, *context.warnings)
+
+
 def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[str, ...]:
     """What of the job the graph does not have, said for a person: the workflow's own values were used instead.
 
-    Neither bound nor, as a whole value, anywhere in it; a template may well be meant so.
+    Neither bound nor, as a whole value, at an input that is named for it; a template may well be meant so. Prompts and
+    the base model's name are no other value by chance, so they may stand anywhere.
     """
     bound_names = {binding.parameter for binding in envelope.workflow_parameters}
     wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED_SAMPLING]
-    there = [value for node in workflow.values() for value in literals(node)]
-    left = [name for name in wanted if name not in bound_names and context.values[name] not in there]
-    if context.values["base_model_name"] not in there and not bound_names.intersection(_BASE_MODEL):
-        left.append("baseModel")
-    return tuple(f"{name}: the workflow has no place for it, and used what it says itself" for name in left)
+    said = "the workflow has no place for it (bind {} with workflowParameters), and used what it says itself"
+    left = [
+        f"{name}: {said.format('it')}"
+        for name in wanted
+        if name not in bound_names and not _stands_in(workflow, name, context.values[name])
+    ]
+    base = context.values["base_model_name"]
+    if not bound_names.intersection(_BASE_MODEL) and not any(base in literals(node) for node in workflow.values()):
+        left.append(f"baseModel: {said.format('base_model_name')}")
+    return tuple(left)
+
+
+def _stands_in(workflow: Workflow, parameter: str, value: Any) -> bool:
+    """Whether an input that is named for a parameter has its value."""
+    return any(
+        value in literals({"inputs": {name: given}})
+        for node in workflow.values()
+        for name, given in node["inputs"].items()
+        if roles.is_named_for(parameter, name)
+    )
 
 
 def _of_binding(graph: roles.Uses, binding: Binding, context: Context) -> Problem | None:
@@ -132,7 +163,7 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
             is_path = value in context.own_paths
             shown = "a model's full path" if is_path else str(value)[:200]
             problem = f"{shown if is_path else repr(shown)} is none of the {len(choices)} that ComfyUI has there"
-            if is_path or (roles.names_base_model(name) and not is_base_bound):
+            if is_path or (roles.is_named_for("base_model_name", name) and not is_base_bound):
                 problem += ": bind base_model_name to it"
             near = near_matches(value, choices) if len(problems) < MAX_NEAR else []
             problems.append(
@@ -151,4 +182,4 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
     return problems
 
 
-__all__ = ["check", "unknown_names", "unused"]
+__all__ = ["check", "unknown_names", "unused", "warnings"]

@@ -59,6 +59,11 @@ class Context:
     loras: tuple[LoraUse, ...] = ()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the job is not taken as it was given, for a person."""
+        return tuple(f"loras[{at}]: {limited}" for at, use in enumerate(self.loras) for limited in use.limited)
+
+    @property
     def own_paths(self) -> frozenset[str]:
         """Full paths of the job's models on this host, which may stand in the graph and in no error."""
         paths = (self.values["base_model_full_path"], *(use.path for use in self.loras))

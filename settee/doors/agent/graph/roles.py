@@ -74,9 +74,10 @@ def options_of(spec: Any) -> Mapping[str, Any]:
     return spec[1] if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict) else {}
 
 
-def names_base_model(name: str) -> bool:
-    """Whether an input of this name takes a checkpoint or the like."""
-    return bool(re.fullmatch(_BASE.name, name))
+def is_named_for(parameter: str, name: str) -> bool:
+    """Whether ComfyUI's own classes give inputs for this parameter such a name."""
+    # Inputs that another one brings with it have its name before theirs ("resize_type.width").
+    return bool(re.fullmatch(_ROLES[parameter].name, name.rpartition(".")[2]))
 
 
 def is_core(object_info: ObjectInfo, class_type: str) -> bool:
@@ -93,7 +94,7 @@ class Uses:
         self._object_info = object_info
         #: Walks that were made: thousands of bindings may begin at the same places.
         self._ends: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        self._sides: dict[str, set[str]] = {}
+        self._sides: dict[tuple[str, bool], set[str]] = {}
 
     @cached_property
     def live(self) -> frozenset[str]:
@@ -169,7 +170,7 @@ class Uses:
         role = _ROLES.get(parameter)
         if role is None:
             return None
-        fitting = [end for end, input_name in self.ends(node_id, name) if self._fits(role, end, input_name)]
+        fitting = self._fitting(parameter, node_id, name)
         if not fitting:
             return {"problem": f"no node uses it there as {role.meant}"}
         other = _OTHER_SIDE.get(parameter)
@@ -177,19 +178,34 @@ class Uses:
             return {"problem": f"what this node encodes is used as {other} prompt only"}
         return None
 
-    def _fits(self, role: _Role, node_id: str, name: str) -> bool:
+    def other_side(self, parameter: str, node_id: str, name: str) -> str | None:
+        """The side that a prompt at this input is on besides its own: "negative" for the prompt, or "positive"."""
+        other = _OTHER_SIDE.get(parameter)
+        if other is None:
+            return None
+        fitting = self._fitting(parameter, node_id, name)
+        return other if any(other in self.sides(end, zeroed=False) for end in fitting) else None
+
+    def _fitting(self, parameter: str, node_id: str, name: str) -> list[str]:
+        """The nodes that use a parameter at this input as what it is."""
+        return [end for end, its_name in self.ends(node_id, name) if self._fits(parameter, end, its_name)]
+
+    def _fits(self, parameter: str, node_id: str, name: str) -> bool:
+        role = _ROLES[parameter]
         given, is_ours = self._outputs(node_id), is_core(self._object_info, self.workflow[node_id]["class_type"])
         if is_ours:
-            # Inputs that another one brings with it have its name before theirs ("resize_type.width").
-            return bool(re.fullmatch(role.name, name.rpartition(".")[2]) and given & role.gives)
+            return bool(is_named_for(parameter, name) and given & role.gives)
         # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
         return not given or bool(given & (role.gives | _MEDIA | {"*", "LATENT"}))
 
-    def sides(self, node_id: str) -> set[str]:
-        """Which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows)."""
-        if node_id in self._sides:
-            return self._sides[node_id]
-        found = self._sides[node_id] = set()
+    def sides(self, node_id: str, *, zeroed: bool = True) -> set[str]:
+        """Which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows).
+
+        ``zeroed``: also where it is set to zero first, so that nothing of the text is left.
+        """
+        if (node_id, zeroed) in self._sides:
+            return self._sides[node_id, zeroed]
+        found = self._sides[node_id, zeroed] = set()
         waiting, seen = [node_id], {node_id}
         while waiting:
             for user, name in self._users.get(waiting.pop(), []):
@@ -197,7 +213,7 @@ class Uses:
                     found.add(name)
                 elif "CONDITIONING" not in self._outputs(user):
                     found.add("positive" if name == "conditioning" else "unknown")
-                elif user not in seen:
+                elif user not in seen and (zeroed or self.workflow[user]["class_type"] != "ConditioningZeroOut"):
                     seen.add(user)
                     waiting.append(user)
         return found
@@ -225,4 +241,4 @@ def _is_dynamic(spec: Any) -> bool:
     return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")
 
 
-__all__ = ["Uses", "is_core", "names_base_model", "options_of", "spec_of"]
+__all__ = ["Uses", "is_core", "is_named_for", "options_of", "spec_of"]

@@ -34,6 +34,8 @@ class LoraUse:
     path: str = field(default="", repr=False)
     #: What extra.loras says of it.
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: For a person, what of that goes too far: "strength_model 5 is limited to 2".
+    limited: tuple[str, ...] = ()
 
     def shown(self) -> dict[str, Any]:
         """What extra.loras says of it, and what became of that."""
@@ -68,7 +70,7 @@ def lora_uses(
     uses = []
     for at, (asset, name) in enumerate(zip(envelope.loras, names, strict=True)):
         mine = matched.get(at)
-        model, clip = _strengths(mine, problems) if mine else (1.0, 1.0)
+        model, clip, limited = _strengths(mine, problems) if mine else (1.0, 1.0, ())
         uses.append(
             LoraUse(
                 name=name,
@@ -78,6 +80,7 @@ def lora_uses(
                 strength_clip=clip,
                 path=paths[at] if paths else "",
                 metadata=dict(mine.entry) if mine else {},
+                limited=limited,
             )
         )
     return tuple(uses), problems
@@ -152,19 +155,25 @@ def _value(said: _Said, kind: str) -> Any:
     return next((said.entry[name] for name in _SPELLINGS[kind] if said.entry.get(name) is not None), None)
 
 
-def _strengths(said: _Said, problems: list[Problem]) -> tuple[float, float]:
-    """Of the model and of the text encoder: its own, else `strength`; the encoder's follows the model's."""
-    values: dict[str, float | None] = {}
+def _strengths(said: _Said, problems: list[Problem]) -> tuple[float, float, tuple[str, ...]]:
+    """Of the model and of the text encoder: its own, else `strength`; the encoder's follows the model's. And which of
+    them are limited, for a person."""
+    values: dict[str, float] = {}
     for kind in _SPELLINGS:
         value = _value(said, kind)
         if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
             problems.append({"path": f"{said.where}.{kind}", "problem": "must be a number"})
-            value = None
-        values[kind] = None if value is None else max(-MAX_STRENGTH, min(MAX_STRENGTH, float(value)))
-    strength = values["strength"]
-    model = next((value for value in (values["strength_model"], strength) if value is not None), None)
-    clip = next((value for value in (values["strength_clip"], strength, model) if value is not None), 1.0)
-    return 1.0 if model is None else model, clip
+        elif value is not None:
+            values[kind] = value
+    model = next((kind for kind in ("strength_model", "strength") if kind in values), "")
+    clip = next((kind for kind in ("strength_clip", "strength", "strength_model") if kind in values), "")
+    within = {kind: max(-MAX_STRENGTH, min(MAX_STRENGTH, float(value))) for kind, value in values.items()}
+    limited = tuple(
+        f"{kind} {values[kind]:g} is limited to {within[kind]:g}"
+        for kind in dict.fromkeys((model, clip))
+        if kind and within[kind] != values[kind]
+    )
+    return within.get(model, 1.0), within.get(clip, 1.0), limited
 
 
 __all__ = ["MAX_STRENGTH", "LoraUse", "lora_uses"]
