@@ -16,7 +16,7 @@ from pathlib import Path
 from settee.comfy.attempts import prompt_ids
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
-from settee.errors import Busy, ComfyError, ComfyUnavailable
+from settee.errors import Busy, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
@@ -130,26 +130,14 @@ class Engine:
     def take_back(self, prompt_id: str) -> None:
         """The job with this prompt id, of a worker that was killed, which a ComfyUI that is not ours may still run.
 
-        It is asked to stop now, without waiting, and no job begins before it has. Call this before the first job.
+        :meth:`settle` has it stop, and no job begins before it has. Call this before the first job.
         """
-        if self._server.is_ours:
-            return  # it ended with its worker
-        client, ids = self._server.client, prompt_ids(prompt_id)
-        for each in ids:
-            self._session.inherit(each)
-
-        def stop() -> None:
-            try:
-                for each in ids:
-                    client.delete(each, timeout_s=_ASKED_S)
-                    client.interrupt(each, timeout_s=_ASKED_S)
-            except ComfyError as error:
-                log.warning("an earlier worker's prompt is not stopped yet: %s", error)
-
-        threading.Thread(target=stop, name="settee-take-back", daemon=True).start()
+        if not self._server.is_ours:  # ours ended with its worker
+            for each in prompt_ids(prompt_id):
+                self._session.inherit(each)
 
     def settle(self, timeout_s: float, is_over: Callable[[], bool]) -> bool:
-        """Wait until ComfyUI runs nothing of an earlier job any more; whether that is so.
+        """Wait until ComfyUI runs nothing of an earlier job any more, and has forgotten it; whether that is so.
 
         One that is not ours, and takes its time to stop, may after :meth:`run` has returned. ``is_over``: give up.
         """

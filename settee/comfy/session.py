@@ -115,9 +115,12 @@ class Session:
 
         Until ``deadline`` (in time.monotonic()), or ``is_over``, which is looked at every COMFY_INTERRUPT_S.
         """
+        had_any = bool(self._leftovers)
         while self._leftovers and not is_over() and time.monotonic() < deadline:
             for prompt_id in tuple(self._leftovers):
                 self.stop(prompt_id)
+        if had_any and not self._leftovers:
+            self.forgetter.settle()
         return not self._leftovers
 
     @property

@@ -36,8 +36,8 @@ STREAM_PARTS = 3
 MAX_PARTS = 10_000
 #: Up to here a file is read into memory to be sent.
 SMALL_BYTES = MIB
-#: How long the clearing up after a failure may take.
-CLEAN_UP_S = 15.0
+#: How long a job waits for the clearing up after a failure, seconds.
+CLEAN_UP_S = 5.0
 
 
 def upload(
@@ -218,15 +218,15 @@ class _Upload:
         pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix="clean-up")
         futures = [pool.submit(self._bucket.remove, thing) for thing in doubtful]
         done, late = wait(futures, timeout=CLEAN_UP_S)
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)  # what is late goes on, and nobody waits for it with a GPU
         failed = [future for future in done if future.exception()]
         if failed or late:
             log.warning(
-                "job %s: %d of %d uploaded files could not be deleted from S3 after its delivery failed: %s",
+                "job %s: of %d uploaded files %d could not be deleted from S3 after its delivery failed%s",
                 self._job.id,
-                len(failed) + len(late),
                 len(futures),
-                type(failed[0].exception()).__name__ if failed else "no answer",
+                len(failed),
+                f", and {len(late)} are still being deleted" if late else "",
             )
 
 

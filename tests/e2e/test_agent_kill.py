@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.agent import HOLDS, Agent, HeldStore, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
@@ -45,11 +47,15 @@ def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedSe
             agent.kill()
             assert terminal(receiver) == []
         agent.start()
+        while agent.is_busy():
+            time.sleep(0.01)
+        assert is_idle(server), "a free slot is a ComfyUI that is idle"
         call = receiver.wait_for_key(f"{job_id}-FAILED")
         assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
         told = agent.ended(job_id)
         assert (told["state"], told["error"]["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
-        eventually(lambda: is_idle(server), 10, "ComfyUI is idle")
+        history = requests.get(f"{server.url}/history", timeout=5).text
+        assert "neon samurai" not in history, "its prompt is readable in ComfyUI's history"
         assert not list((server.root / "models" / "loras").iterdir()), "the LoRA of the job stays"
         # A dispatch that was answered is no other job when it is sent again, after a restart too.
         again = agent.post(envelope, headers={"Idempotency-Key": "one"})
@@ -73,7 +79,7 @@ def test_killed_while_the_job_runs_once_more(tmp_path: Path, store: HeldStore, s
         agent.kill()
         assert not is_idle(server)
         agent.start()
-        eventually(lambda: is_idle(server), 10, "ComfyUI is idle")
+        eventually(lambda: is_idle(server) and not agent.is_busy(), 10, "ComfyUI is idle")
         server.fault("oom", 1)
         agent.post(store.envelope(jobId="next"))
         ended = agent.ended("next")

@@ -117,7 +117,7 @@ def test_models_elsewhere_are_there_for_jobs_and_the_file_goes_at_the_end(tmp_pa
 
 def test_health_is_an_answer_and_a_queue_that_moves(tmp_path: Path) -> None:
     settings = load(comfy_url="http://127.0.0.1:9")
-    assert "does not answer" in (health.problem(settings) or "")
+    assert "cannot be reached" in (health.problem(settings) or "")
     with EmbeddedServer(tmp_path) as comfy:
         settings = load(comfy_url=comfy.url)
         assert health.problem(settings) is None
@@ -143,5 +143,5 @@ def test_the_command_says_it_by_its_exit_code(
     assert health.main() == 1
     healthy, gone, wrong = capsys.readouterr().out.splitlines()
     assert healthy == "healthy"
-    assert "does not answer" in gone
+    assert "cannot be reached" in gone
     assert "COMFY_PORT" in wrong

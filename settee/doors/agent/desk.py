@@ -69,6 +69,8 @@ class Desk:
         #: Held for moments only: the event loop takes it.
         self._lock = threading.Lock()
         self._job: Dispatched | None = None
+        #: Before the first job: while ComfyUI still has what a killed agent left there.
+        self._recovering = False
         self._thread: threading.Thread | None = None
         self._closing = False
         metrics.watch(restarts=lambda: engine.restarts, depth=lambda: int(self.is_busy), letters=lambda: outbox.pending)
@@ -82,10 +84,24 @@ class Desk:
         self._parts.records.load()
         if interrupted is not None:
             self._parts.records.interrupted(interrupted)
+        self._recovering = True
+        threading.Thread(target=self._recover, name="settee-recovering", daemon=True).start()
+
+    def _recover(self) -> None:
+        try:
+            if not self._settled():
+                log.error("ComfyUI still runs a job of an agent that was killed")
+        finally:
+            self._recovering = False
+
+    def _settled(self) -> bool:
+        """Wait until ComfyUI is idle of earlier jobs; whether it is."""
+        return self._engine.settle(self._config.comfyui.timeout_seconds, lambda: self._closing)
 
     @property
     def is_busy(self) -> bool:
-        return self._job is not None
+        """Whether a job would be refused: one runs, or ComfyUI has not stopped an earlier one yet."""
+        return self._job is not None or self._recovering
 
     def submit(self, envelope: Envelope, key: str | None = None, digest: str = "") -> str:
         """Take a job, and begin it; returns its id. The same ``key`` and ``digest`` of a body twice is one job.
@@ -104,7 +120,7 @@ class Desk:
             with self._lock:
                 if self._closing:
                     raise ComfyUnavailable("the agent is shutting down", retryable=True)
-                if self._job is not None:
+                if self.is_busy:
                     raise Busy
                 job = self._job = self._dispatched(envelope, urls)
             try:
@@ -159,9 +175,7 @@ class Desk:
 
         try:
             Course(self._parts, job, on_end).run()
-            if self._job is job and not self._engine.settle(
-                self._config.comfyui.timeout_seconds, lambda: self._closing
-            ):
+            if self._job is job and not self._settled():
                 log.error("ComfyUI still runs job %s, which it was told to stop", job.envelope.job_id)
         finally:
             self._free(job)
