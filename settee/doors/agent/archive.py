@@ -43,7 +43,8 @@ class Archive:
         secrets: Iterable[str] = (),
         now: Callable[[], datetime] = timestamps.now,
     ) -> None:
-        """``secrets``: values that must not appear in any text, wherever they stand (the cancel token, for one)."""
+        """``secrets``: values that must not appear in any text, wherever they stand: the cancel token, the agent's own,
+        and what :func:`settee.doors.agent.secrets_out.secret_values` finds."""
         self.folder = outputs_dir / "logs" / folder_name(job_id)
         self._job_id = job_id
         self._secrets = tuple(secrets)

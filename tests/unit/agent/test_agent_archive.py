@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.doors.agent.archive import Archive, folder_name
-from settee.doors.agent.secrets_out import GONE, is_secret_name, without_secrets
+from settee.doors.agent.secrets_out import GONE, is_secret_name, secret_values, without_secrets
+from tests.unit.agent.templates import parsed
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123000, tzinfo=timezone.utc)
 ENVELOPE = {
@@ -68,8 +69,44 @@ class TestArchive:
         text = everything(tmp_path)
         for secret in ("cancel-me-please", "minio-secret", "hf_abc", "k-123", "me:pw", "sig=abc", "token=abc"):
             assert secret not in text
-        for kept in ("肖像\\nof a token", "control.example/cb/status", "/cb/failure", "77"):
+        for kept in ("肖像\\nof a token", f"https://control.example/{GONE}", "77"):
             assert kept in text
+
+    def test_no_secret_of_an_envelope_wherever_it_is_written(self, tmp_path: Path) -> None:
+        shown = parsed(
+            parameters__extra={
+                "hf_token": "hf_a",
+                "style": "bound-to-a-password",
+                "sampler": "euler",
+                "scheduler": "x",
+            },
+            workflowOverrides=[
+                {"node": 1, "path": "inputs.api_key", "value": "sk-1"},
+                {"node": 2, "path": "inputs.api_keys.0", "value": {"deep": [7, "sk-2-long"]}},
+                {"node": 3, "path": "inputs.text", "value": "a cat"},
+                {"node": 3, "path": "inputs.token", "value": ["4", 0]},
+            ],
+            workflowParameters=[
+                {"parameter": "hf_token", "node": 1, "path": "inputs.value"},
+                {"parameter": "style", "node": 2, "path": "inputs.password"},
+            ],
+            callbacks__status="https://hooks.example/services/T0/B0/in-the-path",
+        ).shown()
+        graph = {
+            "1": {"class_type": "A", "inputs": {"value": "hf_a", "header": "Bearer sk-2-long", "list": ["sk-1"]}},
+            "2": {"class_type": "B", "inputs": {"text": "a cat", "model": ["4", 0]}},
+        }
+        with Archive(tmp_path, "job-1", secrets=secret_values(shown)) as archive:
+            archive.manifest(shown, {"hf_token": "hf_a", "style": "bound-to-a-password", "seed": 1}, graph)
+            archive.applied_workflow(graph)
+            archive.event("failed", {"reason": "node 1 said: sk-2-long is not valid"})
+        text = everything(tmp_path)
+        for secret in ("hf_a", "bound-to-a-password", "sk-1", "sk-2-long", "in-the-path", "/T0"):
+            assert secret not in text
+        applied = read(tmp_path / "logs" / "job-1" / "applied-workflow.json")
+        assert applied["1"]["inputs"] == {"value": GONE, "header": f"Bearer {GONE}", "list": [GONE]}
+        assert applied["2"] == graph["2"]
+        assert "https://hooks.example/" in text
 
     def test_the_same_job_again_adds_to_it(self, tmp_path: Path) -> None:
         with Archive(tmp_path, "job-1") as archive:
@@ -230,6 +267,41 @@ class TestSecrets:
     def test_values(self, given: Any, kept: Any) -> None:
         expected = given if kept is None else None if kept == "null" else kept
         assert without_secrets(given) == expected
+
+    @pytest.mark.parametrize(
+        ("address", "kept"),
+        [
+            ("https://hooks.example/services/T0/B0/x", f"https://hooks.example/{GONE}"),
+            ("https://me:pw@control.example:8443/cb?sig=abc#f", f"https://control.example:8443/{GONE}"),
+            ("http://[::1]:80/cb", f"http://[::1]:80/{GONE}"),
+            ("HTTPS://Control.Example", "HTTPS://Control.Example"),
+            ("https://control.example/", "https://control.example/"),
+            ("https://control.example?token=abc", f"https://control.example/{GONE}"),
+            ("https://me:p/w@control.example/x", f"https://me/{GONE}"),
+            ("https:///x", GONE),
+            ("/cb/failure", GONE),
+            ("cb:secret", GONE),
+            ("", ""),
+            (None, None),
+        ],
+    )
+    def test_of_a_callback_scheme_and_host_are_kept(self, address: str | None, kept: str | None) -> None:
+        assert without_secrets({"callbacks": {"status": address}}) == {"callbacks": {"status": kept}}
+
+    def test_a_short_secret_goes_where_it_is_the_whole_text(self) -> None:
+        given = {"a": "tea", "b": ["tea", "tea time"], "tea": 1}
+        assert without_secrets(given, ["tea", ""]) == {"a": GONE, "b": [GONE, "tea time"], "tea": 1}
+
+    @pytest.mark.parametrize(
+        ("extra", "found"),
+        [
+            ({"hf_token": "t", "auth": {"password": {"a": ["p", ["q"]]}}}, {"t", "p", "q"}),
+            ({"tokens": 77, "api_key": "", "secret": None, "key": "k", "token_links": ["4", 0]}, set()),
+            ({"tokens": ["4", 0]}, set()),
+        ],
+    )
+    def test_secret_values_are_the_texts_under_names_that_say_so(self, extra: dict[str, Any], found: set[str]) -> None:
+        assert secret_values(parsed(parameters__extra=extra).shown()) == found
 
     def test_known_secrets_in_any_text_and_name(self) -> None:
         value = {"abcdef-1": ["x abcdef-1-long y", ("abcdef-1",)]}
