@@ -130,10 +130,10 @@ class ComfyUI(Section):
     @model_validator(mode="after")
     def _one_comfyui(self) -> ComfyUI:
         folders = (self.input_dir, self.output_dir)
+        if self.dir and (self.api_url or self.temp_dir or any(folders)):
+            raise ValueError("dir starts a ComfyUI: leave out api_url and the input, output and temp folders")
         if any(folders) != all(folders) or (self.temp_dir and not self.output_dir):
             raise ValueError("input_dir and output_dir belong together, and temp_dir to both")
-        if self.dir and (self.api_url or self.output_dir):
-            raise ValueError("dir starts a ComfyUI: leave out api_url and the input, output and temp folders")
         return self
 
     @property
@@ -256,8 +256,10 @@ class AgentConfig(Section):
         emptied["paths.temp/workspace"] = self.workspace_dir
         kept = {f"paths.{name}": getattr(self.paths, name) for name in ("base_models", "loras", "workflows", "outputs")}
         for name, folder in emptied.items():
+            real = Path(os.path.realpath(folder))
             for other, place in (*kept.items(), ("state_dir", self.state_folder)):
-                if folder == place or folder in place.parents:
+                there = Path(os.path.realpath(place))
+                if real == there or real in there.parents:
                     raise ValueError(f"{name} is emptied for every job: it must not be or hold {other}")
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -67,15 +68,15 @@ class Server(uvicorn.Server):
         # A signal's handler may have interrupted whoever holds the locks that this takes.
         threading.Thread(target=self._on_signal, name="settee-ending", daemon=True).start()
 
-    def serve_until_told(self) -> None:
-        """Run; returns after SIGTERM or SIGINT.
+    def serve_until_told(self, listening: list[socket.socket]) -> None:
+        """Run on these sockets; returns after SIGTERM or SIGINT.
 
         uvicorn raises the signal that ended it once more when it has put the handlers of before back. By default
         that would end the process on the spot, with ComfyUI, the workspace and the outbox as they are.
         """
         handlers = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self.run()
+            self.run(listening)
         finally:
             for each, handler in handlers.items():
                 signal.signal(each, handler)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from settee import logs
 from settee.doors.agent import config as configs
@@ -20,6 +23,8 @@ log = logging.getLogger(__name__)
 _LETTERS_S = 5.0
 #: How long requests that are being answered may take at the end, seconds.
 _REQUESTS_S = 5
+#: What the example has for secrets.
+_PLACEHOLDER = "CHANGE-ME"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +40,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         config = configs.load(args.config)
+        _check_placeholders(config)
         if args.check:
-            print("the configuration is right")
+            print(f"the configuration is right\n{_summary(config)}")
             return 0
         return run(config)
     except ConfigError as error:
         print(f"settee agent: {error.message}", file=sys.stderr)
         return 2
+
+
+def _check_placeholders(config: AgentConfig) -> None:
+    """The example can be read as it stands, but nothing can be done with it. Raises ConfigError."""
+    left = [name for name in ("access_key", "secret_key") if _is_placeholder(getattr(config.minio, name))]
+    if left:
+        raise ConfigError(
+            f"minio.{' and minio.'.join(left)} still say {_PLACEHOLDER}: put the keys of the S3 server there"
+        )
+
+
+def _is_placeholder(value: SecretStr) -> bool:
+    return value.get_secret_value() == _PLACEHOLDER
+
+
+def _summary(config: AgentConfig) -> str:
+    """What the agent will do, for an operator to compare with what was meant."""
+    count = len(config.auth.tokens)
+    who = f"{count} token{'s' * (count != 1)}" if count else "no token: this host's own users only"
+    comfyui = f"started in {config.comfyui.dir}" if config.comfyui.dir else f"at {config.comfyui.url}"
+    return "\n".join(
+        (
+            f"  listens on {config.host} port {config.server.port}; {who}",
+            f"  ComfyUI {comfyui}; checkpoints in {config.paths.base_models}, LoRAs in {config.paths.loras}",
+            f"  S3 at {config.minio.url}; state in {config.state_folder}",
+        )
+    )
+
+
+def _listening(config: AgentConfig) -> socket.socket:
+    """The socket, before anything else begins. Raises ConfigError."""
+    host, port = config.host.strip("[]"), config.server.port
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error.strerror}): is another agent running? see server.host and "
+            "server.port"
+        ) from error
 
 
 def run(config: AgentConfig) -> int:
@@ -58,11 +104,10 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.patience import Patient, Server
     from settee.engine import Engine
 
-    make_folders(config)
     settings = to_settings(config)
     logs.setup(settings)
-    for folder in (config.paths.base_models, config.paths.loras):
-        migrate(folder)
+    listening = _listening(config)
+    make_folders(config)
     callbacks = config.callbacks
     outbox = Outbox(
         config.state_folder,
@@ -72,6 +117,9 @@ def run(config: AgentConfig) -> int:
         retry_backoff_s=callbacks.retry_backoff_seconds,
     )
     interrupted = outbox.start()
+    # From here on the state folder, and with it the rest, is this agent's alone.
+    for folder in (config.paths.base_models, config.paths.loras):
+        migrate(folder)
     if interrupted is not None:
         log.warning("job %s was interrupted by a restart; its dispatcher is told", interrupted.job_id)
     engine, metrics = Engine(settings), Metrics()
@@ -93,8 +141,6 @@ def run(config: AgentConfig) -> int:
         server = Server(
             uvicorn.Config(
                 app,
-                host=config.host.strip("[]"),
-                port=config.server.port,
                 http=Patient,
                 ws="none",
                 lifespan="off",
@@ -105,10 +151,13 @@ def run(config: AgentConfig) -> int:
             ),
             on_signal=end,
         )
-        log.info("listening on %s port %d", config.host, config.server.port)
-        server.serve_until_told()
+        for line in _summary(config).splitlines():
+            log.info("%s", line.strip())
+        server.serve_until_told([listening])
+        log.info("the agent ends")
         end()
     finally:
+        listening.close()
         try:
             engine.close()
         except SetteeError as error:
