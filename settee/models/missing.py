@@ -62,6 +62,11 @@ def _advice(value: str, folders: Sequence[str], entries: Sequence[ModelEntry]) -
     subfolder, _, name = value.replace("\\", "/").rpartition("/")
     target = f"{folder}{f'/{subfolder}' if subfolder else ''}"
     elsewhere = next((entry for entry in entries if entry.name == name), None)
+    if elsewhere is not None and elsewhere.target.split("/")[0] in folders:
+        return {
+            "problem": f"{elsewhere.position} is in place in {elsewhere.target}, but ComfyUI does not list "
+            f"{value[:200]!r} there: the models folder must be one that this ComfyUI reads"
+        }
     if elsewhere is not None:
         problem = (
             f"no model {value[:200]!r} where this node looks: {elsewhere.position} puts it into {elsewhere.target}"

@@ -22,6 +22,7 @@ from settee.doors.agent.leavings import Leavings
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
+from settee.doors.agent.secrets_out import secret_values
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
 from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, StagingError
@@ -104,7 +105,11 @@ class Course:
         self._archive = Archive(
             parts.config.paths.outputs,
             job.envelope.job_id,
-            secrets=[*parts.config.secrets(), *([token.get_secret_value()] if token else [])],
+            secrets=[
+                *parts.config.secrets(),
+                *([token.get_secret_value()] if token else []),
+                *secret_values(job.envelope.shown()),
+            ],
         )
 
     def run(self) -> None:
@@ -127,7 +132,7 @@ class Course:
     def _check(self) -> None:
         """Before the engine has the job, and its time limit with it."""
         if self._job.cancel.is_set():
-            raise JobCanceled
+            raise JobCanceled(self._job.cancel.reason or None)
         if self._spent_s() > self._parts.config.comfyui.timeout_seconds:
             raise JobTimeout("the job's template and models could not be looked up within its time limit")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,7 +40,9 @@ class Plan:
     context: Context
     workflow: Workflow = field(repr=False)
     assets: Assets
-    #: What the workflow makes no use of, for the dispatcher.
+    #: Names of parameters that the graph has no place for: it used values of its own.
+    unplaced: frozenset[str] = frozenset()
+    #: For the dispatcher.
     warnings: tuple[str, ...] = ()
 
     @property
@@ -88,7 +90,8 @@ def plan(
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
     graph = chained(bound(graph, envelope, values), values.loras)
     landing.check(graph, envelope, values, object_info)
-    return Plan(envelope, values, graph, assets, landing.unused(graph, envelope, values))
+    said = landing.warnings(graph, envelope, values, object_info)
+    return Plan(envelope, values, graph, assets, landing.unplaced(graph, envelope, values), said)
 
 
 def job_for(
@@ -117,7 +120,14 @@ def job_for(
     destination = Destination(
         bucket=envelope.output.bucket, key=key, metadata=lambda _, sha256: _metadata(ready, sha256)
     )
-    return Job(id=envelope.job_id, request=request, prompt_id=prompt_id, destination=destination), keys
+    job = Job(
+        id=envelope.job_id,
+        request=request,
+        prompt_id=prompt_id,
+        destination=destination,
+        own_paths=ready.context.own_paths,
+    )
+    return job, keys
 
 
 def _metadata(ready: Plan, sha256: str) -> dict[str, str]:
@@ -159,28 +169,44 @@ def artifacts(ready: Plan, result: Result, keys: Mapping[int, str], outputs: Pat
     return found
 
 
+#: Inputs of samplers, latents and loaders that say what a parameter would have, where the graph has its own.
+_INPUTS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
+    "baseModel": (("ckpt_name", "unet_name"), (str,)),
+    "seed": (("seed", "noise_seed"), (int,)),
+    "steps": (("steps",), (int,)),
+    "cfg_scale": (("cfg",), (float, int)),
+    "sampler": (("sampler_name",), (str,)),
+    "scheduler": (("scheduler",), (str,)),
+    "width": (("width",), (int,)),
+    "height": (("height",), (int,)),
+}
+
+
 def params(ready: Plan) -> RenderParams:
     """What it was made with, as far as the graph says."""
-    values = ready.context.values
+    values = {**ready.context.values, "baseModel": ready.assets.names.base_model}
+    for name in ready.unplaced & _INPUTS.keys():
+        inputs, kinds = _INPUTS[name]
+        values[name] = _literal(ready.workflow, inputs, *kinds)
     return RenderParams(
-        model=ready.assets.names.base_model,
-        vae=_literal(ready.workflow, "vae_name", str),
-        clip=_literal(ready.workflow, "clip_name", str),
-        seed=ready.seed,
+        model=values["baseModel"],
+        vae=_literal(ready.workflow, ["vae_name"], str),
+        clip=_literal(ready.workflow, ["clip_name"], str),
+        seed=values["seed"],
         steps=values["steps"],
         cfg=values["cfg_scale"],
         sampler=values["sampler"],
         scheduler=values["scheduler"],
-        denoise=_literal(ready.workflow, "denoise", float, int),
+        denoise=_literal(ready.workflow, ["denoise"], float, int),
         width=values["width"],
         height=values["height"],
         loras=tuple(use.shown() for use in ready.context.loras),
     )
 
 
-def _literal(workflow: Workflow, name: str, *kinds: type) -> Any:
-    """The one value of a kind that inputs of this name have in the graph; None when there is none, or another."""
-    given = [node["inputs"].get(name) for node in workflow.values()]
+def _literal(workflow: Workflow, names: Sequence[str], *kinds: type) -> Any:
+    """The one value of a kind that inputs of these names have in the graph; None when there is none, or another."""
+    given = [node["inputs"].get(name) for node in workflow.values() for name in names]
     values = {value for value in given if isinstance(value, kinds) and not isinstance(value, bool)}
     return values.pop() if len(values) == 1 else None
 

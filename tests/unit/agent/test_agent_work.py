@@ -39,3 +39,17 @@ def test_models_of_the_template_are_told() -> None:
         None,
         "sdxl_base_1.0.safetensors",
     )
+
+
+def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
+    given = parsed()
+    plan = work.Plan(
+        given,
+        context_of(given),
+        TEMPLATE,
+        Assets((), names_of(given), ()),
+        unplaced=frozenset(["steps", "seed", "width", "baseModel", "prompt"]),
+    )
+    found = work.params(plan).as_dict()
+    assert (found["steps"], found["seed"], found["width"], found["model"]) == (20, 0, 1024, "any.safetensors")
+    assert found["height"] == 1216

@@ -69,24 +69,28 @@ def warnings(workflow: Workflow, envelope: Envelope, context: Context, object_in
     return (*unused(workflow, envelope, context), *both, *context.warnings)
 
 
-def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[str, ...]:
-    """What of the job the graph does not have, said for a person: the workflow's own values were used instead.
+def unplaced(workflow: Workflow, envelope: Envelope, context: Context) -> frozenset[str]:
+    """Names of what of the job the graph does not have (``baseModel`` for that): it used values of its own.
 
     Neither bound nor, as a whole value, at an input that is named for it; a template may well be meant so. Prompts and
     the base model's name are no other value by chance, so they may stand anywhere.
     """
     bound_names = {binding.parameter for binding in envelope.workflow_parameters}
     wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED_SAMPLING]
-    said = "the workflow has no place for it (bind {} with workflowParameters), and used what it says itself"
-    left = [
-        f"{name}: {said.format('it')}"
-        for name in wanted
-        if name not in bound_names and not _stands_in(workflow, name, context.values[name])
-    ]
+    left = {name for name in wanted if name not in bound_names and not _stands_in(workflow, name, context.values[name])}
     base = context.values["base_model_name"]
     if not bound_names.intersection(_BASE_MODEL) and not any(base in literals(node) for node in workflow.values()):
-        left.append(f"baseModel: {said.format('base_model_name')}")
-    return tuple(left)
+        left.add("baseModel")
+    return frozenset(left)
+
+
+def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[str, ...]:
+    """:func:`unplaced`, said for a person."""
+    left = unplaced(workflow, envelope, context)
+    said = "the workflow has no place for it (bind {} with workflowParameters), and used what it says itself"
+    order = ["prompt", "negative_prompt", *REQUIRED_SAMPLING]
+    told = [f"{name}: {said.format('it')}" for name in order if name in left]
+    return (*told, *([f"baseModel: {said.format('base_model_name')}"] if "baseModel" in left else []))
 
 
 def _stands_in(workflow: Workflow, parameter: str, value: Any) -> bool:
@@ -182,4 +186,4 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
     return problems
 
 
-__all__ = ["check", "unknown_names", "unused", "warnings"]
+__all__ = ["check", "unknown_names", "unplaced", "unused", "warnings"]
