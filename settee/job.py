@@ -76,6 +76,9 @@ class Job:
     destination: Destination | None = None
     #: Full paths of the job's own models, as its door wrote them into the workflow; any other path is refused.
     own_paths: frozenset[str] = frozenset()
+    #: Whether its door takes files: all that the workflow loads must have come with the job then. Else it must lie in
+    #: ComfyUI's input folder.
+    takes_files: bool = True
     #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
     sealed: bool = False
 

@@ -247,3 +247,21 @@ def test_a_lora_that_was_trained_anew_is_used(strategy: str, agent: Agent, store
         result = ran(agent, store.envelope(jobId=job_id, loras=[lora], parameters=parameters()))
         pictures.append(result["artifacts"][0]["sha256"])
     assert pictures[0] != pictures[1]
+
+
+def test_a_template_may_begin_with_a_picture_that_lies_in_comfyuis_input_folder(agent: Agent, store: Store) -> None:
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(agent.comfy.input_dir / "base.png")
+    graph = {key: json.loads(json.dumps(node)) for key, node in TEMPLATE.items() if key != "5"}
+    graph["20"] = {"class_type": "LoadImage", "inputs": {"image": "base.png"}}
+    graph["5"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["1", 2]}}
+    bindings = [each for each in EXAMPLE["workflowParameters"] if each["node"] != 5]
+    given = {"workflowParameters": bindings, "parameters": parameters()}
+    assert ran(agent, store.envelope(jobId="from a picture", workflow={"id": "w", "inline": graph}, **given))
+    assert (agent.comfy.input_dir / "base.png").is_file()
+
+    graph["20"]["inputs"]["image"] = "nowhere.png"
+    agent.post(store.envelope(jobId="no picture", workflow={"id": "w", "inline": graph}, **given))
+    ended = agent.ended("no picture")
+    assert (ended["state"], ended["error"]["reason_code"]) == ("FAILED", "VALIDATION_ERROR")
+    assert "nowhere.png" in ended["error"]["reason"]
+    assert "`images`" not in ended["error"]["reason"]

@@ -126,6 +126,7 @@ def job_for(
         prompt_id=prompt_id,
         destination=destination,
         own_paths=ready.context.own_paths,
+        takes_files=False,
     )
     return job, keys
 
