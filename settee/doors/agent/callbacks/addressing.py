@@ -13,6 +13,10 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from settee.errors import InvalidRequest
 
 _MAX_URL = 2000
+#: Translated to the IPv4 address in their last 32 bits (RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+#: Services of the machine itself on EC2: fd00:ec2::254 has its credentials, fd00:ec2::23 those of its containers.
+_AWS = ipaddress.IPv6Network("fd00:ec2::/32")
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ def allowed(url: str, hosts: Sequence[str] | None) -> bool:
     """Whether a job may have callbacks posted there.
 
     ``hosts``: names (``host``, ``host:port``, ``*.domain`` for all below it, ``[::1]:port``); None when there is no
-    list. An empty one allows nobody. Without a list, link-local addresses are refused all the same: that is where
-    clouds keep a machine's credentials, and no dispatcher.
+    list. An empty one allows nobody. Without a list, numeric addresses where clouds keep a machine's credentials, and
+    no dispatcher is, are refused all the same: link-local ones, also by way of NAT64, and AWS's over IPv6. A name that
+    leads there is not: who wants that refused sets a list.
     """
     try:
         parts = _split(url)
@@ -94,7 +99,7 @@ def allowed(url: str, hosts: Sequence[str] | None) -> bool:
     if not host:
         return False
     if hosts is None:
-        return not _is_link_local(host)
+        return not _is_of_the_cloud(host)
     return any(_matches(entry, host, port) for entry in hosts)
 
 
@@ -162,6 +167,11 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return mapped if mapped is not None else address
 
 
-def _is_link_local(host: str) -> bool:
+def _is_of_the_cloud(host: str) -> bool:
     address = _address(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            address = ipaddress.IPv4Address(address.packed[-4:])
+        elif address in _AWS:
+            return True
     return address is not None and address.is_link_local
