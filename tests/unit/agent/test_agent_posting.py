@@ -7,9 +7,11 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,9 +156,125 @@ def test_unless_the_operator_says_no(tls: ssl.SSLContext) -> None:
         assert Poster(verify_tls=False)(post(receiver.url()), 5).is_delivered
 
 
-def test_an_address_that_cannot_be_used_is_given_up() -> None:
-    for url in ("http://exa mple/", "nonsense://host/", "http://" + "a" * 300 + ".example/", "http://.example/"):
-        assert Poster()(post(url), 5).is_refused or "connection" in Poster()(post(url), 5).why
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://exa mple/",
+        "nonsense://host/",
+        "httpx://host/",
+        "/relative",
+        "http://[::1/",
+        "http://host:99999/",
+        "http://host:port/",
+        f"http://{'a' * 300}.example/",
+        "http://.example/",
+        "http://a..example/",
+    ],
+)
+def test_an_address_that_cannot_be_used_is_given_up(url: str) -> None:
+    answer = Poster()(post(url), 5)
+    assert answer.is_refused
+    assert "address" in answer.why
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the environment's; the machine's own is not used."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return lambda address: monkeypatch.setenv("http_proxy", address)
+
+
+@pytest.mark.parametrize(
+    "address", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1:9", "http:///proxy", "http://127.0.0.1:99999", "http://"]
+)
+def test_a_proxy_that_is_set_wrongly_is_put_right_some_day(address: str, proxy: Callable[[str], None]) -> None:
+    proxy(address)
+    answer = Poster()(post("http://dispatcher.example/callbacks"), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "dispatcher" not in answer.why
+
+
+def test_a_proxy_is_used(proxy: Callable[[str], None]) -> None:
+    with Receiver() as receiver:
+        proxy(f"http://127.0.0.1:{receiver.port}")
+        assert Poster()(post("http://dispatcher.example/callbacks"), 5).is_delivered
+    assert receiver.calls[0].path == "http://dispatcher.example/callbacks"
+
+
+class SlowLookup:
+    """Of one name, for which it has this machine's address once ``released`` is set."""
+
+    NAME = "slow.example"
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.answered = 0
+        self._lookup = socket.getaddrinfo
+
+    def __call__(self, host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == self.NAME:
+            self.released.wait(20)
+            self.answered += 1
+            host = "127.0.0.1"
+        return self._lookup(host, *args, **kwargs)
+
+
+@pytest.fixture
+def lookup(monkeypatch: pytest.MonkeyPatch) -> SlowLookup:
+    slow = SlowLookup()
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    return slow
+
+
+@pytest.mark.parametrize("way", ["plain", "TLS", "proxy"])
+def test_what_was_given_up_is_not_written_later(
+    way: str, lookup: SlowLookup, tls: ssl.SSLContext, proxy: Callable[[str], None]
+) -> None:
+    """The name is looked up for longer than the request may take."""
+    with Receiver(tls=tls if way == "TLS" else None) as receiver:
+        url = receiver.url().replace("127.0.0.1", lookup.NAME)
+        if way == "proxy":
+            proxy(f"http://{lookup.NAME}:{receiver.port}")
+            url = "http://dispatcher.example/callbacks"
+        poster = Poster(verify_tls=False)
+        assert poster(post(url), 0.1).status is None
+        assert poster._given_up
+        lookup.released.set()
+        eventually(lambda: not poster._given_up)  # that thread is through
+        assert lookup.answered == 1
+        assert receiver.calls == []
+        assert poster(post(url), 5).is_delivered
+        assert len(receiver.calls) == 1
+
+
+@pytest.mark.usefixtures("proxy")
+def test_requests_that_were_given_up_are_counted_by_host_and_port(lookup: SlowLookup) -> None:
+    """Credentials make no other host of it, and none of them is kept."""
+    poster = Poster()
+    for number in range(6):
+        assert poster(post(f"http://me-{number}:secret@{lookup.NAME}:80/"), 0.02).status is None
+    assert dict(poster._given_up) == {f"{lookup.NAME}:80": 4}
+    assert (
+        poster(post(f"http://{lookup.NAME.upper()}/"), 0.02).why
+        == "earlier requests to this host are still not answered"
+    )
+    lookup.released.set()
+    eventually(lambda: not poster._given_up)
+
+
+def test_a_machine_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    poster = Poster()
+    with Receiver() as receiver:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            answer = poster(post(receiver.url()), 5)
+        assert (answer.status, answer.is_refused, "thread" in answer.why) == (None, False, True)
+        assert poster(post(receiver.url()), 5).is_delivered
 
 
 def test_credentials_are_those_of_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

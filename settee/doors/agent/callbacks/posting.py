@@ -6,6 +6,7 @@ checked by anybody.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from settee import __version__
-from settee.doors.agent.callbacks.addressing import is_loopback
+from settee.doors.agent.callbacks.addressing import addressed, is_loopback
 
 if TYPE_CHECKING:
     import requests
+
+log = logging.getLogger(__name__)
 
 #: Answers after which the same request may well succeed later.
 RETRIED = frozenset((408, 429))
@@ -73,24 +76,41 @@ class Sender(Protocol):
     def __call__(self, post: Post, timeout_s: float) -> Answer: ...
 
 
+def sent(sender: Sender, post: Post, timeout_s: float) -> Answer:
+    """The sender's answer. A fault of the sender counts as none: nobody would restart the thread that it ends."""
+    try:
+        return sender(post, timeout_s)
+    except Exception as error:
+        # Its text may hold the address.
+        log.error("the callback %s could not be sent: %s", post.key, type(error).__name__)
+        return Answer(why=f"the agent could not send it ({type(error).__name__})")
+
+
 class Poster:
     """Sends over HTTP. May be used from many threads."""
 
     def __init__(self, *, verify_tls: bool = True) -> None:
         self._verify_tls = verify_tls
         self._lock = threading.Lock()
+        #: By host and port.
         self._given_up: Counter[str] = Counter()
 
     def __call__(self, post: Post, timeout_s: float) -> Answer:
         """A time limit of requests' own counts each read of the socket anew, and none of them the name lookup: a
         receiver that sends a byte now and then would hold callbacks up for ever. So the request has a thread of its
-        own, which is left alone when its time is up.
+        own, which is left alone when its time is up; what it has not begun to write by then, it does not write.
         """
-        host = urlsplit(post.url).netloc
+        try:
+            host = _host(post.url)
+        except ValueError:
+            return Answer(why="its address cannot be used", is_hopeless=True)
         with self._lock:
             if self._given_up[host] >= _MAX_GIVEN_UP:
                 return Answer(why="earlier requests to this host are still not answered")
-        attempt = _Attempt(lambda: _post(post, timeout_s, self._verify_tls))
+        try:
+            attempt = _Attempt(lambda may_write: _post(post, timeout_s, self._verify_tls, may_write))
+        except RuntimeError:  # "can't start new thread": the machine or its container has no more
+            return Answer(why="no thread can be started for it")
         answer = attempt.wait(timeout_s)
         if answer is not None:
             return answer
@@ -98,7 +118,7 @@ class Poster:
         with self._lock:
             self._given_up[host] += 1
         attempt.when_done(lambda: self._forget(host))
-        return Answer(why=f"no answer within {timeout_s:.3g} s")
+        return _late(timeout_s)
 
     def _forget(self, host: str) -> None:
         with self._lock:
@@ -110,15 +130,21 @@ class Poster:
 class _Attempt:
     """A request in a thread of its own."""
 
-    def __init__(self, work: Callable[[], Answer]) -> None:
+    def __init__(self, work: Callable[[Callable[[], bool]], Answer]) -> None:
+        """``work(may_write)`` asks before it writes the request. Raises RuntimeError when there is no thread for it."""
         self._lock = threading.Lock()
         self._done = threading.Event()
+        self._is_given_up = False
         self._answer: Answer | None = None
         self._afterwards: Callable[[], None] = lambda: None
         threading.Thread(target=self._run, args=(work,), name="settee-callback", daemon=True).start()
 
     def wait(self, timeout_s: float) -> Answer | None:
-        return self._answer if self._done.wait(timeout_s) else None
+        """None: there is none in that time, and the request is given up."""
+        if self._done.wait(timeout_s):
+            return self._answer
+        self._is_given_up = True
+        return None
 
     def when_done(self, afterwards: Callable[[], None]) -> None:
         with self._lock:
@@ -127,54 +153,70 @@ class _Attempt:
                 return
         afterwards()
 
-    def _run(self, work: Callable[[], Answer]) -> None:
+    def _run(self, work: Callable[[Callable[[], bool]], Answer]) -> None:
         try:
-            self._answer = work()
+            self._answer = work(lambda: not self._is_given_up)
         finally:
             with self._lock:
                 self._done.set()
             self._afterwards()
 
 
-def _post(post: Post, timeout_s: float, verify_tls: bool) -> Answer:
+def _host(url: str) -> str:
+    """``host:port``, without credentials. Raises ValueError for what no request can be sent to, whoever tries."""
+    parts = urlsplit(addressed(url))
+    host = parts.hostname or ""
+    host.encode("idna")  # as a connection does: a label may be empty or too long
+    return f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _post(post: Post, timeout_s: float, verify_tls: bool, may_write: Callable[[], bool]) -> Answer:
+    """``may_write`` is asked when there is a connection, before the request is written."""
     import requests
     import urllib3
+
+    from settee.doors.agent.callbacks.connecting import NotWanted
 
     if not verify_tls:
         # The operator knows; one warning for each request tells nothing new.
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    with _session(post.url, may_write) as session:
+        try:
+            request = session.prepare_request(_request(post))
+        except ValueError:  # requests.exceptions.InvalidURL, or of a library below
+            return Answer(why="its address cannot be used", is_hopeless=True)
+        # The address is one: what is wrong from here on may be put right, a proxy's in the environment included.
+        try:
+            # As a stream: the body of the answer says nothing that is needed, and may be endless.
+            settings = session.merge_environment_settings(post.url, {}, True, verify_tls, None)
+            with session.send(request, timeout=timeout_s, allow_redirects=False, **settings) as response:
+                return _answer(response.status_code, response.headers.get("Retry-After", ""))
+        except NotWanted:
+            return _late(timeout_s)
+        except requests.exceptions.SSLError:
+            return Answer(why="its TLS certificate or connection is not valid")
+        except requests.exceptions.Timeout:
+            return _late(timeout_s)
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema):
+            return Answer(why="the proxy in the agent's environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is not usable")
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError):
+            return Answer(why="the connection failed or broke off")
+
+
+def _request(post: Post) -> requests.Request:
+    import requests
+
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",
         "User-Agent": f"settee/{__version__}",
         "Idempotency-Key": header_text(post.key),
     }
-    try:
-        with (
-            _session(post.url) as session,
-            session.post(
-                post.url,
-                data=post.body,
-                headers=headers,
-                auth=_Credentials(post.url),
-                timeout=timeout_s,
-                verify=verify_tls,
-                allow_redirects=False,
-                # The body of the answer says nothing that is needed, and may be endless.
-                stream=True,
-            ) as response,
-        ):
-            return _answer(response.status_code, response.headers.get("Retry-After", ""))
-    except requests.exceptions.SSLError:
-        return Answer(why="its TLS certificate or connection is not valid")
-    except requests.exceptions.Timeout:
-        return Answer(why=f"no answer within {timeout_s:.3g} s")
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema):
-        return Answer(why="its address cannot be used", is_hopeless=True)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-        return Answer(why="the connection failed or broke off")
-    except ValueError:  # a host name that IDNA does not know
-        return Answer(why="its address cannot be used", is_hopeless=True)
+    return requests.Request("POST", post.url, headers=headers, data=post.body, auth=_Credentials(post.url))
+
+
+def _late(timeout_s: float) -> Answer:
+    return Answer(why=f"no answer within {timeout_s:.3g} s")
 
 
 def _answer(status: int, retry_after: str) -> Answer:
@@ -183,10 +225,14 @@ def _answer(status: int, retry_after: str) -> Answer:
     return Answer(status, f"HTTP {status}", seconds(retry_after) if status in RETRIED or status >= 500 else 0.0)
 
 
-def _session(url: str) -> requests.Session:
+def _session(url: str, may_write: Callable[[], bool]) -> requests.Session:
     import requests
 
+    from settee.doors.agent.callbacks.connecting import AskingAdapter
+
     session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, AskingAdapter(may_write))
     # The environment's proxy knows nothing of this machine's own ports.
     session.trust_env = not is_loopback(urlsplit(url).hostname or "")
     return session
