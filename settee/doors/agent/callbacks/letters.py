@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _VERSION = 1
 #: Refused ones that are kept.
 _MAX_REFUSED = 500
+#: What reading a file raises that nobody here wrote. RecursionError: JSON of a thousand brackets.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Shelf:
         self._last_number = 0
 
     def open(self) -> None:
-        """Make what is missing, and remove what a kill left half-written."""
+        """Make what is missing, and remove what a kill left half-written; nobody else may use the folder then."""
         for folder in (self._running.parent, self._pending, self._refused):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sweep(folder)
@@ -92,13 +94,16 @@ class Shelf:
         """Those to be delivered, oldest first. One that cannot be read is put aside, as refused."""
         for path in sorted(self._pending.glob("*.json")):
             try:
-                data = _read(path)
+                data = _read(path, texts=("url", "key", "body", "run_id", "job_id"))
                 post = Post(data["url"], data["key"], data["body"].encode("ascii"))
                 letter = Letter(run_id=data["run_id"], job_id=data["job_id"], post=post)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except _DAMAGED:
                 log.error("the callback %s in the outbox is damaged: it is put aside", path.name)
                 self.refuse(path)
                 continue
+            # A clock that was put back must not make a new one older than this.
+            if (number := path.name.partition("-")[0]).isdecimal():
+                self._last_number = max(self._last_number, int(number))
             yield path, letter
 
     def remove(self, path: Path) -> None:
@@ -132,7 +137,7 @@ class Shelf:
     def running(self) -> Running | None:
         """The job that was accepted last and not ended."""
         try:
-            data = _read(self._running)
+            data = _read(self._running, texts=("run_id", "job_id", "client_id", "started_at"))
             return Running(
                 run_id=data["run_id"],
                 job_id=data["job_id"],
@@ -143,7 +148,7 @@ class Shelf:
             )
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except _DAMAGED:
             log.error("running.json in the outbox is damaged: a job that was interrupted cannot be reported")
             return None
 
@@ -152,10 +157,13 @@ class Shelf:
         sync(self._running.parent)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, texts: Sequence[str]) -> dict[str, Any]:
+    """Raises OSError, and one of _DAMAGED."""
     data = json.loads(path.read_bytes())
     if not isinstance(data, dict) or data.get("version") != _VERSION:
         raise ValueError("not of this version")
+    if not all(isinstance(data[name], str) for name in texts):
+        raise TypeError("what should be text is none")
     return data
 
 

@@ -2,7 +2,8 @@
 
 Terminal callbacks (completion, failure) lie on the disk before the first attempt and until they are delivered or
 refused for good; they are tried again for ever, across restarts. Status callbacks are best-effort (status_lane.py). Of
-one job everything goes out in its order, and nothing after its terminal callback.
+one job everything goes out in its order, and nothing after its terminal callback. A job id that came again is one job
+to its dispatcher: of the later run nothing goes before the terminal callback of the earlier one.
 
     note()   → queue → statuses thread
     finish() → disk  → letters thread, once the job's statuses are through or have had their time
@@ -29,7 +30,7 @@ from settee import logs
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import interruption
 from settee.doors.agent.callbacks.letters import Letter, Running, Shelf
-from settee.doors.agent.callbacks.posting import Answer, Post, Sender
+from settee.doors.agent.callbacks.posting import Answer, Post, Sender, sent
 from settee.doors.agent.callbacks.status_lane import StatusLane, StatusPost
 from settee.errors import ConfigError, StagingError
 from settee.job import Status
@@ -79,8 +80,15 @@ class Outbox:
         self._clock, self._now, self._rand = clock, now, rand
         self._changed = threading.Condition()
         self._statuses = StatusLane(
-            self._changed, sender, timeout_s=timeout_s, max_retries=max_retries, pause_s=self._pause_s, clock=clock
+            self._changed,
+            sender,
+            timeout_s=timeout_s,
+            max_retries=max_retries,
+            pause_s=self._pause_s,
+            clock=clock,
+            is_held=self._is_held,
         )
+        #: Oldest first.
         self._waiting: list[_Waiting] = []
         self._lock_fd = -1
         self._is_closing = False
@@ -95,8 +103,8 @@ class Outbox:
         none. Raises ConfigError when the folder cannot be used.
         """
         try:
-            self._shelf.open()
             self._lock()
+            self._shelf.open()
             self._waiting = [_Waiting(letter, path) for path, letter in self._shelf.letters()]
             interrupted = self._recover()
         except OSError as error:
@@ -115,7 +123,7 @@ class Outbox:
         """Stop. Within ``grace_s`` seconds what was never tried is tried once; the rest stays on the disk."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._statuses.is_empty and all(each.attempts for each in self._waiting), grace_s
+                lambda: self._statuses.is_idle and all(each.attempts for each in self._heads().values()), grace_s
             )
             self._is_closing = True
             self._statuses.stop()
@@ -210,6 +218,7 @@ class Outbox:
         return running
 
     def _lock(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,21 +244,30 @@ class Outbox:
                 if self._is_closing or waiting is None:
                     return
             with logs.job(waiting.letter.job_id):
-                answer = self._sender(waiting.letter.post, self._timeout_s)
+                answer = sent(self._sender, waiting.letter.post, self._timeout_s)
                 with self._changed:
                     self._settle(waiting, answer)
                     self._changed.notify_all()
 
     def _next(self) -> _Waiting | None:
         """Of those that are due the one tried least: a receiver that is down does not hold up a new one."""
-        now = self._clock()
-        due = [each for each in self._waiting if each.due <= now and self._statuses.is_clear(each.letter.run_id)]
+        now, heads = self._clock(), self._heads().values()
+        due = [each for each in heads if each.due <= now and self._statuses.is_clear(each.letter.run_id)]
         return min(due, key=lambda each: each.attempts, default=None)
+
+    def _heads(self) -> dict[str, _Waiting]:
+        """Of each job id the oldest that waits: the only one that may go."""
+        return {each.letter.job_id: each for each in reversed(self._waiting)}
+
+    def _is_held(self, status: StatusPost) -> bool:
+        """Whether an earlier run of its job id has a terminal callback that must arrive before it."""
+        head = self._heads().get(status.job_id)
+        return head is not None and head.letter.run_id != status.run_id
 
     def _idle_s(self) -> float | None:
         """Until something may become due. None: until somebody notifies."""
         now = self._clock()
-        return min((each.due - now for each in self._waiting if each.due > now), default=None)
+        return min((each.due - now for each in self._heads().values() if each.due > now), default=None)
 
     def _settle(self, waiting: _Waiting, answer: Answer) -> None:
         waiting.attempts += 1

@@ -190,8 +190,13 @@ class Reporter:
             return
         self._outbox.note(self._running, self._state, post)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._beat, name="settee-heartbeat", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._beat, name="settee-heartbeat", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # "can't start new thread"
+                log.error("no thread can be started for heartbeats: the next state tries again")
+                return
+            self._thread = thread
 
     def _status(self, state: Status, moment: datetime, **said: Any) -> Post | None:
         """The next status; None when nobody wants any."""

@@ -2,7 +2,7 @@
 
 A newer heartbeat takes the place of an older one of the same state that still waits. Once a job's terminal callback is
 there, no more of its statuses are accepted, those that wait are tried once each, and after the time of one request
-what is left of them is dropped.
+what is left of them is dropped. Those that are held wait in their places, and others go past them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from settee import logs
-from settee.doors.agent.callbacks.posting import Answer, Post, Sender
+from settee.doors.agent.callbacks.posting import Answer, Post, Sender, sent
 from settee.job import Status
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,17 @@ class StatusLane:
         max_retries: int,
         pause_s: Callable[[int], float],
         clock: Callable[[], float],
+        is_held: Callable[[StatusPost], bool],
     ) -> None:
-        """``pause_s(n)``: how long to wait after attempt n, which begin at 0."""
+        """``pause_s(n)``: how long to wait after attempt n, which begin at 0. ``is_held``: whether one may not go
+        now; when that changes, ``changed`` is notified."""
         self._changed = changed
         self._sender = sender
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._pause_s = pause_s
         self._clock = clock
+        self._is_held = is_held
         self._waiting: deque[StatusPost] = deque()
         self._in_flight: StatusPost | None = None
         self._open: set[str] = set()
@@ -96,8 +99,9 @@ class StatusLane:
         return True
 
     @property
-    def is_empty(self) -> bool:
-        return not self._waiting and self._in_flight is None
+    def is_idle(self) -> bool:
+        """Nothing goes, and nothing may."""
+        return self._in_flight is None and self._next() is None
 
     def stop(self) -> None:
         """Drop what waits."""
@@ -109,15 +113,20 @@ class StatusLane:
     def work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._is_stopped)
-                if self._is_stopped:
+                while (status := self._next()) is None and not self._is_stopped:
+                    self._changed.wait()
+                if self._is_stopped or status is None:
                     return
-                self._in_flight = status = self._waiting.popleft()
+                self._waiting.remove(status)
+                self._in_flight = status
             with logs.job(status.job_id):
                 self._report(status, self._deliver(status))
             with self._changed:
                 self._in_flight = None
                 self._changed.notify_all()
+
+    def _next(self) -> StatusPost | None:
+        return next((each for each in self._waiting if not self._is_held(each)), None)
 
     def _deliver(self, status: StatusPost) -> Answer:
         answer = Answer(why="its job has ended")
@@ -125,7 +134,7 @@ class StatusLane:
             limit_s = self._limit_s(status.run_id)
             if limit_s <= 0:
                 break
-            answer = self._sender(status.post, limit_s)
+            answer = sent(self._sender, status.post, limit_s)
             if answer.is_delivered or answer.is_refused or attempt == self._max_retries:
                 break
             with self._changed:
@@ -145,8 +154,8 @@ class StatusLane:
 
     def _is_stale(self, status: StatusPost) -> bool:
         """Not worth another attempt: the job has ended, or a newer heartbeat says the same."""
-        is_replaced = bool(self._waiting) and self._waiting[0].says_as(status)
-        return is_replaced or self._has_ended(status)
+        newer = self._next()
+        return (newer is not None and newer.says_as(status)) or self._has_ended(status)
 
     def _has_ended(self, status: StatusPost) -> bool:
         return self._is_stopped or status.run_id not in self._open
