@@ -22,6 +22,10 @@ _WITH_BODY = frozenset(("/jobs", "/jobs/cancel"))
 CHUNK_S, BODY_S = 15.0, 300.0
 #: Digits of a length that can be compared at all.
 _MAX_DIGITS = 18
+_ONLY_LOCAL = (
+    "without a token in auth this agent answers to this machine's own names only: call it as localhost or 127.0.0.1, "
+    "or set a token in auth and send it"
+)
 _SEEN = frozenset((b"authorization", b"content-length", b"content-type", b"host"))
 
 Scope = MutableMapping[str, Any]
@@ -53,12 +57,13 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
         if scope["path"] not in OPEN_PATHS:
-            if not self._auth.is_allowed(headers.get(b"authorization")):
-                return _turned_away(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+            authorization = headers.get(b"authorization")
+            if not self._auth.is_allowed(authorization):
+                return _turned_away(401, _why_not(authorization or ""), {"WWW-Authenticate": "Bearer"})
             # Without a token only the host's own users come in; a page in their browser, whose name was made to
             # lead here (DNS rebinding), says that name.
             if self._auth.is_open and not _is_own(headers.get(b"host", "")):
-                return _turned_away(421, "without a token in auth, this agent is only known as localhost")
+                return _turned_away(421, _ONLY_LOCAL)
         # A page elsewhere can make a browser post a form or plain text, but no JSON without being allowed to.
         has_body = scope["method"] == "POST" and scope["path"] in _WITH_BODY
         if has_body and not _is_json(headers.get(b"content-type", "")):
@@ -104,6 +109,15 @@ def problem(status: int, detail: str, problems: Any = None, headers: Any = None)
 
 def _turned_away(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
     return problem(status, detail, headers={"Connection": "close", **(headers or {})})
+
+
+def _why_not(authorization: str) -> str:
+    scheme, _, token = authorization.strip().partition(" ")
+    if not scheme or (scheme.lower() == "bearer" and not token.strip()):
+        return "a bearer token is needed: send Authorization: Bearer <token>"
+    if scheme.lower() != "bearer":
+        return "write Bearer in front of the token: Authorization: Bearer <token>"
+    return "the token is wrong"
 
 
 def _is_own(host: str) -> bool:

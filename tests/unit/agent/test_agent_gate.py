@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,9 +102,8 @@ def test_a_head_that_comes_byte_by_byte(first: bytes) -> None:
     assert asyncio.run(run()).startswith(b"HTTP/1.1 204") is bool(first)
 
 
-def test_the_last_of_two_headers_counts() -> None:
-    """For the check as for the rest of the door."""
-    headers = [*HEADERS, (b"authorization", b"Bearer right"), (b"authorization", b"Bearer wrong")]
+def turned_away(auth: Auth, *headers: tuple[bytes, bytes]) -> tuple[int, str]:
+    """Status and text of what the gate answers itself."""
     sent: list[Any] = []
 
     async def run() -> None:
@@ -113,8 +113,41 @@ def test_the_last_of_two_headers_counts() -> None:
         async def never(*_: Any) -> Any:
             raise AssertionError("it came in")
 
-        gate = Gate(never, auth=Auth([SecretStr("right")]), max_body_bytes=10)
-        await gate({"type": "http", "method": "GET", "path": "/metrics", "headers": headers}, never, send)
+        gate = Gate(never, auth=auth, max_body_bytes=10)
+        await gate({"type": "http", "method": "GET", "path": "/metrics", "headers": list(headers)}, never, send)
 
     asyncio.run(run())
-    assert sent[0]["status"] == 401
+    return sent[0]["status"], json.loads(sent[1]["body"])["detail"]
+
+
+def test_the_last_of_two_headers_counts() -> None:
+    """For the check as for the rest of the door."""
+    two = [(b"authorization", b"Bearer right"), (b"authorization", b"Bearer wrong")]
+    assert turned_away(Auth([SecretStr("right")]), *HEADERS, *two)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (None, "a bearer token is needed: send Authorization: Bearer"),
+        (b"", "a bearer token is needed: send Authorization: Bearer"),
+        (b"Bearer ", "a bearer token is needed: send Authorization: Bearer"),
+        (b"right", "write Bearer in front of the token"),
+        (b"Basic right", "write Bearer in front of the token"),
+        (b"Bearer wrong", "the token is wrong"),
+        (b"bearer wrong too", "the token is wrong"),
+    ],
+)
+def test_a_401_says_what_to_do(header: bytes | None, said: str) -> None:
+    headers = [] if header is None else [(b"authorization", header)]
+    status, detail = turned_away(Auth([SecretStr("right")]), *headers)
+    assert status == 401
+    assert detail.startswith(said)
+    assert "wrong too" not in detail
+
+
+def test_a_421_says_what_to_do() -> None:
+    status, detail = turned_away(Auth([]), (b"host", b"render-1.example"))
+    assert status == 421
+    assert "call it as localhost" in detail
+    assert "set a token in auth" in detail
