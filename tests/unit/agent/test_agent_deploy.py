@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,13 @@ import pytest
 import yaml
 
 from settee.doors.agent import config
+from settee.doors.agent.dispatch import envelope as envelopes
+from settee.doors.agent.dispatch.example import EXAMPLE as ENVELOPE
+from settee.doors.agent.graph import landing
+from settee.doors.agent.graph.bindings import bound
+from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.options import AgentConfig, Section, options, subsections
+from tests.unit.agent.templates import context_of, object_info
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 EXAMPLE = DEPLOY / "config.example.yaml"
@@ -64,6 +71,39 @@ def test_the_descriptions_of_options_are_sentences() -> None:
                 assert (field.description or "").endswith("."), name
 
     check(AgentConfig)
+
+
+# --- the first job ---------------------------------------------------------------------------------------
+
+
+def shipped(name: str) -> Any:
+    return json.loads((DEPLOY / name).read_text(encoding="utf-8"))
+
+
+def test_the_envelope_is_the_documented_one() -> None:
+    assert shipped("envelope.example.json") == ENVELOPE
+
+
+@pytest.mark.parametrize("left_out", [(), ("loras", "callbacks")])
+def test_the_envelope_goes_with_the_template(left_out: tuple[str, ...]) -> None:
+    """Also as docs/agent.md sends it first."""
+    data = shipped("envelope.example.json")
+    envelope = envelopes.parse({name: value for name, value in data.items() if name not in left_out})
+    context = context_of(envelope)
+    graph = chained(bound(shipped("workflow.example.json"), envelope, context), context.loras)
+    landing.check(graph, envelope, context, object_info())
+    assert landing.unused(graph, envelope, context) == ()
+    assert len([node for node in graph.values() if node["class_type"] == "LoraLoader"]) == len(envelope.loras)
+
+
+def test_the_docs_first_job_names_what_is_shipped() -> None:
+    text = (DEPLOY.parent / "docs" / "agent.md").read_text(encoding="utf-8")
+    source = ENVELOPE["workflow"]
+    template = f"s3://{ENVELOPE['baseModel']['bucket']}/{source['minioKey']}"
+    assert f"aws s3 cp deploy/workflow.example.json {template}\n" in text
+    assert f"s3://{ENVELOPE['baseModel']['bucket']}/{ENVELOPE['baseModel']['key']} " in text
+    assert f"aws s3 mb s3://{ENVELOPE['output']['bucket']}\n" in text
+    assert f"/jobs/{ENVELOPE['jobId']}/events\n" in text
 
 
 # --- the unit --------------------------------------------------------------------------------------------
