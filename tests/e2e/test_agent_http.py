@@ -15,9 +15,12 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from settee.doors.agent import answer_examples
+from settee.doors.agent.answers import CompletionCallback, FailureCallback, Job, StatusCallback
 from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import Agent, HeldStore, comfy, held_in, parameters
 from tests.support.embedded import EmbeddedServer
+from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
 
 TOKEN = "a-token-of-the-tests"
@@ -57,7 +60,8 @@ def open_agent(tmp_path_factory: pytest.TempPathFactory, store: HeldStore, serve
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/jobs"), ("POST", "/jobs/cancel"), ("GET", "/jobs/x"), ("GET", "/jobs/x/events"), ("GET", "/metrics"),
-     ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere"), ("GET", "//healthz"), ("GET", "/healthz/")],
+     ("GET", "/docs"), ("GET", "/docs/swagger-ui.css"),
+     ("GET", "/openapi.json"), ("GET", "/nowhere"), ("GET", "//healthz"), ("GET", "/healthz/")],
 )  # fmt: skip
 def test_a_token_is_needed(method: str, path: str, header: str | None, agent: Agent) -> None:
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
@@ -160,6 +164,16 @@ def test_every_problem_is_told(agent: Agent) -> None:
     found = {problem["path"] for problem in answer.json()["problems"]}
     assert answer.status_code == 422
     assert found >= {"jobId", "output.bucket", "output.prefix", "loras", "user", "workflow", "baseModel", "parameters"}
+
+
+def test_a_body_of_too_many_values(open_agent: Agent) -> None:
+    """Within max_body_bytes; it is refused before it is parsed, which others would have to wait for."""
+    body = b'{"x":[' + b",".join([b"[]"] * 5_000_000) + b"]}"
+    answer = open_agent.session.post(
+        f"{open_agent.url}/jobs", data=body, headers={"Content-Type": "application/json"}, timeout=20
+    )
+    assert (answer.status_code, "too many values" in answer.json()["detail"]) == (413, True)
+    assert not open_agent.is_busy()
 
 
 # --- following -----------------------------------------------------------------------------------------------
@@ -316,11 +330,48 @@ def test_metrics(agent: Agent, store: HeldStore) -> None:
 
 
 def test_documentation(agent: Agent) -> None:
-    assert "swagger" in agent.session.get(f"{agent.url}/docs", timeout=5).text
+    page = agent.session.get(f"{agent.url}/docs", timeout=5).text
+    named = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(named) == 3
+    for name in named:
+        assert agent.session.get(f"{agent.url}/{name}", timeout=5).status_code == 200, name
     schema = agent.session.get(f"{agent.url}/openapi.json", timeout=5).json()
     assert schema["components"]["schemas"]["Envelope"]["examples"] == [EXAMPLE]
-    assert set(schema["paths"]) == {
-        "/", "/healthz", "/jobs", "/jobs/cancel", "/jobs/{job_id}", "/jobs/{job_id}/events", "/metrics"
-    }  # fmt: skip
     assert "security" not in schema["paths"]["/healthz"]["get"]
     assert schema["paths"]["/jobs"]["post"]["security"] == [{"bearer": []}]
+
+
+def test_answers_and_callbacks_are_as_documented(agent: Agent, store: HeldStore, server: EmbeddedServer) -> None:
+    """By their models, no field more; and the documented failure is what such a dispatch gives."""
+    jobs = []
+    with Receiver() as receiver:
+        with held_in("RUNNING", store, server) as wanted:
+            agent.post(store.envelope(receiver, jobId="told", parameters=wanted, cancelToken="stop it"))
+            eventually(lambda: any("activity_snapshot" in call.body for call in receiver.delivered), 20)
+            eventually(lambda: "step" in agent.job("told").get("progress", {}), 20)
+            jobs.append(agent.job("told"))
+            assert agent.cancel("stop it") == 200
+            jobs.append(agent.ended("told"))
+        agent.post(store.envelope(receiver, jobId="told too"))
+        jobs.append(agent.ended("told too"))
+        bindings = [
+            *EXAMPLE["workflowParameters"][:-1],
+            {"parameter": "scheduler", "node": 6, "path": "inputs.schedulr"},
+        ]
+        agent.post(store.envelope(receiver, jobId="told off", workflowParameters=bindings))
+        jobs.append(agent.ended("told off"))
+        for key in ("told-CANCELED", "told too-SUCCESS", "told off-FAILED"):
+            receiver.wait_for_key(key)
+    assert [job["state"] for job in jobs] == ["RUNNING", "CANCELED", "SUCCESS", "FAILED"]
+    for job in jobs:
+        Job.model_validate(job, extra="forbid")
+    assert jobs[-1]["error"] == answer_examples.FAILED["error"]
+    models = {"status": StatusCallback, "completion": CompletionCallback, "failure": FailureCallback}
+    for call in receiver.delivered:
+        models[call.path.rpartition("/")[2]].model_validate(call.body, extra="forbid")
+    states = {(call.path.rpartition("/")[2], call.state) for call in receiver.delivered}
+    ends = {("completion", "SUCCESS"), ("failure", "FAILED"), ("failure", "CANCELED")}
+    assert {state for state in states if state[0] != "status"} == ends
+    assert {state for _, state in states} == {
+        "QUEUED", "PREPARING", "MATERIALIZING", "SUBMITTED", "RUNNING", "UPLOADING", "SUCCESS", "FAILED", "CANCELED"
+    }  # fmt: skip

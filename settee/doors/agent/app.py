@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -18,15 +18,19 @@ from settee import __version__
 from settee.doors.agent.auth import Auth
 from settee.doors.agent.desk import Desk, OtherBody
 from settee.doors.agent.dispatch import envelope as envelopes
-from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.following import add_following
-from settee.doors.agent.gate import OPEN_PATHS, Gate, problem
+from settee.doors.agent.gate import Gate, problem
 from settee.doors.agent.metrics import Metrics
+from settee.doors.agent.openapi import add_page, body_of, schema_of
 from settee.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError
 
 SERVICE = "settee GPU agent"
 #: The largest body of a cancel: it is read on the event loop.
 _MAX_CANCEL_BYTES = 65_536
+#: Signs that begin or part values in a dispatch's JSON, those in its texts included. 10,000 overrides, as many
+#: parameters and 5,000 inline nodes have some 200,000 of them; 16 MB of empty lists have ten million, which keep every
+#: thread waiting for seconds and take a gigabyte.
+_MAX_VALUES = 1_000_000
 
 
 class Summary(BaseModel):
@@ -45,17 +49,17 @@ class Accepted(BaseModel):
     jobId: str
 
 
-class CancelRequest(BaseModel):
-    token: str = Field(description="The job's cancelToken.", max_length=1000, examples=["3f0c…"])
-
-
 class Cancelling(BaseModel):
     status: str = "cancelling"
 
 
 class Problem(BaseModel):
     detail: str
-    problems: list[dict[str, Any]] = Field(default_factory=list, description="Each with path and problem.")
+    problems: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="Each with path and problem.",
+        examples=[[{"path": "loras[0].key", "problem": "is missing"}]],
+    )
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -67,7 +71,7 @@ _BODY_REFUSALS: dict[int | str, dict[str, Any]] = {
     **_REFUSALS,
     400: {"model": Problem, "description": "The body is not what it should be"},
     408: {"model": Problem, "description": "The body comes too slowly"},
-    413: {"model": Problem, "description": "The body is too large"},
+    413: {"model": Problem, "description": "The body is too large, or has too many values"},
     415: {"model": Problem, "description": "The body is not said to be JSON"},
 }
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
@@ -79,7 +83,7 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {
 
 def create_app(desk: Desk, metrics: Metrics, auth: Auth, *, max_body_bytes: int, max_nodes: int) -> FastAPI:
     """The ASGI application."""
-    app = FastAPI(title=SERVICE, version=__version__)
+    app = FastAPI(title=SERVICE, version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_health(app, desk)
     _add_jobs(app, desk, metrics, max_nodes)
@@ -90,7 +94,8 @@ def create_app(desk: Desk, metrics: Metrics, auth: Auth, *, max_body_bytes: int,
     def _metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.openapi = lambda: _openapi(app, is_open=auth.is_open)  # type: ignore[method-assign]
+    add_page(app)
+    app.openapi = lambda: schema_of(app, is_open=auth.is_open)  # type: ignore[method-assign]
     app.add_middleware(Gate, auth=auth, max_body_bytes=max_body_bytes)
     return app
 
@@ -128,7 +133,19 @@ def _add_health(app: FastAPI, desk: Desk) -> None:
         return Health(busy=desk.is_busy)
 
 
+def _decoded(body: bytes) -> Any:
+    if sum(body.count(each) for each in (b",", b"[", b"{")) > _MAX_VALUES:
+        raise HTTPException(413, f"the body has too many values: more than {_MAX_VALUES:,} of the signs , [ {{ in it")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is no JSON") from error
+
+
 def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> None:
+    # Of large bodies one at a time is in memory as Python's values; those that wait hold no thread.
+    parsing = asyncio.Lock()
+
     @app.post(
         "/jobs",
         status_code=202,
@@ -139,12 +156,7 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
             422: {"model": Problem, "description": "The envelope is wrong; every problem is listed"},
             503: {"model": Problem, "description": "The agent is shutting down, or its disk is full"},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Envelope"}}},
-            }
-        },
+        openapi_extra=body_of("Envelope"),
     )
     async def _dispatch(
         request: Request,
@@ -154,17 +166,14 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
     ) -> Accepted:
         body = await request.body()
 
-        def take() -> str:
-            try:
-                data = json.loads(body)
-            except (ValueError, RecursionError) as error:
-                raise HTTPException(400, "the body is no JSON") from error
-            envelope = envelopes.parse(data, max_nodes=max_nodes)
-            return desk.submit(envelope, idempotency_key, hashlib.sha256(body).hexdigest())
-
         try:
             # Parsing a large envelope, and noting it on disk, take time that others must not wait for.
-            return Accepted(jobId=await run_in_threadpool(take))
+            async with parsing:
+                envelope = await run_in_threadpool(lambda: envelopes.parse(_decoded(body), max_nodes=max_nodes))
+            job_id = await run_in_threadpool(
+                lambda: desk.submit(envelope, idempotency_key, hashlib.sha256(body).hexdigest())
+            )
+            return Accepted(jobId=job_id)
         except (SetteeError, HTTPException) as error:
             metrics.refused.labels(
                 str(_status_of(error) if isinstance(error, SetteeError) else error.status_code)
@@ -178,12 +187,7 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
             **_BODY_REFUSALS,
             404: {"model": Problem, "description": "No job that runs has this token"},
         },
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CancelRequest"}}},
-            }
-        },
+        openapi_extra=body_of("CancelRequest"),
     )
     async def _cancel(request: Request) -> Cancelling:
         body = await request.body()
@@ -199,22 +203,3 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
         if not desk.cancel(token):
             raise HTTPException(404, "no job that runs has this token")
         return Cancelling()
-
-
-def _openapi(app: FastAPI, *, is_open: bool) -> dict[str, Any]:
-    """With the envelope, which the route parses itself."""
-    if not app.openapi_schema:
-        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        found = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Envelope, CancelRequest):
-            said = model.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
-            found.update(said.pop("$defs", {}))
-            found[model.__name__] = said
-        if not is_open:
-            schema["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        for path, methods in schema["paths"].items():
-            if path not in OPEN_PATHS and not is_open:
-                for operation in methods.values():
-                    operation["security"] = [{"bearer": []}]
-        app.openapi_schema = schema
-    return app.openapi_schema

@@ -13,7 +13,9 @@ from fastapi import FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
+from settee.doors.agent.answers import Job
 from settee.doors.agent.desk import Desk
+from settee.doors.agent.openapi import EVENTS
 from settee.doors.agent.record import Record
 
 #: A line now and then keeps proxies from closing a quiet stream, seconds.
@@ -38,7 +40,7 @@ def add_following(
         response_class=StreamingResponse,
         responses={
             **refusals,
-            200: {"content": {"text/event-stream": {}}, "description": "One event for each change"},
+            200: EVENTS,
             204: {"description": "The job has ended, and Last-Event-ID names its last event"},
         },
     )
@@ -59,7 +61,11 @@ def add_following(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
-    @app.get("/jobs/{job_id:path}", summary="How a job stands: state, progress, result", responses=refusals)
+    @app.get(
+        "/jobs/{job_id:path}",
+        summary="How a job stands: state, progress, result",
+        responses={**refusals, 200: {"model": Job, "description": "The job, as it stands"}},
+    )
     async def _job(job_id: str) -> Response:
         shown = found(job_id).shown()
         # Half a surrogate pair, which UTF-8 has no bytes for, must not cost the answer.
