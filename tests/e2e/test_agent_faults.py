@@ -234,7 +234,8 @@ def test_a_wrong_checksum(agent: Agent, store: HeldStore, server: EmbeddedServer
     lora = {**EXAMPLE["loras"][0], "bucket": "loras", "checksum": "sha256:" + "0" * 64}
     agent.post(store.envelope(jobId="wrong sum", loras=[lora]))
     ended = agent.ended("wrong sum")
-    assert (ended["state"], "sha256" in ended["error"]["reason"]) == ("FAILED", True), ended
+    error = ended["error"]
+    assert (error["reason_code"], "sha256" in error["reason"]) == ("VALIDATION_ERROR", True), ended
     assert not list((server.root / "models" / "loras").glob("*"))
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from settee.doors.agent.callbacks import payloads, reasons
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Poster
 from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, UploadedArtifact, Urls
-from settee.errors import InvalidRequest, JobCanceled, SetteeError
+from settee.doors.agent.options import AgentConfig
+from settee.errors import ExecutionFailed, IntegrityError, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
 from settee.job import Status
+from settee.models.transfer.given import wrong_hash, wrong_size
+from settee.settings import Settings
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
 
@@ -104,3 +109,106 @@ def test_heartbeats_repeat_while_a_state_lasts(receiver: Receiver, outbox: Outbo
     sequence = [call.body["heartbeat_seq"] for call in receiver.delivered[:-1]]
     assert sequence == sorted(set(sequence))
     assert receiver.delivered[-3].body["progress"] == {"phase": "sampling", "percent": 20.0}
+
+
+def told(receiver: Receiver, outbox: Outbox, error: SetteeError) -> dict[str, Any]:
+    """The body of its failure callback."""
+    assert begun(receiver, outbox).failed(error)
+    body: dict[str, Any] = receiver.wait_for_key("job-1-FAILED").body
+    assert {name: body[name] for name in payloads.failure_shown(error)} == payloads.failure_shown(error)
+    return body
+
+
+def problems(count: int, text: str = "is not there") -> list[dict[str, Any]]:
+    return [{"path": f"loras[{number}]", "problem": text} for number in range(count)]
+
+
+class TestFailures:
+    def test_every_problem_is_told(self, receiver: Receiver, outbox: Outbox) -> None:
+        found = [
+            {"path": "parameters.steps", "problem": "must be positive"},
+            {"path": "", "problem": "one\nof no place"},
+            {"path": "loras[1]", "problem": "no such name", "near": ["a.safetensors", "b.safetensors"]},
+        ]
+        body = told(receiver, outbox, InvalidRequest.from_problems(found))
+        near = "no such name; did you mean 'a.safetensors' or 'b.safetensors'?"
+        assert body["reason"] == (
+            f"invalid request: parameters.steps: must be positive; one of no place; loras[1]: {near}"
+        )
+        assert body["problems"] == [
+            {"path": "parameters.steps", "problem": "must be positive"},
+            {"path": "", "problem": "one of no place"},
+            {"path": "loras[1]", "problem": near},
+        ]
+        assert "node_errors" not in body
+
+    @pytest.mark.parametrize("count", [2, 10, 15, 16, 17, 18, 30, 250])
+    def test_the_reason_has_as_many_as_have_room(self, count: int) -> None:
+        shown = payloads.failure_shown(InvalidRequest.from_problems(problems(count)))
+        parts = shown["reason"].removeprefix("invalid request: ").split("; ")
+        listed, left = len([part for part in parts if part.endswith(": is not there")]), 0
+        if parts[-1].startswith("and "):
+            left = int(parts[-1].split()[1])
+            assert len(shown["reason"]) > 500 - len("; loras[100]: is not there") - len("; and 240 more")
+        assert len(shown["reason"]) <= 500
+        assert listed + left == count
+        assert [each["path"] for each in shown["problems"]] == [f"loras[{n}]" for n in range(min(count, 100))]
+        assert "details" not in shown["reason"]
+
+    def test_nor_does_a_long_first_one_hide_the_rest(self) -> None:
+        shown = payloads.failure_shown(InvalidRequest.from_problems(problems(3, "x" * 900)))
+        assert len(shown["reason"]) == 500
+        assert shown["reason"].endswith("x…; and 2 more")
+        assert [len(each["problem"]) for each in shown["problems"]] == [500] * 3
+
+    def test_one_problem_is_told_as_before(self) -> None:
+        shown = payloads.failure_shown(InvalidRequest.from_problems(problems(1)))
+        assert shown["reason"] == "invalid request: loras[0]: is not there"
+
+    def test_no_path_of_the_host_is_told(self, receiver: Receiver, outbox: Outbox) -> None:
+        path = "/srv/comfy/models/checkpoints/x.safetensors"
+        found = [
+            {
+                "path": "workflow.1.inputs.ckpt_name",
+                "node_id": "1",
+                "class_type": "CheckpointLoaderSimple",
+                "input": "ckpt_name",
+                "value": value,
+                "problem": f"there is no {path!r}",
+                "near": [path],
+            }
+            for value in (path, [path, {"deep": path}])
+        ]
+        body = told(receiver, outbox, WorkflowRejected.from_problems(found, "workflow"))
+        assert "/srv" not in str(body)
+        errors = body["node_errors"]["1"]["errors"]
+        assert errors[0]["value"] == "x.safetensors"
+        assert errors[1]["value"] == ["x.safetensors", {"deep": "x.safetensors"}]
+        assert errors[0]["message"] == "there is no 'x.safetensors'"
+
+    def test_nor_by_a_node_that_failed(self) -> None:
+        said = {"exception_message": "cannot open /srv/comfy/input/a.png", "title": "of /srv/comfy/input/a.png"}
+        error = ExecutionFailed("node 3 failed", details={"node_id": "3", "class_type": "LoadImage", **said})
+        assert "/srv" not in str(payloads.failure_shown(error))
+
+    def test_settings_have_the_names_of_the_agents_own(self, receiver: Receiver, outbox: Outbox) -> None:
+        text = "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, not MAX_JOB_TIMEOUT_S"
+        found = [{"path": "delivery", "problem": text, "node_id": "3"}, {"path": "b", "problem": "look at COMFY_URL"}]
+        body = told(receiver, outbox, InvalidRequest.from_problems(found))
+        ours = "set minio.endpoint, minio.access_key and minio.secret_key, not MAX_JOB_TIMEOUT_S"
+        assert body["reason"] == f"invalid request: delivery: {ours}; b: look at comfyui.api_url"
+        assert [each["problem"] for each in body["problems"]] == [ours, "look at comfyui.api_url"]
+        assert body["node_errors"]["3"]["errors"][0]["message"] == ours
+
+    def test_those_names_are_there(self) -> None:
+        for name, options in reasons._OPTIONS.items():
+            assert name.lower() in Settings.model_fields
+            for option in options.split(" and "):
+                section, _, field = option.partition(".")
+                assert field in AgentConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+
+    def test_another_file_than_the_checksums_is_the_callers_fault(self) -> None:
+        """Sending it again changes nothing, which it may where bytes are missing."""
+        assert payloads.reason_code(wrong_hash("s3://b/k", "0" * 64, "1" * 64)) == "VALIDATION_ERROR"
+        assert payloads.reason_code(wrong_size("s3://b/k", 2, 1)) == "SYSTEM_ERROR"
+        assert payloads.reason_code(IntegrityError(details={"problem": "is no safetensors"})) == "SYSTEM_ERROR"

@@ -12,16 +12,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from settee.doors.agent.callbacks.reasons import MAX_REASON, node_errors, one_line, problems, reason, reason_code
 from settee.doors.agent.timestamps import stamp
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, WorkflowRejected
+from settee.errors import JobCanceled, SetteeError
 from settee.job import Status
-from settee.redact import neutral
 
-#: Characters of `reason`.
-MAX_REASON = 500
 _MAX_MESSAGE = 500
-#: The caller's own mistakes: the same dispatch fails again wherever it is sent.
-_CALLERS = (InvalidRequest, WorkflowRejected, ModelMissing)
+_MAX_PROBLEMS = 100
 
 STATES = {
     Status.QUEUED: "QUEUED",
@@ -159,7 +156,6 @@ def failure(
     """The body of a failure callback; the job ended at ``timestamp``. What is not known is left out."""
     optional = {
         "prompt_id": prompt_id,
-        "node_errors": node_errors(error) or None,
         "last_activity": None if last_activity is None else dict(last_activity),
     }
     return {
@@ -167,60 +163,27 @@ def failure(
         "client_id": about.client_id,
         "state": STATES[ended(error)],
         "timestamp": stamp(timestamp),
-        "reason_code": reason_code(error),
-        "reason": reason(error),
-        "error_type": type(error).__name__,
+        **failure_shown(error),
         "timing": timing(started_at, timestamp),
         **{name: value for name, value in optional.items() if value is not None},
     }
 
 
 def failure_shown(error: SetteeError) -> dict[str, Any]:
-    """A job's error for GET /jobs/{id} and the archive: ``{reason_code, reason, error_type, node_errors?}``."""
-    found = {"reason_code": reason_code(error), "reason": reason(error), "error_type": type(error).__name__}
-    nodes = node_errors(error)
-    return {**found, "node_errors": nodes} if nodes else found
+    """A job's error for its callback, GET /jobs/{id} and the archive: ``{reason_code, reason, error_type,
+    node_errors?, problems?}``; ``problems`` are ``{path, problem}``."""
+    optional = {"node_errors": node_errors(error), "problems": problems(error)[:_MAX_PROBLEMS]}
+    return {
+        "reason_code": reason_code(error),
+        "reason": reason(error),
+        "error_type": type(error).__name__,
+        **{name: value for name, value in optional.items() if value},
+    }
 
 
 def ended(error: SetteeError) -> Status:
     """CANCELED or FAILED."""
     return Status.CANCELED if isinstance(error, JobCanceled) else Status.FAILED
-
-
-def reason_code(error: SetteeError) -> str:
-    """One of the contract's five. A TRANSIENT_ERROR may well go away when the same job is sent again."""
-    if isinstance(error, JobCanceled):
-        return "CANCELED"
-    if isinstance(error, JobTimeout):
-        return "TIMEOUT"
-    if isinstance(error, _CALLERS):
-        return "VALIDATION_ERROR"
-    return "TRANSIENT_ERROR" if error.retryable else "SYSTEM_ERROR"
-
-
-def reason(error: SetteeError) -> str:
-    """One line, without absolute paths of this machine."""
-    return one_line(neutral(error.message), MAX_REASON)
-
-
-def node_errors(error: SetteeError) -> dict[str, Any]:
-    """What is known by node id: ``{class_type?, errors: [{message, …}]}``. Empty when no node is to blame."""
-    found: dict[str, dict[str, Any]] = {}
-    problems = error.details.get("problems")
-    for problem in problems if isinstance(problems, list) else ():
-        if isinstance(problem, dict) and problem.get("node_id") is not None:
-            _add(found, problem, str(problem.get("problem", "")), ("path", "input", "value", "near"))
-    if error.details.get("node_id") is not None and not found:
-        said = error.details.get("exception_message")
-        _add(found, error.details, str(said or error.message), ("exception_type", "title", "input"))
-    return found
-
-
-def _add(found: dict[str, dict[str, Any]], about: Mapping[str, Any], message: str, names: Sequence[str]) -> None:
-    node = found.setdefault(str(about["node_id"]), {"errors": []})
-    if about.get("class_type"):
-        node["class_type"] = about["class_type"]
-    node["errors"].append({"message": message, **{name: about[name] for name in names if about.get(name)}})
 
 
 def timing(started_at: datetime, finished_at: datetime) -> dict[str, Any]:
@@ -263,7 +226,21 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return str(value)[:200]
 
 
-def one_line(text: str, limit: int) -> str:
-    """Without line breaks and control characters, at most ``limit`` characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+__all__ = [
+    "STATES",
+    "About",
+    "RenderParams",
+    "UploadedArtifact",
+    "as_json",
+    "completion",
+    "ended",
+    "failure",
+    "failure_shown",
+    "one_line",
+    "reason",
+    "reason_code",
+    "status",
+    "status_key",
+    "terminal_key",
+    "timing",
+]
