@@ -18,7 +18,7 @@ from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natur
 # --- loading nodes ---------------------------------------------------------------------------------------
 
 #: Input options by which ComfyUI (and VideoHelperSuite) mark a combo that lists the input folder.
-UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload", "upload")
+_UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload", "upload")
 #: Inputs that custom loaders use for a file or folder without marking them.
 PATH_INPUT = re.compile(
     r"^(image|images|mask|audio|video|file|files|folder|directory|dir|path|model_file|filename|image_path"
@@ -39,24 +39,30 @@ class Load:
     name: str
 
 
-def _spec(object_info: ObjectInfo, class_type: str, input_name: str) -> Any:
+def spec_of(object_info: ObjectInfo, class_type: str, name: str) -> Any:
+    """The registry's ``[type, options]`` of an input; None when its class is unknown or has no such input."""
     sections = object_info.get(class_type, {}).get("input", {})
     for section in ("required", "optional"):
-        spec = (sections.get(section) or {}).get(input_name)
-        if spec is not None:
-            return spec
+        found = (sections.get(section) or {}).get(name)
+        if found is not None:
+            return found
     return None
 
 
-def _options(spec: Any) -> Mapping[str, Any]:
-    if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict):
-        return spec[1]
-    return {}
+def options_of(spec: Any) -> Mapping[str, Any]:
+    """The options of an input, such as its least and most."""
+    return spec[1] if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict) else {}
 
 
-def _is_upload(spec: Any) -> bool:
-    options = _options(spec)
-    return any(options.get(name) for name in UPLOAD_OPTIONS)
+def is_upload(spec: Any) -> bool:
+    """Whether an input names a file of ComfyUI's input folder, which people upload to."""
+    return any(options_of(spec).get(name) for name in _UPLOAD_OPTIONS)
+
+
+def is_core(object_info: ObjectInfo, class_type: str) -> bool:
+    """Whether a class is one of ComfyUI's own."""
+    module = str(object_info.get(class_type, {}).get("python_module", ""))
+    return module == "nodes" or module.startswith("comfy_extras.")
 
 
 def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
@@ -65,7 +71,7 @@ def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
             value = unwrapped(value)
-            if isinstance(value, str) and _is_upload(_spec(object_info, node["class_type"], name)):
+            if isinstance(value, str) and is_upload(spec_of(object_info, node["class_type"], name)):
                 match = ANNOTATION.match(value)
                 found.append(Load(node_id, node["class_type"], name, match["name"] if match else value))
     return found
@@ -85,12 +91,12 @@ def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[s
             value = unwrapped(value)
             if not isinstance(value, str) or (value in own and name != "filename_prefix"):
                 continue
-            spec = _spec(object_info, class_type, name)
-            is_upload = _is_upload(spec)
+            spec = spec_of(object_info, class_type, name)
+            is_file = is_upload(spec)
             # A combo names one of its choices; a class with a check of its own may take more (LoadLatent does).
-            if not (is_upload or choices_of(spec) is not None or PATH_INPUT.match(name) or name == "filename_prefix"):
+            if not (is_file or choices_of(spec) is not None or PATH_INPUT.match(name) or name == "filename_prefix"):
                 continue
-            if rule := _unsafe(value, is_upload):
+            if rule := _unsafe(value, is_file):
                 problems.append(
                     {
                         "path": f"workflow.{node_id}.inputs.{name}",
@@ -104,9 +110,9 @@ def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[s
     return problems
 
 
-def _unsafe(value: str, is_upload: bool) -> str | None:
+def _unsafe(value: str, is_file: bool) -> str | None:
     match = ANNOTATION.match(value)
-    if match and match["folder"] != "input" and is_upload:
+    if match and match["folder"] != "input" and is_file:
         return f"names ComfyUI's {match['folder']} folder, which is wiped between jobs: send the file with the job"
     name = match["name"] if match else value
     parts = re.split(r"[\\/]", name)
@@ -157,8 +163,8 @@ def choices_of(spec: Any) -> list[Any] | None:
         return None
     if isinstance(spec[0], list):
         return spec[0]
-    if spec[0] == "COMBO" and isinstance(_options(spec).get("options"), list):
-        return list(_options(spec)["options"])
+    if spec[0] == "COMBO" and isinstance(options_of(spec).get("options"), list):
+        return list(options_of(spec)["options"])
     return None
 
 
@@ -250,7 +256,7 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
             if name:
                 problem["input"] = name
                 problem["value"] = value if not isinstance(value, str) else value[:200]
-                choices = choices_of(_spec(object_info, str(class_type), name))
+                choices = choices_of(spec_of(object_info, str(class_type), name))
                 if choices is not None and not is_link(value):
                     # Each search costs milliseconds: a graph that is all wrong has no use for more.
                     problem["near"] = near_matches(value, choices) if len(problems) < MAX_NEAR else []

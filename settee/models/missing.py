@@ -14,7 +14,7 @@ from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
 from settee.models.needs import Named, named_models, supplying
 from settee.models.places import SUFFIXES
-from settee.registry import MAX_NEAR, choices_of, near_matches
+from settee.registry import MAX_NEAR, choices_of, is_core, near_matches, spec_of
 from settee.workflow import ObjectInfo, Problem, Workflow
 
 
@@ -34,14 +34,9 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
 
 
 def _choices(named: Named, object_info: ObjectInfo) -> list[Any] | None:
-    known = object_info.get(named.class_type, {})
-    module = str(known.get("python_module", ""))
-    if not named.folders or not (module == "nodes" or module.startswith("comfy_extras.")):
+    if not named.folders or not is_core(object_info, named.class_type):
         return None
-    inputs = known.get("input", {})
-    return choices_of(
-        (inputs.get("required") or {}).get(named.input) or (inputs.get("optional") or {}).get(named.input)
-    )
+    return choices_of(spec_of(object_info, named.class_type, named.input))
 
 
 def _problem(named: Named, choices: Iterable[Any], entries: Sequence[ModelEntry]) -> Problem:

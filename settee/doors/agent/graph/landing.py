@@ -18,7 +18,16 @@ from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
 from settee.models.places import SUFFIXES
-from settee.registry import MAX_NEAR, UPLOAD_OPTIONS, choices_of, near_matches, path_problems, registry_problems
+from settee.registry import (
+    MAX_NEAR,
+    choices_of,
+    is_core,
+    is_upload,
+    near_matches,
+    path_problems,
+    registry_problems,
+    spec_of,
+)
 from settee.workflow import ObjectInfo, Problem, Workflow, is_link, output_nodes, unwrapped
 
 _REPLACED = (
@@ -156,13 +165,13 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
     is_base_bound = any(base in literals(node) for node in workflow.values())
     for node_id, node in workflow.items():
         for name, given in node["inputs"].items():
-            value, spec = unwrapped(given), roles.spec_of(object_info, node["class_type"], name)
+            value, spec = unwrapped(given), spec_of(object_info, node["class_type"], name)
             choices = choices_of(spec)
             if choices is None or is_link(value) or isinstance(value, (list, dict)) or value in choices:
                 continue
-            is_ours = value in coming or any(roles.options_of(spec).get(option) for option in UPLOAD_OPTIONS)
+            is_ours = value in coming or is_upload(spec)
             is_model = isinstance(value, str) and value.lower().endswith(SUFFIXES)
-            if is_ours or not (is_model or roles.is_core(object_info, node["class_type"])):
+            if is_ours or not (is_model or is_core(object_info, node["class_type"])):
                 continue
             is_path = value in context.own_paths
             shown = "a model's full path" if is_path else str(value)[:200]

@@ -8,12 +8,11 @@ names of inputs mean what they say, so there the name must fit too; custom nodes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from settee.registry import near_matches
+from settee.registry import is_core, near_matches, options_of, spec_of
 from settee.workflow import ObjectInfo, Problem, Workflow, links, output_nodes
 
 #: Outputs that are values: a node with no others passes on, or calculates with, what it was given.
@@ -59,31 +58,10 @@ _ROLES: dict[str, _Role] = {
 _OTHER_SIDE = {"prompt": "negative", "negative_prompt": "positive"}
 
 
-def spec_of(object_info: ObjectInfo, class_type: str, name: str) -> Any:
-    """The registry's ``[type, options]`` of an input; None when its class is unknown or has no such input."""
-    sections = object_info.get(class_type, {}).get("input", {})
-    for section in ("required", "optional"):
-        found = (sections.get(section) or {}).get(name)
-        if found is not None:
-            return found
-    return None
-
-
-def options_of(spec: Any) -> Mapping[str, Any]:
-    """The options of an input, such as its least and most."""
-    return spec[1] if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict) else {}
-
-
 def is_named_for(parameter: str, name: str) -> bool:
     """Whether ComfyUI's own classes give inputs for this parameter such a name."""
     # Inputs that another one brings with it have its name before theirs ("resize_type.width").
     return bool(re.fullmatch(_ROLES[parameter].name, name.rpartition(".")[2]))
-
-
-def is_core(object_info: ObjectInfo, class_type: str) -> bool:
-    """Whether a class is one of ComfyUI's own."""
-    module = str(object_info.get(class_type, {}).get("python_module", ""))
-    return module == "nodes" or module.startswith("comfy_extras.")
 
 
 class Uses:
@@ -241,4 +219,4 @@ def _is_dynamic(spec: Any) -> bool:
     return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")
 
 
-__all__ = ["Uses", "is_core", "is_named_for", "options_of", "spec_of"]
+__all__ = ["Uses", "is_named_for"]
