@@ -29,7 +29,8 @@ def comfyui(tmp_path: Path) -> EmbeddedServer:
 
 @pytest.fixture
 def agent(tmp_path: Path, store: HeldStore, comfyui: EmbeddedServer) -> Iterator[Agent]:
-    own = {"api_url": None, "dir": str(comfyui_in(tmp_path / "ComfyUI")), "port": comfyui.port}
+    folder = comfyui_in(tmp_path / "ComfyUI", "--fault", "step_slow=0.02")
+    own = {"api_url": None, "dir": str(folder), "port": comfyui.port}
     with Agent(tmp_path / "agent", store, comfyui, comfyui=own) as agent:
         yield agent
     assert "Traceback" not in agent.log_path.read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from settee.comfy import watcher
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
@@ -146,6 +147,18 @@ def test_a_comfyui_that_is_not_ours_is_restarted_in_mid_run(tmp_path: Path) -> N
         result = run.end()
         assert result.outputs
         assert "ran twice" in result.warnings[0]
+
+
+def test_a_comfyui_that_is_not_ours_and_gone_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not frozen: nobody listens, so nothing of it has to be waited for."""
+    monkeypatch.setattr(watcher, "REFUSED_S", 0.3)
+    waits = {**QUICK, "comfy_unresponsive_s": 5}
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **waits, **server.shared) as rig:
+        run = rig.start(slow(steps=1000))
+        run.reach(Status.RUNNING, SLOW)
+        server.stop()
+        with pytest.raises(ComfyUnavailable, match=r"cannot be reached for \d s, and it did not come back"):
+            run.end()
 
 
 def test_history_comes_late(rig: Rig) -> None:

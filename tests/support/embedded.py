@@ -123,10 +123,11 @@ class EmbeddedServer:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
 
-def comfyui_in(folder: Path) -> Path:
-    """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI."""
+def comfyui_in(folder: Path, *args: str) -> Path:
+    """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI, with these arguments beside its own."""
     folder.mkdir()
     (folder / "main.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(_ROOT)!r})\nfrom settee.embedded.cli import main\nsys.exit(main())\n"
+        f"import sys\nsys.path.insert(0, {str(_ROOT)!r})\nsys.argv += {list(args)!r}\n"
+        "from settee.embedded.cli import main\nsys.exit(main())\n"
     )
     return folder
