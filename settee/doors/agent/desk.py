@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hmac
 import logging
 import threading
@@ -93,6 +94,9 @@ class Desk:
                 log.error("ComfyUI still runs a job of an agent that was killed")
         finally:
             self._recovering = False
+        self._parts.storage.prepare()
+        # What is there by now stays: without it, a round of the garbage collector is short (40 ms with).
+        gc.freeze()
 
     def _settled(self) -> bool:
         """Wait until ComfyUI is idle of earlier jobs; whether it is."""

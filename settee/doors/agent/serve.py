@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 _LETTERS_S = 5.0
 #: How long requests that are being answered may take at the end, seconds.
 _REQUESTS_S = 5
+#: How long one thread may keep all others waiting, seconds: with Python's own 5 ms, the threads of an upload could
+#: together hold an answer up for longer than the 50 ms that one may take.
+_SWITCH_S = 0.001
 #: What the example has for secrets.
 _PLACEHOLDER = "CHANGE-ME"
 
@@ -104,6 +107,7 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.patience import Patient, Server
     from settee.engine import Engine
 
+    sys.setswitchinterval(_SWITCH_S)
     settings = to_settings(config)
     logs.setup(settings)
     listening = _listening(config)

@@ -68,6 +68,10 @@ class Storage:
         assert target is not None, "the agent's configuration always names its S3 store"
         self._target: Target = target
 
+    def prepare(self) -> None:
+        """Load botocore and its description of S3 before a job needs them: that holds all threads up for moments."""
+        client_for(self._target)
+
     def head(self, bucket: str, key: str, what: str, check: Check = _no_check) -> Found:
         """Size, ETag and metadata. Raises InvalidRequest when it is not there, DownloadFailed when S3 cannot tell."""
         answer = self._ask(what, bucket, key, check, lambda s3: s3.head_object(Bucket=bucket, Key=key))
