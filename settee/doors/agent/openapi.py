@@ -52,7 +52,7 @@ def body_of(name: str) -> dict[str, Any]:
 #: 200 of the events of a job.
 EVENTS: dict[str, Any] = {
     "description": "One event for each change, named state; its data is what GET /jobs/{id} would say, as one line",
-    "content": {"text/event-stream": {"schema": {"type": "string"}, "examples": {"example": {"value": EVENT}}}},
+    "content": {"text/event-stream": {"examples": {"example": {"value": EVENT}}}},
 }
 
 
