@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from settee.errors import WorkflowRejected
 from settee.redact import neutral
 from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key, unwrapped
 
@@ -263,6 +264,17 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
                     problem["choices"] = len(choices)
             problems.append(problem)
     return problems
+
+
+def explained(error: WorkflowRejected, graph: Workflow, object_info: ObjectInfo) -> WorkflowRejected:
+    """ComfyUI's refusal of a graph, with every problem that it has, in our words; as it was when it says none."""
+    problems = explain(error.details.get("node_errors") or {}, graph, object_info)
+    said = error.details.get("error") or {}
+    if not problems and not said:
+        return error
+    if not problems:
+        problems = [{"path": "workflow", "type": said.get("type"), "problem": sentence(said)}]
+    return WorkflowRejected.from_problems(problems, "workflow")
 
 
 def sentence(error: Mapping[str, Any]) -> str:

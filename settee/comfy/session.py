@@ -205,7 +205,7 @@ class Session:
                 self._leftovers.add(prompt_id)
             raise
         except WorkflowRejected as error:
-            raise self._explained(error, graph) from error
+            raise registry.explained(error, graph, self._object_info) from error
         except BaseException:
             # Canceled, out of time, lost or broken: whatever it is, the GPU must not go on with it.
             may_yet_come = prompt_id in self._leftovers
@@ -285,15 +285,6 @@ class Session:
             elif not done:
                 self._leftovers.add(prompt_id)
             _check(cancel, deadline)
-
-    def _explained(self, error: WorkflowRejected, graph: Workflow) -> WorkflowRejected:
-        problems = registry.explain(error.details.get("node_errors") or {}, graph, self._object_info)
-        said = error.details.get("error") or {}
-        if not problems and not said:
-            return error
-        if not problems:
-            problems = [{"path": "workflow", "type": said.get("type"), "problem": registry.sentence(said)}]
-        return WorkflowRejected.from_problems(problems, "workflow")
 
     # --- trouble -------------------------------------------------------------------------------------------
 

@@ -13,6 +13,15 @@ POLL_S = 0.1
 GRACE_S = 5.0
 
 
+#: Threads of requests, by how their names begin.
+UPLOAD, CLEAN_UP = "upload", "clean-up"
+
+
+def are_stuck() -> bool:
+    """Whether requests that were given up still run: Python would wait for them at its end, a minute if need be."""
+    return any(thread.name.startswith((f"{UPLOAD}_", f"{CLEAN_UP}_")) for thread in threading.enumerate())
+
+
 class Lanes:
     """At most ``width`` calls at a time, each in a thread. Used from one thread.
 
@@ -24,7 +33,7 @@ class Lanes:
         self._width = width
         self._check = check
         self._notify = notify
-        self._pool = ThreadPoolExecutor(width, thread_name_prefix="upload")
+        self._pool = ThreadPoolExecutor(width, thread_name_prefix=UPLOAD)
         #: With each, whether to tell of it.
         self._pending: dict[Future[Any], bool] = {}
         self.stop = threading.Event()

@@ -14,7 +14,7 @@ from settee.delivery.attempts import code_of, status_of
 from settee.delivery.blob import Blob, Digest, Stream, Window
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
-from settee.delivery.lanes import Lanes
+from settee.delivery.lanes import CLEAN_UP, Lanes
 from settee.delivery.metadata import encode_metadata
 from settee.delivery.objects import Bucket, Object
 from settee.errors import DeliveryError
@@ -215,7 +215,7 @@ class _Upload:
         doubtful = [file.object for file in self._files if file.object.doubtful]
         if not doubtful:
             return
-        pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix="clean-up")
+        pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix=CLEAN_UP)
         futures = [pool.submit(self._bucket.remove, thing) for thing in doubtful]
         done, late = wait(futures, timeout=CLEAN_UP_S)
         pool.shutdown(wait=False)  # what is late goes on, and nobody waits for it with a GPU

@@ -95,6 +95,7 @@ def test_told_to_end(state: str, tmp_path: Path, store: HeldStore, server: Embed
         with held_in(state, store, server) as parameters:
             agent.post(store.envelope(receiver, jobId="a job", parameters=parameters))
             eventually(lambda: agent.state("a job") == state, 20, state)
+            assert state == "RUNNING" or store.is_holding.wait(20), "S3 is silent with the upload under way"
             with agent.session.get(f"{agent.url}/jobs/a job/events", stream=True, timeout=20) as events:
                 assert agent.end(signal.SIGTERM) == 0
                 told = [json.loads(line[5:]) for line in events.iter_lines() if line.startswith(b"data:")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from settee import logs
+from settee.delivery import lanes
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import make_folders, to_settings
@@ -47,10 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.check:
             print(f"the configuration is right\n{_summary(config)}")
             return 0
-        return run(config)
+        code = run(config)
     except ConfigError as error:
         print(f"settee agent: {error.message}", file=sys.stderr)
         return 2
+    if lanes.are_stuck():
+        # Everything of ours is closed, and on the disk.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 def _check_placeholders(config: AgentConfig) -> None:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from settee import logs
+from settee.delivery import lanes
 from settee.doors.runpod import sdk, sealed
 from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
 from settee.doors.runpod.signals import Signals
@@ -113,10 +114,10 @@ class Worker:
         finally:
             self._starting.set("the worker is shutting down")
             self.door.close()
-            if self.door.is_stuck:
-                # Python would wait for the job's thread at its own end; the platform must see an end.
+            if self.door.is_stuck or lanes.are_stuck():
+                # Python would wait for these threads at its own end; the platform must see an end.
                 logging.shutdown()
-                os._exit(1)
+                os._exit(int(self.door.is_stuck or self._failed or self.door.engine.unrecoverable))
 
     def _serve(self) -> None:
         runpod = sdk.load()
