@@ -33,14 +33,15 @@ def collect(
     *,
     prefix: str,
     workspace: Workspace | None,
-    include_temp: bool,
+    include_temp: bool | None,
     pictures: Sequence[ImageEvent] = (),
 ) -> Collected:
     """The artifacts of one prompt, by node in natural order.
 
     ``outputs`` is the history's, whose names are not trusted: with ``workspace`` (shared folders) each file must lie
-    inside it. ``prefix`` is the folder this job's nodes were made to write to. ``pictures`` came over the socket.
-    Raises OutputMissing for a file that is not there, DeliveryError for a name outside its folder.
+    inside it. ``prefix`` is the folder this job's nodes were made to write to. ``include_temp``: previews too; None:
+    nobody can ask for them. ``pictures`` came over the socket. Raises OutputMissing for a file that is not
+    there, DeliveryError for a name outside its folder.
     """
     found = Collected()
     previews = 0
@@ -66,7 +67,8 @@ def collect(
             found.artifacts.append(_file(node_id, place, prefix, workspace))
     found.artifacts += _pictures(pictures, workflow)
     if previews:
-        found.warnings.append(f"{previews} preview file(s) were not returned; delivery.include_temp returns them")
+        hint = "" if include_temp is None else "; delivery.include_temp returns them"
+        found.warnings.append(f"{previews} preview file(s) were not returned{hint}")
     return found
 
 

@@ -105,7 +105,8 @@ class Run:
                 graph,
                 prefix=ended.prefix,
                 workspace=workspace if shared else None,
-                include_temp=self._job.request.delivery.include_temp,
+                # A door with a destination of its own has no such option.
+                include_temp=None if self._job.destination else self._job.request.delivery.include_temp,
                 pictures=ended.pictures,
             )
             delivered = self._deliver(server, found.artifacts)

@@ -265,3 +265,12 @@ def test_a_template_may_begin_with_a_picture_that_lies_in_comfyuis_input_folder(
     assert (ended["state"], ended["error"]["reason_code"]) == ("FAILED", "VALIDATION_ERROR")
     assert "nowhere.png" in ended["error"]["reason"]
     assert "`images`" not in ended["error"]["reason"]
+
+
+def test_previews_are_no_outputs(agent: Agent, store: Store) -> None:
+    graph = {**TEMPLATE, "9": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
+    result = ran(
+        agent, store.envelope(jobId="previews", workflow={"id": "w", "inline": graph}, parameters=parameters())
+    )
+    assert [artifact["node_id"] for artifact in result["artifacts"]] == ["8"]
+    assert result["warnings"] == ["1 preview file(s) were not returned"]
