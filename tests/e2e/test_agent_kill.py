@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,8 +46,7 @@ def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedSe
             agent.kill()
             assert terminal(receiver) == []
         agent.start()
-        while agent.is_busy():
-            time.sleep(0.01)
+        eventually(lambda: not agent.is_busy(), 20, "the slot is free")
         assert is_idle(server), "a free slot is a ComfyUI that is idle"
         call = receiver.wait_for_key(f"{job_id}-FAILED")
         assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")

@@ -13,7 +13,7 @@ from settee.errors import DownloadFailed, InvalidRequest
 from settee.settings import Settings
 
 #: A workflow is some 100 kB; what is larger is none.
-_MOST_BYTES = 20_000_000
+MOST_BYTES = 20_000_000
 #: How often a cancel is looked at while S3 is waited for, seconds.
 _POLL_S = 0.1
 
@@ -85,12 +85,10 @@ class Storage:
 
         def read(s3: Any) -> bytes:
             with s3.get_object(Bucket=bucket, Key=key)["Body"] as body:
-                content: bytes = body.read(_MOST_BYTES + 1)
+                content: bytes = body.read(MOST_BYTES + 1)
                 return content
 
         content = self._ask(what, bucket, key, check, read)
-        if len(content) > _MOST_BYTES:
-            raise _problem(what, f"s3://{bucket}/{key} is too large for a workflow")
         return parsed(content, what, f"s3://{bucket}/{key}")
 
     def _ask(self, what: str, bucket: str, key: str, check: Check, call: Callable[[Any], Any]) -> Any:
@@ -105,7 +103,7 @@ class Storage:
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (400, 404):
-                raise _problem(what, f"s3://{bucket}/{key} is not there") from error
+                raise wrong(what, f"s3://{bucket}/{key} is not there") from error
             reason = explain(error, self._target)
         except (BotoCoreError, OSError) as error:  # a body that breaks off is urllib3's, or the socket's
             reason = explain(error, self._target)
@@ -113,15 +111,18 @@ class Storage:
 
 
 def parsed(content: bytes, what: str, shown: str) -> dict[str, Any]:
-    """A workflow's JSON. Raises InvalidRequest."""
+    """The workflow in a file's first :data:`MOST_BYTES` and one more. Raises InvalidRequest."""
+    if len(content) > MOST_BYTES:
+        raise wrong(what, f"{shown} is too large for a workflow")
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _problem(what, f"{shown} is no JSON") from error
+        raise wrong(what, f"{shown} is no JSON") from error
     if not isinstance(data, dict):
-        raise _problem(what, f"{shown} holds no workflow: it must be an object of nodes")
+        raise wrong(what, f"{shown} holds no workflow: it must be an object of nodes")
     return data
 
 
-def _problem(path: str, problem: str) -> InvalidRequest:
+def wrong(path: str, problem: str) -> InvalidRequest:
+    """What is wrong with one field of the envelope."""
     return InvalidRequest.from_problems([{"path": path, "problem": problem}])

@@ -20,16 +20,13 @@ from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
-from settee.doors.agent.storage import Storage, parsed
-from settee.errors import InvalidRequest
+from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
 from settee.request import Delivery, JobRequest
 from settee.settings import Settings
 from settee.workflow import ObjectInfo, Workflow
 
 log = logging.getLogger(__name__)
-
-_MOST_TEMPLATE_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,12 @@ def _local(name: str, workflows: Path) -> Workflow:
     path = Path(os.path.realpath(root / name))
     what = "workflow.localPath"
     if root not in path.parents:
-        raise _problem(what, "must name a file in the agent's workflows folder")
+        raise wrong(what, "must name a file in the agent's workflows folder")
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_TEMPLATE_BYTES + 1)
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise _problem(what, "names no file in the agent's workflows folder") from error
-    if len(content) > _MOST_TEMPLATE_BYTES:
-        raise _problem(what, "is too large for a workflow")
+        raise wrong(what, "names no file in the agent's workflows folder") from error
     return parsed(content, what, "the file")
 
 
@@ -221,7 +216,3 @@ def meta(ready: Plan) -> dict[str, Any]:
         "workflow": {name: value for name, value in workflow.items() if value is not None},
         "seed_drawn": ready.context.seed_drawn,
     }
-
-
-def _problem(path: str, problem: str) -> InvalidRequest:
-    return InvalidRequest.from_problems([{"path": path, "problem": problem}])
