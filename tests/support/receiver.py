@@ -168,7 +168,11 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            size = int(self.headers.get("Content-Length", "0"))
+            raw = self.rfile.read(size)
+            if len(raw) < size:
+                self.close_connection = True
+                return  # who sent it was killed half-way: no receiver has heard anything
             call = receiver.take(self.path, {name.lower(): value for name, value in self.headers.items()}, raw)
             response = receiver.rule(call)
             self.close_connection = True
