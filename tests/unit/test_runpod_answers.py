@@ -114,6 +114,13 @@ def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
     json.dumps(answer, ensure_ascii=False).encode("utf-8")  # the SDK's own way, under its stock loop
 
 
+@given(value=JSON, char=st.characters(exclude_categories=["Cs"]))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_the_size_of_an_answer_is_that_of_its_json(value: Any, char: str) -> None:
+    answer = render._safe_dict({"value": value, "long": [char * 300_000, {"data": "a" * 600_001}]})
+    assert wire.encoded_size(answer) == len(wire.encode(answer))
+
+
 # --- progress -----------------------------------------------------------------------------------------------
 
 

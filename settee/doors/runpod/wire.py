@@ -27,6 +27,9 @@ RETRY_DELAYS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0)
 #: session allows 600 s: a RunPod that does not answer would hold the slot for more than an hour.
 ATTEMPT_S, SLOWEST = 30.0, 1_000_000
 
+#: Characters of a long string that are measured at a time.
+_PIECE = 1 << 18
+
 #: Answers to a result that mean "not like this", not "not now" (RunPod refuses one over its cap with 400).
 REFUSED = frozenset({400, 413, 422})
 
@@ -60,7 +63,28 @@ def encode(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        return json.dumps(value, default=str).encode()
+        return json.dumps(value, default=str, ensure_ascii=False).encode()
+
+
+def encoded_size(value: Any) -> int:
+    """Return the number of bytes that :func:`encode` makes, holding no more of a long string than a piece of it.
+
+    To encode an answer only for its size would hold a picture's base64 twice.
+    """
+    long: list[str] = []
+
+    def cut(part: Any) -> Any:
+        if isinstance(part, str) and len(part) > _PIECE:
+            long.append(part)
+            return ""
+        if isinstance(part, dict):
+            return {key: cut(entry) for key, entry in part.items()}
+        return [cut(entry) for entry in part] if isinstance(part, list) else part
+
+    size = len(encode(cut(value)))
+    for text in long:
+        size += sum(len(encode(text[at : at + _PIECE])) - len('""') for at in range(0, len(text), _PIECE))
+    return size
 
 
 def done_url(template: str, job_id: str) -> str:
