@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# The container's entry point: SSH when asked for, the RAM disk, and then one program that gets every signal.
+# The container's entry point: SSH when asked for, the RAM
+# disk, and then one program that gets every signal.
 #
-#   start.sh                            what MODE says: serverless (default), interactive or serve-api
-#   start.sh --test_input '{"input": …}'  the same, with arguments for the worker
-#   start.sh COMMAND ARGUMENTS…         SSH and the RAM disk, then that command
+#   start.sh                     what MODE says: serverless
+#                                (default), interactive or
+#                                serve-api
+#   start.sh --test_input '{…}'  the same, with arguments for
+#                                the worker
+#   start.sh COMMAND ARGUMENTS…  SSH and the RAM disk, then
+#                                that command
+#   start.sh --help, --version   this, and the program's
 #
-# Read here: MODE, PUBLIC_KEY or PUBLIC_KEY_FILE, COMFY_DIR, WORKSPACE_DIR, SETTEE_PYTHON. Everything else, secrets and
-# their *_FILE included, is read by the worker itself (docs/settings.md), and never printed.
+# Read here: MODE, PUBLIC_KEY or PUBLIC_KEY_FILE, COMFY_DIR,
+# WORKSPACE_DIR, SETTEE_PYTHON. Everything else, secrets and
+# their *_FILE included, is read by the worker itself
+# (docs/settings.md), and never printed.
 set -Eeuo pipefail
 
 # usage: log MESSAGE…
@@ -164,6 +172,15 @@ run_mode() {
 	esac
 }
 
+# usage: tell --help|--version   (never returns, starts nothing)
+tell() {
+	if [[ "$1" != --version ]]; then
+		sed -n '2,/^[^#]/s/^# \{0,1\}//p' -- "${BASH_SOURCE[0]}"
+		printf '\n'
+	fi
+	run_mode "$1"
+}
+
 # usage: check_mode
 check_mode() {
 	MODE="${MODE:-serverless}"
@@ -182,6 +199,9 @@ _main() {
 	trap 'exit 143' TERM INT # the first process of a container gets no signal that it does not ask for
 	check_mode
 	setup_folders
+	case "${1:-}" in
+	-h | --help | --version) tell "$1" ;;
+	esac
 	secret_from_file PUBLIC_KEY
 	start_ssh
 	make_ram_disk

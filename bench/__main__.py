@@ -1,4 +1,4 @@
-"""`make bench`: every figure of bench/, one after another, each in a process of its own.
+"""`make bench`: every figure of bench/ (or those that are named), one after another, each in a process of its own.
 
 With COMFY_URL set (and COMFY_INPUT_DIR, COMFY_OUTPUT_DIR) the engine is measured on that ComfyUI too; with COMFY_DIR
 its garbage collector's stall.
@@ -6,9 +6,13 @@ its garbage collector's stall.
 
 from __future__ import annotations
 
+import argparse
+import ast
 import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 BENCHES = (
     "agent_answers",
@@ -26,7 +30,29 @@ BENCHES = (
 )
 
 
+def _parsed() -> argparse.Namespace:
+    every = (*BENCHES, "gc_stall")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure, as ratios against named baselines.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="benches:\n" + "\n".join(f"  {name:16} {_title(name)}" for name in every),
+    )
+    parser.add_argument("benches", metavar="NAME", nargs="*", help="benches to run (default: all)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.benches) - set(every):
+        parser.error(f"there is no bench {', '.join(sorted(unknown))}: --help lists them")
+    return arguments
+
+
+def _title(name: str) -> str:
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    text = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+    return textwrap.shorten(text.partition(": ")[0], 40, placeholder=" …")
+
+
 def main() -> int:
+    chosen = _parsed().benches
     failed = []
     inside = {name: value for name, value in os.environ.items() if not name.startswith("COMFY_")}
     runs = [(name, inside) for name in BENCHES]
@@ -34,6 +60,8 @@ def main() -> int:
         runs.insert(2, ("engine", dict(os.environ)))
     runs.append(("gc_stall", {**os.environ, "COMFY_PORT": "0"}))
     for name, environment in runs:
+        if chosen and name not in chosen:
+            continue
         print(f"\n== bench/{name}.py", flush=True)
         if subprocess.run([sys.executable, "-m", f"bench.{name}"], env=environment).returncode != 0:
             failed.append(name)

@@ -1,18 +1,57 @@
-"""``python -m settee agent``: the doors that are started as programs of their own."""
+"""``settee COMMAND``, or ``python -m settee COMMAND``: every command of the package."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import sys
+
+from settee import __version__
+
+#: Its module, the extra that installs what it needs, and a line for the list.
+COMMANDS = {
+    "client": ("settee.client.cli", None, "send a workflow, save what it makes"),
+    "worker": ("settee.doors.runpod.worker", "worker", "the RunPod worker; --demo needs no ComfyUI"),
+    "agent": ("settee.doors.agent.serve", "agent", "the GPU agent: render jobs over HTTP"),
+    "models": ("settee.models.cli", "worker", "place, list and verify models"),
+    "keygen": ("settee.sealing", None, "print a key for sealed jobs"),
+    "embedded": ("settee.embedded.cli", "embedded", "a small ComfyUI for nodes without models"),
+    "interactive": ("settee.interactive", "worker", "ComfyUI with its editor, and no worker"),
+    "health": ("settee.health", "worker", "the container's health check"),
+}
 
 
 def main() -> int:
-    """The exit code of the door that the first argument names."""
-    if sys.argv[1:2] == ["agent"]:
-        from settee.doors.agent.serve import main as agent
+    """Run the command that the first argument names; the exit code."""
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="settee",
+        description="ComfyUI workflows as jobs.",
+        epilog="commands (each has a --help of its own):\n"
+        + "\n".join(f"  {name:{width}}  {words}" for name, (_, _, words) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of the commands below")
+    return _run(parser.parse_args(sys.argv[1:2]).command, sys.argv[2:])
 
-        return agent(sys.argv[2:])
-    print("usage: python -m settee agent --config FILE", file=sys.stderr)
-    return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
+
+def worker() -> int:
+    """Run ``settee-worker``."""
+    return _run("worker", sys.argv[1:])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module, extra, _ = COMMANDS[command]
+    sys.argv = [f"settee {command}", *arguments]
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if extra is None or (error.name or "").split(".")[0] == "settee":
+            raise
+        print(f"settee {command}: the package {error.name} is missing: pip install 'settee[{extra}]'", file=sys.stderr)
+        return 2
+    return int(found.main() or 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import requests
 
+from settee import __version__
 from settee.comfy.group import end
 from settee.comfy.process import free_port
 from settee.settings import Settings, child_environment
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 when every workflow gave its pictures."""
     parser = argparse.ArgumentParser(description="Run every workflow of workflows/ once.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
     say("The demo's ComfyUI is the embedded one: it runs nodes that need no model, and no others.")
     workflows = sorted((ROOT / "workflows").glob("*.json"))
@@ -59,17 +60,16 @@ def say(text: str) -> None:
 def _worker() -> Iterator[str]:
     """rp_handler.py under the SDK's local API; its base URL once it listens."""
     port = free_port()
-    command = [sys.executable, str(ROOT / "rp_handler.py"), "--rp_serve_api", "--rp_api_port", str(port)]
+    command = [sys.executable, str(ROOT / "rp_handler.py"), "--demo", "--rp_api_port", str(port)]
     say("Starting the worker under RunPod's SDK ...")
     url = f"http://127.0.0.1:{port}"
-    # Folders of its own: a worker empties its WORKSPACE_DIR, and another one may be using the default.
-    with tempfile.TemporaryDirectory(prefix="settee-demo-") as workspace:
-        worker = subprocess.Popen(command, cwd=ROOT, env=_environment(workspace))  # noqa: S603 - our own worker
-        try:
-            _await_listening(url, worker)
-            yield url
-        finally:
-            end(worker, 20)
+    quiet = {"LOG_LEVEL": "WARNING", "RUNPOD_LOG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "warning"}
+    worker = subprocess.Popen(command, cwd=ROOT, env={**_plain(), **quiet})  # noqa: S603 - our own worker
+    try:
+        _await_listening(url, worker)
+        yield url
+    finally:
+        end(worker, 20)
 
 
 def _plain() -> dict[str, str]:
@@ -77,19 +77,6 @@ def _plain() -> dict[str, str]:
     BUCKET_NAME, ENCRYPTION_KEY, …)."""
     settings = {name.upper() for name in Settings.model_fields}
     return {name: value for name, value in child_environment().items() if name.upper() not in settings}
-
-
-def _environment(workspace: str) -> dict[str, str]:
-    """Of the worker."""
-    return {
-        **_plain(),
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
-        "COMFY_PORT": "0",
-        "WORKSPACE_DIR": workspace,
-        "LOG_LEVEL": "WARNING",
-        "RUNPOD_LOG_LEVEL": "ERROR",
-        "UVICORN_LOG_LEVEL": "warning",
-    }
 
 
 def _await_listening(url: str, worker: subprocess.Popen[bytes]) -> None:

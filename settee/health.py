@@ -7,9 +7,11 @@ queue that stands still. That the worker itself lives needs no look: it is the c
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 
+from settee import __version__
 from settee.comfy.client import Client
 from settee.errors import SetteeError
 from settee.settings import Settings, load
@@ -45,6 +47,11 @@ def _stands_still(client: Client) -> bool:
 
 def main() -> int:
     """Print what is wrong, if anything; Docker keeps the line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m settee.health", description="Exit with 0 when ComfyUI answers and runs what it is given."
+    )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
+    parser.parse_args()
     try:
         wrong = problem(load())
     except SetteeError as error:

@@ -7,6 +7,7 @@ wiped. ComfyUI asks nobody for a password: publish its port only where that is m
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import signal
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from settee import logs
+from settee import __version__, logs
 from settee.comfy.group import end
 from settee.comfy.process import SupervisedServer
 from settee.errors import ConfigError, SetteeError
@@ -79,6 +80,11 @@ def _placing(settings: Settings) -> Iterator[None]:
 
 def main() -> int:
     """Exits with a line that says what to set when a setting is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m settee.interactive", description="ComfyUI with its editor, on every address, and no worker."
+    )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
+    parser.parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

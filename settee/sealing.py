@@ -10,6 +10,7 @@ The worker has faster JSON and base64 than Python's own; the client, which seals
 
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import hmac
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from settee import __version__
 from settee.errors import ConfigError, SealBroken
 from settee.strings import join_ascii
 
@@ -216,5 +218,15 @@ def _loads(content: bytes) -> Any:
     return orjson.loads(content)
 
 
+def main() -> None:
+    """Run ``python -m settee.sealing``, the command that the errors above name."""
+    parser = argparse.ArgumentParser(
+        prog="python -m settee.sealing", description="Print a new key for ENCRYPTION_KEY (docs/api.md, sealed jobs)."
+    )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
+    parser.parse_args()
+    print(generate_key())  # noqa: T201 - a command's output
+
+
 if __name__ == "__main__":
-    print(generate_key())  # noqa: T201 - the command that the error above names
+    main()

@@ -7,19 +7,29 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-DESCRIPTION = """\
-Send a ComfyUI workflow to a RunPod endpoint, a local worker or a bare ComfyUI, and save what it makes.
+from settee import __version__
 
-  settee-client workflow.json --img photo.png --prompt "a fox in the snow" --endpoint abc123
-  settee-client picture.png --dry-run                 the workflow in a picture's metadata, and what would be sent
-  settee-client keygen [FILE]                         a key for sealed jobs
+DESCRIPTION = """\
+Send a ComfyUI workflow to a RunPod endpoint, a local worker
+or a bare ComfyUI, and save what it makes.
+
+  settee-client workflow.json --prompt "a fox" --img a.png
+  settee-client picture.png --dry-run
+      the workflow in a picture, and what would be sent
+  settee-client keygen [FILE]
+      a key for sealed jobs
 """
 
 EPILOG = """\
-exit codes: 0 all is saved; 2 usage (nothing was sent); 3 the worker refused the job; 4 the job failed;
+exit codes: 0 all is saved; 2 usage (nothing was sent);
+3 the worker refused the job; 4 the job failed;
 5 canceled or out of time; 6 network or key.
-environment: RUNPOD_ENDPOINT_ID, RUNPOD_API_KEY; ENCRYPTION_KEY seals jobs; BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID,
-BUCKET_SECRET_ACCESS_KEY, BUCKET_NAME take files that are too large for a request; COMFY_ORG_API_KEY for API nodes.
+
+environment: RUNPOD_ENDPOINT_ID, RUNPOD_API_KEY;
+ENCRYPTION_KEY seals jobs; BUCKET_ENDPOINT_URL,
+BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY, BUCKET_NAME
+take files that are too large for a request;
+COMFY_ORG_API_KEY for API nodes.
 """
 
 #: A row of a batch may set these; the rest belongs to the whole run.
@@ -48,6 +58,7 @@ def parser(kind: type[argparse.ArgumentParser], prog: str) -> argparse.ArgumentP
         help="a file (API format, or the editor's with --comfy or --registry), - for stdin, a name from workflows/, or "
         "a PNG, WEBP or MP4 with the workflow in its metadata",
     )
+    top.add_argument("--version", action="version", version=f"settee {__version__}")
     _targets(top.add_argument_group("where to"))
     _injection(top.add_argument_group("what to put in"))
     _job(top.add_argument_group("how to run it"))

@@ -12,11 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee import __version__
 from settee.embedded.faults import Faults, UnknownFault, parse_assignment
 from settee.embedded.folders import Folders
 from settee.embedded.model_folders import model_folders
 
 log = logging.getLogger("settee.embedded")
+
+DESCRIPTION = (
+    "A small server with ComfyUI's protocol that runs nodes without models. ComfyUI's other options do nothing."
+)
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,28 @@ class Options:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments that have an effect. Others of ComfyUI's (--cpu, --disable-auto-launch, …) are ignored."""
-    result = argparse.ArgumentParser(prog="python -m settee.embedded", allow_abbrev=False, description=__doc__)
+    result = argparse.ArgumentParser(
+        prog="python -m settee.embedded", usage="%(prog)s [OPTIONS]", allow_abbrev=False, description=DESCRIPTION
+    )
+    result.add_argument("--version", action="version", version=f"settee {__version__}")
     result.add_argument("--listen", default="127.0.0.1", nargs="?", const="0.0.0.0", metavar="IP")  # noqa: S104
     result.add_argument("--port", type=int, default=8188)
-    result.add_argument("--base-directory", help="holds input, output, temp and models; default: here")
-    result.add_argument("--input-directory")
-    result.add_argument("--output-directory")
-    result.add_argument("--temp-directory", help="the folder temp is made in this one, and emptied at start")
+    result.add_argument("--base-directory", metavar="DIR", help="holds input, output, temp and models; default: here")
+    result.add_argument("--input-directory", metavar="DIR")
+    result.add_argument("--output-directory", metavar="DIR")
     result.add_argument(
-        "--extra-model-paths-config", nargs="+", action="append", default=[], metavar="PATH", help="models elsewhere"
+        "--temp-directory", metavar="DIR", help="the folder temp is made in this one, and emptied at start"
     )
-    result.add_argument("--preview-method", default="none", choices=["none", "auto", "latent2rgb", "taesd"])
+    result.add_argument(
+        "--extra-model-paths-config", nargs="+", action="append", default=[], metavar="F", help="models elsewhere"
+    )
+    result.add_argument(
+        "--preview-method",
+        default="none",
+        choices=["none", "auto", "latent2rgb", "taesd"],
+        metavar="NAME",
+        help="none, auto, latent2rgb or taesd",
+    )
     result.add_argument("--preview-size", type=int, default=512, metavar="PIXELS")
     result.add_argument("--cache-none", action="store_true", help="run every node of every prompt")
     result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from settee import __version__
 from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
 from settee.models.bar_text import amount
 from settee.settings import Settings, load
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Place the models of MODELS and MODELS_FILE in ComfyUI's models folder (docs/models.md).",
         epilog=EXIT_CODES,
     )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.set_defaults(run=_place, lazy=False)
     commands = parser.add_subparsers(metavar="COMMAND")
     place = commands.add_parser("place", help="place every model that is not lazy (what utils.py does by itself)")

@@ -8,12 +8,14 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from settee.comfy.process import free_port
+from tests.support.rig import empty
 from tests.support.stub_rig import does
 from tests.support.worker import WorkerProcess
 
@@ -140,3 +142,15 @@ def test_test_input_is_stopped_by_a_signal() -> None:
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 1, "the SDK's way to say that the job failed"
         assert "[canceled]" in worker.log
+
+
+def test_demo_serves_the_local_api_with_an_embedded_comfyui_and_leaves_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("--demo", "--rp_api_port", str(port))
+    env = {"TMPDIR": str(tmp_path), "COMFY_URL": "http://127.0.0.1:9"}
+    with WorkerProcess(*arguments, env=env, command=("-m", "settee", "worker")) as worker:
+        api = LocalApi(port, worker).wait()
+        assert api.post("/runsync", {"input": {"workflow": empty()}})["output"]["status"] == "success"
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+    assert list(tmp_path.iterdir()) == []

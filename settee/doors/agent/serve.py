@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from settee import logs
+from settee import __version__, logs
 from settee.delivery import lanes
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"YAML (default: ${configs.VARIABLE}); see deploy/config.example.yaml",
     )
     parser.add_argument("--check", action="store_true", help="check the configuration, and stop")
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
     try:
         config = configs.load(args.config)

@@ -6,18 +6,22 @@ checks, pings, the local API. We bring the handler, the engine, our job loop, an
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import atexit
 import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from settee import logs
+from settee import __version__, logs
 from settee.delivery import lanes
 from settee.doors.runpod import sdk, sealed
 from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
@@ -180,6 +184,37 @@ def _engine(settings: Settings) -> AnyEngine:
 _worker: Worker | None = None
 
 
+def _own_arguments() -> argparse.Namespace:
+    """Take our own options out of the command line; the SDK reads the rest. Prints --help with those of the SDK."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--version", action="version", version=f"settee {__version__}")
+    own.add_argument("--demo", action="store_true", help="serve the local API with an embedded ComfyUI: no GPU needed")
+    if {"-h", "--help"}.intersection(sys.argv[1:]):
+        argparse.ArgumentParser(
+            usage="%(prog)s [OPTIONS]",
+            description="The RunPod worker. Its settings are environment variables (docs/settings.md); COMFY_DIR names "
+            "the ComfyUI that it starts, COMFY_URL one that runs.",
+            parents=[own, sdk.load().serverless.parser],
+            conflict_handler="resolve",
+        ).parse_args(["--help"])
+    arguments, sys.argv[1:] = own.parse_known_args()
+    return arguments
+
+
+def _demo(folder: Path) -> dict[str, Any]:
+    """The settings of ``--demo``: the embedded ComfyUI, and folders that nobody else uses."""
+    if "--test_input" not in sys.argv:
+        sys.argv.append("--rp_serve_api")
+    return {
+        "comfy_url": None,
+        "comfy_command": f'"{sys.executable}" -m settee.embedded',
+        "comfy_dir": Path(__file__).parents[3],  # it runs there, and so finds the package
+        "comfy_port": 0,
+        "models_dir": folder / "models",
+        "workspace_dir": folder / "workspace",
+    }
+
+
 async def handler(job: dict[str, Any]) -> Answer:
     """RunPod's handler, for whoever starts the SDK themselves; ComfyUI starts with the first job then."""
     global _worker
@@ -191,9 +226,13 @@ async def handler(job: dict[str, Any]) -> Answer:
 
 def main(make_engine: MakeEngine | None = None) -> None:
     """Run a worker until it is told to stop. Exits with a line that says what to set when a setting is wrong."""
+    is_demo = _own_arguments().demo
     try:
-        settings = load()
-        logs.setup(settings)
-        Worker(settings, make_engine).serve()
+        with tempfile.TemporaryDirectory(prefix="settee-demo-") if is_demo else nullcontext() as folder:
+            settings = load(**({} if folder is None else _demo(Path(folder))))
+            logs.setup(settings)
+            if is_demo:
+                log.info("try: settee-client workflows/invert.json --img workflows/example.png")
+            Worker(settings, make_engine).serve()
     except ConfigError as error:
         sys.exit(f"settee: {error.message}")
