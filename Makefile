@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# Stamps: what the demo runs is installed, or everything.
+DEMO := $(VENV)/.demo
+ALL := $(VENV)/.installed
 # Processes that run tests: most of them wait for servers, not for a core.
 WORKERS ?= 3
 
@@ -11,19 +13,20 @@ WORKERS ?= 3
 help:            ## This list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-$(STAMP): requirements.lock pyproject.toml
+$(DEMO): LOCK := requirements-worker.lock
+$(ALL): LOCK := requirements.lock
+$(DEMO) $(ALL): requirements-build.lock requirements-worker.lock requirements.lock pyproject.toml tools/install.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $(STAMP)
+	$(BIN)/python tools/install.py $(LOCK)
+	@touch $@
 
-demo: $(STAMP)   ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
+demo: $(DEMO)    ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
 	$(BIN)/python -m settee.demo --out out
 
-test: $(STAMP)   ## Every test, a real S3 server included
+test: $(ALL)     ## Every test, a real S3 server included
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(STAMP)   ## Style, types, shell, Dockerfile, workflows
+lint: $(ALL)     ## Style, types, shell, Dockerfile, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -31,14 +34,15 @@ lint: $(STAMP)   ## Style, types, shell, Dockerfile, workflows
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python tools/actionlint/run.py
 
-bench: $(STAMP)  ## Speed and memory, as ratios against named baselines
+bench: $(ALL)    ## Speed and memory, as ratios against named baselines
 	$(BIN)/python -m bench
 
 COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
 
-lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, and what the image needs
-	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, what worker and demo need, what installs it
+	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements.lock
 	$(COMPILE) --extra worker pyproject.toml -o requirements-worker.lock
+	$(COMPILE) --group pyproject.toml:build -o requirements-build.lock
 
 clean:
 	rm -rf $(VENV) out
