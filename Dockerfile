@@ -48,7 +48,8 @@ WORKDIR /opt/settee
 COPY requirements-worker.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     "python${PYTHON_VERSION}" -m venv .venv \
-    && .venv/bin/pip install --require-hashes -r requirements-worker.lock
+    && .venv/bin/pip install --no-deps --require-hashes -r requirements-worker.lock \
+    && .venv/bin/pip check
 COPY LICENSE rp_handler.py utils.py start.sh ./
 COPY settee settee
 # Compiled here: a cold start does not wait for it. Not checked at the start: layers round the files' times.

