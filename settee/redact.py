@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 #: Absolute paths of two parts and more, also behind a colon or file://, but not the path of an http URL.
 _PATHS = re.compile(r"(?:(?<=file://)|(?<![\w/.]))(?:/[\w.+@~%-]+){2,}/?")
+#: A terminal's escape sequences, ended or not, and control characters that are no white space.
+_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*\x07?|.?)|[\x00-\x08\x0b-\x1f\x7f]")
+#: A traceback's head and frames, also those whose head is not there; what they lead to, the error, is not indented.
+_FRAMES = re.compile(
+    r"(?:Traceback \(most recent call last\):.*\n?|^[ \t]+File \".*\", line \d+.*\n?)(?:[ \t].*\n?|\n)*"
+    # PyTorch's, of its C++ code.
+    r"|^frame #\d+: .*\n?",
+    re.MULTILINE,
+)
+
+
+def uncoloured(text: str) -> str:
+    """Return the text without a terminal's codes: ComfyUI's log has colours since 0.33, on a terminal or not."""
+    return _CODES.sub("", text)
 
 
 def neutral(text: str) -> str:
-    """The text with absolute paths of this host cut to their last part."""
+    """Return the text without colours and tracebacks (their error stays), and with this host's paths cut to their
+    last part."""
+    text = _FRAMES.sub("", uncoloured(text))
     return _PATHS.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
-
-
-def without_tracebacks(lines: Iterable[str]) -> list[str]:
-    """The lines without Python's tracebacks, whose last line, the error itself, stays."""
-    kept, inside = [], False
-    for line in lines:
-        if line.lstrip().startswith("Traceback (most recent call last)"):
-            inside = True
-        elif not (inside and (line[:1].isspace() or not line)):
-            inside = False
-            kept.append(line)
-    return kept

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from settee.redact import neutral, without_tracebacks
+from settee.redact import neutral, uncoloured
 
 log = logging.getLogger("comfyui")
 
 _KEPT_LINES = 200
+#: Characters of a line that a caller sees: a crash lists every module that is loaded.
+_MAX_SHOWN = 500
 #: A longer line comes in pieces.
 _MAX_LINE = 64 * 1024
 #: How often a progress bar is shown, seconds.
@@ -33,10 +35,10 @@ class Console:
         self._is_mute = False
 
     def tail(self, lines: int = 20) -> list[str]:
-        """The last lines since :meth:`forget`, fit for a caller: no tracebacks, no paths of this host."""
+        """Return the last lines since :meth:`forget`, fit for a caller: no tracebacks, no paths of this host."""
         with self._lock:
-            kept = list(self._lines)
-        return [neutral(line) for line in without_tracebacks(kept)[-lines:]]
+            kept = "\n".join(self._lines)
+        return [line[:_MAX_SHOWN] for line in neutral(kept).splitlines()[-lines:]]
 
     def forget(self) -> None:
         """A job begins: what was printed for an earlier one is not its caller's business."""
@@ -64,7 +66,8 @@ class Console:
             self._is_mute = self._is_quiet
         with pipe:
             for raw, is_over in _lines(pipe):
-                line = raw.decode("utf-8", "replace").strip()
+                # Its indentation stays: frames of a traceback are known by it.
+                line = uncoloured(raw.decode("utf-8", "replace")).rstrip()
                 self._on_line(line)
                 with self._lock:
                     if self._is_mute or not line:
@@ -97,4 +100,5 @@ def _lines(pipe: IO[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 
 def _last_state(line: bytes) -> bytes:
-    return line.rstrip(b"\r").rpartition(b"\r")[2]
+    _, redrawn, state = line.rstrip(b"\r").rpartition(b"\r")
+    return state.strip() if redrawn else state

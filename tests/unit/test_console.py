@@ -9,6 +9,7 @@ import pytest
 
 from settee.comfy import console
 from settee.comfy.console import Console
+from settee.redact import neutral
 
 
 class Chunks(io.RawIOBase):
@@ -55,3 +56,56 @@ def test_a_line_without_end_comes_in_pieces(caplog: pytest.LogCaptureFixture) ->
     pieces = lines(caplog, *[b"x" * 8192] * 20, b"\n")
     assert sum(map(len, pieces)) == 20 * 8192
     assert max(map(len, pieces)) <= 2 * 64 * 1024
+
+
+#: As ComfyUI 0.33 prints it, its own colours and level in front of the first line only.
+FAILURE = (
+    b"\x1b[32m[INFO]\x1b[0m got prompt\n"
+    b"\x1b[1m\x1b[31m[ERROR]\x1b[0m !!! Exception during processing !!! no such file: '/opt/secret/models/x.bin'\n"
+    b"\x1b[1m\x1b[31m[ERROR]\x1b[0m Traceback (most recent call last):\n"
+    b'  File "/opt/ComfyUI/execution.py", line 545, in execute\n'
+    b"    output_data, output_ui = await get_output_data(prompt_id, unique_id)\n"
+    b"                             ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n"
+    b"\n"
+    b"FileNotFoundError: no such file: '/opt/secret/models/x.bin'\n"
+    b"\x1b[32m[INFO]\x1b[0m \x1b[32mPrompt executed in 0.02 seconds\x1b[0m\n"
+)
+
+
+def test_callers_see_what_was_printed_without_colours_tracebacks_and_paths() -> None:
+    printed = Console(lambda _: None)
+    printed.follow(io.BufferedReader(Chunks(FAILURE)))
+    assert printed.tail() == [
+        "[INFO] got prompt",
+        "[ERROR] !!! Exception during processing !!! no such file: 'x.bin'",
+        "[ERROR] FileNotFoundError: no such file: 'x.bin'",
+        "[INFO] Prompt executed in 0.02 seconds",
+    ]
+
+
+def test_the_log_keeps_tracebacks_and_no_colours(caplog: pytest.LogCaptureFixture) -> None:
+    logged = lines(caplog, FAILURE)
+    assert '  File "/opt/ComfyUI/execution.py", line 545, in execute' in logged
+    assert not any("\x1b" in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (  # faulthandler's, of a crash
+            'Fatal Python error: Aborted\nStack (most recent call first):\n  File "/a/b.py", line 3 in f\n',
+            "Fatal Python error: Aborted\nStack (most recent call first):\n",
+        ),
+        ('  File "/a/b.py", line 3, in f\n    f()\nValueError: x', "ValueError: x"),  # its head was printed earlier
+        (
+            'loading failed: Traceback (most recent call last):\n  File "/a/b.py", line 3, in f\nOSError: gone\n',
+            "loading failed: OSError: gone\n",
+        ),
+        ("CUDA error\nframe #0: c10::Error + 0x9 (0x7f in /opt/torch/lib/libc10.so)\n", "CUDA error\n"),
+        ("\x1b]0;a title\x07\x1b[1;31mred\x1b[0m\x1b[", "red"),
+        ("Traceback (most recent call last):", ""),
+        ("a list:\n  one\n  two", "a list:\n  one\n  two"),
+    ],
+)
+def test_only_a_tracebacks_error_is_shown(text: str, shown: str) -> None:
+    assert neutral(text) == shown
