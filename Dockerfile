@@ -93,8 +93,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         apt-get update && apt-get install -y --no-install-recommends git \
         && install-custom-nodes /comfyui "${CUSTOM_NODES}"; \
     fi
-# For whoever starts main.py by hand; the worker shows it to ComfyUI anyway.
-RUN ln -s /opt/settee/settee/comfy_nodes/settee_gc custom_nodes/settee_gc
+# For whoever starts main.py by hand; the worker shows them to ComfyUI anyway.
+RUN ln -s /opt/settee/settee/comfy_nodes/settee_* custom_nodes/
 
 
 # --- models, baked in --------------------------------------------------------------------------------------------

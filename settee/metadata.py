@@ -16,7 +16,7 @@ from pathlib import Path
 
 from settee.workflow import SALT_INPUT
 
-_SALT = re.compile(rb'(?:, )?"%b": "[\w-]*"' % SALT_INPUT.encode())
+_SALT = re.compile(rb'(?:, )?(?:"%b": "[\w-]*"|"[\w.-]+": "%b:[\w-]*")' % (SALT_INPUT.encode(), SALT_INPUT.encode()))
 _PNG = b"\x89PNG\r\n\x1a\n"
 #: Texts, and the chunk of ComfyUI's own that SaveAnimatedPNG writes behind the first picture.
 _PNG_TEXTS = {b"tEXt", b"iTXt", b"comf"}

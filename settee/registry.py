@@ -60,12 +60,6 @@ def is_upload(spec: Any) -> bool:
     return any(options_of(spec).get(name) for name in _UPLOAD_OPTIONS)
 
 
-def is_core(object_info: ObjectInfo, class_type: str) -> bool:
-    """Whether a class is one of ComfyUI's own."""
-    module = str(object_info.get(class_type, {}).get("python_module", ""))
-    return module == "nodes" or module.startswith("comfy_extras.")
-
-
 def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
     """Every file of the input folder that the workflow names, by the registry's upload marks."""
     found = []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import math
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 Workflow = dict[str, Any]
 ObjectInfo = Mapping[str, Any]
@@ -46,6 +47,45 @@ def is_link(value: Any) -> bool:
 def unwrapped(value: Any) -> Any:
     """ComfyUI's editor wraps a list that is no link as ``{"__value__": […]}``; ComfyUI takes the inside."""
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
+
+
+class Text(NamedTuple):
+    """A string within an input's value."""
+
+    #: The key of the object that holds it, else the input's own name.
+    name: str
+    text: str
+    #: False for the value itself.
+    is_inside: bool
+
+
+def texts(name: str, value: Any) -> Iterator[Text]:
+    """Yield every string of an input, those within objects, lists and JSON too.
+
+    Classes keep names of files there: Load3D in ``{"image": "a.png", …}``, LoRA stackers in ``{"lora": "b.pt", …}``.
+    """
+    level = [Text(name, unwrapped(value), is_inside=False)]
+    while level:
+        inside: list[Text] = []
+        for key, item, is_inside in level:
+            if isinstance(item, str):
+                yield Text(key, item, is_inside)
+                item = _decoded(item)
+            if isinstance(item, dict):
+                inside += [Text(str(each), held, is_inside=True) for each, held in item.items()]
+            elif isinstance(item, list) and (is_inside or not is_link(item)):
+                inside += [Text(key, held, is_inside=True) for held in item]
+        level = inside
+
+
+def _decoded(text: str) -> Any:
+    """Return what a string holds as JSON, None for any other string."""
+    if text[:64].lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _is_slot(number: Any) -> bool:
@@ -199,6 +239,12 @@ def class_problems(workflow: Workflow, allowed: Iterable[str], denied: Iterable[
     return problems
 
 
+def is_core(object_info: ObjectInfo, class_type: str) -> bool:
+    """Return True for a class of ComfyUI's own."""
+    module = str(object_info.get(class_type, {}).get("python_module", ""))
+    return module == "nodes" or module.startswith("comfy_extras.")
+
+
 def output_nodes(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
     """Ids of the nodes that end in an output, in natural order."""
     ids = [i for i, node in workflow.items() if object_info.get(node["class_type"], {}).get("output_node")]
@@ -207,9 +253,14 @@ def output_nodes(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
 
 # --- isolation -------------------------------------------------------------------------------------------
 
-#: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again.
+#: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again. Classes with
+#: open-ended inputs would get it as an argument; ComfyUI drops it for them where `comfy_nodes/settee_salt` is loaded.
 SALT_INPUT = "settee_job"
-
+#: Hidden inputs that ComfyUI sets itself whatever the prompt has under their names (execution.get_input_data): the
+#: salt's place in custom classes that have one, since no class gets to see it there.
+_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO", "UNIQUE_ID"})
+#: ComfyUI's own classes that put `filename_prefix` straight before a file's name: a folder in it would not be made.
+_BARE_PREFIX = frozenset({"SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "LossGraphNode"})
 
 #: Node id → text that changes when what the node reads changes.
 Salts = Mapping[str, str]
@@ -218,33 +269,49 @@ Salts = Mapping[str, str]
 _NODE_KEYS = ("class_type", "inputs", "_meta")
 
 
-def isolate(workflow: Workflow, object_info: ObjectInfo, prefix: str, salts: Salts | None = None) -> Workflow:
-    """A copy in which every saving node runs for this job and writes below ``prefix``.
+def isolate(
+    workflow: Workflow, object_info: ObjectInfo, prefix: str, salts: Salts | None = None, *, previews: bool = False
+) -> Workflow:
+    """A copy in which every saving node runs for this job, ComfyUI's own ones to write below ``prefix``.
 
     ComfyUI answers a graph it has seen from its cache, with the names of files that were wiped after the last job
     (resubmit_cached.json). A `filename_prefix` of this job's own makes its node save again, and tells its files
-    from any other job's; output nodes without one get an input that only the cache sees, and so do the nodes of
-    ``salts``: a loader without an IS_CHANGED would show the file that had its name before. Nothing else upstream of
-    them runs again.
+    from any other job's. What a custom class makes of its prefix is not known, so its own stays: it and output nodes
+    without one get an input that only the cache sees, and so do the nodes of ``salts``: a loader without an
+    IS_CHANGED would show the file that had its name before. With ``previews`` so do nodes that leave temp files on
+    the way to an output: ComfyUI 0.33 reports a cached one's again. Nothing else upstream of them runs again.
     """
     isolated: Workflow = {}
     for node_id, node in workflow.items():
         isolated[node_id] = kept = {key: node[key] for key in _NODE_KEYS if key in node}
-        inputs = dict(node["inputs"])
-        if salts and node_id in salts:
-            inputs[SALT_INPUT] = salts[node_id]
-            kept["inputs"] = inputs
-        if not object_info.get(node["class_type"], {}).get("output_node"):
-            continue
-        name = inputs.get("filename_prefix")
-        if isinstance(name, str):
+        class_type, name = node["class_type"], node["inputs"].get("filename_prefix")
+        info = object_info.get(class_type, {})
+        is_output = info.get("output_node")
+        is_ours = is_core(object_info, class_type) and class_type not in _BARE_PREFIX
+        if is_output and is_ours and isinstance(name, str):
             # A prefix that names no file would make ComfyUI name it after our folder.
             is_name = posixpath.normpath(name.strip("/")) != "."
-            inputs["filename_prefix"] = f"{prefix}/{name if is_name else 'ComfyUI'}"
-        else:
-            inputs[SALT_INPUT] = prefix
-        kept["inputs"] = inputs
+            kept["inputs"] = {**node["inputs"], "filename_prefix": f"{prefix}/{name if is_name else 'ComfyUI'}"}
+        elif is_output or (previews and info.get("has_intermediate_output")):
+            kept["inputs"] = salted(node, object_info, prefix)
+        elif salts and node_id in salts:
+            kept["inputs"] = salted(node, object_info, salts[node_id])
     return isolated
+
+
+def salted(node: Mapping[str, Any], object_info: ObjectInfo, salt: str) -> dict[str, Any]:
+    """A node's inputs with ``salt`` among them, where its class does not see it."""
+    inputs, class_type = node["inputs"], node["class_type"]
+    hidden = object_info.get(class_type, {}).get("input", {}).get("hidden") or {}
+    for name, kind in () if is_core(object_info, class_type) else hidden.items():
+        if isinstance(kind, str) and kind in _HIDDEN and name not in inputs:
+            return {**inputs, name: f"{SALT_INPUT}:{salt}"}
+    return {**inputs, SALT_INPUT: salt}
+
+
+def is_salt(name: str, value: Any) -> bool:
+    """Return True for an input that :func:`salted` put there."""
+    return name == SALT_INPUT or (isinstance(value, str) and value.startswith(f"{SALT_INPUT}:"))
 
 
 def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
@@ -252,10 +319,9 @@ def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for node_id, node in workflow.items():
         named: set[str] = set()
-        for value in node["inputs"].values():
-            value = unwrapped(value)
-            if isinstance(value, str) and 0 < len(value) < 1000:
-                name = posixpath.normpath(value.removesuffix(" [input]"))
+        for text in {text.text for name, value in node["inputs"].items() for text in texts(name, value)}:
+            if 0 < len(text) < 1000:
+                name = posixpath.normpath(text.removesuffix(" [input]"))
                 named.update(file for file in digests if file == name or file.startswith(f"{name}/"))
         if named:
             found[node_id] = hashlib.sha256("".join(digests[name] for name in sorted(named)).encode()).hexdigest()

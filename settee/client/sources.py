@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from settee.client import embedded
 from settee.client.errors import UsageError
-from settee.workflow import SALT_INPUT, shape_problems
+from settee.workflow import is_salt, shape_problems
 
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
 MAX_BYTES = 64 * 1024 * 1024
@@ -65,7 +65,7 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
             clean[node_id] = node
             continue
         kept = {key: node[key] for key in _NODE_KEYS if key in node}
-        inputs = {name: value for name, value in node["inputs"].items() if name != SALT_INPUT}
+        inputs = {name: value for name, value in node["inputs"].items() if not is_salt(name, value)}
         if isinstance(prefix := inputs.get("filename_prefix"), str):
             inputs["filename_prefix"] = prefix[found.end() :] if (found := _ISOLATION.match(prefix)) else prefix
         clean[node_id] = {**kept, "inputs": inputs}

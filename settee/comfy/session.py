@@ -174,7 +174,7 @@ class Session:
         self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks
     ) -> Ended:
         prefix = folder_of(prompt_id)
-        isolated = workflow.isolate(graph, self._object_info, prefix, salts)
+        isolated = workflow.isolate(graph, self._object_info, prefix, salts, previews=job.request.delivery.include_temp)
         pictures: list[ImageEvent] = []
         # Every step of a sampler may send a preview; only these nodes' pictures are outputs.
         sending = {node_id for node_id, node in graph.items() if node["class_type"] == PICTURE_NODE}

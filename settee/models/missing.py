@@ -14,8 +14,8 @@ from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
 from settee.models.needs import Named, named_models, supplying
 from settee.models.places import SUFFIXES
-from settee.registry import MAX_NEAR, choices_of, is_core, near_matches, spec_of
-from settee.workflow import ObjectInfo, Problem, Workflow
+from settee.registry import MAX_NEAR, choices_of, near_matches, spec_of
+from settee.workflow import ObjectInfo, Problem, Workflow, is_core
 
 
 def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequence[ModelEntry]) -> list[Problem]:

@@ -8,14 +8,13 @@ end of the entry's path. Inputs of well-known loaders say which folder they mean
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from settee.models.entry import ModelEntry
 from settee.models.places import SUFFIXES
-from settee.workflow import Workflow, is_link, unwrapped
+from settee.workflow import Workflow, texts
 
 #: Input name → folders below models, of ComfyUI's own loaders.
 _FOLDERS: dict[str, tuple[str, ...]] = {
@@ -72,7 +71,7 @@ def named_models(workflow: Workflow) -> list[Named]:
         class_type = node["class_type"]
         for name, value in node["inputs"].items():
             folders = _BY_CLASS.get(class_type) or _FOLDERS.get(re.sub(r"_?\d+$", "", name), ())
-            for text in _texts(value):
+            for _, text, _ in texts(name, value):
                 # A prompt may well end with one's name.
                 if "embedding:" in text:
                     for match in _EMBEDDING.finditer(text):
@@ -80,21 +79,6 @@ def named_models(workflow: Workflow) -> list[Named]:
                 elif text.lower().endswith(SUFFIXES) and len(text) <= _LONGEST and "\n" not in text:
                     found[Named(node_id, class_type, name, text, folders)] = None
     return list(found)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts within an input's value: some custom nodes keep a lora in an object (`{"on": true, "lora": …}`)."""
-    level = [unwrapped(value)]
-    while level:
-        inside: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                yield item
-            elif isinstance(item, dict):
-                inside += item.values()
-            elif isinstance(item, list) and not is_link(item):
-                inside += item
-        level = inside
 
 
 def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:

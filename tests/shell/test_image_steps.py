@@ -204,6 +204,8 @@ def test_the_nodes_steps(image: Image) -> None:
     image.run("install-custom-nodes", CUSTOM_NODES="")  # none asked for: no git is installed
     (image.comfyui / "custom_nodes").mkdir()
     image.run("ln -s")
-    node = image.comfyui / "custom_nodes/settee_gc"
-    assert node.is_symlink()
-    assert (node / "__init__.py").is_file(), "the link leads to the node in the worker's folder"
+    for node in ("settee_gc", "settee_salt"):
+        assert (image.comfyui / "custom_nodes" / node).is_symlink()
+        assert (image.comfyui / "custom_nodes" / node / "__init__.py").is_file(), (
+            "the link leads to the worker's folder"
+        )

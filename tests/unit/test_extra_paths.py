@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from settee.comfy.extra_paths import NODES, ExtraPaths, content
+from settee.comfy_nodes import settee_salt
 from settee.embedded.cli import options_from
 from settee.settings import Settings, load
+from settee.workflow import SALT_INPUT, salted
 
 
 def settings(tmp_path: Path, **more: Any) -> Settings:
@@ -27,8 +30,8 @@ def test_without_models_elsewhere_only_the_node_is_shown(tmp_path: Path) -> None
 
 def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
     """ComfyUI imports every folder and every .py in it."""
-    inside = [path.name for path in NODES.iterdir() if path.name != "__pycache__"]
-    assert inside == ["settee_gc"]
+    inside = {path.name for path in NODES.iterdir() if path.name != "__pycache__"}
+    assert inside == {"settee_gc", "settee_salt"}
 
 
 def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: Path) -> None:
@@ -144,9 +147,31 @@ def test_the_node_freezes_when_the_server_starts_and_once(tmp_path: Path) -> Non
     assert done.stdout.split() == ["0", "True", "1"], done.stderr
 
 
-def test_the_node_does_no_harm_to_a_comfyui_that_is_built_otherwise() -> None:
-    path = str(NODES / "settee_gc" / "__init__.py")
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [("settee_gc", "the collector's stall stays"), ("settee_salt", "open-ended inputs see settee_job")],
+)
+def test_a_node_does_no_harm_to_a_comfyui_that_is_built_otherwise(node: str, says: str) -> None:
+    path = str(NODES / node / "__init__.py")
     done = subprocess.run([sys.executable, "-I", path], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
-    assert "the collector's stall stays" in done.stderr
+    assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_salt_is_no_argument_of_a_class_that_takes_any() -> None:
+    """As execution.get_input_data of ComfyUI 0.3.64 and 0.33: whatever `optional` claims to contain is passed on."""
+
+    def get_input_data(inputs: dict[str, Any], class_def: Any, unique_id: str, *_: Any) -> Any:
+        return {name: [value] for name, value in inputs.items() if name in class_def}, {}, {}
+
+    class AnyKey(dict[str, Any]):
+        def __contains__(self, key: object) -> bool:
+            return True
+
+    assert settee_salt.SALT_INPUT == SALT_INPUT
+    wrapped = settee_salt.without_salt(settee_salt.without_salt(get_input_data))
+    node = salted({"class_type": "AnyKey", "inputs": {"image_1": "a"}}, {}, "job")
+    assert SALT_INPUT in node
+    assert wrapped(node, AnyKey(), "1")[0] == {"image_1": ["a"]}
+    assert SALT_INPUT in node, "the prompt, and so its cache key, stays as it is"

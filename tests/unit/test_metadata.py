@@ -13,10 +13,15 @@ from PIL.PngImagePlugin import PngInfo
 from settee.metadata import blanked, restore
 from settee.workflow import isolate
 
-REGISTRY = {"SaveImage": {"output_node": True}, "Other": {"output_node": True}}
+REGISTRY = {
+    "SaveImage": {"output_node": True, "python_module": "nodes"},
+    "Other": {"output_node": True},
+    "Hidden": {"output_node": True, "input": {"hidden": {"unique_id": "UNIQUE_ID"}}},
+}
 GRAPHS: list[dict[str, Any]] = [
     {"2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": 'a/ü " b'}}},
     {"2": {"class_type": "Other", "inputs": {"images": ["1", 0]}}, "3": {"class_type": "Other", "inputs": {}}},
+    {"2": {"class_type": "Hidden", "inputs": {"images": ["1", 0]}}, "3": {"class_type": "Hidden", "inputs": {}}},
 ]
 
 

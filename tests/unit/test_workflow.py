@@ -115,6 +115,39 @@ def test_isolation_touches_output_nodes_only_and_never_the_original(object_info:
     assert isolated["4"]["inputs"][workflow.SALT_INPUT] == "job"
 
 
+def test_only_prefixes_that_comfyuis_own_classes_make_a_path_of_are_rewritten() -> None:
+    core = {"output_node": True, "python_module": "comfy_extras.nodes_dataset"}
+    info = {"SaveImageDataSetToFolder": core, "Image Save": {**core, "python_module": "custom_nodes.pack"}}
+    for class_type in info:
+        graph = {"1": node(class_type, filename_prefix="day/a")}
+        assert workflow.isolate(graph, info, "job")["1"]["inputs"] == {
+            "filename_prefix": "day/a",
+            workflow.SALT_INPUT: "job",
+        }
+
+
+def test_the_salt_of_a_custom_class_hides_where_comfyui_puts_values_of_its_own() -> None:
+    """Of what is a name of the class's hidden inputs no class sees what a prompt says, open-ended ones neither."""
+    hidden = {"key": "MY_OWN", "prompt": "PROMPT", "unique_id": "UNIQUE_ID"}
+    info = {"Any": {"output_node": True, "input": {"optional": {}, "hidden": hidden}}}
+    graph = {"1": node("Any", a=1), "2": node("Any", prompt="mine")}
+    isolated = workflow.isolate(graph, info, "job")
+    assert isolated["1"]["inputs"] == {"a": 1, "prompt": "settee_job:job"}
+    assert isolated["2"]["inputs"] == {"prompt": "mine", "unique_id": "settee_job:job"}
+    # ComfyUI's newer node API writes them as lists, and fills in none of them.
+    newer = {"Any": {"output_node": True, "input": {"hidden": {"prompt": ["PROMPT"]}}}}
+    assert workflow.isolate(graph, newer, "job")["1"]["inputs"] == {"a": 1, workflow.SALT_INPUT: "job"}
+
+
+def test_nodes_with_temp_files_on_the_way_run_again_when_previews_are_asked_for() -> None:
+    info = {"ImageCropV2": {"output_node": False, "has_intermediate_output": True, "python_module": "nodes"}}
+    graph = {"1": node("ImageCropV2", a=1), "2": node("Other", a=["1", 0])}
+    assert workflow.isolate(graph, info, "job") == graph
+    isolated = workflow.isolate(graph, info, "job", previews=True)
+    assert isolated["1"]["inputs"] == {"a": 1, workflow.SALT_INPUT: "job"}
+    assert isolated["2"] == graph["2"]
+
+
 def test_a_node_that_names_an_input_file_gets_a_salt_of_its_content() -> None:
     digests = {"a.png": "1", "set/b.png": "2", "set/c.png": "3"}
     graph = {
@@ -132,6 +165,23 @@ def test_a_node_that_names_an_input_file_gets_a_salt_of_its_content() -> None:
     isolated = workflow.isolate(graph, {}, "job", salts)
     assert isolated["1"]["inputs"] == {"image": "a.png", workflow.SALT_INPUT: salts["1"]}
     assert isolated["4"] == graph["4"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"image": "a.png", "recording": ""},
+        {"__value__": ["x.png", "a.png"]},
+        [["a.png", 0], "b"],
+        {"layers": [{"source": {"file": "a.png [input]"}}]},
+        '{"layers": [{"file": "./a.png"}]}',
+    ],
+)
+def test_a_file_within_a_value_of_any_shape_is_a_file_that_the_node_reads(value: Any) -> None:
+    graph = {"1": node("Load3D", image=value)}
+    assert set(workflow.salts(graph, {"a.png": "1"})) == {"1"}
+    assert workflow.salts(graph, {"a.png": "1"}) != workflow.salts(graph, {"a.png": "2"})
+    assert workflow.salts(graph, {"other.png": "1"}) == {}
 
 
 def test_a_chain_that_comfyui_cannot_follow() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from settee.client.changes import shown_node
 from settee.client.errors import UsageError
 from settee.measure import measure
-from settee.workflow import SALT_INPUT, ObjectInfo, Workflow, links, output_nodes, shape_problems, unwrapped
+from settee.workflow import ObjectInfo, Workflow, links, output_nodes, shape_problems, unwrapped
+from settee.workflow import salted as with_salt
 
 #: Below ComfyUI's input folder.
 FOLDER = "settee"
@@ -236,7 +237,7 @@ def salted(workflow: Workflow, object_info: ObjectInfo, salt: str) -> Workflow:
     used = {source for node in workflow.values() for _, source, _ in links(node)}
     ends = set(output_nodes(workflow, object_info)) | (workflow.keys() - used)
     return {
-        node_id: {**node, "inputs": {**node["inputs"], SALT_INPUT: salt}} if node_id in ends else node
+        node_id: {**node, "inputs": with_salt(node, object_info, salt)} if node_id in ends else node
         for node_id, node in workflow.items()
     }
 

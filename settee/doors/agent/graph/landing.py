@@ -21,14 +21,13 @@ from settee.models.places import SUFFIXES
 from settee.registry import (
     MAX_NEAR,
     choices_of,
-    is_core,
     is_upload,
     near_matches,
     path_problems,
     registry_problems,
     spec_of,
 )
-from settee.workflow import ObjectInfo, Problem, Workflow, is_link, output_nodes, unwrapped
+from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, output_nodes, unwrapped
 
 _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from settee.registry import is_core, near_matches, options_of, spec_of
-from settee.workflow import ObjectInfo, Problem, Workflow, links, output_nodes
+from settee.registry import near_matches, options_of, spec_of
+from settee.workflow import ObjectInfo, Problem, Workflow, is_core, links, output_nodes
 
 #: Outputs that are values: a node with no others passes on, or calculates with, what it was given.
 _VALUES = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "NUMBER", "*"])
