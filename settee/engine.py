@@ -117,7 +117,7 @@ class Engine:
         # Ours may be starting, which takes what it takes; another one is there or it is not.
         is_ours = self._server.is_ours
         patience = self._settings.comfy_start_timeout_s if is_ours else self._settings.comfy_unresponsive_s
-        self._server.wait_ready(patience, cancel)
+        self._server.wait_ready(patience, cancel, for_job=True)
         return self._server.client.object_info()
 
     def await_models(self, entries: Sequence[ModelEntry], timeout_s: float) -> bool:

@@ -67,7 +67,10 @@ class Settings(BaseSettings):
         description="With COMFY_URL: its temp folder, when the worker shares it. Emptied before and after every job.",
     )
     comfy_unresponsive_s: float = Field(
-        60, gt=0, description="ComfyUI counts as frozen when it answers nothing for this long during a job."
+        60,
+        gt=0,
+        description="ComfyUI counts as frozen when it answers nothing for this long during a job. Where nothing "
+        "listens at COMFY_URL, that is reported after 10 s.",
     )
     comfy_stall_s: float = Field(
         20,

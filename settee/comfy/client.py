@@ -20,12 +20,18 @@ import urllib3
 
 from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, WorkflowRejected
 
+#: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
+#: front of it may have been started anew.)
+REFUSED_S = 10.0
+
 
 class NoAnswer(ComfyUnavailable):
     """ComfyUI does not answer."""
 
     #: True when it took the connection but said nothing in time (frozen or busy), False when it is not there.
     timed_out = False
+    #: True when there was no connection, so that nothing of the request can have arrived.
+    refused = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Client:
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._base = parts.path.rstrip("/")
         self._timeout_s = timeout_s
+        #: Since when (time.monotonic()) every connection has been refused; None when the last one was not.
+        self.refused_since: float | None = None
         self._pool = urllib3.connectionpool.connection_from_url(
             f"{parts.scheme}://{parts.netloc}", maxsize=4, block=False, retries=False
         )
@@ -219,12 +227,24 @@ class Client:
                 preload_content=False,
                 timeout=urllib3.Timeout(connect=min(timeout_s, 10), read=timeout_s),
             )
+            self.refused_since = None
             try:
                 return response.status, _body(response, give_up)
             finally:
                 response.release_conn()
         except urllib3.exceptions.HTTPError as error:
-            raise _no_answer(error) from error
+            no_answer = _no_answer(error)
+            self.refused_since = (self.refused_since or time.monotonic()) if no_answer.refused else None
+            raise no_answer from error
+
+    @property
+    def refused_for_s(self) -> float:
+        """For how long every connection has been refused, seconds."""
+        return 0.0 if self.refused_since is None else time.monotonic() - self.refused_since
+
+    @property
+    def is_gone(self) -> bool:
+        return self.refused_for_s >= REFUSED_S
 
 
 def _body(response: urllib3.BaseHTTPResponse, give_up: float) -> bytes:
@@ -240,10 +260,10 @@ def _body(response: urllib3.BaseHTTPResponse, give_up: float) -> bytes:
 
 def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:
     # urllib3 counts a refused connection among the timeouts.
-    is_refused = isinstance(error, urllib3.exceptions.NewConnectionError)
-    timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not is_refused
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not refused
     no_answer = NoAnswer("ComfyUI does not answer in time" if timed_out else "ComfyUI cannot be reached")
-    no_answer.timed_out = timed_out
+    no_answer.timed_out, no_answer.refused = timed_out, refused
     return no_answer
 
 

@@ -65,7 +65,7 @@ class Server(Protocol):
     def new_job(self) -> None: ...
     def start(self) -> None: ...
     def is_running(self) -> bool: ...
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None: ...
     def restart(self, reason: str) -> None: ...
     def log_tail(self, lines: int = 20) -> list[str]: ...
     def close(self) -> None: ...
@@ -89,14 +89,21 @@ class ExternalServer:
         """Nothing to start."""
 
     def new_job(self) -> None:
-        """Its log is not ours to see."""
+        """Give it the time to come back again, which an earlier job may have used up."""
+        self.client.refused_since = None
 
     def is_running(self) -> bool:
         return True
 
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
-        if not _poll_ready(self.client, time.monotonic() + timeout_s, cancel, lambda: True):
-            raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({self.client.url}) within {timeout_s:g} s")
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
+        """Wait until it answers; for a job only while something listens there. Raises ComfyUnavailable."""
+        client = self.client
+        if not _poll_ready(client, time.monotonic() + timeout_s, cancel, lambda: not (for_job and client.is_gone)):
+            if client.is_gone:
+                raise ComfyUnavailable(
+                    f"nothing listens at COMFY_URL ({client.url}): start ComfyUI there, or correct COMFY_URL"
+                )
+            raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({client.url}) within {timeout_s:g} s")
 
     def restart(self, reason: str) -> None:
         raise ComfyUnavailable(f"ComfyUI at COMFY_URL needs a restart ({reason}), which the worker cannot do")
@@ -187,7 +194,7 @@ class SupervisedServer:
         process = self._process
         return process is not None and process.poll() is None
 
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
         if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up):
             # Whoever looks first: it may be killed before the other one has seen it.

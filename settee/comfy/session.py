@@ -93,7 +93,7 @@ class Session:
         patience = self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
         limit = min(patience, max(0.0, deadline - time.monotonic()))
         try:
-            self._server.wait_ready(limit, cancel)
+            self._server.wait_ready(limit, cancel, for_job=True)
         except ComfyUnavailable:
             _check(cancel, deadline)
             raise
@@ -257,8 +257,8 @@ class Session:
             )
             node_errors = self._await_answer(answer, prompt_id, cancel, deadline)
         except NoAnswer as error:
-            # Taken or not, nobody knows, and with the answer its node_errors are lost: take it back.
-            if self._server.is_running() and not error.timed_out:
+            # It may have been taken, and with the answer its node_errors are lost: take it back.
+            if self._server.is_running() and not error.timed_out and not error.refused:
                 self.stop(prompt_id)
             died = ComfyDied(f"{error.message} (the answer to POST /prompt did not come)")
             died.needs_restart = error.timed_out
@@ -297,7 +297,6 @@ class Session:
         client, give_up, pause = self._server.client, time.monotonic() + self._settings.comfy_interrupt_s, 0.02
         is_known = prompt_id in self._leftovers
         self._leftovers.discard(prompt_id)
-        gone_since: float | None = None
         while True:
             try:
                 client.delete(prompt_id, timeout_s=2)
@@ -305,14 +304,11 @@ class Session:
                 queue = client.queue(timeout_s=2)
                 if prompt_id not in queue.running and prompt_id not in queue.pending:
                     return
-                gone_since = None
-            except NoAnswer as error:
-                gone_since = None if error.timed_out else gone_since or time.monotonic()
             except ComfyError as error:
                 log.debug("ComfyUI does not take the stop yet: %s", error)
             if self._server.is_ours and not self._server.is_running():
                 return
-            if gone_since is not None and time.monotonic() - gone_since > GONE_AFTER_S:
+            if client.refused_for_s > GONE_AFTER_S:
                 return  # nothing listens any more, so nothing runs
             if time.monotonic() >= give_up:
                 break

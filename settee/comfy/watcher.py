@@ -28,9 +28,6 @@ TRUTH_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 1.0
 #: A prompt that neither history nor queue knows counts as gone after this (history fills within 8 ms).
 LOST_AFTER_S = 3.0
-#: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
-#: front of it may have been started anew.)
-REFUSED_S = 10.0
 
 
 class ComfyDied(ComfyUnavailable):
@@ -96,7 +93,6 @@ class Watcher:
         self._next_truth = clock() + TRUTH_INTERVAL_S
         # Since when (clock) something has been wrong; None while it is not.
         self._unanswered: float | None = None
-        self._refused: float | None = None
         self._absent: float | None = None
         self._waiting: float | None = None
 
@@ -185,7 +181,7 @@ class Watcher:
             self._note_silence(error)
             cancel.wait(0.0 if error.timed_out else 0.2)
             return None
-        self._unanswered = self._refused = None
+        self._unanswered = None
         if entry is None and not self._socket.is_open:
             self._reopen_socket()
         return entry
@@ -246,9 +242,7 @@ class Watcher:
     def _note_silence(self, error: NoAnswer) -> None:
         now = self._clock()
         self._unanswered = self._unanswered or now
-        self._refused = None if error.timed_out else self._refused or now
-        is_gone = self._refused is not None and now - self._refused >= REFUSED_S
-        if is_gone or now - self._unanswered >= self._limits.unresponsive_s:
+        if self._client.is_gone or now - self._unanswered >= self._limits.unresponsive_s:
             what = "is frozen: it answers nothing" if error.timed_out else "cannot be reached"
             died = ComfyDied(f"ComfyUI {what} for {now - self._unanswered:.0f} s")
             died.needs_restart = True

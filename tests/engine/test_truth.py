@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.comfy import watcher
+from settee.comfy import client
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
@@ -151,14 +151,28 @@ def test_a_comfyui_that_is_not_ours_is_restarted_in_mid_run(tmp_path: Path) -> N
 
 def test_a_comfyui_that_is_not_ours_and_gone_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not frozen: nobody listens, so nothing of it has to be waited for."""
-    monkeypatch.setattr(watcher, "REFUSED_S", 0.3)
-    waits = {**QUICK, "comfy_unresponsive_s": 5}
+    monkeypatch.setattr(client, "REFUSED_S", 0.3)
+    waits = {**QUICK, "comfy_unresponsive_s": 60}
     with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **waits, **server.shared) as rig:
         run = rig.start(slow(steps=1000))
         run.reach(Status.RUNNING, SLOW)
         server.stop()
-        with pytest.raises(ComfyUnavailable, match=r"cannot be reached for \d s, and it did not come back"):
+        gone = r"cannot be reached for \d s, and it did not come back: nothing listens at COMFY_URL"
+        with pytest.raises(ComfyUnavailable, match=gone):
             run.end()
+
+
+def test_a_comfyui_that_is_not_ours_and_gone_between_two_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "REFUSED_S", 0.3)
+    waits = {**QUICK, "comfy_unresponsive_s": 60}
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path, **waits, **server.shared) as rig:
+        assert rig.run(empty(1)).outputs
+        server.stop()
+        for _ in range(2):  # known to have been there, and not known any more
+            with pytest.raises(ComfyUnavailable, match="nothing listens at COMFY_URL"):
+                rig.start(empty(2)).end()
+        server.start()
+        assert rig.run(empty(3)).outputs
 
 
 def test_history_comes_late(rig: Rig) -> None:
