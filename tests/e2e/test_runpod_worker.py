@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import shlex
 import signal
 import socket
 import sys
@@ -241,9 +242,12 @@ def test_a_worker_that_fails_a_check_of_the_sdks_leaves_no_comfyui_behind(tmp_pa
 
 
 def test_a_comfyui_that_ends_while_it_starts_ends_the_worker_and_fails_the_job_that_came_early(tmp_path: Path) -> None:
-    command = f'"{sys.executable}" -c "import time; time.sleep(2); print(\'no GPU here\'); raise SystemExit(3)"'
-    with working(tmp_path, COMFY_COMMAND=command) as rig:
+    end = tmp_path / "end"
+    code = f"import os, time\nwhile not os.path.exists({str(end)!r}): time.sleep(0.05)\nprint('no GPU here')\nexit(3)"
+    with working(tmp_path, COMFY_COMMAND=shlex.join([sys.executable, "-c", code])) as rig:
         job = rig.runpod.submit({"workflow": empty()})
+        rig.runpod.wait_for("take", job)
+        end.touch()
         result = rig.runpod.wait_result(job)
         assert result["output"]["code"] == "comfy_unavailable"
         assert "no GPU here" in json.dumps(result["output"]["details"]["log"])
@@ -253,10 +257,16 @@ def test_a_comfyui_that_ends_while_it_starts_ends_the_worker_and_fails_the_job_t
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_whether_the_first_job_is_taken_while_comfyui_starts(tmp_path: Path, early: bool) -> None:
-    command = f'"{sys.executable}" -m settee.embedded --fault slow_start=1.5'
+def test_the_first_job_is_taken_while_comfyui_starts_only_with_early_jobs(tmp_path: Path, early: bool) -> None:
+    begin = tmp_path / "begin"
+    code = f"import os, runpy, time\nwhile not os.path.exists({str(begin)!r}): time.sleep(0.05)\n"
+    code += "runpy.run_module('settee.embedded', run_name='__main__')"
+    command = shlex.join([sys.executable, "-c", code])
     with working(tmp_path, COMFY_COMMAND=command, EARLY_JOBS=str(early)) as rig:
         job = rig.runpod.submit({"workflow": empty()})
+        if not early:
+            begin.touch()
         rig.runpod.wait_for("take", job)
         assert rig.comfyui_listens() is not early
+        begin.touch()
         assert rig.runpod.wait_result(job)["output"]["status"] == "success"
