@@ -153,6 +153,8 @@ class Result:
     outputs: tuple[Output, ...] = ()
     #: Milliseconds by phase: wipe, ready (waiting for ComfyUI), staging, execution, delivery, total.
     timings: dict[str, float] = field(default_factory=dict)
+    #: Drawn for this job, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
 

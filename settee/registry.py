@@ -42,9 +42,19 @@ class Load:
 
 def spec_of(object_info: ObjectInfo, class_type: str, name: str) -> Any:
     """The registry's ``[type, options]`` of an input; None when its class is unknown or has no such input."""
-    sections = object_info.get(class_type, {}).get("input", {})
+    return _declared(object_info.get(class_type, {}).get("input", {}), name)
+
+
+def _declared(sections: Mapping[str, Any], name: str) -> Any:
     for section in ("required", "optional"):
         found = (sections.get(section) or {}).get(name)
+        if found is not None:
+            return found
+    # A dynamic combo declares further inputs for each of its choices: ``model`` and ``model.seed``.
+    parent, _, child = name.partition(".")
+    choices = options_of(_declared(sections, parent)).get("options") if child else None
+    for choice in choices if isinstance(choices, list) else ():
+        found = _declared(choice.get("inputs") or {}, child) if isinstance(choice, dict) else None
         if found is not None:
             return found
     return None

@@ -107,6 +107,8 @@ class JobRequest(_Strict):
     debug: bool = False
     #: Run the good outputs of a workflow whose other outputs ComfyUI refuses.
     allow_partial: bool = False
+    #: ``random`` draws every seed; else those that are -1 are drawn.
+    seeds: Literal["random"] | None = None
     #: Goes to ComfyUI as it is; `extra_pnginfo` ends up in PNGs. Always an object: null would kill its executor.
     extra_data: dict[str, Any] = Field(default_factory=dict, repr=False)
     comfy_org_api_key: SecretStr | None = None

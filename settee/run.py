@@ -31,6 +31,7 @@ from settee.messages import Report
 from settee.models.missing import as_missing, missing_models
 from settee.models.order import Order
 from settee.models.store import ModelStore
+from settee.seeds import draw_seeds
 from settee.settings import Settings
 from settee.workspace import Workspace
 
@@ -49,6 +50,7 @@ class Run:
         self._deadline = self._started + (job.request.timeout_s or settings.job_timeout_s)
         self._timings: dict[str, float] = {}
         self._percent = 0.0
+        self._seeds: dict[str, int] = {}
 
     def go(self, session: Session, workspace: Workspace, server: Server, models: ModelStore, shared: bool) -> Result:
         """Returns its Result, or raises, once ComfyUI is idle and the workspace wiped. ``shared``: as in Engine."""
@@ -78,6 +80,7 @@ class Run:
             status=Status.SUCCEEDED,
             outputs=delivered.outputs,
             timings=dict(self._timings),
+            seeds=self._seeds,
             warnings=warnings,
         )
 
@@ -86,7 +89,7 @@ class Run:
     ) -> tuple[Delivered, tuple[str, ...]]:
         with self._timed("ready"):
             session.ready(self._cancel, self._deadline)
-        graph = self._check_graph(session, order)
+        graph, unset = self._draw_seeds(self._check_graph(session, order), session)
         with self._timed("staging"):
             staged = self._stage(workspace)
             if not shared:
@@ -110,7 +113,7 @@ class Run:
                 pictures=ended.pictures,
             )
             delivered = self._deliver(server, found.artifacts)
-        return delivered, (*ended.warnings, *found.warnings, *delivered.warnings)
+        return delivered, (*unset, *ended.warnings, *found.warnings, *delivered.warnings)
 
     # --- before ComfyUI -------------------------------------------------------------------------------------
 
@@ -149,6 +152,14 @@ class Run:
             if missing and not self._job.request.allow_partial:
                 raise ModelMissing.from_problems(missing, "workflow")
         return graph
+
+    def _draw_seeds(self, graph: workflow.Workflow, session: Session) -> tuple[workflow.Workflow, tuple[str, ...]]:
+        """The graph with the seeds that were drawn, and a warning for each that was to be and could not."""
+        every = self._job.request.seeds == "random"
+        drawn = draw_seeds(graph, session.object_info, every=every)
+        self._seeds = drawn.shown()
+        none = ("seeds: random: this workflow has no seed to draw",) if every and not drawn.values else ()
+        return drawn.applied(graph), (*none, *(f"not drawn: {line}" for line in drawn.stuck))
 
     def _stage(self, workspace: Workspace) -> tuple[Staged, ...]:
         request = self._job.request

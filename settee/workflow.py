@@ -104,6 +104,18 @@ def title(node: Mapping[str, Any]) -> str:
     return str(meta.get("title", "")) if isinstance(meta, dict) else ""
 
 
+def shown_node(workflow: Workflow, node_id: str) -> str:
+    """How a node is named to a person: ``6 CLIPTextEncode "Positive"``; its title only where it says more."""
+    node = workflow[node_id]
+    name, kind = title(node), str(node["class_type"])
+    return f"{node_id} {kind}" + (f' "{name}"' if name and name != kind else "")
+
+
+def listed_nodes(workflow: Workflow, node_ids: Iterable[str]) -> str:
+    """These nodes for an error's message, in natural order, one a line."""
+    return "\n".join(f"  {shown_node(workflow, node_id)}" for node_id in sorted(set(node_ids), key=natural_key))
+
+
 # --- shape -----------------------------------------------------------------------------------------------
 
 

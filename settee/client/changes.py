@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settee.workflow import Workflow, natural_key, title
+from settee.workflow import Workflow
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,3 @@ def applied(workflow: Workflow, changes: Iterable[Change]) -> Workflow:
         node = changed[change.node_id]
         changed[change.node_id] = {**node, "inputs": {**node["inputs"], change.input: change.value}}
     return changed
-
-
-def shown_node(workflow: Workflow, node_id: str) -> str:
-    """How a node is named to a person: ``6 CLIPTextEncode "Positive"``; its title only where it says more."""
-    node = workflow[node_id]
-    name, kind = title(node), str(node["class_type"])
-    return f"{node_id} {kind}" + (f' "{name}"' if name and name != kind else "")
-
-
-def listed_nodes(workflow: Workflow, node_ids: Iterable[str]) -> str:
-    """These nodes for an error's message, in natural order, one a line."""
-    return "\n".join(f"  {shown_node(workflow, node_id)}" for node_id in sorted(set(node_ids), key=natural_key))

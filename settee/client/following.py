@@ -105,7 +105,7 @@ def result_of(
     answer: Answer, *, seeds: Mapping[str, int] | None = None, workflow: Mapping[str, Any] | None = None
 ) -> Result:
     """What a job that has ended came to: its outputs, its timings (RunPod's ``delayTime`` and ``executionTime`` beside
-    the worker's), its warnings; ``seeds`` and ``workflow`` are what the caller sent.
+    the worker's), its warnings; ``seeds`` and ``workflow`` are what the caller sent, and the worker's seeds are added.
 
     Raises what :func:`failure_of` says for a job that did not succeed; JobFailed for a result without outputs.
     """
@@ -124,12 +124,13 @@ def result_of(
     }
     # worker-comfyui has warnings under "errors" only; settee's workers have them under both.
     warnings = output.get("warnings") or output.get("errors")
+    drawn = _mapping(output.get("seeds"))
     return Result(
         job_id=answer.job_id,
         outputs=outputs_of(output, answer.job_id),
         timings={**timings, **answer.timings},
         warnings=tuple(str(warning) for warning in warnings) if isinstance(warnings, list) else (),
-        seeds=dict(seeds or {}),
+        seeds={**(seeds or {}), **{str(at): seed for at, seed in drawn.items() if type(seed) is int}},
         workflow=dict(workflow or {}),
     )
 

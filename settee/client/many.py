@@ -18,6 +18,7 @@ from settee.client.endpoint import Endpoint, Job
 from settee.client.errors import ClientError, JobStopped, NetworkError, UsageError
 from settee.client.following import Interrupted
 from settee.client.ledger import Entry, Ledger
+from settee.client.plan import Prepared
 from settee.client.running import display_of, file_as_json, options_of, wishes_of
 from settee.client.stopping import END_S, LOOK_S, MOMENT_S, SENDING, interrupted, left_as_is
 from settee.client.targets.http import Unsure
@@ -123,6 +124,8 @@ class _Many:
         self._sending = 0
         self._was_sent = threading.Condition(self._mutex)
         self._running: dict[str, Job] = {}
+        #: Warnings before a job is sent, each said once: repeated jobs have the same.
+        self._warned: set[str] = set()
 
     def run(self, rows: Sequence[Row]) -> list[Outcome]:
         """Every row's outcome, in order. Raises JobStopped after Ctrl-C."""
@@ -232,6 +235,7 @@ class _Many:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is there, and is no folder: move it away, or give the row another name")
         ready = self._endpoint.prepare(row.args.workflow, wishes_of(row.args))
+        self._warn(ready, row)
         try:
             job = self._endpoint.send(ready, options_of(row.args), stop=self._stop)
         except Unsure:
@@ -242,6 +246,16 @@ class _Many:
         with contextlib.suppress(UsageError):  # it is followed all the same, and its end will tell
             self._note(row, "sent", job)
         return job
+
+    def _warn(self, ready: Prepared, row: Row) -> None:
+        warnings = [*ready.warnings]
+        if self._args.repeat and not ready.seeds and not row.args.keep_seed:
+            warnings.append("this workflow has no seed to draw: every job makes the same")
+        with self._mutex:
+            new = [warning for warning in warnings if warning not in self._warned]
+            self._warned.update(new)
+        for warning in new:
+            self._display.line(f"{row.name}: warning: {warning}")
 
     def _finish(self, row: Row, job: Job, outcome: Outcome) -> None:
         from settee.client.saving import Saved, save
@@ -265,7 +279,8 @@ class _Many:
             self._forget(row)
             raise
         self._forget(row)
-        outcome.warnings = result.warnings
+        outcome.warnings, outcome.seeds = result.warnings, result.seeds
+        job.seeds = result.seeds
         for warning in result.warnings:
             self._display.line(f"{row.name}: warning: {warning}")
         # What is not saved now is asked for again: it is paid for.

@@ -101,9 +101,7 @@ def _injection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prompt", help="the positive prompt, wherever the sampler's leads to")
     group.add_argument("--negative", help="the negative prompt")
     seeds = group.add_mutually_exclusive_group()
-    seeds.add_argument(
-        "--seed", type=_count(0, (1 << 64) - 1), metavar="N", help="every seed (default: each drawn anew)"
-    )
+    seeds.add_argument("--seed", type=_seed, metavar="N", help="every seed (default, and -1: each is drawn)")
     seeds.add_argument("--keep-seed", action="store_true", help="leave the seeds as they are in the workflow")
     group.add_argument("--steps", type=int, metavar="N")
     group.add_argument("--cfg", type=float, metavar="X")
@@ -182,6 +180,10 @@ def _seconds(text: str) -> float:
     if not (seconds > 0 and math.isfinite(seconds)):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, more than 0")
     return seconds
+
+
+def _seed(text: str) -> int | None:
+    return None if text.strip() == "-1" else _count(0, (1 << 64) - 1)(text)
 
 
 class _count:

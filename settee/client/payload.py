@@ -19,7 +19,7 @@ from settee.client.uploads import URL_SIZE, Uploader
 from settee.workflow import Workflow
 
 #: What a job may say beside its workflow and files (docs/api.md).
-OPTIONS = ("models", "delivery", "timeout_s", "debug", "allow_partial", "extra_data", "comfy_org_api_key")
+OPTIONS = ("models", "delivery", "timeout_s", "debug", "allow_partial", "seeds", "extra_data", "comfy_org_api_key")
 _PICTURES = ("image", "mask")
 #: Bytes read at a time: a multiple of three, so that the pieces' base64 is the whole's, and a small part of most files.
 _CHUNK = 3 << 17

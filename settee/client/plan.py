@@ -11,8 +11,9 @@ from settee.client.errors import UsageError
 from settee.client.inject.media import Given, media_changes
 from settee.client.inject.parameters import Parameters, parameter_changes
 from settee.client.inject.prompts import prompt_changes
-from settee.client.inject.seeds import drawn_seed, seed_changes
+from settee.client.inject.seeds import as_changes, seed_changes
 from settee.client.inject.settings import set_changes
+from settee.seeds import Draw, draw_seeds, random_seed
 from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow
 
 
@@ -26,7 +27,7 @@ class Wishes:
     audio: tuple[Given, ...] = ()
     prompt: str | None = None
     negative: str | None = None
-    #: For every literal seed; None draws one for each that differs from the others now.
+    #: For every seed; None or -1 draws one for each that differs from the others now.
     seed: int | None = None
     keep_seed: bool = False
     parameters: Parameters = field(default_factory=Parameters)
@@ -43,6 +44,8 @@ class Prepared:
     files: tuple[InputFile, ...] = ()
     #: The seeds that were put in, by ``node.input``.
     seeds: dict[str, int] = field(default_factory=dict)
+    #: Seeds that were to be drawn and could not be.
+    warnings: tuple[str, ...] = ()
 
 
 def prepared(
@@ -50,7 +53,7 @@ def prepared(
     wishes: Wishes,
     object_info: ObjectInfo | None = None,
     *,
-    draw: Callable[[], int] = drawn_seed,
+    draw: Draw = random_seed,
 ) -> Prepared:
     """Find every place, and say what goes there. Nothing is read or sent. Raises UsageError (Ambiguous)."""
     media, files = media_changes(
@@ -61,7 +64,9 @@ def prepared(
         audio=wishes.audio,
         object_info=object_info,
     )
-    seeds = seed_changes(workflow, seed=wishes.seed, keep=wishes.keep_seed, draw=draw)
+    seeds, warnings = seed_changes(
+        workflow, seed=wishes.seed, keep=wishes.keep_seed, object_info=object_info, draw=draw
+    )
     found = [
         *media,
         *prompt_changes(workflow, prompt=wishes.prompt, negative=wishes.negative, object_info=object_info),
@@ -70,6 +75,11 @@ def prepared(
     ]
     # Of what the rest has made of it, so that `--set` has the last word about one place of several.
     found += set_changes(applied(workflow, found), wishes.sets)
+    if object_info is not None:
+        # A -1 that was kept, or set; a worker's node registry decides where there is none here.
+        late = draw_seeds(applied(workflow, found), object_info, every=False, draw=draw)
+        kept = as_changes(late.values)
+        found, seeds, warnings = [*found, *kept], [*seeds, *kept], (*warnings, *late.stuck)
     last = {(change.node_id, change.input): change for change in found}
     changed = applied(workflow, last.values())
     return Prepared(
@@ -77,6 +87,7 @@ def prepared(
         changes=tuple(last.values()),
         files=tuple(files),
         seeds={f"{c.node_id}.{c.input}": changed[c.node_id]["inputs"][c.input] for c in seeds},
+        warnings=warnings,
     )
 
 

@@ -47,7 +47,7 @@ class Result:
     #: Milliseconds by phase, the worker's and RunPod's.
     timings: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    #: The seeds that the client put in, by ``node.input``.
+    #: The seeds that the client put in and the worker drew, by ``node.input``.
     seeds: dict[str, int] = field(default_factory=dict)
     #: As it was sent.
     workflow: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -101,7 +101,8 @@ def _one(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
         shown = table(ready.workflow, ready.changes, columns(), _encoding())
         streams.say(shown or "nothing is changed in the workflow")
         # A ComfyUI has an input folder of its own; a worker has what comes with the job.
-        for line in () if endpoint.is_comfy else unfed(ready.workflow, ready.changes):
+        missing = [] if endpoint.is_comfy else unfed(ready.workflow, ready.changes)
+        for line in (*ready.warnings, *missing):
             streams.say(printable(line, _encoding()))
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)

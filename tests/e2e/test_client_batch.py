@@ -191,6 +191,22 @@ def test_two_runs_of_one_batch(client: Command) -> None:
     assert len(done(ended(process))) == 3
 
 
+def test_repeat_draws_a_seed_that_is_written_in_a_primitive(client: Command) -> None:
+    graph = slow(steps=1, delay_ms=0)
+    graph["5"]["inputs"]["seed"] = ["20", 0]
+    graph["20"] = {"class_type": "PrimitiveInt", "inputs": {"value": 77}, "_meta": {"title": "Seed"}}
+    (client.folder / "linked.json").write_text(json.dumps(graph))
+    found = client.run("linked.json", "--repeat", "3", "--json")
+    made = {job["files"][0]["sha256"]: job["seeds"]["20.value"] for job in found.document["jobs"]}
+    assert (found.code, len(made), len(set(made.values()))) == (0, 3, 3), found
+    assert "warning" not in found.err
+
+
+def test_repeat_says_that_there_is_no_seed_to_draw(client: Command) -> None:
+    found = client.run("quick.json", "--repeat", "3")
+    assert (found.code, found.err.count("has no seed to draw")) == (0, 1), found
+
+
 def test_repeat(client: Command) -> None:
     found = client.run("slow.json", "--repeat", "3", "--json")
     jobs = found.document["jobs"]

@@ -105,6 +105,33 @@ def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
     assert order == sorted(order, key=list(Status).index), "a job went back to an earlier state"
 
 
+# --- seeds ---------------------------------------------------------------------------------------------------
+
+
+def seeded(seed: Any, class_type: str = "PrimitiveInt") -> dict[str, Any]:
+    """A picture that depends on a seed, which comes by a link."""
+    graph = slow(steps=1, delay_ms=0)
+    graph["5"]["inputs"]["seed"] = ["20", 0]
+    graph["20"] = {"class_type": class_type, "inputs": {"value": seed}}
+    return graph
+
+
+@pytest.mark.skipif(EXTERNAL is not None, reason="its picture is made by a node of the embedded server")
+@pytest.mark.parametrize(("seed", "request_"), [(-1, {}), (77, {"seeds": "random"})])
+def test_a_seed_is_drawn_and_the_picture_can_be_made_again(rig: Rig, seed: int, request_: dict[str, Any]) -> None:
+    results = [rig.run(seeded(seed), **request_) for _ in range(2)]
+    first, second = (result.outputs[0].sha256 for result in results)
+    assert first != second
+    assert [list(result.seeds) for result in results] == [["20.value"]] * 2
+    again = rig.run(seeded(results[0].seeds["20.value"]))
+    assert (again.outputs[0].sha256, again.seeds) == (first, {})
+
+
+def test_seeds_that_cannot_be_drawn_are_named(rig: Rig) -> None:
+    result = rig.run(empty(25), seeds="random")
+    assert (result.seeds, result.warnings) == ({}, ("seeds: random: this workflow has no seed to draw",))
+
+
 # --- what is refused, before any GPU time ---------------------------------------------------------------------
 
 

@@ -62,6 +62,11 @@ def test_data_is_the_content_or_where_it_went() -> None:
     assert answer["files"][0]["data"] == "/runpod-volume/x"
 
 
+def test_seeds_that_were_drawn_are_shown() -> None:
+    assert render.result(Result(job_id="1", status=Status.SUCCEEDED, seeds={"3.seed": 5}))["seeds"] == {"3.seed": 5}
+    assert "seeds" not in render.result(Result(job_id="1", status=Status.SUCCEEDED))
+
+
 def test_warnings_are_also_errors_as_the_official_worker_calls_them() -> None:
     done = Result(job_id="1", status=Status.SUCCEEDED, warnings=("node 9 was cached",))
     assert render.result(done)["errors"] == render.result(done)["warnings"] == ["node 9 was cached"]

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from settee.client.changes import Change, shown_node
+from settee.client.changes import Change
 from settee.client.display.text import cells, cut, padded, printable
-from settee.workflow import Workflow
+from settee.workflow import Workflow, shown_node
 
 _GAP = "  "
 #: Cells of these columns at most; the value gets what is left of the width, and at least so much.

@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from settee.client.inject import classes, vocabulary
-from settee.client.inject.selectors import Use, declared, live_nodes, users
+from settee.client.inject.selectors import declared, live_nodes
 from settee.client.inject.vocabulary import Side
+from settee.literals import Use, users
 from settee.workflow import ObjectInfo, Workflow, links, natural_key
 
 #: Types of ComfyUI's registry that are neither conditioning nor a text.

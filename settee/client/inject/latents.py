@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from settee.client.inject.selectors import Use
+from settee.literals import Use
 from settee.workflow import Workflow, links, natural_key
 
 #: Inputs that take a latent, by their names in ComfyUI and in the usual packs.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from settee.client.inject.selectors import Place, Use, declared, live_nodes, users
+from settee.client.inject.selectors import declared, live_nodes
+from settee.literals import Place, Use, users
 from settee.workflow import ObjectInfo, Workflow, natural_key
 
 #: class → (input, kind, slots that give a mask). For what a registry does not tell, or where none is known: ComfyUI's

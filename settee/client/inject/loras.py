@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from settee.client.changes import Change, listed_nodes, shown_node
+from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.selectors import Place, only_place
-from settee.workflow import Workflow, natural_key
+from settee.client.inject.selectors import only_place
+from settee.literals import Place
+from settee.workflow import Workflow, listed_nodes, natural_key, shown_node
 
 _STRENGTHS = ("strength_model", "strength_clip")
 #: ComfyUI's limit.

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settee.client.changes import Change, InputFile, listed_nodes, shown_node
+from settee.client.changes import Change, InputFile
 from settee.client.errors import UsageError
 from settee.client.inject.loaders import Loader, loaders, unlisted
-from settee.client.inject.selectors import Place, node_of, only_place
-from settee.workflow import ObjectInfo, Workflow, natural_key
+from settee.client.inject.selectors import node_of, only_place
+from settee.literals import Place
+from settee.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
 
 _OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
 _NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from settee.client.inject import classes, vocabulary
 from settee.client.inject.graph import Graph, Link
-from settee.client.inject.selectors import Place
 from settee.client.inject.tracing import Encoder, Reach, Role, Tracing
+from settee.literals import Place
 
 
 @dataclass

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from settee.client.changes import Change, shown_node
+from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.latents import Samplers
 from settee.client.inject.loras import lora_changes
-from settee.client.inject.selectors import Place, declared, fed_by, live_nodes, near, place_of, users
-from settee.workflow import ObjectInfo, Workflow, is_link, natural_key, unwrapped
+from settee.client.inject.selectors import declared, live_nodes, near, place_of
+from settee.literals import Place, fed_by, users
+from settee.workflow import ObjectInfo, Workflow, is_link, natural_key, shown_node, unwrapped
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from settee.client.changes import Change, listed_nodes, shown_node
+from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject import classes
 from settee.client.inject.graph import Graph
 from settee.client.inject.own_prompts import own_prompts
-from settee.client.inject.selectors import Place
 from settee.client.inject.tracing import Encoder, Text, Tracing
-from settee.workflow import ObjectInfo, Workflow, natural_key
+from settee.literals import Place
+from settee.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
 
 Side = Literal["positive", "negative"]
 _OPTIONS: dict[Side, str] = {"positive": "--prompt", "negative": "--negative"}

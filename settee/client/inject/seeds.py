@@ -1,70 +1,47 @@
-"""Seeds: which inputs hold one, and what they get."""
+"""``--seed`` and ``--keep-seed``: the changes that they ask for."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 
-from settee.client.changes import Change, shown_node
+from settee.client.changes import Change
 from settee.client.errors import UsageError
-from settee.workflow import Workflow, is_link, natural_key
-
-SEED_INPUTS = ("seed", "noise_seed")
-#: What ComfyUI's own samplers take at most.
-MAX_SEED = 2**64 - 1
-#: Several API nodes refuse a larger one (their registry says so, and the client may not have it).
-MAX_DRAWN = 2**31 - 1
-
-
-def drawn_seed() -> int:
-    """A random seed that every node takes, API nodes too."""
-    return secrets.randbelow(MAX_DRAWN + 1)
+from settee.literals import Place
+from settee.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
+from settee.workflow import ObjectInfo, Workflow
 
 
 def seed_changes(
-    workflow: Workflow, *, seed: int | None, keep: bool, draw: Callable[[], int] = drawn_seed
-) -> list[Change]:
-    """Every literal whole number in an input named ``seed`` or ``noise_seed`` gets ``seed``, or with None a drawn one.
+    workflow: Workflow,
+    *,
+    seed: int | None,
+    keep: bool,
+    object_info: ObjectInfo | None = None,
+    draw: Draw = random_seed,
+) -> tuple[list[Change], tuple[str, ...]]:
+    """Every seed gets ``seed``, or with None or -1 a drawn one; a line for each that cannot be set.
 
-    Links are left alone, dead nodes are not: what a graph runs is ComfyUI's to say. Seeds that are equal now are drawn
-    once and stay equal, so that two passes over one noise remain that. ``keep`` changes nothing.
-
-    Raises UsageError for a seed that ComfyUI does not take, and for one that has no place.
+    ``keep`` changes nothing. Raises UsageError for a seed that ComfyUI does not take, and for one that has no place.
     """
-    if seed is None:
-        if keep:
-            return []
-    elif keep:
+    if keep and seed is not None:
         raise UsageError("--seed sets the seeds and --keep-seed keeps them: use one of the two")
-    elif not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}")
-    changes = []
-    drawn: dict[int, int] = {}
-    for node_id, name, present in _seeds(workflow):
-        if seed is None and present not in drawn:
-            drawn[present] = draw()
-        changes.append(Change(node_id, name, drawn[present] if seed is None else seed, "seed"))
-    if seed is not None and not changes:
-        raise UsageError(_no_place(workflow))
-    return changes
+    if keep:
+        return [], ()
+    if seed is None or seed == DRAW_ONE:
+        drawn = draw_seeds(workflow, object_info, every=True, draw=draw)
+        return as_changes(drawn.values), drawn.stuck
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}, or -1 to draw one")
+    found, stuck = find_seeds(workflow, object_info)
+    if not found and stuck:
+        raise UsageError(
+            f"--seed has no place; set it with --set where it is made: {'; '.join(one.why for one in stuck)}"
+        )
+    if not found:
+        raise UsageError("--seed: no node of this workflow has a seed")
+    values = {one.place: seed for one in found}
+    return as_changes(values), tuple(one.why for one in stuck if not one.is_behind(workflow, values))
 
 
-def _seeds(workflow: Workflow) -> Iterator[tuple[str, str, int]]:
-    for node_id in sorted(workflow, key=natural_key):
-        inputs = workflow[node_id]["inputs"]
-        for name in SEED_INPUTS:
-            # JSON's true and false are Python's ints too.
-            if type(inputs.get(name)) is int:
-                yield node_id, name, inputs[name]
-
-
-def _no_place(workflow: Workflow) -> str:
-    linked = [
-        f"{name} of {shown_node(workflow, node_id)} comes from {shown_node(workflow, value[0])}"
-        for node_id in sorted(workflow, key=natural_key)
-        for name, value in workflow[node_id]["inputs"].items()
-        if name in SEED_INPUTS and is_link(value) and value[0] in workflow
-    ]
-    if not linked:
-        return "--seed: no node of this workflow has a seed"
-    return f"--seed: no seed is written in this workflow; set it with --set where it is made: {'; '.join(linked)}"
+def as_changes(values: Mapping[Place, int]) -> list[Change]:
+    return [Change(place.node_id, place.input, value, "seed") for place, value in values.items()]

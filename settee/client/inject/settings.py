@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from settee.client.changes import Change, listed_nodes, shown_node
+from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.selectors import Place, near, node_of, only_place
-from settee.workflow import Workflow, is_link, unwrapped
+from settee.client.inject.selectors import near, node_of, only_place
+from settee.literals import Place
+from settee.workflow import Workflow, is_link, listed_nodes, shown_node, unwrapped
 
 _FORM = 'write NODE.INPUT=VALUE, such as 6.inputs.text=… or "Title.text=…"'
 #: ComfyUI takes a fraction for these and cuts it off.

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.client.changes import shown_node
 from settee.client.errors import UsageError
 from settee.measure import measure
-from settee.workflow import ObjectInfo, Workflow, links, output_nodes, shape_problems, unwrapped
+from settee.workflow import ObjectInfo, Workflow, links, output_nodes, shape_problems, shown_node, unwrapped
 from settee.workflow import salted as with_salt
 
 #: Below ComfyUI's input folder.

@@ -29,6 +29,7 @@ from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing,
 from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
 from settee.models.judging import State
+from settee.seeds import MAX_DRAWN
 from settee.settings import Settings
 from settee.workflow import ObjectInfo, Workflow
 
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 
 #: How long downloads that were given up may take to end, seconds.
 _MODELS_S = 5.0
-#: As every node takes it, and every control plane shows it.
-_MAX_DRAWN = 2**31 - 1
 #: In what order a job goes through its states; the engine begins anew at PREPARING.
 _ORDER = list(Status)
 #: Why a job is canceled that nobody canceled.
@@ -161,7 +160,7 @@ class Course:
 
     def _planned(self, graph: Workflow, models: assets.Assets) -> work.Plan:
         """What is refused by an older answer of ComfyUI's is looked at once more by a new one: files may have come."""
-        parts, seed = self._parts, secrets.randbelow(_MAX_DRAWN + 1)
+        parts, seed = self._parts, secrets.randbelow(MAX_DRAWN + 1)
 
         def planned() -> work.Plan:
             known = parts.registry.get(self._job.cancel)

@@ -23,6 +23,7 @@ from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
 from settee.request import Delivery, JobRequest
+from settee.seeds import draw_seeds
 from settee.settings import Settings
 from settee.workflow import ObjectInfo, Workflow
 
@@ -84,8 +85,11 @@ def plan(
     """Every value in its place, and checked to have an effect there. Raises InvalidRequest with all problems."""
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
     graph = chained(bound(graph, envelope, values), values.loras)
+    drawn = draw_seeds(graph, object_info, every=False)
+    graph = drawn.applied(graph)
     landing.check(graph, envelope, values, object_info)
-    said = landing.warnings(graph, envelope, values, object_info)
+    seeds = [f"drawn, as it was -1: {place} = {seed}" for place, seed in drawn.shown().items()]
+    said = (*landing.warnings(graph, envelope, values, object_info), *seeds, *drawn.stuck)
     return Plan(envelope, values, graph, assets, landing.unplaced(graph, envelope, values), said)
 
 

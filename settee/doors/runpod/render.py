@@ -23,6 +23,8 @@ def result(done: Result) -> dict[str, Any]:
     answer |= {kind.value: [] for kind in Kind}
     for output in done.outputs:
         answer[output.kind.value].append(_file(output))
+    if done.seeds:
+        answer["seeds"] = dict(done.seeds)
     answer["timings"] = dict(done.timings)
     answer["warnings"] = list(done.warnings)
     if done.warnings:

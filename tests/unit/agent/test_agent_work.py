@@ -9,7 +9,9 @@ import pytest
 
 from settee.doors.agent import work
 from settee.doors.agent.assets import Assets
-from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, parsed
+from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.options import AgentConfig
+from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
 
 def made_with(**nodes: Any) -> dict[str, Any]:
@@ -53,3 +55,21 @@ def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
     found = work.params(plan).as_dict()
     assert (found["steps"], found["seed"], found["width"], found["model"]) == (20, 0, 1024, "any.safetensors")
     assert found["height"] == 1216
+
+
+def test_a_seed_of_minus_one_in_a_template_is_drawn_and_told() -> None:
+    given = parsed(workflowParameters=[one for one in EXAMPLE["workflowParameters"] if one["parameter"] != "seed"])
+    graph = copy.deepcopy(TEMPLATE)
+    graph["6"]["inputs"]["seed"] = -1
+    plan = work.plan(
+        given,
+        AgentConfig.model_construct(workflow_defaults={}),
+        graph,
+        Assets((), names_of(given), ()),
+        object_info(),
+        lambda: 77,
+    )
+    drawn = plan.workflow["6"]["inputs"]["seed"]
+    assert drawn >= 0
+    assert work.params(plan).as_dict()["seed"] == drawn
+    assert any(f"6.seed = {drawn}" in warning for warning in plan.warnings)

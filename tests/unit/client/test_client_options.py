@@ -60,7 +60,7 @@ SLIPS: dict[str, tuple[tuple[object, ...], str]] = {
     "standard output twice": (("quick.json", "--save-workflow", "-"), "both want standard output"),
     "two workflows": (("quick.json", "slow.json"), "unrecognized arguments: slow.json"),
     "a shortened option": (("quick.json", "--neg", "x"), "unrecognized arguments"),
-    "a seed that is no number": (("quick.json", "--seed", "-1"), "whole number"),
+    "a seed that is no number": (("quick.json", "--seed", "-2"), "whole number"),
     "one seed for many": (("quick.json", "--seed", "1", "--repeat", "2"), "--seed"),
     "waiting forever": (("quick.json", "--timeout", "inf"), "number of seconds"),
     "a ComfyUI and /runsync": (("quick.json", "--comfy", NOWHERE, "--sync", "--out", "o"), "--sync"),

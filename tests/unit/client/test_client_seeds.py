@@ -11,7 +11,9 @@ import pytest
 
 from settee.client.changes import applied
 from settee.client.errors import UsageError
-from settee.client.inject.seeds import MAX_DRAWN, MAX_SEED, drawn_seed, seed_changes
+from settee.client.inject.seeds import seed_changes
+from settee.client.plan import Wishes, prepared
+from settee.seeds import MAX_SEED
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
 LABELS = json.loads((REAL / "labels.json").read_text())
@@ -21,7 +23,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def never() -> int:
+def never(least: int, most: int) -> int:
     raise AssertionError("a seed was drawn")
 
 
@@ -29,9 +31,10 @@ def never() -> int:
 def test_every_seed_of_a_published_workflow_is_found(name: str) -> None:
     workflow = json.loads((REAL / f"{name}.api.json").read_text())
     expected = {(seed["id"], seed["input"], seed["value"]) for seed in LABELS[name]["seeds"]}
-    changes = seed_changes(workflow, seed=None, keep=False, draw=lambda: 99)
+    changes, stuck = seed_changes(workflow, seed=None, keep=False, draw=lambda least, most: 99)
     assert {(c.node_id, c.input, workflow[c.node_id]["inputs"][c.input]) for c in changes} == expected
     assert {(change.value, change.why) for change in changes} <= {(99, "seed")}
+    assert stuck == ()
     after = applied(workflow, changes)
     assert {place for place in expected if after[place[0]]["inputs"][place[1]] != 99} == set()
 
@@ -39,7 +42,7 @@ def test_every_seed_of_a_published_workflow_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(name for name in LABELS if LABELS[name]["seeds"]))
 def test_a_given_seed_goes_into_every_place(name: str) -> None:
     workflow = json.loads((REAL / f"{name}.api.json").read_text())
-    changes = seed_changes(workflow, seed=7, keep=False, draw=never)
+    changes, _ = seed_changes(workflow, seed=7, keep=False, draw=never)
     assert [change.value for change in changes] == [7] * len(LABELS[name]["seeds"])
 
 
@@ -51,7 +54,7 @@ def test_nodes_come_in_natural_order_and_equal_seeds_stay_equal() -> None:
         "3": node("Both", seed=0, noise_seed=1),
     }
     draws = itertools.count(100)
-    changes = seed_changes(workflow, seed=None, keep=False, draw=lambda: next(draws))
+    changes, _ = seed_changes(workflow, seed=None, keep=False, draw=lambda least, most: next(draws))
     assert [(c.node_id, c.input, c.value) for c in changes] == [
         ("3", "seed", 100),
         ("3", "noise_seed", 101),
@@ -63,26 +66,24 @@ def test_nodes_come_in_natural_order_and_equal_seeds_stay_equal() -> None:
 
 def test_only_whole_numbers_that_are_written_are_seeds() -> None:
     workflow = {
-        "1": node("KSampler", seed=["2", 0]),
-        "2": node("PrimitiveInt", value=5),
         "3": node("A", seed=True, noise_seed="12"),
         "4": node("B", seed=1.0, noise_seed=None),
         "5": node("TripoImageToModelNode", model_seed=42, texture_seed=42, seed_behavior=1),
     }
-    assert seed_changes(workflow, seed=None, keep=False, draw=never) == []
+    assert seed_changes(workflow, seed=None, keep=False, draw=never) == ([], ())
 
 
 def test_seeds_are_kept() -> None:
-    assert seed_changes({"1": node("KSampler", seed=1)}, seed=None, keep=True, draw=never) == []
+    assert seed_changes({"1": node("KSampler", seed=1)}, seed=None, keep=True, draw=never) == ([], ())
 
 
 @pytest.mark.parametrize("seed", [0, MAX_SEED])
 def test_the_range_of_comfyuis_samplers_is_taken(seed: int) -> None:
-    [change] = seed_changes({"1": node("KSampler", seed=1)}, seed=seed, keep=False, draw=never)
+    [change], _ = seed_changes({"1": node("KSampler", seed=1)}, seed=seed, keep=False, draw=never)
     assert change.value == seed
 
 
-@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 10**60])
+@pytest.mark.parametrize("seed", [-2, MAX_SEED + 1, 10**60])
 def test_a_seed_out_of_range_is_refused(seed: int) -> None:
     with pytest.raises(UsageError, match="a whole number from 0 to 18446744073709551615"):
         seed_changes({"1": node("KSampler", seed=1)}, seed=seed, keep=False, draw=never)
@@ -98,13 +99,23 @@ def test_a_seed_that_has_no_place_is_refused() -> None:
         seed_changes({"1": node("LoadImage", image="a.png")}, seed=3, keep=False, draw=never)
 
 
-def test_a_seed_that_comes_by_a_link_is_refused_with_the_node_it_comes_from() -> None:
-    workflow = {"1": node("KSampler", seed=["2", 0]), "2": node("PrimitiveInt", value=5)}
-    with pytest.raises(UsageError, match="seed of 1 KSampler comes from 2 PrimitiveInt"):
+def test_a_seed_that_is_computed_is_refused_with_the_node_that_computes_it() -> None:
+    workflow = {"1": node("KSampler", seed=["2", 0]), "2": node("SimpleMath", a=5)}
+    with pytest.raises(UsageError, match="seed of node 1 KSampler is computed by node 2 SimpleMath"):
         seed_changes(workflow, seed=3, keep=False, draw=never)
 
 
-def test_a_drawn_seed_is_one_that_every_node_takes() -> None:
-    drawn = {drawn_seed() for _ in range(200)}
-    assert len(drawn) > 190
-    assert all(0 <= seed <= MAX_DRAWN for seed in drawn)
+# --- the plan ------------------------------------------------------------------------------------------------
+
+INFO = {"KSampler": {"input": {"required": {"seed": ["INT", {"min": 0, "max": MAX_SEED}]}}}}
+
+
+@pytest.mark.parametrize("wishes", [Wishes(seed=-1), Wishes(keep_seed=True), Wishes(sets=("1.seed=-1",))])
+def test_minus_one_is_drawn_before_a_bare_comfyui_sees_it(wishes: Wishes) -> None:
+    ready = prepared({"1": node("KSampler", seed=-1)}, wishes, INFO, draw=lambda least, most: 42)
+    assert (ready.workflow["1"]["inputs"], ready.seeds) == ({"seed": 42}, {"1.seed": 42})
+
+
+def test_minus_one_that_is_kept_is_the_workers_to_draw_where_no_registry_is_known() -> None:
+    ready = prepared({"1": node("KSampler", seed=-1)}, Wishes(keep_seed=True), None, draw=never)
+    assert (ready.workflow["1"]["inputs"], ready.seeds) == ({"seed": -1}, {})
