@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def more(count: int) -> str:
+    """The end of a message whose details hold ``count`` further problems."""
+    return f" (and {count} more, see details)" if count else ""
+
+
 class SetteeError(Exception):
     """The job failed inside the worker; its log has the traceback under the job's id."""
 
@@ -65,10 +70,14 @@ class SetteeError(Exception):
         first = problems[0]
         where = f"{first['path']}: " if first.get("path") else ""
         near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
-        more = f" (and {len(problems) - 1} more, see details)" if len(problems) > 1 else ""
         # One line, whatever a caller's keys hold.
-        message = " ".join(f"invalid {what}: {where}{first['problem']}{near}{more}".split())
-        return cls(message, details={"problems": problems})
+        line = " ".join(f"invalid {what}: {where}{first['problem']}{near}".split())
+        return cls(line + more(len(problems) - 1), details={"problems": problems})
+
+    def lines(self) -> list[str]:
+        """The error for a terminal, where details are not seen: a line for each problem, or the message."""
+        problems = self.details.get("problems") or ()
+        return [f"{each['path']}: {each['problem']}" for each in problems if isinstance(each, dict)] or [self.message]
 
     def as_dict(self) -> dict[str, Any]:
         """The error as doors show it: ``{"error", "code", "details"}``."""

@@ -93,7 +93,7 @@ def main() -> int:
         logs.setup(settings)
         return serve(settings, stop)
     except ConfigError as error:
-        sys.exit(f"settee: {error.message}")
+        sys.exit("\n".join(f"settee: {line}" for line in error.lines()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import contextvars
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TextIO
@@ -35,9 +35,14 @@ def job(job_id: str) -> Iterator[None]:
         _job_id.reset(token)
 
 
-def setup(settings: Settings, stream: TextIO | None = None) -> None:
-    """Log to ``stream`` (default: stderr) as LOG_LEVEL and LOG_FORMAT say. Called again, it replaces itself."""
+def setup(settings: Settings, stream: TextIO | None = None, spelled: Callable[[str], str] | None = None) -> None:
+    """Log to ``stream`` (default: stderr) as LOG_LEVEL and LOG_FORMAT say. Called again, it replaces itself.
+
+    ``spelled``: turns the engine's messages into the words of a door that calls settings by other names.
+    """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    if spelled is not None:
+        handler.addFilter(_Spelling(spelled))
     handler.set_name("settee")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -48,6 +53,17 @@ def setup(settings: Settings, stream: TextIO | None = None) -> None:
         logging.getLogger(name).setLevel(settings.log_level)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class _Spelling(logging.Filter):
+    def __init__(self, spelled: Callable[[str], str]) -> None:
+        super().__init__("settee")
+        self._spelled = spelled
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if super().filter(record):
+            record.msg, record.args = self._spelled(record.getMessage()), ()
+        return True
 
 
 class TextFormatter(logging.Formatter):

@@ -15,7 +15,7 @@ from settee import registry, workflow
 from settee.artifacts import collect
 from settee.comfy.process import Server
 from settee.comfy.session import Ended, Hooks, Session
-from settee.delivery import Delivered, check_request, deliver
+from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.errors import (
     InvalidRequest,
     JobCanceled,
@@ -51,6 +51,7 @@ class Run:
         self._timings: dict[str, float] = {}
         self._percent = 0.0
         self._seeds: dict[str, int] = {}
+        self._status = Status.PREPARING
 
     def go(self, session: Session, workspace: Workspace, server: Server, models: ModelStore, shared: bool) -> Result:
         """Returns its Result, or raises, once ComfyUI is idle and the workspace wiped. ``shared``: as in Engine."""
@@ -62,6 +63,7 @@ class Run:
                 self._clean(workspace)
             self._report(Status.PREPARING)
             self._check_policy()
+            self._bucket = BucketLook(job, self._settings)
             # From here on its models are fetched, and read ahead, while ComfyUI starts and inputs are staged.
             with models.request(
                 job.request.workflow, job.request.models, job.request.bucket, is_sealed=job.sealed
@@ -88,7 +90,7 @@ class Run:
         self, session: Session, workspace: Workspace, server: Server, order: Order, shared: bool
     ) -> tuple[Delivered, tuple[str, ...]]:
         with self._timed("ready"):
-            session.ready(self._cancel, self._deadline)
+            session.ready(self._cancel, self._deadline, self._waits)
         graph, unset = self._draw_seeds(self._check_graph(session, order), session)
         with self._timed("staging"):
             staged = self._stage(workspace)
@@ -97,6 +99,7 @@ class Run:
             self._check_loads(graph, session, staged)
         with self._timed("models"):
             self._await_models(order, session)
+        self._bucket.check(self._cancel)
         with self._timed("execution"):
             try:
                 ended = self._execute(session, graph, staged)
@@ -230,7 +233,7 @@ class Run:
                 percent=self._percent,
             )
 
-        hooks = Hooks(on_submitted=lambda: self._report(Status.SUBMITTED), on_report=on_report)
+        hooks = Hooks(lambda: self._report(Status.SUBMITTED), self._waits, on_report)
         salts = workflow.salts(graph, {file.name: file_digest(file.path) for file in staged})
         return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
 
@@ -269,7 +272,11 @@ class Run:
 
     # --- small things -------------------------------------------------------------------------------------------
 
+    def _waits(self) -> None:
+        self._report(self._status, message="waiting for ComfyUI to answer")
+
     def _report(self, status: Status, **fields: Any) -> None:
+        self._status = status
         self._tell(Progress(job_id=self._job.id, status=status, **fields))
 
     @contextmanager

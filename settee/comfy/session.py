@@ -60,6 +60,8 @@ class Hooks:
     """Who hears of a running prompt."""
 
     on_submitted: Callable[[], None]
+    #: ComfyUI is waited for, which may take long.
+    on_wait: Callable[[], None]
     on_report: Callable[[Report], None]
 
 
@@ -79,8 +81,8 @@ class Session:
 
     # --- readiness ----------------------------------------------------------------------------------------
 
-    def ready(self, cancel: Cancel, deadline: float) -> None:
-        """Return once ComfyUI answers, is idle of our prompts, and its registry is known.
+    def ready(self, cancel: Cancel, deadline: float, on_wait: Callable[[], None]) -> None:
+        """Return once ComfyUI answers, is idle of our prompts, and its registry is known; ``on_wait`` as in Hooks.
 
         Raises ComfyUnavailable, JobCanceled or JobTimeout (the deadline is in time.monotonic()).
         """
@@ -92,6 +94,7 @@ class Session:
         # Ours may be starting, which takes what it takes; another one is there or it is not.
         patience = self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
         limit = min(patience, max(0.0, deadline - time.monotonic()))
+        on_wait()
         try:
             self._server.wait_ready(limit, cancel, for_job=True)
         except ComfyUnavailable:
@@ -160,7 +163,7 @@ class Session:
                     ) from error
                 died = True
                 warnings.append(f"the workflow ran twice: {error.message}")
-                self._await_return(error, cancel, deadline)
+                self._await_return(error, cancel, deadline, hooks)
             except OutOfMemory:
                 if ran_out:
                     raise
@@ -329,9 +332,9 @@ class Session:
         if error.needs_restart and self._server.is_ours and self._server.is_running():
             self._server.restart(error.message)
 
-    def _await_return(self, error: ComfyDied, cancel: Cancel, deadline: float) -> None:
+    def _await_return(self, error: ComfyDied, cancel: Cancel, deadline: float, hooks: Hooks) -> None:
         try:
-            self.ready(cancel, deadline)
+            self.ready(cancel, deadline, hooks.on_wait)
         except (ComfyUnavailable, NoAnswer) as unavailable:
             raise ComfyUnavailable(
                 f"{error.message}, and it did not come back: {unavailable.message}", details=unavailable.details

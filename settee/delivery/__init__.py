@@ -15,14 +15,18 @@ from settee.delivery import inline, plan
 from settee.delivery.endpoint import endpoint_problem, unreadable
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
+from settee.delivery.lanes import POLL_S, Asked
 from settee.delivery.plan import Place
-from settee.delivery.s3 import bucket_problem, callers_endpoint, target_for
+from settee.delivery.s3 import bucket_problem, callers_endpoint, is_seen, refusal, target_for
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
 from settee.settings import Settings
 
-__all__ = ["Delivered", "check_request", "deliver"]
+__all__ = ["BucketLook", "Delivered", "check_request", "deliver"]
+
+#: How long a job waits for the look at its bucket when all else is ready, seconds from the look's beginning.
+LOOK_S = 5.0
 
 
 class Delivered(NamedTuple):
@@ -63,6 +67,31 @@ def check_request(request: JobRequest, settings: Settings) -> None:
             raise ConfigError(f"BUCKET_PREFIX: {problem}")
         if settings.bucket_name and (problem := bucket_problem(settings.bucket_name)):
             raise ConfigError(f"BUCKET_NAME {problem}")
+
+
+class BucketLook:
+    """Finds a bucket that will take nothing while the job is prepared, not after its render.
+
+    It is looked at once for each bucket and keys; a later job pays nothing.
+    """
+
+    def __init__(self, job: Job, settings: Settings) -> None:
+        self._asked: Asked | None = None
+        self._until = time.monotonic() + LOOK_S
+        mode = job.request.delivery.mode or settings.delivery
+        target = target_for(job, settings) if job.destination or mode != "base64" else None
+        if target is not None and not is_seen(target):
+            self._asked = Asked(lambda: refusal(target))
+
+    def check(self, cancel: Cancel) -> None:
+        """Raises DeliveryError where S3 takes nothing for certain; a server that does not answer is no reason."""
+        if self._asked is None:
+            return
+        while not self._asked.done.wait(POLL_S):
+            if cancel.is_set() or time.monotonic() > self._until:
+                return
+        if error := self._asked.result():
+            raise error
 
 
 def deliver(

@@ -136,6 +136,44 @@ def callers_endpoint(bucket: Bucket) -> str:
     return normal_endpoint(plain_endpoint(normal_endpoint(bucket.endpoint_url), bucket.bucket_name))
 
 
+#: Answers that no upload will change; what else a server says of a look at a bucket need not hold for uploads.
+_WRONG_KEYS = frozenset(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure"))
+_FINAL = _WRONG_KEYS | {"NoSuchBucket", "InvalidBucketName"}
+#: Buckets that were there.
+_seen: set[tuple[object, ...]] = set()
+
+
+def is_seen(target: Target) -> bool:
+    """Return True if the bucket needs no other look."""
+    return (*_identity(target), target.bucket) in _seen
+
+
+def refusal(target: Target) -> DeliveryError | None:
+    """Look at the bucket before anything is made for it: why S3 takes nothing, where it states that for certain."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client = client_for(target)
+        try:
+            client.head_bucket(Bucket=target.bucket)
+        except ClientError as error:
+            if status_of(error) >= 500:
+                return None
+            # An answer to HEAD has no code. And keys may write to a bucket that they may not list; and an address that
+            # names a bucket itself knows no other.
+            client.list_objects_v2(Bucket=target.bucket, MaxKeys=1)
+    except ClientError as error:
+        return explain(error, target) if code_of(error) in _FINAL else None
+    except DeliveryError as error:
+        return error
+    except (BotoCoreError, OSError):
+        return None  # the upload may find it better
+    if len(_seen) > 100:  # callers' own
+        _seen.clear()
+    _seen.add((*_identity(target), target.bucket))
+    return None
+
+
 _clients: OrderedDict[tuple[object, ...], Any] = OrderedDict()
 _clients_lock = threading.Lock()
 
@@ -149,6 +187,7 @@ def forget(target: Target) -> None:
     """Have the next job make a client of its own."""
     with _clients_lock:
         _clients.pop(_identity(target), None)
+    _seen.discard((*_identity(target), target.bucket))
 
 
 def client_for(target: Target) -> Any:
@@ -262,7 +301,7 @@ def _explain_answer(code: str, status: int, target: Target) -> DeliveryError:
     if code in ("NoSuchBucket", "InvalidBucketName") or (status == 404 and code != "NoSuchUpload"):
         why = " (the month and year: BUCKET_NAME is not set)" if target.by_month else ""
         settings, problem = [name], f"S3 has no bucket {target.bucket!r}{why}: create it, or set {name}"
-    elif code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure"):
+    elif code in _WRONG_KEYS:
         settings, problem = keys, f"S3 does not accept the keys: look at {' and '.join(keys)}"
     elif code == "RequestTimeTooSkewed":
         settings, problem = [], "S3 says that the worker's clock is wrong"

@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load()
         return int(arguments.run(settings, arguments))
     except SetteeError as error:
-        problems = [item for item in error.details.get("problems", ()) if isinstance(item, dict)]
-        for line in [f"{item['path']}: {item['problem']}" for item in problems] or [error.message]:
+        for line in error.lines():
             _say(line)
         return _code(error)
     except KeyboardInterrupt:

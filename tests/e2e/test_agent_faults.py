@@ -6,17 +6,19 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from settee.doors.agent.dispatch.example import EXAMPLE
-from tests.support.agent import HOLDS, TEMPLATE, Agent, HeldStore, comfy, held_in, is_idle, parameters
+from tests.support.agent import HOLDS, TEMPLATE, Agent, HeldStore, Store, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import CUT, DENIED, ERROR, LOST
 from tests.support.receiver import CUT as CUT_CALL
 from tests.support.receiver import OK, SILENT, Receiver, Response, then
+from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
 
 
@@ -86,6 +88,26 @@ def test_the_slot_is_free_only_when_comfyui_is_idle(agent: Agent, store: HeldSto
         server.fault("interrupt_slow", None)
     assert agent.post(store.envelope(jobId="in time")).status_code == 202
     assert agent.ended("in time")["state"] == "SUCCESS"
+
+
+def test_a_bucket_that_is_not_there_is_found_before_the_render(
+    tmp_path: Path, s3: S3Server, server: EmbeddedServer, receiver: Receiver
+) -> None:
+    store = Store(s3)
+    with Agent(tmp_path, s3, server) as agent:
+        agent.post({**store.envelope(receiver, jobId="nowhere"), "output": {"bucket": "no-such-bucket", "prefix": ""}})
+        ended = agent.ended("nowhere")
+    assert ended["error"]["reason"] == "S3 has no bucket 'no-such-bucket': create it, or set output.bucket"
+    assert "SUBMITTED" not in {call.body["state"] for call in receiver.delivered}
+
+
+def test_a_comfyui_that_is_waited_for_is_named(tmp_path: Path, store: HeldStore) -> None:
+    with comfy(tmp_path / "comfy") as gone:
+        pass
+    with Agent(tmp_path / "agent", store, gone) as agent:
+        agent.post(store.envelope(jobId="waits", cancelToken="stop"))
+        eventually(lambda: agent.job("waits").get("message") == "waiting for ComfyUI to answer", 10)
+        assert agent.cancel("stop") == 200
 
 
 def test_a_model_that_lands_after_its_job(agent: Agent, store: HeldStore, server: EmbeddedServer) -> None:

@@ -316,12 +316,17 @@ def test_unknown_jobs(agent: Agent) -> None:
 
 
 def test_metrics(agent: Agent, store: HeldStore) -> None:
+    requests.post(f"{agent.url}/jobs", json={}, timeout=5)
+    agent.post({"jobId": "x" * MOST})
+    agent.post({})
+    agent.session.post(f"{agent.url}/jobs", data="{}", headers={"Content-Type": "text/plain"}, timeout=5)
     agent.post(store.envelope(jobId="measured"))
     agent.ended("measured")
     text = agent.session.get(f"{agent.url}/metrics", timeout=5).text
     found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     assert found['settee_jobs_total{outcome="SUCCESS",reason=""}'] >= 1
-    assert found['settee_refused_total{status="422"}'] >= 1
+    for status in (401, 413, 415, 422):
+        assert found[f'settee_refused_total{{status="{status}"}}'] >= 1
     for phase in ("preparing", "execution", "delivery", "models", "total"):
         assert found[f'settee_phase_seconds_count{{phase="{phase}"}}'] >= 1
     assert found["settee_staged_bytes_total"] >= 200

@@ -135,6 +135,16 @@ def test_test_input(job_input: Any, code: int, words: str) -> None:
         assert words in worker.log
 
 
+def test_a_test_input_that_failed_shows_every_problem() -> None:
+    job = {"input": {"workflow": {"1": {"class_type": "X", "inputs": 5}, "2": {}}, "imgaes": []}}
+    with WorkerProcess("--test_input", json.dumps(job), env={}) as worker:
+        assert worker.wait() == 1
+        shown = worker.log
+    details = json.loads(shown[shown.index("{\n") : shown.index("\n}\n") + 3])["details"]
+    assert len(details["problems"]) >= 3
+    assert {"imgaes"} < {problem["path"] for problem in details["problems"]}
+
+
 def test_test_input_is_stopped_by_a_signal() -> None:
     job = json.dumps({"input": does("Wait", seconds=60)})
     with WorkerProcess("--test_input", job, env={"SHUTDOWN_GRACE_S": "0.1"}) as worker:

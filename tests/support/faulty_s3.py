@@ -43,6 +43,8 @@ class FaultyS3:
         self.faults: list[str] = []
         #: Used whenever ``faults`` is empty.
         self.then = OK
+        #: Whether the keys may ask for a bucket, and list it.
+        self.may_look = True
         #: Called with each request's line before it is answered.
         self.on_request: Callable[[str], None] = lambda line: None
         #: Whether the last multipart upload had parts of one size, as Cloudflare's R2 insists.
@@ -194,13 +196,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         key, _ = self._route()
-        if key in self.s3.objects:
+        if "/" not in key:  # a bucket: all are there
+            self._answer(200 if self.s3.may_look else 403)
+        elif key in self.s3.objects:
             self._answer(200, Content_Length=str(len(self.s3.objects[key])), ETag='"x"')
         else:
             self._answer(404)
 
     def do_GET(self) -> None:
         key, _ = self._route()
+        if "/" not in key and not self.s3.may_look:
+            self._refuse(403, "AccessDenied")
+            return
         if self._broken():
             return
         body = self.s3.objects.get(key)

@@ -36,6 +36,17 @@ def test_text_lines_carry_the_job() -> None:
     assert second.endswith("INFO settee.engine idle")
 
 
+def test_a_door_spells_our_lines_and_nobody_elses() -> None:
+    stream = io.StringIO()
+    logs.setup(Settings(), stream, spelled=str.upper)
+    logging.getLogger("settee.engine").info("look at %s", "a")
+    logging.getLogger("comfyui").info("look at %s", "b")
+    assert [line.partition(" INFO ")[2] for line in stream.getvalue().splitlines()] == [
+        "settee.engine LOOK AT A",
+        "comfyui look at b",
+    ]
+
+
 def test_json_lines_are_objects() -> None:
     stream = io.StringIO()
     logs.setup(Settings(log_format="json"), stream)

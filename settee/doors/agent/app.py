@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from settee import __version__
 from settee.doors.agent.auth import Auth
+from settee.doors.agent.callbacks.reasons import reason
 from settee.doors.agent.desk import Desk, OtherBody
 from settee.doors.agent.dispatch import envelope as envelopes
 from settee.doors.agent.following import add_following
@@ -86,7 +87,7 @@ def create_app(desk: Desk, metrics: Metrics, auth: Auth, *, max_body_bytes: int,
     app = FastAPI(title=SERVICE, version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_health(app, desk)
-    _add_jobs(app, desk, metrics, max_nodes)
+    _add_jobs(app, desk, max_nodes)
     add_following(app, desk, _UNKNOWN)
 
     # In a thread: the count of what waits in the outbox is only told when its disk lets go.
@@ -96,14 +97,19 @@ def create_app(desk: Desk, metrics: Metrics, auth: Auth, *, max_body_bytes: int,
 
     add_page(app)
     app.openapi = lambda: schema_of(app, is_open=auth.is_open)  # type: ignore[method-assign]
-    app.add_middleware(Gate, auth=auth, max_body_bytes=max_body_bytes)
+    app.add_middleware(
+        Gate,
+        auth=auth,
+        max_body_bytes=max_body_bytes,
+        on_refused=lambda status: metrics.refused.labels(str(status)).inc(),
+    )
     return app
 
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(SetteeError)
     async def _refused(_: Request, error: SetteeError) -> JSONResponse:
-        return problem(_status_of(error), error.message, error.details.get("problems"))
+        return problem(_status_of(error), reason(error), error.details.get("problems"))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
@@ -142,7 +148,7 @@ def _decoded(body: bytes) -> Any:
         raise HTTPException(400, "the body is no JSON") from error
 
 
-def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> None:
+def _add_jobs(app: FastAPI, desk: Desk, max_nodes: int) -> None:
     # Of large bodies one at a time is in memory as Python's values; those that wait hold no thread.
     parsing = asyncio.Lock()
 
@@ -166,19 +172,13 @@ def _add_jobs(app: FastAPI, desk: Desk, metrics: Metrics, max_nodes: int) -> Non
     ) -> Accepted:
         body = await request.body()
 
-        try:
-            # Parsing a large envelope, and noting it on disk, take time that others must not wait for.
-            async with parsing:
-                envelope = await run_in_threadpool(lambda: envelopes.parse(_decoded(body), max_nodes=max_nodes))
-            job_id = await run_in_threadpool(
-                lambda: desk.submit(envelope, idempotency_key, hashlib.sha256(body).hexdigest())
-            )
-            return Accepted(jobId=job_id)
-        except (SetteeError, HTTPException) as error:
-            metrics.refused.labels(
-                str(_status_of(error) if isinstance(error, SetteeError) else error.status_code)
-            ).inc()
-            raise
+        # Parsing a large envelope, and noting it on disk, take time that others must not wait for.
+        async with parsing:
+            envelope = await run_in_threadpool(lambda: envelopes.parse(_decoded(body), max_nodes=max_nodes))
+        job_id = await run_in_threadpool(
+            lambda: desk.submit(envelope, idempotency_key, hashlib.sha256(body).hexdigest())
+        )
+        return Accepted(jobId=job_id)
 
     @app.post(
         "/jobs/cancel",

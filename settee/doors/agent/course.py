@@ -17,7 +17,7 @@ from settee.doors.agent.callbacks.payloads import ended, failure_shown, reason_c
 from settee.doors.agent.callbacks.reporter import Reporter
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.dispatch.envelope import Envelope
-from settee.doors.agent.engine_settings import ModelPlaces
+from settee.doors.agent.engine_settings import ModelPlaces, spelled
 from settee.doors.agent.leavings import Leavings
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.record import Record
@@ -167,6 +167,8 @@ class Course:
             return work.plan(self._envelope, parts.config, graph, models, known, lambda: seed)
 
         was_known = parts.registry.is_known
+        if not was_known:
+            self._tell(Status.PREPARING, "waiting for ComfyUI to answer")
         try:
             return planned()
         except InvalidRequest:
@@ -216,6 +218,8 @@ class Course:
 
     def _progress(self, progress: Progress) -> None:
         if _ORDER.index(progress.status) < _ORDER.index(self._state):
+            if progress.message:
+                self._tell(self._state, progress.message)
             return
         said = {"phase": progress.status.value, "percent": progress.percent}
         said |= {"node": progress.node_id, "node_type": progress.node_type, "step": progress.value}
@@ -236,7 +240,7 @@ class Course:
         made = work.artifacts(ready, result, keys, parts.engine.output_dir or parts.config.paths.outputs)
         shown = [artifact.as_dict() for artifact in made]
         params, meta = work.params(ready), {**work.meta(ready), "timings_ms": result.timings}
-        warnings = (*ready.warnings, *result.warnings)
+        warnings = (*ready.warnings, *map(spelled, result.warnings))
         parts.records.end(
             job.record,
             Status.SUCCEEDED,

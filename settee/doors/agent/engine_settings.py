@@ -9,13 +9,47 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from settee import settings
 from settee.doors.agent.options import AgentConfig
 from settee.errors import ConfigError
 from settee.settings import Settings
+
+#: How this door's users know what the engine calls by another name: options, and what a dispatch says itself.
+SPELLINGS = {
+    "BUCKET_ACCESS_KEY_ID": "minio.access_key",
+    "BUCKET_ENDPOINT_URL": "minio.endpoint",
+    "BUCKET_NAME": "output.bucket",
+    "BUCKET_REGION": "minio.region",
+    "BUCKET_SECRET_ACCESS_KEY": "minio.secret_key",
+    "BUCKET_VERIFY_TLS": "minio.verify_tls",
+    "COMFY_DIR": "comfyui.dir",
+    "COMFY_INPUT_DIR": "comfyui.input_dir",
+    "COMFY_OUTPUT_DIR": "comfyui.output_dir",
+    "COMFY_PORT": "comfyui.port",
+    "COMFY_TEMP_DIR": "comfyui.temp_dir",
+    "COMFY_URL": "comfyui.api_url",
+    "JOB_TIMEOUT_S": "comfyui.timeout_seconds",
+    "MAX_JOB_TIMEOUT_S": "comfyui.timeout_seconds",
+    "MODELS_DIR": "paths.base_models and paths.loras",
+    "MODELS_S3_ACCESS_KEY_ID": "minio.access_key",
+    "MODELS_S3_ENDPOINT_URL": "minio.endpoint",
+    "MODELS_S3_SECRET_ACCESS_KEY": "minio.secret_key",
+    "PROGRESS_INTERVAL_S": "comfyui.poll_interval_seconds",
+    "WORKSPACE_DIR": "paths.temp",
+    "timeout_s": "comfyui.timeout_seconds",
+}
+_NAMES = re.compile(rf"\b(?:{'|'.join(SPELLINGS)})\b")
+
+
+def spelled(text: str) -> str:
+    """The engine's message with this door's names of settings. Variables of the environment keep theirs."""
+    return _NAMES.sub(lambda match: SPELLINGS[match[0]], text)
+
 
 #: The longest that any job may run unless its steps or its configuration ask for more, in seconds.
 _DAY_S = 86_400.0
@@ -95,9 +129,14 @@ def to_settings(config: AgentConfig) -> Settings:
 
     Raises ConfigError for a variable there that is wrong.
     """
+    return settings.load(**given(config))
+
+
+def given(config: AgentConfig) -> dict[str, Any]:
+    """The settings that do not come from the environment. A message that names one is :func:`spelled`."""
     comfyui, minio = config.comfyui, config.minio
     own = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
-    return settings.load(
+    return dict(
         comfy_url=comfyui.url if comfyui.dir is None else None,
         comfy_input_dir=comfyui.input_dir,
         comfy_output_dir=comfyui.output_dir,
@@ -126,4 +165,4 @@ def to_settings(config: AgentConfig) -> Settings:
     )
 
 
-__all__ = ["ModelPlaces", "make_folders", "model_places", "to_settings"]
+__all__ = ["SPELLINGS", "ModelPlaces", "given", "make_folders", "model_places", "spelled", "to_settings"]

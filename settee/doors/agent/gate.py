@@ -38,9 +38,17 @@ class Gate:
     """ASGI middleware. What it turns away it answers itself, and the connection ends: a body may still be coming."""
 
     def __init__(
-        self, app: Any, *, auth: Auth, max_body_bytes: int, chunk_s: float = CHUNK_S, body_s: float = BODY_S
+        self,
+        app: Any,
+        *,
+        auth: Auth,
+        max_body_bytes: int,
+        on_refused: Callable[[int], None] = lambda status: None,
+        chunk_s: float = CHUNK_S,
+        body_s: float = BODY_S,
     ) -> None:
-        self._app, self._auth, self._most = app, auth, max_body_bytes
+        """``on_refused`` is called with the status of every answer to a dispatch but those that accept it."""
+        self._app, self._auth, self._most, self._on_refused = app, auth, max_body_bytes, on_refused
         self._chunk_s, self._body_s = chunk_s, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +57,8 @@ class Gate:
             return
         # Of a header that is there twice, the last one counts, for every part of this door.
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _SEEN}
+        if scope["method"] == "POST" and scope["path"] == "/jobs":
+            send = self._counted(send)
         refusal = self._refusal(scope, headers)
         if refusal is not None:
             await refusal(scope, receive, send)
@@ -72,6 +82,14 @@ class Gate:
         if announced.isdigit() and (len(announced) > _MAX_DIGITS or int(announced) > self._most):
             return _turned_away(413, self._too_large)
         return None
+
+    def _counted(self, send: Send) -> Send:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self._on_refused(message["status"])
+            await send(message)
+
+        return counted
 
     @property
     def _too_large(self) -> str:

@@ -16,7 +16,7 @@ from settee import __version__, logs
 from settee.delivery import lanes
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
-from settee.doors.agent.engine_settings import make_folders, to_settings
+from settee.doors.agent.engine_settings import make_folders, spelled, to_settings
 from settee.errors import ConfigError, SetteeError
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         code = run(config)
     except ConfigError as error:
-        print(f"settee agent: {error.message}", file=sys.stderr)
+        for line in error.lines():
+            print(f"settee agent: {spelled(line)}", file=sys.stderr)
         return 2
     if lanes.are_stuck():
         # Everything of ours is closed, and on the disk.
@@ -117,7 +118,7 @@ def run(config: AgentConfig) -> int:
 
     sys.setswitchinterval(_SWITCH_S)
     settings = to_settings(config)
-    logs.setup(settings)
+    logs.setup(settings, spelled=spelled)
     listening = _listening(config)
     make_folders(config)
     callbacks = config.callbacks

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.delivery.lanes import POLL_S, Asked
 from settee.delivery.s3 import Target, client_for, explain, workers_target
 from settee.errors import DownloadFailed, InvalidRequest
 from settee.settings import Settings
 
 #: A workflow is some 100 kB; what is larger is none.
 MOST_BYTES = 20_000_000
-#: How often a cancel is looked at while S3 is waited for, seconds.
-_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,30 +32,6 @@ Check = Callable[[], None]
 
 def _no_check() -> None:
     pass
-
-
-class _Asked:
-    """A call in a thread, which is left alone when nobody waits for it any more."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.done = threading.Event()
-        self._call = call
-        self._value: Any = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="settee-s3", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._call()
-        except Exception as error:
-            self._error = error  # for result()
-        finally:
-            self.done.set()
-
-    def result(self) -> Any:
-        if self._error is not None:
-            raise self._error
-        return self._value
 
 
 class Storage:
@@ -95,8 +69,8 @@ class Storage:
         """In a thread of its own: a server that is silent for minutes must not hold up a cancel for as long."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        answered = _Asked(lambda: call(client_for(self._target)))
-        while not answered.done.wait(_POLL_S):
+        answered = Asked(lambda: call(client_for(self._target)))
+        while not answered.done.wait(POLL_S):
             check()
         try:
             return answered.result()

@@ -89,7 +89,7 @@ def plan(
     graph = drawn.applied(graph)
     landing.check(graph, envelope, values, object_info)
     seeds = [f"drawn, as it was -1: {place} = {seed}" for place, seed in drawn.shown().items()]
-    said = (*landing.warnings(graph, envelope, values, object_info), *seeds, *drawn.stuck)
+    said = (*envelope.warnings, *landing.warnings(graph, envelope, values, object_info), *seeds, *drawn.stuck)
     return Plan(envelope, values, graph, assets, landing.unplaced(graph, envelope, values), said)
 
 

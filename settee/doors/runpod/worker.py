@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import atexit
+import json
 import logging
 import os
 import signal
@@ -53,7 +54,11 @@ class Worker:
         if self._signals is not None and self.door.post_progress is None:
             # Not RunPod's job loop but the local API, whose server has taken the signals over by now.
             self._signals.wrap()
-        return await self.door.run(job)
+        answer = await self.door.run(job)
+        if job.get("id") == "local_test" and answer.get("details"):
+            # The SDK shows the error's line, and nothing else of a --test_input that failed.
+            print(json.dumps({"details": answer["details"]}, indent=2), file=sys.stderr, flush=True)
+        return answer
 
     async def comfyui(self) -> None:
         """RunPod's fitness check: ComfyUI answers, and has run the warm-up workflow. Named for its report.
@@ -235,4 +240,4 @@ def main(make_engine: MakeEngine | None = None) -> None:
                 log.info("try: settee-client workflows/invert.json --img workflows/example.png")
             Worker(settings, make_engine).serve()
     except ConfigError as error:
-        sys.exit(f"settee: {error.message}")
+        sys.exit("\n".join(f"settee: {line}" for line in error.lines()))

@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 
 from settee.doors.agent import config
-from settee.doors.agent.engine_settings import ModelPlaces, make_folders, model_places, to_settings
-from settee.doors.agent.options import AgentConfig
+from settee.doors.agent.engine_settings import (
+    SPELLINGS,
+    ModelPlaces,
+    given,
+    make_folders,
+    model_places,
+    spelled,
+    to_settings,
+)
+from settee.doors.agent.options import AgentConfig, options
 from settee.errors import ConfigError
 from settee.models.entry import S3Object
 from settee.models.placed import Shelf
+from settee.settings import Settings
 from tests.support.models import DATA, entry
 
 
@@ -68,6 +77,22 @@ def test_comfyuis_folders_are_shared_when_they_are_given(tmp_path: Path) -> None
     folders = {f"{name}_dir": str(tmp_path / "ComfyUI" / name) for name in ("input", "output", "temp")}
     made = to_settings(configured(tmp_path, comfyui=folders))
     assert made.comfy_output_dir == tmp_path / "ComfyUI/output"
+
+
+def test_every_setting_that_this_door_gives_has_its_name(tmp_path: Path) -> None:
+    """But for what no configuration changes: no message asks for it here."""
+    made = {*given(configured(tmp_path)), *given(configured(tmp_path, comfyui={"dir": str(tmp_path)}))}
+    fixed = {"allow_job_models", "bucket_path_style", "bucket_public_url", "delivery", "require_encryption"}
+    assert {name.upper() for name in made - fixed} <= SPELLINGS.keys()
+    assert {name.lower() for name in SPELLINGS} - {"timeout_s"} <= Settings.model_fields.keys()
+    known = set(options())
+    for option in " and ".join(SPELLINGS.values()).split(" and "):
+        assert option in known or option == "output.bucket"
+
+
+def test_a_message_of_the_engine_is_spelled_in_options() -> None:
+    text = "set WORKSPACE_DIR (and COMFY_PORT) to ones of its own, COMFY_STALL_S; MY_COMFY_PORT stays"
+    assert spelled(text) == "set paths.temp (and comfyui.port) to ones of its own, COMFY_STALL_S; MY_COMFY_PORT stays"
 
 
 # --- models ----------------------------------------------------------------------------------------------

@@ -52,6 +52,19 @@ def test_unknown_keys_are_ignored() -> None:
     assert envelope.parse(data) == envelope.parse(EXAMPLE)
 
 
+def test_a_key_that_looks_misspelt_is_a_warning() -> None:
+    assert parsed().warnings == ()
+    data = dispatched(future=1, cancel_token="hush", parameters__negativePropmt="dull")
+    del data["parameters"]["negativePrompt"]
+    data["loras"][0].pop("checksum", None)
+    data["loras"][0]["chekcsum"] = SHA
+    assert set(envelope.parse(data).warnings) == {
+        "cancel_token: this key is ignored; did you mean 'cancelToken'?",
+        "parameters.negativePropmt: this key is ignored; did you mean 'negativePrompt'?",
+        "loras[0].chekcsum: this key is ignored; did you mean 'checksum'?",
+    }
+
+
 def test_nulls_and_empty_texts_are_as_good_as_nothing() -> None:
     data = dispatched(loras=None, workflowOverrides=None, workflowParameters=None, callbacks=None, cancelToken="")
     data["parameters"] |= {"extra": None, "seed": None, "negativePrompt": None, "resolution": None}

@@ -3,10 +3,10 @@ the agent's own configuration. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from settee.doors.agent.engine_settings import spelled
 from settee.errors import (
     IntegrityError,
     InvalidRequest,
@@ -15,6 +15,7 @@ from settee.errors import (
     ModelMissing,
     SetteeError,
     WorkflowRejected,
+    more,
 )
 from settee.redact import neutral
 
@@ -23,24 +24,6 @@ MAX_REASON = 500
 _MAX_PATH = 200
 #: The caller's own mistakes: the same dispatch fails again wherever it is sent.
 _CALLERS = (InvalidRequest, WorkflowRejected, ModelMissing)
-
-#: The engine speaks of its settings; who runs the agent has set these instead.
-_OPTIONS = {
-    "BUCKET_ENDPOINT_URL": "minio.endpoint",
-    "BUCKET_ACCESS_KEY_ID": "minio.access_key",
-    "BUCKET_SECRET_ACCESS_KEY": "minio.secret_key",
-    "BUCKET_REGION": "minio.region",
-    "BUCKET_VERIFY_TLS": "minio.verify_tls",
-    "COMFY_URL": "comfyui.api_url",
-    "COMFY_DIR": "comfyui.dir",
-    "COMFY_PORT": "comfyui.port",
-    "COMFY_INPUT_DIR": "comfyui.input_dir",
-    "COMFY_OUTPUT_DIR": "comfyui.output_dir",
-    "COMFY_TEMP_DIR": "comfyui.temp_dir",
-    "JOB_TIMEOUT_S": "comfyui.timeout_seconds",
-    "MODELS_DIR": "paths.base_models and paths.loras",
-}
-_SETTINGS = re.compile(rf"\b(?:{'|'.join(_OPTIONS)})\b")
 
 
 def reason_code(error: SetteeError) -> str:
@@ -64,8 +47,8 @@ def reason(error: SetteeError) -> str:
     """One line: of several problems as many as have room in it."""
     found = problems(error)
     said = one_line(_shown(error.message), len(error.message) + MAX_REASON)
-    # What from_problems() ends in; there are no details here.
-    closing = f" (and {len(found) - 1} more, see details)"
+    # What from_problems() ends in; this door's answers have no details.
+    closing = more(len(found) - 1)
     if not said.endswith(closing):
         return one_line(said, MAX_REASON)
     said, rest = said.removesuffix(closing), found[1:]
@@ -126,7 +109,7 @@ def _add(found: dict[str, dict[str, Any]], about: Mapping[str, Any], message: st
 def _shown(value: Any) -> Any:
     """Every text in it without absolute paths of this machine, and with the agent's options for the engine's."""
     if isinstance(value, str):
-        return _SETTINGS.sub(lambda match: _OPTIONS[match[0]], neutral(value))
+        return spelled(neutral(value))
     if isinstance(value, (list, tuple)):
         return [_shown(each) for each in value]
     if isinstance(value, dict):

@@ -1,7 +1,8 @@
 """The dispatch envelope of POST /jobs, parsed and checked once: its models, and :func:`parse`.
 
-Keys that are not known are ignored, since control planes grow; anything else that is wrong is told, all of it at once
-and in the caller's own (camelCase) names. Nothing here prints a caller's values: they may be private.
+Keys that are not known are ignored, since control planes grow, with a warning where one looks misspelt; anything else
+that is wrong is reported, all of it at once and in the caller's own (camelCase) names. Nothing here prints a caller's
+values: they may be private.
 
 ``jobId`` and the ids of user and workflow are any printable text: they may hold ``../``, so they are shown and logged,
 and never made part of a path without being made safe first.
@@ -9,10 +10,13 @@ and never made part of a path without being made safe first.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from settee import workflow as graph
@@ -38,7 +42,7 @@ from settee.doors.agent.dispatch.fields import (
     Steps,
 )
 from settee.doors.agent.dispatch.json_values import kind_of, value_problems
-from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.dispatch.refusals import MAX_PROBLEMS, refusal
 from settee.workflow import Problem
 
 #: For pydantic's errors that speak of Python's types; the caller wrote JSON.
@@ -176,6 +180,12 @@ class Envelope(_Part):
     workflow_parameters: Annotated[tuple[Binding, ...], NULL_IS_LIST, Field(max_length=10_000)] = ()
     """Written into the template after the overrides."""
     callbacks: Annotated[Callbacks, NULL_IS_OBJECT] = Callbacks()
+    _misspelt: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A line for each ignored key that looks like a known one."""
+        return self._misspelt
 
     @property
     def workflow_bucket(self) -> str:
@@ -207,7 +217,28 @@ def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
     if problems:
         raise refusal(problems, "envelope")
     assert envelope is not None
+    envelope._misspelt = tuple(itertools.islice(_misspelt(data, Envelope, ""), MAX_PROBLEMS))
     return envelope
+
+
+def _misspelt(data: dict[str, Any], model: type[_Part], where: str) -> Iterator[str]:
+    known = {field.alias or name: field for name, field in model.model_fields.items()}
+    for key, value in data.items():
+        if (field := known.get(key)) is None:
+            near = difflib.get_close_matches(key[:100], known.keys() - data.keys(), n=1, cutoff=0.8)
+            if near:
+                yield f"{where}{key[:100]}: this key is ignored; did you mean {near[0]!r}?"
+        elif (part := _part_of(field.annotation)) is not None:
+            for at, each in enumerate(value) if isinstance(value, list) else [("", value)]:
+                if isinstance(each, dict):
+                    yield from _misspelt(each, part, f"{where}{key}{f'[{at}]' if at != '' else ''}.")
+
+
+def _part_of(annotation: Any) -> type[_Part] | None:
+    """The model in a field's type, such as tuple[Asset, ...] or Resolution | None."""
+    if within := get_args(annotation):
+        return next((found for each in within if (found := _part_of(each)) is not None), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, _Part) else None
 
 
 def _source_problems(data: dict[str, Any], max_nodes: int) -> list[Problem]:
