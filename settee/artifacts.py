@@ -1,24 +1,33 @@
-"""From ComfyUI's history to the artifacts of a job: every file and text that its nodes left, and nothing else.
+"""From the end of a job's prompts to its artifacts: everything that its nodes made, and nothing else.
 
-The kind of an artifact comes from its file suffix: ComfyUI puts WEBM, MP4 and animated WEBP under `images` too, and
-custom nodes have keys of their own (contracts/comfyui.md, "Outputs").
+Nodes report files and texts in history, send pictures over the event socket, or write below ComfyUI's output folder
+and report nothing (CheckpointSave, SaveLoRA, savers of many packs). The kind of an artifact comes from its file suffix:
+ComfyUI puts WEBM, MP4 and animated WEBP under `images` too, and custom nodes have keys of their own
+(contracts/comfyui.md, "Outputs").
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 
+from settee.comfy.session import Ended
 from settee.errors import DeliveryError, OutputMissing, UnsafePath
-from settee.history import named_file, output_items, text_name
+from settee.history import Reported, named_file, reported, text_name
 from settee.job import Artifact, Kind
 from settee.media import kind_of
-from settee.messages import PICTURE_NODE, ImageEvent
+from settee.messages import ImageEvent
 from settee.metadata import restore
-from settee.workflow import Workflow
+from settee.registry import picture_senders
+from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes
 from settee.workspace import Workspace
+
+#: (folder type, subfolder, filename)
+Place = tuple[str, str, str]
+#: Names that a warning shows.
+_SHOWN = 5
 
 
 @dataclass
@@ -28,61 +37,219 @@ class Collected:
 
 
 def collect(
-    outputs: Mapping[str, Any],
-    workflow: Workflow,
+    ended: Ended,
+    graph: Workflow,
+    object_info: ObjectInfo,
     *,
-    prefix: str,
     workspace: Workspace | None,
     include_temp: bool | None,
-    pictures: Sequence[ImageEvent] = (),
+    staged: Collection[str] = (),
 ) -> Collected:
-    """The artifacts of one prompt, by node in natural order.
+    """The artifacts of a job's prompts.
 
-    ``outputs`` is the history's, whose names are not trusted: with ``workspace`` (shared folders) each file must lie
-    inside it. ``prefix`` is the folder this job's nodes were made to write to. ``include_temp``: previews too; None:
-    nobody can ask for them. ``pictures`` came over the socket. Raises OutputMissing for a file that is not
-    there, DeliveryError for a name outside its folder.
+    History's names are not trusted: with ``workspace`` (shared folders) each file must lie inside it. ``include_temp``:
+    previews too; None: the door has no such option. ``staged`` names the job's own input files. Raises OutputMissing
+    for what was reported and is not there, DeliveryError for a name outside its folder.
     """
-    found = Collected()
-    previews = 0
-    seen: set[tuple[str, str, str]] = set()
-    for node_id, key, item in output_items(outputs):
-        if isinstance(item, dict):
-            place = (str(item.get("type", "output")), str(item.get("subfolder") or ""), str(item["filename"]))
-        elif key == "text" and isinstance(item, str):
-            found.artifacts.append(_text(node_id, item))
-            continue
-        elif (named := _named_file(key, item, workspace)) is not None:
-            place = ("output", *named)
-        else:
-            if (isinstance(item, str) and item) or key == "text":
-                found.warnings.append(f"node {node_id} left something under {key[:50]!r} that was not returned")
-            continue
-        if place in seen:
-            continue
-        seen.add(place)
-        if place[0] == "temp" and not include_temp:
-            previews += 1
+    return _Collector(ended, graph, object_info, workspace, staged).collected(include_temp)
+
+
+class _Collector:
+    def __init__(
+        self,
+        ended: Ended,
+        graph: Workflow,
+        object_info: ObjectInfo,
+        workspace: Workspace | None,
+        staged: Collection[str],
+    ) -> None:
+        self._ended, self._graph, self._object_info = ended, graph, object_info
+        self._workspace, self._staged = workspace, staged
+        self._outputs = output_nodes(graph, object_info)
+        self._found = Collected()
+        #: Files by where they are, with their node.
+        self._files: dict[Place, str] = {}
+        #: Nodes that reported anything, and how many pictures they say that they sent.
+        self._heard_of: set[str] = set()
+        self._sent: Counter[str] = Counter()
+
+    def collected(self, include_temp: bool | None) -> Collected:
+        found = self._found
+        texts: list[Artifact] = []
+        for number, outputs in enumerate(self._ended.outputs):
+            for item in reported(outputs, lambda node_id: node_id in self._graph and node_id not in self._outputs):
+                text = self._take(replace(item, node_id=self._node_of(item.node_id)))
+                # A prompt that was started again repeats what its cached nodes said.
+                if text is not None and not (number and text in texts):
+                    texts.append(text)
+        if self._workspace is not None:
+            self._look_around(self._workspace)
+        previews = {place: node for place, node in self._files.items() if place[0] == "temp"}
+        kept = {place: node for place, node in self._files.items() if place not in previews or include_temp}
+        pictures = list(self._pictures())
+        made = {place: node for place, node in previews.items() if node in self._outputs or node not in self._graph}
+        if made and not (kept or texts or pictures):
+            kept, hint = made, " (delivery.include_temp returns them always)" if include_temp is not None else ""
+            found.warnings.append(f"the workflow made nothing but previews, which are returned{hint}")
+        elif len(kept) < len(self._files):
+            hint = "" if include_temp is None else "; delivery.include_temp returns them"
+            found.warnings.append(f"{len(previews)} preview file(s) were not returned{hint}")
+        files = [self._file(node_id, place) for place, node_id in kept.items()]
+        found.artifacts = sorted([*files, *texts], key=lambda each: natural_key(each.node_id)) + pictures
+        self._ask_silent_nodes()
+        return found
+
+    # --- history -------------------------------------------------------------------------------------------------
+
+    def _take(self, item: Reported) -> Artifact | None:
+        """Note what a node reported; a text as its artifact."""
+        self._heard_of.add(item.node_id)
+        place = item.place
+        if place is None and item.text is not None:
+            place = self._named(item)
+            if place is None:
+                return _text(item.node_id, item.text)
+        if place is None:
+            self._sent[item.node_id] += 1
         elif place[0] in ("output", "temp"):
-            found.artifacts.append(_file(node_id, place, prefix, workspace))
-    found.artifacts += _pictures(pictures, workflow)
-    if previews:
-        hint = "" if include_temp is None else "; delivery.include_temp returns them"
-        found.warnings.append(f"{previews} preview file(s) were not returned{hint}")
-    return found
-
-
-def _named_file(key: str, item: Any, workspace: Workspace | None) -> tuple[str, str] | None:
-    """(subfolder, filename) of a file below output that the item names, if it is there."""
-    named = named_file(key, item)
-    if named is None:
+            self._files.setdefault(self._normal(place), item.node_id)
+        elif place[0] != "input" or posixpath.join(place[1], place[2]) not in self._staged:
+            self._found.warnings.append(
+                f"node {item.node_id} left something under {item.key[:50]!r} that was not returned: "
+                f"a file in ComfyUI's {place[0][:20]!r} folder"
+            )
         return None
-    if workspace is not None:
-        try:
-            workspace.path_of("output", *named)
-        except (UnsafePath, OutputMissing):
-            return None
-    return named
+
+    def _node_of(self, node_id: str) -> str:
+        """The workflow's own node: one that expands runs nodes with ids such as 5.0.0.1 in its place."""
+        own = node_id
+        while own not in self._graph and "." in own:
+            own = own.rpartition(".")[0]
+        return own if own in self._graph else node_id
+
+    def _named(self, item: Reported) -> Place | None:
+        """The file that a text names, if it is there: Preview3D's `result` is one below output or temp."""
+        named = named_file(item.key, item.text)
+        if named is None or self._workspace is None:
+            return None if named is None else ("output", *named)
+        for kind in ("output", "temp"):
+            try:
+                self._workspace.path_of(kind, *named)
+            except (UnsafePath, OutputMissing):
+                continue
+            return (kind, *named)
+        return None
+
+    def _normal(self, place: Place) -> Place:
+        """The place as another node, or the folder itself, would name it: reported names may be "sub/a.png"."""
+        kind, subfolder, filename = place
+        if self._workspace is not None:
+            try:
+                path = self._workspace.path_of(kind, subfolder, filename)
+                return (kind, *posixpath.split(self._workspace.relative(kind, path)))
+            except (UnsafePath, OutputMissing):
+                return place  # an error, if it is to be returned
+        return (kind, *posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename))))
+
+    # --- the output folder -----------------------------------------------------------------------------------------
+
+    def _look_around(self, workspace: Workspace) -> None:
+        """Find what was written and not reported. In folders that others may use, only this job's own is looked at."""
+        names, others = workspace.made(self._ended.prefix if workspace.folders.are_shared else "")
+        unsure = []
+        silent = [node_id for node_id in self._outputs if node_id not in self._heard_of]
+        for name in names:
+            place = ("output", *posixpath.split(name))
+            if place not in self._files:
+                node_id = self._maker(_without(self._ended.prefix, name), silent)
+                self._files[place] = node_id or ""
+                self._heard_of.add(node_id or "")
+                if node_id is None:
+                    unsure.append(posixpath.basename(name))
+        if unsure:
+            more = f" and {len(unsure) - _SHOWN} more" if len(unsure) > _SHOWN else ""
+            self._found.warnings.append(
+                f"no node reported {', '.join(unsure[:_SHOWN])}{more}, found in ComfyUI's output folder after the job"
+            )
+        if others:
+            self._found.warnings.append(
+                f"{others} hidden file(s), unfinished file(s) or link(s) in ComfyUI's output folder were not returned"
+            )
+
+    def _maker(self, name: str, silent: list[str]) -> str | None:
+        """The node that wrote a file: the one that names it best, else the only output node that reported nothing."""
+        naming = [
+            (len(value.strip("/")), node_id)
+            for node_id in silent or self._outputs
+            for value in self._graph[node_id]["inputs"].values()
+            if isinstance(value, str) and value.strip("/") and name.startswith(value.strip("/"))
+        ]
+        if naming:
+            return max(naming)[1]
+        return silent[0] if len(silent) == 1 else None
+
+    # --- the socket ------------------------------------------------------------------------------------------------
+
+    def _pictures(self) -> Iterator[Artifact]:
+        """What came over the socket from nodes without a file: history knows nothing of it (big_ws_message.json)."""
+        saving = set(self._files.values())
+        sent = [replace(each, node_id=self._node_of(str(each.node_id))) for each in self._ended.pictures]
+        pictures = [picture for picture in sent if picture.node_id not in saving]
+        self._heard_of.update(str(picture.node_id) for picture in sent)
+        came = Counter(str(picture.node_id) for picture in pictures)
+        for node_id, count in self._sent.items():
+            if came[node_id] < count:
+                raise OutputMissing(
+                    f"{self._name(node_id)} sent {count} picture(s) over ComfyUI's event socket, of which "
+                    f"{came[node_id]} came; send the job again, or use SaveImage",
+                    retryable=True,
+                )
+        return map(_picture, range(1, len(pictures) + 1), pictures)
+
+    def _ask_silent_nodes(self) -> None:
+        """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""
+        senders = picture_senders(self._graph, self._object_info)
+        for node_id in self._outputs:
+            if node_id in self._heard_of or node_id in self._ended.refused:
+                continue
+            if self._ended.lost_messages and node_id in senders:
+                raise OutputMissing(
+                    f"{self._name(node_id)} reported nothing. Pictures that it sent come over ComfyUI's event socket "
+                    "only, which was lost; send the job again, or use SaveImage",
+                    retryable=True,
+                )
+            where = "" if self._workspace else ": what it wrote, if anything, is on ComfyUI's own disk"
+            self._found.warnings.append(f"{self._name(node_id)} reported nothing{where}")
+
+    # --- artifacts ---------------------------------------------------------------------------------------------------
+
+    def _name(self, node_id: str) -> str:
+        return f"node {node_id} ({self._graph[node_id]['class_type']})" if node_id in self._graph else f"node {node_id}"
+
+    def _file(self, node_id: str, place: Place) -> Artifact:
+        folder_type, subfolder, filename = place
+        path, size = None, 0
+        if self._workspace is not None:
+            try:
+                path = self._workspace.path_of(*place)
+            except UnsafePath as error:
+                raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
+            restore(path, self._ended.prefix)
+            size = path.stat().st_size
+        elif subfolder.startswith(("/", "..")):
+            raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder")
+        kind, media_type = kind_of(filename)
+        return Artifact(
+            node_id=node_id,
+            kind=kind,
+            filename=filename,
+            subfolder=_without(self._ended.prefix, subfolder),
+            media_type=media_type,
+            size=size,
+            path=path,
+            folder_type=folder_type,
+            comfy_subfolder=subfolder,
+        )
 
 
 def _text(node_id: str, text: str) -> Artifact:
@@ -98,58 +265,19 @@ def _text(node_id: str, text: str) -> Artifact:
     )
 
 
-def _file(node_id: str, place: tuple[str, str, str], prefix: str, workspace: Workspace | None) -> Artifact:
-    folder_type, subfolder, filename = place
-    path, size = None, 0
-    # A node may report "sub/a.png", or an absolute name: a caller gets a plain one, and the folder apart.
-    subfolder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
-    if workspace is not None:
-        try:
-            path = workspace.path_of(folder_type, place[1], filename)
-            subfolder, name = posixpath.split(workspace.relative(folder_type, path))
-        except UnsafePath as error:
-            raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
-        restore(path, prefix)
-        size = path.stat().st_size
-    elif subfolder.startswith(("/", "..")):
-        raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder")
-    filename = name
-    kind, media_type = kind_of(filename)
+def _picture(count: int, picture: ImageEvent) -> Artifact:
+    suffix = picture.media_type.rpartition("/")[2]
     return Artifact(
-        node_id=node_id,
-        kind=kind,
-        filename=filename,
-        subfolder=_without(prefix, subfolder),
-        media_type=media_type,
-        size=size,
-        path=path,
-        folder_type=folder_type,
-        comfy_subfolder=subfolder,
+        node_id=str(picture.node_id),
+        kind=Kind.IMAGE,
+        filename=f"websocket_{count:05}.{suffix}",
+        subfolder="",
+        media_type=picture.media_type,
+        size=len(picture.content),
+        content=picture.content,
     )
 
 
-def _without(prefix: str, subfolder: str) -> str:
-    """The subfolder as the workflow's author meant it."""
-    if subfolder == prefix:
-        return ""
-    return subfolder.removeprefix(f"{prefix}/")
-
-
-def _pictures(pictures: Sequence[ImageEvent], workflow: Workflow) -> Iterator[Artifact]:
-    """What SaveImageWebsocket sent: history knows nothing of it (big_ws_message.json)."""
-    count = 0
-    for picture in pictures:
-        node = workflow.get(picture.node_id or "")
-        if node is None or node["class_type"] != PICTURE_NODE:
-            continue
-        count += 1
-        suffix = picture.media_type.rpartition("/")[2]
-        yield Artifact(
-            node_id=str(picture.node_id),
-            kind=Kind.IMAGE,
-            filename=f"websocket_{count:05}.{suffix}",
-            subfolder="",
-            media_type=picture.media_type,
-            size=len(picture.content),
-            content=picture.content,
-        )
+def _without(prefix: str, name: str) -> str:
+    """The name as the workflow's author meant it."""
+    return "" if name == prefix else name.removeprefix(f"{prefix}/")

@@ -134,7 +134,7 @@ class Engine:
         """
         if not self._server.is_ours:  # ours ended with its worker
             for each in prompt_ids(prompt_id):
-                self._session.inherit(each)
+                self._session.prompts.inherit(each)
 
     def settle(self, timeout_s: float, is_over: Callable[[], bool]) -> bool:
         """Wait until ComfyUI runs nothing of an earlier job any more, and has forgotten it; whether that is so.
@@ -144,7 +144,8 @@ class Engine:
         if not self._slot.acquire(blocking=False):
             return False
         try:
-            return self._session.settle(time.monotonic() + timeout_s, lambda: is_over() or self._closing.is_set())
+            prompts, deadline = self._session.prompts, time.monotonic() + timeout_s
+            return prompts.settle(deadline, lambda: is_over() or self._closing.is_set())
         finally:
             self._slot.release()
 

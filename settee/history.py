@@ -6,9 +6,10 @@ into history too: nothing in it is trusted to have a shape.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,8 +18,17 @@ from settee.media import kind_of
 from settee.redact import neutral
 from settee.workflow import Workflow, natural_key, title
 
-#: Keys that say something about the files beside them, not what was made.
-_ABOUT = {"animated"}
+#: Keys of core nodes that say something about the files beside them, or hold the editor's state.
+_ABOUT = {
+    "animated",
+    "compositor_bboxes",
+    "compositor_inputs",
+    "dims",
+    "histogram",
+    "input_bboxes",
+}
+#: Lists within lists that are looked through.
+_MAX_DEPTH = 10
 #: Keys whose texts are names of files.
 _NAMING = {"result", "3d"}
 
@@ -82,21 +92,67 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
     )
 
 
-def output_items(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """``(node id, key, item)`` of everything that nodes reported, by node in natural order.
+@dataclass(frozen=True)
+class Reported:
+    """One thing that a node reported: a file, a text, or a picture that it sent over the socket."""
 
-    An item is an object with a ``filename``, or whatever else stood there that is no object.
+    node_id: str
+    key: str
+    #: (folder type, subfolder, filename), not checked.
+    place: tuple[str, str, str] | None = None
+    text: str | None = None
+
+
+def reported(outputs: Mapping[str, Any], shows_state: Callable[[str], bool] = lambda _: False) -> Iterator[Reported]:
+    """Everything that nodes reported, by node in natural order, whatever its key and shape.
+
+    What is neither a file nor a string becomes a text as JSON; flags do not. ``shows_state``: True for a node that is
+    not an output node, which only shows in the editor what goes through it: of that, files and ``text`` count.
     """
     for node_id in sorted(outputs, key=natural_key):
-        output = outputs[node_id]
-        if not isinstance(output, Mapping):
-            continue
-        for key, value in output.items():
-            if key in _ABOUT:
-                continue
-            for item in value if isinstance(value, list) else [value]:
-                if not isinstance(item, dict) or isinstance(item.get("filename"), str):
-                    yield node_id, key, item
+        for key, value in mapping(outputs[node_id]).items():
+            is_state, others = shows_state(node_id) and key != "text", []
+            for item in _items(value):
+                if isinstance(item, dict) and isinstance(item.get("filename"), str):
+                    kind, subfolder = str(item.get("type", "output")), str(item.get("subfolder") or "")
+                    yield Reported(node_id, key, place=(kind, subfolder, item["filename"]))
+                elif isinstance(item, dict) and item.get("source") == "websocket":
+                    yield Reported(node_id, key)
+                elif is_state or key in _ABOUT or item is None or isinstance(item, bool):
+                    continue
+                elif isinstance(item, str):
+                    if item or key == "text":
+                        yield Reported(node_id, key, text=item)
+                elif key not in _NAMING:
+                    others.append(item)
+            if others:
+                yield Reported(node_id, key, text=json.dumps(others[0] if len(others) == 1 else others))
+
+
+def _items(value: Any, depth: int = 0) -> Iterator[Any]:
+    """The items of a list, and the files at any depth within lists and objects."""
+    is_list = isinstance(value, list)
+    if (is_list and depth == 0) or (not _is_file(value) and _has_files(value, depth)):
+        for item in value if is_list else value.values():
+            yield from _items(item, depth + 1)
+    else:
+        yield value
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("filename"), str)
+
+
+def _has_files(value: Any, depth: int = 0) -> bool:
+    if _is_file(value):
+        return True
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth < _MAX_DEPTH and any(_has_files(each, depth + 1) for each in within)
+
+
+def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:
+    """Ids of the nodes that reported files."""
+    return {item.node_id for item in reported(outputs) if item.place is not None}
 
 
 def named_file(key: str, item: Any) -> tuple[str, str] | None:

@@ -45,6 +45,9 @@ class ImageEvent:
     node_id: str | None
     media_type: str
     content: bytes
+    #: ComfyUI's own previews of a sampler's steps are JPEG and, by FEATURES, come with metadata. Whatever else is sent
+    #: was made to be kept: SaveImageWebsocket's PNG comes with metadata too, external-tooling nodes send without.
+    is_preview: bool = False
 
 
 def text_event(raw: bytes, loads: Loads = json.loads) -> Event | None:
@@ -56,6 +59,14 @@ def text_event(raw: bytes, loads: Loads = json.loads) -> Event | None:
         return Event(str(message["type"]), dict(message["data"]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def remaining(status: Event) -> int | None:
+    """How many prompts wait or run, as a ``status`` event has it; None when it does not say."""
+    said: Any = status.data
+    for key in ("status", "exec_info", "queue_remaining"):
+        said = said.get(key) if isinstance(said, dict) else None
+    return said if isinstance(said, int) else None
 
 
 def image_event(raw: bytes, loads: Loads = json.loads) -> ImageEvent | None:
@@ -74,7 +85,8 @@ def image_event(raw: bytes, loads: Loads = json.loads) -> ImageEvent | None:
             return None
         node_id = metadata.get("node_id")
         media_type = str(metadata.get("image_type") or "image/jpeg")
-        return ImageEvent(str(node_id) if node_id is not None else None, media_type, raw[8 + number :])
+        content, is_preview = raw[8 + number :], media_type == "image/jpeg"
+        return ImageEvent(str(node_id) if node_id is not None else None, media_type, content, is_preview)
     return None
 
 

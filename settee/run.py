@@ -107,13 +107,13 @@ class Run:
                 raise as_missing(error, graph, order.entries) from error
         with self._timed("delivery"):
             found = collect(
-                ended.outputs,
+                ended,
                 graph,
-                prefix=ended.prefix,
+                session.object_info,
                 workspace=workspace if shared else None,
                 # A door with a destination of its own has no such option.
                 include_temp=None if self._job.destination else self._job.request.delivery.include_temp,
-                pictures=ended.pictures,
+                staged={file.name for file in staged},
             )
             delivered = self._deliver(server, found.artifacts)
         return delivered, (*unset, *ended.warnings, *found.warnings, *delivered.warnings)

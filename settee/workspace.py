@@ -42,6 +42,8 @@ _DEVICES = frozenset(
 #: ComfyUI's folder_paths cuts these off a file name and looks in that folder instead, space or not.
 _ANNOTATIONS = ("[input]", "[output]", "[temp]")
 _PART_BYTES = 255
+#: What programs call a file that they are still writing.
+_UNFINISHED = (".tmp", ".part", ".partial", ".lock")
 _SHOWN = 80
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -224,6 +226,27 @@ class Workspace:
         if not is_file:
             raise OutputMissing(f"{where} that ComfyUI reported is not there")
         return Path(path)
+
+    def made(self, below: str = "") -> tuple[list[str], int]:
+        """The names of the files in the output folder, or in one folder of it, and how many entries are no plain ones.
+
+        Those are links, which are not followed, hidden files and unfinished ones.
+        """
+        names: list[str] = []
+        root, others, folders = str(self.folders.output), 0, [below]
+        while folders:
+            folder = folders.pop()
+            with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    name = os.path.join(folder, entry.name)
+                    is_plain = not entry.name.startswith(".") and not entry.name.lower().endswith(_UNFINISHED)
+                    if is_plain and entry.is_dir(follow_symlinks=False):
+                        folders.append(name)
+                    elif is_plain and entry.is_file(follow_symlinks=False):
+                        names.append(name)
+                    else:
+                        others += 1
+        return sorted(names), others
 
     def relative(self, folder_type: str, path: Path) -> str:
         """The name below its folder of a path that :meth:`path_of` gave."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -41,6 +41,8 @@ class Queue:
     running: tuple[str, ...]
     #: In the order in which they will run.
     pending: tuple[str, ...]
+    #: By id, running ones first, as ComfyUI has them: ``[number, id, prompt, extra_data, outputs]``.
+    items: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
 def loads(body: bytes) -> Any:
@@ -116,14 +118,20 @@ class Client:
         entry = _object(self._get(path, timeout_s)).get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
+    def recent(self, count: int, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The newest entries of history, by prompt id."""
+        return _object(self._get(f"/history?max_items={count}", timeout_s))
+
     def queue(self, *, timeout_s: float | None = None) -> Queue:
         answer = _object(self._get("/queue", timeout_s))
         # Items are [number, id, prompt, …]; pending ones come in heap order (queue_shape_and_order.json).
         try:
             pending = sorted(answer.get("queue_pending") or (), key=lambda item: item[0])
+            running = answer.get("queue_running") or []
             return Queue(
-                tuple(str(item[1]) for item in answer.get("queue_running") or ()),
+                tuple(str(item[1]) for item in running),
                 tuple(str(item[1]) for item in pending),
+                {str(item[1]): item for item in (*running, *pending)},
             )
         except (TypeError, LookupError) as error:
             raise ComfyError("ComfyUI's queue has another shape than expected") from error

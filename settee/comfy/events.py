@@ -14,7 +14,7 @@ import websocket
 
 from settee.comfy.client import loads
 from settee.job import Cancel
-from settee.messages import FEATURES, Event, ImageEvent, image_event, text_event
+from settee.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class EventSocket:
         self.client_id = uuid.uuid4().hex
         self._ws: websocket.WebSocket | None = None
         self.pristine = True
+        #: How many prompts wait or run, all clients' together, by the server's last word; None before its first.
+        self.remaining: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -135,7 +137,10 @@ class EventSocket:
             raise SocketLost("closed by the server")
         if opcode == websocket.ABNF.OPCODE_BINARY:
             return image_event(raw, loads)
-        return text_event(raw, loads)
+        event = text_event(raw, loads)
+        if event is not None and event.type == "status":
+            self.remaining = remaining(event)
+        return event
 
     def _lose(self) -> None:
         ws, self._ws = self._ws, None

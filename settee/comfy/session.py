@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from settee import registry, workflow
@@ -18,6 +19,7 @@ from settee.comfy.failure import failure_of
 from settee.comfy.forget import Forgetter
 from settee.comfy.freeing import free
 from settee.comfy.process import Server
+from settee.comfy.prompts import Prompts
 from settee.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
 from settee.errors import (
     ComfyError,
@@ -26,12 +28,11 @@ from settee.errors import (
     JobCanceled,
     JobTimeout,
     OutOfMemory,
-    OutputMissing,
     WorkflowRejected,
 )
 from settee.history import mapping
 from settee.job import Cancel, Job
-from settee.messages import PICTURE_NODE, ImageEvent, Report
+from settee.messages import ImageEvent, Report
 from settee.settings import Settings
 from settee.workflow import Salts, Workflow
 
@@ -39,19 +40,21 @@ log = logging.getLogger(__name__)
 
 #: How often a cancel is looked at while ComfyUI validates, seconds.
 ANSWER_POLL_S = 0.25
-#: A server that refuses connections for this long is not there, and runs nothing.
-GONE_AFTER_S = 2.0
 
 
 @dataclass
 class Ended:
-    """A prompt that succeeded."""
+    """A job's prompts that succeeded: the one that was submitted, and all that its nodes started."""
 
-    outputs: dict[str, Any]
     #: The folder below output that its nodes wrote to.
     prefix: str
-    #: What came over the socket.
-    pictures: list[ImageEvent]
+    #: History's, of each prompt.
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    #: What came over the socket, previews apart; more may have been sent if ``lost_messages``.
+    pictures: list[ImageEvent] = field(default_factory=list)
+    lost_messages: bool = False
+    #: Output nodes that ComfyUI refused and did not run (allow_partial).
+    refused: Collection[str] = ()
     warnings: list[str] = field(default_factory=list)
 
 
@@ -74,9 +77,8 @@ class Session:
         self._socket: EventSocket | None = None
         self._object_info: dict[str, Any] = {}
         self._known_generation = -1
-        #: Prompts that would not stop on a server we cannot restart.
-        self._leftovers: set[str] = set()
         self.forgetter = Forgetter(server.client)
+        self.prompts = Prompts(server, self.forgetter, interrupt_s=settings.comfy_interrupt_s)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
 
     # --- readiness ----------------------------------------------------------------------------------------
@@ -87,7 +89,7 @@ class Session:
         Raises ComfyUnavailable, JobCanceled or JobTimeout (the deadline is in time.monotonic()).
         """
         is_known = self._known_generation == self._server.generation and self._server.is_running()
-        if is_known and not self._leftovers and not self._server.executor_died:
+        if is_known and not self.prompts.leftovers and not self._server.executor_died:
             return
         if self._server.executor_died and self._server.is_running():
             self._server.restart("the thread that runs prompts has ended")
@@ -100,31 +102,11 @@ class Session:
         except ComfyUnavailable:
             _check(cancel, deadline)
             raise
-        for prompt_id in tuple(self._leftovers):
-            self.stop(prompt_id)
-            if prompt_id in self._leftovers:
-                raise ComfyUnavailable("ComfyUI still runs an earlier job that it does not stop; try again later")
+        if not self.prompts.stop_leftovers():
+            raise ComfyUnavailable("ComfyUI still runs an earlier job that it does not stop; try again later")
         generation = self._server.generation
         self._object_info = self._server.client.object_info()
         self._known_generation = generation
-
-    def inherit(self, prompt_id: str) -> None:
-        """A prompt that a worker before this one left: stopped before the first job, and its texts forgotten."""
-        self._leftovers.add(prompt_id)
-        self.forgetter.add(prompt_id)
-
-    def settle(self, deadline: float, is_over: Callable[[], bool]) -> bool:
-        """Go on asking the prompts that would not stop; whether none of them is left.
-
-        Until ``deadline`` (in time.monotonic()), or ``is_over``, which is looked at every COMFY_INTERRUPT_S.
-        """
-        had_any = bool(self._leftovers)
-        while self._leftovers and not is_over() and time.monotonic() < deadline:
-            for prompt_id in tuple(self._leftovers):
-                self.stop(prompt_id)
-        if had_any and not self._leftovers:
-            self.forgetter.settle()
-        return not self._leftovers
 
     @property
     def object_info(self) -> dict[str, Any]:
@@ -178,16 +160,82 @@ class Session:
     ) -> Ended:
         prefix = folder_of(prompt_id)
         isolated = workflow.isolate(graph, self._object_info, prefix, salts, previews=job.request.delivery.include_temp)
-        pictures: list[ImageEvent] = []
-        # Every step of a sampler may send a preview; only these nodes' pictures are outputs.
-        sending = {node_id for node_id, node in graph.items() if node["class_type"] == PICTURE_NODE}
+        ended = Ended(prefix)
         _check(cancel, deadline)
         socket = self._open_socket()
-        watcher = Watcher(
+        watch = partial(self._watcher, socket, isolated, ended, hooks.on_report)
+        watcher = watch(prompt_id)
+        try:
+            if self._server.is_ours and socket.remaining:
+                self.prompts.stop_strays()
+            refused = self._submit(job, prompt_id, isolated, socket.client_id, cancel, deadline)
+            hooks.on_submitted()
+            known = {prompt_id}
+            while True:
+                entry = watcher.wait(cancel, deadline)
+                failure = failure_of(mapping(entry.get("status")), graph)
+                if failure is not None:
+                    raise failure
+                ended.outputs.append(mapping(entry.get("outputs")))
+                ended.lost_messages |= watcher.lost_messages
+                started = self._started(prompt_id, known, socket, cancel, deadline) if watcher.others_wait else None
+                if started is None:
+                    break
+                known.add(started)
+                self.forgetter.add(started)
+                watcher = watch(started, is_told=False)
+        except ComfyDied:
+            if not self._server.is_ours:
+                # It may only have been frozen: it must not go on with this when it wakes.
+                self.prompts.leftovers.add(prompt_id)
+            raise
+        except WorkflowRejected as error:
+            raise registry.explained(error, graph, self._object_info) from error
+        except BaseException:
+            # Failed, canceled, out of time or lost: whatever it is, the GPU must not go on with it.
+            may_yet_come = prompt_id in self.prompts.leftovers
+            self.prompts.stop(prompt_id)
+            if may_yet_come:
+                self.prompts.leftovers.add(prompt_id)
+            raise
+        finally:
+            if not watcher.ended_by_event or not socket.pristine:
+                self._drop_socket()
+            self.forgetter.add(prompt_id)
+        self.forgetter.begin()
+        if len(known) > 1:
+            ended.warnings.append(
+                f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
+            )
+        ended.refused = refused
+        ended.warnings += [
+            f"not run (allow_partial): {problem['path']}: {problem['problem']}"
+            for problem in registry.explain(refused, graph, self._object_info)
+        ]
+        return ended
+
+    def _watcher(
+        self,
+        socket: EventSocket,
+        graph: Workflow,
+        ended: Ended,
+        on_report: Callable[[Report], None],
+        prompt_id: str,
+        *,
+        is_told: bool = True,
+    ) -> Watcher:
+        senders = registry.picture_senders(graph, self._object_info)
+
+        def on_image(picture: ImageEvent) -> None:
+            # A node that another one expanded into is not in the graph.
+            if not picture.is_preview and (picture.node_id in senders or picture.node_id not in graph):
+                ended.pictures.append(picture)
+
+        return Watcher(
             self._server.client,
             socket,
             prompt_id,
-            isolated,
+            graph,
             limits=Limits(
                 unresponsive_s=self._settings.comfy_unresponsive_s,
                 stall_s=self._settings.comfy_stall_s,
@@ -195,47 +243,27 @@ class Session:
             ),
             check_server=self._watchdog(self._server.generation, prompt_id),
             owns_queue=self._server.is_ours,
-            on_report=hooks.on_report,
-            on_image=lambda picture: pictures.append(picture) if picture.node_id in sending else None,
+            on_report=on_report,
+            on_image=on_image,
+            may_send=senders,
+            is_told=is_told,
         )
-        try:
-            refused = self._submit(job, prompt_id, isolated, socket.client_id, cancel, deadline)
-            hooks.on_submitted()
-            entry = watcher.wait(cancel, deadline)
-        except ComfyDied:
-            if not self._server.is_ours:
-                # It may only have been frozen: it must not go on with this when it wakes.
-                self._leftovers.add(prompt_id)
-            raise
-        except WorkflowRejected as error:
-            raise registry.explained(error, graph, self._object_info) from error
-        except BaseException:
-            # Canceled, out of time, lost or broken: whatever it is, the GPU must not go on with it.
-            may_yet_come = prompt_id in self._leftovers
-            self.stop(prompt_id)
-            if may_yet_come:
-                self._leftovers.add(prompt_id)
-            raise
-        finally:
-            if not watcher.ended_by_event or not socket.pristine:
-                self._drop_socket()
-            self.forgetter.add(prompt_id)
-        self.forgetter.begin()
-        status = mapping(entry.get("status"))
-        failure = failure_of(status, graph)
-        if failure is not None:
-            raise failure
-        if watcher.lost_messages and sending:
-            raise OutputMissing(
-                f"the pictures of {PICTURE_NODE} come over ComfyUI's event socket only, which was lost; "
-                "send the job again, or use SaveImage",
-                retryable=True,
-            )
-        warnings = [
-            f"not run (allow_partial): {problem['path']}: {problem['problem']}"
-            for problem in registry.explain(refused, graph, self._object_info)
-        ]
-        return Ended(outputs=mapping(entry.get("outputs")), prefix=prefix, pictures=pictures, warnings=warnings)
+
+    def _started(
+        self, prompt_id: str, known: set[str], socket: EventSocket, cancel: Cancel, deadline: float
+    ) -> str | None:
+        """A prompt that one of those known started, and that has not been followed yet."""
+        give_up = time.monotonic() + self._settings.comfy_unresponsive_s
+        check_server = self._watchdog(self._server.generation, prompt_id)
+        while True:
+            _check(cancel, deadline)
+            check_server()
+            try:
+                return next(iter(self.prompts.started(prompt_id, socket.client_id, known)), None)
+            except NoAnswer as error:
+                if time.monotonic() >= give_up:
+                    raise ComfyDied(error.message) from error
+                cancel.wait(0.0 if error.timed_out else 0.2)
 
     def _submit(
         self, job: Job, prompt_id: str, graph: Workflow, client_id: str, cancel: Cancel, deadline: float
@@ -262,13 +290,13 @@ class Session:
         except NoAnswer as error:
             # It may have been taken, and with the answer its node_errors are lost: take it back.
             if self._server.is_running() and not error.timed_out and not error.refused:
-                self.stop(prompt_id)
+                self.prompts.stop(prompt_id)
             died = ComfyDied(f"{error.message} (the answer to POST /prompt did not come)")
             died.needs_restart = error.timed_out
             raise died from error
         if node_errors and not job.request.allow_partial:
             # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
-            self.stop(prompt_id)
+            self.prompts.stop(prompt_id)
             raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
         return node_errors
 
@@ -286,44 +314,10 @@ class Session:
             if not done and self._server.is_ours:
                 self._server.restart("a canceled job is still being submitted")
             elif not done:
-                self._leftovers.add(prompt_id)
+                self.prompts.leftovers.add(prompt_id)
             _check(cancel, deadline)
 
     # --- trouble -------------------------------------------------------------------------------------------
-
-    def stop(self, prompt_id: str) -> None:
-        """Take a prompt out of ComfyUI, waiting or running, and return when it is out.
-
-        One that does not leave within COMFY_INTERRUPT_S costs ComfyUI a restart; on a server that is not ours it is
-        remembered, and no job starts before it is gone.
-        """
-        client, give_up, pause = self._server.client, time.monotonic() + self._settings.comfy_interrupt_s, 0.02
-        is_known = prompt_id in self._leftovers
-        self._leftovers.discard(prompt_id)
-        while True:
-            try:
-                client.delete(prompt_id, timeout_s=2)
-                client.interrupt(prompt_id, timeout_s=2)
-                queue = client.queue(timeout_s=2)
-                if prompt_id not in queue.running and prompt_id not in queue.pending:
-                    return
-            except ComfyError as error:
-                log.debug("ComfyUI does not take the stop yet: %s", error)
-            if self._server.is_ours and not self._server.is_running():
-                return
-            if client.refused_for_s > GONE_AFTER_S:
-                return  # nothing listens any more, so nothing runs
-            if time.monotonic() >= give_up:
-                break
-            # No message says that a prompt left the queue, so the queue is asked, ever less often.
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.5)
-        if self._server.is_ours:
-            self._server.restart(f"a stopped job did not end within {self._settings.comfy_interrupt_s:g} s")
-        else:
-            self._leftovers.add(prompt_id)
-            if not is_known:
-                log.error("ComfyUI did not stop a job within %g s", self._settings.comfy_interrupt_s)
 
     def _recover(self, error: ComfyDied) -> None:
         """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from settee.comfy.client import Client, NoAnswer
 from settee.comfy.events import EventSocket, SocketLost
 from settee.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
+from settee.history import mapping, saving_nodes
 from settee.job import Cancel
-from settee.messages import PICTURE_NODE, Event, ImageEvent, Meter, Report
+from settee.messages import Event, ImageEvent, Meter, Report
 from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -69,15 +70,19 @@ class Watcher:
         owns_queue: bool,
         on_report: Callable[[Report], None],
         on_image: Callable[[ImageEvent], None],
+        may_send: Collection[str] = (),
+        is_told: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``may_send``: nodes whose outputs may be pictures that are sent after history is stored, and nowhere else.
+        ``is_told``: False for a prompt that another one started, whose events may go to someone else."""
+        self._is_told = is_told
         self._client = client
         self._socket = socket
         self._prompt_id = prompt_id
         self._limits = limits
         self._check_server = check_server
-        #: SaveImageWebsocket's pictures are sent after history is stored, and nowhere else.
-        self._awaits_pictures = any(node.get("class_type") == PICTURE_NODE for node in workflow.values())
+        self._may_send = may_send
         self._entry: dict[str, Any] | None = None
         self._last_event = clock()
         self._owns_queue = owns_queue
@@ -116,7 +121,7 @@ class Watcher:
             self._check_server()
             if self._ended or now >= self._next_truth:
                 self._entry = self._truth(cancel, deadline) or self._entry
-                if self._entry is not None and not self._more_to_come():
+                if self._entry is not None and not self._more_to_come(self._entry):
                     return self._entry
                 continue
             for event in self._events(min(self._next_truth, deadline), cancel):
@@ -125,14 +130,20 @@ class Watcher:
                     break
 
     @property
+    def others_wait(self) -> bool:
+        """False when the socket said that nothing more waits or runs, once this prompt had ended."""
+        return not self._ended or self._socket.remaining != 0
+
+    @property
     def lost_messages(self) -> bool:
         """Whether something that was sent over the socket may not have arrived."""
-        return self._socket_was_lost or not self._ended
+        return self._is_told and (self._socket_was_lost or not self._ended)
 
-    def _more_to_come(self) -> bool:
+    def _more_to_come(self, entry: Mapping[str, Any]) -> bool:
         return (
-            self._awaits_pictures
+            self._is_told
             and not self._ended
+            and bool(set(self._may_send) - saving_nodes(mapping(entry.get("outputs"))))
             and self._socket.is_open
             and self._clock() - self._last_event < self._limits.history_s
         )
@@ -156,7 +167,7 @@ class Watcher:
         self._last_event = self._clock()
         if isinstance(event, ImageEvent):
             node_id = event.node_id or self._meter.report.node_id
-            self._on_image(ImageEvent(node_id, event.media_type, event.content))
+            self._on_image(replace(event, node_id=node_id))
             return
         self._heard = True
         told = event.data.get("prompt_id")
@@ -229,7 +240,7 @@ class Watcher:
         A prompt that runs counts as begun, unless a socket that works never told so.
         """
         if runs:
-            stuck = self._heard and not self._begun and not self._socket_was_lost
+            stuck = self._is_told and self._heard and not self._begun and not self._socket_was_lost
         else:
             stuck = self._owns_queue or not any_runs
         if not stuck:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,8 @@ class Executor:
     def __init__(self, queue: PromptQueue, hub: Hub, env: NodeEnv, keep_cache: bool) -> None:
         self._queue = queue
         self._hub = hub
-        self._env = replace(env, check_interrupted=self._check_interrupted)
+        self._env = replace(env, check_interrupted=self._check_interrupted, enqueue=self._enqueue)
+        self._running: tuple[float, Any, list[str]] = (0.0, {}, [])
         self._faults: Faults = env.faults
         self._stats: Stats = env.stats
         self._keep_cache = keep_cache
@@ -68,6 +70,7 @@ class Executor:
         self, ticket: int, number: float, prompt_id: str, prompt: Prompt, extra_data: Any, outputs: list[str]
     ) -> None:
         started = time.perf_counter()
+        self._running = (-ticket - 1.0, extra_data, outputs)
         result = self._run(prompt, prompt_id, extra_data, outputs)
         status = {
             "status_str": "success" if self._succeeded else "error",
@@ -83,6 +86,10 @@ class Executor:
         if not late:
             self._say_final(prompt_id)
         log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)
+
+    def _enqueue(self, prompt: Prompt, is_told: bool) -> None:
+        number, extra_data, outputs = self._running
+        self._queue.put((number, str(uuid.uuid4()), prompt, dict(extra_data) if is_told else {}, outputs))
 
     def _say_final(self, prompt_id: str) -> None:
         client_id = self._hub.client_id

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from settee.embedded.caching import Cache, Prompt
-from settee.embedded.hub import Hub, PreviewImage
+from settee.embedded.hub import PREVIEW, Hub, PreviewImage
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.base import Node, NodeEnv, Outcome, is_link
 from settee.embedded.nodes.own import out_of_memory
@@ -71,7 +71,10 @@ class Run:
         if self._env.faults.take("oom"):
             raise out_of_memory()
         self._env.stats.add("nodes_executed")
-        return node.run(replace(self._env, report=report), **self._inputs)
+        return node.run(replace(self._env, report=report, send=self._send), **self._inputs)
+
+    def _send(self, picture: PreviewImage) -> None:
+        self._hub.post(PREVIEW, picture, self._hub.client_id)
 
     def _say_executed(self, node_id: str, output: Any) -> None:
         if self._hub.client_id is not None:

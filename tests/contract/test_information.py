@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from settee import __version__
-from settee.embedded.nodes import NODES
+from settee.embedded.nodes import NODES, packs
 from tests.contract import recording
 from tests.contract.driver import Comfy
 
 SHARED = sorted(recording.load("object_info"))
 MODEL_FILES = {"ckpt_name", "lora_name", "vae_name"}
 OWN = {"SetteeCheckpointTint", "SetteeSampler", "SetteeFault", "SetteeSaveFiles"}
+OWN |= {node_class.spec.name for node_class in packs.NODES}
 
 
 def without_files(info: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ import pytest
 from settee import registry
 from settee.artifacts import collect
 from settee.comfy.process import SupervisedServer
+from settee.comfy.session import Ended
 from settee.errors import ComfyUnavailable, SetteeError
 from settee.job import Status
 from settee.metadata import restore
@@ -40,7 +41,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def collected(space: Workspace, outputs: dict[str, Any]) -> list[Any]:
-    return collect(outputs, {}, prefix="settee-x", workspace=space, include_temp=False).artifacts
+    return collect(Ended("settee-x", [outputs]), {}, {}, workspace=space, include_temp=False).artifacts
 
 
 @pytest.mark.parametrize("key", ["string", "value", "caption"])

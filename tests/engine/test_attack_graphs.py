@@ -240,6 +240,7 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
         owns_queue=True,
         on_report=lambda _: None,
         on_image=pictures.append,
+        may_send={"2"},
     )
     with Cancel() as cancel:
         watcher.wait(cancel, time.monotonic() + 10)
@@ -251,7 +252,7 @@ def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     kept: list[int] = []
 
     def spy(*args: Any, **named: Any) -> Any:
-        kept.append(len(named["pictures"]))
+        kept.append(len(args[0].pictures))
         return collect(*args, **named)
 
     monkeypatch.setattr("settee.run.collect", spy)

@@ -85,14 +85,6 @@ def test_a_picture_over_the_socket_is_an_output(rig: Rig) -> None:
     assert picture(output).size == (64, 64)
 
 
-def test_a_graph_of_previews_only_succeeds_with_nothing(rig: Rig) -> None:
-    graph = empty(24, save=False)
-    graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
-    result = rig.run(graph)
-    assert result.outputs == ()
-    assert result.warnings
-
-
 def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
     run = rig.start(slow(steps=6, delay_ms=10))
     run.end()

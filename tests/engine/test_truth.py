@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -74,19 +75,18 @@ def test_no_socket_at_all(own_rig: Rig) -> None:
     assert own_rig.run(slow(steps=5)).outputs
 
 
-def test_a_prompt_that_someone_else_deletes(rig: Rig) -> None:
+def test_a_prompt_that_someone_else_deletes(tmp_path: Path) -> None:
     """Only a waiting prompt can be deleted, so another one runs first."""
-    other = {"prompt": slow(steps=200, delay_ms=20), "prompt_id": "someone-else"}
-    requests.post(f"{rig.url}/prompt", json=other, timeout=5).raise_for_status()
-    rig.running_id()
-    run = rig.start(empty(2))
-    pending = eventually(lambda: rig.queue()["queue_pending"], what="our prompt in the queue")
-    requests.post(f"{rig.url}/queue", json={"delete": [pending[0][1]]}, timeout=5)
-    with pytest.raises((PromptLost, ComfyError)) as caught:
-        run.end()
-    requests.post(f"{rig.url}/interrupt", json={}, timeout=5)
-    eventually(rig.is_idle, what="an idle ComfyUI")
-    assert caught.value.code == "prompt_lost"
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
+        other = {"prompt": slow(steps=200, delay_ms=20), "prompt_id": str(uuid.uuid4())}
+        requests.post(f"{rig.url}/prompt", json=other, timeout=5).raise_for_status()
+        rig.running_id()
+        run = rig.start(empty(2))
+        pending = eventually(lambda: rig.queue()["queue_pending"], what="our prompt in the queue")
+        requests.post(f"{rig.url}/queue", json={"delete": [pending[0][1]]}, timeout=5)
+        with pytest.raises(ComfyError) as caught:
+            run.end()
+        assert caught.value.code == "prompt_lost"
 
 
 def test_a_prompt_that_someone_else_interrupts(rig: Rig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from settee.client.results import KINDS
 from settee.client.targets.target import Answer, Status
-from settee.history import ending, mapping, messages, named_file, output_items, text_name
+from settee.history import ending, mapping, messages, named_file, reported, text_name
 from settee.media import kind_of
 from settee.messages import ImageEvent
 from settee.workflow import Workflow
@@ -92,17 +92,16 @@ def failure(job_id: str, entry: Entry) -> Answer | None:
 def found_in(entry: Entry) -> Found:
     """What the nodes left, by node in natural order; previews only where the job's notes ask for them."""
     found, seen, previews = Found(), set(), 0
-    for node_id, key, item in output_items(entry.outputs):
-        if isinstance(item, dict):
-            place = _place(node_id, str(item.get("subfolder") or ""), item["filename"], str(item.get("type", "output")))
-        elif key == "text" and isinstance(item, str):
-            found.texts.append((node_id, item))
-            continue
-        elif (named := named_file(key, item)) is not None:
-            place = _place(node_id, *named, "output")
-        else:
-            if (isinstance(item, str) and item) or key == "text":
-                found.warnings.append(f"node {node_id} left something under {key[:50]!r} that was not returned")
+    for made in reported(entry.outputs):
+        place = None
+        if made.place is not None:
+            kind, subfolder, filename = made.place
+            place = _place(made.node_id, subfolder, filename, kind)
+        elif made.text is not None and (named := named_file(made.key, made.text)) is not None:
+            place = _place(made.node_id, *named, "output")
+        elif made.text is not None:
+            found.texts.append((made.node_id, made.text))
+        if place is None:
             continue
         if (place.type, place.subfolder, place.filename) in seen:
             continue

@@ -1,5 +1,5 @@
 """The node classes of the embedded server by name: ComfyUI's model-free ones, stand-ins for those with
-models, and settee's own."""
+models, settee's own, and some that do what popular packs do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from settee.embedded.nodes import (
     media,
     models,
     own,
+    packs,
     sampling,
     saving,
     text,
@@ -21,6 +22,6 @@ from settee.embedded.nodes.base import Node
 
 NODES: dict[str, type[Node]] = {
     node_class.spec.name: node_class
-    for module in (images, blending, masks, loading, saving, values, models, text, latents, sampling, own, media)
+    for module in (images, blending, masks, loading, saving, values, models, text, latents, sampling, own, media, packs)
     for node_class in module.NODES
 }

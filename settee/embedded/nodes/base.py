@@ -148,6 +148,10 @@ class NodeEnv:
     """The largest side of a preview in pixels; None when previews are off."""
     report: Callable[[float, float, PreviewImage | None], None] = lambda value, total, preview: None
     """Progress of the running node: value, total, preview. Raises Interrupted."""
+    send: Callable[[PreviewImage], None] = lambda picture: None
+    """A picture over the socket, without metadata, to whoever submitted the prompt."""
+    enqueue: Callable[[dict[str, Any], bool], None] = lambda prompt, is_told: None
+    """Queue another prompt ahead of all others; is_told: its events go where those of the running one do."""
     check_interrupted: Callable[[], None] = lambda: None
     """Raises Interrupted when the running prompt should end."""
 

@@ -1,0 +1,136 @@
+"""The prompts of a job: the one that was submitted, and all that its nodes start.
+
+Batch managers of video packs put the prompt that runs into ComfyUI's queue once more, under a new id and ahead of all
+others, and only the last one saves; other nodes post a graph of their own to POST /prompt. All of them belong to the
+job: they are followed to their ends, and nothing of them runs on when the job has failed or was canceled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from settee.comfy.attempts import folder_of
+from settee.comfy.client import Client, dumps
+from settee.comfy.forget import Forgetter
+from settee.comfy.process import Server
+from settee.errors import ComfyError
+from settee.history import mapping
+
+log = logging.getLogger(__name__)
+
+#: A server that refuses connections for this long is not there, and runs nothing.
+GONE_AFTER_S = 2.0
+#: The newest entries of history in which started prompts are looked for: one that ran may have ended already.
+RECENT = 50
+
+
+class Prompts:
+    """What of a server's queue and history is ours. ``interrupt_s``: how long a prompt may take to stop."""
+
+    def __init__(self, server: Server, forgetter: Forgetter, *, interrupt_s: float) -> None:
+        self._server = server
+        self._client: Client = server.client
+        self._forgetter = forgetter
+        self._interrupt_s = interrupt_s
+        #: Prompts that would not stop on a server we cannot restart.
+        self.leftovers: set[str] = set()
+
+    def started(self, prompt_id: str, client_id: str, known: Collection[str]) -> list[str]:
+        """Ids of the prompts that this one and its like started, beyond those ``known``: running ones first.
+
+        Raises ComfyError, NoAnswer.
+        """
+        # The queue first: what leaves it meanwhile is in history then.
+        items: dict[str, Any] = dict(self._client.queue(timeout_s=2).items)
+        for each, entry in self._client.recent(RECENT, timeout_s=2).items():
+            items.setdefault(each, mapping(entry).get("prompt"))
+        return [each for each, item in items.items() if each not in known and self._belongs(item, prompt_id, client_id)]
+
+    def _belongs(self, item: Any, prompt_id: str, client_id: str | None = None) -> bool:
+        """True for a prompt of the same job: ``item`` is ``[number, id, prompt, extra_data, …]``.
+
+        A server of our own runs nothing else. On any other a started prompt carries our client id, or the folder that
+        isolation wrote into the graph it repeats.
+        """
+        if not isinstance(item, (list, tuple)) or len(item) < 4:
+            return False
+        sender = mapping(item[3]).get("client_id")
+        if self._server.is_ours:
+            return bool(sender != item[1])  # which only ``free`` is
+        return sender == (client_id or prompt_id) or folder_of(prompt_id).encode() in dumps(item[2])
+
+    def stop(self, prompt_id: str) -> None:
+        """Take a prompt and all that it started out of ComfyUI, waiting or running, and return when they are out.
+
+        One that does not leave within COMFY_INTERRUPT_S costs ComfyUI a restart; on a server that is not ours it is
+        remembered, and no job starts before it is gone.
+        """
+        give_up, pause = time.monotonic() + self._interrupt_s, 0.02
+        is_known = prompt_id in self.leftovers
+        self.leftovers.discard(prompt_id)
+        stopping = {prompt_id}
+        while True:
+            try:
+                for each in stopping:
+                    self._client.delete(each, timeout_s=2)
+                    self._client.interrupt(each, timeout_s=2)
+                items = self._client.queue(timeout_s=2).items
+                left = {i for i, item in items.items() if i == prompt_id or self._belongs(item, prompt_id)}
+                if not left:
+                    return
+                for each in left - stopping:
+                    self._forgetter.add(each)
+                    pause = 0.001  # it may start another as soon as this one was started
+                stopping = left
+            except ComfyError as error:
+                log.debug("ComfyUI does not take the stop yet: %s", error)
+            if self._server.is_ours and not self._server.is_running():
+                return
+            if self._client.refused_for_s > GONE_AFTER_S:
+                return  # nothing listens any more, so nothing runs
+            if time.monotonic() >= give_up:
+                break
+            # No message says that a prompt left the queue, so the queue is asked, ever less often.
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+        if self._server.is_ours:
+            self._server.restart(f"a stopped job did not end within {self._interrupt_s:g} s")
+        else:
+            self.leftovers.add(prompt_id)
+            if not is_known:
+                log.error("ComfyUI did not stop a job within %g s", self._interrupt_s)
+
+    def stop_strays(self) -> None:
+        """Stop what an earlier job's nodes started after that job had ended: on a server of ours nothing else is left.
+
+        Raises ComfyError, NoAnswer.
+        """
+        for each, item in self._client.queue(timeout_s=2).items.items():
+            if self._belongs(item, each):
+                self.stop(each)
+
+    def inherit(self, prompt_id: str) -> None:
+        """A prompt that a worker before this one left: stopped before the first job, and its texts forgotten."""
+        self.leftovers.add(prompt_id)
+        self._forgetter.add(prompt_id)
+
+    def settle(self, deadline: float, is_over: Callable[[], bool]) -> bool:
+        """Go on asking the prompts that would not stop; True when none of them is left.
+
+        Until ``deadline`` (in time.monotonic()), or ``is_over``, which is looked at every COMFY_INTERRUPT_S.
+        """
+        had_any = bool(self.leftovers)
+        while self.leftovers and not is_over() and time.monotonic() < deadline:
+            self.stop_leftovers()
+        if had_any and not self.leftovers:
+            self._forgetter.settle()
+        return not self.leftovers
+
+    def stop_leftovers(self) -> bool:
+        """Ask each of them once more; True when none is left."""
+        for prompt_id in tuple(self.leftovers):
+            self.stop(prompt_id)
+        return not self.leftovers

@@ -1,0 +1,227 @@
+"""A result is everything that a job made, or an error: whatever its nodes start, report, send or only write.
+
+The classes are the embedded server's (settee/embedded/nodes/packs.py); a real ComfyUI at COMFY_URL has them with
+tests/support/comfy_pack in its custom_nodes, and without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
+from settee.job import Kind, Status
+from tests.support.embedded import EmbeddedServer
+from tests.support.rig import Rig, empty, files_below, picture, slow
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def _with_pack(rig: Rig) -> None:
+    if rig.is_external and not requests.get(f"{rig.url}/object_info/Teller", timeout=5).json():
+        pytest.skip("copy tests/support/comfy_pack into the custom_nodes of the ComfyUI at COMFY_URL")
+
+
+def with_node(class_type: str, colour: int = 7, **inputs: Any) -> dict[str, Any]:
+    """EmptyImage "1" into a node "2"."""
+    return {**empty(colour, save=False), "2": {"class_type": class_type, "inputs": {"images": ["1", 0], **inputs}}}
+
+
+def batches(count: int = 3, **inputs: Any) -> dict[str, Any]:
+    return with_node("BatchManagerLike", filename_prefix="v", batches=count, requeue=0, **inputs)
+
+
+def told(**said: Any) -> dict[str, Any]:
+    return {"2": {"class_type": "Teller", "inputs": {"said": json.dumps(said)}}}
+
+
+# --- prompts that a job starts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["queue", "post"])
+def test_prompts_that_a_job_starts_are_followed_and_their_outputs_returned(rig: Rig, how: str) -> None:
+    graph = batches(how=how)
+    graph["9"] = empty()["9"]
+    result = rig.run(graph)
+    assert sorted(output.node_id for output in result.outputs) == ["2", "9"]
+    assert any("2 more prompt" in warning for warning in result.warnings)
+    rig.engine._session.forgetter.settle()
+    history = requests.get(f"{rig.url}/history", timeout=5).json()
+    assert not [entry for entry in history.values() if "BatchManagerLike" in json.dumps(entry["prompt"])]
+
+
+def test_a_prompt_that_a_job_started_fails_the_job(rig: Rig) -> None:
+    with pytest.raises(ExecutionFailed, match="the last batch failed"):
+        rig.run(batches(fail=True))
+    assert rig.is_idle()
+
+
+@pytest.mark.parametrize("how", ["queue", "post"])
+def test_cancel_stops_the_prompts_that_a_job_started(rig: Rig, how: str) -> None:
+    run = rig.start(batches(count=10_000, how=how))
+    first = rig.running_id()
+    eventually(lambda: rig.running_id() != first, what="a second batch")
+    run.cancel.set()
+    with pytest.raises(JobCanceled):
+        run.end()
+    assert rig.is_idle()
+    assert len(rig.run(empty(201)).outputs) == 1
+
+
+def test_the_deadline_holds_for_the_prompts_that_a_job_started(rig: Rig) -> None:
+    started = time.monotonic()
+    with pytest.raises(JobTimeout):
+        rig.run(batches(count=10_000), timeout_s=1)
+    assert time.monotonic() - started < 10
+    assert rig.is_idle()
+
+
+def test_a_failure_stops_what_the_failed_prompt_had_queued(rig: Rig) -> None:
+    graph = batches(count=10_000)
+    graph["3"] = {"class_type": "Teller", "inputs": {"said": "no JSON"}}
+    with pytest.raises(ExecutionFailed):
+        rig.run(graph)
+    assert rig.is_idle()
+
+
+def test_prompts_of_others_on_a_server_that_is_not_ours_are_left_alone(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
+        others = {"prompt": slow(steps=40, delay_ms=20), "client_id": "another"}
+        run = rig.start(slow(steps=10, delay_ms=20))
+        run.reach(Status.RUNNING)
+        other = requests.post(f"{server.url}/prompt", json=others, timeout=5).json()["prompt_id"]
+        assert len(run.end().outputs) == 1
+        assert len(rig.run(batches()).outputs) == 1
+        eventually(lambda: requests.get(f"{server.url}/history/{other}", timeout=5).json(), what="the other's prompt")
+        assert requests.get(f"{server.url}/history/{other}", timeout=5).json()[other]["status"]["completed"]
+
+
+def test_what_an_earlier_jobs_nodes_queued_after_its_end_does_not_run_into_the_next(own_rig: Rig) -> None:
+    assert own_rig.run(empty(3)).outputs
+    for _ in range(3):
+        body = {"prompt": slow(steps=1000, delay_ms=20)}
+        requests.post(f"{own_rig.url}/prompt", json=body, timeout=5)
+    started = time.monotonic()
+    assert [output.node_id for output in own_rig.run(empty(4)).outputs] == ["9"]
+    assert time.monotonic() - started < 10
+    assert own_rig.is_idle()
+
+
+# --- files that only the disk knows ---------------------------------------------------------------------
+
+
+def test_files_that_a_saver_does_not_report_are_returned(rig: Rig) -> None:
+    result = rig.run(with_node("QuietSaver", folder="quiet/here"))
+    if rig.is_external:
+        assert any("reported nothing" in warning or "no node" in warning for warning in result.warnings)
+        return
+    assert {(output.filename, output.subfolder, output.node_id, output.kind) for output in result.outputs} == {
+        ("q1.png", "quiet/here", "2", Kind.IMAGE),
+        ("captions.txt", "quiet/here", "2", Kind.TEXT),
+    }
+    assert not result.warnings
+    assert files_below(*rig.folders) == []
+
+
+def test_a_saver_with_a_folder_of_its_own_loses_nothing(rig: Rig) -> None:
+    for shows in ("true", "false"):
+        graph = with_node("Image Save", output_path="day", filename_prefix="ComfyUI", show_previews=shows)
+        if shows == "true" or not rig.is_external:
+            [output] = rig.run(graph).outputs
+            assert (output.node_id, output.filename) == ("2", "ComfyUI_0001.png")
+            assert "settee-" not in output.subfolder
+
+
+def test_a_file_of_which_no_node_is_known_is_returned_with_a_warning(own_rig: Rig) -> None:
+    graph = with_node("QuietSaver", folder="a")
+    graph["3"] = {"class_type": "QuietSaver", "inputs": {"images": ["1", 0], "folder": "./b"}}
+    result = own_rig.run(graph)
+    assert sorted((output.node_id, output.subfolder) for output in result.outputs) == [
+        *[("", "b")] * 2,
+        *[("2", "a")] * 2,
+    ]
+    assert any("no node reported" in warning for warning in result.warnings)
+
+
+def test_links_and_hidden_files_below_output_are_not_returned_but_named(rig: Rig, own_rig: Rig) -> None:
+    graph = slow(steps=20, delay_ms=20)
+    run = own_rig.start(graph)
+    run.reach(Status.RUNNING)
+    output = own_rig.folders[1]
+    (output / "link.png").symlink_to("/etc/hostname")
+    (output / ".hidden").write_bytes(b"x")
+    (output / "half.mp4.part").write_bytes(b"x")
+    (output / "linked").symlink_to("/etc")
+    result = run.end()
+    assert [each.node_id for each in result.outputs] == ["9"]
+    assert any(warning.startswith("4 hidden") for warning in result.warnings)
+
+
+def test_only_the_jobs_own_folder_counts_where_others_may_write(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server:
+        folders = {"comfy_input_dir": server.input_dir, "comfy_output_dir": server.output_dir}
+        with Rig(tmp_path / "own", comfy_url=server.url, **folders) as rig:
+            result = rig.run(with_node("QuietSaver", folder="quiet"))
+            assert not result.outputs
+            assert any("node 2 (QuietSaver) reported nothing" in warning for warning in result.warnings)
+
+
+# --- what nodes report ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["tags", "string", "prompt", "caption", "text"])
+def test_words_under_any_key_are_texts(rig: Rig, key: str) -> None:
+    [output] = rig.run(told(**{key: ["1girl, solo"]})).outputs
+    assert (output.kind, output.data, output.node_id) == (Kind.TEXT, "1girl, solo", "2")
+
+
+def test_what_is_neither_file_nor_word_is_a_text_of_json(rig: Rig) -> None:
+    result = rig.run(told(value=[42], boxes=[[1, 2], [3, 4]], has_more=[True], nothing=[None], animated=[False]))
+    assert [output.data for output in result.outputs] == ["42", "[[1, 2], [3, 4]]"]
+    assert not result.warnings
+
+
+def test_files_are_found_in_reports_of_any_shape(rig: Rig) -> None:
+    graph = with_node("QuietSaver", folder="deep")
+    entry = {"filename": "q1.png", "subfolder": "deep", "type": "output"}
+    nested = {"a": [{"b": [{"c": entry}]}], "frames": [[entry], [{**entry, "filename": "captions.txt"}]]}
+    graph["3"] = {"class_type": "Teller", "inputs": {"said": json.dumps(nested)}}
+    outputs = rig.run(graph).outputs
+    assert sorted(output.filename for output in outputs) == ["captions.txt", "q1.png"]
+
+
+def test_a_file_that_is_reported_and_missing_is_an_error(rig: Rig) -> None:
+    with pytest.raises(OutputMissing):
+        rig.run(told(images=[{"filename": "gone.png", "subfolder": "", "type": "output"}]))
+
+
+# --- pictures over the socket ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_pictures_that_any_output_node_sends_over_the_socket_are_outputs(rig: Rig, kind: str) -> None:
+    [output] = rig.run(with_node("ETN_SendImageWebSocket", format=kind)).outputs
+    assert (output.node_id, output.media_type) == ("2", f"image/{kind.lower()}")
+    assert picture(output).size == (64, 64)
+
+
+def test_pictures_lost_with_the_socket_are_an_error(own_rig: Rig) -> None:
+    own_rig.fault("ws_drop_after", 2)
+    with pytest.raises(OutputMissing, match="ETN_SendImageWebSocket"):
+        own_rig.run(with_node("ETN_SendImageWebSocket", format="PNG"))
+
+
+# --- previews -------------------------------------------------------------------------------------------
+
+
+def test_previews_are_returned_when_a_graph_has_nothing_else(rig: Rig) -> None:
+    graph = empty(24, save=False)
+    graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
+    result = rig.run(graph)
+    assert [output.node_id for output in result.outputs] == ["3"]
+    assert any("nothing but previews" in warning for warning in result.warnings)
