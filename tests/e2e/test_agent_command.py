@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.s3 import S3Server
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,19 +29,53 @@ def command(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
 
 def written(folder: Path, **more: Any) -> str:
     paths = {name: str(folder / name) for name in ("base_models", "loras", "workflows", "outputs", "temp")}
-    minio = {"endpoint": "127.0.0.1:9", "access_key": "an-access-key", "secret_key": "a-secret-key"}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"minio": minio, "paths": paths, **more}))
+    store = {"endpoint": "127.0.0.1:9", "access_key": "an-access-key", "secret_key": "a-secret-key"}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"minio": store, "paths": paths, **more}))
     return str(folder / "config.yaml")
 
 
-def test_check_says_what_it_will_do(tmp_path: Path) -> None:
-    done = command("--check", "--config", written(tmp_path, auth={"tokens": ["a-token-of-the-test"]}))
+def minio(s3: S3Server, **changes: str) -> dict[str, str]:
+    return {"endpoint": s3.endpoint_url, "access_key": s3.access_key, "secret_key": s3.secret_key, **changes}
+
+
+def test_check_says_what_it_will_do_and_what_it_asked(tmp_path: Path, s3: S3Server) -> None:
+    given = written(tmp_path, auth={"tokens": ["a-token-of-the-test"]}, minio=minio(s3))
+    for name in ("base_models", "loras"):
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.iterdir())
+    done = command("--check", "--config", given)
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("is right", "0.0.0.0 port 8081", "1 token", "http://127.0.0.1:8188", "http://127.0.0.1:9"):
+    for text in ("is right", "0.0.0.0 port 8081", "1 token", "http://127.0.0.1:8188", s3.endpoint_url, "S3 answers"):
         assert text in done.stdout
-    assert "secret" not in done.stdout
+    assert "not asked: buckets" in done.stdout
+    assert s3.secret_key not in done.stdout
     assert "a-token" not in done.stdout
-    assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"], "a check makes nothing"
+    assert sorted(tmp_path.iterdir()) == before, "a check makes nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"endpoint": "127.0.0.1:9"},
+            "S3 cannot be reached, or drops the connection again and again: look at minio.endpoint",
+        ),
+        ({"access_key": "nobody"}, "S3 does not accept the keys: look at minio.access_key and minio.secret_key"),
+    ],
+)
+def test_check_finds_what_jobs_would_fail_for(
+    changes: dict[str, str], words: str, tmp_path: Path, s3: S3Server
+) -> None:
+    given = written(tmp_path, minio=minio(s3, **changes), comfyui={"dir": str(tmp_path / "none")})
+    (tmp_path / "loras").mkdir()
+    done = command("--check", "--config", given)
+    assert done.returncode == 1
+    assert [line.removeprefix("settee agent: ") for line in done.stderr.splitlines()] == [
+        f"paths.base_models: the folder {tmp_path / 'base_models'} does not exist: name ComfyUI's own, or make it",
+        words,
+        f"comfyui.dir: there is no ComfyUI (main.py) in {tmp_path / 'none'}",
+    ]
+    assert "is right" not in done.stdout
 
 
 def test_the_example_must_be_filled_in_first() -> None:

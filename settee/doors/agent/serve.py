@@ -10,10 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import SecretStr
-
 from settee import __version__, logs
 from settee.delivery import lanes
+from settee.doors.agent import check
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import make_folders, spelled, to_settings
@@ -28,12 +27,10 @@ _REQUESTS_S = 5
 #: How long one thread may keep all others waiting, seconds: with Python's own 5 ms, the threads of an upload could
 #: together hold an answer up for longer than the 50 ms that one may take.
 _SWITCH_S = 0.001
-#: What the example has for secrets.
-_PLACEHOLDER = "CHANGE-ME"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: ended as told. 2: the configuration, or what it names, is wrong."""
+    """0: ended as told. 2: the configuration, or what it names, is wrong. 1: what it names does not answer."""
     parser = argparse.ArgumentParser(prog="settee agent", description="The GPU agent: render jobs over HTTP.")
     parser.add_argument(
         "--config",
@@ -41,15 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help=f"YAML (default: ${configs.VARIABLE}); see deploy/config.example.yaml",
     )
-    parser.add_argument("--check", action="store_true", help="check the configuration, and stop")
+    parser.add_argument("--check", action="store_true", help="check the configuration and what it names, and stop")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
     try:
         config = configs.load(args.config)
-        _check_placeholders(config)
+        check.placeholders(config)
         if args.check:
-            print(f"the configuration is right\n{_summary(config)}")
-            return 0
+            return _checked(config)
         code = run(config)
     except ConfigError as error:
         for line in error.lines():
@@ -62,31 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _check_placeholders(config: AgentConfig) -> None:
-    """The example can be read as it stands, but nothing can be done with it. Raises ConfigError."""
-    left = [name for name in ("access_key", "secret_key") if _is_placeholder(getattr(config.minio, name))]
-    if left:
-        raise ConfigError(
-            f"minio.{' and minio.'.join(left)} still say {_PLACEHOLDER}: put the keys of the S3 server there"
-        )
-
-
-def _is_placeholder(value: SecretStr) -> bool:
-    return value.get_secret_value() == _PLACEHOLDER
-
-
-def _summary(config: AgentConfig) -> str:
-    """What the agent will do, for an operator to compare with what was meant."""
-    count = len(config.auth.tokens)
-    who = f"{count} token{'s' * (count != 1)}" if count else "no token: this host's own users only"
-    comfyui = f"started in {config.comfyui.dir}" if config.comfyui.dir else f"at {config.comfyui.url}"
-    return "\n".join(
-        (
-            f"  listens on {config.host} port {config.server.port}; {who}",
-            f"  ComfyUI {comfyui}; checkpoints in {config.paths.base_models}, LoRAs in {config.paths.loras}",
-            f"  S3 at {config.minio.url}; state in {config.state_folder}",
-        )
-    )
+def _checked(config: AgentConfig) -> int:
+    problems, notes = check.look(config, to_settings(config))
+    for problem in problems:
+        print(f"settee agent: {spelled(problem)}", file=sys.stderr)
+    print("the configuration can be read, but not be used as it is" if problems else "the configuration is right")
+    print("\n".join((check.summary(config), *(f"  {spelled(note)}" for note in notes))))
+    return 1 if problems else 0
 
 
 def _listening(config: AgentConfig) -> socket.socket:
@@ -164,7 +142,7 @@ def run(config: AgentConfig) -> int:
             ),
             on_signal=end,
         )
-        for line in _summary(config).splitlines():
+        for line in check.summary(config).splitlines():
             log.info("%s", line.strip())
         server.serve_until_told([listening])
         log.info("the agent ends")
