@@ -74,7 +74,7 @@ def _not_base64(text: str, start: int, end: int) -> BadData:
     if wrong is None:
         return BadData(f"this base64 was cut off: one character is too many or missing at character {end}")
     return BadData(
-        "this is neither base64 nor an address (data:, http(s)://, s3://): "
+        "this is neither base64 nor an address (data:, http(s)://, s3://, volume://): "
         f"see {wrong[0]!a} at character {wrong.start()}"
     )
 

@@ -6,19 +6,25 @@ then are URLs fetched.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from settee import addresses, fetch
 from settee.addresses import Remote
 from settee.encoded import BadData, decode_base64, decode_data_uri
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, UnsafePath
+from settee.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
 from settee.images import HEAD, check_image, looks_like_image
 from settee.job import Cancel
+from settee.registry import near_matches
 from settee.request import Bucket, InputFile
 from settee.settings import MIB, Settings
 from settee.workflow import Problem
@@ -27,6 +33,8 @@ from settee.workspace import Workspace, safe_relative, shown
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
 _MAX_URL = 16 * 1024
+#: So many names are compared with one that is not there.
+_MAX_NEAR = 2000
 
 
 @dataclass(frozen=True)
@@ -170,16 +178,37 @@ class _Staging:
         if len(text) > _MAX_URL:
             raise BadData("this address is too long")
         kind, address = scheme[1].lower(), text.strip()
+        if kind == "volume":
+            return self._from_volume(address[len("volume://") :])
         try:
             if kind in ("http", "https"):
                 self._remotes.append(addresses.web(file.name, address))
             elif kind == "s3":
                 self._remotes.append(addresses.s3(file.name, address, self._settings, self._bucket))
             else:
-                raise ValueError(f"{kind}:// addresses are not fetched: give base64, data:, http(s):// or s3://")
+                raise ValueError(
+                    f"{kind}:// addresses are not fetched: give base64, data:, http(s)://, s3:// or volume://"
+                )
         except ValueError as error:
             raise BadData(str(error)) from error
         return None
+
+    def _from_volume(self, name: str) -> Iterator[bytes]:
+        """A file below INPUT_VOLUME_DIR, piece by piece: copied, since all that lies in the workspace is wiped."""
+        if self._settings.input_volume_dir is None:
+            raise BadData(
+                "this worker takes no files from a volume (INPUT_VOLUME_DIR is not set): send the file instead"
+            )
+        with _open_below(self._settings.input_volume_dir, name) as file:
+            if os.fstat(file.fileno()).st_size > self._max_bytes:
+                limit = f"MAX_FILE_MB ({self._settings.max_file_mb:g} MiB)"
+                raise PayloadTooLarge(f"the file {shown(name)} of the volume is over {limit}")
+            try:
+                while piece := file.read(MIB):
+                    self._go_on()
+                    yield piece
+            except OSError as error:
+                raise StagingError(f"the volume's file {shown(name)} cannot be read ({error.strerror})") from error
 
     def _finish(self, name: str, path: Path) -> None:
         """Check a file that has been written, and count it."""
@@ -201,6 +230,55 @@ class _Staging:
             raise JobCanceled()
         if time.monotonic() >= self._deadline:
             raise JobTimeout("the job ran into its time limit while its input files were written")
+
+
+# --- the volume ------------------------------------------------------------------------------------------
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: A FIFO would be waited for.
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _open_below(folder: Path, name: str) -> FileIO:
+    """Open a regular file below a folder that others may write to. A link is followed when it stays inside.
+
+    Raises UnsafePath for what is outside or not a file, InvalidRequest with near matches for what is not there, and
+    StagingError for what cannot be read.
+    """
+    root = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(root, safe_relative(name)))
+    inside = PurePosixPath(os.path.relpath(path, root))
+    if ".." in inside.parts:
+        raise UnsafePath(f"the volume's file {shown(name)} is a link that leaves the folder of INPUT_VOLUME_DIR")
+    try:
+        fd = os.open(root, _FOLDER)
+        # Part by part, through no link: what was looked at may have been replaced since.
+        for left, part in zip(range(len(inside.parts))[::-1], inside.parts, strict=True):
+            parent = fd
+            try:
+                fd = os.open(part, _FOLDER if left else _FILE, dir_fd=parent)
+            finally:
+                os.close(parent)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and os.path.isdir(root):
+            problem = {"problem": f"the volume has no file {shown(name)}", "near": _near(root, path, name)}
+            raise InvalidRequest.from_problems([problem]) from error
+        raise StagingError(f"the volume's file {shown(name)} cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UnsafePath(f"the volume's {shown(name)} is not a file")
+    return FileIO(fd)
+
+
+def _near(root: str, path: str, name: str) -> list[str]:
+    """Addresses of files with a name like this one, below the nearest folder that there is."""
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    files = (os.path.join(at, file) for at, _, files in os.walk(folder) for file in files)
+    return [
+        f"volume://{near}" for near in near_matches(name, [os.path.relpath(f, root) for f in islice(files, _MAX_NEAR)])
+    ]
 
 
 def _problems_of(name: str, error: BadData | InvalidRequest) -> list[tuple[Problem, type[InvalidRequest]]]:

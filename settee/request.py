@@ -37,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class InputFile(_Strict):
-    """A file for ComfyUI's input folder. ``data``: base64, a data URI, http(s)://… or s3://bucket/key."""
+    """A file for ComfyUI's input folder. ``data``: base64, a data URI, http(s)://…, s3://bucket/key or volume://path."""
 
     name: str = Field(min_length=1, max_length=512)
     data: str = Field(repr=False)

@@ -147,6 +147,11 @@ class Settings(BaseSettings):
     max_request_mb: float = Field(64, gt=0, description="Largest request: its JSON, in MiB.")
     max_files: int = Field(64, ge=0, description="Most input files of one job, `images` and `files` together.")
     max_file_mb: float = Field(2048, gt=0, description="Largest single input file once decoded or downloaded, in MiB.")
+    input_volume_dir: Path | None = Field(
+        None,
+        description="Folder of a network volume, below which jobs may name input files as `volume://path/in/it.png`. "
+        "They are read, never written. Give it one of its own: any job can read all of it.",
+    )
     max_pixels: int = Field(100_000_000, gt=0, description="Most pixels (width x height x frames) of an input image.")
     max_nodes: int = Field(5000, gt=0, description="Most nodes of a workflow.")
     allowed_nodes: Names = Field((), description="When set, only these node classes may be used (names or patterns).")

@@ -73,6 +73,7 @@ def test_text_in_a_data_uri(put: Stage) -> None:
         ("data:image/png;base64,AAA!", "'!' at character 25"),
         ("data:image/png;base64", "neither base64 nor an address"),
         ("data:,\ud800", "surrogate"),
+        ("volume://a.png", "INPUT_VOLUME_DIR is not set"),
         ("ftp://host/file", "ftp:// addresses are not fetched"),
         ("file:///etc/passwd", "file:// addresses are not fetched"),
         ("/etc/passwd.png", "'.' at character 11"),
