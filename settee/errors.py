@@ -67,21 +67,27 @@ class SetteeError(Exception):
     @classmethod
     def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> Self:
         """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
-        first = problems[0]
-        where = f"{first['path']}: " if first.get("path") else ""
-        near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
         # One line, whatever a caller's keys hold.
-        line = " ".join(f"invalid {what}: {where}{first['problem']}{near}".split())
+        line = " ".join(f"invalid {what}: {problem_line(problems[0])}".split())
         return cls(line + more(len(problems) - 1), details={"problems": problems})
 
     def lines(self) -> list[str]:
         """The error for a terminal, where details are not seen: a line for each problem, or the message."""
         problems = self.details.get("problems") or ()
-        return [f"{each['path']}: {each['problem']}" for each in problems if isinstance(each, dict)] or [self.message]
+        return [problem_line(each) for each in problems if isinstance(each, dict)] or [self.message]
 
     def as_dict(self) -> dict[str, Any]:
         """The error as doors show it: ``{"error", "code", "details"}``."""
         return {"error": self.message, "code": self.code, "details": self.details}
+
+
+def problem_line(problem: dict[str, Any]) -> str:
+    """One problem for a person: where it is, and of which node class, what is wrong, and near matches."""
+    where, class_type = problem.get("path"), problem.get("class_type")
+    if where and class_type:
+        where = f"{where} ({str(class_type)[:100]})"
+    near = f"; did you mean {' or '.join(map(repr, problem['near']))}?" if problem.get("near") else ""
+    return " ".join(f"{f'{where}: ' if where else ''}{problem['problem']}{near}".split())
 
 
 class ConfigError(SetteeError):

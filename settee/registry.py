@@ -1,4 +1,4 @@
-"""What a workflow means to one ComfyUI, by its node registry (`/object_info`): files loaded, mistakes, near matches.
+"""What a workflow means to one ComfyUI, by its node registry (`/object_info`): what runs, mistakes, near matches.
 
 Pure functions: the registry is an argument. Its shape is ``{Class: {"input": {"required": {name: spec}, "optional":
 …}, "output": [...], "output_node": bool}}``, a spec being ``[type, options]`` or ``[[choice, …], options]``.
@@ -8,36 +8,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from settee.errors import WorkflowRejected
 from settee.redact import neutral
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, links, natural_key, output_nodes, unwrapped
+from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, links, natural_key, output_nodes
 
-# --- loading nodes ---------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------
 
 #: Input options by which ComfyUI (and VideoHelperSuite) mark a combo that lists the input folder.
 _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload", "upload")
-#: Inputs that custom loaders use for a file or folder without marking them.
-PATH_INPUT = re.compile(
-    r"^(image|images|mask|audio|video|file|files|folder|directory|dir|path|model_file|filename|image_path"
-    r"|.*_(path|file|dir|directory|folder|filepath|filename))$"
-)
-ANNOTATION = re.compile(r"^(?P<name>.*?) ?\[(?P<folder>input|output|temp)\]$", re.DOTALL)
-WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
-
-
-@dataclass(frozen=True)
-class Load:
-    """A file of ComfyUI's input folder that a node loads."""
-
-    node_id: str
-    class_type: str
-    input: str
-    #: As the workflow names it, without its "[input]" annotation.
-    name: str
 
 
 def spec_of(object_info: ObjectInfo, class_type: str, name: str) -> Any:
@@ -77,66 +58,6 @@ def picture_senders(workflow: Workflow, object_info: ObjectInfo) -> set[str]:
     """
     ends = output_nodes(workflow, object_info)
     return {node_id for node_id in ends if not is_core(object_info, workflow[node_id]["class_type"])}
-
-
-def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
-    """Every file of the input folder that the workflow names, by the registry's upload marks."""
-    found = []
-    for node_id, node in workflow.items():
-        for name, value in node["inputs"].items():
-            value = unwrapped(value)
-            if isinstance(value, str) and is_upload(spec_of(object_info, node["class_type"], name)):
-                match = ANNOTATION.match(value)
-                found.append(Load(node_id, node["class_type"], name, match["name"] if match else value))
-    return found
-
-
-def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[str] = ()) -> list[Problem]:
-    """Inputs that would make ComfyUI read or write outside the job's own folders.
-
-    LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
-    "[temp]" point at folders that are wiped between jobs. ``own``: full paths of the job's own models, which custom
-    loaders may be given: no file is written under them, and no problem shows them.
-    """
-    problems = []
-    for node_id, node in workflow.items():
-        class_type = node["class_type"]
-        for name, value in node["inputs"].items():
-            value = unwrapped(value)
-            if not isinstance(value, str) or (value in own and name != "filename_prefix"):
-                continue
-            spec = spec_of(object_info, class_type, name)
-            is_file = is_upload(spec)
-            # A combo names one of its choices; a class with a check of its own may take more (LoadLatent does).
-            if not (is_file or choices_of(spec) is not None or PATH_INPUT.match(name) or name == "filename_prefix"):
-                continue
-            if rule := _unsafe(value, is_file):
-                problems.append(
-                    {
-                        "path": f"workflow.{node_id}.inputs.{name}",
-                        "node_id": node_id,
-                        "class_type": class_type,
-                        "input": name,
-                        "value": "a model's full path" if value in own else value[:200],
-                        "problem": rule,
-                    }
-                )
-    return problems
-
-
-def _unsafe(value: str, is_file: bool) -> str | None:
-    match = ANNOTATION.match(value)
-    if match and match["folder"] != "input" and is_file:
-        return f"names ComfyUI's {match['folder']} folder, which is wiped between jobs: send the file with the job"
-    name = match["name"] if match else value
-    parts = re.split(r"[\\/]", name)
-    if name.startswith(("/", "\\", "~")) or WINDOWS_DRIVE.match(name):
-        return "is an absolute path: send the file with the job and name it as you named it there"
-    if ".." in parts:
-        return 'leaves its folder with "..": send the file with the job and name it as you named it there'
-    if "\0" in name:
-        return "holds a NUL character"
-    return None
 
 
 # --- validation against the registry ----------------------------------------------------------------------
@@ -182,15 +103,37 @@ def choices_of(spec: Any) -> list[Any] | None:
     return None
 
 
-def registry_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Problem]:
+def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
+    """The nodes that lead to an output: ComfyUI looks at no others.
+
+    A class that is not known may be an output too where its own outputs go unused. Without any known output all count.
+    """
+    ends = output_nodes(workflow, object_info)
+    if not ends:
+        return workflow
+    used = {source for node in workflow.values() for _, source, _ in links(node)}
+    ends += [i for i, node in workflow.items() if node["class_type"] not in object_info and i not in used]
+    reached: set[str] = set()
+    while ends:
+        node_id = ends.pop()
+        if node_id not in reached:
+            reached.add(node_id)
+            ends += [source for _, source, _ in links(workflow[node_id])]
+    return {node_id: node for node_id, node in workflow.items() if node_id in reached}
+
+
+def registry_problems(
+    workflow: Workflow, object_info: ObjectInfo, failed_imports: Mapping[str, str] | None = None
+) -> list[Problem]:
     """What ComfyUI is certain to refuse: unknown classes, required inputs that are missing, bad link slots.
 
     Values are left to ComfyUI itself, because a class may bring a check of its own that `/object_info` does not
-    show (VALIDATE_INPUTS): its verdict is explained by :func:`explain` afterwards.
+    show (VALIDATE_INPUTS): its verdict is explained by :func:`explain` afterwards. ``failed_imports``: custom nodes
+    that ComfyUI could not import, and why.
     """
     problems: list[Problem] = []
     near: dict[str, list[str]] = {}
-    for node_id, node in workflow.items():
+    for node_id, node in live(workflow, object_info).items():
         class_type = node["class_type"]
         base = {"node_id": node_id, "class_type": class_type}
         known = object_info.get(class_type)
@@ -203,7 +146,7 @@ def registry_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Probl
                     "path": f"workflow.{node_id}",
                     **base,
                     "type": "unknown_class",
-                    "problem": "no such node class on this worker: install its custom node, or fix the name",
+                    "problem": f"no such node class on this worker: {_remedy(failed_imports or {})}",
                     "near": near[class_type],
                 }
             )
@@ -234,6 +177,83 @@ def registry_problems(workflow: Workflow, object_info: ObjectInfo) -> list[Probl
                     }
                 )
     return problems
+
+
+def _remedy(failed_imports: Mapping[str, str]) -> str:
+    if not failed_imports:
+        return "install its custom node, or fix the name"
+    failed = ", ".join(f"{name} ({why})" for name, why in [*failed_imports.items()][:5])
+    more = f" and {len(failed_imports) - 5} more" if len(failed_imports) > 5 else ""
+    return f"if it is of a custom node that ComfyUI could not import, mend that: {failed}{more}"
+
+
+def without_unknown(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
+    """The workflow without nodes of unknown classes, and all that depends on one: ComfyUI would refuse it whole."""
+    dropped: set[str] = set()
+    unknown = [node_id for node_id, node in workflow.items() if node["class_type"] not in object_info]
+    while unknown:
+        dropped.update(unknown)
+        unknown = [
+            node_id
+            for node_id, node in workflow.items()
+            if node_id not in dropped and any(source in dropped for _, source, _ in links(node))
+        ]
+    return {node_id: node for node_id, node in workflow.items() if node_id not in dropped} if dropped else workflow
+
+
+def replaced(workflow: Workflow, replacements: Mapping[str, Any], object_info: ObjectInfo) -> Workflow:
+    """The workflow with today's classes for those that ComfyUI would replace (`/node_replacements`, 0.33).
+
+    It does so before it checks a prompt (app/node_replace_manager.py), but drops the inputs where the entry maps none,
+    and breaks off at a node without `_meta`. Done here, all else that looks at classes and inputs sees what will run.
+    """
+    changed: Workflow = {}
+    moved: dict[tuple[str, int], int] = {}
+    for node_id, node in workflow.items():
+        entries = replacements.get(node["class_type"]) if node["class_type"] not in object_info else None
+        entry = entries[0] if entries else {}
+        if entry.get("new_node_id") not in object_info:
+            continue
+        inputs = node["inputs"]
+        if entry.get("input_mapping") is not None:
+            inputs = {
+                each["new_id"]: each["set_value"] if "set_value" in each else node["inputs"][each["old_id"]]
+                for each in entry["input_mapping"]
+                if "set_value" in each or each.get("old_id") in node["inputs"]
+            }
+        changed[node_id] = {**node, "class_type": entry["new_node_id"], "inputs": inputs}
+        for each in entry.get("output_mapping") or ():
+            moved[node_id, each["old_idx"]] = each["new_idx"]
+    if not changed:
+        return workflow
+    result = {**workflow, **changed}
+    for node_id, node in result.items():
+        linked = {name: [source, moved[source, slot]] for name, source, slot in links(node) if (source, slot) in moved}
+        result[node_id] = {**node, "inputs": {**node["inputs"], **linked}} if linked else node
+    return result
+
+
+def respelled(workflow: Workflow, object_info: ObjectInfo, coming: Iterable[str]) -> tuple[Workflow, list[str]]:
+    """The workflow with names of models as this worker spells them, and a warning for each that was changed.
+
+    A workflow made on Windows has ``XL\\a.safetensors``. ``coming``: names that ComfyUI does not list yet.
+    """
+    changed, warnings = dict(workflow), []
+    for node_id, node in workflow.items():
+        for name, value in node["inputs"].items():
+            if not isinstance(value, str) or not ("\\" in value or "/" in value):
+                continue
+            choices = choices_of(spec_of(object_info, node["class_type"], name))
+            if choices is None or value in choices:
+                continue
+            same = {
+                choice for choice in (*choices, *coming) if str(choice).replace("\\", "/") == value.replace("\\", "/")
+            }
+            if len(same) == 1 and value not in same:
+                [spelling] = same
+                changed[node_id] = {**changed[node_id], "inputs": {**changed[node_id]["inputs"], name: spelling}}
+                warnings.append(f"node {node_id} ({node['class_type']}): {name} {value!r} was taken as {spelling!r}")
+    return changed, warnings
 
 
 def _is_plain(spec: Any) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from settee import registry, workflow
+from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.process import Server
 from settee.comfy.session import Ended, Hooks, Session
@@ -24,11 +24,12 @@ from settee.errors import (
     SetteeError,
     StagingError,
     WorkflowRejected,
+    problem_line,
 )
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.messages import Report
-from settee.models.missing import as_missing, missing_models
+from settee.models.missing import as_missing, missing_models, names_of
 from settee.models.order import Order
 from settee.models.store import ModelStore
 from settee.seeds import draw_seeds
@@ -52,6 +53,7 @@ class Run:
         self._percent = 0.0
         self._seeds: dict[str, int] = {}
         self._status = Status.PREPARING
+        self._warnings: list[str] = []
 
     def go(self, session: Session, workspace: Workspace, server: Server, models: ModelStore, shared: bool) -> Result:
         """Returns its Result, or raises, once ComfyUI is idle and the workspace wiped. ``shared``: as in Engine."""
@@ -91,7 +93,7 @@ class Run:
     ) -> tuple[Delivered, tuple[str, ...]]:
         with self._timed("ready"):
             session.ready(self._cancel, self._deadline, self._waits)
-        graph, unset = self._draw_seeds(self._check_graph(session, order), session)
+        graph = self._draw_seeds(self._check_graph(session, server, order), session)
         with self._timed("staging"):
             staged = self._stage(workspace)
             if not shared:
@@ -116,7 +118,7 @@ class Run:
                 staged={file.name for file in staged},
             )
             delivered = self._deliver(server, found.artifacts)
-        return delivered, (*unset, *ended.warnings, *found.warnings, *delivered.warnings)
+        return delivered, (*self._warnings, *ended.warnings, *found.warnings, *delivered.warnings)
 
     # --- before ComfyUI -------------------------------------------------------------------------------------
 
@@ -128,41 +130,69 @@ class Run:
 
     def _check_policy(self) -> None:
         """What can be refused without ComfyUI."""
-        request, settings = self._job.request, self._settings
-        check_request(request, settings)
-        problems = workflow.class_problems(request.workflow, settings.allowed_nodes, settings.denied_nodes)
+        check_request(self._job.request, self._settings)
+        self._check_classes(self._job.request.workflow)
+
+    def _check_classes(self, graph: workflow.Workflow) -> None:
+        problems = workflow.class_problems(graph, self._settings.allowed_nodes, self._settings.denied_nodes)
         if problems:
             raise InvalidRequest.from_problems(problems, "workflow")
 
-    def _check_graph(self, session: Session, order: Order) -> workflow.Workflow:
-        """What the node registry shows to be wrong, before any GPU time is spent, or a model waited for."""
-        graph = self._job.request.workflow
-        if any(node["class_type"] not in session.object_info for node in graph.values()):
+    def _check_graph(self, session: Session, server: Server, order: Order) -> workflow.Workflow:
+        """The graph as ComfyUI is to run it; what its node registry shows to be wrong is found before any GPU time is
+        spent, or a model waited for."""
+        request, given = self._job.request, self._job.request.workflow
+        classes = {node["class_type"] for node in given.values()}
+        if not classes <= session.object_info.keys() | session.replacements.keys():
             # A server that is not ours may have gained nodes since.
             session.refresh_registry()
-        unsafe = registry.path_problems(graph, session.object_info, self._job.own_paths)
+        graph = registry.replaced(given, session.replacements, session.object_info)
+        if graph is not given:
+            self._check_classes(graph)
+        graph, respelled = registry.respelled(graph, session.object_info, names_of(order.entries))
+        self._warnings += respelled
+        unsafe = paths.path_problems(graph, session.object_info, self._job.own_paths)
         if unsafe:
             raise InvalidRequest.from_problems(unsafe, "workflow")
-        problems = registry.registry_problems(graph, session.object_info)
-        if problems:
+        problems = registry.registry_problems(graph, session.object_info, server.failed_imports)
+        runnable = registry.without_unknown(graph, session.object_info)
+        has_outputs = workflow.output_nodes(runnable, session.object_info)
+        if problems and not (request.allow_partial and has_outputs):
             raise WorkflowRejected.from_problems(problems, "workflow")
-        if not workflow.output_nodes(graph, session.object_info):
+        if not has_outputs:
             raise WorkflowRejected("the workflow has no output node: add one, such as SaveImage")
-        if missing_models(graph, session.object_info, order.entries):
+        self._warn_of_dropped(graph, runnable, problems)
+        self._check_models(runnable, session, order)
+        return runnable
+
+    def _warn_of_dropped(
+        self, graph: workflow.Workflow, runnable: workflow.Workflow, problems: list[workflow.Problem]
+    ) -> None:
+        """ComfyUI refuses a prompt whole for one class that it does not know, wherever that stands."""
+        unknown = [problem for problem in problems if problem["type"] == "unknown_class"]
+        self._warnings += [f"not run (allow_partial): {problem_line(problem)}" for problem in unknown]
+        if not unknown and len(runnable) < len(graph):
+            left = ", ".join(f"{i} ({graph[i]['class_type']})" for i in graph if i not in runnable)
+            self._warnings.append(f"left out, as no output needs them and ComfyUI has no such class: {left[:500]}")
+
+    def _check_models(self, graph: workflow.Workflow, session: Session, order: Order) -> None:
+        live = registry.live(graph, session.object_info)
+        if missing_models(live, session.object_info, order.entries):
             # The registry is as old as ComfyUI's start; files may have come since.
             session.refresh_registry()
-            missing = missing_models(graph, session.object_info, order.entries)
+            missing = missing_models(live, session.object_info, order.entries)
             if missing and not self._job.request.allow_partial:
                 raise ModelMissing.from_problems(missing, "workflow")
-        return graph
 
-    def _draw_seeds(self, graph: workflow.Workflow, session: Session) -> tuple[workflow.Workflow, tuple[str, ...]]:
-        """The graph with the seeds that were drawn, and a warning for each that was to be and could not."""
+    def _draw_seeds(self, graph: workflow.Workflow, session: Session) -> workflow.Workflow:
+        """The graph with the seeds that were drawn; those that were to be and could not are warnings."""
         every = self._job.request.seeds == "random"
         drawn = draw_seeds(graph, session.object_info, every=every)
         self._seeds = drawn.shown()
-        none = ("seeds: random: this workflow has no seed to draw",) if every and not drawn.values else ()
-        return drawn.applied(graph), (*none, *(f"not drawn: {line}" for line in drawn.stuck))
+        if every and not drawn.values:
+            self._warnings.append("seeds: random: this workflow has no seed to draw")
+        self._warnings += [f"not drawn: {line}" for line in drawn.stuck]
+        return drawn.applied(graph)
 
     def _stage(self, workspace: Workspace) -> tuple[Staged, ...]:
         request = self._job.request
@@ -200,20 +230,8 @@ class Run:
         """Every file that the workflow loads came with the job. ComfyUI would only refuse the outputs it concerns."""
         if self._job.request.allow_partial or not self._job.takes_files:
             return  # ComfyUI's own word is enough
-        names = {file.name for file in staged}
-        problems = [
-            {
-                "path": f"workflow.{load.node_id}.inputs.{load.input}",
-                "node_id": load.node_id,
-                "class_type": load.class_type,
-                "input": load.input,
-                "value": load.name[:200],
-                "problem": f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`",
-                "near": registry.near_matches(load.name, names),
-            }
-            for load in registry.loads(graph, session.object_info)
-            if posixpath.normpath(load.name) not in names
-        ]
+        live = registry.live(graph, session.object_info)
+        problems = paths.missing_files(live, session.object_info, {file.name for file in staged})
         if problems:
             raise InvalidRequest.from_problems(problems, "workflow")
 

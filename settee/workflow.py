@@ -245,7 +245,7 @@ def class_problems(workflow: Workflow, allowed: Iterable[str], denied: Iterable[
                 "path": f"workflow.{node_id}",
                 "node_id": node_id,
                 "class_type": name,
-                "problem": f"the node class {name} {rule}",
+                "problem": f"this node class {rule}",
             }
         )
     return problems

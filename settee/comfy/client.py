@@ -161,6 +161,11 @@ class Client:
     def object_info(self) -> dict[str, Any]:
         return _object(self._get("/object_info", 60.0))
 
+    def node_replacements(self) -> dict[str, Any]:
+        """Classes that ComfyUI replaces by others, by their old names; {} before 0.33, which has no such answer."""
+        status, raw = self._call("GET", "/node_replacements", None, timeout_s=self._timeout_s)
+        return _object(raw) if status == 200 else {}
+
     def system_stats(self, *, timeout_s: float | None = None) -> dict[str, Any]:
         return _object(self._get("/system_stats", timeout_s))
 

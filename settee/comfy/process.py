@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from settee.comfy.extra_paths import ExtraPaths
 from settee.comfy.group import exit_text, kill_group
 from settee.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.job import Cancel
+from settee.redact import neutral
 from settee.settings import Settings, child_environment
 from settee.workspace import Folders
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 LEASH = Path(__file__).with_name("leash.py")
 #: Starts in a row without an answer after which ComfyUI counts as beyond repair.
 MAX_FAILED_STARTS = 4
+#: What ComfyUI prints of a custom node that it cannot use: its path, and why.
+_FAILED_IMPORT = re.compile(r"(?:Cannot import|Skip) (\S.*) module for custom nodes(?:: | due to )(.*)")
 #: Seconds before the first restart; doubles with each failed start.
 _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
@@ -59,6 +63,8 @@ class Server(Protocol):
 
     #: Whether it printed that the thread which runs prompts has ended.
     executor_died: bool
+    #: Custom nodes that it printed it could not import, and why.
+    failed_imports: dict[str, str]
 
     @property
     def unrecoverable(self) -> bool: ...
@@ -80,6 +86,7 @@ class ExternalServer:
     generation = 0
 
     def __init__(self, url: str) -> None:
+        self.failed_imports: dict[str, str] = {}
         try:
             self.client = Client(url)
         except ValueError as error:
@@ -131,6 +138,7 @@ class SupervisedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._console = Console(self._note)
         self.executor_died = False
+        self.failed_imports: dict[str, str] = {}
         self._closing = threading.Event()
         #: Starts in a row that never answered.
         self._failed_starts = 0
@@ -162,9 +170,12 @@ class SupervisedServer:
         return self._console.tail(lines)
 
     def _note(self, line: str) -> None:
-        """Python's own words for a thread that ended: ComfyUI lives on, and runs nothing any more."""
+        """Python's own words for a thread that ended: ComfyUI lives on, and runs nothing any more. And ComfyUI's for
+        a custom node that it goes on without (nodes.load_custom_node)."""
         if line.startswith("Exception in thread") and "prompt_worker" in line:
             self.executor_died = True
+        elif failed := _FAILED_IMPORT.search(line):
+            self.failed_imports[Path(failed[1]).name] = neutral(failed[2])[:200]
 
     def quiet(self) -> AbstractContextManager[None]:
         """Keep what ComfyUI prints out of the worker's log and out of reports: a sealed job is running."""
@@ -271,6 +282,7 @@ class SupervisedServer:
         self.generation += 1
         self._process = process
         self.executor_died = False
+        self.failed_imports = {}
         self._reader = _thread("comfyui-log", self._console.follow, process.stdout)
         _thread("comfyui-start", self._watch_start, process)
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)

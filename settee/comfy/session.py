@@ -29,6 +29,7 @@ from settee.errors import (
     JobTimeout,
     OutOfMemory,
     WorkflowRejected,
+    problem_line,
 )
 from settee.history import mapping
 from settee.job import Cancel, Job
@@ -76,6 +77,8 @@ class Session:
         self._settings = settings
         self._socket: EventSocket | None = None
         self._object_info: dict[str, Any] = {}
+        #: As registry.replaced takes them.
+        self.replacements: dict[str, Any] = {}
         self._known_generation = -1
         self.forgetter = Forgetter(server.client)
         self.prompts = Prompts(server, self.forgetter, interrupt_s=settings.comfy_interrupt_s)
@@ -105,7 +108,7 @@ class Session:
         if not self.prompts.stop_leftovers():
             raise ComfyUnavailable("ComfyUI still runs an earlier job that it does not stop; try again later")
         generation = self._server.generation
-        self._object_info = self._server.client.object_info()
+        self.refresh_registry()
         self._known_generation = generation
 
     @property
@@ -118,6 +121,7 @@ class Session:
 
     def refresh_registry(self) -> None:
         self._object_info = self._server.client.object_info()
+        self.replacements = self._server.client.node_replacements()
 
     # --- one job -------------------------------------------------------------------------------------------
 
@@ -209,7 +213,7 @@ class Session:
             )
         ended.refused = refused
         ended.warnings += [
-            f"not run (allow_partial): {problem['path']}: {problem['problem']}"
+            f"not run (allow_partial): {problem_line(problem)}"
             for problem in registry.explain(refused, graph, self._object_info)
         ]
         return ended

@@ -28,7 +28,7 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
         if any(entry.target.split("/")[0] in named.folders for entry in supplying(named, entries)):
             continue
         # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
-        looked_through = [*choices, *_names(entries)] if len(problems) < MAX_NEAR else []
+        looked_through = [*choices, *names_of(entries)] if len(problems) < MAX_NEAR else []
         problems.append(_problem(named, looked_through, entries))
     return problems
 
@@ -95,7 +95,7 @@ def as_missing(
             known = named.get((str(problem.get("node_id")), str(problem.get("input")), str(value)))
             near = [*problem.get("near", ())]
             if len(told) < MAX_NEAR:
-                near += near_matches(value, _names(entries))
+                near += near_matches(value, names_of(entries))
             advice = _advice(str(value), known.folders if known else (), entries)
             problem = {**problem, **advice, "type": "model_missing", "near": list(dict.fromkeys(near))[:3]}
         told.append(problem)
@@ -103,9 +103,9 @@ def as_missing(
     return kind.from_problems(told, "workflow")
 
 
-def _names(entries: Iterable[ModelEntry]) -> list[str]:
+def names_of(entries: Iterable[ModelEntry]) -> list[str]:
     """The entries as a workflow would name them: below their first folder."""
     return ["/".join(entry.path.parts[1:]) for entry in entries]
 
 
-__all__ = ["as_missing", "missing_models"]
+__all__ = ["as_missing", "missing_models", "names_of"]

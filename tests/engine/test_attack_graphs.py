@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from settee import registry, workflow
+from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.client import Queue
 from settee.comfy.watcher import Limits, Watcher
@@ -112,7 +112,7 @@ def test_a_latent_is_loaded_from_the_input_folder_only() -> None:
     """LoadLatent's `latent` bears no upload mark; ComfyUI's exists_annotated_filepath takes absolute names."""
     info = {"LoadLatent": {"input": {"required": {"latent": [[]]}}, "output": ["LATENT"], "output_node": False}}
     graph = {"1": {"class_type": "LoadLatent", "inputs": {"latent": "/srv/private/x.latent"}}}
-    assert registry.path_problems(graph, info)
+    assert paths.path_problems(graph, info)
 
 
 def test_a_node_id_of_five_thousand_digits(rig: Rig) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from settee import registry, workflow
+from settee import paths, registry, workflow
 
 DATA = Path(__file__).parents[1] / "data"
-RECORDINGS = Path(__file__).parents[1] / "contract" / "recordings"
 REAL = sorted((DATA / "real-workflows").glob("*.api.json"))
 
 
@@ -37,7 +36,7 @@ def test_published_workflows_are_never_refused_by_mistake(path: Path, object_inf
     """What is left to say about them is only that this registry has no API nodes."""
     graph = json.loads(path.read_text())
     assert workflow.shape_problems(graph, max_nodes=1000) == []
-    assert registry.path_problems(graph, object_info) == []
+    assert paths.path_problems(graph, object_info) == []
     assert [item for item in registry.registry_problems(graph, object_info) if item["type"] != "unknown_class"] == []
 
 
@@ -197,95 +196,3 @@ def test_policy_takes_names_and_patterns() -> None:
     assert [item["node_id"] for item in workflow.class_problems(graph, (), ("Save*",))] == ["1"]
     assert [item["node_id"] for item in workflow.class_problems(graph, ("SaveImage",), ())] == ["2"]
     assert workflow.class_problems(graph, ("*",), ("Nothing",)) == []
-
-
-# --- the registry ---------------------------------------------------------------------------------------------
-
-
-def test_the_files_that_a_workflow_loads(object_info: dict[str, Any]) -> None:
-    graph = {
-        "1": node("LoadImage", image="a.png"),
-        "2": node("LoadImageMask", image="b.png [input]", channel="alpha"),
-        "3": node("LoadAudio", audio="c.wav"),
-        "4": node("LoadImage", image=["1", 0]),
-        "5": node("CLIPTextEncode", text="d.png", clip=["9", 0]),
-    }
-    assert [(item.node_id, item.name) for item in registry.loads(graph, object_info)] == [
-        ("1", "a.png"),
-        ("2", "b.png"),
-        ("3", "c.wav"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("given", "refused"),
-    [
-        (node("LoadImage", image="/etc/passwd"), True),
-        (node("LoadImage", image="../x.png"), True),
-        (node("LoadImage", image="a/../../x.png"), True),
-        (node("LoadImage", image="a\\..\\x.png"), True),
-        (node("LoadImage", image="C:\\x.png"), True),
-        (node("LoadImage", image="x.png [output]"), True),
-        (node("LoadImage", image="x.png [temp]"), True),
-        (node("LoadImage", image="/etc/passwd [input]"), True),
-        (node("SomeCustomLoader", video_path="/etc/passwd"), True),
-        (node("SomeCustomLoader", directory="../.."), True),
-        (node("SaveImage", filename_prefix="/etc/x"), True),
-        (node("LoadImage", image="faces/x.png [input]"), False),
-        (node("CLIPTextEncode", text="/imagine ../ a cat"), False),
-        (node("SaveImage", filename_prefix="%date:yyyy-MM-dd%/x"), False),
-        (node("CheckpointLoaderSimple", ckpt_name="sdxl/base.safetensors"), False),
-    ],
-)
-def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, object_info: dict[str, Any]) -> None:
-    assert bool(registry.path_problems({"1": given}, object_info)) is refused
-
-
-@pytest.mark.parametrize(
-    ("value", "choices", "best"),
-    [
-        ("sdxl_base.safetensor", ["sd15.safetensors", "sdxl_base.safetensors"], "sdxl_base.safetensors"),
-        ("SDXL_BASE.safetensors", ["xl/sdxl_base.safetensors"], "xl/sdxl_base.safetensors"),
-        ("euler_a", ["euler", "euler_ancestral", "ddim"], "euler"),
-    ],
-)
-def test_near_matches(value: str, choices: list[str], best: str) -> None:
-    assert registry.near_matches(value, choices)[0] == best
-
-
-def test_no_near_match_is_made_up() -> None:
-    assert registry.near_matches("zzzz", ["euler", "ddim"]) == []
-    assert registry.near_matches("x" * 1000, ["euler"]) == []
-
-
-@pytest.mark.parametrize(
-    ("spec", "choices"),
-    [
-        ([["a", "b"], {}], ["a", "b"]),
-        (["COMBO", {"options": ["a"]}], ["a"]),
-        (["COMBO", {"remote": {}}], None),
-        (["INT", {"default": 1}], None),
-        (None, None),
-    ],
-)
-def test_both_forms_of_a_combo(spec: Any, choices: Any) -> None:
-    assert registry.choices_of(spec) == choices
-
-
-def test_comfyuis_own_words_are_explained(object_info: dict[str, Any]) -> None:
-    """Every recorded rejection turns into problems that name the node, the input and the value."""
-    recorded = json.loads((RECORDINGS / "validation_errors.json").read_text())
-    explained = 0
-    for event in recorded["events"]:
-        body = event.get("response_body")
-        if event.get("path") != "/prompt" or not isinstance(body, dict) or not body.get("node_errors"):
-            continue
-        graph = event["request_body"]["prompt"]
-        problems = registry.explain(body["node_errors"], graph, object_info)
-        assert len(problems) == sum(len(report["errors"]) for report in body["node_errors"].values())
-        for problem in problems:
-            assert problem["node_id"] in body["node_errors"]
-            assert problem["class_type"]
-            assert problem["problem"]
-        explained += len(problems)
-    assert explained > 15

@@ -18,12 +18,12 @@ from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
 from settee.models.places import SUFFIXES
+from settee.paths import path_problems
 from settee.registry import (
     MAX_NEAR,
     choices_of,
     is_upload,
     near_matches,
-    path_problems,
     registry_problems,
     spec_of,
 )

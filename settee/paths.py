@@ -1,0 +1,149 @@
+"""Inputs that name files: which must have come with the job, and which lead outside its folders. Pure functions."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from settee.models.places import SUFFIXES
+from settee.registry import choices_of, is_upload, near_matches, spec_of
+from settee.workflow import ObjectInfo, Problem, Text, Workflow, texts
+
+#: Inputs that custom loaders use for a file or folder without marking them.
+_PATH_INPUT = re.compile(
+    r"^(image|images|mask|audio|video|file|files|folder|directory|dir|path|model_file|filename|image_path"
+    r"|.*_(path|file|dir|directory|folder|filepath|filename))$"
+)
+_PREFIX = "filename_prefix"
+_ANNOTATION = re.compile(r"^(?P<name>.*?) ?\[(?P<folder>input|output|temp)\]$", re.DOTALL)
+_WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+#: The end of what may be a file's name, within an object whose keys are not known.
+_LIKE_A_FILE = re.compile(r"\.\w{1,12}( ?\[\w+\])?$", re.ASCII)
+#: PATH_MAX of Linux: nothing longer can be opened.
+_MAX_PATH = 4096
+#: A JPEG in base64, which is the one format that begins with a slash there.
+_BASE64_JPEG = re.compile(r"/9j/[A-Za-z0-9+/\s]{60,}={0,2}\s*$")
+
+
+@dataclass(frozen=True)
+class Load:
+    """A file of ComfyUI's input folder that a node loads."""
+
+    node_id: str
+    class_type: str
+    input: str
+    #: As the workflow names it, without its "[input]" annotation.
+    name: str
+
+
+def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
+    """Every file of the input folder that the workflow names, by the registry's upload marks."""
+    found = []
+    for node_id, node in workflow.items():
+        for name, value in node["inputs"].items():
+            spec = spec_of(object_info, node["class_type"], name)
+            for text in texts(name, value) if is_upload(spec) else ():
+                if text.name == name and not _is_no_file(text.text, spec):
+                    match = _ANNOTATION.match(text.text)
+                    found.append(Load(node_id, node["class_type"], name, match["name"] if match else text.text))
+    return found
+
+
+def _is_no_file(text: str, spec: Any) -> bool:
+    """Return True for a choice that stands for no file: Load3D's "none", the empty mask of a Painter."""
+    return not text or ("." not in text and text in (choices_of(spec) or ()))
+
+
+def missing_files(workflow: Workflow, object_info: ObjectInfo, names: Collection[str]) -> list[Problem]:
+    """Every file that the workflow loads and that is not one of ``names``, which came with the job."""
+    return [
+        {
+            "path": f"workflow.{load.node_id}.inputs.{load.input}",
+            "node_id": load.node_id,
+            "class_type": load.class_type,
+            "input": load.input,
+            "value": load.name[:200],
+            "problem": f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`",
+            "near": near_matches(load.name, names),
+        }
+        for load in loads(workflow, object_info)
+        if posixpath.normpath(load.name) not in names
+    ]
+
+
+def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[str] = ()) -> list[Problem]:
+    """Inputs that would make ComfyUI read or write outside the job's own folders.
+
+    LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
+    "[temp]" point at folders that are wiped between jobs. Load3D does so with the names within its `image`. ``own``:
+    full paths of the job's own models, which custom loaders may be given: no file is written under them, and no problem
+    shows them.
+    """
+    problems: list[Problem] = []
+    for node_id, node in workflow.items():
+        for name, value in node["inputs"].items():
+            spec = spec_of(object_info, node["class_type"], name)
+            for text in texts(name, value):
+                is_own = text.text in own
+                if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
+                    continue
+                if problem := _problem(name, text.text, spec):
+                    problems.append(
+                        {
+                            "path": f"workflow.{node_id}.inputs.{name}",
+                            "node_id": node_id,
+                            "class_type": node["class_type"],
+                            "input": name,
+                            "value": "a model's full path" if is_own else text.text[:200],
+                            **problem,
+                        }
+                    )
+    return problems
+
+
+def _may_be_path(name: str, text: Text, spec: Any) -> bool:
+    if len(text.text) > _MAX_PATH:
+        return False
+    if text.is_inside:
+        return bool(_PATH_INPUT.match(name) or _PATH_INPUT.match(text.name) or _LIKE_A_FILE.search(text.text))
+    choices = choices_of(spec)
+    if is_upload(spec) or _PATH_INPUT.match(name) or name == _PREFIX:
+        return is_upload(spec) or text.text not in (choices or ())
+    # A combo names one of its choices; a class with a check of its own may take more (LoadLatent does).
+    return choices is not None and text.text not in choices
+
+
+def _problem(name: str, text: str, spec: Any) -> Problem | None:
+    """The rule that a text breaks, with advice for what it names: an input file, a model, or where to save."""
+    match = _ANNOTATION.match(text)
+    if match and match["folder"] != "input" and (is_upload(spec) or _LIKE_A_FILE.search(match["name"])):
+        where = f"ComfyUI's {match['folder']} folder, which is wiped between jobs"
+        return {"problem": f"names {where}: send the file with the job"}
+    path = match["name"] if match else text
+    if "\0" in path:
+        return {"problem": "holds a NUL character"}
+    if path.startswith(("/", "\\", "~")) or _WINDOWS_DRIVE.match(path):
+        if _BASE64_JPEG.match(path):
+            advice = "send it under `images` and give its name here"
+            return {"problem": f"is a picture in base64, not a name: {advice}"} if is_upload(spec) else None
+        rule = "is an absolute path"
+    elif ".." in re.split(r"[\\/]", path):
+        rule = 'leaves its folder with ".."'
+    else:
+        return None
+    if name == _PREFIX:
+        return {"problem": f'{rule}: files are saved below ComfyUI\'s output folder; give a name, or "folder/name"'}
+    choices = choices_of(spec)
+    if path.lower().endswith(SUFFIXES):
+        file = re.split(r"[\\/]", path)[-1]
+        advice = f"name the model as ComfyUI lists it, below its folder of models, such as {file[:100]!r}"
+        return {"problem": f"{rule}: {advice}", "near": near_matches(file, choices or ())}
+    if choices is not None and not is_upload(spec):
+        return {"problem": f"{rule}: give one of this input's choices", "near": near_matches(path, choices)}
+    return {"problem": f"{rule}: send the file with the job and name it as you named it there"}
+
+
+__all__ = ["Load", "loads", "missing_files", "path_problems"]
