@@ -40,22 +40,38 @@ _MAGIC = (
     # "BM" alone begins other files too. After sizes and offsets comes the length of one of the headers Pillow knows.
     ("BMP", re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0", re.DOTALL)),
     ("TIFF", re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")),
+    # Pillow opens none without a plugin, and ComfyUI 0.33 (PyAV) only the first tile: 512 × 512 pixels, without a word.
+    ("HEIC", re.compile(rb"....ftyp(?:he[iv][cxms]|m[is]f1.{4,44}?he[iv][cxms])", re.DOTALL)),
     ("AVIF", re.compile(rb"....ftyp(?:avif|avis|mif1|msf1)", re.DOTALL)),
     ("JPEG2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
     ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
+    ("web page", re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE)),
 )
 #: Modules of Pillow that open a format: importing one takes a tenth of the time that Pillow's search of all takes.
 _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K"}
+#: Known to be told what to do instead.
+_REFUSED = {
+    "HEIC": "is not what ComfyUI's image nodes load whole: convert it to JPEG or PNG first",
+    "PostScript": "is none that may be loaded",
+    "web page": "is no picture: its address may want a login, or lead to a page that shows it; give the picture's own",
+}
 #: Formats without a clear first byte, or rare ones, that Pillow may try: none of them starts a program.
 _OTHERS = ("DIB", "ICO", "PPM", "PSD", "QOI", "TGA")
 
 #: Bytes at a file's start that its format is known by.
-HEAD = 16
+HEAD = 64
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image."""
-    return _format(head) is not None
+    """Whether a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image that may be loaded."""
+    return _format(head) not in (None, "HEIC", "web page")
+
+
+def unloadable(path: Path) -> str | None:
+    """Why ComfyUI's own loaders make nothing, or half a picture, of a file that is none of the formats they know."""
+    with path.open("rb") as file:
+        known = _format(file.read(HEAD))
+    return f"this {known} {_REFUSED[known]}" if known in _REFUSED else None
 
 
 def _format(head: bytes) -> str | None:
@@ -140,8 +156,8 @@ def _decode(path: Path, known: str | None, max_pixels: int) -> Extent:
 @contextmanager
 def _opened(path: Path, known: str | None) -> Iterator[Any]:
     """An image opened by Pillow, whose many ways to fail on a bad file become Broken or TooManyPixels."""
-    if known == "PostScript":
-        raise Broken("is none that may be loaded")
+    if known in _REFUSED:
+        raise Broken(_REFUSED[known])
     from PIL import Image, UnidentifiedImageError
 
     if known in _PLUGINS:

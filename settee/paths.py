@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from settee.models.places import SUFFIXES
 from settee.registry import choices_of, is_upload, near_matches, spec_of
-from settee.workflow import ObjectInfo, Problem, Text, Workflow, texts
+from settee.workflow import ObjectInfo, Problem, Text, Workflow, is_core, texts
 
 #: Inputs that custom loaders use for a file or folder without marking them.
 _PATH_INPUT = re.compile(
@@ -57,21 +57,25 @@ def _is_no_file(text: str, spec: Any) -> bool:
     return not text or ("." not in text and text in (choices_of(spec) or ()))
 
 
-def missing_files(workflow: Workflow, object_info: ObjectInfo, names: Collection[str]) -> list[Problem]:
-    """Every file that the workflow loads and that is not one of ``names``, which came with the job."""
-    return [
-        {
+def load_problems(workflow: Workflow, object_info: ObjectInfo, files: Mapping[str, str | None]) -> list[Problem]:
+    """Every file that the workflow loads and cannot: ``files`` came with the job, by name, with what bars a core loader
+    from them."""
+    problems: list[Problem] = []
+    for load in loads(workflow, object_info):
+        name = posixpath.normpath(load.name)
+        base = {
             "path": f"workflow.{load.node_id}.inputs.{load.input}",
             "node_id": load.node_id,
             "class_type": load.class_type,
             "input": load.input,
             "value": load.name[:200],
-            "problem": f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`",
-            "near": near_matches(load.name, names),
         }
-        for load in loads(workflow, object_info)
-        if posixpath.normpath(load.name) not in names
-    ]
+        if name not in files:
+            problem = f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`"
+            problems.append({**base, "problem": problem, "near": near_matches(load.name, files)})
+        elif files[name] and is_core(object_info, load.class_type):
+            problems.append({**base, "problem": f"loads {load.name[:200]!r}: {files[name]}"})
+    return problems
 
 
 def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[str] = ()) -> list[Problem]:
@@ -146,4 +150,4 @@ def _problem(name: str, text: str, spec: Any) -> Problem | None:
     return {"problem": f"{rule}: send the file with the job and name it as you named it there"}
 
 
-__all__ = ["Load", "loads", "missing_files", "path_problems"]
+__all__ = ["Load", "load_problems", "loads", "path_problems"]

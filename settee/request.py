@@ -136,6 +136,11 @@ MAX_PROBLEMS, MAX_HINTS = 100, 20
 
 #: The keys of a payload, as documented.
 KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
+#: Keys that people know from elsewhere.
+_ELSEWHERE = {
+    "prompt": "is called `workflow` here: give the graph under that key (words of a prompt go into its nodes)",
+    "s3Config": "goes beside `input`, at the top of the request, and not inside it",
+}
 
 
 def decode(payload: Any, settings: Settings) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     payload = decode(payload, settings)
     unknown = [key for key in payload if key not in KEYS]
     problems: list[Problem] = [_unknown(key, hinted=at < MAX_HINTS) for at, key in enumerate(unknown)]
-    if "workflow" not in payload or payload["workflow"] is None:
+    if payload.get("workflow") is None and "prompt" not in payload:
         problems.append(
             {
                 "path": "workflow",
@@ -171,7 +176,7 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     request: JobRequest | None = None
     known = {key: value for key, value in payload.items() if key in KEYS}
     known["models"] = _models(known.get("models"), settings, problems)
-    if not any(problem["path"] == "workflow" for problem in problems):
+    if payload.get("workflow") is not None:
         try:
             request = JobRequest.model_validate({**known, **({"bucket": bucket} if bucket is not None else {})})
         except ValidationError as error:
@@ -211,6 +216,8 @@ def _models(value: Any, settings: Settings, problems: list[Problem]) -> tuple[Mo
 
 
 def _unknown(key: Any, *, hinted: bool) -> Problem:
+    if key in _ELSEWHERE:
+        return {"path": key, "problem": _ELSEWHERE[key]}
     if not hinted:
         return {"path": str(key)[:100], "problem": "unknown key"}
     near = difflib.get_close_matches(str(key)[:100], KEYS, n=1)
@@ -249,14 +256,15 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
         seen.add(file.name)
     if request.timeout_s is not None and request.timeout_s > settings.max_job_timeout_s:
         problems.append({"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"})
-    size += sum(len(file.data) for file in inputs)
-    if size > settings.max_request_mb * MIB:
+    of_files = sum(len(file.data) for file in inputs)
+    if size + of_files > settings.max_request_mb * MIB:
+        advice = "send files by http(s) or s3 URL instead" if of_files > size else "send what it embeds as `files`"
         problems.append(
             {
-                "path": "images",
+                "path": "images" if of_files > size else "workflow",
                 "type": "limit",
-                "problem": f"{math.ceil(size / MIB)} MiB of request; MAX_REQUEST_MB allows "
-                f"{settings.max_request_mb:g}: send files by http(s) or s3 URL instead",
+                "problem": f"{math.ceil((size + of_files) / MIB)} MiB of request; MAX_REQUEST_MB allows "
+                f"{settings.max_request_mb:g}: {advice}",
             }
         )
     return problems

@@ -26,6 +26,7 @@ from settee.errors import (
     WorkflowRejected,
     problem_line,
 )
+from settee.images import unloadable
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.messages import Report
@@ -227,12 +228,13 @@ class Run:
             server.client.upload(file.path, name=name, subfolder=subfolder)
 
     def _check_loads(self, graph: workflow.Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
-        """Every file that the workflow loads came with the job. ComfyUI would only refuse the outputs it concerns."""
+        """Every file that the workflow loads came with the job, in a format that its loader knows. ComfyUI would only
+        refuse the outputs it concerns."""
         if self._job.request.allow_partial or not self._job.takes_files:
             return  # ComfyUI's own word is enough
         live = registry.live(graph, session.object_info)
-        problems = paths.missing_files(live, session.object_info, {file.name for file in staged})
-        if problems:
+        files = {file.name: unloadable(file.path) for file in staged}
+        if problems := paths.load_problems(live, session.object_info, files):
             raise InvalidRequest.from_problems(problems, "workflow")
 
     # --- in ComfyUI -------------------------------------------------------------------------------------------

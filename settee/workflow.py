@@ -169,10 +169,29 @@ def _node_shape(node_id: Any, node: Any) -> Iterator[Problem]:
         yield {"path": where, "node_id": node_id, "problem": 'the node has no "inputs" object'}
 
 
+def _is_numbered_link(value: Any, workflow: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(each) is int for each in value)
+        and str(value[0]) in workflow
+    )
+
+
 def _link_targets(workflow: Mapping[str, Any]) -> Iterator[Problem]:
     for node_id, node in workflow.items():
         for name, given in node["inputs"].items():
             value = unwrapped(given)
+            if _is_numbered_link(value, workflow):
+                yield {
+                    "path": f"workflow.{node_id}.inputs.{name}",
+                    "node_id": node_id,
+                    "class_type": node["class_type"],
+                    "input": name,
+                    "value": value,
+                    "problem": f'is linked to {value[0]}, a number, and node ids are strings: write ["{value[0]}", '
+                    f"{value[1]}]",
+                }
             if not is_link(value):
                 continue
             source, slot = value[0][:100], repr(value[1])[:100]

@@ -163,4 +163,15 @@ def test_a_choice_that_is_no_file_need_not_come_with_the_job() -> None:
 def test_each_of_several_files_at_one_input_must_come_with_the_job() -> None:
     info = {"Loader": {"input": {"required": {"image": ["COMBO", {"image_upload": True, "multiselect": True}]}}}}
     graph = {"1": node("Loader", image={"__value__": ["a.png", "b.png", "c.png"]})}
-    assert [item["value"] for item in paths.missing_files(graph, info, {"b.png"})] == ["a.png", "c.png"]
+    assert [item["value"] for item in paths.load_problems(graph, info, {"b.png": None})] == [
+        "a.png",
+        "c.png",
+    ]
+
+
+def test_a_file_that_a_core_loader_would_cut_is_named_and_left_to_a_custom_one(object_info: dict[str, Any]) -> None:
+    graph = {"1": node("LoadImage", image="a.heic"), "2": node("HeicLoader", image="a.heic")}
+    files = {"a.heic": "this HEIC is …: convert it to JPEG or PNG first"}
+    [problem] = paths.load_problems(graph, object_info, files)
+    assert problem["node_id"] == "1"
+    assert "convert it" in problem["problem"]

@@ -91,6 +91,8 @@ def test_all_mistakes_at_once(settings: Settings) -> None:
         ({"workflow": GRAPH, "timeout_s": float("nan")}, "timeout_s"),
         ({"workflow": GRAPH, "images": [{"name": "a", "image": ""}] * 2}, "given twice"),
         ({"workflow": GRAPH, "bucket": {}}, "unknown key"),
+        ({"prompt": GRAPH}, "prompt: is called `workflow` here"),
+        ({"workflow": GRAPH, "s3Config": {}}, "s3Config: goes beside `input`"),
     ],
 )
 def test_one_clear_line(payload: Any, says: str, settings: Settings) -> None:
@@ -111,6 +113,23 @@ def test_one_clear_line(payload: Any, says: str, settings: Settings) -> None:
 def test_over_a_limit(payload: Any, settings: Settings) -> None:
     with pytest.raises(PayloadTooLarge, match="MAX_"):
         parse(payload, settings)
+
+
+def test_a_key_known_from_elsewhere_is_the_one_mistake(settings: Settings) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"prompt": GRAPH}, settings)
+    assert paths(caught.value) == ["prompt"]
+
+
+def test_what_makes_a_request_too_large_is_named(settings: Settings) -> None:
+    large = {"1": {"class_type": "A", "inputs": {"image": "x" * (1 << 20)}}}
+    for payload, where in (
+        ({"workflow": large}, "workflow"),
+        ({"workflow": GRAPH, "files": {"a": "x" * (1 << 20)}}, "images"),
+    ):
+        with pytest.raises(PayloadTooLarge) as caught:
+            parse(payload, settings)
+        assert paths(caught.value) == [where]
 
 
 def test_extra_data_null_never_reaches_comfyui_as_null(settings: Settings) -> None:

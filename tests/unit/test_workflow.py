@@ -61,12 +61,17 @@ def test_the_editors_format_gets_a_word_on_how_to_export(path: Path) -> None:
         ({"1": node("A", x=["1", 0])}, "1 -> 1 form a loop"),
         ({"1": node("A", x=["2", 0]), "2": node("B", x=["3", 0]), "3": node("C", x=["2", 1])}, "2 -> 3 -> 2"),
         ({"1": node("A", x=["2", -1]), "2": node("B")}, "count from 0"),
+        ({"1": node("A", x=[2, 0]), "2": node("B")}, 'node ids are strings: write ["2", 0]'),
         ({"prompt": {"1": node("A")}, "client_id": "x"}, "whole POST /prompt body"),
         ({str(index): node("A") for index in range(11)}, "MAX_NODES allows 10"),
     ],
 )
 def test_what_is_wrong_with_a_shape_is_said(graph: dict[str, Any], says: str) -> None:
     assert any(says in item["problem"] for item in workflow.shape_problems(graph, max_nodes=10))
+
+
+def test_two_numbers_that_name_no_node_are_left_to_comfyui() -> None:
+    assert workflow.shape_problems({"1": node("A", size=[512, 512])}, max_nodes=10) == []
 
 
 def test_a_long_chain_is_no_loop_and_needs_no_recursion() -> None:
