@@ -328,7 +328,7 @@ def test_where_a_name_belongs_the_full_path_is_told_without_showing_it() -> None
     ("change", "says"),
     [
         ({"9": node("NoSuchClass")}, "no such node class"),
-        ({"9": node("KSampler")}, "required input 'model' is missing"),
+        ({"8": node("SaveImage")}, "required input 'images' is missing"),
         ({"9": node("LoadImage", image="/etc/passwd")}, "absolute path"),
         ({"8": node("PreviewAny")}, "required input 'source' is missing"),
     ],

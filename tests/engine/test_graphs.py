@@ -1,0 +1,101 @@
+"""What of a graph is a reason to refuse it, what is left out, and what it is told: before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settee.errors import InvalidRequest, WorkflowRejected
+from tests.support.embedded import EmbeddedServer
+from tests.support.rig import Rig, b64, empty, picture, png
+
+LOOSE: dict[str, Any] = {
+    "20": {"class_type": "LoadImage", "inputs": {"image": "not_sent.png"}},
+    "21": {"class_type": "ImageScale", "inputs": {"image": ["20", 0]}},
+    "22": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "no_such.safetensors"}},
+}
+
+
+def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(rig: Rig) -> None:
+    """A file that was not sent, inputs that are missing, a model that is not there: ComfyUI looks at none of them."""
+    result = rig.run({**empty(41), **LOOSE})
+    assert [output.node_id for output in result.outputs] == ["9"]
+    assert result.warnings == ()
+
+
+def test_a_class_that_is_not_there_is_left_out_with_a_warning_where_no_output_needs_it(rig: Rig) -> None:
+    loose = {
+        "20": {"class_type": "NoSuchLoader", "inputs": {}},
+        "21": {"class_type": "ImageInvert", "inputs": {"image": ["20", 0]}},
+    }
+    result = rig.run({**empty(42), **loose})
+    assert [output.node_id for output in result.outputs] == ["9"]
+    [warning] = result.warnings
+    assert "20 (NoSuchLoader), 21 (ImageInvert)" in warning
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (
+            {"class_type": "NoSuchFilter", "inputs": {"image": ["1", 0]}},
+            "workflow.20 (NoSuchFilter): no such node class",
+        ),
+        ({"class_type": "ImageScale", "inputs": {"image": ["1", 0]}}, "workflow.20.inputs."),
+        ({"class_type": "ImageInvert", "inputs": {"image": ["1", 5]}}, "workflow.2"),
+    ],
+)
+def test_allow_partial_runs_the_outputs_that_have_no_problem(rig: Rig, bad: dict[str, Any], says: str) -> None:
+    save = {"class_type": "SaveImage", "inputs": {"images": ["20", 0], "filename_prefix": "bad"}}
+    graph = {**empty(43), "20": bad, "21": save}
+    with pytest.raises(WorkflowRejected):
+        rig.run(graph)
+    result = rig.run(graph, allow_partial=True)
+    assert [output.node_id for output in result.outputs] == ["9"]
+    assert any(warning.startswith(f"not run (allow_partial): {says}") for warning in result.warnings), result.warnings
+
+
+def test_allow_partial_of_nothing_is_the_refusal(rig: Rig) -> None:
+    graph = empty(44)
+    graph["1"]["class_type"] = "NoSuchImage"
+    with pytest.raises(WorkflowRejected, match=r"workflow\.1 \(NoSuchImage\): no such node class"):
+        rig.run(graph, allow_partial=True)
+
+
+def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:
+    """Real ComfyUI (COMFY_URL) only: Load3D has no fingerprint, and keeps the names of its pictures in an object."""
+    rig.run(empty(45))
+    if "Load3D" not in rig.engine._session.object_info:
+        pytest.skip("needs a ComfyUI with Load3D")
+    names = dict.fromkeys(("image", "mask", "normal", "lineart"), "p.png")
+    image = {**names, "recording": "", "camera_info": {}}
+    load = {"model_file": "3d/m.glb", "image": image, "width": 64, "height": 64}
+    graph = {
+        "1": {"class_type": "Load3D", "inputs": load},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "made"}},
+    }
+    seen = []
+    for colour in ((200, 0, 0), (0, 0, 200)):
+        [output] = rig.run(graph, files={"3d/m.glb": b64(b"glTF")}, images={"p.png": b64(png(colour))}).outputs
+        seen.append(picture(output).getpixel((3, 3)))
+    assert seen == [(200, 0, 0), (0, 0, 200)]
+
+
+def test_policy_holds_for_the_class_that_comfyui_would_put_in_its_place(tmp_path: Path) -> None:
+    graph = empty()
+    graph["9"] = {"class_type": "OldSave", "inputs": {"pictures": ["1", 0], "filename_prefix": "made"}}
+    mapping = [{"new_id": "images", "old_id": "pictures"}, {"new_id": "filename_prefix", "old_id": "filename_prefix"}]
+    entry = {"new_node_id": "SaveImage", "old_node_id": "OldSave", "input_mapping": mapping, "output_mapping": None}
+    with EmbeddedServer(tmp_path / "comfy") as server:
+        with Rig(tmp_path, **server.shared) as rig:
+            rig.run(empty())
+            rig.engine._session.replacements = {"OldSave": [entry]}
+            [output] = rig.run(graph).outputs
+            assert output.filename == "made_00001_.png"
+        with Rig(tmp_path / "strict", denied_nodes=("SaveImage",), **server.shared) as rig:
+            rig.run({**empty(save=False), "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
+            rig.engine._session.replacements = {"OldSave": [entry]}
+            with pytest.raises(InvalidRequest, match="DENIED_NODES"):
+                rig.run(graph)
