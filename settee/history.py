@@ -71,6 +71,11 @@ def messages(status: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield str(message[0]), mapping(message[1])
 
 
+def located(node_id: str, graph: Workflow, class_type: str | None = None) -> str:
+    """Name a node as errors do; ``class_type`` where it may be one that the graph does not have."""
+    return f"node {node_id} ({class_type or graph.get(node_id, {}).get('class_type', 'unknown')})"
+
+
 def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
     node_id = str(data.get("node_id"))
     class_type = str(data.get("node_type"))
@@ -86,7 +91,7 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
     out_of_memory = exception.endswith("OutOfMemoryError") or "out of memory" in said.lower()
     return Ending(
         "out_of_memory" if out_of_memory else "failed",
-        where=f"node {node_id} ({class_type})",
+        where=located(node_id, graph, class_type) if node_id else "the workflow",
         said=said.splitlines()[0][:300],
         details=details,
     )

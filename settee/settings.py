@@ -38,7 +38,9 @@ class Settings(BaseSettings):
 
     # --- ComfyUI -------------------------------------------------------------------------------------
     comfy_url: str | None = Field(
-        None, description="Address of a ComfyUI that is already running. Unset: the worker starts its own."
+        None,
+        description="Address of a ComfyUI that is already running. Unset: the worker starts its own. Link the folders "
+        "of `settee/comfy_nodes` into its `custom_nodes`: with them no node ends its thread of prompts, or stalls it.",
     )
     comfy_dir: Path = Field(Path("/comfyui"), description="Folder of the ComfyUI that the worker starts.")
     comfy_args: str = Field("", description="Further arguments for that ComfyUI, as on a command line.")

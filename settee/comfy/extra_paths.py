@@ -37,7 +37,11 @@ class ExtraPaths:
 
     def arguments(self) -> list[str]:
         """For ComfyUI's command line; empty before the first :meth:`write`."""
-        return [] if self._file is None else ["--extra-model-paths-config", str(self._file)]
+        if self._file is None:
+            return []
+        # Our nodes are loaded also under --disable-all-custom-nodes; without it the list means nothing.
+        nodes = sorted(path.name for path in NODES.glob("settee_*"))
+        return ["--extra-model-paths-config", str(self._file), "--whitelist-custom-nodes", *nodes]
 
     def write(self) -> None:
         """Write the file, readable by this user only. Raises ConfigError."""

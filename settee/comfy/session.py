@@ -31,7 +31,7 @@ from settee.errors import (
     WorkflowRejected,
     problem_line,
 )
-from settee.history import mapping
+from settee.history import located, mapping
 from settee.job import Cancel, Job
 from settee.messages import ImageEvent, Report
 from settee.settings import Settings
@@ -140,11 +140,12 @@ class Session:
                 return ended
             except ComfyDied as error:
                 self._recover(error)
+                where = located(error.node_id, graph) if error.node_id else "this workflow"
                 if error.is_fatal:
-                    raise ExecutionFailed(f"{error.message}: ComfyUI cannot run this workflow") from error
+                    raise ExecutionFailed(f"ComfyUI cannot run {where}: {error.message}") from error
                 if died:
                     raise ComfyUnavailable(
-                        f"ComfyUI went away twice while it ran this workflow: {error.message}",
+                        f"ComfyUI went away twice while it ran {where}: {error.message}",
                         details={"log": self._server.log_tail()},
                     ) from error
                 died = True
@@ -188,7 +189,8 @@ class Session:
                 known.add(started)
                 self.forgetter.add(started)
                 watcher = watch(started, is_told=False)
-        except ComfyDied:
+        except ComfyDied as error:
+            error.node_id = watcher.node_id
             if not self._server.is_ours:
                 # It may only have been frozen: it must not go on with this when it wakes.
                 self.prompts.leftovers.add(prompt_id)

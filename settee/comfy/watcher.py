@@ -38,6 +38,8 @@ class ComfyDied(ComfyUnavailable):
     needs_restart = False
     #: Whether the prompt itself is to blame, so that it must not run again.
     is_fatal = False
+    #: The node that ran last, where that is known.
+    node_id: str | None = None
 
 
 class ComfyStalled(ComfyDied):
@@ -133,6 +135,11 @@ class Watcher:
     def others_wait(self) -> bool:
         """False when the socket said that nothing more waits or runs, once this prompt had ended."""
         return not self._ended or self._socket.remaining != 0
+
+    @property
+    def node_id(self) -> str | None:
+        """The node that ran last, as the socket told."""
+        return self._meter.report.node_id
 
     @property
     def lost_messages(self) -> bool:

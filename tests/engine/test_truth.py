@@ -107,7 +107,7 @@ def test_comfyui_is_killed_and_the_job_runs_again(rig: Rig) -> None:
 
 
 def test_comfyui_dies_of_the_workflow_itself(rig: Rig) -> None:
-    with pytest.raises(ComfyUnavailable, match="went away twice") as caught:
+    with pytest.raises(ComfyUnavailable, match=r"went away twice while it ran node 5 \(SetteeFault\)") as caught:
         rig.run(failing("exit"))
     assert caught.value.retryable
     assert caught.value.details["log"], "the end of ComfyUI's log is missing"

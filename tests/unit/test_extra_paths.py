@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import yaml
 
 from settee.comfy.extra_paths import NODES, ExtraPaths, content
-from settee.comfy_nodes import settee_salt
+from settee.comfy_nodes import settee_salt, settee_thread
 from settee.embedded.cli import options_from
+from settee.history import ending
 from settee.settings import Settings, load
 from settee.workflow import SALT_INPUT, salted
 
@@ -31,7 +33,7 @@ def test_without_models_elsewhere_only_the_node_is_shown(tmp_path: Path) -> None
 def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
     """ComfyUI imports every folder and every .py in it."""
     inside = {path.name for path in NODES.iterdir() if path.name != "__pycache__"}
-    assert inside == {"settee_gc", "settee_salt"}
+    assert inside == {"settee_gc", "settee_salt", "settee_thread"}
 
 
 def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: Path) -> None:
@@ -62,14 +64,15 @@ def test_the_file_is_yaml_for_its_owner_alone_and_goes_at_the_end(tmp_path: Path
     paths = ExtraPaths(settings(tmp_path, models_extra_dirs=(str(tmp_path / 'vol "ü: #'),)))
     assert paths.arguments() == []
     paths.write()
-    option, name = paths.arguments()
+    option, name, *nodes = paths.arguments()
     assert option == "--extra-model-paths-config"
+    assert nodes == ["--whitelist-custom-nodes", "settee_gc", "settee_salt", "settee_thread"]
     assert Path(name).stat().st_mode & 0o777 == 0o600
     text = Path(name).read_text()
     assert yaml.safe_load(text) == json.loads(text)
     assert yaml.safe_load(text)["settee_extra_1"]["vae"] == str(tmp_path / 'vol "ü: #' / "vae")
     paths.write()
-    assert paths.arguments() == [option, name], "one file for all restarts"
+    assert paths.arguments() == [option, name, *nodes], "one file for all restarts"
     paths.remove()
     assert not Path(name).exists()
     assert paths.arguments() == []
@@ -149,7 +152,11 @@ def test_the_node_freezes_when_the_server_starts_and_once(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("node", "says"),
-    [("settee_gc", "the collector's stall stays"), ("settee_salt", "open-ended inputs see settee_job")],
+    [
+        ("settee_gc", "the collector's stall stays"),
+        ("settee_salt", "open-ended inputs see settee_job"),
+        ("settee_thread", "SystemExit ends the thread of prompts"),
+    ],
 )
 def test_a_node_does_no_harm_to_a_comfyui_that_is_built_otherwise(node: str, says: str) -> None:
     path = str(NODES / node / "__init__.py")
@@ -175,3 +182,50 @@ def test_the_salt_is_no_argument_of_a_class_that_takes_any() -> None:
     assert SALT_INPUT in node
     assert wrapped(node, AnyKey(), "1")[0] == {"image_1": ["a"]}
     assert SALT_INPUT in node, "the prompt, and so its cache key, stays as it is"
+
+
+class Executor:
+    """As PromptExecutor of ComfyUI 0.3.64 and 0.33: an Exception of a node is dealt with, all else goes through."""
+
+    def __init__(self) -> None:
+        self.server = types.SimpleNamespace(last_node_id="of an earlier prompt")
+        self.history_result: dict[str, Any] = {"outputs": {"9": "of an earlier prompt"}}
+        self.resets = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.resets += 1
+        self.status_messages: list[tuple[str, dict[str, Any]]] = []
+        self.success = True
+
+    def add_message(self, event: str, data: dict[str, Any], broadcast: bool) -> None:
+        self.status_messages.append((event, data))
+
+    def execute(self, prompt: dict[str, Any], prompt_id: str, extra_data: Any, execute_outputs: Any) -> None:
+        for node_id, node in prompt.items():
+            self.server.last_node_id = node_id
+            if node["class_type"] == "Exits":
+                sys.exit("bye")
+        self.history_result = {"outputs": {"9": "saved"}}
+
+
+def test_a_node_that_ends_the_thread_of_prompts_fails_its_prompt_only() -> None:
+    execute = settee_thread.surviving(settee_thread.surviving(Executor.execute))
+    executor = Executor()
+    prompt = {"1": {"class_type": "EmptyImage"}, "5": {"class_type": "Exits"}}
+    execute(executor, prompt, "id", {}, ["5"])
+    status = {"status_str": "success" if executor.success else "error", "messages": [[*executor.status_messages[-1]]]}
+    end = ending(status, prompt)
+    assert (end.kind, end.where, end.said) == ("failed", "node 5 (Exits)", "SystemExit: bye")
+    assert executor.history_result["outputs"] == {}
+    execute(executor, {"9": {"class_type": "SaveImage"}}, "id", {}, ["9"])
+    assert executor.history_result["outputs"] == {"9": "saved"}
+
+
+def test_a_thread_that_cannot_be_saved_ends_with_a_line_in_the_log() -> None:
+    """threading prints one for every exception but SystemExit, and the supervisor waits for it."""
+    execute = settee_thread.surviving(Executor.execute)
+    executor = Executor()
+    executor.add_message = lambda _: None  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError, match="the thread that runs prompts ends"):
+        execute(executor, {"5": {"class_type": "Exits"}}, "id", {}, ["5"])
