@@ -53,8 +53,15 @@ def label(message: Message) -> str:
 class Listener:
     """One event socket. Everything it gets is kept in ``messages``."""
 
-    def __init__(self, url: str, client_id: str | None, first: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        client_id: str | None,
+        first: str | None = None,
+        on_message: Callable[[Message], None] = lambda _: None,
+    ) -> None:
         self.client_id = client_id
+        self._on_message = on_message
         self.messages: list[Message] = []
         self.closed = False
         self._news = threading.Condition()
@@ -75,6 +82,7 @@ class Listener:
                     break
                 with self._news:
                     self.messages.append(_decoded(opcode, data))
+                    self._on_message(self.messages[-1])
                     self._news.notify_all()
         except (OSError, websocket.WebSocketException):
             pass  # the other side is gone, or close() was called

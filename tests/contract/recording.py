@@ -1,4 +1,4 @@
-"""Reading the recordings of a real ComfyUI 0.3.64, and making two runs comparable."""
+"""Reading the recordings of real ComfyUIs, and making two runs comparable."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.contract import generations
 from tests.contract.driver import Binary, Message, label
 
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -19,14 +20,15 @@ _PROSE = ("tooltip", "output_tooltips", "description")
 
 
 @cache
-def load(name: str) -> Any:
-    """A recording; do not change what it gives."""
-    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
+def load(name: str, version: str | None = None) -> Any:
+    """A recording of the generation under test, or of another version; do not change what it gives."""
+    folder = RECORDINGS / (version or generations.under_test().version)
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def http_events(name: str) -> list[dict[str, Any]]:
+def http_events(name: str, version: str | None = None) -> list[dict[str, Any]]:
     """The HTTP exchanges of a recording, in order."""
-    return [event for event in load(name)["events"] if event["kind"] == "http"]
+    return [event for event in load(name, version)["events"] if event["kind"] == "http"]
 
 
 def cases(name: str) -> list[tuple[str, dict[str, Any]]]:

@@ -175,9 +175,10 @@ def test_both_forms_of_a_combo(spec: Any, choices: Any) -> None:
     assert registry.choices_of(spec) == choices
 
 
-def test_comfyuis_own_words_are_explained(object_info: dict[str, Any]) -> None:
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+def test_comfyuis_own_words_are_explained(version: str, object_info: dict[str, Any]) -> None:
     """Every recorded rejection turns into problems that name the node, the input and the value."""
-    recorded = json.loads((RECORDINGS / "validation_errors.json").read_text())
+    recorded = json.loads((RECORDINGS / version / "validation_errors.json").read_text())
     explained = 0
     for event in recorded["events"]:
         body = event.get("response_body")

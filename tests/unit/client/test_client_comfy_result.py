@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -130,12 +131,13 @@ def test_every_end_of_a_graph_is_salted_and_nothing_else() -> None:
     assert SALT_INPUT not in graph["3"]["inputs"], "the caller's graph is not changed"
 
 
-def test_recorded_refusals_are_readable() -> None:
+@pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
+def test_recorded_refusals_are_readable(version: str) -> None:
     """Every refusal that a real ComfyUI was recorded to make names a node, or says what it says."""
-    info = load("object_info")
+    info = load("object_info", version)
     info = info if "SaveImage" in info else {}
     lines = []
-    for event in http_events("validation_errors"):
+    for event in http_events("validation_errors", version):
         body = event["response_body"]
         if event["path"] == "/prompt" and event["status"] == 400 and isinstance(body, dict):
             asked = event["request_body"].get("prompt") if isinstance(event["request_body"], dict) else None
