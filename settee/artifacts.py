@@ -21,7 +21,7 @@ from settee.media import kind_of
 from settee.messages import ImageEvent
 from settee.metadata import restore
 from settee.registry import picture_senders
-from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes
+from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes, own_node
 from settee.workspace import Workspace
 
 #: (folder type, subfolder, filename)
@@ -78,7 +78,7 @@ class _Collector:
         texts: list[Artifact] = []
         for number, outputs in enumerate(self._ended.outputs):
             for item in reported(outputs, lambda node_id: node_id in self._graph and node_id not in self._outputs):
-                text = self._take(replace(item, node_id=self._node_of(item.node_id)))
+                text = self._take(replace(item, node_id=own_node(self._graph, item.node_id)))
                 # A prompt that was started again repeats what its cached nodes said.
                 if text is not None and not (number and text in texts):
                     texts.append(text)
@@ -119,13 +119,6 @@ class _Collector:
                 f"a file in ComfyUI's {place[0][:20]!r} folder"
             )
         return None
-
-    def _node_of(self, node_id: str) -> str:
-        """The workflow's own node: one that expands runs nodes with ids such as 5.0.0.1 in its place."""
-        own = node_id
-        while own not in self._graph and "." in own:
-            own = own.rpartition(".")[0]
-        return own if own in self._graph else node_id
 
     def _named(self, item: Reported) -> Place | None:
         """The file that a text names, if it is there: Preview3D's `result` is one below output or temp."""
@@ -193,7 +186,7 @@ class _Collector:
     def _pictures(self) -> Iterator[Artifact]:
         """What came over the socket from nodes without a file: history knows nothing of it (big_ws_message.json)."""
         saving = set(self._files.values())
-        sent = [replace(each, node_id=self._node_of(str(each.node_id))) for each in self._ended.pictures]
+        sent = [replace(each, node_id=own_node(self._graph, str(each.node_id))) for each in self._ended.pictures]
         pictures = [picture for picture in sent if picture.node_id not in saving]
         self._heard_of.update(str(picture.node_id) for picture in sent)
         came = Counter(str(picture.node_id) for picture in pictures)

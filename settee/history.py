@@ -16,7 +16,7 @@ from typing import Any, Literal
 from settee.job import Kind
 from settee.media import kind_of
 from settee.redact import neutral
-from settee.workflow import Workflow, natural_key, title
+from settee.workflow import Workflow, natural_key, own_node, title
 
 #: Keys of core nodes that say something about the files beside them, or hold the editor's state.
 _ABOUT = {
@@ -77,7 +77,7 @@ def located(node_id: str, graph: Workflow, class_type: str | None = None) -> str
 
 
 def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
-    node_id = str(data.get("node_id"))
+    node_id = own_node(graph, str(data.get("node_id")))
     class_type = str(data.get("node_type"))
     exception = str(data.get("exception_type"))
     said = neutral(str(data.get("exception_message") or "").strip()) or exception.strip() or "it does not say why"

@@ -13,7 +13,7 @@ from typing import Any
 
 from settee.errors import WorkflowRejected
 from settee.redact import neutral
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, links, natural_key, output_nodes
+from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, links, natural_key, output_nodes, own_node
 
 # --- inputs ----------------------------------------------------------------------------------------------
 
@@ -270,6 +270,7 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, object_info: Obj
     for node_id, report in sorted(node_errors.items(), key=lambda item: natural_key(item[0])):
         if not isinstance(report, dict):
             continue
+        node_id = own_node(workflow, node_id)
         node = workflow.get(node_id, {"inputs": {}})
         class_type = report.get("class_type") or node.get("class_type")
         errors = report.get("errors")

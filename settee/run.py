@@ -241,12 +241,13 @@ class Run:
 
     def _execute(self, session: Session, graph: workflow.Workflow, staged: tuple[Staged, ...]) -> Ended:
         def on_report(report: Report) -> None:
-            node = graph.get(report.node_id or "")
+            node_id = workflow.own_node(graph, report.node_id or "")
+            node = graph.get(node_id)
             # A job that runs a second time begins anew; what its caller sees does not fall.
             self._percent = max(self._percent, report.percent)
             self._report(
                 Status.RUNNING,
-                node_id=report.node_id,
+                node_id=node_id or None,
                 node_type=node["class_type"] if node else None,
                 value=report.value,
                 maximum=report.maximum,

@@ -12,7 +12,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 Workflow = dict[str, Any]
@@ -301,7 +301,13 @@ _NODE_KEYS = ("class_type", "inputs", "_meta")
 
 
 def isolate(
-    workflow: Workflow, object_info: ObjectInfo, prefix: str, salts: Salts | None = None, *, previews: bool = False
+    workflow: Workflow,
+    object_info: ObjectInfo,
+    prefix: str,
+    salts: Salts | None = None,
+    *,
+    previews: bool = False,
+    expanding: Collection[str] = (),
 ) -> Workflow:
     """A copy in which every saving node runs for this job, ComfyUI's own ones to write below ``prefix``.
 
@@ -310,7 +316,8 @@ def isolate(
     from any other job's. What a custom class makes of its prefix is not known, so its own stays: it and output nodes
     without one get an input that only the cache sees, and so do the nodes of ``salts``: a loader without an
     IS_CHANGED would show the file that had its name before. With ``previews`` so do nodes that leave temp files on
-    the way to an output: ComfyUI 0.33 reports a cached one's again. Nothing else upstream of them runs again.
+    the way to an output: ComfyUI 0.33 reports a cached one's again. Nodes of the classes ``expanding`` become others,
+    with savers among them, which are not there at all when the node is cached. Nothing else upstream runs again.
     """
     isolated: Workflow = {}
     for node_id, node in workflow.items():
@@ -323,11 +330,19 @@ def isolate(
             # A prefix that names no file would make ComfyUI name it after our folder.
             is_name = posixpath.normpath(name.strip("/")) != "."
             kept["inputs"] = {**node["inputs"], "filename_prefix": f"{prefix}/{name if is_name else 'ComfyUI'}"}
-        elif is_output or (previews and info.get("has_intermediate_output")):
+        elif is_output or class_type in expanding or (previews and info.get("has_intermediate_output")):
             kept["inputs"] = salted(node, object_info, prefix)
         elif salts and node_id in salts:
             kept["inputs"] = salted(node, object_info, salts[node_id])
     return isolated
+
+
+def own_node(workflow: Mapping[str, Any], node_id: str) -> str:
+    """The id of a workflow's own node, for that of one that it expanded into, such as 5.0.0.1."""
+    own = node_id
+    while own not in workflow and "." in own:
+        own = own.rpartition(".")[0]
+    return own if own in workflow else node_id
 
 
 def salted(node: Mapping[str, Any], object_info: ObjectInfo, salt: str) -> dict[str, Any]:

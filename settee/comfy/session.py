@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -80,6 +80,7 @@ class Session:
         #: As registry.replaced takes them.
         self.replacements: dict[str, Any] = {}
         self._known_generation = -1
+        self._expanding: set[str] = set()
         self.forgetter = Forgetter(server.client)
         self.prompts = Prompts(server, self.forgetter, interrupt_s=settings.comfy_interrupt_s)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
@@ -164,7 +165,14 @@ class Session:
         self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks
     ) -> Ended:
         prefix = folder_of(prompt_id)
-        isolated = workflow.isolate(graph, self._object_info, prefix, salts, previews=job.request.delivery.include_temp)
+        isolated = workflow.isolate(
+            graph,
+            self._object_info,
+            prefix,
+            salts,
+            previews=job.request.delivery.include_temp,
+            expanding=self._expanding,
+        )
         ended = Ended(prefix)
         _check(cancel, deadline)
         socket = self._open_socket()
@@ -178,10 +186,11 @@ class Session:
             known = {prompt_id}
             while True:
                 entry = watcher.wait(cancel, deadline)
+                ended.outputs.append(mapping(entry.get("outputs")))
+                self._note_expanding(isolated, ended.outputs[-1])
                 failure = failure_of(mapping(entry.get("status")), graph)
                 if failure is not None:
                     raise failure
-                ended.outputs.append(mapping(entry.get("outputs")))
                 ended.lost_messages |= watcher.lost_messages
                 started = self._started(prompt_id, known, socket, cancel, deadline) if watcher.others_wait else None
                 if started is None:
@@ -213,12 +222,18 @@ class Session:
             ended.warnings.append(
                 f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
             )
-        ended.refused = refused
+        ended.refused = {workflow.own_node(graph, node_id) for node_id in refused}
         ended.warnings += [
             f"not run (allow_partial): {problem_line(problem)}"
             for problem in registry.explain(refused, graph, self._object_info)
         ]
         return ended
+
+    def _note_expanding(self, graph: Workflow, outputs: Mapping[str, Any]) -> None:
+        """Remember classes whose nodes became others with outputs: nothing in the registry tells them."""
+        for node_id in outputs.keys() - graph.keys():
+            if (own := workflow.own_node(graph, node_id)) in graph:
+                self._expanding.add(graph[own]["class_type"])
 
     def _watcher(
         self,

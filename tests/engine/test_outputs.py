@@ -1,7 +1,7 @@
 """A result is everything that a job made, or an error: whatever its nodes start, report, send or only write.
 
 The classes are the embedded server's (settee/embedded/nodes/packs.py); a real ComfyUI at COMFY_URL has them with
-tests/support/comfy_pack in its custom_nodes, and without it these tests are skipped.
+tests/support/comfy_pack and the folders of settee/comfy_nodes in its custom_nodes, without which these are skipped.
 """
 
 from __future__ import annotations
@@ -198,6 +198,25 @@ def test_files_are_found_in_reports_of_any_shape(rig: Rig) -> None:
 def test_a_file_that_is_reported_and_missing_is_an_error(rig: Rig) -> None:
     with pytest.raises(OutputMissing):
         rig.run(told(images=[{"filename": "gone.png", "subfolder": "", "type": "output"}]))
+
+
+# --- nodes that become others --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("class_type", ["ExpandingSaver", "ExpandingLinked", "ExpandingLoop"])
+def test_savers_within_a_node_that_expands_save_again_for_every_job(rig: Rig, class_type: str) -> None:
+    if not rig.is_external:
+        pytest.skip("the embedded server's nodes do not expand")
+    graph = with_node(class_type, count=2, color=time.time_ns() % 10_000)
+    if class_type != "ExpandingSaver":
+        del graph["1"], graph["2"]["inputs"]["images"]
+    graph["9"] = {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "last"}}
+    for _ in range(3):
+        result = rig.run(graph)
+        assert [output.node_id for output in result.outputs] == ["2", "2", "9"]
+        assert not result.warnings
+        texts = [picture(output).text for output in result.outputs]  # type: ignore[attr-defined]
+        assert not any("settee" in text["prompt"] for text in texts)
 
 
 # --- pictures over the socket ---------------------------------------------------------------------------

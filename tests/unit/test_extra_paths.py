@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -229,3 +230,35 @@ def test_a_thread_that_cannot_be_saved_ends_with_a_line_in_the_log() -> None:
     executor.add_message = lambda _: None  # type: ignore[method-assign, assignment]
     with pytest.raises(RuntimeError, match="the thread that runs prompts ends"):
         execute(executor, {"5": {"class_type": "Exits"}}, "id", {}, ["5"])
+
+
+def test_savers_within_a_node_that_expands_are_salted_and_so_is_the_node_from_then_on() -> None:
+    class DynamicPrompt:
+        """As ComfyUI's comfy_execution.graph has it."""
+
+        def __init__(self, original_prompt: dict[str, Any]) -> None:
+            self.original_prompt = original_prompt
+            self.ephemeral: dict[str, tuple[dict[str, Any], str]] = {}
+
+        def add_ephemeral_node(self, node_id: str, node: dict[str, Any], parent_id: str, display_id: str) -> None:
+            self.ephemeral[node_id] = (node, parent_id)
+
+        def get_node(self, node_id: str) -> dict[str, Any]:
+            return self.ephemeral[node_id][0] if node_id in self.ephemeral else self.original_prompt[node_id]
+
+        def get_parent_node_id(self, node_id: str) -> str | None:
+            return self.ephemeral[node_id][1] if node_id in self.ephemeral else None
+
+    settee_salt.salt_expanded(DynamicPrompt, lambda name: name == "Save")
+    graph = {"1": {"class_type": "Other", "inputs": {}}, "2": {"class_type": "Loop", "inputs": {"count": 3}}}
+    salts = set()
+    for turn in range(3):
+        prompt = DynamicPrompt(copy.deepcopy(graph))
+        assert (SALT_INPUT in prompt.get_node("2")["inputs"]) is (turn > 0)
+        prompt.add_ephemeral_node("2.0.0.1", {"class_type": "While", "inputs": {}}, "2", "2")
+        assert (SALT_INPUT in prompt.get_node("2.0.0.1")["inputs"]) is (turn > 0)
+        prompt.add_ephemeral_node("2.0.0.1.0.0.1", {"class_type": "Save", "inputs": {"a": 1}}, "2.0.0.1", "2")
+        prompt.add_ephemeral_node("2.0.0.1.0.0.2", {"class_type": "Other", "inputs": {}}, "2.0.0.1", "2")
+        salts.add(prompt.get_node("2.0.0.1.0.0.1")["inputs"][SALT_INPUT])
+        assert prompt.get_node("2.0.0.1.0.0.2")["inputs"] == prompt.get_node("1")["inputs"] == {}
+    assert len(salts) == 3

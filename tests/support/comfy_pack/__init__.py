@@ -170,7 +170,14 @@ class ExpandingLinked(ExpandingSaver):
         return {"result": (made.out(0),), "expand": graph.finalize()}
 
 
+class ExpandingLoop(ExpandingLinked):
+    """The same, and no output node itself: a loop with savers in it."""
+
+    OUTPUT_NODE = False
+
+
 NODE_CLASS_MAPPINGS = {
+    "ExpandingLoop": ExpandingLoop,
     "BatchManagerLike": BatchManagerLike,
     "Image Save": ImageSave,
     "ETN_SendImageWebSocket": SendImage,
