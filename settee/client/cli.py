@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from settee.client import options, streams
-from settee.client.errors import ClientError, JobStopped, UsageError
+from settee.client.errors import ClientError, JobStopped, UsageError, command_line, spelled
 
 PROG = "settee-client"
 
@@ -23,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
     streams.prepare()
+    with command_line():
+        return _main(argv, prog, is_command=is_command)
+
+
+def _main(argv: list[str], prog: str, *, is_command: bool) -> int:
     outcome = _run(argv, prog)
     if is_command:
         # All is over; a Ctrl-C now would only spoil how it is told.
@@ -75,7 +80,7 @@ def _problems(error: ClientError) -> list[str]:
     if not isinstance(problems, list) or len(problems) < 2:
         return []
     lines = [f"{p.get('path', '')}: {p.get('problem', '')}" for p in problems[:20] if isinstance(p, dict)]
-    return ["".join(char if char.isprintable() else " " for char in line[:500]) for line in lines]
+    return [spelled("".join(char if char.isprintable() else " " for char in line[:500])) for line in lines]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,6 +12,11 @@ ClientError
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 #: Codes of settee's workers (docs/api.md) that mean: the same job will be refused again.
@@ -19,6 +24,64 @@ _REFUSALS = frozenset(
     ["invalid_request", "seal_broken", "unsafe_path", "payload_too_large", "workflow_rejected", "model_missing"]
 )
 _STOPS = frozenset(("canceled", "timeout"))
+
+
+#: What the command line calls otherwise than Python does; any other option ``--a-b`` is the keyword ``a_b``.
+_KEYWORDS = {
+    "--img": "images",
+    "--mask": "masks",
+    "--video": "videos",
+    "--comfy": "comfy=True",
+    "--url": "where",
+    "--endpoint": "where",
+    "--timeout": "wait_s",
+    "--job-timeout": "timeout_s",
+    "--model": "models",
+}
+#: Options with their values, as they are written in Python.
+_CALLS = (
+    (r"--resume (\S+)", r"job('\1')"),
+    (r"--cancel (\S+)", r"cancel('\1')"),
+    (r"--set ([^\s=]+)=(…)", r"set={'\1': \2}"),
+    (r"(--(?:img|mask|video|audio)) (\S+)=FILE", r"\1={'\2': FILE}"),
+)
+#: What a worker calls otherwise than the command line does.
+_OPTIONS = {
+    "`images` or `files`": "--img (or --mask, --video, --audio)",
+    "raise timeout_s": "raise --job-timeout",
+    "the job's models": "--model",
+}
+_WORKERS = re.compile("|".join(_OPTIONS))
+_at_command_line = False
+
+
+@contextlib.contextmanager
+def command_line() -> Iterator[None]:
+    """Errors made meanwhile are read at the command line, not in Python."""
+    global _at_command_line
+    before, _at_command_line = _at_command_line, True
+    try:
+        yield
+    finally:
+        _at_command_line = before
+
+
+def spelled(message: str) -> str:
+    """The message in its reader's words: options at the command line, keywords in Python."""
+    if _at_command_line:
+        return _WORKERS.sub(lambda found: _OPTIONS[found[0]], message)
+    for pattern, words in _CALLS:
+        message = re.sub(pattern, words, message)
+    return re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", lambda found: _keyword(found[0]), message)
+
+
+@functools.cache
+def _keyword(option: str) -> str:
+    """An option's keyword; what is another program's option stays as it is."""
+    from settee.client import options
+
+    is_ours = option in options.parser(argparse.ArgumentParser, "")._option_string_actions
+    return _KEYWORDS.get(option, option[2:].replace("-", "_")) if is_ours else option
 
 
 class ClientError(Exception):
@@ -29,8 +92,8 @@ class ClientError(Exception):
     def __init__(
         self, message: str, *, code: str | None = None, details: dict[str, Any] | None = None, job_id: str | None = None
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = spelled(message)
+        super().__init__(self.message)
         #: The worker's error code (docs/api.md), where it gave one.
         self.code = code
         self.details: dict[str, Any] = details or {}

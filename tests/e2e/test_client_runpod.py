@@ -254,7 +254,7 @@ def test_time_runs_out_while_runpod_is_slow(api: PublicApi, target: RunPod) -> N
     answer = target.submit(sent(does("Give", size=3)))
     api.fault("status", delay_s=20, times=99)
     begun = time.monotonic()
-    with pytest.raises(JobStopped, match=f"--resume {answer.job_id}"):
+    with pytest.raises(JobStopped, match=rf"job\('{answer.job_id}'\)"):
         follow(target, answer, timeout_s=1)
     assert time.monotonic() - begun < 8
 
