@@ -106,13 +106,15 @@ def choices_of(spec: Any) -> list[Any] | None:
 def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
     """The nodes that lead to an output: ComfyUI looks at no others.
 
-    A class that is not known may be an output too where its own outputs go unused. Without any known output all count.
+    A class that is not known may be an output too, where it is linked to others and none to it. Without any known output
+    all nodes count.
     """
     ends = output_nodes(workflow, object_info)
     if not ends:
         return workflow
     used = {source for node in workflow.values() for _, source, _ in links(node)}
-    ends += [i for i, node in workflow.items() if node["class_type"] not in object_info and i not in used]
+    unknown = [node_id for node_id, node in workflow.items() if node["class_type"] not in object_info]
+    ends += [node_id for node_id in unknown if node_id not in used and any(links(workflow[node_id]))]
     reached: set[str] = set()
     while ends:
         node_id = ends.pop()

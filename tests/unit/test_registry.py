@@ -37,6 +37,7 @@ def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(object_info: dict[
         "3": node("ImageScale", image=["1", 0]),  # most inputs are missing
         "4": node("NoSuchLoader"),
         "5": node("ImageInvert", image=["4", 7]),
+        "6": node("NoSuchNote", text="a note"),
     }
     assert list(registry.live(graph, object_info)) == ["1", "2"]
     assert registry.registry_problems(graph, object_info) == []
