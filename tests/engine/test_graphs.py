@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,26 @@ def test_allow_partial_of_nothing_is_the_refusal(rig: Rig) -> None:
     graph["1"]["class_type"] = "NoSuchImage"
     with pytest.raises(WorkflowRejected, match=r"workflow\.1 \(NoSuchImage\): no such node class"):
         rig.run(graph, allow_partial=True)
+
+
+def test_a_custom_node_that_failed_to_import_is_named_with_the_reason(tmp_path: Path) -> None:
+    """ComfyUI prints it at its start, 0.33 in colours, and goes on without the node."""
+    said = tmp_path / "said"
+    said.write_text(
+        "Cannot import /comfyui/custom_nodes/Pack-A module for custom nodes: No module named 'cv2'\n"
+        "\033[33m[WARNING]\033[0m Cannot import /comfyui/custom_nodes/b.py module for custom nodes: /etc/x/y.so\n"
+        "Skip /comfyui/custom_nodes/empty module for custom nodes due to the lack of NODE_CLASS_MAPPINGS\n"
+    )
+    script = tmp_path / "comfyui.sh"
+    script.write_text(f'cat {said}\nexec "{sys.executable}" -m settee.embedded "$@"\n')
+    graph = {**empty(46), "2": {"class_type": "PackLoader", "inputs": {"image": ["1", 0]}}}
+    with Rig(tmp_path, embedded=True, comfy_command=f"/bin/sh {script}") as rig:
+        with pytest.raises(WorkflowRejected, match=r"workflow\.2 \(PackLoader\): no such node class") as caught:
+            rig.run(graph)
+        assert "Pack-A (No module named 'cv2'), b.py (y.so), empty (the lack of" in caught.value.message
+        rig.server.restart("the test wants it")
+        with pytest.raises(WorkflowRejected, match="Pack-A"):
+            rig.run(graph)
 
 
 def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:

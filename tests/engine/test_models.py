@@ -156,6 +156,15 @@ def test_a_job_waits_for_its_own_model_only(make: Callable[..., Rig], hub: HubSe
     )
 
 
+def test_a_name_with_a_backslash_is_the_model_that_comfyui_lists_with_a_slash(make: Callable[..., Rig]) -> None:
+    """Workflows made on Windows have them. The first job names it before ComfyUI has it, the second after."""
+    rig = make(f"{REPO}:m1.safetensors:checkpoints/XL#lazy")
+    for _ in range(2):
+        result = rig.run(tint("XL\\m1.safetensors"))
+        assert colour_of(result) == colour_for(tensors(1))
+        assert "was taken as 'XL/m1.safetensors'" in result.warnings[0]
+
+
 def test_progress_tells_of_the_model_that_is_waited_for(make: Callable[..., Rig], hub: HubServer) -> None:
     hub.faults.rate = 2 * SIZE
     rig = make(lazy(0))
