@@ -18,11 +18,15 @@ from urllib.parse import quote, urlencode, urlsplit
 import orjson
 import urllib3
 
-from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, WorkflowRejected
+from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, PayloadTooLarge, WorkflowRejected
 
 #: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
 #: front of it may have been started anew.)
 REFUSED_S = 10.0
+
+
+#: Of an answer 413.
+_MAX_UPLOAD = "this ComfyUI takes: start it with a higher --max-upload-size (MB)"
 
 
 class NoAnswer(ComfyUnavailable):
@@ -110,6 +114,8 @@ class Client:
             raise WorkflowRejected(
                 details={"error": answer.get("error") or {}, "node_errors": answer.get("node_errors") or {}}
             )
+        if status == 413:
+            raise PayloadTooLarge(f"the workflow is larger than {_MAX_UPLOAD}, or send what it embeds under `files`")
         raise WorkflowRejected(f"ComfyUI failed while it checked the workflow (HTTP {status})")
 
     def history(self, prompt_id: str, *, timeout_s: float | None = None) -> dict[str, Any] | None:
@@ -200,6 +206,8 @@ class Client:
         }
         body, content_type = urllib3.encode_multipart_formdata(fields)
         status, raw = self._send("POST", "/upload/image", body, {"Content-Type": content_type}, 120.0)
+        if status == 413:
+            raise PayloadTooLarge(f"the input file {name!r} is larger than {_MAX_UPLOAD}, or let it share its folders")
         stored = _object(raw) if status == 200 else {}
         if stored.get("name") != name or os.path.normpath(stored.get("subfolder") or ".") != os.path.normpath(
             subfolder or "."

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from settee.errors import InvalidRequest, WorkflowRejected
+from settee.errors import InvalidRequest, PayloadTooLarge, WorkflowRejected
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, picture, png
 
@@ -83,6 +83,21 @@ def test_a_custom_node_that_failed_to_import_is_named_with_the_reason(tmp_path: 
         rig.server.restart("the test wants it")
         with pytest.raises(WorkflowRejected, match="Pack-A"):
             rig.run(graph)
+
+
+def test_what_is_larger_than_comfyui_takes_is_called_that(tmp_path: Path) -> None:
+    large = b64(bytes(1_500_000))
+    with (
+        EmbeddedServer(tmp_path / "comfy", args=["--max-upload-size", "1"]) as server,
+        Rig(tmp_path, comfy_url=server.url) as rig,
+    ):
+        with pytest.raises(PayloadTooLarge, match=r"the input file 'x.bin' is larger .* --max-upload-size"):
+            rig.run(empty(), files={"x.bin": large})
+        graph = empty()
+        graph["1"]["_meta"] = {"title": large}
+        with pytest.raises(PayloadTooLarge, match=r"the workflow is larger .* --max-upload-size"):
+            rig.run(graph)
+        assert rig.run(empty()).outputs
 
 
 def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:
