@@ -106,8 +106,8 @@ def choices_of(spec: Any) -> list[Any] | None:
 def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
     """The nodes that lead to an output: ComfyUI looks at no others.
 
-    A class that is not known may be an output too, where it is linked to others and none to it. Where no output is known
-    all nodes count.
+    A class that is not known may be an output too, where it is linked to others and none to it. Without a known output
+    all count.
     """
     ends = output_nodes(workflow, object_info)
     if not ends:
