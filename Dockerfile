@@ -1,22 +1,17 @@
 # syntax=docker/dockerfile:1.12
 # The worker, its ComfyUI and, when asked for, models: docs/deploy.md. `docker buildx bake` builds the variants.
+# Every package is locked, and installed without being resolved again: newer releases change nothing.
 #
 # Two Pythons: the worker's in /opt/settee/.venv and ComfyUI's in /comfyui/.venv. They share nothing, so that no custom
 # node can change what the worker imports; and ComfyUI's folder has an `app` and a `utils` of its own.
 
 # By tag, or by digest: nvidia/cuda@sha256:…
-ARG CUDA_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04
+ARG CUDA_IMAGE=nvidia/cuda:13.0.3-base-ubuntu24.04
 # The one that CUDA_IMAGE's distribution has.
 ARG PYTHON_VERSION=3.12
-# docker/comfyui-TAG.lock must be there: docker/lock-comfyui.sh makes it.
-ARG COMFYUI_TAG=v0.3.64
-# Three that belong together. PyPI has each PyTorch for one CUDA, whose libraries it brings along: TORCH_CUDA says which
-# is meant. For another pair, give an index that has it as TORCH_INDEX.
-ARG TORCH_CUDA=12.8
-ARG TORCH_VERSION=2.8.0
-ARG TORCHVISION_VERSION=0.23.0
-ARG TORCHAUDIO_VERSION=2.8.0
-ARG TORCH_INDEX=""
+# docker/comfyui-TAG.lock and docker/torch-VARIANT.lock must be there: docker/lock-comfyui.sh makes them.
+ARG COMFYUI_TAG=v0.33.0
+ARG TORCH_VARIANT=cu130
 
 
 # --- what runs need: Python, the libraries that nodes link to, SSH -----------------------------------------------
@@ -41,57 +36,70 @@ RUN --mount=type=cache,target=/var/cache/apt,sharing=locked \
     && rm -f /etc/ssh/ssh_host_*
 
 
+# --- what installs packages: uv, in the stages that build --------------------------------------------------------
+FROM base AS installer
+ARG PYTHON_VERSION
+# Bytecode is made here, so that a cold start does not wait for it. It is not checked at the start: layers round the
+# files' times.
+ENV PATH=/opt/uv/bin:$PATH \
+    PYC_INVALIDATION_MODE=UNCHECKED_HASH \
+    UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy
+COPY requirements-build.lock /tmp/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    "python${PYTHON_VERSION}" -m venv /opt/uv \
+    && /opt/uv/bin/pip install --no-deps --require-hashes -r /tmp/requirements-build.lock
+
+
 # --- the worker --------------------------------------------------------------------------------------------------
-FROM base AS worker
+FROM installer AS worker
 ARG PYTHON_VERSION
 WORKDIR /opt/settee
 COPY requirements-worker.lock ./
-RUN --mount=type=cache,target=/root/.cache/pip \
-    "python${PYTHON_VERSION}" -m venv .venv \
-    && .venv/bin/pip install --no-deps --require-hashes -r requirements-worker.lock \
-    && .venv/bin/pip check
+RUN --mount=type=cache,target=/root/.cache/uv \
+    "python${PYTHON_VERSION}" -m venv --without-pip .venv \
+    && uv pip install --no-deps --require-hashes -r requirements-worker.lock \
+    && uv pip check
 COPY LICENSE rp_handler.py utils.py start.sh ./
 COPY settee settee
-# Compiled here: a cold start does not wait for it. Not checked at the start: layers round the files' times.
 RUN .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash settee rp_handler.py utils.py
 
 
 # --- ComfyUI -----------------------------------------------------------------------------------------------------
-FROM base AS comfyui
+FROM installer AS comfyui
 ARG PYTHON_VERSION
 ARG COMFYUI_TAG
-ARG TORCH_CUDA
-ARG TORCH_VERSION
-ARG TORCHVISION_VERSION
-ARG TORCHAUDIO_VERSION
-ARG TORCH_INDEX
+ARG TORCH_VARIANT
 WORKDIR /comfyui
-RUN --mount=type=cache,target=/root/.cache/pip \
+# PyTorch has a layer of its own: gigabytes that another ComfyUI does not change.
+COPY docker/torch-${TORCH_VARIANT}.lock /tmp/
+RUN --mount=type=cache,target=/root/.cache/uv \
     "python${PYTHON_VERSION}" -m venv .venv \
-    && .venv/bin/pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} \
-        "torch==${TORCH_VERSION}" "torchvision==${TORCHVISION_VERSION}" "torchaudio==${TORCHAUDIO_VERSION}"
-COPY docker/comfyui-${COMFYUI_TAG}.lock /tmp/comfyui.lock
-RUN --mount=type=cache,target=/root/.cache/pip \
-    .venv/bin/pip install --no-deps --require-hashes -r /tmp/comfyui.lock
+    && uv pip install --no-deps --index-strategy unsafe-best-match -r "/tmp/torch-${TORCH_VARIANT}.lock"
+COPY docker/comfyui-${COMFYUI_TAG}.lock /tmp/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --no-deps --require-hashes -r "/tmp/comfyui-${COMFYUI_TAG}.lock" \
+    && uv pip check
 ADD https://github.com/comfyanonymous/ComfyUI.git#${COMFYUI_TAG} /comfyui
-# Asks no index: fails when the lock does not have all that this ComfyUI wants. Nor may PyTorch be for another CUDA.
-RUN .venv/bin/pip install --no-index -r requirements.txt \
-    && .venv/bin/python -c "import torch; assert torch.version.cuda == '${TORCH_CUDA}', torch.version.cuda" \
+# Asks no index: fails when the locks do not have all that this ComfyUI wants. Nor may PyTorch be for another CUDA.
+RUN uv pip install --no-index -r requirements.txt \
+    && .venv/bin/python -c "import torch; cuda = torch.version.cuda; assert 'cu' + cuda.replace('.', '') == '${TORCH_VARIANT}', cuda" \
     && .venv/bin/python -m compileall -q --invalidation-mode unchecked-hash -x '/\.venv/' .
 
 
 # --- ComfyUI with custom nodes -----------------------------------------------------------------------------------
 FROM comfyui AS nodes
+ARG COMFYUI_TAG
 # https://github.com/OWNER/REPO@COMMIT-OR-TAG, separated by spaces; a branch is refused.
 ARG CUSTOM_NODES=""
 COPY docker/install-custom-nodes.sh /usr/local/bin/install-custom-nodes
 # hadolint ignore=DL3008
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/root/.cache/uv \
     --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt/lists,sharing=locked \
     if [ -n "${CUSTOM_NODES}" ]; then \
         apt-get update && apt-get install -y --no-install-recommends git \
-        && install-custom-nodes /comfyui "${CUSTOM_NODES}"; \
+        && install-custom-nodes /comfyui "/tmp/comfyui-${COMFYUI_TAG}.lock" "${CUSTOM_NODES}"; \
     fi
 # For whoever starts main.py by hand; the worker shows them to ComfyUI anyway.
 RUN ln -s /opt/settee/settee/comfy_nodes/settee_* custom_nodes/

