@@ -73,6 +73,14 @@ def test_the_readme_names_only_files_that_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_ports_are_published_on_this_machine_alone() -> None:
+    """Neither the API nor the editor asks for a password."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        commands = re.findall(r"^docker run (?:.*\\\n)*.*$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for port in re.findall(r"-p (\S+)", " ".join(commands)):
+            assert port.startswith("127.0.0.1:"), f"{path.name}: {port}"
+
+
 def test_the_architecture_names_every_module_of_models_and_no_file_twice_or_in_vain() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named: list[Path] = []
