@@ -44,14 +44,16 @@ def collect(
     workspace: Workspace | None,
     include_temp: bool | None,
     staged: Collection[str] = (),
+    present: Collection[str] = (),
 ) -> Collected:
     """The artifacts of a job's prompts.
 
     History's names are not trusted: with ``workspace`` (shared folders) each file must lie inside it. ``include_temp``:
-    previews too; None: the door has no such option. ``staged`` names the job's own input files. Raises OutputMissing
-    for what was reported and is not there, DeliveryError for a name outside its folder.
+    previews too; None: the door has no such option. ``staged`` names the job's own input files,
+    ``present`` what was below output before it. Raises OutputMissing for what was reported and is not there,
+    DeliveryError for a name outside its folder.
     """
-    return _Collector(ended, graph, object_info, workspace, staged).collected(include_temp)
+    return _Collector(ended, graph, object_info, workspace, staged, present).collected(include_temp)
 
 
 class _Collector:
@@ -62,9 +64,10 @@ class _Collector:
         object_info: ObjectInfo,
         workspace: Workspace | None,
         staged: Collection[str],
+        present: Collection[str],
     ) -> None:
         self._ended, self._graph, self._object_info = ended, graph, object_info
-        self._workspace, self._staged = workspace, staged
+        self._workspace, self._staged, self._present = workspace, staged, present
         self._outputs = output_nodes(graph, object_info)
         self._found = Collected()
         #: Files by where they are, with their node.
@@ -147,13 +150,13 @@ class _Collector:
     # --- the output folder -----------------------------------------------------------------------------------------
 
     def _look_around(self, workspace: Workspace) -> None:
-        """Find what was written and not reported. In folders that others may use, only this job's own is looked at."""
-        names, others = workspace.made(self._ended.prefix if workspace.folders.are_shared else "")
+        """Find what was written and not reported: all that is new, or what is in the job's own folder if others ran."""
+        names, others = workspace.made("" if self._ended.was_alone else self._ended.prefix)
         unsure = []
         silent = [node_id for node_id in self._outputs if node_id not in self._heard_of]
         for name in names:
             place = ("output", *posixpath.split(name))
-            if place not in self._files:
+            if place not in self._files and name not in self._present:
                 node_id = self._maker(_without(self._ended.prefix, name), silent)
                 self._files[place] = node_id or ""
                 self._heard_of.add(node_id or "")

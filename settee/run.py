@@ -103,6 +103,7 @@ class Run:
         with self._timed("models"):
             self._await_models(order, session)
         self._bucket.check(self._cancel)
+        present = workspace.made()[0] if shared else []
         with self._timed("execution"):
             try:
                 ended = self._execute(session, graph, staged)
@@ -117,6 +118,7 @@ class Run:
                 # A door with a destination of its own has no such option.
                 include_temp=None if self._job.destination else self._job.request.delivery.include_temp,
                 staged={file.name for file in staged},
+                present=present,
             )
             delivered = self._deliver(server, found.artifacts)
         return delivered, (*self._warnings, *ended.warnings, *found.warnings, *delivered.warnings)

@@ -42,6 +42,8 @@ class EventSocket:
         self.pristine = True
         #: How many prompts wait or run, all clients' together, by the server's last word; None before its first.
         self.remaining: int | None = None
+        #: The most that it ever said; set it to 0 to begin again.
+        self.peak = 0
 
     @property
     def is_open(self) -> bool:
@@ -140,6 +142,7 @@ class EventSocket:
         event = text_event(raw, loads)
         if event is not None and event.type == "status":
             self.remaining = remaining(event)
+            self.peak = max(self.peak, self.remaining or 0)
         return event
 
     def _lose(self) -> None:

@@ -54,6 +54,8 @@ class Ended:
     #: What came over the socket, previews apart; more may have been sent if ``lost_messages``.
     pictures: list[ImageEvent] = field(default_factory=list)
     lost_messages: bool = False
+    #: Nothing else ran on the server meanwhile: whatever is new in its output folder is the job's.
+    was_alone: bool = False
     #: Output nodes that ComfyUI refused and did not run (allow_partial).
     refused: Collection[str] = ()
     warnings: list[str] = field(default_factory=list)
@@ -181,6 +183,7 @@ class Session:
         try:
             if self._server.is_ours and socket.remaining:
                 self.prompts.stop_strays()
+            socket.peak = 0
             refused = self._submit(job, prompt_id, isolated, socket.client_id, cancel, deadline)
             hooks.on_submitted()
             known = {prompt_id}
@@ -218,6 +221,7 @@ class Session:
                 self._drop_socket()
             self.forgetter.add(prompt_id)
         self.forgetter.begin()
+        ended.was_alone = self._server.is_ours or (socket.peak <= len(known) == 1 and not ended.lost_messages)
         if len(known) > 1:
             ended.warnings.append(
                 f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
