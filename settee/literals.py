@@ -4,6 +4,7 @@ client."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,15 @@ class Computed(LookupError):
     def __init__(self, source: str) -> None:
         super().__init__(source)
         self.source = source
+
+
+def with_values(workflow: Workflow, values: Mapping[Place, Any]) -> Workflow:
+    """A copy with these values."""
+    changed = dict(workflow)
+    for place, value in values.items():
+        node = changed[place.node_id]
+        changed[place.node_id] = {**node, "inputs": {**node["inputs"], place.input: value}}
+    return changed
 
 
 def users(workflow: Workflow) -> dict[str, list[Use]]:

@@ -29,10 +29,12 @@ from settee.errors import (
 from settee.images import unloadable
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
+from settee.literals import with_values
 from settee.messages import Report
 from settee.models.missing import as_missing, missing_models, names_of
 from settee.models.order import Order
 from settee.models.store import ModelStore
+from settee.prefixes import filled_prefixes
 from settee.seeds import draw_seeds
 from settee.settings import Settings
 from settee.workspace import Workspace
@@ -94,7 +96,7 @@ class Run:
     ) -> tuple[Delivered, tuple[str, ...]]:
         with self._timed("ready"):
             session.ready(self._cancel, self._deadline, self._waits)
-        graph = self._draw_seeds(self._check_graph(session, server, order), session)
+        graph = self._check_graph(session, server, order)
         with self._timed("staging"):
             staged = self._stage(workspace)
             if not shared:
@@ -154,6 +156,7 @@ class Run:
             self._check_classes(graph)
         graph, respelled = registry.respelled(graph, session.object_info, names_of(order.entries))
         self._warnings += respelled
+        graph = self._filled_in(graph, session)
         unsafe = paths.path_problems(graph, session.object_info, self._job.own_paths)
         if unsafe:
             raise InvalidRequest.from_problems(unsafe, "workflow")
@@ -187,15 +190,16 @@ class Run:
             if missing and not self._job.request.allow_partial:
                 raise ModelMissing.from_problems(missing, "workflow")
 
-    def _draw_seeds(self, graph: workflow.Workflow, session: Session) -> workflow.Workflow:
-        """The graph with the seeds that were drawn; those that were to be and could not are warnings."""
+    def _filled_in(self, graph: workflow.Workflow, session: Session) -> workflow.Workflow:
+        """The graph with seeds and prefixes as the editor sends them; seeds that cannot be drawn are warnings."""
         every = self._job.request.seeds == "random"
         drawn = draw_seeds(graph, session.object_info, every=every)
         self._seeds = drawn.shown()
         if every and not drawn.values:
             self._warnings.append("seeds: random: this workflow has no seed to draw")
         self._warnings += [f"not drawn: {line}" for line in drawn.stuck]
-        return drawn.applied(graph)
+        graph = with_values(graph, drawn.values)
+        return with_values(graph, filled_prefixes(graph, time.localtime()))
 
     def _stage(self, workspace: Workspace) -> tuple[Staged, ...]:
         request = self._job.request

@@ -73,14 +73,6 @@ class Drawn:
     values: Mapping[Place, int]
     stuck: tuple[str, ...] = ()
 
-    def applied(self, workflow: Workflow) -> Workflow:
-        """A copy of the workflow with these seeds."""
-        changed = dict(workflow)
-        for place, value in self.values.items():
-            node = changed[place.node_id]
-            changed[place.node_id] = {**node, "inputs": {**node["inputs"], place.input: value}}
-        return changed
-
     def shown(self) -> dict[str, int]:
         """By ``node.input``, as results show them."""
         return {f"{place.node_id}.{place.input}": value for place, value in self.values.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from settee.literals import Place, with_values
 from settee.workflow import Workflow
 
 
@@ -34,8 +35,4 @@ class InputFile:
 
 def applied(workflow: Workflow, changes: Iterable[Change]) -> Workflow:
     """A copy with these changes; of two for the same input, the later one counts."""
-    changed = dict(workflow)
-    for change in changes:
-        node = changed[change.node_id]
-        changed[change.node_id] = {**node, "inputs": {**node["inputs"], change.input: change.value}}
-    return changed
+    return with_values(workflow, {Place(change.node_id, change.input): change.value for change in changes})

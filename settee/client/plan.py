@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from settee.client.inject.parameters import Parameters, parameter_changes
 from settee.client.inject.prompts import prompt_changes
 from settee.client.inject.seeds import as_changes, seed_changes
 from settee.client.inject.settings import set_changes
+from settee.prefixes import filled_prefixes
 from settee.seeds import Draw, draw_seeds, random_seed
 from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow
 
@@ -80,6 +82,8 @@ def prepared(
         late = draw_seeds(applied(workflow, found), object_info, every=False, draw=draw)
         kept = as_changes(late.values)
         found, seeds, warnings = [*found, *kept], [*seeds, *kept], (*warnings, *late.stuck)
+    prefixes = filled_prefixes(applied(workflow, found), time.localtime())
+    found += [Change(place.node_id, place.input, value, "pattern") for place, value in prefixes.items()]
     last = {(change.node_id, change.input): change for change in found}
     changed = applied(workflow, last.values())
     return Prepared(

@@ -66,6 +66,18 @@ def test_outputs_keep_the_subfolder_their_author_meant(rig: Rig) -> None:
     assert (output.subfolder, output.filename) == ("deep/er", "name_00001_.png")
 
 
+def test_patterns_of_a_prefix_are_filled_in_as_the_editor_does(rig: Rig) -> None:
+    [output] = rig.run(empty(26, prefix="%date:yyyy%/%EmptyImage.color%_%width%_%nothing.here%")).outputs
+    assert (output.subfolder, output.filename) == (time.strftime("%Y"), "26_64_%nothing.here%_00001_.png")
+
+
+def test_a_pattern_that_leads_out_of_the_folder_is_refused(rig: Rig) -> None:
+    graph = empty(prefix="%Words.value%/x")
+    graph["2"] = {"class_type": "PrimitiveString", "inputs": {"value": ".."}, "_meta": {"title": "Words"}}
+    with pytest.raises(InvalidRequest, match="leaves its folder"):
+        rig.run(graph)
+
+
 def test_previews_are_returned_only_when_asked_for(rig: Rig) -> None:
     graph = empty(22)
     graph["3"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}

@@ -7,8 +7,8 @@ import re
 #: Comments in dynamic prompts. JavaScript's "." stops at these four line ends, and Python's only at the first.
 _COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
 _ESCAPED = re.compile(r"\\([{}|])")
-#: ``%date:yyyy-MM-dd%`` and ``%KSampler.seed%``; what else stands between two % is the server's (``%width%``).
-_PATTERN = re.compile(r"%(date:[^%]*|[^%.]+\.[^%.]+)%")
+#: ``%KSampler.seed%``; what else stands between two % is for settee.prefixes (a date) or the server (``%width%``).
+_PATTERN = re.compile(r"%[^%.]+\.[^%.]+%")
 
 
 def dynamic(text: str) -> str | None:
@@ -21,5 +21,5 @@ def dynamic(text: str) -> str | None:
 
 
 def has_pattern(text: str) -> bool:
-    """Whether the editor would put the date or another node's value into this file name."""
+    """Whether the editor would put another node's value into this file name, by a name that its export lacks."""
     return _PATTERN.search(text) is not None

@@ -22,6 +22,7 @@ from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
+from settee.literals import with_values
 from settee.request import Delivery, JobRequest
 from settee.seeds import draw_seeds
 from settee.settings import Settings
@@ -86,7 +87,7 @@ def plan(
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
     graph = chained(bound(graph, envelope, values), values.loras)
     drawn = draw_seeds(graph, object_info, every=False)
-    graph = drawn.applied(graph)
+    graph = with_values(graph, drawn.values)
     landing.check(graph, envelope, values, object_info)
     seeds = [f"drawn, as it was -1: {place} = {seed}" for place, seed in drawn.shown().items()]
     said = (*envelope.warnings, *landing.warnings(graph, envelope, values, object_info), *seeds, *drawn.stuck)

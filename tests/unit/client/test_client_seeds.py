@@ -119,3 +119,13 @@ def test_minus_one_is_drawn_before_a_bare_comfyui_sees_it(wishes: Wishes) -> Non
 def test_minus_one_that_is_kept_is_the_workers_to_draw_where_no_registry_is_known() -> None:
     ready = prepared({"1": node("KSampler", seed=-1)}, Wishes(keep_seed=True), None, draw=never)
     assert (ready.workflow["1"]["inputs"], ready.seeds) == ({"seed": -1}, {})
+
+
+def test_a_prefix_has_the_seed_that_was_drawn() -> None:
+    workflow = {
+        "1": node("KSampler", seed=1),
+        "9": node("SaveImage", filename_prefix="%KSampler.seed%"),
+    }
+    ready = prepared(workflow, Wishes(), draw=lambda least, most: 42)
+    assert ready.workflow["9"]["inputs"]["filename_prefix"] == "42"
+    assert [change.why for change in ready.changes] == ["seed", "pattern"]
