@@ -108,7 +108,7 @@ class Run:
         present = workspace.made()[0] if shared else []
         with self._timed("execution"):
             try:
-                ended = self._execute(session, graph, staged)
+                ended = self._execute(session, workspace, graph, staged)
             except WorkflowRejected as error:
                 raise as_missing(error, graph, order.entries) from error
         with self._timed("delivery"):
@@ -245,7 +245,9 @@ class Run:
 
     # --- in ComfyUI -------------------------------------------------------------------------------------------
 
-    def _execute(self, session: Session, graph: workflow.Workflow, staged: tuple[Staged, ...]) -> Ended:
+    def _execute(
+        self, session: Session, workspace: Workspace, graph: workflow.Workflow, staged: tuple[Staged, ...]
+    ) -> Ended:
         def on_report(report: Report) -> None:
             node_id = workflow.own_node(graph, report.node_id or "")
             node = graph.get(node_id)
@@ -260,7 +262,13 @@ class Run:
                 percent=self._percent,
             )
 
-        hooks = Hooks(lambda: self._report(Status.SUBMITTED), self._waits, on_report)
+        hooks = Hooks(
+            # What an attempt before left there is not this one's.
+            on_attempt=lambda: workspace.wipe("output", "temp"),
+            on_submitted=lambda: self._report(Status.SUBMITTED),
+            on_wait=self._waits,
+            on_report=on_report,
+        )
         salts = workflow.salts(graph, {file.name: file_digest(file.path) for file in staged})
         return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
 

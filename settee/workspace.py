@@ -189,11 +189,16 @@ class Workspace:
                 ) from error
         return self.wipe()
 
-    def wipe(self) -> Wiped:
-        """Wipe input, output and temp; see :func:`settee.wipe.wipe_tree`. ``left`` names start with the folder."""
+    def wipe(self, *kinds: str) -> Wiped:
+        """Wipe input, output and temp, or only those named; see :func:`settee.wipe.wipe_tree`.
+
+        ``left`` names start with the folder.
+        """
         files = wiped_bytes = 0
         left: list[str] = []
         for kind, folder in self.folders.named():
+            if kinds and kind not in kinds:
+                continue
             wiped = wipe_tree(folder)
             files += wiped.files
             wiped_bytes += wiped.bytes

@@ -65,6 +65,8 @@ class Ended:
 class Hooks:
     """Who hears of a running prompt."""
 
+    #: The workflow is about to be submitted, the first time or once more.
+    on_attempt: Callable[[], object]
     on_submitted: Callable[[], None]
     #: ComfyUI is waited for, which may take long.
     on_wait: Callable[[], None]
@@ -78,7 +80,7 @@ class Session:
         self._server = server
         self._settings = settings
         self._socket: EventSocket | None = None
-        self._object_info: dict[str, Any] = {}
+        self.object_info: dict[str, Any] = {}
         #: As registry.replaced takes them.
         self.replacements: dict[str, Any] = {}
         self._known_generation = -1
@@ -114,16 +116,12 @@ class Session:
         self.refresh_registry()
         self._known_generation = generation
 
-    @property
-    def object_info(self) -> dict[str, Any]:
-        return self._object_info
-
     def free(self) -> None:
         """Have ComfyUI unload its models and drop what it has cached, before the next prompt. Raises ComfyError."""
         self.forgetter.add(free(self._server.client, timeout_s=self._settings.comfy_unresponsive_s))
 
     def refresh_registry(self) -> None:
-        self._object_info = self._server.client.object_info()
+        self.object_info = self._server.client.object_info()
         self.replacements = self._server.client.node_replacements()
 
     # --- one job -------------------------------------------------------------------------------------------
@@ -137,6 +135,7 @@ class Session:
         warnings: list[str] = []
         died = ran_out = False
         for prompt_id in prompt_ids(job.prompt_id):
+            hooks.on_attempt()
             try:
                 ended = self._attempt(job, prompt_id, graph, salts, cancel=cancel, deadline=deadline, hooks=hooks)
                 ended.warnings[:0] = warnings
@@ -169,7 +168,7 @@ class Session:
         prefix = folder_of(prompt_id)
         isolated = workflow.isolate(
             graph,
-            self._object_info,
+            self.object_info,
             prefix,
             salts,
             previews=job.request.delivery.include_temp,
@@ -208,7 +207,7 @@ class Session:
                 self.prompts.leftovers.add(prompt_id)
             raise
         except WorkflowRejected as error:
-            raise registry.explained(error, graph, self._object_info) from error
+            raise registry.explained(error, graph, self.object_info) from error
         except BaseException:
             # Failed, canceled, out of time or lost: whatever it is, the GPU must not go on with it.
             may_yet_come = prompt_id in self.prompts.leftovers
@@ -229,7 +228,7 @@ class Session:
         ended.refused = {workflow.own_node(graph, node_id) for node_id in refused}
         ended.warnings += [
             f"not run (allow_partial): {problem_line(problem)}"
-            for problem in registry.explain(refused, graph, self._object_info)
+            for problem in registry.explain(refused, graph, self.object_info)
         ]
         return ended
 
@@ -249,7 +248,7 @@ class Session:
         *,
         is_told: bool = True,
     ) -> Watcher:
-        senders = registry.picture_senders(graph, self._object_info)
+        senders = registry.picture_senders(graph, self.object_info)
 
         def on_image(picture: ImageEvent) -> None:
             # A node that another one expanded into is not in the graph.

@@ -24,7 +24,7 @@ from settee.errors import (
 )
 from settee.job import Status
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import QUICK, SLOW, Rig, empty, failing, slow
+from tests.support.rig import QUICK, SLOW, Rig, empty, failing, files_below, slow
 from tests.support.waiting import eventually
 
 
@@ -104,6 +104,17 @@ def test_comfyui_is_killed_and_the_job_runs_again(rig: Rig) -> None:
     result = run.end()
     assert len(result.outputs) == 1
     assert "ran twice" in result.warnings[0]
+
+
+def test_what_the_first_of_two_runs_saved_is_no_output(rig: Rig) -> None:
+    graph = slow(steps=30)
+    graph["2"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "early/first"}}
+    run = rig.start(graph)
+    run.reach(Status.RUNNING, SLOW)
+    eventually(lambda: len(files_below(rig.folders[1])) == 3, what="the first picture")
+    rig.send_signal(signal.SIGKILL)
+    outputs = [(output.subfolder, output.filename) for output in run.end().outputs]
+    assert outputs == [("early", "first_00001_.png"), ("", "made_00001_.png")]
 
 
 def test_comfyui_dies_of_the_workflow_itself(rig: Rig) -> None:
