@@ -207,8 +207,10 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.placed import Shelf
+    from settee.models.walk import set_aside_in
 
     shelf = Shelf(settings.models_folder)
+    aside = list(set_aside_in(shelf.root))
     placed = [(item, _is_there(shelf.root, item)) for item in shelf.records() if not item.pending]
     if arguments.json:
         rows = [
@@ -224,9 +226,9 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
             }
             for item, is_there in placed
         ]
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([*rows, *({"path": path, "set_aside": True} for path in aside)], indent=2))
         return 0
-    _table(
+    lines = [
         (
             item.path,
             "gone, or changed" if not is_there else amount(item.size) if item.link is None else "linked",
@@ -234,7 +236,8 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
             item.source.partition("?")[0] + (" (a job's)" if item.from_job else ""),
         )
         for item, is_there in placed
-    )
+    ]
+    _table([*lines, *((path, "set aside", "", "yours to delete") for path in aside)])
     return 0
 
 
@@ -259,9 +262,13 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.placed import Shelf
     from settee.models.verify import Verdict, verify
 
-    rows, bad = [], 0
-    for finding in verify(Shelf(settings.models_folder)):
-        bad += finding.verdict in (Verdict.DAMAGED, Verdict.MISSING)
+    shelf = Shelf(settings.models_folder)
+    rows, bad, unseen = [], 0, []
+    for finding in verify(shelf):
+        if finding.verdict in (Verdict.DAMAGED, Verdict.MISSING):
+            bad += 1
+            if finding.placed is not None and _is_there(shelf.root, finding.placed):
+                unseen.append(finding.path)
         rows.append({"path": finding.path, "verdict": finding.verdict.value, "detail": finding.detail})
         if not arguments.json:
             detail = f": {finding.detail}" if finding.detail else ""
@@ -271,7 +278,9 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     elif not rows:
         print("nothing was placed")
     if bad:
-        _say(f"{bad} of {len(rows)} are not what they were: remove them, and run utils.py to place them again")
+        # Placing goes by size and time: what has those of before is taken for right.
+        first = f"remove {', '.join(unseen)}, and " if unseen else ""
+        _say(f"{bad} of {len(rows)} are not what they were: {first}run utils.py to place them again")
     return 3 if bad else 0
 
 

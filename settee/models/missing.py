@@ -7,12 +7,13 @@ Pure functions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
-from settee.models.needs import Named, named_models, supplying
+from settee.models.needs import Named, folders_of, named_models, supplying
 from settee.models.places import SUFFIXES
 from settee.registry import MAX_NEAR, choices_of, near_matches, spec_of
 from settee.workflow import ObjectInfo, Problem, Workflow, is_core
@@ -30,7 +31,27 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
         # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
         looked_through = [*choices, *names_of(entries)] if len(problems) < MAX_NEAR else []
         problems.append(_problem(named, looked_through, entries))
+        if len(problems) <= MAX_NEAR and (other := _in_another_folder(named, object_info)):
+            problems[-1] |= other
     return problems
+
+
+def _in_another_folder(named: Named, object_info: ObjectInfo) -> Problem | None:
+    """What to say of a file that the worker has, but where another loader looks."""
+    for class_type, known in object_info.items():
+        sections = known.get("input", {}) if is_core(object_info, class_type) else {}
+        for name in (name for part in ("required", "optional") for name in sections.get(part) or ()):
+            folders = folders_of(class_type, name)
+            if not folders or set(folders) & set(named.folders):
+                continue
+            for choice in choices_of(spec_of(object_info, class_type, name)) or ():
+                if re.split(r"[\\/]", str(choice).lower())[-1] == named.parts[-1]:
+                    return {
+                        "problem": f"no model {named.value[:200]!r} in {named.folders[0]}, where this node looks, but "
+                        f"{folders[0]} has it: move it there, or load it with {class_type}",
+                        "near": [choice],
+                    }
+    return None
 
 
 def _choices(named: Named, object_info: ObjectInfo) -> list[Any] | None:

@@ -64,13 +64,18 @@ class Named:
         return _EMBEDDING_SUFFIX.sub("", self.parts[-1])
 
 
+def folders_of(class_type: str, name: str) -> tuple[str, ...]:
+    """The folders below models that an input reads; empty when that is not known."""
+    return _BY_CLASS.get(class_type) or _FOLDERS.get(re.sub(r"_?\d+$", "", name), ())
+
+
 def named_models(workflow: Workflow) -> list[Named]:
     """Every model that the workflow names, in the order of its nodes; the same name at one input once."""
     found: dict[Named, None] = {}
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in node["inputs"].items():
-            folders = _BY_CLASS.get(class_type) or _FOLDERS.get(re.sub(r"_?\d+$", "", name), ())
+            folders = folders_of(class_type, name)
             for _, text, _ in texts(name, value):
                 # A prompt may well end with one's name.
                 if "embedding:" in text:
@@ -103,4 +108,4 @@ def _fits(named: Named, entry: ModelEntry) -> bool:
     return bool(wanted) and inner[-len(wanted) :] == wanted
 
 
-__all__ = ["Named", "named_models", "supplying"]
+__all__ = ["Named", "folders_of", "named_models", "supplying"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from settee.errors import DownloadFailed, SetteeError
 from settee.models.address import Address
+from settee.models.bar_text import amount
 from settee.models.budget import Budget
 from settee.models.entry import ModelEntry
 from settee.models.judging import Content, State
@@ -180,7 +181,7 @@ class Placing:
                 tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         came = fetched.size - (self._resumed_from or 0)
-        return f"downloaded from {origin.label} in {took:.1f} s ({came / took / 1e6:.0f} MB/s)"
+        return f"downloaded from {origin.label} in {took:.1f} s ({amount(came / took)}/s)"
 
     def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Fetched:
         from settee.models.transfer.download import download  # most starts download nothing

@@ -15,7 +15,7 @@ from settee.models.hashing import hash_file
 from settee.models.placed import Shelf
 from settee.models.records import Placed
 from settee.models.turns import Stopped
-from settee.models.walk import models_in
+from settee.models.walk import models_in, set_aside_in
 
 #: Readers at once: a network volume gives one reader a fraction of its speed.
 _READERS = 4
@@ -79,6 +79,8 @@ def verify(
             path = Path(shelf.root, rel)
             problem = model_problem(path)
             yield Finding(rel, Verdict.NOT_OURS, path.stat().st_size, problem or "was not placed by this worker")
+    for rel in set_aside_in(shelf.root):
+        yield Finding(rel, Verdict.NOT_OURS, detail="was set aside for an entry of MODELS, and is yours to delete")
 
 
 class _Progress:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
-from settee.models.places import SUFFIXES
+from settee.models.places import ASIDE, SUFFIXES
 
 
 def walk(root: str) -> Iterator[str]:
@@ -28,6 +29,11 @@ def walk(root: str) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             yield f"{folder}/{name}"[len(root) + 1 :]
+
+
+def set_aside_in(root: str) -> Iterator[str]:
+    """Those that an entry of MODELS took the name of, and that are the operator's to delete."""
+    return (rel for rel in walk(root) if re.search(rf"{re.escape(ASIDE)}(-\d+)?$", rel))
 
 
 def models_in(root: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -76,7 +77,9 @@ def entries(*numbers: int, options: str = "") -> str:
 def test_it_places_all_once(place: Place, hub: HubServer) -> None:
     code, out, err = place.run(models=entries(0, 1))
     assert (code, out) == (0, f"2 models in {place.models}: 2 in place, 0 failed\n")
-    assert err.count("downloaded from Hugging Face in") == 2
+    speeds = re.findall(r"downloaded from Hugging Face in [\d.]+ s \(([\d.]+) (?:k|M|G)B/s\)", err)
+    assert len(speeds) == 2
+    assert all(map(float, speeds)), "a small file has a speed, too"
     assert (place.models / "checkpoints" / "m1.safetensors").read_bytes() == tensors(1)
     hub.forget()
     assert place.run(models=entries(0, 1)) == (0, f"2 models in {place.models}, all in place\n", "")
@@ -191,7 +194,28 @@ def test_list_and_verify(place: Place) -> None:
     code, out, err = place.run("verify", models="")
     assert code == 3
     assert "damaged" in out
-    assert "1 of 1" in err
+    assert err.endswith(
+        "1 of 1 are not what they were: remove checkpoints/m0.safetensors, and run utils.py to place them again\n"
+    )
+    path.unlink()
+    assert place.run("verify", models="")[2].endswith(
+        "1 of 1 are not what they were: run utils.py to place them again\n"
+    )
+    assert place.run(models=entries(0))[0] == 0
+    assert place.run("verify", models="")[0] == 0
+
+
+def test_what_was_set_aside_is_listed(place: Place) -> None:
+    place.run(models=entries(0))
+    path = place.models / "checkpoints" / "m0.safetensors"
+    path.write_bytes(tensors(5))
+    assert "is kept as m0.safetensors.set-aside" in place.run(models=entries(0))[2]
+    for command in ("list", "verify"):
+        code, out, _ = place.run(command, models="")
+        assert code == 0
+        assert "checkpoints/m0.safetensors.set-aside" in out
+        assert "yours to delete" in out
+    assert "set-aside" in place.run("list", "--json", models="")[1]
 
 
 def test_prune_removes_what_an_interrupted_download_left(place: Place, hub: HubServer) -> None:
@@ -231,6 +255,6 @@ def test_in_a_terminal_it_draws_bars(place: Place, hub: HubServer) -> None:
         assert process.wait(10) == 0
     finally:
         os.close(leader)
-    assert b"MB/s" in seen
+    assert b"B/s" in seen
     assert b"\x1b[" in seen
     assert seen.decode().rstrip().endswith(f"2 models in {place.models}: 2 in place, 0 failed")

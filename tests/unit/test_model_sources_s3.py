@@ -215,10 +215,17 @@ def refused(kind: type[SetteeError], settings: Settings, bucket: str, key: str, 
 
 
 def test_what_is_not_there(s3: S3Server, bucket: str) -> None:
-    error = refused(ModelMissing, own(s3), bucket, "folder/nothing.bin")
-    assert error.message == f"s3://{bucket}/folder/nothing.bin: there is no such object"
+    error = refused(ModelMissing, own(s3), bucket, "folder/quite-another.bin")
+    assert error.message == f"s3://{bucket}/folder/quite-another.bin: there is no such object"
     error = refused(ModelMissing, own(s3), "no-such-bucket", "folder/plain.bin")
     assert error.message == "s3://no-such-bucket/folder/plain.bin: S3 has no bucket 'no-such-bucket'"
+
+
+@pytest.mark.parametrize("key", ["folder/plane.bin", "folder/plain", "plain.bin", "foulder/plain.bin"])
+def test_what_may_have_been_meant_is_named(s3: S3Server, bucket: str, key: str) -> None:
+    error = refused(ModelMissing, own(s3), bucket, key)
+    assert "; did you mean 'folder/plain.bin'" in error.message
+    assert "folder/plain.bin" in error.details["near"]
 
 
 @pytest.mark.parametrize("changes", [{"models_s3_secret_access_key": "wrong"}, {"models_s3_access_key_id": "wrong"}])

@@ -188,3 +188,19 @@ def test_a_model_in_a_folder_where_its_node_does_not_look_is_said_so() -> None:
     workflow = {"4": node("CheckpointLoaderSimple", ckpt_name="a.safetensors")}
     (problem,) = missing_models(workflow, info, spec.configured(load(models="o/r:a.safetensors:loras")))
     assert "MODELS entry 1 puts it into loras; let its Target be checkpoints" in problem["problem"]
+
+
+def test_a_file_that_another_loader_has_is_said_to_be_in_its_folder() -> None:
+    info = json.loads(json.dumps(OBJECT_INFO))
+    for each in ("a.safetensors", "flux/b.safetensors"):
+        info["UNETLoader"]["input"]["required"]["unet_name"][0].append(each)
+    workflow = {
+        "4": node("CheckpointLoaderSimple", ckpt_name="x/a.safetensors"),
+        "5": node("VAELoader", vae_name="b.safetensors"),
+    }
+    found = missing_models(workflow, info, ())
+    assert [problem["near"] for problem in found] == [["a.safetensors"], ["flux/b.safetensors"]]
+    assert found[0]["problem"] == (
+        "no model 'x/a.safetensors' in checkpoints, where this node looks, but diffusion_models has it: "
+        "move it there, or load it with UNETLoader"
+    )

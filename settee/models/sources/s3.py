@@ -26,6 +26,7 @@ from settee.delivery.s3 import (
 from settee.errors import DeliveryError, DownloadFailed, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import ModelEntry, S3Object
+from settee.registry import near_matches
 from settee.request import Bucket
 from settee.settings import Settings
 
@@ -64,7 +65,11 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Buck
         endpoint = store.setting("ENDPOINT_URL")
         raise DownloadFailed(f"{found.where}: {endpoint} is not the address of an S3 API", retryable=False) from error
     except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
-        raise _explained(error, found, store) from error
+        explained = _explained(error, found, store)
+        if isinstance(explained, ModelMissing) and (near := _near(client, found)):
+            message = f"{explained.message}; did you mean {' or '.join(map(repr, near))}?"
+            raise ModelMissing(message, details={**explained.details, "near": near}) from error
+        raise explained from error
     return Address(
         url=url,
         where=found.where,
@@ -145,6 +150,21 @@ def _head(client: Any, found: S3Object) -> dict[str, Any]:
         client.get_object(**where, Range="bytes=0-0")["Body"].close()
         raise
     return head
+
+
+def _near(client: Any, found: S3Object) -> list[str]:
+    """Keys of the bucket that may have been meant: in the key's own folder, else anywhere among the first."""
+    from botocore import exceptions as boto
+
+    folder = found.key.rpartition("/")[0]
+    for prefix in dict.fromkeys((f"{folder}/" if folder else "", "")):
+        try:
+            listed = client.list_objects_v2(Bucket=found.bucket, Prefix=prefix, MaxKeys=1000)
+        except (boto.BotoCoreError, boto.ClientError):
+            return []  # these keys may not list it
+        if near := near_matches(found.key, [item["Key"] for item in listed.get("Contents", ())]):
+            return near
+    return []
 
 
 def _sha256(head: dict[str, Any]) -> str | None:

@@ -83,6 +83,10 @@ class Attempt:
                     failure, digests = self._failure, self._digests
                 if failure is not None:
                     raise failure
+                if self._ledger is not None and told is None:
+                    # A small file may be whole by now.
+                    told = (self._ledger.resumed, self._ledger.size)
+                    on_progress(*told)
                 if self._ledger is not None and told != (now := (self._ledger.total, self._ledger.size)):
                     on_progress(*now)
                     told = now

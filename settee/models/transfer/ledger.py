@@ -42,8 +42,8 @@ class Ledger:
                 for i, (start, count) in enumerate(zip(starts, counts, strict=True))
             ]
         self.size = size
-        #: Bytes in place.
-        self.total = sum(span.done for span in self.spans)
+        #: Bytes in place, and those of them that an earlier download left.
+        self.total = self.resumed = sum(span.done for span in self.spans)
         self._todo = [span for span in reversed(self.spans) if span.missing != 0]
         self._move_front()
 
