@@ -79,6 +79,11 @@ class Engine:
                 "COMFY_INPUT_DIR and COMFY_OUTPUT_DIR are not set: files go over HTTP, and what jobs leave in that "
                 "ComfyUI's folders cannot be wiped"
             )
+        elif not self._server.is_ours:
+            log.warning(
+                "only the COMFY_*_DIR folders are wiped: not the data sets that jobs save, names in ComfyUI's database "
+                "(--enable-assets), nor what it keeps in its memory (least with --cache-classic)"
+            )
         self._server.start()
         self._models.start()
 

@@ -43,7 +43,12 @@ class Settings(BaseSettings):
         "of `settee/comfy_nodes` into its `custom_nodes`: with them no node ends its thread of prompts, or stalls it.",
     )
     comfy_dir: Path = Field(Path("/comfyui"), description="Folder of the ComfyUI that the worker starts.")
-    comfy_args: str = Field("", description="Further arguments for that ComfyUI, as on a command line.")
+    comfy_args: str = Field(
+        "",
+        description="Further arguments for that ComfyUI, as on a command line. Unless they choose a cache, it is "
+        "`--cache-classic`: the tensors of the last prompt are kept, not those of earlier ones. `--cache-ram` keeps "
+        "more while there is memory, so that models need not be loaded again when jobs with different ones alternate.",
+    )
     comfy_python: str | None = Field(
         None, description="Python that runs it. Unset: the one in COMFY_DIR's venv, else the worker's own."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -12,14 +13,19 @@ from settee.errors import ConfigError
 from settee.settings import Settings
 from settee.workspace import Folders
 
+#: An option that says what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since
+#: 0.33 keeps the tensors of all prompts while the host has memory, and sees no container's limit.
+_CHOOSES_CACHE = re.compile(r"--(cache-|high-ram)").match
+
 
 def command_line(settings: Settings, folders: Folders, *, listen: str, port: int, further: Sequence[str]) -> list[str]:
     """The program and its arguments; ``further`` ones go before COMFY_ARGS, which has the last word.
 
     Raises ConfigError when there is no ComfyUI to start.
     """
+    program, own = _program(settings), _words("COMFY_ARGS", settings.comfy_args)
     return [
-        *_program(settings),
+        *program,
         "--listen",
         listen,
         "--port",
@@ -32,8 +38,12 @@ def command_line(settings: Settings, folders: Folders, *, listen: str, port: int
         "--temp-directory",
         str(folders.temp.parent if folders.temp else folders.input.parent),
         "--disable-auto-launch",
+        # With --enable-assets its database keeps the names of what jobs made; and one process alone can have its file.
+        "--database-url",
+        "sqlite:///:memory:",
         *further,
-        *_words("COMFY_ARGS", settings.comfy_args),
+        *(() if any(map(_CHOOSES_CACHE, (*program, *own))) else ("--cache-classic",)),
+        *own,
     ]
 
 

@@ -1,4 +1,5 @@
-"""Further folders for ComfyUI, by its `--extra-model-paths-config`: models elsewhere, and the node that comes with us.
+"""Further folders for ComfyUI, by its `--extra-model-paths-config`: models elsewhere, the nodes that come with us, and
+where data sets are saved.
 
 ComfyUI reads the file with a YAML parser, of which JSON is a part, and keeps a list of folders for every kind of
 model (its utils/extra_config.py and folder_paths.py). Nothing in COMFY_DIR is touched.
@@ -16,6 +17,7 @@ from pathlib import Path
 from settee.errors import ConfigError
 from settee.models.places import KINDS
 from settee.settings import Settings
+from settee.workspace import Folders
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,9 @@ _NOT_KINDS = frozenset(
 class ExtraPaths:
     """The file for one ComfyUI after another; :meth:`remove` it at the end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, folders: Folders) -> None:
         self._settings = settings
+        self._folders = folders
         self._file: Path | None = None
 
     def arguments(self) -> list[str]:
@@ -45,7 +48,7 @@ class ExtraPaths:
 
     def write(self) -> None:
         """Write the file, readable by this user only. Raises ConfigError."""
-        text = json.dumps(content(self._settings), indent=1)
+        text = json.dumps(content(self._settings, self._folders), indent=1)
         try:
             if self._file is None:
                 descriptor, name = tempfile.mkstemp(prefix="settee-paths-", suffix=".yaml")
@@ -65,7 +68,7 @@ class ExtraPaths:
             self._file = None
 
 
-def content(settings: Settings) -> dict[str, dict[str, str | bool]]:
+def content(settings: Settings, folders: Folders) -> dict[str, dict[str, str | bool]]:
     """What the file says: sections of ``{kind: folders, one a line}``, in the order in which ComfyUI is to look."""
     sections: dict[str, dict[str, str | bool]] = {"settee_nodes": {"custom_nodes": str(NODES)}}
     own = settings.models_dir
@@ -76,6 +79,9 @@ def content(settings: Settings) -> dict[str, dict[str, str | bool]]:
         folder = _absolute(Path(name))
         if folder.is_dir():  # without a network volume, ComfyUI would log two dozen folders that are not there
             sections[f"settee_extra_{number}"] = dict(_kinds(folder))
+    # SaveTrainingDataset writes to the first of these since 0.33, and reports nothing. In output, as before, what it
+    # makes is returned and wiped. Last, so that it becomes the first.
+    sections["settee_datasets"] = {"datasets": str(folders.output), "is_default": True}
     return sections
 
 

@@ -131,7 +131,7 @@ class SupervisedServer:
         self._settings = settings
         self._folders = folders
         self._listen = listen
-        self._extra_paths = ExtraPaths(settings)
+        self._extra_paths = ExtraPaths(settings, folders)
         self._port = settings.comfy_port or free_port()
         self.client = Client(f"http://127.0.0.1:{self._port}")
         self.generation = 0

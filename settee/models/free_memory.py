@@ -1,4 +1,7 @@
-"""How much memory this process may still fill: what the machine has left, and what its control groups allow."""
+"""How much memory this process may fill, and still fill: what the machine has, and what its control groups allow.
+
+Needs the standard library only: ComfyUI's Python loads it too (comfy_nodes/settee_memory).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,12 @@ def free_memory(root: Path = Path("/")) -> int:
     """
     available = _fields(root / "proc/meminfo").get("MemAvailable:", 0) * 1024
     return max(0, min([available, *(room for group in _groups(root) if (room := _room(group)) is not None)]))
+
+
+def total_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may fill: the machine's, or the least limit of its control groups; 0 as above."""
+    limits = (_limit(group) for group in _groups(root))
+    return min([_fields(root / "proc/meminfo").get("MemTotal:", 0) * 1024, *filter(None, limits)])
 
 
 def _groups(root: Path) -> list[Path]:
@@ -41,15 +50,18 @@ def _groups(root: Path) -> list[Path]:
 
 def _room(group: Path) -> int | None:
     """Bytes this group may still take: None when it has no limit or is not there."""
-    for limits, usage, inactive in (
-        (("memory.max", "memory.high"), "memory.current", "inactive_file"),
-        (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        limit = min((value for name in limits if (value := _number(group / name)) is not None), default=None)
+    limit = _limit(group)
+    for usage, inactive in (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file")):
         used = _number(group / usage)
         if limit is not None and used is not None:
             return limit - used + min(used, _fields(group / "memory.stat").get(inactive, 0))
     return None
+
+
+def _limit(group: Path) -> int | None:
+    """Bytes this group may take: None when it has no limit or is not there."""
+    found = (_number(group / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes"))
+    return min((limit for limit in found if limit is not None), default=None)
 
 
 def _number(path: Path) -> int | None:

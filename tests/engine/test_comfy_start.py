@@ -135,6 +135,7 @@ def test_the_command_says_it_by_its_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("COMFY_URL", raising=False)
+    monkeypatch.setattr(sys, "argv", ["health"])
     with EmbeddedServer(tmp_path) as comfy:
         monkeypatch.setenv("COMFY_PORT", str(comfy.port))
         assert health.main() == 0

@@ -44,6 +44,15 @@ def test_comfyui_runs_on_its_own_python_where_it_has_one(tmp_path: Path) -> None
     assert command(folder, comfy_python="python9")[0] == "python9"
 
 
+@pytest.mark.parametrize("own", ["--cache-ram 2 4", "--cache-lru 9", "--cache-none", "--high-ram", "--cache-classic"])
+def test_comfyui_keeps_the_last_prompts_tensors_only_unless_comfy_args_choose(tmp_path: Path, own: str) -> None:
+    """It takes one option of these at most, and its own choice since 0.33 is the tensors of all prompts."""
+    folder = comfyui_in(tmp_path / "ComfyUI")
+    assert "--cache-classic" in command(folder, comfy_args="--cpu")
+    chosen = command(folder, comfy_args=own)
+    assert [word for word in chosen if word.startswith(("--cache-", "--high-ram"))] == [own.split()[0]]
+
+
 def test_no_comfyui_at_comfy_dir_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"COMFY_DIR.*COMFY_URL"):
         command(tmp_path)

@@ -19,30 +19,40 @@ from settee.embedded.cli import options_from
 from settee.history import ending
 from settee.settings import Settings, load
 from settee.workflow import SALT_INPUT, salted
+from settee.workspace import Folders
 
 
 def settings(tmp_path: Path, **more: Any) -> Settings:
     return load(**{"comfy_dir": tmp_path / "comfy", "models_extra_dirs": (), **more})
 
 
+def shown(tmp_path: Path, **more: Any) -> dict[str, dict[str, str | bool]]:
+    return content(settings(tmp_path, **more), folders(tmp_path))
+
+
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "input", tmp_path / "output", tmp_path / "temp")
+
+
 def test_without_models_elsewhere_only_the_node_is_shown(tmp_path: Path) -> None:
-    assert content(settings(tmp_path)) == {"settee_nodes": {"custom_nodes": str(NODES)}}
-    same = settings(tmp_path, models_dir=tmp_path / "comfy" / "." / "models")
-    assert list(content(same)) == ["settee_nodes"], "ComfyUI knows its own models folder"
+    data_sets = {"datasets": str(tmp_path / "output"), "is_default": True}
+    assert shown(tmp_path) == {"settee_nodes": {"custom_nodes": str(NODES)}, "settee_datasets": data_sets}
+    same = shown(tmp_path, models_dir=tmp_path / "comfy" / "." / "models")
+    assert "settee_models" not in same, "ComfyUI knows its own models folder"
 
 
 def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
     """ComfyUI imports every folder and every .py in it."""
     inside = {path.name for path in NODES.iterdir() if path.name != "__pycache__"}
-    assert inside == {"settee_gc", "settee_salt", "settee_thread"}
+    assert inside == {"settee_gc", "settee_memory", "settee_salt", "settee_thread"}
 
 
 def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
     extra = (str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "not mounted"))
-    found = content(settings(tmp_path, models_dir=tmp_path / "mine", models_extra_dirs=extra))
-    assert list(found) == ["settee_nodes", "settee_models", "settee_extra_1", "settee_extra_2"]
+    found = shown(tmp_path, models_dir=tmp_path / "mine", models_extra_dirs=extra)
+    assert list(found) == ["settee_nodes", "settee_models", "settee_extra_1", "settee_extra_2", "settee_datasets"]
     assert found["settee_models"]["is_default"] is True
     assert found["settee_models"]["vae"] == str(tmp_path / "mine" / "vae")
     assert "is_default" not in found["settee_extra_1"]
@@ -55,19 +65,19 @@ def test_kinds_of_custom_nodes_are_shown_and_code_never_is(tmp_path: Path) -> No
     for name in ("ipadapter", "custom_nodes", ".settee", "base_path", "is_default", "clip", "vae"):
         (tmp_path / "volume" / name).mkdir(parents=True)
     (tmp_path / "volume" / "notes.txt").write_text("x")
-    shown = content(settings(tmp_path, models_extra_dirs=(str(tmp_path / "volume"),)))["settee_extra_1"]
-    assert shown["ipadapter"] == str(tmp_path / "volume" / "ipadapter")
-    assert not {"custom_nodes", ".settee", "base_path", "is_default", "clip", "notes.txt"} & shown.keys()
+    volume = shown(tmp_path, models_extra_dirs=(str(tmp_path / "volume"),))["settee_extra_1"]
+    assert volume["ipadapter"] == str(tmp_path / "volume" / "ipadapter")
+    assert not {"custom_nodes", ".settee", "base_path", "is_default", "clip", "notes.txt"} & volume.keys()
 
 
 def test_the_file_is_yaml_for_its_owner_alone_and_goes_at_the_end(tmp_path: Path) -> None:
     (tmp_path / 'vol "ü: #').mkdir()
-    paths = ExtraPaths(settings(tmp_path, models_extra_dirs=(str(tmp_path / 'vol "ü: #'),)))
+    paths = ExtraPaths(settings(tmp_path, models_extra_dirs=(str(tmp_path / 'vol "ü: #'),)), folders(tmp_path))
     assert paths.arguments() == []
     paths.write()
     option, name, *nodes = paths.arguments()
     assert option == "--extra-model-paths-config"
-    assert nodes == ["--whitelist-custom-nodes", "settee_gc", "settee_salt", "settee_thread"]
+    assert nodes == ["--whitelist-custom-nodes", "settee_gc", "settee_memory", "settee_salt", "settee_thread"]
     assert Path(name).stat().st_mode & 0o777 == 0o600
     text = Path(name).read_text()
     assert yaml.safe_load(text) == json.loads(text)
@@ -90,21 +100,20 @@ def test_the_embedded_server_looks_there_in_that_order(tmp_path: Path) -> None:
     put(tmp_path / "first", "checkpoints/both.safetensors", "clip/enc.safetensors")
     put(tmp_path / "last", "checkpoints/sub/far.safetensors", "checkpoints/own.safetensors", "checkpoints/readme.txt")
     paths = ExtraPaths(
-        settings(tmp_path, models_dir=tmp_path / "first", models_extra_dirs=(str(tmp_path / "last"), "/nowhere"))
+        settings(tmp_path, models_dir=tmp_path / "first", models_extra_dirs=(str(tmp_path / "last"), "/nowhere")),
+        folders(tmp_path),
     )
     paths.write()
     try:
-        folders = options_from(["--base-directory", str(tmp_path / "comfy"), *paths.arguments()]).folders
+        found = options_from(["--base-directory", str(tmp_path / "comfy"), *paths.arguments()]).folders
     finally:
         paths.remove()
-    assert folders.model_files("checkpoints") == ["both.safetensors", "own.safetensors", "sub/far.safetensors"]
-    assert folders.model_path("checkpoints", "both.safetensors") == f"{tmp_path}/first/checkpoints/both.safetensors"
-    assert (
-        folders.model_path("checkpoints", "own.safetensors") == f"{tmp_path}/comfy/models/checkpoints/own.safetensors"
-    )
-    assert folders.model_path("checkpoints", "sub/far.safetensors").startswith(f"{tmp_path}/last/")
-    assert folders.model_files("text_encoders") == ["enc.safetensors"]
-    assert folders.model_files("custom_nodes") == []
+    assert found.model_files("checkpoints") == ["both.safetensors", "own.safetensors", "sub/far.safetensors"]
+    assert found.model_path("checkpoints", "both.safetensors") == f"{tmp_path}/first/checkpoints/both.safetensors"
+    assert found.model_path("checkpoints", "own.safetensors") == f"{tmp_path}/comfy/models/checkpoints/own.safetensors"
+    assert found.model_path("checkpoints", "sub/far.safetensors").startswith(f"{tmp_path}/last/")
+    assert found.model_files("text_encoders") == ["enc.safetensors"]
+    assert found.model_files("custom_nodes") == []
 
 
 def test_the_embedded_server_reads_a_file_in_comfyuis_own_style(tmp_path: Path) -> None:
@@ -154,14 +163,15 @@ def test_the_node_freezes_when_the_server_starts_and_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("node", "says"),
     [
+        ("settee_memory", "ComfyUI does not see a container's limit"),
         ("settee_gc", "the collector's stall stays"),
         ("settee_salt", "open-ended inputs see settee_job"),
         ("settee_thread", "SystemExit ends the thread of prompts"),
     ],
 )
 def test_a_node_does_no_harm_to_a_comfyui_that_is_built_otherwise(node: str, says: str) -> None:
-    path = str(NODES / node / "__init__.py")
-    done = subprocess.run([sys.executable, "-I", path], capture_output=True, text=True, timeout=30)
+    path = NODES / node / ("prestartup_script.py" if node == "settee_memory" else "__init__.py")
+    done = subprocess.run([sys.executable, "-I", "-S", path], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from settee.models.free_memory import free_memory
+from settee.comfy_nodes.settee_memory import prestartup_script
+from settee.models.free_memory import free_memory, total_memory
 
 GIB = 1024**3
 
@@ -46,6 +48,24 @@ def below(folder: str, files: dict[str, str]) -> dict[str, str]:
 
 def test_without_groups_it_is_the_machines_word(tmp_path: Path) -> None:
     assert free_memory(machine(tmp_path, "0::/\n", {}, available=7 * GIB)) == 7 * GIB
+
+
+def test_what_there_is_in_all_is_the_least_limit(tmp_path: Path) -> None:
+    groups = {**v2("max", 1, 0), **below("pod", v2(64 * GIB, 1, 0)), **below("pod/one", v2(16 * GIB, 1, 0))}
+    assert total_memory(machine(tmp_path / "v2", "0::/pod/one\n", groups)) == 16 * GIB
+    assert total_memory(machine(tmp_path / "v1", "4:memory:/\n", below("memory", v1(8 * GIB, 1, 0)))) == 8 * GIB
+    assert total_memory(machine(tmp_path / "none", "0::/\n", v2("max", 1, 0))) == 263_000_000 * 1024
+    assert total_memory(tmp_path / "no Linux") == 0
+
+
+def test_comfyui_sees_no_more_than_that() -> None:
+    """ComfyUI asks psutil, which shows a container its host's memory."""
+    host = psutil.virtual_memory()
+    seen = prestartup_script.limited(psutil.virtual_memory, host.total // 4, lambda: host.total // 8)()
+    assert seen.total == host.total // 4
+    assert seen.available == seen.free == host.total // 8 or seen.available < host.total // 8
+    assert seen.percent >= 50
+    assert type(seen) is type(host)
 
 
 def test_a_version_2_limit_and_cache_that_nobody_used_lately(tmp_path: Path) -> None:
