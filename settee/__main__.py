@@ -45,13 +45,12 @@ def _run(command: str, arguments: list[str]) -> int:
     module, extra, _ = COMMANDS[command]
     sys.argv = [f"settee {command}", *arguments]
     try:
-        found = importlib.import_module(module)
+        return int(importlib.import_module(module).main() or 0)
     except ModuleNotFoundError as error:
         if extra is None or (error.name or "").split(".")[0] == "settee":
             raise
         print(f"settee {command}: the package {error.name} is missing: pip install 'settee[{extra}]'", file=sys.stderr)
         return 2
-    return int(found.main() or 0)
 
 
 if __name__ == "__main__":

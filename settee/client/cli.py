@@ -117,7 +117,8 @@ def _check(args: argparse.Namespace) -> None:
     """What no option can tell on its own. Raises UsageError."""
     apart = [name for name in ("resume", "cancel", "health") if getattr(args, name)]
     if apart and args.workflow:
-        raise UsageError(f"--{apart[0]} takes no workflow: the job is there already")
+        why = "it asks the target, not for a job" if args.health else "the job is there already"
+        raise UsageError(f"--{apart[0]} takes no workflow: {why}")
     if not apart and not args.workflow and not args.batch:
         last = next((texts[-1] for texts in (args.img, args.mask, args.video, args.audio) if texts), None)
         hint = f" ({last} was taken for an input file: put the workflow first)" if last else ""

@@ -22,10 +22,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "models": ([PYTHON, "utils.py"], "verify"),
     "worker": ([PYTHON, "rp_handler.py"], "--rp_api_port"),
     "agent": ([PYTHON, "-m", "settee", "agent"], "--check"),
-    "keygen": ([PYTHON, "-m", "settee.sealing"], "ENCRYPTION_KEY"),
-    "embedded": ([PYTHON, "-m", "settee.embedded"], "--port"),
-    "interactive": ([PYTHON, "-m", "settee.interactive"], "editor"),
-    "health": ([PYTHON, "-m", "settee.health"], "ComfyUI"),
+    "keygen": ([PYTHON, "-m", "settee", "keygen"], "ENCRYPTION_KEY"),
+    "sealing": ([PYTHON, "-m", "settee.sealing"], "ENCRYPTION_KEY"),
+    "embedded": ([PYTHON, "-m", "settee", "embedded"], "--port"),
+    "interactive": ([PYTHON, "-m", "settee", "interactive"], "editor"),
+    "health": ([PYTHON, "-m", "settee", "health"], "ComfyUI"),
     "demo": ([PYTHON, "-m", "settee.demo"], "--out"),
     "bench": ([PYTHON, "-m", "bench"], "agent_answers"),
     "start.sh": (["bash", "start.sh"], "MODE"),
@@ -66,10 +67,8 @@ def test_the_workers_help_lists_the_options_of_the_installed_sdk(tmp_path: Path)
     assert "--demo" in shown
 
 
-def test_every_command_of_the_list_can_be_asked_for_help(tmp_path: Path) -> None:
-    for name in commands.COMMANDS:
-        done = run([PYTHON, "-m", "settee", name], "--help", folder=tmp_path)
-        assert (done.returncode, done.stderr) == (0, ""), name
+def test_every_command_of_the_list_is_among_them() -> None:
+    assert commands.COMMANDS.keys() <= COMMANDS.keys()
 
 
 def test_a_command_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
@@ -82,11 +81,14 @@ def test_a_command_that_does_not_exist_is_refused_with_those_that_do(tmp_path: P
 
 
 def test_a_command_whose_packages_are_missing_names_what_installs_them() -> None:
-    code = "import sys; sys.modules['pydantic'] = None; sys.argv = ['settee', 'agent']\n"
-    code += "from settee.__main__ import main; sys.exit(main())"
-    done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == "settee agent: the package pydantic is missing: pip install 'settee[agent]'\n"
+    for command, package, extra in (("agent", "pydantic", "agent"), ("embedded", "aiohttp", "embedded")):
+        code = f"import sys; sys.modules['{package}'] = None; sys.argv = ['settee', '{command}']\n"
+        code += "from settee.__main__ import main; sys.exit(main())"
+        done = subprocess.run([PYTHON, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == (
+            f"settee {command}: the package {package} is missing: pip install 'settee[{extra}]'"
+        )
 
 
 def test_the_scripts_of_the_package_exist() -> None:
