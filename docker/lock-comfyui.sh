@@ -13,20 +13,26 @@ PATH="$here/../.venv/bin:$PATH"
 # What is in a torch lock, and in no other.
 pytorch='^(torch|torchvision|torchaudio|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)=='
 
-# usage: compile PYTORCH OPTIONS…   (the pins of PyTorch and its libraries where PYTORCH is 1, of all else where 0)
+# usage: compile OPTIONS…   (what is resolved)
 compile() {
-	uv pip compile --quiet --python python3 --generate-hashes --no-header --no-annotate "${@:2}" |
+	uv pip compile --quiet --python python3 --no-header --no-annotate "$@"
+}
+
+# usage: hashes PYTORCH OPTIONS…   (pins come in; those of PyTorch and its libraries go out where PYTORCH is 1, all others
+# where it is 0. With the hashes of all files: on DATE some of a release's wheels may not have been uploaded yet.)
+hashes() {
+	compile --no-deps --generate-hashes "${@:2}" - |
 		awk -v pytorch="$pytorch" -v wanted="$1" '/^[a-z]/ { keep = ($0 ~ pytorch) == wanted } keep'
 }
 
 # usage: lock_comfyui TAG DATE
 lock_comfyui() {
-	local source lock="$here/comfyui-$1.lock"
+	local source lock="$here/comfyui-$1.lock" python=(--universal --python-version 3.10)
 	source="$(mktemp -d)"
 	git -c advice.detachedHead=false clone --quiet --depth 1 --branch "$1" \
 		https://github.com/comfyanonymous/ComfyUI.git "$source"
 	printf '# As of %s. Made by docker/lock-comfyui.sh.\n' "$2" >"$lock"
-	compile 0 --universal --python-version 3.10 --exclude-newer "$2" "$source/requirements.txt" >>"$lock"
+	compile "${python[@]}" --exclude-newer "$2" "$source/requirements.txt" | hashes 0 "${python[@]}" >>"$lock"
 	rm -rf -- "${source:?}"
 }
 
@@ -34,8 +40,9 @@ lock_comfyui() {
 lock_torch() {
 	local lock="$here/torch-$1.lock"
 	printf '# Made by docker/lock-comfyui.sh.\n%s' "${3:+--extra-index-url $3$'\n'}" >"$lock"
-	compile 1 --python-version 3.12 --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match \
-		${3:+--index "$3"} - <<<"${2// /$'\n'}" >>"$lock"
+	local options=(--python-version 3.12 --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match)
+	options+=(${3:+--index "$3"})
+	compile "${options[@]}" - <<<"${2// /$'\n'}" | hashes 1 "${options[@]}" >>"$lock"
 }
 
 case "${1-}:$#" in

@@ -38,6 +38,7 @@ class Release:
     extras: tuple[str, ...] = ()
     files: dict[str, bytes] = field(default_factory=dict)
     uploaded: str = LONG_AGO
+    tag: str = "py3-none-any"
 
     @property
     def stem(self) -> str:
@@ -56,7 +57,7 @@ class Release:
         files = {
             **{path.replace("{stem}", stem): content for path, content in self.files.items()},
             f"{stem}.dist-info/METADATA": self.metadata,
-            f"{stem}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{stem}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: %s\n" % self.tag.encode(),
         }
         record = [f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items()]
         files[f"{stem}.dist-info/RECORD"] = "".join([*record, f"{stem}.dist-info/RECORD,,\n"]).encode()
@@ -84,12 +85,12 @@ class PackageIndex(Web):
     def add(self, release: Release) -> str:
         """Serve a release; return its wheel's SHA-256."""
         wheel = release.wheel
-        path = f"/files/{release.stem.replace('+', '%2B')}-py3-none-any.whl"
+        path = f"/files/{release.stem.replace('+', '%2B')}-{release.tag}.whl"
         self.serve(path, wheel)
         self.serve(f"{path}.metadata", release.metadata)
         digest = hashlib.sha256(wheel).hexdigest()
         file = {
-            "filename": f"{release.stem}-py3-none-any.whl",
+            "filename": f"{release.stem}-{release.tag}.whl",
             "url": self.url(path),
             "hashes": {"sha256": digest},
             "core-metadata": {"sha256": hashlib.sha256(release.metadata).hexdigest()},
