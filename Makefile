@@ -39,9 +39,9 @@ bench: $(ALL)    ## Speed and memory, as ratios against named baselines
 
 COMPILE := uv pip compile --quiet --python python3 --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
 
-lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, what worker and demo need, what installs it
+lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, what worker, agent and demo run, what installs it
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements.lock
-	$(COMPILE) --extra worker pyproject.toml -o requirements-worker.lock
+	$(COMPILE) --extra agent pyproject.toml -o requirements-worker.lock
 	$(COMPILE) --group pyproject.toml:build -o requirements-build.lock
 
 clean:

