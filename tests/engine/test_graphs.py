@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from PIL import Image
 
 from settee.errors import InvalidRequest, PayloadTooLarge, WorkflowRejected
 from tests.support.embedded import EmbeddedServer
@@ -100,11 +103,62 @@ def test_what_is_larger_than_comfyui_takes_is_called_that(tmp_path: Path) -> Non
         assert rig.run(empty()).outputs
 
 
+def has(rig: Rig, class_type: str) -> None:
+    """Skip the test where this ComfyUI has no such class: only a real one at COMFY_URL has them all."""
+    if not requests.get(f"{rig.url}/object_info/{class_type}", timeout=5).json():
+        pytest.skip(f"needs a real ComfyUI with {class_type} (tests/support/comfy_pack)")
+
+
+def test_base64_is_no_path_where_a_custom_class_takes_it(rig: Rig) -> None:
+    has(rig, "ETN_LoadImageBase64")
+    file = io.BytesIO()
+    Image.new("RGB", (48, 64), (200, 0, 0)).save(file, "JPEG")
+    graph = empty(47)
+    graph["1"] = {"class_type": "ETN_LoadImageBase64", "inputs": {"image": b64(file.getvalue())}}
+    assert graph["1"]["inputs"]["image"].startswith("/9j/")
+    [output] = rig.run(graph).outputs
+    assert picture(output).size == (48, 64)
+
+
+@pytest.mark.parametrize("class_type", ["AnyKeySaver", "AcceptAllSaver"])
+def test_a_class_with_open_ended_inputs_saves_again_and_sees_no_input_of_ours(rig: Rig, class_type: str) -> None:
+    has(rig, class_type)
+    if class_type == "AcceptAllSaver":
+        has(rig, "ImageCropV2")  # 0.33
+    graph = empty(48, save=False)
+    inputs = {"image_1": ["1", 0], "image_2": ["1", 0], "filename_prefix": "day/any"}
+    graph["2"] = {"class_type": class_type, "inputs": inputs}
+    for _ in range(2):
+        names = [(output.subfolder, output.filename) for output in rig.run(graph).outputs]
+        assert names == [("day", "any_00001_.png"), ("day", "any_00002_.png")]
+
+
+def test_previews_on_the_way_to_an_output_come_back_on_a_repeat(rig: Rig) -> None:
+    """ComfyUI 0.33 reports what a cached node showed, whose temp file is long wiped."""
+    has(rig, "ImageCropV2")
+    graph = empty(49)
+    crop = {"x": 0, "y": 0, "width": 32, "height": 32}
+    graph["2"] = {"class_type": "ImageCropV2", "inputs": {"image": ["1", 0], "crop_region": crop}}
+    graph["9"]["inputs"]["images"] = ["2", 0]
+    for _ in range(2):
+        result = rig.run(graph, delivery={"include_temp": True})
+        assert [output.node_id for output in result.outputs] == ["2", "9"]
+
+
+def test_a_class_that_comfyui_replaces_is_taken_under_its_old_name(rig: Rig) -> None:
+    has(rig, "ImageScaleToMaxDimension")
+    if not rig.engine._session.replacements:
+        pytest.skip("needs a ComfyUI that replaces classes (0.33)")
+    graph = empty(50)
+    graph["2"] = {"class_type": "ResizeImagesByLongerEdge", "inputs": {"images": ["1", 0], "longer_edge": 32}}
+    graph["9"]["inputs"]["images"] = ["2", 0]
+    [output] = rig.run(graph).outputs
+    assert picture(output).size == (32, 32)
+
+
 def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:
-    """Real ComfyUI (COMFY_URL) only: Load3D has no fingerprint, and keeps the names of its pictures in an object."""
-    rig.run(empty(45))
-    if "Load3D" not in rig.engine._session.object_info:
-        pytest.skip("needs a ComfyUI with Load3D")
+    """Load3D has no fingerprint, and keeps the names of its pictures in an object."""
+    has(rig, "Load3D")
     names = dict.fromkeys(("image", "mask", "normal", "lineart"), "p.png")
     image = {**names, "recording": "", "camera_info": {}}
     load = {"model_file": "3d/m.glb", "image": image, "width": 64, "height": 64}

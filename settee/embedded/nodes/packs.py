@@ -3,14 +3,18 @@ real ComfyUI."""
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import os
 import time
 from typing import Any
 
+from PIL import Image
+
 from settee.embedded.hub import PreviewImage
-from settee.embedded.nodes.base import Node, NodeEnv, NodeSpec, Outcome, choice, integer
+from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, choice, integer
 from settee.embedded.nodes.saving import PREFIX, SaveImage
 
 _MODULE = "custom_nodes.packs"
@@ -128,4 +132,20 @@ class Teller(Node):
         return Outcome(ui=json.loads(inputs["said"]))
 
 
-NODES: tuple[type[Node], ...] = (BatchManagerLike, ImageSave, SendImage, QuietSaver, Teller)
+class LoadBase64(Node):
+    """A picture from base64 in an input that is called as if it were a name."""
+
+    spec = NodeSpec(
+        "ETN_LoadImageBase64",
+        "packs",
+        required={"image": ("STRING", {"multiline": False})},
+        returns=("IMAGE",),
+        module=_MODULE,
+    )
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        with Image.open(io.BytesIO(base64.b64decode(inputs["image"]))) as image:
+            return Outcome((ImageBatch([image.convert("RGB")]),))
+
+
+NODES: tuple[type[Node], ...] = (BatchManagerLike, ImageSave, SendImage, QuietSaver, Teller, LoadBase64)

@@ -1,6 +1,8 @@
 """Custom nodes for a real ComfyUI that do what popular packs do: copy this folder into its custom_nodes, then run the
 tests of tests/engine with COMFY_URL. The embedded server's own are in settee/embedded/nodes/packs.py."""
 
+import base64
+import io
 import json
 import os
 import time
@@ -10,7 +12,9 @@ import uuid
 import folder_paths
 import numpy as np
 import server
+import torch
 from comfy import model_management
+from comfy_api.latest import io as io_v3
 from comfy_execution.graph_utils import GraphBuilder
 from PIL import Image
 
@@ -176,7 +180,59 @@ class ExpandingLoop(ExpandingLinked):
     OUTPUT_NODE = False
 
 
+class LoadBase64:
+    """A picture from base64 in an input that is called as if it were a name."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "packs", "run", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("STRING", {"multiline": False})}}
+
+    def run(self, image):
+        picture = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
+        return (torch.from_numpy(np.array(picture).astype(np.float32) / 255)[None],)
+
+
+class AnyKey(dict):
+    """Contains every key, as the `optional` of classes with as many inputs as one likes."""
+
+    def __contains__(self, key):
+        return True
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if key in self.keys() else ("*",)
+
+
+class AnyKeySaver(Saver):
+    """Takes any inputs, and wants each to be a batch of pictures."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"filename_prefix": PREFIX}, "optional": AnyKey()}
+
+    def run(self, filename_prefix, **images):
+        return {"ui": {"images": save(torch.cat(list(images.values())), filename_prefix)}}
+
+
+class AcceptAllSaver(io_v3.ComfyNode):
+    """The same in ComfyUI's newer node API (`accept_all_inputs` is of 0.33)."""
+
+    @classmethod
+    def define_schema(cls):
+        prefix = io_v3.String.Input("filename_prefix", default="ComfyUI")
+        flag = {"accept_all_inputs": True} if hasattr(io_v3.Schema, "accept_all_inputs") else {}
+        return io_v3.Schema("AcceptAllSaver", category="packs", inputs=[prefix], is_output_node=True, **flag)
+
+    @classmethod
+    def execute(cls, filename_prefix, **images):
+        return io_v3.NodeOutput(ui={"images": save(torch.cat(list(images.values())), filename_prefix)})
+
+
 NODE_CLASS_MAPPINGS = {
+    "ETN_LoadImageBase64": LoadBase64,
+    "AnyKeySaver": AnyKeySaver,
+    "AcceptAllSaver": AcceptAllSaver,
     "ExpandingLoop": ExpandingLoop,
     "BatchManagerLike": BatchManagerLike,
     "Image Save": ImageSave,
