@@ -99,6 +99,7 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models import spec
     from settee.models.judging import State
     from settee.models.placed import Shelf
+    from settee.models.repositories import expanded
 
     configured = spec.configured(settings)
     for doubt in spec.doubts(configured):
@@ -107,7 +108,9 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
     if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
         raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
     shelf = Shelf(settings.models_folder)
-    missing = [entry for entry in entries if shelf.state(entry) is not State.RIGHT]
+    missing = [
+        entry for entry in entries if any(shelf.state(one) is not State.RIGHT for one in expanded([entry], shelf))
+    ]
     if missing:
         return _fetch(settings, missing, len(entries))
     print(f"{_models(len(entries))} in {settings.models_folder}, all in place" if entries else _NOTHING)
@@ -153,7 +156,7 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
 
     store = ModelStore(settings)
     store.load()
-    rows = [_planned(entry, store) for entry in store.entries]
+    rows = [row for entry in store.entries for row in _planned_files(entry, store)]
     wanted = sum(row["bytes"] or 0 for row in rows)
     if arguments.json:
         print(json.dumps({"models": rows, "bytes": wanted}, indent=2))
@@ -172,11 +175,20 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
     return code
 
 
-def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
-    from settee.models.judging import State
-    from settee.models.sources import addresses, linked
+def _planned_files(entry: ModelEntry, store: ModelStore) -> list[dict[str, Any]]:
+    from settee.models.repositories import known_files, listed
 
-    row: dict[str, Any] = {
+    entries: list[ModelEntry] = [entry]
+    if entry.is_repository:
+        try:
+            entries = known_files(entry, store.tools.shelf) or listed(entry, store.settings, None)
+        except SetteeError as error:
+            return [{**_row(entry), "action": f"cannot be placed: {error.message}", "code": _code(error)}]
+    return [_planned(one, store) for one in entries]
+
+
+def _row(entry: ModelEntry) -> dict[str, Any]:
+    return {
         "path": str(entry.path),
         "source": entry.source.where,
         "action": "in place",
@@ -186,6 +198,13 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
         "required": entry.required,
         "code": 0,
     }
+
+
+def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
+    from settee.models.judging import State
+    from settee.models.sources import addresses, linked
+
+    row = _row(entry)
     look = store.tools.shelf.look(entry)
     if look.state is State.RIGHT:
         return row

@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a Hugging Face model repository."""
+    """A file of a Hugging Face model repository, or several."""
 
     repo: str
+    #: With a ``*`` every file whose path fits, or one of such patterns between ``|``.
     filename: str
     #: A branch, tag or commit.
     revision: str = "main"
@@ -84,6 +85,11 @@ class ModelEntry:
     from_job: bool = False
     #: Whether that job came sealed: the file goes when the job ends, and after a crash at the next start.
     sealed: bool = False
+
+    @property
+    def is_repository(self) -> bool:
+        """It means many files (settee.models.repositories), and its path is their folder."""
+        return isinstance(self.source, HubFile) and "*" in self.source.filename
 
     @property
     def path(self) -> PurePosixPath:

@@ -86,6 +86,19 @@ def named_models(workflow: Workflow) -> list[Named]:
     return list(found)
 
 
+def naming_repositories(workflow: Workflow, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
+    """The entries of whole repositories whose folder a node names, by itself or at the beginning of a path."""
+    repositories = [entry for entry in entries if entry.is_repository]
+    if not repositories:
+        return []
+    parts: set[str] = set()
+    for node in workflow.values():
+        for name, given in node["inputs"].items():
+            for _, text, _ in texts(name, given):
+                parts.update(re.split(r"[\\/]", text.lower()) if len(text) <= _LONGEST else ())
+    return [entry for entry in repositories if entry.name.lower() in parts]
+
+
 def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     """The entries whose file ``named`` may mean: in the folders its input reads, or else wherever its name fits."""
     fitting = [entry for entry in entries if _fits(named, entry)]
@@ -94,6 +107,8 @@ def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 
 
 def _fits(named: Named, entry: ModelEntry) -> bool:
+    if entry.is_repository:
+        return entry.name.lower() in named.parts[:-1]
     # Nearly all end here, and a workflow may have thousands of names for thousands of entries.
     if not named.parts or not entry.name.lower().startswith(named.stem):
         return False

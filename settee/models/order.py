@@ -55,7 +55,9 @@ class Order:
                 raise JobTimeout
             notify(_progress_of(pending))
             self._store.wait_end(pending, _POLL_S)
-        gone = self._used.enter_context(self._store.tools.shelf.use([placing.entry for placing in self._placings]))
+        gone = self._used.enter_context(
+            self._store.tools.shelf.use([part.entry for one in self._placings for part in one.parts])
+        )
         if gone:
             raise StagingError(f"the model {gone[0].path} was removed while the job waited for another", retryable=True)
         return self._store.has_changed(self._placings)

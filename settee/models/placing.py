@@ -55,9 +55,17 @@ class Tools:
 class Placing:
     """A model that is being placed: :meth:`at_once`, else :meth:`here`, else :meth:`fetched`."""
 
-    def __init__(self, entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: Bucket | None = None) -> None:
+    def __init__(
+        self,
+        entry: ModelEntry,
+        tools: Tools,
+        on_progress: Progressed,
+        bucket: Bucket | None = None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.entry = entry
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         #: Bytes in place, and in all when that is known.
         self.done: tuple[int, int | None] = (0, entry.size)
         #: How it ended: words for a person, or the error. Set by the store.
@@ -75,6 +83,11 @@ class Placing:
         self._trouble: list[SetteeError] = []
         #: Bytes that an earlier try had left.
         self._resumed_from: int | None = None
+
+    @property
+    def parts(self) -> tuple[Placing, ...]:
+        """One for each file that is placed."""
+        return (self,)
 
     @property
     def is_over(self) -> bool:

@@ -15,6 +15,7 @@ from settee.models.placed import Shelf
 from settee.models.places import JOURNAL, PART, relative
 from settee.models.records import FOLDER, PLACING, TEMPORARY
 from settee.models.removing import is_downloading, remove_part
+from settee.models.repositories import expanded
 from settee.models.walk import walk
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def prune(shelf: Shelf, wanted: Iterable[ModelEntry], *, dry_run: bool = False) 
     A part that has neither journal nor record is not ours, and stays; so do MODELS' files, also those of former
     entries. What cannot be removed stays too, with a warning.
     """
-    names = {relative(entry) for entry in wanted}
+    names = {relative(entry) for entry in expanded(wanted, shelf)}
     found = [*_parts(shelf, names, dry_run), *_placed(shelf, names, dry_run), *_temporary(shelf.root, dry_run)]
     return sorted(found, key=lambda item: item.path)
 

@@ -1,6 +1,7 @@
 """The grammar of MODELS, MODELS_FILE and a job's `models`: text and mappings into :class:`ModelEntry`.
 
     RepoID[@revision]:Filename:Target[:LocalName]      a file of a Hugging Face repository
+    RepoID[@revision]:*:Target[:LocalName]             all its files, below Target/LocalName (the repository's name)
     s3://bucket/key:Target[:LocalName]                 an object of the configured S3 endpoint
     http(s)://host/path[?query]:Target[:LocalName]     any web server
 
@@ -251,7 +252,7 @@ def _build(
     if size is not None and size < 0:
         raise _Bad("size must be a number of bytes")
     folder, name = _place(target.strip().rstrip("/"), name.strip())
-    return ModelEntry(
+    entry = ModelEntry(
         source=parsed,
         target=folder,
         name=name,
@@ -264,6 +265,11 @@ def _build(
         position=position,
         from_job="token" not in keys,
     )
+    if entry.is_repository:
+        if sha256 is not None or size is not None:
+            raise _Bad("sha256 and size are those of one file: leave them out for many")
+        _place(str(entry.path), "model")  # a folder
+    return entry
 
 
 def _token(name: str | None) -> SecretStr | None:
@@ -319,6 +325,8 @@ def _own_name(source: Source) -> str:
         if "." not in name.strip("."):
             raise _Bad(f"{source.where} has no file name: add one as LocalName, such as :loras:style.safetensors")
         return name
+    if isinstance(source, HubFile) and "*" in source.filename:
+        return source.repo.rpartition("/")[2]
     return (source.key if isinstance(source, S3Object) else source.filename).rpartition("/")[2]
 
 

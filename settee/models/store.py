@@ -22,11 +22,12 @@ from settee.models.entry import ModelEntry
 from settee.models.judging import Content
 from settee.models.log_lines import LogLines
 from settee.models.names import name_of
-from settee.models.needs import Named, named_models, supplying
+from settee.models.needs import Named, named_models, naming_repositories, supplying
 from settee.models.order import Order
 from settee.models.placed import Shelf
 from settee.models.placing import Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
+from settee.models.repositories import new_placing
 from settee.models.transfer.gate import Gate
 from settee.models.turns import Stopped
 from settee.request import Bucket
@@ -141,6 +142,8 @@ class ModelStore:
         for item in named:
             for entry in supplying(item, known):
                 wanted.setdefault(str(entry.path), entry)
+        for entry in naming_repositories(workflow, known):
+            wanted.setdefault(str(entry.path), entry)
         # Before the first of them begins to make room for itself.
         self.tools.budget.keep(list(wanted))
         placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in wanted.values()]
@@ -191,7 +194,7 @@ class ModelStore:
             placing = self._placings.get(key)
             is_new = placing is None or placing.is_over or not placing.is_for(entry)
             if placing is None or is_new:
-                placing = self._placings[key] = Placing(entry, self.tools, self._on_progress, bucket)
+                placing = self._placings[key] = new_placing(entry, self.tools, self._on_progress, bucket)
             if urgent:
                 placing.waiting += 1
                 placing.hurry(True)
@@ -238,7 +241,8 @@ class ModelStore:
         placing.hurry(False)
         self._on_end(placing.entry, outcome)
         if not isinstance(outcome, SetteeError) and (placing.waiting or placing.entry.preload):
-            self._read(self.tools.shelf.path_of(placing.entry))
+            for part in placing.parts:
+                self._read(self.tools.shelf.path_of(part.entry))
         with self._changed:
             placing.outcome = outcome
             key = str(placing.entry.path)
@@ -281,7 +285,8 @@ class ModelStore:
 
     def leave(self, placings: Sequence[Placing]) -> None:
         """A job waits for these no longer: what nobody else wants is given up."""
-        self.tools.budget.let_go(str(placing.entry.path) for placing in placings)
+        paths = {str(one.entry.path) for placing in placings for one in (placing, *placing.parts)}
+        self.tools.budget.let_go(paths)
         with self._changed:
             for placing in placings:
                 placing.waiting -= 1
@@ -303,15 +308,15 @@ class ModelStore:
             for placing in placings:
                 placing.give_up()
             self._changed.wait_for(lambda: all(item.outcome is not None for item in placings), _END_S)
-        for placing in placings:
-            self.tools.shelf.wipe(placing.entry)
+        for part in (part for placing in placings for part in placing.parts):
+            self.tools.shelf.wipe(part.entry)
 
     def has_changed(self, placings: Iterable[Placing]) -> bool:
         """Whether a name holds another file than when a job last used it, since :meth:`forgotten` was last told."""
-        for placing in placings:
-            key, now = name_of(placing.entry.path), self.tools.shelf.content_of(placing.entry)
+        for part in (part for placing in placings for part in placing.parts):
+            key, now = name_of(part.entry.path), self.tools.shelf.content_of(part.entry)
             # An earlier job may have used what lay there without bringing it.
-            before = self._seen.get(key, placing.found)
+            before = self._seen.get(key, part.found)
             self._is_stale = self._is_stale or before not in (None, now)
             self._seen[key] = now
         return self._is_stale

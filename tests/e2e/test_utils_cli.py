@@ -74,6 +74,23 @@ def entries(*numbers: int, options: str = "") -> str:
     return ",".join(f"{REPO}:m{number}.safetensors:checkpoints{options}" for number in numbers)
 
 
+def test_a_whole_repository_is_planned_placed_listed_and_kept_by_prune(place: Place, hub: HubServer) -> None:
+    models = f"{REPO}:*:diffusers"
+    code, out, _ = place.run("plan", models=models)
+    assert (code, out.count("diffusers/models/m")) == (0, 3), out
+    assert place.files() == []
+    code, out, _ = place.run(models=models)
+    assert (code, out) == (0, f"1 model in {place.models}: 1 in place, 0 failed\n")
+    assert place.run("list", models=models)[1].count("diffusers/models/m") == 3
+    assert place.run(models=models)[1] == f"1 model in {place.models}, all in place\n"
+    assert place.run("verify", models=models)[0] == 0
+    (place.models / "diffusers" / "models" / "m1.safetensors").write_bytes(b"x")
+    assert place.run("verify", models=models)[0] == 3
+    assert place.run(models=models)[0] == 0
+    assert place.run("prune", models=models)[1].startswith("0 removed")
+    assert len(place.files()) == 3
+
+
 def test_it_places_all_once(place: Place, hub: HubServer) -> None:
     code, out, err = place.run(models=entries(0, 1))
     assert (code, out) == (0, f"2 models in {place.models}: 2 in place, 0 failed\n")

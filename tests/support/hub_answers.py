@@ -185,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
-                "siblings": [{"rfilename": path} for path in sorted(files)],
+                "siblings": [_sibling(path, blob, "blobs" in self.path) for path, blob in sorted(files.items())],
             }
         self._text(200, json.dumps(answer), {"Content-Type": "application/json"})
 
@@ -296,6 +296,13 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _sibling(path: str, blob: HubBlob, with_blobs: bool) -> dict[str, Any]:
+    if not with_blobs:
+        return {"rfilename": path}
+    found: dict[str, Any] = {"rfilename": path, "size": blob.size, "blobId": blob.etag[:40]}
+    return found | ({"lfs": {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}} if blob.lfs else {})
 
 
 def _tree_entry(path: str, blob: HubBlob) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from settee.errors import IntegrityError, ModelMissing, SetteeError
@@ -32,6 +32,8 @@ from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.request import Bucket
+
+T = TypeVar("T")
 
 #: Waits before asking again, seconds, of which up to a half is cut at random.
 _RETRY_AFTER_S = (1.0, 4.0)
@@ -54,15 +56,22 @@ class Origin:
         Raises ModelMissing (it is not there), DownloadFailed (``retryable``: not now), ConfigError, or IntegrityError
         when the source says that it has something else than the entry wants.
         """
-        stop = stop or threading.Event()
-        for wait_s in self.waits_s:
-            try:
-                return self.once()
-            except SetteeError as error:
-                # All workers of an endpoint may have begun at the same moment.
-                if not error.retryable or stop.wait(wait_s * random.uniform(0.5, 1)):  # noqa: S311 - no secret
-                    raise
-        return self.once()
+        return asked(self.once, self.waits_s, stop=stop)
+
+
+def asked(
+    once: Callable[[], T], waits_s: Iterable[float] = _RETRY_AFTER_S, *, stop: threading.Event | None = None
+) -> T:
+    """What ``once`` answers, asked for again after what may pass. ``stop`` ends the waiting."""
+    stop = stop or threading.Event()
+    for wait_s in waits_s:
+        try:
+            return once()
+        except SetteeError as error:
+            # All workers of an endpoint may have begun at the same moment.
+            if not error.retryable or stop.wait(wait_s * random.uniform(0.5, 1)):  # noqa: S311 - no secret
+                raise
+    return once()
 
 
 def linked(entry: ModelEntry, settings: Settings) -> Path | None:

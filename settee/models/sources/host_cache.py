@@ -59,6 +59,16 @@ def find(
     return None
 
 
+def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] | None:
+    """The commit and the files of the snapshot that a revision names, as settee.models.sources.hub.files_of lists them;
+    None without one. It may lack files: nothing here says which there should be."""
+    repo = cache / "--".join(("models", *file.repo.split("/")))
+    commit = _commit(repo, file.revision)
+    root = repo / "snapshots" / (commit or "none")
+    names = [os.path.relpath(os.path.join(at, name), root) for at, _, names in os.walk(root) for name in names]
+    return (commit, [[name, None, None] for name in sorted(names)]) if commit and names else None
+
+
 def sha256_of(path: Path) -> str | None:
     """The sha256 that the cache knows of a file it holds, by its blob's name; None for files that are not LFS files."""
     try:

@@ -38,6 +38,14 @@ def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
     return _Hub(entry, file, settings).address(file.revision)
 
 
+def files_of(entry: ModelEntry, file: HubFile, settings: Settings) -> tuple[str, list[list[Any]]]:
+    """The commit that a revision means, and (path, size, sha256 of an LFS file) of each of its files.
+
+    Raises as :func:`address` does.
+    """
+    return _Hub(entry, file, settings).files()
+
+
 class _Hub:
     """One file's questions to the Hub."""
 
@@ -77,6 +85,17 @@ class _Hub:
             # Taken when the Hub refuses plain HTTP: of more than 50 GB it does (MAX_HTTP_DOWNLOAD_SIZE in the library).
             by_library=(lambda folder: self.fetch(commit, folder)) if found.xet_file_data else None,
         )
+
+    def files(self) -> tuple[str, list[list[Any]]]:
+        api = _library().HfApi(endpoint=self.endpoint, token=self.token, **_NAMED)
+        try:
+            found = api.model_info(self.file.repo, revision=self.file.revision, files_metadata=True, timeout=_TIMEOUT_S)
+        except _failures() as error:
+            raise self.explained(error, self.file.revision) from error
+        if not found.sha:
+            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT", retryable=False)
+        files = [[str(one.rfilename), one.size, getattr(one.lfs, "sha256", None)] for one in found.siblings or ()]
+        return found.sha, files
 
     def fetch(self, commit: str, folder: Path) -> Path:
         """Have huggingface_hub download the file below ``folder``; returns its path."""
