@@ -183,7 +183,9 @@ class Course:
         missing = self._missing(models.entries)
         parts.leavings.note(self._job.prompt_id, models.passing)
         try:
-            return self._listed(lambda: engine.run(job, self._progress, cancel), missing), keys
+            result = self._listed(lambda: engine.run(job, self._progress, cancel), missing)
+            parts.leavings.made(f"{each.comfy_subfolder}/{each.filename}".lstrip("/") for each in result.outputs)
+            return result, keys
         finally:
             still = self._missing(missing)
             parts.metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))

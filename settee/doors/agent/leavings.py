@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from settee.comfy.attempts import folder_of, prompt_ids
@@ -19,7 +20,7 @@ from settee.errors import SetteeError
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
 from settee.models.removing import remove_part
-from settee.wipe import wipe_tree
+from settee.wipe import wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Leavings:
         self._outputs = outputs
         #: Models of earlier jobs that could not be removed.
         self._left: set[str] = set()
+        #: Files below ``outputs`` of the job that ran last.
+        self._made: list[str] = []
 
     def note(self, prompt_id: str, passing: Sequence[ModelEntry] = ()) -> None:
         """A job runs as this prompt; these models go with it."""
@@ -45,6 +48,10 @@ class Leavings:
             write_whole(self._path, json.dumps({"prompt_id": prompt_id, "models": sorted(models)}).encode())
         except OSError as error:
             log.warning("what this job leaves could not be found after a kill (%s)", error.strerror)
+
+    def made(self, names: Iterable[str]) -> None:
+        """Files below the outputs folder that go with the job: custom nodes write them where they like."""
+        self._made = list(names)
 
     def done(self, prompt_id: str, left: Sequence[ModelEntry] = ()) -> None:
         """The job has ended, and its models are gone but for these, which go at the next start."""
@@ -76,13 +83,23 @@ class Leavings:
         if self._outputs is None:
             return
         for each in prompt_ids(prompt_id):
-            folder = self._outputs / folder_of(each)
+            own = self._outputs / folder_of(each)
             try:
-                if folder.is_dir() and not folder.is_symlink():
-                    wipe_tree(folder)
-                    folder.rmdir()
+                if own.is_dir() and not own.is_symlink():
+                    wipe_tree(own)
+                    own.rmdir()
             except OSError as error:
                 log.warning("files of a job stay in ComfyUI's output folder: %s", error.strerror)
+        root, made, self._made = os.path.realpath(self._outputs), self._made, []
+        for name in made:
+            folder, file = os.path.split(os.path.realpath(os.path.join(root, name)))
+            if f"{folder}/".startswith(f"{root}/"):
+                with contextlib.suppress(OSError):  # gone with the folder above, for one
+                    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                    try:
+                        wipe_file(file, dir_fd=folder_fd)
+                    finally:
+                        os.close(folder_fd)
 
 
 def _remove(models: object, shelf: Shelf) -> set[str]:

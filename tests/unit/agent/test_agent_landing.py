@@ -269,6 +269,7 @@ def test_a_model_that_nobody_has_is_told_with_how_the_jobs_own_gets_there() -> N
     assert problem["path"] == "workflow.1.inputs.ckpt_name"
     assert problem["problem"].endswith("that ComfyUI has there: bind base_model_name to it")
     graph = {**TEMPLATE, "9": node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors")}
+    graph["10"] = node("PreviewAny", source=["9", 0])
     problem = problems_of(graph, object_info())[0]
     assert problem["path"] == "workflow.9.inputs.ckpt_name"
     assert problem["problem"].endswith("that ComfyUI has there")
@@ -327,7 +328,7 @@ def test_where_a_name_belongs_the_full_path_is_told_without_showing_it() -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"9": node("NoSuchClass")}, "no such node class"),
+        ({"9": node("NoSuchClass", image=["7", 0])}, "no such node class"),
         ({"8": node("SaveImage")}, "required input 'images' is missing"),
         ({"9": node("LoadImage", image="/etc/passwd")}, "absolute path"),
         ({"8": node("PreviewAny")}, "required input 'source' is missing"),

@@ -66,6 +66,18 @@ def test_files_of_every_attempt_go(tmp_path: Path) -> None:
     assert len(set(folders)) == 3
 
 
+def test_files_that_custom_nodes_made_elsewhere_in_the_folder_go(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    (output / "day").mkdir(parents=True)
+    for path in (output / "day" / "a.png", output / "day" / "theirs.png", tmp_path / "outside.png"):
+        path.write_bytes(b"x")
+    leavings = Leavings(tmp_path, output)
+    leavings.made(["day/a.png", "day/never.png", "../outside.png"])
+    leavings.done(PROMPT)
+    assert [path.name for path in (output / "day").iterdir()] == ["theirs.png"]
+    assert (tmp_path / "outside.png").exists()
+
+
 def test_what_cannot_be_removed_is_noted_for_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine: Any = Engine(tmp_path / "models")
     path = placed(engine.shelf, "busy.safetensors")

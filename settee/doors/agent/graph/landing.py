@@ -23,6 +23,7 @@ from settee.registry import (
     MAX_NEAR,
     choices_of,
     is_upload,
+    live,
     near_matches,
     registry_problems,
     spec_of,
@@ -162,7 +163,7 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
     base = context.values["base_model_name"]
     coming = {base, *(use.name for use in context.loras)}
     is_base_bound = any(base in literals(node) for node in workflow.values())
-    for node_id, node in workflow.items():
+    for node_id, node in live(workflow, object_info).items():
         for name, given in node["inputs"].items():
             value, spec = unwrapped(given), spec_of(object_info, node["class_type"], name)
             choices = choices_of(spec)
