@@ -60,6 +60,11 @@ class JobOptions:
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _extra_data(ready: Prepared) -> dict[str, Any]:
+    """The editor's graph, as the editor itself sends it: some savers read it, and all write it beside the picture."""
+    return {"extra_data": {"extra_pnginfo": {"workflow": ready.editor}}} if ready.editor is not None else {}
+
+
 @dataclass
 class Job:
     """A job that was sent."""
@@ -231,21 +236,23 @@ class Endpoint:
         graph = in_api_format(data, shown, lambda: self.object_info, self._extensions)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
         info = self.object_info if self.is_comfy or self._registry is not None else None
-        return prepared(graph, wishes or Wishes(), info)
+        return replace(
+            prepared(graph, wishes or Wishes(), info), editor=data if isinstance(data.get("nodes"), list) else None
+        )
 
     def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:
         """That the job's files can be read, and would fit into a request; nothing is sent. Raises UsageError."""
         from settee.client import payload
 
-        payload.check(ready.workflow, ready.files, **self._within(options or JobOptions()))
+        payload.check(ready.workflow, ready.files, **self._within(ready, options or JobOptions()))
 
-    def _within(self, options: JobOptions, stop: threading.Event | None = None) -> dict[str, Any]:
+    def _within(self, ready: Prepared, options: JobOptions, stop: threading.Event | None = None) -> dict[str, Any]:
         """What a request has to keep to."""
         from settee.client.pictures import Shrink
         from settee.client.uploads import uploader_for
 
         return {
-            "options": options.as_input(self.environment),
+            "options": {**options.as_input(self.environment), **_extra_data(ready)},
             "cap": self.target.request_cap,
             "shrink": Shrink(max_side=options.max_side, jpeg=options.jpeg),
             "upload": None if self.is_comfy else uploader_for(self.environment, stop=stop),
@@ -260,7 +267,7 @@ class Endpoint:
         from settee.client import payload
 
         stop = stop or threading.Event()
-        within = self._within(options or JobOptions(), stop)
+        within = self._within(ready, options or JobOptions(), stop)
         bucket: Uploader | None = within["upload"]
         request = payload.build(ready.workflow, ready.files, **within)
         try:

@@ -46,6 +46,8 @@ class Prepared:
     files: tuple[InputFile, ...] = ()
     #: The seeds that were put in, by ``node.input``.
     seeds: dict[str, int] = field(default_factory=dict)
+    #: The file as the editor saved it, for nodes that read it; None where it was API format.
+    editor: dict[str, Any] | None = field(default=None, repr=False)
     #: Seeds that were to be drawn and could not be.
     warnings: tuple[str, ...] = ()
 

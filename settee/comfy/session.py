@@ -190,7 +190,7 @@ class Session:
                 entry = watcher.wait(cancel, deadline)
                 ended.outputs.append(mapping(entry.get("outputs")))
                 self._note_expanding(isolated, ended.outputs[-1])
-                failure = failure_of(mapping(entry.get("status")), graph)
+                failure = failure_of(mapping(entry.get("status")), graph, self.object_info, job.request.extra_data)
                 if failure is not None:
                     raise failure
                 ended.lost_messages |= watcher.lost_messages

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from settee.client import (
     Answer,
@@ -27,6 +28,7 @@ from settee.client import (
 from settee.client.environment import Environment
 from settee.comfy.process import free_port
 from tests.support.client_command import INVERT, PICTURE, runpod_with_worker
+from tests.support.editor_files import OBJECT_INFO, pair
 from tests.support.public_api import PublicApi
 from tests.support.rig import empty, failing, slow
 from tests.support.worker import REAL, ROOT, WorkerProcess
@@ -76,6 +78,17 @@ def test_the_examples_of_the_documentation(local: str, tmp_path: Path, number: i
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["inverted_00001_.png"]
+
+
+def test_a_file_of_the_editors_goes_with_the_job_and_into_its_pictures(api: PublicApi, tmp_path: Path) -> None:
+    editor = pair("plain")["editor"]
+    registry = tmp_path / "object_info.json"
+    registry.write_text(json.dumps(OBJECT_INFO))
+    with Endpoint("endpoint1", environment=environment(api), registry=registry) as endpoint:
+        [saved] = endpoint.run(editor, wait_s=30).save(tmp_path)
+    with Image.open(saved.path) as picture:
+        assert json.loads(picture.info["workflow"]) == editor
+        assert "EmptyImage" in picture.info["prompt"]
 
 
 def test_run_and_save(endpoint: Endpoint, tmp_path: Path) -> None:
