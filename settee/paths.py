@@ -20,8 +20,8 @@ _PATH_INPUT = re.compile(
 _PREFIX = "filename_prefix"
 _ANNOTATION = re.compile(r"^(?P<name>.*?) ?\[(?P<folder>input|output|temp)\]$", re.DOTALL)
 _WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
-#: The end of what may be a file's name, within an object whose keys are not known.
-_LIKE_A_FILE = re.compile(r"\.\w{1,12}( ?\[\w+\])?$", re.ASCII)
+#: What may be a file's name within an object whose keys are not known: a line that ends with a suffix.
+_LIKE_A_FILE = re.compile(r"[^\n]*\.[A-Za-z]\w{0,11}( ?\[\w+\])?\Z", re.ASCII)
 #: PATH_MAX of Linux: nothing longer can be opened.
 _MAX_PATH = 4096
 #: A JPEG in base64, which is the one format that begins with a slash there.
@@ -112,7 +112,7 @@ def _may_be_path(name: str, text: Text, spec: Any) -> bool:
     if len(text.text) > _MAX_PATH:
         return False
     if text.is_inside:
-        return bool(_PATH_INPUT.match(name) or _PATH_INPUT.match(text.name) or _LIKE_A_FILE.search(text.text))
+        return bool(_PATH_INPUT.match(name) or _PATH_INPUT.match(text.name) or _LIKE_A_FILE.match(text.text))
     choices = choices_of(spec)
     if is_upload(spec) or _PATH_INPUT.match(name) or name == _PREFIX:
         return is_upload(spec) or text.text not in (choices or ())
@@ -123,7 +123,7 @@ def _may_be_path(name: str, text: Text, spec: Any) -> bool:
 def _problem(name: str, text: str, spec: Any) -> Problem | None:
     """The rule that a text breaks, with advice for what it names: an input file, a model, or where to save."""
     match = _ANNOTATION.match(text)
-    if match and match["folder"] != "input" and (is_upload(spec) or _LIKE_A_FILE.search(match["name"])):
+    if match and match["folder"] != "input" and (is_upload(spec) or _LIKE_A_FILE.match(match["name"])):
         where = f"ComfyUI's {match['folder']} folder, which is wiped between jobs"
         return {"problem": f"names {where}: send the file with the job"}
     path = match["name"] if match else text

@@ -97,6 +97,7 @@ def test_names_within_values_of_any_shape_are_looked_at(name: str, value: Any) -
         {"image": "a.png", "recording": "", "camera_info": {"position": {"x": 1}}},
         {"prompt": "/imagine a cat ../ or two", "on": True},
         "[a cat] /imagine ../x",
+        {"words": ["~ 5.9", "/imagine a cat v5.2", "/imagine\na cat, ../etc"]},
         ["4", 0],
     ],
 )
