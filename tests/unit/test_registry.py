@@ -73,6 +73,19 @@ def test_a_custom_node_that_failed_to_import_is_told_apart_from_one_that_is_not_
     assert "ComfyUI-Pack (No module named 'cv2')" in problem["problem"]
 
 
+def test_a_class_that_only_comfyui_misses_is_named_in_the_line() -> None:
+    """As 0.33 answers; the registry may be older than the server."""
+    said = {
+        "type": "missing_node_type",
+        "message": "Node 'X' not found. The custom node may not be installed.",
+        "details": "Node ID '#1'",
+        "extra_info": {"node_id": "1", "class_type": "Gone", "node_title": "X"},
+    }
+    refused = WorkflowRejected(details={"error": said, "node_errors": {}})
+    error = registry.explained(refused, {"1": node("Gone")}, {})
+    assert error.message.startswith("invalid workflow: workflow.1 (Gone): Node 'X' not found")
+
+
 # --- what is called otherwise ----------------------------------------------------------------------------------
 
 #: As /node_replacements of ComfyUI 0.33 has them.
