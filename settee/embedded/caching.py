@@ -1,4 +1,4 @@
-"""Which results of the last prompt can be used again: ComfyUI's classic cache, and none at all."""
+"""Which results of earlier prompts can be used again: all that memory has room for, those of the last one, or none."""
 
 from __future__ import annotations
 
@@ -91,10 +91,14 @@ class Fingerprints:
 
 
 class Cache:
-    """Outputs, what they showed (ui) and node objects, kept for nodes whose key is in the newest prompt."""
+    """Outputs, what they showed (ui) and node objects.
 
-    def __init__(self, keep_between_prompts: bool = True) -> None:
-        self._keep = keep_between_prompts
+    ``kept`` are the results that stay besides those of the newest prompt, which are at most a cache's all: 0 for
+    ComfyUI's classic cache, None for no cache at all. ComfyUI's default drops the oldest when memory runs short.
+    """
+
+    def __init__(self, kept: int | None) -> None:
+        self._kept = kept
         self._keys: Mapping[str, Any] = {}
         self._classes: Mapping[str, Any] = {}
         self.outputs: dict[Any, tuple[Any, ...]] = {}
@@ -105,11 +109,19 @@ class Cache:
         """Begin a prompt: everything that it does not contain is dropped."""
         self._keys = keys
         self._classes = {node_id: (node_id, node["class_type"]) for node_id, node in prompt.items()}
-        used = set(keys.values()) if self._keep else set()
-        self.outputs = {key: value for key, value in self.outputs.items() if key in used}
-        self.ui = {key: value for key, value in self.ui.items() if key in used}
-        objects = set(self._classes.values()) if self._keep else set()
+        used = set(keys.values())
+        if self._kept is None:
+            self.clear()
+        others = [key for key in self.outputs if key not in used]
+        for key in others[: max(0, len(others) - (self._kept or 0))]:
+            del self.outputs[key]
+            self.ui.pop(key, None)
+        objects = set(self._classes.values())
         self.objects = {key: value for key, value in self.objects.items() if key in objects}
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.outputs, self.ui, self.objects = {}, {}, {}
 
     def output(self, node_id: str) -> tuple[Any, ...] | None:
         """The values a node gave, None when they are not there."""

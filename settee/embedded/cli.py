@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from settee import __version__
 from settee.embedded.faults import Faults, UnknownFault, parse_assignment
@@ -19,9 +19,21 @@ from settee.embedded.model_folders import model_folders
 
 log = logging.getLogger("settee.embedded")
 
+CACHED_RESULTS = 50
+"""Results of earlier prompts that stay; ComfyUI keeps as many as the host's memory takes."""
+
 DESCRIPTION = (
     "A small server with ComfyUI's protocol that runs nodes without models. ComfyUI's other options do nothing."
 )
+
+
+class _Colours(logging.Formatter):
+    """ComfyUI's: the level in its colour before each message, of which only the first line has it."""
+
+    _CODES: ClassVar = {"INFO": "\033[32m", "WARNING": "\033[1m\033[33m", "ERROR": "\033[1m\033[31m"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{self._CODES.get(record.levelname, '')}[{record.levelname}]\033[0m {super().format(record)}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Options:
     port: int
     folders: Folders
     preview_size: int | None
-    keep_cache: bool
+    cached_results: int | None
     disable_metadata: bool
     max_upload_bytes: int
     faults: dict[str, Any]
@@ -65,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--preview-size", type=int, default=512, metavar="PIXELS")
     result.add_argument("--cache-none", action="store_true", help="run every node of every prompt")
+    result.add_argument("--cache-classic", action="store_true", help="keep the results of the last prompt only")
     result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")
     result.add_argument("--max-upload-size", type=float, default=100, metavar="MIB")
     result.add_argument("--verbose", nargs="?", const="DEBUG", default="INFO", metavar="LEVEL")
@@ -97,7 +110,7 @@ def options_from(argv: Sequence[str]) -> Options:
         port=given.port,
         folders=folders,
         preview_size=None if given.preview_method == "none" else given.preview_size,
-        keep_cache=not given.cache_none,
+        cached_results=None if given.cache_none else 0 if given.cache_classic else CACHED_RESULTS,
         disable_metadata=given.disable_metadata,
         max_upload_bytes=round(given.max_upload_size * 1024 * 1024),
         faults=faults,
@@ -107,7 +120,9 @@ def options_from(argv: Sequence[str]) -> Options:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until it is killed. As with ComfyUI, SIGTERM ends it at once with exit status -15."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Colours("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = options_from(sys.argv[1:] if argv is None else argv)
     if options.faults.get("die_at_start"):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -27,15 +27,14 @@ _IDLE_WAIT_SECONDS = 10.0
 class Executor:
     """Takes prompts from the queue and runs them."""
 
-    def __init__(self, queue: PromptQueue, hub: Hub, env: NodeEnv, keep_cache: bool) -> None:
+    def __init__(self, queue: PromptQueue, hub: Hub, env: NodeEnv, cache: Cache) -> None:
         self._queue = queue
         self._hub = hub
         self._env = replace(env, check_interrupted=self._check_interrupted, enqueue=self._enqueue)
         self._running: tuple[float, Any, list[str]] = (0.0, {}, [])
         self._faults: Faults = env.faults
         self._stats: Stats = env.stats
-        self._keep_cache = keep_cache
-        self._cache = Cache(keep_cache)
+        self._cache = cache
         self._interrupted = threading.Event()
         self._messages: list[tuple[str, dict[str, Any]]] = []
         self._succeeded = True
@@ -47,9 +46,8 @@ class Executor:
     def work(self) -> None:
         """Run prompts for ever.
 
-        An extra_data that is null or a number, or a node without inputs that no output needs, raises here and ends
-        the thread, and with it all work, while HTTP goes on answering. ComfyUI dies of the same requests, and
-        callers must be safe from it.
+        A node without inputs that no output needs raises here and ends the thread, and with it all work, while HTTP
+        goes on answering. ComfyUI dies of the same request, and callers must be safe from it.
         """
         while True:
             taken = self._queue.take(_IDLE_WAIT_SECONDS, self._paused)
@@ -60,7 +58,7 @@ class Executor:
             if flags.get("free_memory") or flags.get("unload_models"):
                 self._env.memory.free()
             if flags.get("free_memory"):
-                self._cache = Cache(self._keep_cache)
+                self._cache.clear()
                 self._stats.add("cache_drops")
 
     def _paused(self) -> bool:
@@ -139,6 +137,7 @@ class Executor:
             if crash:
                 exit_soon()
             order.complete(node_id)
+        run.repeat_intermediate()
         self._stats.add("prompts_succeeded")
         self._say("execution_success", {"prompt_id": run.prompt_id})
         return True

@@ -100,11 +100,10 @@ OutsideOutputError.__module__, OutsideOutputError.__qualname__ = "builtins", "Ex
 
 def _refuse_escape(folder: str, root: str) -> None:
     absolute = os.path.abspath(folder)
-    common = os.path.commonpath((root, absolute))
-    if common != root:
+    if os.path.commonpath((root, absolute)) != root:
         raise OutsideOutputError(
             "**** ERROR: Saving image outside the output folder is not allowed."
-            f"\n full_output_folder: {absolute}\n         output_dir: {root}\n         commonpath: {common}"
+            f"\n full_output_folder: {absolute}\n         output_dir: {root}"
         )
 
 

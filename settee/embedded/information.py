@@ -18,8 +18,9 @@ routes = web.RouteTableDef()
 
 MODEL_FOLDERS = [
     *("checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision", "style_models"),
-    *("embeddings", "diffusers", "vae_approx", "controlnet", "gligen", "upscale_models", "custom_nodes"),
-    *("hypernetworks", "photomaker", "classifiers", "model_patches", "audio_encoders"),
+    *("embeddings", "diffusers", "vae_approx", "controlnet", "gligen", "upscale_models", "latent_upscale_models"),
+    *("custom_nodes", "datasets", "hypernetworks", "photomaker", "classifiers", "model_patches", "audio_encoders"),
+    *("background_removal", "frame_interpolation", "geometry_estimation", "optical_flow", "detection"),
 ]
 
 
@@ -50,7 +51,7 @@ async def system_stats(request: web.Request) -> web.Response:
     """Memory, versions and arguments. ``settee_embedded`` tells that this is not the real one."""
     total, free = _memory_bytes()
     system = {
-        "os": os.name,
+        "os": sys.platform,
         "ram_total": total,
         "ram_free": free,
         "comfyui_version": COMFYUI_VERSION,
@@ -58,9 +59,11 @@ async def system_stats(request: web.Request) -> web.Response:
         "required_frontend_version": None,
         "installed_templates_version": None,
         "required_templates_version": None,
+        "comfy_package_versions": [],
         "python_version": sys.version,
         "pytorch_version": None,
         "embedded_python": False,
+        "deploy_environment": "local",
         "argv": ["settee.embedded", *request.app[STATE].options.argv],
     }
     device: dict[str, Any] = {"name": "cpu", "type": "cpu", "index": None}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from settee.embedded.hub import PREVIEW, PREVIEW_WITH_METADATA, Hub, PreviewImage
+
+PROGRESS_SECONDS = 0.1
+PROGRESS_SHARE = 0.005
+"""Steps of a node are told no closer than this to each other, but for the first, the last and those with previews."""
 
 
 def place(node_id: str) -> dict[str, Any]:
@@ -19,6 +24,7 @@ class Progress:
         self._hub = hub
         self._prompt_id = prompt_id
         self._nodes: dict[str, dict[str, Any]] = {}
+        self._sent: dict[str, tuple[float, float]] = {}
 
     def start(self, node_id: str) -> None:
         """A node starts."""
@@ -30,10 +36,16 @@ class Progress:
         self._set(node_id, maximum, maximum, "finished")
 
     def update(self, node_id: str, value: float, maximum: float, preview: PreviewImage | None) -> None:
-        """A node got further.
+        """A node got further, which is not told of each time.
 
         A preview goes with its metadata before ``progress``, or bare after it, by what the client understands.
         """
+        now = time.monotonic()
+        before, then = self._sent.get(node_id, (-1.0, 0.0))
+        is_worth_it = now - then >= PROGRESS_SECONDS and value - before >= PROGRESS_SHARE * maximum
+        if not (preview or before < 0 or value >= maximum or is_worth_it):
+            return
+        self._sent[node_id] = value, now
         client_id = self._hub.client_id
         self._set(node_id, value, maximum, "running")
         detailed = preview is not None and self._hub.supports(client_id, "supports_preview_metadata")

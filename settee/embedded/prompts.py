@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
 
 from aiohttp import web
 
+from settee.embedded.jobs import is_job_id
+from settee.embedded.replacements import replace_classes
 from settee.embedded.state import STATE, State, queue_info
 from settee.embedded.validation import error, validate
 
 log = logging.getLogger("settee.embedded")
 
 routes = web.RouteTableDef()
+
+_BAD_PROMPT_ID = error(
+    "invalid_prompt_id",
+    "prompt_id must be a valid UUID",
+    "prompt_id must be a UUID string in canonical lowercase hyphenated form; omit it to let the server generate one",
+)
 
 
 @routes.get("/prompt")
@@ -37,15 +46,21 @@ async def submit(request: web.Request) -> web.Response:
         return web.json_response({"error": error("no_prompt", message, message), "node_errors": {}}, status=400)
     if "number" not in body and body.get("front"):
         number = -number
-    prompt_id = str(body["prompt_id"]) if "prompt_id" in body else str(uuid.uuid4())
+    prompt_id = str(uuid.uuid4()) if body.get("prompt_id") is None else body["prompt_id"]
+    if not is_job_id(prompt_id):
+        return web.json_response({"error": _BAD_PROMPT_ID, "node_errors": {}}, status=400)
+    replace_classes(body["prompt"])
     verdict = validate(body["prompt"], body.get("partial_execution_targets"), state.options.folders)
     extra_data = body.get("extra_data", {})
     if "client_id" in body:
         extra_data["client_id"] = body["client_id"]
+    if "comfy_usage_source" not in extra_data and "Comfy-Usage-Source" in request.headers:
+        extra_data["comfy_usage_source"] = request.headers["Comfy-Usage-Source"]
     if not verdict.ok:
         log.warning("invalid prompt: %s", verdict.error)
         answer = {"error": verdict.error, "node_errors": verdict.node_errors}
         return web.json_response(answer, status=400)
+    extra_data["create_time"] = int(time.time() * 1000)
     state.queue.put((number, prompt_id, body["prompt"], extra_data, verdict.outputs))
     state.stats.add("prompts_queued")
     if state.faults.take("prompt_lost_response") and request.transport is not None:

@@ -60,6 +60,13 @@ class Run:
         self._progress.finish(node_id)
         self._executed.append(node_id)
 
+    def repeat_intermediate(self) -> None:
+        """Tell again what cached nodes showed that ComfyUI's editor wants to see: their old files, temp ones too."""
+        for node_id in self.prompt:
+            shown = self._cache.shown(node_id)
+            if shown and node_id not in self._executed and self.node_class(node_id).spec.intermediate_output:
+                self._say_executed(node_id, shown["output"])
+
     def _execute(self, node_id: str, node_class: type[Node]) -> Outcome:
         node = self._cache.node_object(node_id, node_class)
 

@@ -18,7 +18,14 @@ routes = web.RouteTableDef()
 
 def server_features(state: State) -> dict[str, object]:
     """What GET /features and the answer to a client's feature_flags say."""
-    return {"supports_preview_metadata": True, "max_upload_size": state.options.max_upload_bytes}
+    return {
+        "supports_preview_metadata": True,
+        "supports_model_type_tags": True,
+        "max_upload_size": state.options.max_upload_bytes,
+        "extension": {"manager": {"supports_v4": True}},
+        "node_replacements": True,
+        "assets": False,
+    }
 
 
 @routes.get("/ws")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from settee.embedded.caching import Cache
 from settee.embedded.cli import Options
 from settee.embedded.executor import Executor
 from settee.embedded.faults import Faults, Stats
@@ -60,5 +61,5 @@ def build_state(options: Options, loop: asyncio.AbstractEventLoop) -> State:
         disable_metadata=options.disable_metadata,
         preview_size=options.preview_size,
     )
-    executor = Executor(queue, hub, env, options.keep_cache)
+    executor = Executor(queue, hub, env, Cache(options.cached_results))
     return State(options, faults, stats, hub, queue, executor)

@@ -43,13 +43,9 @@ def validate(prompt: Any, targets: Container[str] | None, folders: Folders) -> V
     """
     outputs: list[str] = []
     for node_id in prompt:
-        if "class_type" not in prompt[node_id]:
-            message = "Cannot execute because a node is missing the class_type property."
-            return Verdict(False, error("invalid_prompt", message, f"Node ID '#{node_id}'"))
-        class_type = prompt[node_id]["class_type"]
+        class_type = prompt[node_id].get("class_type")
         if class_type not in NODES:
-            message = f"Cannot execute because node {class_type} does not exist."
-            return Verdict(False, error("invalid_prompt", message, f"Node ID '#{node_id}'"))
+            return Verdict(False, _missing_class(node_id, class_type, prompt[node_id]))
         if NODES[class_type].spec.output_node and (targets is None or node_id in targets):
             outputs.append(node_id)
     if not outputs:
@@ -60,6 +56,17 @@ def validate(prompt: Any, targets: Container[str] | None, folders: Folders) -> V
 def error(kind: str, message: str, details: str, **extra: Any) -> Error:
     """One error as it stands in a response."""
     return {"type": kind, "message": message, "details": details, "extra_info": extra}
+
+
+def _missing_class(node_id: str, class_type: Any, node: dict[str, Any]) -> Error:
+    title = node.get("_meta", {}).get("title", class_type)
+    if class_type is None:
+        shown = title or f"ID #{node_id}"
+        message = f"Node '{shown}' has no class_type. The workflow may be corrupted or a custom node is missing."
+    else:
+        message = f"Node '{title}' not found. The custom node may not be installed."
+    more = {"node_id": node_id, "class_type": class_type, "node_title": title}
+    return error("missing_node_type", message, f"Node ID '#{node_id}'", **more)
 
 
 def _judge_outputs(prompt: dict[str, Any], outputs: list[str], folders: Folders) -> Verdict:
@@ -97,6 +104,7 @@ class _Judge:
     def __init__(self, prompt: dict[str, Any], folders: Folders) -> None:
         self._prompt = prompt
         self._folders = folders
+        self._visiting: list[str] = []
         self.verdicts: dict[str, _NodeVerdict] = {}
 
     def judge_output(self, node_id: str) -> _NodeVerdict:
@@ -117,6 +125,8 @@ class _Judge:
     def _judge(self, node_id: str) -> _NodeVerdict:
         if node_id in self.verdicts:
             return self.verdicts[node_id]
+        if node_id in self._visiting:
+            return self._cycle(node_id)
         inputs = self._prompt[node_id]["inputs"]
         node_class = NODES[self._prompt[node_id]["class_type"]]
         errors: list[Error] = []
@@ -124,21 +134,37 @@ class _Judge:
         for kind, declared in node_class.spec.inputs(self._folders).items():
             for name in declared:
                 if name in inputs:
-                    ok &= self._judge_input(inputs, name, declared, node_class, errors)
+                    ok &= self._judge_input(node_id, inputs, name, declared, node_class, errors)
                 elif kind == "required":
                     errors.append(error("required_input_missing", "Required input is missing", name, input_name=name))
         errors += self._own_check(node_class, inputs)
-        self.verdicts[node_id] = _NodeVerdict(ok and not errors, errors)
+        of_cycle = self.verdicts[node_id].errors if node_id in self.verdicts else []
+        self.verdicts[node_id] = _NodeVerdict(ok and not errors, of_cycle + errors)
+        return self.verdicts[node_id]
+
+    def _cycle(self, node_id: str) -> _NodeVerdict:
+        around = self._visiting[self._visiting.index(node_id) :]
+        details = " -> ".join(f"{each} ({self._prompt[each]['class_type']})" for each in [*around, node_id])
+        for each in around:
+            more = {"node_id": each, "cycle_nodes": around}
+            found = error("dependency_cycle", "Dependency cycle detected", details, **more)
+            self.verdicts[each] = _NodeVerdict(False, [found])
         return self.verdicts[node_id]
 
     def _judge_input(
-        self, inputs: dict[str, Any], name: str, declared: Inputs, node_class: type[Node], errors: list[Error]
+        self,
+        node_id: str,
+        inputs: dict[str, Any],
+        name: str,
+        declared: Inputs,
+        node_class: type[Node],
+        errors: list[Error],
     ) -> bool:
         """Judge one input, adding to errors; False when a node it comes from is bad."""
         kind, settings = (*declared[name], {})[:2]
         config = [kind, settings]
         if isinstance(inputs[name], list):
-            return self._judge_link(inputs[name], name, config, errors)
+            return self._judge_link(node_id, inputs[name], name, config, errors)
         try:
             inputs[name] = _converted(inputs[name], kind)
         except (TypeError, ValueError, OverflowError) as problem:
@@ -151,7 +177,7 @@ class _Judge:
             errors += _limits(inputs[name], name, config)
         return True
 
-    def _judge_link(self, link: list[Any], name: str, config: list[Any], errors: list[Error]) -> bool:
+    def _judge_link(self, node_id: str, link: list[Any], name: str, config: list[Any], errors: list[Error]) -> bool:
         extra = {"input_name": name, "input_config": config}
         if len(link) != 2:
             message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
@@ -165,9 +191,10 @@ class _Judge:
             more = {"received_type": received, "linked_node": link}
             errors.append(error("return_type_mismatch", message, details, **extra, **more))
             return True
+        self._visiting.append(node_id)
         try:
             return self._judge(source).ok
-        except Exception as problem:  # edge: as in judge_output; RecursionError is how a cycle shows
+        except Exception as problem:  # edge: as in judge_output
             found = error(
                 "exception_during_inner_validation",
                 "Exception when validating inner node",
@@ -180,6 +207,8 @@ class _Judge:
             )
             self.verdicts[source] = _NodeVerdict(False, [found])
             return False
+        finally:
+            self._visiting.pop()
 
     def _own_check(self, node_class: type[Node], inputs: dict[str, Any]) -> list[Error]:
         if not node_class.checks:
@@ -214,11 +243,12 @@ def _limits(value: Any, name: str, config: list[Any]) -> list[Error]:
     if "max" in settings and value > settings["max"]:
         message = f"Value {value} bigger than max of {settings['max']}"
         return [error("value_bigger_than_max", message, name, **extra)]
-    if isinstance(kind, list) and value not in kind:
-        options = str(kind)
-        if len(kind) > LONG_LIST:
-            options, extra["input_config"] = f"(list of length {len(kind)})", None
-        return [error("value_not_in_list", "Value not in list", f"{name}: '{value}' not in {options}", **extra)]
+    choices = settings.get("options", []) if kind == "COMBO" else kind
+    if isinstance(choices, list) and value not in choices:
+        options = str(choices)
+        if len(choices) > LONG_LIST:
+            options, extra["input_config"] = f"(list of length {len(choices)})", None
+        return [error("value_not_in_list", "Value not in list", f"{name}: {value!r} not in {options}", **extra)]
     return []
 
 

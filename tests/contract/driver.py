@@ -50,6 +50,12 @@ def label(message: Message) -> str:
     return str(kind)
 
 
+def step_of(message: Message) -> int:
+    """The value of a progress message, 0 for others."""
+    is_progress = not isinstance(message, Binary) and message["type"] == "progress"
+    return int(message["data"]["value"]) if is_progress else 0  # type: ignore[call-overload]
+
+
 class Listener:
     """One event socket. Everything it gets is kept in ``messages``."""
 

@@ -23,11 +23,12 @@ from typing import Any
 import requests
 from PIL import Image
 
+from settee.embedded.hub import PREVIEW_WITH_METADATA
 from tests.contract.driver import Binary, Listener, Message, label
 
 PATIENCE_S = 8.0
 """How long to wait for messages that the other server sent, before the next request."""
-_MILESTONES = ("executed", "executing:None", "execution_", "status", "progress:")
+_MILESTONES = ("executed", "executing:None", "execution_", "status", "progress:1/")
 _HEADERS = ("Content-", "Etag", "Last-Modified", "Accept-Ranges", "Allow", "Transfer-Encoding")
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]{32}")
 _UPLOAD = re.compile(r"multipart: (?P<form>\{.*?\}) (?P<field>\w+)=<(?P<size>\d+) bytes, filename='(?P<name>.*)'>")
@@ -152,7 +153,11 @@ class Replay:
 
     def _recorded(self, message: Message) -> dict[str, Any]:
         if isinstance(message, Binary):
-            return {"binary": {"event": message.event, "bytes": len(message.payload)}}
+            found: dict[str, Any] = {"binary": {"event": message.event, "length": len(message.payload)}}
+            if message.event == PREVIEW_WITH_METADATA:
+                length = int.from_bytes(message.payload[:4], "big")
+                found["decoded_metadata"] = json.loads(message.payload[4 : 4 + length])
+            return found
         return {"type": "progress_state"} if self._is_brief and message["type"] == "progress_state" else message
 
     def _learn(self, theirs: Any, mine: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,10 +132,11 @@ def test_history_lost(server: EmbeddedServer, comfy: Comfy) -> None:
 
 def test_prompt_lost_response(server: EmbeddedServer, comfy: Comfy) -> None:
     server.fault("prompt_lost_response", 1)
-    body = {"prompt": empty_to_save(), "prompt_id": "lost-but-running"}
+    prompt_id = str(uuid.uuid4())
+    body = {"prompt": empty_to_save(), "prompt_id": prompt_id}
     with pytest.raises(requests.ConnectionError):
         comfy.post("/prompt", json=body)
-    assert comfy.wait_history("lost-but-running")["status"]["completed"]
+    assert comfy.wait_history(prompt_id)["status"]["completed"]
     comfy.run(empty_to_save())
 
 
@@ -165,7 +167,7 @@ def test_executor_dead(server: EmbeddedServer, comfy: Comfy) -> None:
 
 @pytest.mark.parametrize("name", ["delete_outputs", "truncate_outputs"])
 def test_spoilt_outputs(server: EmbeddedServer, comfy: Comfy, name: str) -> None:
-    color = 0x112233
+    color = len(name)  # another for each: ComfyUI keeps what it made for earlier prompts
     whole = comfy.view(comfy.run(empty_to_save("whole", color=color))["outputs"]["2"]["images"][0])
     server.fault(name)
     (file,) = comfy.run(empty_to_save("spoil", color=color))["outputs"]["2"]["images"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.contract import recording
-from tests.contract.driver import Binary, Comfy, Graph, Listener, empty, empty_to_save
+from tests.contract.driver import Binary, Comfy, Graph, Listener, empty, empty_to_save, sampler_graph, step_of
 
 
 def heard(listener: Listener, since: int = 0) -> list[Any]:
@@ -36,7 +36,7 @@ def test_history_of_a_success_has_the_recorded_shape(comfy: Comfy) -> None:
     got, want = recording.neutral(entry), recording.neutral(wanted)
     got["prompt"][0] = want["prompt"][0] = "NUMBER"
     assert got == want
-    assert entry["prompt"][3] == {"client_id": listener.client_id}
+    assert recording.brought(entry["prompt"][3]) == {"client_id": listener.client_id}
 
 
 def test_the_saved_file_is_served(comfy: Comfy) -> None:
@@ -204,3 +204,16 @@ def test_an_image_over_the_socket_is_one_binary_message(comfy: Comfy) -> None:
     assert sent.payload[:4] == b"\0\0\0\x02"
     with Image.open(BytesIO(sent.payload[4:])) as image:
         assert image.getpixel((0, 0)) == (255, 128, 0)
+
+
+def test_quick_steps_are_told_now_and_then(comfy: Comfy) -> None:
+    """As throttled_progress: at most every 0.1 s, the first and the last always."""
+    if comfy.is_real:
+        pytest.skip("SetteeSampler is a node of the embedded server")
+    listener = comfy.listen()
+    comfy.run(sampler_graph(400, delay_ms=1), listener)
+    steps = [step_of(message) for message in listener.messages if step_of(message)]
+    told = [step_of(message) for message in recording.messages("throttled_progress", "A") if step_of(message)]
+    assert (steps[0], steps[-1]) == (told[0], told[-1]) == (1, 400)
+    assert max(len(steps), len(told)) < 200
+    assert steps == sorted(steps)

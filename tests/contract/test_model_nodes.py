@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from tests.contract import recording
 from tests.contract.conftest import place_models
-from tests.contract.driver import Comfy, Graph, empty, ksampler_graph
+from tests.contract.driver import Comfy, Graph, empty, ksampler_graph, step_of
 from tests.support.embedded import EmbeddedServer
 from tests.support.models import safetensors
 
@@ -62,7 +62,8 @@ def test_a_sampling_graph_sends_every_message_as_recorded(comfy: Comfy, checkpoi
     comfy.post("/free", json={"free_memory": True})
     listener = comfy.listen()
     comfy.run(ksampler_graph(4, checkpoint), listener)
-    assert listener.labels() == recording.labels("success_ksampler")
+    got, want = listener.labels(), recording.labels("success_ksampler")
+    assert recording.without_quick_steps(got) == recording.without_quick_steps(want)
 
 
 def test_previews_come_as_recorded(embedded: Callable[..., EmbeddedServer]) -> None:
@@ -266,7 +267,7 @@ def test_sampling_is_interrupted_between_steps(embedded: Callable[..., EmbeddedS
     graph = sdxl_graph()
     graph["3"]["inputs"]["steps"] = 10_000
     prompt_id = comfy.submit(graph, listener)
-    listener.wait_label("progress:2/10000")
+    listener.wait_for(lambda message: step_of(message) >= 2)
     comfy.post("/interrupt", json={"prompt_id": prompt_id})
     kind, data = comfy.wait_history(prompt_id)["status"]["messages"][-1]
     assert (kind, data["node_id"]) == ("execution_interrupted", "3")

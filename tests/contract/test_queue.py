@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import recording
+from tests.contract import generations, recording
 from tests.contract.driver import Comfy, Graph, Listener, empty_to_save
 from tests.support.waiting import eventually
 
@@ -35,6 +35,7 @@ def test_the_queue_shows_whole_prompts(comfy: Comfy, slow_graph: Slow) -> None:
     queue = comfy.get("/queue").json()
     (now,), (later,) = queue["queue_running"], queue["queue_pending"]
     assert [now[1], len(now)] == [running_id, 5]
+    later[3] = recording.brought(later[3])
     assert later[1:] == [waiting_id, graph, {"a": 1, "client_id": "me"}, ["2"]]
     assert comfy.get("/prompt").json() == {"exec_info": {"queue_remaining": 2}}
     assert comfy.history(running_id) is None
@@ -143,8 +144,22 @@ def test_an_interrupt_while_idle_has_no_effect(comfy: Comfy, event: dict[str, An
     assert comfy.run(empty_to_save())["status"]["status_str"] == "success"
 
 
+def test_an_id_may_be_brought(comfy: Comfy) -> None:
+    prompt_id = str(uuid.uuid4())
+    listener = comfy.listen()
+    assert comfy.submit(empty_to_save(), listener, prompt_id=prompt_id) == prompt_id
+    listener.wait_end(prompt_id)
+    assert comfy.history(prompt_id) is not None
+
+
+any_prompt_id = pytest.mark.skipif(
+    not generations.under_test().takes_any_prompt_id, reason="this generation takes UUIDs only"
+)
+
+
+@any_prompt_id
 @pytest.mark.parametrize(("given", "becomes"), [("job", "job"), (12345, "12345"), (None, "None")])
-def test_a_prompt_id_may_be_brought(comfy: Comfy, given: Any, becomes: str) -> None:
+def test_any_prompt_id_may_be_brought(comfy: Comfy, given: Any, becomes: str) -> None:
     if isinstance(given, str):
         given = becomes = f"{given}-{uuid.uuid4().hex[:6]}"
     listener = comfy.listen()
@@ -153,6 +168,7 @@ def test_a_prompt_id_may_be_brought(comfy: Comfy, given: Any, becomes: str) -> N
     assert comfy.history(becomes) is not None
 
 
+@any_prompt_id
 @pytest.mark.parametrize("prompt_id", ["a/b", ""])
 def test_some_prompt_ids_cannot_be_found_again(comfy: Comfy, prompt_id: str) -> None:
     listener = comfy.listen()

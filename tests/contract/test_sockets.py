@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tests.contract import recording
-from tests.contract.driver import Binary, Comfy, Graph, empty_to_save, label, sampler_graph
+from tests.contract.driver import Binary, Comfy, Graph, empty_to_save, label, sampler_graph, step_of
 
 Slow = Callable[[int], Graph]
 FLAGS = json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
@@ -31,6 +31,7 @@ def test_each_step_is_told_in_the_recorded_order(comfy: Comfy, slow_graph: Slow)
     comfy.run(slow_graph(4), listener)
     got = of_sampler(listener.labels())
     want = [each for each in of_sampler(recording.labels("success_ksampler_preview")) if each != "BIN1"]
+    got, want = recording.without_quick_steps(got), recording.without_quick_steps(want)
     steps = want.index("progress:4/4") + 1
     assert got[:steps] == want[:steps]
 
@@ -53,7 +54,7 @@ def test_two_clients_hear_their_own_prompts_and_every_status(comfy: Comfy, slow_
 def test_a_reconnect_is_told_the_node_that_runs(comfy: Comfy, slow_graph: Slow) -> None:
     listener = comfy.listen()
     prompt_id = comfy.submit(slow_graph(20), listener)
-    listener.wait_for(lambda message: label(message) == "progress:2/20")
+    listener.wait_for(lambda message: step_of(message) >= 2)
     listener.close()
     again = comfy.listen(listener.client_id)
     again.wait_end(prompt_id)
@@ -77,7 +78,7 @@ def test_a_reconnect_after_the_end_hears_nothing_of_it(comfy: Comfy, slow_graph:
 def test_closing_the_older_of_two_sockets_deafens_the_newer(comfy: Comfy, slow_graph: Slow) -> None:
     first = comfy.listen()
     prompt_id = comfy.submit(slow_graph(20), first)
-    first.wait_for(lambda message: label(message) == "progress:2/20")
+    first.wait_for(lambda message: step_of(message) >= 2)
     second = comfy.listen(first.client_id)
     second.wait_label("executing:3")
     assert second.labels()[:2] == ["status:1+sid", "executing:3"]

@@ -101,7 +101,7 @@ def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
     run = rig.start(slow(steps=6, delay_ms=10))
     run.end()
     steps = [(step.value, step.maximum) for step in run.progress if step.node_type == SLOW and step.value]
-    assert EXTERNAL or steps == [(value, 6) for value in range(1, 7)]
+    assert EXTERNAL or {(1, 6), (6, 6)} <= set(steps)
     percents = [step.percent for step in run.progress if step.percent is not None]
     assert percents == sorted(percents)
     assert percents[-1] == 100

@@ -66,24 +66,31 @@ class NodeSpec:
     output_node: bool = False
     module: str = "nodes"
     display_name: str | None = ""
-    experimental: bool | None = None
+    experimental: bool = False
+    deprecated: bool = False
     newer_schema: bool = False
-    """Written for ComfyUI's second node API, whose entries have a few more keys."""
+    """Written for ComfyUI's second node API: lists of choices become COMBO, and entries have a few more keys."""
+    intermediate_output: bool = False
+    """What it showed is shown again when its result comes from the cache, without being an output."""
 
     def inputs(self, folders: Folders) -> dict[str, Inputs]:
         """The inputs by kind; kinds without inputs are left out."""
         required = self.required(folders) if callable(self.required) else self.required
         kinds = {"required": required, "optional": self.optional}
+        if self.newer_schema:
+            kinds = {kind: {name: _newer(given) for name, given in inputs.items()} for kind, inputs in kinds.items()}
         return {kind: inputs for kind, inputs in kinds.items() if inputs}
 
     def info(self, folders: Folders) -> dict[str, Any]:
         """The entry of /object_info."""
         inputs: dict[str, Mapping[str, Any]] = dict(self.inputs(folders))
         if self.hidden:
-            inputs["hidden"] = self.hidden
+            newer = {name: [kind] for name, kind in self.hidden.items()}
+            inputs["hidden"] = newer if self.newer_schema else self.hidden
         info = {
             "input": inputs,
             "input_order": {kind: list(named) for kind, named in inputs.items()},
+            "is_input_list": False,
             "output": self.returns,
             "output_is_list": [False] * len(self.returns),
             "output_name": self.return_names or self.returns,
@@ -93,13 +100,13 @@ class NodeSpec:
             "python_module": self.module,
             "category": self.category,
             "output_node": self.output_node,
+            "has_intermediate_output": self.intermediate_output,
         }
+        marks = {"deprecated": self.deprecated, "experimental": self.experimental}
         if self.newer_schema:
-            info["output_tooltips"] = [None] * len(self.returns)
-            info |= {"deprecated": False, "experimental": False, "api_node": False}
-        if self.experimental is not None:
-            info["experimental"] = self.experimental
-        return info
+            info |= {"output_tooltips": [None] * len(self.returns), "output_matchtypes": None, "price_badge": None}
+            return info | marks | {"dev_only": False, "api_node": False}
+        return info | {name: True for name, is_so in marks.items() if is_so}
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,14 @@ def is_link(value: Any) -> bool:
     """Whether an input comes from another node: ``[node_id, slot]``."""
     return (
         isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
+    )
+
+
+def _newer(declared: InputType) -> InputType:
+    """The input as the second node API describes it."""
+    kind, settings = (*declared, {})[:2]
+    return (
+        ("COMBO", {"multiselect": False, "options": kind, **settings}) if isinstance(kind, list) else (kind, settings)
     )
 
 

@@ -62,7 +62,7 @@ class ImageBlend(Node):
 
     spec = NodeSpec(
         "ImageBlend",
-        "image/postprocessing",
+        "image/filters",
         required={
             "image1": ("IMAGE", {}),
             "image2": ("IMAGE", {}),
@@ -71,7 +71,7 @@ class ImageBlend(Node):
         },
         returns=("IMAGE",),
         module="comfy_extras.nodes_post_processing",
-        display_name=None,
+        display_name="Blend Images",
         newer_schema=True,
     )
 

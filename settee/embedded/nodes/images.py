@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from settee.embedded.nodes.base import (
+    MAX_RESOLUTION,
     ImageBatch,
     MaskBatch,
     Node,
@@ -41,6 +42,7 @@ class EmptyImage(Node):
             "color": integer(0, 0, 0xFFFFFF, step=1, display="color"),
         },
         returns=("IMAGE",),
+        display_name="Empty Image",
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -55,10 +57,10 @@ class ImageInvert(Node):
 
     spec = NodeSpec(
         "ImageInvert",
-        "image",
+        "image/color",
         required={"image": ("IMAGE",)},
         returns=("IMAGE",),
-        display_name="Invert Image",
+        display_name="Invert Image Colors",
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -120,10 +122,11 @@ class BatchImages(Node):
 
     spec = NodeSpec(
         "ImageBatch",
-        "image",
+        "image/batch",
         required={"image1": ("IMAGE",), "image2": ("IMAGE",)},
         returns=("IMAGE",),
-        display_name="Batch Images",
+        display_name="Batch Images (DEPRECATED)",
+        deprecated=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -149,7 +152,9 @@ class ImageCrop(Node):
         },
         returns=("IMAGE",),
         module="comfy_extras.nodes_images",
-        display_name="Image Crop",
+        display_name="Crop Image (DEPRECATED)",
+        newer_schema=True,
+        deprecated=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -165,7 +170,7 @@ class ImagePadForOutpaint(Node):
 
     spec = NodeSpec(
         "ImagePadForOutpaint",
-        "image",
+        "image/transform",
         required={
             "image": ("IMAGE",),
             **{side: integer(0, step=8) for side in ("left", "top", "right", "bottom")},
@@ -216,6 +221,8 @@ class RepeatImageBatch(Node):
         required={"image": ("IMAGE",), "amount": integer(1, 1, 4096)},
         returns=("IMAGE",),
         module="comfy_extras.nodes_images",
+        display_name="Repeat Image Batch",
+        newer_schema=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -230,16 +237,19 @@ class ImageFromBatch(Node):
         "image/batch",
         required={
             "image": ("IMAGE",),
-            "batch_index": integer(0, 0, 4095),
+            "batch_index": integer(0, -MAX_RESOLUTION),
             "length": integer(1, 1, 4096),
         },
         returns=("IMAGE",),
         module="comfy_extras.nodes_images",
+        display_name="Get Image from Batch",
+        newer_schema=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
         images: ImageBatch = inputs["image"]
-        start = min(inputs["batch_index"], len(images) - 1)
+        index = inputs["batch_index"]
+        start = max(0, min(index if index >= 0 else index + len(images), len(images) - 1))
         return Outcome((ImageBatch(images[start : start + inputs["length"]]),))
 
 

@@ -39,7 +39,7 @@ class EmptyLatentImage(Node):
 
     spec = NodeSpec(
         "EmptyLatentImage",
-        "latent",
+        "model/latent",
         required={
             "width": integer(512, 16, step=8),
             "height": integer(512, 16, step=8),
@@ -59,7 +59,7 @@ class VAEDecode(Node):
 
     spec = NodeSpec(
         "VAEDecode",
-        "latent",
+        "model/latent",
         required={"samples": ("LATENT", {}), "vae": ("VAE", {})},
         returns=("IMAGE",),
         display_name="VAE Decode",
@@ -84,7 +84,7 @@ class VAEEncode(Node):
 
     spec = NodeSpec(
         "VAEEncode",
-        "latent",
+        "model/latent",
         required={"pixels": ("IMAGE",), "vae": ("VAE",)},
         returns=("LATENT",),
         display_name="VAE Encode",

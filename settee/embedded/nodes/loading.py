@@ -66,7 +66,18 @@ def _mask_of(image: Image.Image) -> Image.Image:
     return Image.new("L", (64, 64), 0)
 
 
+class InvalidDataError(ValueError):
+    """PyAV, which ComfyUI asks before Pillow, finds nothing in a file; reported under the name of its exception."""
+
+
+InvalidDataError.__module__ = "av.error"
+
+
 def _frames(path: str) -> Iterator[Image.Image]:
+    # Where the content tells PyAV nothing, it goes by the name; what it then cannot decode goes on to Pillow.
+    is_image = (mimetypes.guess_type(path, strict=False)[0] or "").startswith("image/")
+    if not is_image or not os.path.getsize(path):
+        raise InvalidDataError(f"[Errno 1094995529] Invalid data found when processing input: '{path}'")
     image = _tolerating_truncation(Image.open, path)
     with image:
         for frame in ImageSequence.Iterator(image):
@@ -156,7 +167,7 @@ class LoadImageMask(_FileNode):
 
     spec = NodeSpec(
         "LoadImageMask",
-        "mask",
+        "image",
         required=_load_mask_inputs,
         returns=("MASK",),
         display_name="Load Image (as Mask)",

@@ -28,11 +28,12 @@ class MaskToImage(Node):
 
     spec = NodeSpec(
         "MaskToImage",
-        "mask",
+        "image/mask",
         required={"mask": ("MASK",)},
         returns=("IMAGE",),
         module=_MODULE,
         display_name="Convert Mask to Image",
+        newer_schema=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -45,11 +46,12 @@ class ImageToMask(Node):
 
     spec = NodeSpec(
         "ImageToMask",
-        "mask",
+        "image/mask",
         required={"image": ("IMAGE",), "channel": choice(*_CHANNELS)},
         returns=("MASK",),
         module=_MODULE,
         display_name="Convert Image to Mask",
+        newer_schema=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -66,7 +68,7 @@ class SolidMask(Node):
 
     spec = NodeSpec(
         "SolidMask",
-        "mask",
+        "image/mask",
         required={
             "value": decimal(1.0, 0.0, 1.0),
             "width": integer(512, 1, step=1),
@@ -74,6 +76,8 @@ class SolidMask(Node):
         },
         returns=("MASK",),
         module=_MODULE,
+        display_name="Create Solid Mask",
+        newer_schema=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -84,7 +88,15 @@ class SolidMask(Node):
 class InvertMask(Node):
     """1 - x."""
 
-    spec = NodeSpec("InvertMask", "mask", required={"mask": ("MASK",)}, returns=("MASK",), module=_MODULE)
+    spec = NodeSpec(
+        "InvertMask",
+        "image/mask",
+        required={"mask": ("MASK",)},
+        returns=("MASK",),
+        module=_MODULE,
+        display_name="Invert Mask",
+        newer_schema=True,
+    )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
         return Outcome((MaskBatch(inverted(mask) for mask in inputs["mask"]),))

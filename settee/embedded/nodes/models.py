@@ -23,7 +23,7 @@ class CheckpointLoaderSimple(Node):
 
     spec = NodeSpec(
         "CheckpointLoaderSimple",
-        "loaders",
+        "model/loaders",
         required=lambda folders: {"ckpt_name": (folders.model_files("checkpoints"), {})},
         returns=("MODEL", "CLIP", "VAE"),
         display_name="Load Checkpoint",
@@ -47,7 +47,13 @@ def _lora_inputs(folders: Folders) -> Inputs:
 class LoraLoader(Node):
     """A LoRA on top of a model and its CLIP; with both strengths 0, ComfyUI does not even open the file."""
 
-    spec = NodeSpec("LoraLoader", "loaders", required=_lora_inputs, returns=("MODEL", "CLIP"), display_name="Load LoRA")
+    spec = NodeSpec(
+        "LoraLoader",
+        "model/loaders",
+        required=_lora_inputs,
+        returns=("MODEL", "CLIP"),
+        display_name="Load LoRA (Model and CLIP)",
+    )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
         model: Weights = inputs["model"]
@@ -64,13 +70,14 @@ class LoraLoaderModelOnly(LoraLoader):
 
     spec = NodeSpec(
         "LoraLoaderModelOnly",
-        "loaders",
+        "model/loaders",
         required=lambda folders: {
             "model": ("MODEL",),
             "lora_name": (folders.model_files("loras"),),
             "strength_model": _STRENGTH,
         },
         returns=("MODEL",),
+        display_name="Load LoRA",
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -83,7 +90,7 @@ class VAELoader(Node):
 
     spec = NodeSpec(
         "VAELoader",
-        "loaders",
+        "model/loaders",
         required=lambda folders: {"vae_name": ([*folders.model_files("vae"), PIXEL_SPACE],)},
         returns=("VAE",),
         display_name="Load VAE",
@@ -94,12 +101,27 @@ class VAELoader(Node):
         return Outcome((Weights("vae", PIXEL_SPACE if name == PIXEL_SPACE else _read(env, "vae", name)),))
 
 
+class ControlNetLoader(Node):
+    """A ControlNet."""
+
+    spec = NodeSpec(
+        "ControlNetLoader",
+        "model/loaders",
+        required=lambda folders: {"control_net_name": (folders.model_files("controlnet"),)},
+        returns=("CONTROL_NET",),
+        display_name="Load ControlNet Model",
+    )
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        return Outcome((Weights("control_net", _read(env, "controlnet", inputs["control_net_name"])),))
+
+
 class CLIPSetLastLayer(Node):
     """A CLIP that stops earlier ("clip skip")."""
 
     spec = NodeSpec(
         "CLIPSetLastLayer",
-        "conditioning",
+        "model/conditioning",
         required={"clip": ("CLIP",), "stop_at_clip_layer": integer(-1, -24, -1, step=1)},
         returns=("CLIP",),
         display_name="CLIP Set Last Layer",
@@ -115,5 +137,6 @@ NODES: tuple[type[Node], ...] = (
     LoraLoader,
     LoraLoaderModelOnly,
     VAELoader,
+    ControlNetLoader,
     CLIPSetLastLayer,
 )

@@ -14,7 +14,8 @@ from settee.embedded.nodes.latents import Latent, tinted
 from settee.embedded.nodes.weights import Conditioning, Weights, digest_of
 
 SAMPLERS = [
-    *("euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2", "dpm_2"),
+    *("euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2"),
+    *("exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2"),
     *("dpm_2_ancestral", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp"),
     *("dpmpp_sde", "dpmpp_sde_gpu", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
     *("dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu", "dpmpp_3m_sde", "dpmpp_3m_sde_gpu", "ddpm", "lcm", "ipndm"),
@@ -41,7 +42,7 @@ class KSampler(Node):
 
     spec = NodeSpec(
         "KSampler",
-        "sampling",
+        "model/sampling",
         required={
             "model": ("MODEL", {}),
             "seed": integer(0, 0, 2**64 - 1, control_after_generate=True),

@@ -15,9 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from settee.embedded.folders import Slot
 from settee.embedded.hub import PreviewImage
 from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
+from settee.embedded.nodes.images import ImageCrop
 
 FILE_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 PREFIX = ("STRING", {"default": "ComfyUI"})
+_NEWER_PREFIX = ("STRING", {"default": "ComfyUI", "multiline": False})
 
 
 def saved(env: NodeEnv, slot: Slot, name: str, kind: str) -> dict[str, str]:
@@ -52,6 +54,8 @@ class SaveImage(Node):
         hidden=FILE_HIDDEN,
         output_node=True,
         display_name="Save Image",
+        returns=("IMAGE",),
+        return_names=("images",),
     )
     kind = "output"
     compress_level = 4
@@ -77,7 +81,7 @@ class SaveImage(Node):
                 compress_level=self.compress_level,
             )
             entries.append(saved(env, slot, name, self.kind))
-        return Outcome(ui={"images": entries})
+        return Outcome((images,), {"images": entries})
 
 
 class ShowImage(SaveImage):
@@ -90,6 +94,8 @@ class ShowImage(SaveImage):
         hidden=FILE_HIDDEN,
         output_node=True,
         display_name="Preview Image",
+        returns=("IMAGE",),
+        return_names=("images",),
     )
     kind = "temp"
     compress_level = 1
@@ -99,15 +105,46 @@ class ShowImage(SaveImage):
         self.prefix_end = "_temp_" + "".join(letters)
 
 
+class ImageCropV2(ShowImage):
+    """A rectangle, which is shown too: again whenever its result comes from the cache."""
+
+    spec = NodeSpec(
+        "ImageCropV2",
+        "image/transform",
+        required={
+            "image": ("IMAGE",),
+            "crop_region": (
+                "BOUNDING_BOX",
+                {
+                    "default": {"x": 0, "y": 0, "width": 512, "height": 512},
+                    "socketless": True,
+                    "component": "ImageCrop",
+                },
+            ),
+        },
+        returns=("IMAGE",),
+        module="comfy_extras.nodes_images",
+        display_name="Crop Image",
+        newer_schema=True,
+        intermediate_output=True,
+    )
+
+    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
+        region = {"x": 0, "y": 0, "width": 512, "height": 512, **inputs["crop_region"]}
+        cropped = ImageCrop().run(env, image=inputs["image"], **region).values
+        shown = super().run(env, images=cropped[0])
+        return Outcome(cropped, {**(shown.ui or {}), "animated": [False]})
+
+
 class SaveAnimatedWEBP(Node):
     """The batch as one animated WEBP, listed under ``images``."""
 
     spec = NodeSpec(
         "SaveAnimatedWEBP",
-        "image/animation",
+        "image",
         required={
             "images": ("IMAGE",),
-            "filename_prefix": PREFIX,
+            "filename_prefix": _NEWER_PREFIX,
             "fps": decimal(6.0, 0.01, 1000.0),
             "lossless": ("BOOLEAN", {"default": True}),
             "quality": integer(80, 0, 100),
@@ -116,6 +153,10 @@ class SaveAnimatedWEBP(Node):
         hidden=FILE_HIDDEN,
         output_node=True,
         module="comfy_extras.nodes_images",
+        display_name="Save Animated WEBP",
+        newer_schema=True,
+        returns=("IMAGE",),
+        return_names=("images",),
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -133,7 +174,7 @@ class SaveAnimatedWEBP(Node):
             exif=self._exif(env, inputs),
         )
         entry = saved(env, slot, name, "output")
-        return Outcome(ui={"images": [entry], "animated": [len(images) != 1]})
+        return Outcome((images,), {"images": [entry], "animated": [len(images) != 1]})
 
     @staticmethod
     def _exif(env: NodeEnv, inputs: dict[str, Any]) -> Image.Exif:
@@ -154,16 +195,20 @@ class SaveAnimatedPNG(Node):
 
     spec = NodeSpec(
         "SaveAnimatedPNG",
-        "image/animation",
+        "image",
         required={
             "images": ("IMAGE",),
-            "filename_prefix": PREFIX,
+            "filename_prefix": _NEWER_PREFIX,
             "fps": decimal(6.0, 0.01, 1000.0),
             "compress_level": integer(4, 0, 9),
         },
         hidden=FILE_HIDDEN,
         output_node=True,
         module="comfy_extras.nodes_images",
+        display_name="Save Animated PNG",
+        newer_schema=True,
+        returns=("IMAGE",),
+        return_names=("images",),
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -182,7 +227,7 @@ class SaveAnimatedPNG(Node):
             compress_level=inputs["compress_level"],
             pnginfo=metadata,
         )
-        return Outcome(ui={"images": [saved(env, slot, name, "output")], "animated": [True]})
+        return Outcome((images,), {"images": [saved(env, slot, name, "output")], "animated": [True]})
 
 
 class SaveImageWebsocket(Node):
@@ -190,10 +235,11 @@ class SaveImageWebsocket(Node):
 
     spec = NodeSpec(
         "SaveImageWebsocket",
-        "api/image",
+        "image",
         required={"images": ("IMAGE",)},
         output_node=True,
         module="custom_nodes.websocket_image_save",
+        display_name="Save Image (Websocket)",
     )
     has_fingerprint = True
 
@@ -211,6 +257,7 @@ class SaveImageWebsocket(Node):
 NODES: tuple[type[Node], ...] = (
     SaveImage,
     ShowImage,
+    ImageCropV2,
     SaveAnimatedWEBP,
     SaveAnimatedPNG,
     SaveImageWebsocket,

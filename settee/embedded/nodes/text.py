@@ -30,7 +30,7 @@ class CLIPTextEncode(_Encoder):
 
     spec = NodeSpec(
         "CLIPTextEncode",
-        "conditioning",
+        "model/conditioning",
         required={"text": _TEXT, "clip": ("CLIP", {})},
         returns=("CONDITIONING",),
         display_name="CLIP Text Encode (Prompt)",
@@ -42,7 +42,7 @@ class CLIPTextEncodeSDXL(_Encoder):
 
     spec = NodeSpec(
         "CLIPTextEncodeSDXL",
-        "advanced/conditioning",
+        "model/conditioning/stable diffusion",
         required={
             "clip": ("CLIP", {}),
             "width": _SIDE,
@@ -56,7 +56,7 @@ class CLIPTextEncodeSDXL(_Encoder):
         },
         returns=("CONDITIONING",),
         module="comfy_extras.nodes_clip_sdxl",
-        display_name=None,
+        display_name="CLIP Text Encode (SDXL)",
         newer_schema=True,
     )
 

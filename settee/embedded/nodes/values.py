@@ -20,7 +20,7 @@ class _Primitive(Node):
 def _spec(name: str, display_name: str, value: InputType) -> NodeSpec:
     return NodeSpec(
         name,
-        "utils/primitive",
+        "utilities/primitive",
         required={"value": value},
         returns=(str(value[0]),),
         module="comfy_extras.nodes_primitive",
@@ -32,25 +32,25 @@ def _spec(name: str, display_name: str, value: InputType) -> NodeSpec:
 class PrimitiveInt(_Primitive):
     """A whole number."""
 
-    spec = _spec("PrimitiveInt", "Int", integer(None, -_LIMIT, _LIMIT, control_after_generate=True))
+    spec = _spec("PrimitiveInt", "Int", integer(None, -_LIMIT, _LIMIT, control_after_generate="fixed"))
 
 
 class PrimitiveFloat(_Primitive):
     """A number."""
 
-    spec = _spec("PrimitiveFloat", "Float", ("FLOAT", {"min": -_LIMIT, "max": _LIMIT}))
+    spec = _spec("PrimitiveFloat", "Float", ("FLOAT", {"min": -_LIMIT, "max": _LIMIT, "step": 0.1}))
 
 
 class PrimitiveString(_Primitive):
     """One line of text."""
 
-    spec = _spec("PrimitiveString", "String", ("STRING", {"multiline": False}))
+    spec = _spec("PrimitiveString", "Text", ("STRING", {"multiline": False}))
 
 
 class PrimitiveStringMultiline(_Primitive):
     """Text."""
 
-    spec = _spec("PrimitiveStringMultiline", "String (Multiline)", ("STRING", {"multiline": True}))
+    spec = _spec("PrimitiveStringMultiline", "Text (Multiline)", ("STRING", {"multiline": True}))
 
 
 class PrimitiveBoolean(_Primitive):
@@ -64,11 +64,12 @@ class PreviewAny(Node):
 
     spec = NodeSpec(
         "PreviewAny",
-        "utils",
+        "utilities",
         required={"source": ("*", {})},
+        returns=("STRING",),
         output_node=True,
         module="comfy_extras.nodes_preview_any",
-        display_name="Preview Any",
+        display_name="Preview as Text",
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -79,10 +80,10 @@ class PreviewAny(Node):
             text = str(source)
         else:
             try:
-                text = json.dumps(source)
+                text = json.dumps(source, indent=4, ensure_ascii=False)
             except TypeError:
                 text = str(source)
-        return Outcome(ui={"text": [text]})
+        return Outcome((text,), {"text": [text]})
 
 
 NODES: tuple[type[Node], ...] = (
