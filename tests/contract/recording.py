@@ -93,6 +93,10 @@ def neutral(value: Any) -> Any:
         for key in kept:
             if key in _TIMES:
                 kept[key] = "TIME"
+            if key == "exception_message":
+                kept[key] = kept[key].split("\n")[0]  # paths follow
+            if key == "executed":
+                kept[key] = sorted(kept[key])  # a set in ComfyUI
             if key in _NUMBERS:
                 kept[key] = "NUMBER"
             if key in _TRACEBACK:

@@ -62,7 +62,10 @@ class Replay:
         return {**about, "recorded": time.strftime("%Y-%m-%d"), "events": self.events}
 
     def _add(self, kind: str, **more: Any) -> None:
-        self.events.append({"t": round(time.monotonic() - self._started, 3), "kind": kind, **self._neutral(more)})
+        self.events.append(self._event(kind, **more))
+
+    def _event(self, kind: str, **more: Any) -> dict[str, Any]:
+        return {"t": round(time.monotonic() - self._started, 3), "kind": kind, **self._neutral(more)}
 
     def _note(self, event: dict[str, Any]) -> None:
         self._wait()
@@ -113,12 +116,13 @@ class Replay:
         self._wait()
         deadline = time.monotonic() + PATIENCE_S
         while True:
+            asked_at = len(self.events)
             answer, body = self._ask(event)
             if body != {} or event.get("response_body") in ({}, None) or time.monotonic() > deadline:
                 break  # not a history that the script read later
             time.sleep(0.01)
         self._learn(event.get("response_body"), body)
-        self._add(
+        made = self._event(
             "http",
             method=event["method"],
             path=self._mine(event["path"]),
@@ -128,6 +132,7 @@ class Replay:
             response_headers={name: value for name, value in answer.headers.items() if name.startswith(_HEADERS)},
             response_body=body,
         )
+        self.events.insert(asked_at, made)  # before the messages that it led to
 
     def _ask(self, event: dict[str, Any]) -> tuple[requests.Response, Any]:
         sent: dict[str, Any] = {"headers": event.get("request_headers")}
