@@ -292,6 +292,8 @@ SALT_INPUT = "settee_job"
 _HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO", "UNIQUE_ID"})
 #: ComfyUI's own classes that put `filename_prefix` straight before a file's name: a folder in it would not be made.
 _BARE_PREFIX = frozenset({"SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "LossGraphNode"})
+#: ComfyUI's own classes whose prefix has another name.
+_PREFIX_INPUTS = {"SaveLoRA": "prefix", "SaveLoRANode": "prefix"}
 
 #: Node id → text that changes when what the node reads changes.
 Salts = Mapping[str, str]
@@ -322,14 +324,16 @@ def isolate(
     isolated: Workflow = {}
     for node_id, node in workflow.items():
         isolated[node_id] = kept = {key: node[key] for key in _NODE_KEYS if key in node}
-        class_type, name = node["class_type"], node["inputs"].get("filename_prefix")
+        class_type = node["class_type"]
+        name_input = _PREFIX_INPUTS.get(class_type, "filename_prefix")
+        name = node["inputs"].get(name_input)
         info = object_info.get(class_type, {})
         is_output = info.get("output_node")
         is_ours = is_core(object_info, class_type) and class_type not in _BARE_PREFIX
         if is_output and is_ours and isinstance(name, str):
             # A prefix that names no file would make ComfyUI name it after our folder.
             is_name = posixpath.normpath(name.strip("/")) != "."
-            kept["inputs"] = {**node["inputs"], "filename_prefix": f"{prefix}/{name if is_name else 'ComfyUI'}"}
+            kept["inputs"] = {**node["inputs"], name_input: f"{prefix}/{name if is_name else 'ComfyUI'}"}
         elif is_output or class_type in expanding or (previews and info.get("has_intermediate_output")):
             kept["inputs"] = salted(node, object_info, prefix)
         elif salts and node_id in salts:

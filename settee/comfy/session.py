@@ -200,6 +200,9 @@ class Session:
                 known.add(started)
                 self.forgetter.add(started)
                 watcher = watch(started, is_told=False)
+            ended.was_alone = self._server.is_ours or (
+                len(known) == socket.peak == 1 and socket.pristine and socket.is_open
+            )
         except ComfyDied as error:
             error.node_id = watcher.node_id
             if not self._server.is_ours:
@@ -220,7 +223,6 @@ class Session:
                 self._drop_socket()
             self.forgetter.add(prompt_id)
         self.forgetter.begin()
-        ended.was_alone = self._server.is_ours or (socket.peak <= len(known) == 1 and not ended.lost_messages)
         if len(known) > 1:
             ended.warnings.append(
                 f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"

@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 from settee import errors, request
 from settee.errors import SetteeError
 from settee.settings import SECRETS, Settings
+from tests.support import real_jobs
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "settings.md"
@@ -36,6 +37,10 @@ def table() -> str:
         secret = " Secret; also from `" + name.upper() + "_FILE`." if name in SECRETS else ""
         lines.append(f"| `{name.upper()}` | {_default(name)} | {field.description}{secret} |")
     return "\n".join(lines)
+
+
+def test_every_output_class_of_comfyui_is_documented() -> None:
+    assert real_jobs.table() in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 def test_every_setting_is_documented() -> None:

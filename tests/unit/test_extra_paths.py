@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import types
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from settee.comfy.extra_paths import NODES, ExtraPaths, content
-from settee.comfy_nodes import settee_salt, settee_thread
+from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.embedded.cli import options_from
 from settee.history import ending
 from settee.settings import Settings, load
@@ -44,7 +45,7 @@ def test_without_models_elsewhere_only_the_node_is_shown(tmp_path: Path) -> None
 def test_the_folder_of_nodes_holds_nothing_but_nodes() -> None:
     """ComfyUI imports every folder and every .py in it."""
     inside = {path.name for path in NODES.iterdir() if path.name != "__pycache__"}
-    assert inside == {"settee_gc", "settee_memory", "settee_salt", "settee_thread"}
+    assert inside == {"settee_folders", "settee_gc", "settee_memory", "settee_salt", "settee_thread"}
 
 
 def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: Path) -> None:
@@ -77,7 +78,8 @@ def test_the_file_is_yaml_for_its_owner_alone_and_goes_at_the_end(tmp_path: Path
     paths.write()
     option, name, *nodes = paths.arguments()
     assert option == "--extra-model-paths-config"
-    assert nodes == ["--whitelist-custom-nodes", "settee_gc", "settee_memory", "settee_salt", "settee_thread"]
+    assert nodes[0] == "--whitelist-custom-nodes"
+    assert nodes[1:] == ["settee_folders", "settee_gc", "settee_memory", "settee_salt", "settee_thread"]
     assert Path(name).stat().st_mode & 0o777 == 0o600
     text = Path(name).read_text()
     assert yaml.safe_load(text) == json.loads(text)
@@ -163,6 +165,7 @@ def test_the_node_freezes_when_the_server_starts_and_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("node", "says"),
     [
+        ("settee_folders", "models saved to output end their loaders"),
         ("settee_memory", "ComfyUI does not see a container's limit"),
         ("settee_gc", "the collector's stall stays"),
         ("settee_salt", "open-ended inputs see settee_job"),
@@ -272,3 +275,12 @@ def test_savers_within_a_node_that_expands_are_salted_and_so_is_the_node_from_th
         salts.add(prompt.get_node("2.0.0.1.0.0.1")["inputs"][SALT_INPUT])
         assert prompt.get_node("2.0.0.1.0.0.2")["inputs"] == prompt.get_node("1")["inputs"] == {}
     assert len(salts) == 3
+
+
+def test_a_folder_with_models_may_go_again(tmp_path: Path) -> None:
+    """As folder_paths.cached_filename_list_ of ComfyUI 0.3.64 and 0.33: it asks for the time of every folder."""
+    cached = settee_folders.forgetting(lambda name: os.path.getmtime(tmp_path / name))
+    (tmp_path / "loras").mkdir()
+    assert cached("loras") == os.path.getmtime(tmp_path / "loras")
+    (tmp_path / "loras").rmdir()
+    assert cached("loras") is None

@@ -119,6 +119,13 @@ def test_isolation_touches_output_nodes_only_and_never_the_original(object_info:
     assert isolated["4"]["inputs"][workflow.SALT_INPUT] == "job"
 
 
+def test_a_prefix_by_another_name_is_isolated_too() -> None:
+    """Below output/loras ComfyUI would look for LoRAs, and miss the folder once it is wiped."""
+    graph = {"1": {"class_type": "SaveLoRA", "inputs": {"prefix": "loras/mine"}}}
+    info = {"SaveLoRA": {"output_node": True, "python_module": "comfy_extras.nodes_train"}}
+    assert workflow.isolate(graph, info, "job")["1"]["inputs"] == {"prefix": "job/loras/mine"}
+
+
 def test_only_prefixes_that_comfyuis_own_classes_make_a_path_of_are_rewritten() -> None:
     core = {"output_node": True, "python_module": "comfy_extras.nodes_dataset"}
     info = {"SaveImageDataSetToFolder": core, "Image Save": {**core, "python_module": "custom_nodes.pack"}}

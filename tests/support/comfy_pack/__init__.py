@@ -242,3 +242,67 @@ NODE_CLASS_MAPPINGS = {
     "ExpandingSaver": ExpandingSaver,
     "ExpandingLinked": ExpandingLinked,
 }
+
+
+# --- what only models or paid services make otherwise ----------------------------------------------------------------
+
+
+class Source:
+    CATEGORY, FUNCTION = "packs", "run"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+
+class MakeSVG(Source):
+    RETURN_TYPES = ("SVG",)
+
+    def run(self):
+        from comfy_api.latest._util.image_types import SVG
+
+        return (SVG([io.BytesIO(b'<svg xmlns="http://www.w3.org/2000/svg"/>') for _ in range(2)]),)
+
+
+class MakePLY(Source):
+    RETURN_TYPES = ("FILE_3D_PLY",)
+
+    def run(self):
+        from comfy_api.latest import Types
+
+        head = "ply\nformat ascii 1.0\nelement vertex 1\n"
+        rows = "property float x\nproperty float y\nproperty float z\nend_header\n0 0 0\n"
+        return (Types.File3D(io.BytesIO((head + rows).encode()), "ply"),)
+
+
+class MakeLoss(Source):
+    RETURN_TYPES = ("LOSS_MAP",)
+
+    def run(self):
+        return ({"loss": [3.0, 1.0, 2.0]},)
+
+
+class MakeTrackData(Source):
+    RETURN_TYPES = ("SAM3_TRACK_DATA",)
+
+    def run(self):
+        return ({"packed_masks": None, "orig_size": (32, 32), "n_frames": 3},)
+
+
+class TinyClipVision(Source):
+    RETURN_TYPES = ("CLIP_VISION",)
+
+    def run(self):
+        return (self,)
+
+    def get_sd(self):
+        return {}
+
+
+NODE_CLASS_MAPPINGS |= {
+    "MakeLoss": MakeLoss,
+    "MakePLY": MakePLY,
+    "MakeSVG": MakeSVG,
+    "MakeTrackData": MakeTrackData,
+    "TinyClipVision": TinyClipVision,
+}
