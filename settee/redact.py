@@ -10,7 +10,9 @@ _PATHS = re.compile(r"(?:(?<=file://)|(?<![\w/.]))(?:/[\w.+@~%-]+){2,}/?")
 _CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*\x07?|.?)|[\x00-\x08\x0b-\x1f\x7f]")
 #: A traceback's head and frames, also those whose head is not there; what they lead to, the error, is not indented.
 _FRAMES = re.compile(
-    r"(?:Traceback \(most recent call last\):.*\n?|^[ \t]+File \".*\", line \d+.*\n?)(?:[ \t].*\n?|\n)*"
+    r"(?:Traceback \(most recent call last\):(?!\\n).*\n?|^[ \t]+File \".*\", line \d+.*\n?)(?:[ \t].*\n?|\n)*"
+    # One within a value that was printed, as ComfyUI prints why it refuses a prompt.
+    r"|Traceback \(most recent call last\):\\n(?:[ \t](?:(?!\\n).)*\\n)*"
     # PyTorch's, of its C++ code.
     r"|^frame #\d+: .*\n?",
     re.MULTILINE,

@@ -319,6 +319,6 @@ def explained(error: WorkflowRejected, graph: Workflow, object_info: ObjectInfo)
 
 def sentence(error: Mapping[str, Any]) -> str:
     message = str(error.get("message") or error.get("type") or "refused by ComfyUI")
-    details = str(error.get("details") or "")
+    details = " ".join(neutral(str(error.get("details") or "")).split())
     # A combo's details repeat its whole list, thousands of models long on some workers.
-    return neutral(f"{message}: {details}" if 0 < len(details) <= 200 else message)
+    return f"{neutral(message)}: {details}" if 0 < len(details) <= 200 else neutral(message)

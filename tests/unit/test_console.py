@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from settee import registry
 from settee.comfy import console
 from settee.comfy.console import Console
 from settee.redact import neutral
@@ -101,6 +102,11 @@ def test_the_log_keeps_tracebacks_and_no_colours(caplog: pytest.LogCaptureFixtur
             'loading failed: Traceback (most recent call last):\n  File "/a/b.py", line 3, in f\nOSError: gone\n',
             "loading failed: OSError: gone\n",
         ),
+        (  # a value of several lines, printed in one
+            "invalid prompt: {'details': 'bad: Traceback (most recent call last):"
+            '\\n  File "/a/b.py", line 3\\n    f()\\nOSError: x\'}',
+            "invalid prompt: {'details': 'bad: OSError: x'}",
+        ),
         ("CUDA error\nframe #0: c10::Error + 0x9 (0x7f in /opt/torch/lib/libc10.so)\n", "CUDA error\n"),
         ("\x1b]0;a title\x07\x1b[1;31mred\x1b[0m\x1b[", "red"),
         ("Traceback (most recent call last):", ""),
@@ -109,3 +115,16 @@ def test_the_log_keeps_tracebacks_and_no_colours(caplog: pytest.LogCaptureFixtur
 )
 def test_only_a_tracebacks_error_is_shown(text: str, shown: str) -> None:
     assert neutral(text) == shown
+
+
+def test_a_refusal_says_why_without_the_traceback_around_it() -> None:
+    """ComfyUI puts what a node's own check raises, or returns, into the details."""
+    trace = (
+        'Traceback (most recent call last):\n  File "/opt/nodes/mine.py", line 3, in VALIDATE_INPUTS\n    '
+        + 300 * "f()"
+    )
+    error = {
+        "message": "Custom validation failed for node",
+        "details": f"x - bad: {trace}\nOSError: no '/opt/models/x'",
+    }
+    assert registry.sentence(error) == "Custom validation failed for node: x - bad: OSError: no 'x'"
