@@ -97,6 +97,7 @@ def test_a_bucket_that_is_not_there_is_found_before_the_render(
     with Agent(tmp_path, s3, server) as agent:
         agent.post({**store.envelope(receiver, jobId="nowhere"), "output": {"bucket": "no-such-bucket", "prefix": ""}})
         ended = agent.ended("nowhere")
+    assert ended["error"]["reason_code"] == "VALIDATION_ERROR"
     assert ended["error"]["reason"] == "S3 has no bucket 'no-such-bucket': create it, or set output.bucket"
     assert "SUBMITTED" not in {call.body["state"] for call in receiver.delivered}
 

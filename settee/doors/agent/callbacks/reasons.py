@@ -32,7 +32,8 @@ def reason_code(error: SetteeError) -> str:
         return "CANCELED"
     if isinstance(error, JobTimeout):
         return "TIMEOUT"
-    if isinstance(error, _CALLERS) or _is_another_file(error):
+    # The bucket is the dispatch's as well.
+    if isinstance(error, _CALLERS) or _is_another_file(error) or error.details.get("s3_code") == "NoSuchBucket":
         return "VALIDATION_ERROR"
     return "TRANSIENT_ERROR" if error.retryable else "SYSTEM_ERROR"
 
