@@ -66,7 +66,7 @@ _NO_SUCH_INPUT = "a KSampler has no such input"
 _PROBLEM = f"{_NO_SUCH_INPUT}; did you mean 'inputs.scheduler'?"
 _ERROR = {
     "reason_code": "VALIDATION_ERROR",
-    "reason": f"invalid workflow parameters: workflowParameters[20]: {_PROBLEM}",
+    "reason": f"invalid workflow parameters: workflowParameters[20] (KSampler): {_PROBLEM}",
     "error_type": "InvalidRequest",
     "node_errors": {
         "6": {
