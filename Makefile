@@ -18,7 +18,7 @@ $(ALL): LOCK := requirements.lock
 $(DEMO) $(ALL): requirements-build.lock requirements-worker.lock requirements.lock pyproject.toml tools/install.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/install.py $(LOCK)
-	@touch $@
+	@touch $(DEMO) $@
 
 demo: $(DEMO)    ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
 	$(BIN)/python -m settee.demo --out out
@@ -37,9 +37,9 @@ lint: $(ALL)     ## Style, types, shell, Dockerfile, workflows
 bench: $(ALL)    ## Speed and memory, as ratios against named baselines
 	$(BIN)/python -m bench
 
-COMPILE := uv pip compile --quiet --python python3 --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
+COMPILE := $(BIN)/uv pip compile --quiet --python $(BIN)/python --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
 
-lock:            ## Pin what pyproject.toml asks for, with hashes: all of it, what worker, agent and demo run, what installs it
+lock: $(DEMO)    ## Pin what pyproject.toml asks for, with hashes: all of it, what worker, agent and demo run, what installs it
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements.lock
 	$(COMPILE) --extra agent pyproject.toml -o requirements-worker.lock
 	$(COMPILE) --group pyproject.toml:build -o requirements-build.lock

@@ -22,8 +22,8 @@ UV = Path(sys.executable).with_name("uv")
 LOCKS = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.lock"), *ROOT.glob("docker/*.lock")])
 #: What the package asks for is resolved as of this day: later releases are not to fail the tests. Newer than the locks.
 DAY = "2026-12-01"
-#: The first pip of Python 3.10, of 3.11, those of 3.10.13, 3.12 and 3.13, and of 3.14. Older ones do not run on 3.12.
-PIPS = ["21.2.3", "22.3", "23.0.1", "23.2.1", "24.2", "25.2"][3 if sys.version_info >= (3, 12) else 0 :]
+#: Those of Python 3.10.0, 3.11.0, 3.10.13, 3.12, 3.13 and 3.14, and a recent one. The oldest do not run on 3.12.
+PIPS = ["21.2.3", "22.3", "23.0.1", "23.2.1", "24.2", "25.2", "26.3"][3 if sys.version_info >= (3, 12) else 0 :]
 
 
 class Checkout:
