@@ -310,7 +310,7 @@ def explained(error: WorkflowRejected, graph: Workflow, object_info: ObjectInfo)
         return error
     if not problems:
         info = said.get("extra_info")
-        node_id = info.get("node_id") if isinstance(info, dict) else None  # 0.33's, of a class that it does not know
+        node_id = str(info.get("node_id")) if isinstance(info, dict) else ""  # 0.33's, of a class that it does not know
         of_node = {"node_id": node_id, "class_type": graph[node_id]["class_type"]} if node_id in graph else {}
         where = f"workflow.{node_id}" if of_node else "workflow"
         problems = [{"path": where, **of_node, "type": said.get("type"), "problem": sentence(said)}]
