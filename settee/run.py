@@ -189,6 +189,7 @@ class Run:
             missing = missing_models(live, session.object_info, order.entries)
             if missing and not self._job.request.allow_partial:
                 raise ModelMissing.from_problems(missing, "workflow")
+        order.narrow(live)
 
     def _filled_in(self, graph: workflow.Workflow, session: Session) -> workflow.Workflow:
         """The graph with seeds and prefixes as the editor sends them; seeds that cannot be drawn are warnings."""

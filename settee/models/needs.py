@@ -106,6 +106,16 @@ def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
     return meant or ([] if named.folders == ("embeddings",) else fitting)
 
 
+def wanted(workflow: Workflow, entries: Iterable[ModelEntry]) -> dict[str, ModelEntry]:
+    """The entries that the workflow needs, by their paths."""
+    entries = list(entries)
+    supplied = [entry for named in named_models(workflow) for entry in supplying(named, entries)]
+    found: dict[str, ModelEntry] = {}
+    for entry in (*supplied, *naming_repositories(workflow, entries)):
+        found.setdefault(str(entry.path), entry)
+    return found
+
+
 def _fits(named: Named, entry: ModelEntry) -> bool:
     if entry.is_repository:
         return entry.name.lower() in named.parts[:-1]
@@ -123,4 +133,4 @@ def _fits(named: Named, entry: ModelEntry) -> bool:
     return bool(wanted) and inner[-len(wanted) :] == wanted
 
 
-__all__ = ["Named", "folders_of", "named_models", "supplying"]
+__all__ = ["Named", "folders_of", "named_models", "supplying", "wanted"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from settee.errors import JobCanceled, JobTimeout, SetteeError, StagingError
 from settee.job import Cancel
 from settee.models.entry import ModelEntry
+from settee.models.needs import wanted
 from settee.models.placing import Placing
+from settee.workflow import Workflow
 
 if TYPE_CHECKING:
     from settee.models.store import ModelStore
@@ -24,15 +26,29 @@ class Order:
     """The models of one job, from its arrival to its end. A context manager: its end lets them go."""
 
     def __init__(
-        self, store: ModelStore, placings: Sequence[Placing], entries: Sequence[ModelEntry], *, wipes: bool
+        self,
+        store: ModelStore,
+        placings: Sequence[Placing],
+        entries: Sequence[ModelEntry],
+        *,
+        own: Iterable[str],
+        wipes: bool,
     ) -> None:
-        """``wipes``: what the job brought is overwritten and removed at its end."""
+        """``own``: the paths of what the job brought. ``wipes``: that is overwritten and removed at its end."""
         self._store = store
         self._placings = placings
+        self._own = set(own)
+        #: Those that are waited for.
+        self._awaited = placings
         #: All that could supply this job: the worker's entries and its own.
         self.entries = entries
         self._used = ExitStack()
         self._wipes = wipes
+
+    def narrow(self, workflow: Workflow) -> None:
+        """Wait for the job's own models and those that these nodes name: no other will be used."""
+        needed = self._own | wanted(workflow, self.entries).keys()
+        self._awaited = [one for one in self._placings if str(one.entry.path) in needed]
 
     def wait(self, cancel: Cancel, deadline: float, notify: Callable[[str], None]) -> bool:
         """Return when all are in place, and in use by this job until its end.
@@ -42,7 +58,7 @@ class Order:
         """
         while True:
             pending = []
-            for placing in self._placings:
+            for placing in self._awaited:
                 if isinstance(placing.outcome, SetteeError):
                     raise placing.outcome
                 if placing.outcome is None:
@@ -56,11 +72,11 @@ class Order:
             notify(_progress_of(pending))
             self._store.wait_end(pending, _POLL_S)
         gone = self._used.enter_context(
-            self._store.tools.shelf.use([part.entry for one in self._placings for part in one.parts])
+            self._store.tools.shelf.use([part.entry for one in self._awaited for part in one.parts])
         )
         if gone:
             raise StagingError(f"the model {gone[0].path} was removed while the job waited for another", retryable=True)
-        return self._store.has_changed(self._placings)
+        return self._store.has_changed(self._awaited)
 
     def forgotten(self) -> None:
         """ComfyUI has dropped all that it kept. Before this is told, every job's :meth:`wait` says that it must."""

@@ -22,7 +22,7 @@ from settee.models.entry import ModelEntry
 from settee.models.judging import Content
 from settee.models.log_lines import LogLines
 from settee.models.names import name_of
-from settee.models.needs import Named, named_models, naming_repositories, supplying
+from settee.models.needs import Named, named_models, wanted
 from settee.models.order import Order
 from settee.models.placed import Shelf
 from settee.models.placing import Placing, Progressed, Tools
@@ -135,19 +135,14 @@ class ModelStore:
         What a sealed job brings is wiped when it ends.
         """
         own = [replace(entry, sealed=is_sealed and entry.from_job) for entry in self._checked(own, bucket)]
-        named = named_models(workflow)
-        self.read_ahead(named)
+        self.read_ahead(named_models(workflow))
         known = [*self.entries, *own]
-        wanted: dict[str, ModelEntry] = {str(entry.path): entry for entry in own}
-        for item in named:
-            for entry in supplying(item, known):
-                wanted.setdefault(str(entry.path), entry)
-        for entry in naming_repositories(workflow, known):
-            wanted.setdefault(str(entry.path), entry)
+        mine = {str(entry.path): entry for entry in own}
+        needed = mine | {path: entry for path, entry in wanted(workflow, known).items() if path not in mine}
         # Before the first of them begins to make room for itself.
-        self.tools.budget.keep(list(wanted))
-        placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in wanted.values()]
-        return Order(self, placings, known, wipes=is_sealed)
+        self.tools.budget.keep(list(needed))
+        placings = [self._begin(entry, bucket if entry.from_job else None, urgent=True) for entry in needed.values()]
+        return Order(self, placings, known, own=mine, wipes=is_sealed)
 
     def read_ahead(self, named: Iterable[Named]) -> None:
         """Have the files that these names mean read into the page cache, where they lie already."""

@@ -165,6 +165,17 @@ def test_a_name_with_a_backslash_is_the_model_that_comfyui_lists_with_a_slash(ma
         assert "was taken as 'XL/m1.safetensors'" in result.warnings[0]
 
 
+def test_a_model_that_only_a_loose_node_names_is_not_waited_for(make: Callable[..., Rig], hub: HubServer) -> None:
+    """As in templates with two loaders of which one is linked."""
+    rig = make(f"{lazy(1)},{REPO}:not_there.safetensors:checkpoints#lazy")
+    graph = tint("m1.safetensors")
+    graph["6"] = {**graph["5"], "inputs": {**graph["5"]["inputs"], "ckpt_name": "not_there.safetensors"}}
+    assert colour_of(rig.run(graph)) == colour_for(tensors(1))
+    graph["9"]["inputs"]["images"] = ["6", 0]
+    with pytest.raises(ModelMissing):
+        rig.run(graph)
+
+
 def test_progress_tells_of_the_model_that_is_waited_for(make: Callable[..., Rig], hub: HubServer) -> None:
     hub.faults.rate = 2 * SIZE
     rig = make(lazy(0))
