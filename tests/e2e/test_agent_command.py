@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from settee.comfy.process import free_port
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,17 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]
+
+
+def test_what_stops_it_is_said_in_its_own_options(tmp_path: Path) -> None:
+    kept = tmp_path / "temp" / "workspace" / "output" / "kept.png"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    done = command("--config", written(tmp_path, server={"port": free_port()}))
+    assert done.returncode == 2
+    assert "paths.temp has a folder 'output' with files that are not settee's" in done.stderr
+    assert "WORKSPACE_DIR" not in done.stderr
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("args", [[], ["--config", "none.yaml"]])

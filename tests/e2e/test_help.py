@@ -96,3 +96,10 @@ def test_the_scripts_of_the_package_exist() -> None:
     for line in scripts.splitlines():
         module, _, function = line.partition(' = "')[2].rstrip('"').partition(":")
         assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_a_worker_that_cannot_start_lists_every_problem(tmp_path: Path) -> None:
+    env = {**os.environ, "MODELS": "bad,o/r:x.st:vae,worse", "WORKSPACE_DIR": str(tmp_path / "ram")}
+    done = subprocess.run([PYTHON, "rp_handler.py"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert [line.split(":")[1].strip() for line in done.stderr.splitlines()] == ["MODELS entry 1", "MODELS entry 3"]
