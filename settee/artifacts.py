@@ -20,8 +20,7 @@ from settee.job import Artifact, Kind
 from settee.media import kind_of
 from settee.messages import ImageEvent
 from settee.metadata import restore
-from settee.registry import picture_senders
-from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes, own_node
+from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes, own_node, picture_senders
 from settee.workspace import Workspace
 
 #: (folder type, subfolder, filename)
@@ -126,15 +125,12 @@ class _Collector:
     def _named(self, item: Reported) -> Place | None:
         """The file that a text names, if it is there: Preview3D's `result` is one below output or temp."""
         named = named_file(item.key, item.text)
-        if named is None or self._workspace is None:
-            return None if named is None else ("output", *named)
-        for kind in ("output", "temp"):
+        if named is not None and self._workspace is not None:
             try:
-                self._workspace.path_of(kind, *named)
+                self._workspace.path_of(*named)
             except (UnsafePath, OutputMissing):
-                continue
-            return (kind, *named)
-        return None
+                return None
+        return named
 
     def _normal(self, place: Place) -> Place:
         """The place as another node, or the folder itself, would name it: reported names may be "sub/a.png"."""

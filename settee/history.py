@@ -27,6 +27,8 @@ _ABOUT = {
     "histogram",
     "input_bboxes",
 }
+#: Names of files in temp: Preview3DAdvanced's, PreviewGaussianSplat's, PreviewPointCloud's.
+_TEMP_NAMES = ("preview3d_advanced_", "preview_splat_", "preview_pointcloud_")
 #: Lists within lists that are looked through.
 _MAX_DEPTH = 10
 #: Keys whose texts are names of files.
@@ -160,12 +162,13 @@ def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:
     return {item.node_id for item in reported(outputs) if item.place is not None}
 
 
-def named_file(key: str, item: Any) -> tuple[str, str] | None:
-    """(subfolder, filename) when the item is the name of a file below output, as Preview3D's `result` has it."""
+def named_file(key: str, item: Any) -> tuple[str, str, str] | None:
+    """(folder type, subfolder, filename) when the item is the name of a file, as Preview3D's `result` has it."""
     if key not in _NAMING or not isinstance(item, str) or "\n" in item or len(item) > 500:
         return None
     folder, name = posixpath.split(item)
-    return None if kind_of(name)[0] in (Kind.TEXT, Kind.FILE) else (folder, name)
+    kind = "temp" if name.startswith(_TEMP_NAMES) else "output"
+    return None if kind_of(name)[0] in (Kind.TEXT, Kind.FILE) else (kind, folder, name)
 
 
 def text_name(node_id: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from settee.errors import WorkflowRejected
 from settee.redact import neutral
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, links, natural_key, output_nodes, own_node
+from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key, output_nodes, own_node
 
 # --- inputs ----------------------------------------------------------------------------------------------
 
@@ -49,15 +49,6 @@ def options_of(spec: Any) -> Mapping[str, Any]:
 def is_upload(spec: Any) -> bool:
     """Whether an input names a file of ComfyUI's input folder, which people upload to."""
     return any(options_of(spec).get(name) for name in _UPLOAD_OPTIONS)
-
-
-def picture_senders(workflow: Workflow, object_info: ObjectInfo) -> set[str]:
-    """Ids of the nodes that may send their output over the event socket: output nodes of classes that are not core.
-
-    SaveImageWebsocket is among them: it comes with ComfyUI as a custom node.
-    """
-    ends = output_nodes(workflow, object_info)
-    return {node_id for node_id in ends if not is_core(object_info, workflow[node_id]["class_type"])}
 
 
 # --- validation against the registry ----------------------------------------------------------------------

@@ -282,6 +282,15 @@ def output_nodes(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
     return sorted(ids, key=natural_key)
 
 
+def picture_senders(workflow: Workflow, object_info: ObjectInfo) -> set[str]:
+    """Ids of the nodes that may send their output over the event socket: output nodes of classes that are not core.
+
+    SaveImageWebsocket is among them: it comes with ComfyUI as a custom node.
+    """
+    ends = output_nodes(workflow, object_info)
+    return {node_id for node_id in ends if not is_core(object_info, workflow[node_id]["class_type"])}
+
+
 # --- isolation -------------------------------------------------------------------------------------------
 
 #: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again. Classes with

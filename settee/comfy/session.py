@@ -250,7 +250,7 @@ class Session:
         *,
         is_told: bool = True,
     ) -> Watcher:
-        senders = registry.picture_senders(graph, self.object_info)
+        senders = workflow.picture_senders(graph, self.object_info)
 
         def on_image(picture: ImageEvent) -> None:
             # A node that another one expanded into is not in the graph.

@@ -25,9 +25,9 @@ from settee.client.targets.comfy_result import Entry
 from settee.client.targets.comfy_wire import Queue, Wire, json_of
 from settee.client.targets.http import Reply, Unsure, patience
 from settee.client.targets.target import Answer, Status
-from settee.history import mapping
+from settee.history import mapping, saving_nodes
 from settee.messages import PICTURE_NODE
-from settee.workflow import ObjectInfo, Workflow, output_nodes
+from settee.workflow import ObjectInfo, Workflow, output_nodes, picture_senders
 
 #: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
 LOOK_S, GONE_S = 10.0, 3.0
@@ -48,7 +48,8 @@ class _Sent:
     """What is remembered of a job while it has not ended. Times are the clock's."""
 
     workflow: Workflow
-    sends_pictures: bool = False
+    #: Nodes whose outputs may be pictures that are only sent.
+    senders: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     timeout_s: float | None = None
     runs_since: float | None = None
@@ -115,11 +116,11 @@ class Comfy:
         places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
         job_id = str(uuid.uuid4())
         workflow = comfy_request.with_files(asked.workflow, places)
-        sends_pictures = any(node["class_type"] == PICTURE_NODE for node in workflow.values())
+        senders = frozenset(picture_senders(workflow, info))
         # Before the prompt: ComfyUI repeats nothing that was said before.
         self._events.open()
-        self._events.watch(job_id, workflow)
-        sent = _Sent(workflow, sends_pictures=sends_pictures, timeout_s=asked.timeout_s)
+        self._events.watch(job_id, workflow, senders)
+        sent = _Sent(workflow, senders=senders, timeout_s=asked.timeout_s)
         with self._lock:
             self._sent[job_id] = sent
         try:
@@ -221,12 +222,12 @@ class Comfy:
     def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
         """A job that another process sent."""
         workflow = mapping(item[2]) if len(item) > 2 else {}
+        senders = frozenset(picture_senders(workflow, self.object_info()))
         client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
         if isinstance(client_id, str):
-            self._events.adopt(client_id, job_id, workflow)
-        sends_pictures = any(mapping(node).get("class_type") == PICTURE_NODE for node in workflow.values())
+            self._events.adopt(client_id, job_id, workflow, senders)
         with self._lock:
-            return self._sent.setdefault(job_id, _Sent(workflow, sends_pictures=sends_pictures))
+            return self._sent.setdefault(job_id, _Sent(workflow, senders=senders))
 
     def _queued(self, job_id: str, sent: _Sent, queue: Queue) -> Answer:
         sent.absent_since = None
@@ -285,20 +286,26 @@ class Comfy:
             was_stopped = sent is not None and sent.is_canceled and failure.status is Status.CANCELLED
             return self._stopped(job_id, sent) if sent is not None and was_stopped else failure
         heard = self._events.heard(job_id)
-        if sent is not None and self._awaits_pictures(sent, heard):
+        if sent is not None and self._awaits_pictures(sent, heard, entry):
             return self._under_way(job_id, sent, heard or Heard())
-        if any(node.get("class_type") == PICTURE_NODE for node in entry.workflow.values()) and not (
-            heard is not None and heard.is_whole and heard.has_ended
-        ):
+        is_whole = heard is not None and heard.is_whole and heard.has_ended
+        found, pictures = comfy_result.found_in(entry, self.object_info()), self._events.forget(job_id)
+        only_sent = {i for i, node in entry.workflow.items() if node.get("class_type") == PICTURE_NODE} | set(
+            found.sent
+        )
+        if only_sent and not (is_whole and len(found.sent) <= len(pictures)):
+            names = " and ".join(
+                sorted({str(entry.workflow[i].get("class_type")) for i in only_sent if i in entry.workflow})
+            )
             line = (
-                f"the pictures of {PICTURE_NODE} come over ComfyUI's event socket only, to the process that sent the "
+                f"the pictures of {names} come over ComfyUI's event socket only, to the process that sent the "
                 "job, and that connection was lost; send the job again, or use SaveImage"
             )
             return Answer(job_id, Status.FAILED, error=line, code="output_missing", details={"retryable": True})
         output, missing = comfy_result.output(
-            comfy_result.found_in(entry),
+            found,
             look=self._wire.look,
-            pictures=self._events.forget(job_id),
+            pictures=pictures,
             execution_ms=entry.execution_ms,
             warnings=sent.warnings if sent is not None else (),
         )
@@ -308,9 +315,10 @@ class Comfy:
             return Answer(job_id, Status.FAILED, error=line, code="output_missing")
         return Answer(job_id, Status.COMPLETED, output=output)
 
-    def _awaits_pictures(self, sent: _Sent, heard: Heard | None) -> bool:
+    def _awaits_pictures(self, sent: _Sent, heard: Heard | None, entry: Entry) -> bool:
         """Whether pictures may still come: they are sent after history is stored, before the last message."""
-        if not sent.sends_pictures or heard is None or heard.has_ended or not heard.is_whole:
+        may_come = sent.senders - saving_nodes(entry.outputs)
+        if not may_come or heard is None or heard.has_ended or not heard.is_whole:
             return False
         now = self._clock()
         sent.ended_since = _first(sent.ended_since, now)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from settee.history import mapping
-from settee.messages import FEATURES, PICTURE_NODE, Event, ImageEvent, Meter, image_event, text_event
+from settee.messages import FEATURES, Event, ImageEvent, Meter, image_event, text_event
 from settee.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -88,9 +87,11 @@ class Events:
 
     # --- for the target, from any thread ---------------------------------------------------------------------
 
-    def watch(self, job_id: str, workflow: Workflow, *, is_new: bool = True) -> None:
-        """Note from now on what is said of a job; ``is_new``: it has not been sent yet, so all of it can be heard."""
-        sending = frozenset(i for i, node in workflow.items() if mapping(node).get("class_type") == PICTURE_NODE)
+    def watch(self, job_id: str, workflow: Workflow, sending: frozenset[str], *, is_new: bool = True) -> None:
+        """Note from now on what is said of a job; ``sending``: nodes whose pictures are outputs.
+
+        ``is_new``: it has not been sent yet, so all of it can be heard.
+        """
         with self._changed:
             self._jobs[job_id] = _Watched(Meter(workflow), sending, is_new and self._is_open is True, self._clock())
 
@@ -106,7 +107,7 @@ class Events:
             self._changed.wait_for(lambda: self._is_open is not None, timeout_s)
             return self._is_open is True
 
-    def adopt(self, client_id: str, job_id: str, workflow: Workflow) -> None:
+    def adopt(self, client_id: str, job_id: str, workflow: Workflow, sending: frozenset[str]) -> None:
         """Hear of a job that another process of ours sent, which is gone by now or will hear nothing more.
 
         Only where this one has not begun to listen for jobs of its own, and only for a client id of ours.
@@ -115,7 +116,7 @@ class Events:
             if self._thread is not None or not client_id.startswith(CLIENT_PREFIX) or not client_id.isascii():
                 return
             self.client_id = client_id
-        self.watch(job_id, workflow, is_new=False)
+        self.watch(job_id, workflow, sending, is_new=False)
         self.open(timeout_s=1.0)
 
     def heard(self, job_id: str) -> Heard | None:
@@ -274,5 +275,5 @@ class Events:
     def _take_picture(self, picture: ImageEvent) -> None:
         job = self._jobs.get(self._running or "")
         node_id = picture.node_id or (job.meter.report.node_id if job is not None else None)
-        if job is not None and node_id in job.sending:
+        if job is not None and node_id in job.sending and not picture.is_preview:
             job.pictures.append(ImageEvent(node_id, picture.media_type, picture.content))

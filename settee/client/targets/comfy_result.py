@@ -14,7 +14,7 @@ from settee.client.targets.target import Answer, Status
 from settee.history import ending, mapping, messages, named_file, reported, text_name
 from settee.media import kind_of
 from settee.messages import ImageEvent
-from settee.workflow import Workflow
+from settee.workflow import ObjectInfo, Workflow, output_nodes, own_node
 
 #: Key of our own in a prompt's extra_data, which ComfyUI keeps: what another process needs that resumes the job.
 NOTES = "settee"
@@ -28,6 +28,8 @@ class Place:
     filename: str
     subfolder: str
     type: str
+    #: What the node said, where that only looks like the name of this file.
+    said: str | None = None
 
     @property
     def params(self) -> dict[str, str]:
@@ -49,6 +51,10 @@ class Found:
     places: list[Place] = field(default_factory=list)
     #: (node id, text)
     texts: list[tuple[str, str]] = field(default_factory=list)
+    #: Nodes that sent pictures over the socket, as often as they say so.
+    sent: list[str] = field(default_factory=list)
+    #: Nodes that reported anything.
+    nodes: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -89,36 +95,39 @@ def failure(job_id: str, entry: Entry) -> Answer | None:
     return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)
 
 
-def found_in(entry: Entry) -> Found:
-    """What the nodes left, by node in natural order; previews only where the job's notes ask for them."""
-    found, seen, previews = Found(), set(), 0
-    for made in reported(entry.outputs):
-        place = None
-        if made.place is not None:
-            kind, subfolder, filename = made.place
-            place = _place(made.node_id, subfolder, filename, kind)
-        elif made.text is not None and (named := named_file(made.key, made.text)) is not None:
-            place = _place(made.node_id, *named, "output")
+def found_in(entry: Entry, object_info: ObjectInfo) -> Found:
+    """What the nodes left, by node in natural order; previews where nothing else was made, or the job's notes ask."""
+    found, places = Found(), dict[tuple[str, str, str], Place]()
+    outputs = output_nodes(entry.workflow, object_info)
+    for made in reported(entry.outputs, lambda node_id: node_id in entry.workflow and node_id not in outputs):
+        node_id = own_node(entry.workflow, made.node_id)
+        found.nodes.add(node_id)
+        named = made.place or named_file(made.key, made.text)
+        if named is not None:
+            place = _place(node_id, *named, said=made.text)
+            places.setdefault((place.type, place.subfolder, place.filename), place)
         elif made.text is not None:
-            found.texts.append((made.node_id, made.text))
-        if place is None:
-            continue
-        if (place.type, place.subfolder, place.filename) in seen:
-            continue
-        seen.add((place.type, place.subfolder, place.filename))
-        if place.type == "temp" and entry.notes.get("include_temp") is not True:
-            previews += 1
-        elif place.type in ("output", "temp"):
-            found.places.append(place)
-    if previews:
-        found.warnings.append(f"{previews} preview file(s) were not returned; delivery.include_temp returns them")
+            found.texts.append((node_id, made.text))
+        else:
+            found.sent.append(node_id)
+    found.places = [place for place in places.values() if place.type == "output"]
+    previews = [place for place in places.values() if place.type == "temp"]
+    if entry.notes.get("include_temp") is True:
+        found.places += previews
+    elif previews and not (found.places or found.texts or found.sent):
+        found.places = [place for place in previews if place.node_id in outputs]
+        found.warnings.append(
+            "the workflow made nothing but previews, which are returned (delivery.include_temp returns them always)"
+        )
+    elif previews:
+        found.warnings.append(f"{len(previews)} preview file(s) were not returned; delivery.include_temp returns them")
     return found
 
 
-def _place(node_id: str, subfolder: str, filename: str, folder_type: str) -> Place:
+def _place(node_id: str, folder_type: str, subfolder: str, filename: str, *, said: str | None) -> Place:
     """A node may report "sub/a.png" as a name, of which /view would look at the last part only."""
     subfolder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
-    return Place(node_id, name, subfolder, folder_type)
+    return Place(node_id, name, subfolder, folder_type, said)
 
 
 def output(
@@ -135,7 +144,10 @@ def output(
     for place in found.places:
         file = look(place)
         if file is None:
-            missing.append(place)
+            if place.said is None:
+                missing.append(place)
+            else:
+                found.texts.append((place.node_id, place.said))
             continue
         kind, media_type = kind_of(place.filename)
         item = _item(place.filename, "url", file.url, place.node_id, place.subfolder, media_type, file.size)
@@ -144,7 +156,8 @@ def output(
         content = text.encode("utf-8", "replace")
         item = _item(text_name(node_id), "text", text, node_id, "", "text/plain; charset=utf-8", len(content))
         items.append(("texts", {**item, "sha256": hashlib.sha256(content).hexdigest()}))
-    items += [("images", item) for item in _pictures(pictures)]
+    saving = {place.node_id for place in found.places}
+    items += [("images", item) for item in _pictures([each for each in pictures if each.node_id not in saving])]
     result: dict[str, Any] = {"status": "success" if items else "success_no_images"}
     result |= {kind: [item for of, item in items if of == kind] for kind in KINDS}
     result["timings"] = {} if execution_ms is None else {"execution": execution_ms}
@@ -153,7 +166,7 @@ def output(
 
 
 def _pictures(pictures: Sequence[ImageEvent]) -> Iterator[dict[str, Any]]:
-    """What SaveImageWebsocket sent: history knows nothing of it (big_ws_message.json)."""
+    """What came over the socket: history knows nothing of it (big_ws_message.json)."""
     for count, picture in enumerate(pictures, 1):
         name = f"websocket_{count:05}.{picture.media_type.rpartition('/')[2]}"
         data = base64.b64encode(picture.content).decode("ascii")
