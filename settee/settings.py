@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         description="Whole command instead of `python COMFY_DIR/main.py`, such as "
         "`/path/to/python -m settee.embedded`. Folder and port arguments are added; it runs in COMFY_DIR.",
     )
+    custom_nodes_dirs: Names = Field(
+        (),
+        description="Folders of custom nodes beside COMFY_DIR/custom_nodes, on a network volume say, comma-separated. "
+        "Their code is run. What they need of Python: see docs/deploy.md.",
+    )
     comfy_port: int = Field(8188, ge=0, le=65535, description="Its port on loopback; 0 picks a free one.")
     comfy_start_timeout_s: float = Field(
         600, gt=0, description="How long ComfyUI may take from its start to its first answer."
@@ -233,7 +238,7 @@ class Settings(BaseSettings):
         description="Let a job's input files and models come from URLs that are not on the public Internet.",
     )
 
-    @field_validator("allowed_nodes", "denied_nodes", "models_extra_dirs", mode="before")
+    @field_validator("allowed_nodes", "custom_nodes_dirs", "denied_nodes", "models_extra_dirs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Comma-separated text becomes names."""

@@ -69,8 +69,15 @@ class ExtraPaths:
 
 
 def content(settings: Settings, folders: Folders) -> dict[str, dict[str, str | bool]]:
-    """What the file says: sections of ``{kind: folders, one a line}``, in the order in which ComfyUI is to look."""
+    """What the file says: sections of ``{kind: folders, one a line}``, in the order in which ComfyUI is to look.
+
+    Raises ConfigError for a folder of custom nodes that is not there: every job that uses one would fail.
+    """
     sections: dict[str, dict[str, str | bool]] = {"settee_nodes": {"custom_nodes": str(NODES)}}
+    for number, name in enumerate(settings.custom_nodes_dirs, start=1):
+        if not os.path.isdir(name):
+            raise ConfigError(f"CUSTOM_NODES_DIRS names {name!r}, which is not a folder: is its volume attached?")
+        sections[f"settee_custom_nodes_{number}"] = {"custom_nodes": os.path.abspath(name)}
     own = settings.models_dir
     if own is not None and _absolute(own) != _absolute(settings.comfy_dir / "models"):
         # First: what is placed there is what MODELS asks for.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,3 +139,22 @@ def test_several_on_several_lines_and_never_two_of_one_name(nodes: Nodes) -> Non
     done = nodes.install(f"{URL}@v1.2\n  {URL}@v1.2")
     assert done.returncode == 1
     assert "some-node is there already" in done.stderr
+
+
+def test_the_recipe_for_a_volume_adds_to_the_images_packages(nodes: Nodes, tmp_path: Path) -> None:
+    """docs/deploy.md's, as it stands there."""
+    [recipe] = re.findall(r"```\n(cd /workspace && /comfyui.*?)```", (ROOT / "docs/deploy.md").read_text(), re.DOTALL)
+    volume = tmp_path / "volume"
+    pack = volume / "custom_nodes" / "PACK"
+    pack.mkdir(parents=True)
+    (pack / "requirements.txt").write_text("einops==0.7\ntorch\n")
+    script = recipe.replace("/workspace", str(volume)).replace("/comfyui", str(nodes.comfyui))
+    env = {**os.environ, "PIP_INDEX_URL": nodes.index.simple, "PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": ""}
+    done = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [packages] = (volume / "comfy-venv" / "lib").glob("python3.*/site-packages")
+    assert "einops" in {path.name.partition("-")[0] for path in packages.iterdir()}
+    assert "torch" not in {path.name.partition("-")[0] for path in packages.iterdir()}
+    code = "from importlib.metadata import version; print(version('einops'), version('torch'))"
+    shown = subprocess.check_output([volume / "comfy-venv/bin/python", "-c", code], text=True, timeout=30)
+    assert shown.split() == ["0.7", "2.8.0"]

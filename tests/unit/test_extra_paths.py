@@ -17,6 +17,7 @@ import yaml
 from settee.comfy.extra_paths import NODES, ExtraPaths, content
 from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.embedded.cli import options_from
+from settee.errors import ConfigError
 from settee.history import ending
 from settee.settings import Settings, load
 from settee.workflow import SALT_INPUT, salted
@@ -59,6 +60,15 @@ def test_models_dir_goes_first_and_extra_folders_that_are_there_last(tmp_path: P
     assert "is_default" not in found["settee_extra_1"]
     assert found["settee_extra_2"]["text_encoders"] == f"{tmp_path}/b/text_encoders\n{tmp_path}/b/clip"
     assert found["settee_extra_2"]["diffusion_models"] == f"{tmp_path}/b/unet\n{tmp_path}/b/diffusion_models"
+
+
+def test_folders_of_custom_nodes_are_shown_and_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    found = shown(tmp_path, custom_nodes_dirs=f"{tmp_path}/volume, {tmp_path}/./volume")
+    assert found["settee_custom_nodes_1"] == {"custom_nodes": f"{tmp_path}/volume"}
+    assert found["settee_custom_nodes_2"] == found["settee_custom_nodes_1"]
+    with pytest.raises(ConfigError, match=r"CUSTOM_NODES_DIRS names '.*gone'.*is its volume attached"):
+        shown(tmp_path, custom_nodes_dirs=f"{tmp_path}/gone")
 
 
 def test_kinds_of_custom_nodes_are_shown_and_code_never_is(tmp_path: Path) -> None:
