@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def more(count: int) -> str:
-    """The end of a message whose details hold ``count`` further problems."""
+    """Return the end of a message whose details hold ``count`` further problems."""
     return f" (and {count} more, see details)" if count else ""
 
 
@@ -72,7 +72,7 @@ class SetteeError(Exception):
         return cls(line + more(len(problems) - 1), details={"problems": problems})
 
     def lines(self) -> list[str]:
-        """The error for a terminal, where details are not seen: a line for each problem, or the message."""
+        """Return a line for each problem, or the message: for a terminal, where details are not seen."""
         problems = self.details.get("problems") or ()
         return [problem_line(each) for each in problems if isinstance(each, dict)] or [self.message]
 

@@ -67,7 +67,7 @@ def command_line() -> Iterator[None]:
 
 
 def spelled(message: str) -> str:
-    """The message in its reader's words: options at the command line, keywords in Python."""
+    """Put the message into its reader's words: options at the command line, keywords in Python."""
     if _at_command_line:
         return _WORKERS.sub(lambda found: _OPTIONS[found[0]], message)
     for pattern, words in _CALLS:
@@ -77,7 +77,7 @@ def spelled(message: str) -> str:
 
 @functools.cache
 def _keyword(option: str) -> str:
-    """An option's keyword; what is another program's option stays as it is."""
+    """Return an option's keyword; an option of another program stays as it is."""
     from settee.client import options
 
     is_ours = option in options.parser(argparse.ArgumentParser, "")._option_string_actions

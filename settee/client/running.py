@@ -42,7 +42,9 @@ def run(args: argparse.Namespace, parse: options.Parse) -> int:
             # Of what became of a job that was sent, its place is not in doubt.
             if endpoint.is_named or error.job_id is not None or type(error) is not NetworkError:
                 raise
-            words = "that is where jobs go unless --endpoint, --url or --comfy says where; to try it: settee-worker --demo"
+            words = (
+                "that is where jobs go unless --endpoint, --url or --comfy says where; to try it: settee-worker --demo"
+            )
             raise NetworkError(f"{error.message} ({words})", code=error.code, details=error.details) from error
 
 

@@ -84,7 +84,7 @@ class BucketLook:
             self._asked = Asked(lambda: refusal(target))
 
     def check(self, cancel: Cancel) -> None:
-        """Raises DeliveryError where S3 takes nothing for certain; a server that does not answer is no reason."""
+        """Raise DeliveryError where S3 is certain to take nothing; a server that does not answer may yet."""
         if self._asked is None:
             return
         while not self._asked.done.wait(POLL_S):

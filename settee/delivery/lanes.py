@@ -23,7 +23,7 @@ def are_stuck() -> bool:
 
 
 class Asked:
-    """A call in a thread of its own, which is left alone when nobody waits for it any more."""
+    """A call in a thread of its own, which is abandoned when its caller no longer waits for it."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.done = threading.Event()

@@ -37,7 +37,7 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
 
 
 def _in_another_folder(named: Named, object_info: ObjectInfo) -> Problem | None:
-    """What to say of a file that the worker has, but where another loader looks."""
+    """Return what is wrong with a name whose file exists, but in a folder that another loader reads."""
     for class_type, known in object_info.items():
         sections = known.get("input", {}) if is_core(object_info, class_type) else {}
         for name in (name for part in ("required", "optional") for name in sections.get(part) or ()):

@@ -32,7 +32,7 @@ def walk(root: str) -> Iterator[str]:
 
 
 def set_aside_in(root: str) -> Iterator[str]:
-    """Those that an entry of MODELS took the name of, and that are the operator's to delete."""
+    """Yield the files that an entry of MODELS had set aside: they are the operator's to delete."""
     return (rel for rel in walk(root) if re.search(rf"{re.escape(ASIDE)}(-\d+)?$", rel))
 
 

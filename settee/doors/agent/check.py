@@ -22,7 +22,7 @@ _PLACEHOLDER = "CHANGE-ME"
 
 
 def placeholders(config: AgentConfig) -> None:
-    """The example can be read as it stands, but nothing can be done with it. Raises ConfigError."""
+    """Refuse the example's secrets: it can be read as it stands, but not be used. Raises ConfigError."""
     left = [name for name in ("access_key", "secret_key") if _is_placeholder(getattr(config.minio, name))]
     if left:
         raise ConfigError(
@@ -35,7 +35,7 @@ def _is_placeholder(value: SecretStr) -> bool:
 
 
 def summary(config: AgentConfig) -> str:
-    """What the agent will do, for an operator to compare with what was meant."""
+    """Describe what the agent will do, for an operator to compare with what was meant."""
     count = len(config.auth.tokens)
     who = f"{count} token{'s' * (count != 1)}" if count else "no token: this host's own users only"
     comfyui = f"started in {config.comfyui.dir}" if config.comfyui.dir else f"at {config.comfyui.url}"
@@ -49,7 +49,7 @@ def summary(config: AgentConfig) -> str:
 
 
 def look(config: AgentConfig, settings: Settings) -> tuple[list[str], list[str]]:
-    """What the first job would fail for, and what else there is to say; lines that may name the engine's settings."""
+    """Return what the first job would fail for, and notes; lines that may name the engine's settings."""
     problems = [
         *_folder_problems("paths.base_models", config.paths.base_models),
         *_folder_problems("paths.loras", config.paths.loras),

@@ -47,7 +47,7 @@ _NAMES = re.compile(rf"\b(?:{'|'.join(SPELLINGS)})\b")
 
 
 def spelled(text: str) -> str:
-    """The engine's message with this door's names of settings. Variables of the environment keep theirs."""
+    """Return the engine's message with this door's names of settings. Variables of the environment keep theirs."""
     return _NAMES.sub(lambda match: SPELLINGS[match[0]], text)
 
 
@@ -133,7 +133,7 @@ def to_settings(config: AgentConfig) -> Settings:
 
 
 def given(config: AgentConfig) -> dict[str, Any]:
-    """The settings that do not come from the environment. A message that names one is :func:`spelled`."""
+    """Return the settings that do not come from the environment. A message that names one is :func:`spelled`."""
     comfyui, minio = config.comfyui, config.minio
     own = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
     return dict(

@@ -207,7 +207,7 @@ def _own_arguments() -> argparse.Namespace:
 
 
 def _demo(folder: Path) -> dict[str, Any]:
-    """The settings of ``--demo``: the embedded ComfyUI, and folders that nobody else uses."""
+    """Return the settings of ``--demo``: the embedded ComfyUI, and folders of its own."""
     if "--test_input" not in sys.argv:
         sys.argv.append("--rp_serve_api")
     return {

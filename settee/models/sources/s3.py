@@ -153,7 +153,7 @@ def _head(client: Any, found: S3Object) -> dict[str, Any]:
 
 
 def _near(client: Any, found: S3Object) -> list[str]:
-    """Keys of the bucket that may have been meant: in the key's own folder, else anywhere among the first."""
+    """Return keys of the bucket that may have been meant: in the key's own folder, else among the first of all."""
     from botocore import exceptions as boto
 
     folder = found.key.rpartition("/")[0]
