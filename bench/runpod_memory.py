@@ -102,7 +102,7 @@ def _compare(folder: Path, s3: s3_server.S3Server) -> None:
     }
     jobs = job(bucket, 64), job(bucket, SIDE)
     ours, size = peak_growth(REAL, *jobs, **settings)
-    print(f"rp_handler.py, whole engine   {ours / 1e6:6.0f} MB   {ours / size:.2f} x the file (target: 4.5)")
+    print(f"rp_handler.py, whole engine   {ours / 1e6:6.0f} MB   {ours / size:.2f} x the file (target: 2)")
     ours, size = handler_growth(*jobs, **settings)
     print(f"handler(job), without the SDK {ours / 1e6:6.0f} MB   {ours / size:.2f} x the file (target: 2)")
 

@@ -111,7 +111,7 @@ class Session:
             _check(cancel, deadline)
             raise
         if not self.prompts.stop_leftovers():
-            raise ComfyUnavailable("ComfyUI still runs an earlier job that it does not stop; try again later")
+            raise ComfyUnavailable("ComfyUI does not stop an earlier job: try again later, or restart ComfyUI")
         generation = self._server.generation
         self.refresh_registry()
         self._known_generation = generation

@@ -248,7 +248,7 @@ def test_a_server_that_is_not_ours_and_does_not_stop_takes_no_job_meanwhile(tmp_
         run.cancel.set()
         with pytest.raises(JobCanceled):
             run.end()
-        with pytest.raises(ComfyUnavailable, match="still runs an earlier job"):
+        with pytest.raises(ComfyUnavailable, match="does not stop an earlier job"):
             rig.run(empty())
         assert not rig.engine.settle(10, lambda: True)
         assert not rig.engine.settle(0, lambda: False)

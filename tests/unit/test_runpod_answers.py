@@ -121,9 +121,11 @@ def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
 
 @given(value=JSON, char=st.characters(exclude_categories=["Cs"]))
 @hypothesis_settings(max_examples=100, deadline=None)
-def test_the_size_of_an_answer_is_that_of_its_json(value: Any, char: str) -> None:
+def test_an_answer_in_pieces_is_its_json(value: Any, char: str) -> None:
     answer = render._safe_dict({"value": value, "long": [char * 300_000, {"data": "a" * 600_001}]})
-    assert wire.encoded_size(answer) == len(wire.encode(answer))
+    body = wire.Body(answer)
+    assert b"".join(body.pieces()) == wire.encode(answer)
+    assert len(body) == len(wire.encode(answer))
 
 
 # --- progress -----------------------------------------------------------------------------------------------

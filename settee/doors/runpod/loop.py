@@ -172,7 +172,7 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
     async def post_progress(self, job_id: str, update: dict[str, Any]) -> None:
         """Send one update, once."""
         assert self._session is not None
-        body = wire.encode({"status": "IN_PROGRESS", "output": update})
+        body = wire.Body({"status": "IN_PROGRESS", "output": update})
         await wire.post(self._session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body)
 
 
@@ -245,8 +245,7 @@ class FastLoop(StockLoop):
         else:
             answer = render.error(InvalidRequest("the job has no input"))
         stop_pod = bool(answer.get("refresh_worker"))
-        body = wire.encode(wire.message(answer))
-        del answer  # the body is the only copy from here on
+        body = wire.Body(wire.message(answer))
         try:
             try:
                 await self._deliver(session, job_id, body)
@@ -255,14 +254,14 @@ class FastLoop(StockLoop):
                     raise
                 log.error("RunPod refused a result of %d bytes (%s); reporting that instead", len(body), refusal)
                 short = render.too_large(len(body), f"refused by RunPod ({refusal})")
-                body = wire.encode(wire.message({**short, "refresh_worker": stop_pod}))
+                body = wire.Body(wire.message({**short, "refresh_worker": stop_pod}))
                 await self._deliver(session, job_id, body)
         except (wire.Refused, wire.Undelivered) as error:
             sdk_log.error(f"Failed to return job results. | {error}", job_id)
         finally:
             sdk_log.info("Finished.", job_id)
 
-    async def _deliver(self, session: aiohttp.ClientSession, job_id: str, body: bytes) -> None:
+    async def _deliver(self, session: aiohttp.ClientSession, job_id: str, body: wire.Body) -> None:
         """Post a result. Once the worker is to end, RunPod has a bounded time to take it: it may never answer."""
         posting = asyncio.create_task(wire.deliver(session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body))
         stopping = asyncio.create_task(self._shutdown_event.wait())

@@ -63,7 +63,7 @@ def bounded(answer: dict[str, Any], cap: int) -> dict[str, Any]:
     """The answer, or an error about its size where it has over ``cap`` bytes as JSON."""
     from settee.doors.runpod import wire  # its aiohttp is slow to import, and ComfyUI starts meanwhile
 
-    size = wire.encoded_size(answer)
+    size = len(wire.Body(answer))
     if size <= cap:
         return answer
     if "error" in answer:

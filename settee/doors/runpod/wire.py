@@ -1,15 +1,16 @@
 """What a worker says to RunPod: one POST to the job-done URL, with the headers the SDK sends.
 
 The SDK turns a result into text, logs it, encodes it and hands it to a transport that copies it again: 6.6
-times the size of a file, measured. Here a result is serialised once and sent from that one piece of memory.
+times the size of a file, measured. Here a result is serialised in pieces while it is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ RETRY_DELAYS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0)
 #: session allows 600 s: a RunPod that does not answer would hold the slot for more than an hour.
 ATTEMPT_S, SLOWEST = 30.0, 1_000_000
 
-#: Characters of a long string that are measured at a time.
+#: Characters of a long string that are encoded at a time.
 _PIECE = 1 << 18
 
 #: Answers to a result that mean "not like this", not "not now" (RunPod refuses one over its cap with 400).
@@ -63,28 +64,40 @@ def encode(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
-        return json.dumps(value, default=str, ensure_ascii=False).encode()
+        return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def encoded_size(value: Any) -> int:
-    """Return the number of bytes that :func:`encode` makes, holding no more of a long string than a piece of it.
+class Body:
+    """A value as the JSON that :func:`encode` makes, of whose long strings no more than a piece is held at a time.
 
-    To encode an answer only for its size would hold a picture's base64 twice.
+    An answer's base64 is there as text already; as one body it would be there twice. ``len()`` is the size in bytes.
     """
-    long: list[str] = []
 
-    def cut(part: Any) -> Any:
-        if isinstance(part, str) and len(part) > _PIECE:
-            long.append(part)
-            return ""
-        if isinstance(part, dict):
-            return {key: cut(entry) for key, entry in part.items()}
-        return [cut(entry) for entry in part] if isinstance(part, list) else part
+    def __init__(self, value: Any) -> None:
+        self._long: list[str] = []
+        mark = uuid.uuid4().hex
 
-    size = len(encode(cut(value)))
-    for text in long:
-        size += sum(len(encode(text[at : at + _PIECE])) - len('""') for at in range(0, len(text), _PIECE))
-    return size
+        def cut(part: Any) -> Any:
+            if isinstance(part, str) and len(part) > _PIECE:
+                self._long.append(part)
+                return mark
+            if isinstance(part, dict):
+                return {key: cut(entry) for key, entry in part.items()}
+            return [cut(entry) for entry in part] if isinstance(part, list) else part
+
+        #: What stands around the long strings, in their order.
+        self._around = encode(cut(value)).split(mark.encode())
+        self._size = sum(map(len, self.pieces()))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def pieces(self) -> Iterator[bytes]:
+        yield self._around[0]
+        for text, after in zip(self._long, self._around[1:], strict=True):
+            for at in range(0, len(text), _PIECE):
+                yield encode(text[at : at + _PIECE])[1:-1]
+            yield after
 
 
 def done_url(template: str, job_id: str) -> str:
@@ -92,14 +105,18 @@ def done_url(template: str, job_id: str) -> str:
     return template.replace("$ID", quote(job_id, safe="")) + "&isStream=false"
 
 
-async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: bytes) -> None:
+async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: Body) -> None:
     """Send one body, once. Raises Refused, aiohttp.ClientError or TimeoutError."""
     request_id = job_id if job_id.isascii() and job_id.isprintable() else quote(job_id)
-    # A BytesIO shares these bytes and goes out in small chunks; bytes would be copied whole by the transport.
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in body.pieces():
+            yield piece
+
     request = session.post(
         url,
-        data=io.BytesIO(body),
-        headers={**HEADERS, "X-Request-ID": request_id},
+        data=pieces(),
+        headers={**HEADERS, "X-Request-ID": request_id, "Content-Length": str(len(body))},
         timeout=aiohttp.ClientTimeout(total=ATTEMPT_S + len(body) / SLOWEST),
     )
     async with request as response:
@@ -109,7 +126,7 @@ async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: byte
         response.raise_for_status()
 
 
-async def deliver(session: aiohttp.ClientSession, url: str, job_id: str, body: bytes) -> None:
+async def deliver(session: aiohttp.ClientSession, url: str, job_id: str, body: Body) -> None:
     """Send a result until RunPod has it. Raises Refused or Undelivered."""
     for delay in (*RETRY_DELAYS_S, None):
         try:
