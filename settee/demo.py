@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
-    say("The demo's ComfyUI is the embedded one: it runs nodes that need no model, and no others.")
+    say("The demo's ComfyUI is the embedded one: it runs nodes that need no model, and makes up what models would.")
     workflows = sorted((ROOT / "workflows").glob("*.json"))
     if not workflows:
         raise SystemExit(f"there are no workflows in {ROOT / 'workflows'}: run the demo from a checkout")

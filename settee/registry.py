@@ -94,6 +94,12 @@ def choices_of(spec: Any) -> list[Any] | None:
     return None
 
 
+def stand_ins(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
+    """The nodes, as ``4 (CheckpointLoaderSimple)``, that only stand in for a model, as in settee's embedded server."""
+    classes = {node_id: node["class_type"] for node_id, node in workflow.items()}
+    return [f"{i} ({name})" for i, name in classes.items() if object_info.get(name, {}).get("settee_stand_in")]
+
+
 def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
     """The nodes that lead to an output: ComfyUI looks at no others.
 

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     time.sleep(float(options.faults.get("slow_start") or 0))
     from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
 
+    log.info("This is settee's embedded ComfyUI: it runs nodes that need no model, and makes up what models would.")
     try:
         serve(options)
     except KeyboardInterrupt:

@@ -109,6 +109,18 @@ def test_progress_names_nodes_and_steps_and_never_falls(rig: Rig) -> None:
     assert order == sorted(order, key=list(Status).index), "a job went back to an earlier state"
 
 
+def test_stand_ins_for_models_say_so_in_every_result(own_rig: Rig) -> None:
+    graph = empty()
+    graph["2"] = {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}}
+    graph["3"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["1", 0], "vae": ["2", 0]}}
+    graph["4"] = {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["2", 0]}}
+    graph["9"]["inputs"]["images"] = ["4", 0]
+    for _ in range(2):
+        assert own_rig.run(graph).warnings == (
+            "made up by settee's embedded ComfyUI, which runs no model: 2 (VAELoader)",
+        )
+
+
 # --- seeds ---------------------------------------------------------------------------------------------------
 
 

@@ -70,6 +70,8 @@ class NodeSpec:
     deprecated: bool = False
     newer_schema: bool = False
     """Written for ComfyUI's second node API: lists of choices become COMBO, and entries have a few more keys."""
+    stand_in: bool = False
+    """Takes a model's file for its hash only: /object_info says so, and whoever runs such a node is to be told."""
     intermediate_output: bool = False
     """What it showed is shown again when its result comes from the cache, without being an output."""
 
@@ -102,6 +104,8 @@ class NodeSpec:
             "output_node": self.output_node,
             "has_intermediate_output": self.intermediate_output,
         }
+        if self.stand_in:
+            info["settee_stand_in"] = True
         marks = {"deprecated": self.deprecated, "experimental": self.experimental}
         if self.newer_schema:
             info |= {"output_tooltips": [None] * len(self.returns), "output_matchtypes": None, "price_badge": None}

@@ -27,6 +27,7 @@ class CheckpointLoaderSimple(Node):
         required=lambda folders: {"ckpt_name": (folders.model_files("checkpoints"), {})},
         returns=("MODEL", "CLIP", "VAE"),
         display_name="Load Checkpoint",
+        stand_in=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -53,6 +54,7 @@ class LoraLoader(Node):
         required=_lora_inputs,
         returns=("MODEL", "CLIP"),
         display_name="Load LoRA (Model and CLIP)",
+        stand_in=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -78,6 +80,7 @@ class LoraLoaderModelOnly(LoraLoader):
         },
         returns=("MODEL",),
         display_name="Load LoRA",
+        stand_in=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -94,6 +97,7 @@ class VAELoader(Node):
         required=lambda folders: {"vae_name": ([*folders.model_files("vae"), PIXEL_SPACE],)},
         returns=("VAE",),
         display_name="Load VAE",
+        stand_in=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
@@ -110,6 +114,7 @@ class ControlNetLoader(Node):
         required=lambda folders: {"control_net_name": (folders.model_files("controlnet"),)},
         returns=("CONTROL_NET",),
         display_name="Load ControlNet Model",
+        stand_in=True,
     )
 
     def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
