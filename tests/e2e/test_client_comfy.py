@@ -141,6 +141,22 @@ def test_words_under_any_key_and_pictures_that_any_node_sends_come_back(target: 
     assert sorted(item["data"] for item in answer.output["texts"]) == ["1girl", "42", "gone.glb"]
 
 
+@pytest.mark.parametrize("how", ["queue", "post"])
+def test_prompts_that_a_job_starts_are_awaited_and_canceled_with_it(
+    server: EmbeddedServer, target: Comfy, how: str
+) -> None:
+    node = {"images": ["1", 0], "filename_prefix": "v", "batches": 4, "requeue": 0, "how": how}
+    graph = {**empty(save=False), "2": {"class_type": "BatchManagerLike", "inputs": node}}
+    answer = ran(target, graph)
+    assert [item["node_id"] for item in images(answer)] == ["2"]
+    assert answer.output is not None
+    assert "3 more prompt(s)" in answer.output["warnings"][0]
+    node["batches"] = 10_000
+    answer = sent(target, graph)
+    eventually(lambda: server.stats()["prompts_executed"] > 6)
+    eventually(lambda: (target.cancel(answer.job_id), is_idle(server))[1])
+
+
 def test_progress_and_the_queue(target: Comfy) -> None:
     first, second = sent(target, slow(steps=30, delay_ms=15)), sent(target, slow(steps=2))
     assert target.status(second.job_id).queue_position == 1

@@ -289,7 +289,17 @@ class Comfy:
         if sent is not None and self._awaits_pictures(sent, heard, entry):
             return self._under_way(job_id, sent, heard or Heard())
         is_whole = heard is not None and heard.is_whole and heard.has_ended
-        found, pictures = comfy_result.found_in(entry, self.object_info()), self._events.forget(job_id)
+        started: list[Entry] = []
+        if heard is None or not is_whole or heard.had_others:
+            if self._wire.queue().started_by(job_id):
+                return self._under_way(job_id, sent or _Sent(entry.workflow), heard or Heard())
+            started = [Entry(each) for each in self._wire.started_by(job_id)]
+        if started and sent is not None and sent.is_canceled:
+            return self._stopped(job_id, sent)
+        for each in started:
+            if (failure := comfy_result.failure(job_id, each)) is not None:
+                return failure
+        found, pictures = comfy_result.found_in(entry, self.object_info(), started), self._events.forget(job_id)
         only_sent = {i for i, node in entry.workflow.items() if node.get("class_type") == PICTURE_NODE} | set(
             found.sent
         )
@@ -331,9 +341,18 @@ class Comfy:
 
         Raises JobStopped for a job that ComfyUI does not know, NetworkError.
         """
-        item = self._wire.queue().item(job_id)
+        queue = self._wire.queue()
+        started = queue.started_by(job_id)
+        for each in started:
+            self._wire.delete(each)
+            if queue.runs(each):
+                self._wire.interrupt(each)
+        item = queue.item(job_id)
+        if item is None and started:
+            with self._lock:
+                self._sent.setdefault(job_id, _Sent({})).is_canceled = True
         if item is None:
-            if self._wire.history(job_id) is None and job_id not in self._sent:
+            if not started and self._wire.history(job_id) is None and job_id not in self._sent:
                 raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
             return
         with self._lock:

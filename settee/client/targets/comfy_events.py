@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from settee.messages import FEATURES, Event, ImageEvent, Meter, image_event, text_event
+from settee.messages import FEATURES, Event, ImageEvent, Meter, image_event, remaining, text_event
 from settee.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Heard:
     percent: float = 0.0
     has_begun: bool = False
     has_ended: bool = False
+    #: Whether other prompts waited or ran when it had ended.
+    had_others: bool = True
     #: Whether nothing can have been missed.
     is_whole: bool = False
     #: Seconds since the last word about it.
@@ -60,6 +62,7 @@ class _Watched:
     last: float
     has_begun: bool = False
     has_ended: bool = False
+    had_others: bool = True
     pictures: list[ImageEvent] = field(default_factory=list)
 
 
@@ -83,6 +86,8 @@ class Events:
         self._jobs: dict[str, _Watched] = {}
         #: The job that runs, as far as was heard: pictures do not say whose they are.
         self._running: str | None = None
+        #: How many prompts wait or run, by the server's last word.
+        self._remaining: int | None = None
         self.client_id = CLIENT_PREFIX + uuid.uuid4().hex
 
     # --- for the target, from any thread ---------------------------------------------------------------------
@@ -133,6 +138,7 @@ class Events:
                 report.percent,
                 job.has_begun,
                 job.has_ended,
+                job.had_others,
                 job.is_whole,
                 self._clock() - job.last,
             )
@@ -259,6 +265,8 @@ class Events:
             if isinstance(event, ImageEvent):
                 self._take_picture(event)
                 return
+            if event.type == "status":
+                self._remaining = remaining(event)
             told = event.data.get("prompt_id")
             if told is None and event.type == "executing" and event.data.get("node") is not None:
                 # After a reconnect the server repeats it without a prompt id (reconnect_midrun.json).
@@ -268,7 +276,7 @@ class Events:
                 return
             self._running, job.has_begun, job.last = told, True, self._clock()
             if event.type == "executing" and event.data.get("node") is None:
-                self._running, job.has_ended = None, True
+                self._running, job.has_ended, job.had_others = None, True, self._remaining != 0
             else:
                 job.meter.take(event)
 

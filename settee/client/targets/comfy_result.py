@@ -95,21 +95,27 @@ def failure(job_id: str, entry: Entry) -> Answer | None:
     return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)
 
 
-def found_in(entry: Entry, object_info: ObjectInfo) -> Found:
-    """What the nodes left, by node in natural order; previews where nothing else was made, or the job's notes ask."""
+def found_in(entry: Entry, object_info: ObjectInfo, started: Sequence[Entry] = ()) -> Found:
+    """What the nodes left, by node in natural order; previews where nothing else was made, or the job's notes ask.
+
+    ``started``: of the prompts that its nodes started.
+    """
     found, places = Found(), dict[tuple[str, str, str], Place]()
     outputs = output_nodes(entry.workflow, object_info)
-    for made in reported(entry.outputs, lambda node_id: node_id in entry.workflow and node_id not in outputs):
-        node_id = own_node(entry.workflow, made.node_id)
-        found.nodes.add(node_id)
-        named = made.place or named_file(made.key, made.text)
-        if named is not None:
-            place = _place(node_id, *named, said=made.text)
-            places.setdefault((place.type, place.subfolder, place.filename), place)
-        elif made.text is not None:
-            found.texts.append((node_id, made.text))
-        else:
-            found.sent.append(node_id)
+    for each in (entry, *started):
+        for made in reported(each.outputs, lambda node_id: node_id in entry.workflow and node_id not in outputs):
+            node_id = own_node(entry.workflow, made.node_id)
+            found.nodes.add(node_id)
+            named = made.place or named_file(made.key, made.text)
+            if named is not None:
+                place = _place(node_id, *named, said=made.text)
+                places.setdefault((place.type, place.subfolder, place.filename), place)
+            elif made.text is None:
+                found.sent.append(node_id)
+            elif each is entry or (node_id, made.text) not in found.texts:
+                found.texts.append((node_id, made.text))
+    if started:
+        found.warnings.append(f"the workflow started {len(started)} more prompt(s), whose outputs are among these")
     found.places = [place for place in places.values() if place.type == "output"]
     previews = [place for place in places.values() if place.type == "temp"]
     if entry.notes.get("include_temp") is True:

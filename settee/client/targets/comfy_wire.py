@@ -31,6 +31,11 @@ class Queue:
     def item(self, job_id: str) -> list[Any] | None:
         return next((item for item in (*self.running, *self.pending) if item[1] == job_id), None)
 
+    def started_by(self, job_id: str) -> list[str]:
+        """Ids of the prompts that a job's nodes started: they repeat its graph, and so its salt."""
+        items = (*self.running, *self.pending)
+        return [item[1] for item in items if item[1] != job_id and len(item) > 2 and job_id in json.dumps(item[2])]
+
     def runs(self, job_id: str) -> bool:
         return any(item[1] == job_id for item in self.running)
 
@@ -71,6 +76,13 @@ class Wire:
         """Of a prompt that has ended."""
         entry = self._object(f"/history/{quote(job_id, safe='')}").get(job_id)
         return entry if isinstance(entry, dict) else None
+
+    def started_by(self, job_id: str) -> list[dict[str, Any]]:
+        """The history entries of the prompts that a job's nodes started, if they are among the newest."""
+        entries = {each: mapping(entry) for each, entry in self._object("/history?max_items=100").items()}
+        return [
+            entry for each, entry in entries.items() if each != job_id and job_id in json.dumps(entry.get("prompt"))
+        ]
 
     def queue(self) -> Queue:
         answer = self._object("/queue")
