@@ -1,7 +1,7 @@
 """Entries that mean many files of a Hugging Face repository: ``org/name:*:diffusers``.
 
-A revision's files are listed once. The list is kept with the records, so that a warm start asks nobody, and every file
-on it is an entry of its own: linked, downloaded, resumed, verified and removed as any other.
+A revision's files are listed once. The list is kept with the records, so that a warm start asks no server, and every
+file on it is an entry of its own: linked, downloaded, resumed, verified and removed as any other.
 """
 
 from __future__ import annotations

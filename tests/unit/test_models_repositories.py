@@ -89,7 +89,7 @@ def test_every_file_of_a_revision_is_placed_verified_and_listed(make: Make) -> N
     assert {finding.verdict for finding in verify(store.tools.shelf)} == {Verdict.OK}
 
 
-def test_a_warm_start_asks_nobody(make: Make, hub: HubServer) -> None:
+def test_a_warm_start_asks_no_server(make: Make, hub: HubServer) -> None:
     outcome(make())
     hub.forget()
     assert outcome(make()) == "in place"

@@ -62,7 +62,7 @@ class Origin:
 def asked(
     once: Callable[[], T], waits_s: Iterable[float] = _RETRY_AFTER_S, *, stop: threading.Event | None = None
 ) -> T:
-    """What ``once`` answers, asked for again after what may pass. ``stop`` ends the waiting."""
+    """Return the answer of ``once``, asked again after failures that may pass. ``stop`` ends the waiting."""
     stop = stop or threading.Event()
     for wait_s in waits_s:
         try:
