@@ -53,7 +53,7 @@ _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K"
 _REFUSED = {
     "HEIC": "is not what ComfyUI's image nodes load whole: convert it to JPEG or PNG first",
     "PostScript": "is none that may be loaded",
-    "web page": "is no picture: its address may want a login, or lead to a page that shows it; give the picture's own",
+    "web page": "is not a picture: its address may want a login, or lead to a page about it; give the picture's own",
 }
 #: Formats without a clear first byte, or rare ones, that Pillow may try: none of them starts a program.
 _OTHERS = ("DIB", "ICO", "PPM", "PSD", "QOI", "TGA")
@@ -63,12 +63,12 @@ HEAD = 64
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image that may be loaded."""
+    """Return True if a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image to be loaded."""
     return _format(head) not in (None, "HEIC", "web page")
 
 
 def unloadable(path: Path) -> str | None:
-    """Why ComfyUI's own loaders make nothing, or half a picture, of a file that is none of the formats they know."""
+    """Return why ComfyUI's own loaders make nothing, or half a picture, of a file; None where they know its format."""
     with path.open("rb") as file:
         known = _format(file.read(HEAD))
     return f"this {known} {_REFUSED[known]}" if known in _REFUSED else None

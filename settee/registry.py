@@ -1,4 +1,4 @@
-"""What a workflow means to one ComfyUI, by its node registry (`/object_info`): what runs, mistakes, near matches.
+"""A workflow seen by one ComfyUI's node registry (`/object_info`): what runs, mistakes, near matches.
 
 Pure functions: the registry is an argument. Its shape is ``{Class: {"input": {"required": {name: spec}, "optional":
 …}, "output": [...], "output_node": bool}}``, a spec being ``[type, options]`` or ``[[choice, …], options]``.
@@ -47,7 +47,7 @@ def options_of(spec: Any) -> Mapping[str, Any]:
 
 
 def is_upload(spec: Any) -> bool:
-    """Whether an input names a file of ComfyUI's input folder, which people upload to."""
+    """Return True if an input names a file of ComfyUI's input folder, which people upload to."""
     return any(options_of(spec).get(name) for name in _UPLOAD_OPTIONS)
 
 
@@ -124,7 +124,7 @@ def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
 def registry_problems(
     workflow: Workflow, object_info: ObjectInfo, failed_imports: Mapping[str, str] | None = None
 ) -> list[Problem]:
-    """What ComfyUI is certain to refuse: unknown classes, required inputs that are missing, bad link slots.
+    """Return what ComfyUI is certain to refuse: unknown classes, required inputs that are missing, bad link slots.
 
     Values are left to ComfyUI itself, because a class may bring a check of its own that `/object_info` does not
     show (VALIDATE_INPUTS): its verdict is explained by :func:`explain` afterwards. ``failed_imports``: custom nodes

@@ -134,7 +134,7 @@ class Run:
             raise StagingError(f"{len(left)} files of an earlier job cannot be removed from the workspace")
 
     def _check_policy(self) -> None:
-        """What can be refused without ComfyUI."""
+        """Refuse what can be refused without ComfyUI."""
         check_request(self._job.request, self._settings)
         self._check_classes(self._job.request.workflow)
 

@@ -38,14 +38,14 @@ def natural_key(node_id: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def is_link(value: Any) -> bool:
-    """Whether ComfyUI takes an input for ``[node_id, slot]`` (graph_utils.is_link): booleans and fractions too."""
+    """Return True if ComfyUI takes an input for ``[node_id, slot]`` (graph_utils.is_link), also with a fraction."""
     return (
         isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], (int, float))
     )
 
 
 def unwrapped(value: Any) -> Any:
-    """ComfyUI's editor wraps a list that is no link as ``{"__value__": […]}``; ComfyUI takes the inside."""
+    """ComfyUI's editor wraps a list that is not a link as ``{"__value__": […]}``; ComfyUI takes the inside."""
     return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
 
 

@@ -163,7 +163,7 @@ def test_what_follows_the_image_is_no_matter(name: str, file: Path) -> None:
             "this HEIC is not what ComfyUI's image nodes load whole: convert it to JPEG or PNG first",
         ),
         (b"\0\0\0\x18ftypmif1\0\0\0\0miafheic", "this HEIC"),
-        (b"\n<!DOCTYPE html>\n<html><body>log in", "this web page is no picture"),
+        (b"\n<!DOCTYPE html>\n<html><body>log in", "this web page is not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "PostScript"),
         (FORMATS["png-RGB"][:-12], "truncated"),
         (FORMATS["jpeg-RGB"][:-2], "middle of its pixels"),
