@@ -128,7 +128,7 @@ def test_health_is_an_answer_and_a_queue_that_moves(tmp_path: Path) -> None:
 
 
 def test_health_of_a_port_that_nobody_knows() -> None:
-    assert "set COMFY_PORT" in (health.problem(load(comfy_port=0)) or "")
+    assert "set COMFY_PORT" in (health.problem(load(comfy_url=None, comfy_port=0)) or "")
 
 
 def test_the_command_says_it_by_its_exit_code(
