@@ -30,7 +30,7 @@ def entries(name: str) -> list[dict[str, Any]]:
 
 def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place.filename}", 1)) -> dict[str, Any]:
     output, missing = comfy_result.output(
-        comfy_result.found_in(entry), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
+        comfy_result.found_in(entry, {}), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
     )
     assert not missing
     return output
@@ -69,14 +69,15 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
         "9": {"gifs": [{"filename": "b.gif", "subfolder": "", "type": "output"}, {"filename": "b.gif"}]},
         "57:8": {"result": ["3d/c.glb", None, "camera.json"], "audio": [{"filename": "d.flac", "type": "output"}]},
     }
-    found = comfy_result.found_in(Entry({"outputs": outputs}))
+    found = comfy_result.found_in(Entry({"outputs": outputs}), {})
     assert found.places == [
         Place("9", "b.gif", "", "output"),
         Place("10", "a.mp4", "v/sub", "output"),
-        Place("57:8", "c.glb", "3d", "output"),
+        Place("57:8", "c.glb", "3d", "output", said="3d/c.glb"),
         Place("57:8", "d.flac", "", "output"),
     ]
-    assert found.warnings == ["node 57:8 left something under 'result' that was not returned"]
+    assert found.texts == [("57:8", "camera.json")], "no file of a 3D preview's, so a word"
+    assert found.warnings == []
     output = result(Entry({"outputs": outputs}))
     assert {kind: len(output[kind]) for kind in ("images", "videos", "models_3d", "audio")} == {
         "images": 1,
@@ -89,7 +90,7 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
 def test_files_that_are_not_there_are_told_of() -> None:
     entry = Entry({"outputs": {"9": {"images": [{"filename": "a.png"}, {"filename": "b.png"}]}}})
     output, missing = comfy_result.output(
-        comfy_result.found_in(entry),
+        comfy_result.found_in(entry, {}),
         look=lambda place: None if place.filename == "b.png" else File("http://c/a", None),
         pictures=(),
         execution_ms=None,
