@@ -67,7 +67,7 @@ class _Collector:
     ) -> None:
         self._ended, self._graph, self._object_info = ended, graph, object_info
         self._workspace, self._staged, self._present = workspace, staged, present
-        self._outputs = output_nodes(graph, object_info)
+        self._outputs = [node_id for node_id in output_nodes(graph, object_info) if node_id not in ended.refused]
         self._found = Collected()
         #: Files by where they are, with their node.
         self._files: dict[Place, str] = {}
@@ -202,7 +202,7 @@ class _Collector:
         """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""
         senders = picture_senders(self._graph, self._object_info)
         for node_id in self._outputs:
-            if node_id in self._heard_of or node_id in self._ended.refused:
+            if node_id in self._heard_of:
                 continue
             if self._ended.lost_messages and node_id in senders:
                 raise OutputMissing(

@@ -168,7 +168,7 @@ class Run:
         if not has_outputs:
             raise WorkflowRejected("the workflow has no output node: add one, such as SaveImage")
         self._warn_of_dropped(graph, runnable, problems)
-        made_up = ", ".join(registry.stand_ins(runnable, session.object_info))
+        made_up = ", ".join(registry.stand_ins(registry.live(runnable, session.object_info), session.object_info))
         if made_up:
             self._warnings.append(f"made up by settee's embedded ComfyUI, which runs no model: {made_up[:500]}")
         self._check_models(runnable, session, order)

@@ -227,7 +227,11 @@ class Session:
             ended.warnings.append(
                 f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
             )
-        ended.refused = {workflow.own_node(graph, node_id) for node_id in refused}
+        ended.refused = {
+            workflow.own_node(graph, node_id)
+            for at, error in refused.items()
+            for node_id in (at, *mapping(error).get("dependent_outputs", ()))
+        }
         ended.warnings += [
             f"not run (allow_partial): {problem_line(problem)}"
             for problem in registry.explain(refused, graph, self.object_info)

@@ -237,6 +237,7 @@ def test_a_partly_bad_prompt_fails_before_it_runs(rig: Rig) -> None:
     result = rig.run(graph, allow_partial=True)
     assert [output.node_id for output in result.outputs] == ["9"]
     assert "not run (allow_partial): workflow.20.inputs.upscale_method" in result.warnings[0]
+    assert not result.warnings[1:], "an output that was not run has nothing to report"
 
 
 def test_out_of_memory_once_is_freed_and_tried_again(rig: Rig) -> None:
