@@ -71,6 +71,7 @@ class _Collector:
         self._found = Collected()
         #: Files by where they are, with their node.
         self._files: dict[Place, str] = {}
+        self._unreported: set[Place] = set()
         #: Nodes that reported anything, and how many pictures they say that they sent.
         self._heard_of: set[str] = set()
         self._sent: Counter[str] = Counter()
@@ -96,7 +97,13 @@ class _Collector:
         elif len(kept) < len(self._files):
             hint = "" if include_temp is None else "; delivery.include_temp returns them"
             found.warnings.append(f"{len(previews)} preview file(s) were not returned{hint}")
-        files = [self._file(node_id, place) for place, node_id in kept.items()]
+        files = []
+        for place, node_id in kept.items():
+            try:
+                files.append(self._file(node_id, place))
+            except OutputMissing:
+                if place not in self._unreported:
+                    raise  # else its node has taken it away meanwhile
         found.artifacts = sorted([*files, *texts], key=lambda each: natural_key(each.node_id)) + pictures
         self._ask_silent_nodes()
         return found
@@ -153,6 +160,7 @@ class _Collector:
         for name in names:
             place = ("output", *posixpath.split(name))
             if place not in self._files and name not in self._present:
+                self._unreported.add(place)
                 node_id = self._maker(_without(self._ended.prefix, name), silent)
                 self._files[place] = node_id or ""
                 self._heard_of.add(node_id or "")
@@ -224,10 +232,12 @@ class _Collector:
         if self._workspace is not None:
             try:
                 path = self._workspace.path_of(*place)
+                restore(path, self._ended.prefix)
+                size = path.stat().st_size
             except UnsafePath as error:
                 raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder") from error
-            restore(path, self._ended.prefix)
-            size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise OutputMissing(f"the file {filename} of node {node_id} is gone") from error
         elif subfolder.startswith(("/", "..")):
             raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {folder_type} folder")
         kind, media_type = kind_of(filename)

@@ -7,7 +7,9 @@ import re
 #: Absolute paths of two parts and more, also behind a colon or file://, but not the path of an http URL.
 _PATHS = re.compile(r"(?:(?<=file://)|(?<![\w/.]))(?:/[\w.+@~%-]+){2,}/?")
 #: A terminal's escape sequences, ended or not, and control characters that are no white space.
-_CODES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|\][^\x07\x1b]*\x07?|.?)|[\x00-\x08\x0b-\x1f\x7f]")
+_CODES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*[\x07\x9c]?|\x1b.?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 #: A traceback's head and frames, also those whose head is not there; what they lead to, the error, is not indented.
 _FRAMES = re.compile(
     r"(?:Traceback \(most recent call last\):(?!\\n).*\n?|^[ \t]+File \".*\", line \d+.*\n?)(?:[ \t].*\n?|\n)*"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.literals import Computed, Place, fed_by, literal_of, users
-from settee.registry import options_of, spec_of
+from settee.registry import choices_of, options_of, spec_of
 from settee.workflow import ObjectInfo, Workflow, links, natural_key, shown_node
 
 #: The last part of an input's name, in lower case: Rodin's is "Seed", a dynamic combo's "sampling_mode.seed".
@@ -112,7 +112,7 @@ def find_seeds(workflow: Workflow, object_info: ObjectInfo | None = None) -> tup
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
-            if not is_seed(name):
+            if not is_seed(name) or not _takes_numbers(spec_of(info, workflow[node_id]["class_type"], name)):
                 continue
             try:
                 place = literal_of(workflow, node_id, name)
@@ -131,8 +131,11 @@ def find_seeds(workflow: Workflow, object_info: ObjectInfo | None = None) -> tup
         # A node with a seed of its own decides on -1 itself; for a primitive those do that take its number.
         decides = [place] if is_seed(place.input) else inputs
         asks = _is_draw_one(value) and not all(_limit(workflow, info, one, "min", 0) <= DRAW_ONE for one in decides)
-        least = max([0, *(_limit(workflow, info, one, "min", 0) for one in (place, *inputs))])
-        most = min([MAX_DRAWN, *(_limit(workflow, info, one, "max", MAX_DRAWN) for one in (place, *inputs))])
+        # A range may be of fractions, with no whole number in it.
+        least = math.ceil(max([0, *(_limit(workflow, info, one, "min", 0) for one in (place, *inputs))]))
+        most = math.floor(
+            min([MAX_DRAWN, *(_limit(workflow, info, one, "max", MAX_DRAWN) for one in (place, *inputs))])
+        )
         others = [] if is_seed(place.input) else fed_by(workflow, place, used)
         other = next((one for one in others if not is_seed(one.input) and not _takes_any(workflow, info, one)), None)
         if other is not None or least > most:
@@ -142,12 +145,17 @@ def find_seeds(workflow: Workflow, object_info: ObjectInfo | None = None) -> tup
             why = f"{inputs[0].input} of node {shown_node(workflow, inputs[0].node_id)} is the number of node "
             stuck.append(Stuck(f"{why}{shown_node(workflow, place.node_id)}, which {by}", place.node_id, asks))
             continue
-        seeds.append(Seed(place, DRAW_ONE if _is_draw_one(value) else value, math.ceil(least), math.floor(most), asks))
+        seeds.append(Seed(place, DRAW_ONE if _is_draw_one(value) else value, least, most, asks))
     return seeds, stuck
 
 
 def is_seed(name: str) -> bool:
     return name.lower().rpartition(".")[2] in SEED_INPUTS
+
+
+def _takes_numbers(spec: Any) -> bool:
+    """Return False for a choice and a text, where "-1" means what the class wants it to."""
+    return choices_of(spec) is None and not (isinstance(spec, list) and spec[:1] == ["STRING"])
 
 
 def _is_draw_one(value: Any) -> bool:

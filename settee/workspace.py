@@ -235,22 +235,28 @@ class Workspace:
     def made(self, below: str = "") -> tuple[list[str], int]:
         """The names of the files in the output folder, or in one folder of it, and how many entries are no plain ones.
 
-        Those are links, which are not followed, hidden files and unfinished ones.
+        Those are links, which are not followed, hidden files, unfinished ones, and folders that cannot be read.
         """
         names: list[str] = []
         root, others, folders = str(self.folders.output), 0, [below]
         while folders:
             folder = folders.pop()
-            with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
-                for entry in entries:
-                    name = os.path.join(folder, entry.name)
-                    is_plain = not entry.name.startswith(".") and not entry.name.lower().endswith(_UNFINISHED)
-                    if is_plain and entry.is_dir(follow_symlinks=False):
-                        folders.append(name)
-                    elif is_plain and entry.is_file(follow_symlinks=False):
-                        names.append(name)
-                    else:
-                        others += 1
+            try:
+                entries = list(os.scandir(os.path.join(root, folder)))
+            except FileNotFoundError:
+                continue
+            except OSError:  # not to be read, or so deep that its path is too long
+                others += 1
+                continue
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                is_plain = not entry.name.startswith(".") and not entry.name.lower().endswith(_UNFINISHED)
+                if is_plain and entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                elif is_plain and entry.is_file(follow_symlinks=False):
+                    names.append(name)
+                else:
+                    others += 1
         return sorted(names), others
 
     def relative(self, folder_type: str, path: Path) -> str:

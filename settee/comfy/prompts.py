@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from itertools import dropwhile
 from typing import Any
 
 from settee.comfy.attempts import folder_of
@@ -38,15 +39,18 @@ class Prompts:
         #: Prompts that would not stop on a server we cannot restart.
         self.leftovers: set[str] = set()
 
-    def started(self, prompt_id: str, client_id: str, known: Collection[str]) -> list[str]:
+    def started(self, prompt_id: str, client_id: str, known: set[str]) -> list[str]:
         """Ids of the prompts that this one and its like started, beyond those ``known``: running ones first.
 
         Raises ComfyError, NoAnswer.
         """
         # The queue first: what leaves it meanwhile is in history then.
         items: dict[str, Any] = dict(self._client.queue(timeout_s=2).items)
-        for each, entry in self._client.recent(RECENT, timeout_s=2).items():
-            items.setdefault(each, mapping(entry).get("prompt"))
+        recent = self._client.recent(RECENT, timeout_s=2)
+        # History is in the order of ends: what ended before this one, an earlier job's nodes had started.
+        since = dropwhile(lambda each: each not in known, recent) if known & recent.keys() else recent
+        for each in since:
+            items.setdefault(each, mapping(recent[each]).get("prompt"))
         return [each for each, item in items.items() if each not in known and self._belongs(item, prompt_id, client_id)]
 
     def _belongs(self, item: Any, prompt_id: str, client_id: str | None = None) -> bool:
@@ -60,11 +64,12 @@ class Prompts:
         sender = mapping(item[3]).get("client_id")
         if self._server.is_ours:
             return bool(sender != item[1])  # which only ``free`` is
-        return sender == (client_id or prompt_id) or folder_of(prompt_id).encode() in dumps(item[2])
+        return (client_id is not None and sender == client_id) or folder_of(prompt_id).encode() in dumps(item[2])
 
-    def stop(self, prompt_id: str) -> None:
+    def stop(self, prompt_id: str, client_id: str | None = None) -> None:
         """Take a prompt and all that it started out of ComfyUI, waiting or running, and return when they are out.
 
+        On a server that is not ours ``client_id`` tells those with graphs of their own.
         One that does not leave within COMFY_INTERRUPT_S costs ComfyUI a restart; on a server that is not ours it is
         remembered, and no job starts before it is gone.
         """
@@ -78,7 +83,7 @@ class Prompts:
                     self._client.delete(each, timeout_s=2)
                     self._client.interrupt(each, timeout_s=2)
                 items = self._client.queue(timeout_s=2).items
-                left = {i for i, item in items.items() if i == prompt_id or self._belongs(item, prompt_id)}
+                left = {i for i, item in items.items() if i == prompt_id or self._belongs(item, prompt_id, client_id)}
                 if not left:
                     return
                 for each in left - stopping:
@@ -99,7 +104,7 @@ class Prompts:
         if self._server.is_ours:
             self._server.restart(f"a stopped job did not end within {self._interrupt_s:g} s")
         else:
-            self.leftovers.add(prompt_id)
+            self.leftovers |= {prompt_id, *stopping}
             if not is_known:
                 log.error("ComfyUI did not stop a job within %g s", self._interrupt_s)
 

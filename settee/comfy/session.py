@@ -214,7 +214,7 @@ class Session:
         except BaseException:
             # Failed, canceled, out of time or lost: whatever it is, the GPU must not go on with it.
             may_yet_come = prompt_id in self.prompts.leftovers
-            self.prompts.stop(prompt_id)
+            self.prompts.stop(prompt_id, socket.client_id)
             if may_yet_come:
                 self.prompts.leftovers.add(prompt_id)
             raise

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import requests
 
+from settee.artifacts import collect
+from settee.comfy.session import Ended
 from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
-from settee.job import Kind, Status
+from settee.job import Artifact, Kind, Status
+from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, empty, files_below, picture, slow
 from tests.support.waiting import eventually
@@ -112,6 +115,32 @@ def test_what_an_earlier_jobs_nodes_queued_after_its_end_does_not_run_into_the_n
     assert own_rig.is_idle()
 
 
+def test_what_ended_before_a_job_is_none_of_its_prompts(own_rig: Rig) -> None:
+    def ran(word: str) -> str:
+        prompt_id = str(requests.post(f"{own_rig.url}/prompt", json={"prompt": told(text=[word])}).json()["prompt_id"])
+        eventually(lambda: requests.get(f"{own_rig.url}/history/{prompt_id}", timeout=5).json(), what="its end")
+        return prompt_id
+
+    _, own, started = ran("of an earlier job's thread"), ran("the job"), ran("started by it")
+    prompts = own_rig.engine._session.prompts
+    assert prompts.started(own, "client", {own}) == [started]
+    assert prompts.started(own, "client", {own, started}) == []
+
+
+def test_a_started_prompt_with_a_graph_of_its_own_is_stopped_on_a_server_that_is_not_ours(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
+        run = rig.start(slow(steps=1000, delay_ms=20))
+        run.reach(Status.RUNNING)
+        socket = rig.engine._session._socket
+        assert socket is not None
+        body = {"prompt": slow(steps=1000, delay_ms=20), "client_id": socket.client_id}
+        requests.post(f"{server.url}/prompt", json=body, timeout=5)
+        run.cancel.set()
+        with pytest.raises(JobCanceled):
+            run.end()
+        assert rig.is_idle()
+
+
 # --- files that only the disk knows ---------------------------------------------------------------------
 
 
@@ -156,6 +185,27 @@ def test_links_and_hidden_files_below_output_are_not_returned_but_named(rig: Rig
     result = run.end()
     assert [each.node_id for each in result.outputs] == ["9"]
     assert any(warning.startswith("4 hidden") for warning in result.warnings)
+
+
+def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_reported_it(rig: Rig) -> None:
+    class Vanishing(Workspace):
+        def made(self, below: str = "") -> tuple[list[str], int]:
+            found = super().made(below)
+            for name in found[0]:
+                (self.folders.output / name).unlink()
+            return found
+
+    workspace = Vanishing(rig.engine._workspace.folders, rig.settings)
+    ended = Ended("p", [{"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}], was_alone=True)
+
+    def collected(name: str) -> list[Artifact]:
+        (workspace.folders.output / name).write_bytes(b"x")
+        return collect(ended, empty(), {}, workspace=workspace, include_temp=None).artifacts
+
+    with pytest.raises(OutputMissing):
+        collected("a.png")
+    ended.outputs.clear()
+    assert collected("work.dat") == []
 
 
 @pytest.mark.parametrize("is_alone", [True, False])

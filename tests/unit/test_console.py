@@ -109,6 +109,7 @@ def test_the_log_keeps_tracebacks_and_no_colours(caplog: pytest.LogCaptureFixtur
         ),
         ("CUDA error\nframe #0: c10::Error + 0x9 (0x7f in /opt/torch/lib/libc10.so)\n", "CUDA error\n"),
         ("\x1b]0;a title\x07\x1b[1;31mred\x1b[0m\x1b[", "red"),
+        ("\x9d0;a title\x9c\x9b1;31mred\x9b0m", "red"),  # the same codes in one byte
         ("Traceback (most recent call last):", ""),
         ("a list:\n  one\n  two", "a list:\n  one\n  two"),
     ],

@@ -105,6 +105,19 @@ def test_a_drawn_seed_is_within_the_limits_of_all_that_take_it() -> None:
     assert set(least.values()) == {1}
 
 
+def test_a_range_without_a_whole_number_is_left_alone_with_a_word() -> None:
+    info = {"Fraction": declared(seed=["FLOAT", {"min": 0.5, "max": 0.6}])}
+    drawn = draw_seeds({"1": node("Fraction", seed=-1)}, info, every=False)
+    assert drawn.values == {}
+    assert "which cannot be drawn" in drawn.stuck[0]
+
+
+@pytest.mark.parametrize("spec", [[["-1", "1"], {}], ["COMBO", {"options": ["-1", "1"]}], ["STRING", {}]])
+def test_a_choice_or_a_text_is_no_seed(spec: Any) -> None:
+    drawn = draw_seeds({"1": node("Text", seed="-1")}, {"Text": declared(seed=spec)}, every=True)
+    assert (drawn.values, drawn.stuck) == ({}, ())
+
+
 def test_without_a_registry_every_node_takes_what_is_drawn() -> None:
     drawn = [draw_seeds({"1": node("Any", seed=1)}, every=True).values[Place("1", "seed")] for _ in range(200)]
     assert len(set(drawn)) > 190

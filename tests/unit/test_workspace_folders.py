@@ -179,6 +179,19 @@ def test_no_descriptor_stays_open(workspace: Workspace) -> None:
 # --- Whose folders they are ------------------------------------------------------------------------------
 
 
+def test_files_too_deep_to_be_named_are_counted_and_wiped(workspace: Workspace) -> None:
+    deepest = os.open(workspace.folders.output, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("a folder's name", dir_fd=deepest)
+        below = os.open("a folder's name", os.O_RDONLY, dir_fd=deepest)
+        os.close(deepest)
+        deepest = below
+    os.close(os.open("deep.png", os.O_CREAT | os.O_WRONLY, dir_fd=deepest))
+    os.close(deepest)
+    assert workspace.made() == ([], 1)
+    assert workspace.wipe().left == ()
+
+
 def test_folders_with_files_of_somebody_else_are_not_taken(tmp_path: Path) -> None:
     """WORKSPACE_DIR set to a ComfyUI's folder, say: every job would empty its input and output."""
     (tmp_path / "output").mkdir()
