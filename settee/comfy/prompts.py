@@ -10,18 +10,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import dropwhile
 from typing import Any
 
 from settee.comfy.attempts import folder_of
-from settee.comfy.client import Client, dumps
+from settee.comfy.client import Client, NoAnswer, dumps
 from settee.comfy.forget import Forgetter
 from settee.comfy.process import Server
-from settee.errors import ComfyError
+from settee.comfy.watcher import ComfyDied
+from settee.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
 from settee.history import mapping
+from settee.job import Cancel
+from settee.settings import Settings
+from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
 
+#: How often a cancel is looked at while ComfyUI validates, seconds.
+ANSWER_POLL_S = 0.25
 #: A server that refuses connections for this long is not there, and runs nothing.
 GONE_AFTER_S = 2.0
 #: The newest entries of history in which started prompts are looked for: one that ran may have ended already.
@@ -29,28 +37,85 @@ RECENT = 50
 
 
 class Prompts:
-    """What of a server's queue and history is ours. ``interrupt_s``: how long a prompt may take to stop."""
+    """What of a server's queue and history is ours."""
 
-    def __init__(self, server: Server, forgetter: Forgetter, *, interrupt_s: float) -> None:
+    def __init__(self, server: Server, forgetter: Forgetter, settings: Settings) -> None:
         self._server = server
         self._client: Client = server.client
         self._forgetter = forgetter
-        self._interrupt_s = interrupt_s
+        self._interrupt_s, self._unresponsive_s = settings.comfy_interrupt_s, settings.comfy_unresponsive_s
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
         #: Prompts that would not stop on a server we cannot restart.
         self.leftovers: set[str] = set()
 
+    def submit(
+        self,
+        graph: Workflow,
+        prompt_id: str,
+        client_id: str,
+        *,
+        extra_data: dict[str, Any],
+        allow_partial: bool,
+        cancel: Cancel,
+        deadline: float,
+    ) -> dict[str, Any]:
+        """POST /prompt; return the node errors of a prompt that was taken in part.
+
+        Raises WorkflowRejected, also for a prompt taken in part unless that is allowed; JobCanceled, JobTimeout (the
+        deadline is in time.monotonic()); ComfyDied when no answer comes.
+        """
+        try:
+            # In a thread: ComfyUI validates before it answers, which may take as long as its custom nodes like.
+            answer = self._pool.submit(
+                self._client.submit,
+                graph,
+                prompt_id=prompt_id,
+                client_id=client_id,
+                extra_data=extra_data,
+                timeout_s=self._unresponsive_s,
+            )
+            node_errors = self._await_answer(answer, prompt_id, cancel, deadline)
+        except NoAnswer as error:
+            # It may have been taken, and with the answer its node_errors are lost: take it back.
+            if self._server.is_running() and not error.timed_out and not error.refused:
+                self.stop(prompt_id)
+            died = ComfyDied(f"{error.message} (the answer to POST /prompt did not come)")
+            died.needs_restart = error.timed_out
+            raise died from error
+        if node_errors and not allow_partial:
+            # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
+            self.stop(prompt_id)
+            raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
+        return node_errors
+
+    def _await_answer(
+        self, answer: Future[dict[str, Any]], prompt_id: str, cancel: Cancel, deadline: float
+    ) -> dict[str, Any]:
+        """The answer to POST /prompt; raises JobCanceled or JobTimeout once what it brings can be stopped."""
+        while True:
+            try:
+                return answer.result(timeout=ANSWER_POLL_S)
+            except FutureTimeout:
+                if not cancel.is_set() and time.monotonic() < deadline:
+                    continue
+            done, _ = wait([answer], timeout=self._interrupt_s)
+            if not done and self._server.is_ours:
+                self._server.restart("a canceled job is still being submitted")
+            elif not done:
+                self.leftovers.add(prompt_id)
+            check(cancel, deadline)
+
     def started(self, prompt_id: str, client_id: str, known: set[str]) -> list[str]:
-        """Ids of the prompts that this one and its like started, beyond those ``known``: running ones first.
+        """Ids of the prompts that this one and its like started, beyond those ``known``: those that ended first.
 
         Raises ComfyError, NoAnswer.
         """
         # The queue first: what leaves it meanwhile is in history then.
-        items: dict[str, Any] = dict(self._client.queue(timeout_s=2).items)
+        queue = self._client.queue(timeout_s=2).items
         recent = self._client.recent(RECENT, timeout_s=2)
         # History is in the order of ends: what ended before this one, an earlier job's nodes had started.
         since = dropwhile(lambda each: each not in known, recent) if known & recent.keys() else recent
-        for each in since:
-            items.setdefault(each, mapping(recent[each]).get("prompt"))
+        items = {each: mapping(recent[each]).get("prompt") for each in since} | dict(queue)
         return [each for each, item in items.items() if each not in known and self._belongs(item, prompt_id, client_id)]
 
     def _belongs(self, item: Any, prompt_id: str, client_id: str | None = None) -> bool:
@@ -139,3 +204,14 @@ class Prompts:
         for prompt_id in tuple(self.leftovers):
             self.stop(prompt_id)
         return not self.leftovers
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def check(cancel: Cancel, deadline: float) -> None:
+    """Raise JobCanceled or JobTimeout when a job must not go on; the deadline is in time.monotonic()."""
+    if cancel.is_set():
+        raise JobCanceled(cancel.reason or None)
+    if time.monotonic() >= deadline:
+        raise JobTimeout

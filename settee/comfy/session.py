@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,14 +17,12 @@ from settee.comfy.failure import failure_of
 from settee.comfy.forget import Forgetter
 from settee.comfy.freeing import free
 from settee.comfy.process import Server
-from settee.comfy.prompts import Prompts
+from settee.comfy.prompts import Prompts, check
 from settee.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
     ExecutionFailed,
-    JobCanceled,
-    JobTimeout,
     OutOfMemory,
     WorkflowRejected,
     problem_line,
@@ -38,9 +34,6 @@ from settee.settings import Settings
 from settee.workflow import Salts, Workflow
 
 log = logging.getLogger(__name__)
-
-#: How often a cancel is looked at while ComfyUI validates, seconds.
-ANSWER_POLL_S = 0.25
 
 
 @dataclass
@@ -86,8 +79,7 @@ class Session:
         self._known_generation = -1
         self._expanding: set[str] = set()
         self.forgetter = Forgetter(server.client)
-        self.prompts = Prompts(server, self.forgetter, interrupt_s=settings.comfy_interrupt_s)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
+        self.prompts = Prompts(server, self.forgetter, settings)
 
     # --- readiness ----------------------------------------------------------------------------------------
 
@@ -108,7 +100,7 @@ class Session:
         try:
             self._server.wait_ready(limit, cancel, for_job=True)
         except ComfyUnavailable:
-            _check(cancel, deadline)
+            check(cancel, deadline)
             raise
         if not self.prompts.stop_leftovers():
             raise ComfyUnavailable("ComfyUI does not stop an earlier job: try again later, or restart ComfyUI")
@@ -175,7 +167,7 @@ class Session:
             expanding=self._expanding,
         )
         ended = Ended(prefix)
-        _check(cancel, deadline)
+        check(cancel, deadline)
         socket = self._open_socket()
         watch = partial(self._watcher, socket, isolated, ended, hooks.on_report)
         watcher = watch(prompt_id)
@@ -183,10 +175,20 @@ class Session:
             if self._server.is_ours and socket.remaining:
                 self.prompts.stop_strays()
             socket.peak = 0
-            refused = self._submit(job, prompt_id, isolated, socket.client_id, cancel, deadline)
+            refused = self.prompts.submit(
+                isolated,
+                prompt_id,
+                socket.client_id,
+                extra_data=self._extra_data(job),
+                allow_partial=job.request.allow_partial,
+                cancel=cancel,
+                deadline=deadline,
+            )
             hooks.on_submitted()
-            known = {prompt_id}
-            while True:
+            known, following = {prompt_id}, [prompt_id]
+            while following:
+                if following[0] != prompt_id:
+                    watcher = watch(following[0], is_told=False)
                 entry = watcher.wait(cancel, deadline)
                 ended.outputs.append(mapping(entry.get("outputs")))
                 self._note_expanding(isolated, ended.outputs[-1])
@@ -194,12 +196,11 @@ class Session:
                 if failure is not None:
                     raise failure
                 ended.lost_messages |= watcher.lost_messages
-                started = self._started(prompt_id, known, socket, cancel, deadline) if watcher.others_wait else None
-                if started is None:
-                    break
-                known.add(started)
-                self.forgetter.add(started)
-                watcher = watch(started, is_told=False)
+                started = self._started(prompt_id, known, socket, cancel, deadline) if watcher.others_wait else []
+                for each in started:
+                    self.forgetter.add(each)
+                known.update(started)
+                following = [*following[1:], *started]
             ended.was_alone = self._server.is_ours or (
                 len(known) == socket.peak == 1 and socket.pristine and socket.is_open
             )
@@ -281,71 +282,24 @@ class Session:
 
     def _started(
         self, prompt_id: str, known: set[str], socket: EventSocket, cancel: Cancel, deadline: float
-    ) -> str | None:
-        """A prompt that one of those known started, and that has not been followed yet."""
+    ) -> list[str]:
+        """The prompts that those known started: all of them, as one may end unseen while another is followed."""
         give_up = time.monotonic() + self._settings.comfy_unresponsive_s
         check_server = self._watchdog(self._server.generation, prompt_id)
         while True:
-            _check(cancel, deadline)
+            check(cancel, deadline)
             check_server()
             try:
-                return next(iter(self.prompts.started(prompt_id, socket.client_id, known)), None)
+                return self.prompts.started(prompt_id, socket.client_id, known)
             except NoAnswer as error:
                 if time.monotonic() >= give_up:
                     raise ComfyDied(error.message) from error
                 cancel.wait(0.0 if error.timed_out else 0.2)
 
-    def _submit(
-        self, job: Job, prompt_id: str, graph: Workflow, client_id: str, cancel: Cancel, deadline: float
-    ) -> dict[str, Any]:
-        """POST /prompt; the node errors of a prompt that was taken in part.
-
-        Raises WorkflowRejected, also for a prompt taken in part unless the job allows that.
-        """
-        extra_data = dict(job.request.extra_data)
+    def _extra_data(self, job: Job) -> dict[str, Any]:
         key = job.request.comfy_org_api_key or self._settings.comfy_org_api_key
-        if key is not None:
-            extra_data["api_key_comfy_org"] = key.get_secret_value()
-        try:
-            # In a thread: ComfyUI validates before it answers, which may take as long as its custom nodes like.
-            answer = self._pool.submit(
-                self._server.client.submit,
-                graph,
-                prompt_id=prompt_id,
-                client_id=client_id,
-                extra_data=extra_data,
-                timeout_s=self._settings.comfy_unresponsive_s,
-            )
-            node_errors = self._await_answer(answer, prompt_id, cancel, deadline)
-        except NoAnswer as error:
-            # It may have been taken, and with the answer its node_errors are lost: take it back.
-            if self._server.is_running() and not error.timed_out and not error.refused:
-                self.prompts.stop(prompt_id)
-            died = ComfyDied(f"{error.message} (the answer to POST /prompt did not come)")
-            died.needs_restart = error.timed_out
-            raise died from error
-        if node_errors and not job.request.allow_partial:
-            # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
-            self.prompts.stop(prompt_id)
-            raise WorkflowRejected(details={"error": {}, "node_errors": node_errors})
-        return node_errors
-
-    def _await_answer(
-        self, answer: Future[dict[str, Any]], prompt_id: str, cancel: Cancel, deadline: float
-    ) -> dict[str, Any]:
-        """The answer to POST /prompt; raises JobCanceled or JobTimeout once what it brings can be stopped."""
-        while True:
-            try:
-                return answer.result(timeout=ANSWER_POLL_S)
-            except FutureTimeout:
-                if not cancel.is_set() and time.monotonic() < deadline:
-                    continue
-            done, _ = wait([answer], timeout=self._settings.comfy_interrupt_s)
-            if not done and self._server.is_ours:
-                self._server.restart("a canceled job is still being submitted")
-            elif not done:
-                self.prompts.leftovers.add(prompt_id)
-            _check(cancel, deadline)
+        own = {} if key is None else {"api_key_comfy_org": key.get_secret_value()}
+        return {**job.request.extra_data, **own}
 
     # --- trouble -------------------------------------------------------------------------------------------
 
@@ -409,11 +363,4 @@ class Session:
     def close(self) -> None:
         self._drop_socket()
         self.forgetter.close()
-        self._pool.shutdown()
-
-
-def _check(cancel: Cancel, deadline: float) -> None:
-    if cancel.is_set():
-        raise JobCanceled(cancel.reason or None)
-    if time.monotonic() >= deadline:
-        raise JobTimeout
+        self.prompts.close()

@@ -17,7 +17,7 @@ import requests
 from settee.artifacts import collect
 from settee.comfy.session import Ended
 from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
-from settee.job import Artifact, Kind, Status
+from settee.job import Artifact, Kind, Progress, Status
 from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, empty, files_below, picture, slow
@@ -56,6 +56,22 @@ def test_prompts_that_a_job_starts_are_followed_and_their_outputs_returned(rig: 
     rig.engine._session.forgetter.settle()
     history = requests.get(f"{rig.url}/history", timeout=5).json()
     assert not [entry for entry in history.values() if "BatchManagerLike" in json.dumps(entry["prompt"])]
+
+
+def test_prompts_that_ended_unseen_while_another_was_followed_are_not_lost(rig: Rig) -> None:
+    def look_away(_: Progress) -> None:
+        """Hold the watcher at its first event until some of the prompts have ended, and one waits."""
+        if not is_over:
+            is_over.append(True)
+            first = rig.running_id()
+            eventually(lambda: rig.running_id() not in (first, ""), what="a second batch")
+            rig.fault("executor_dead")
+            eventually(lambda: not rig.queue()["queue_running"], what="the end of what runs")
+            rig.fault("executor_dead", None)
+
+    is_over: list[bool] = []
+    result = rig.run(batches(count=30), on_progress=lambda step: look_away(step) if step.node_id else None)
+    assert any("29 more prompt" in warning for warning in result.warnings), result.warnings
 
 
 def test_a_prompt_that_a_job_started_fails_the_job(rig: Rig) -> None:
