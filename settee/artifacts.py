@@ -154,7 +154,9 @@ class _Collector:
 
     def _look_around(self, workspace: Workspace) -> None:
         """Find what was written and not reported: all that is new, or what is in the job's own folder if others ran."""
-        names, others = workspace.made("" if self._ended.was_alone else self._ended.prefix)
+        names, others = workspace.made()
+        if not self._ended.is_alone():
+            names, others = workspace.made(self._ended.prefix)
         unsure = []
         silent = [node_id for node_id in self._outputs if node_id not in self._heard_of]
         for name in names:

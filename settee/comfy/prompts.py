@@ -34,6 +34,8 @@ ANSWER_POLL_S = 0.25
 GONE_AFTER_S = 2.0
 #: The newest entries of history in which started prompts are looked for: one that ran may have ended already.
 RECENT = 50
+#: So many show whether another prompt has ended since a job began.
+NEWEST = 10
 
 
 class Prompts:
@@ -173,14 +175,28 @@ class Prompts:
             if not is_known:
                 log.error("ComfyUI did not stop a job within %g s", self._interrupt_s)
 
-    def stop_strays(self) -> None:
+    def ended(self) -> set[str]:
+        """Ids of the newest prompts in history, everyone's; none where ComfyUI does not say."""
+        try:
+            return set(self._client.recent(NEWEST, timeout_s=2))
+        except ComfyError:
+            return set()
+
+    def are_only(self, known: set[str]) -> bool:
+        """False if any other prompt waits, runs or ended lately, or if ComfyUI does not say."""
+        try:
+            return {*self._client.queue(timeout_s=2).items, *self._client.recent(NEWEST, timeout_s=2)} <= known
+        except ComfyError:
+            return False
+
+    def stop_strays(self, client_id: str) -> None:
         """Stop what an earlier job's nodes started after that job had ended: on a server of ours nothing else is left.
 
         Raises ComfyError, NoAnswer.
         """
         for each, item in self._client.queue(timeout_s=2).items.items():
-            if self._belongs(item, each):
-                self.stop(each)
+            if self._belongs(item, each, client_id):
+                self.stop(each, client_id)
 
     def inherit(self, prompt_id: str) -> None:
         """A prompt that a worker before this one left: stopped before the first job, and its texts forgotten."""

@@ -47,8 +47,8 @@ class Ended:
     #: What came over the socket, previews apart; more may have been sent if ``lost_messages``.
     pictures: list[ImageEvent] = field(default_factory=list)
     lost_messages: bool = False
-    #: Nothing else ran on the server meanwhile: whatever is new in its output folder is the job's.
-    was_alone: bool = False
+    #: True if nothing else has run on the server: whatever lay in its output folder before this was asked is the job's.
+    is_alone: Callable[[], bool] = lambda: False
     #: Output nodes that ComfyUI refused and did not run (allow_partial).
     refused: Collection[str] = ()
     warnings: list[str] = field(default_factory=list)
@@ -127,7 +127,6 @@ class Session:
         warnings: list[str] = []
         died = ran_out = False
         for prompt_id in prompt_ids(job.prompt_id):
-            hooks.on_attempt()
             try:
                 ended = self._attempt(job, prompt_id, graph, salts, cancel=cancel, deadline=deadline, hooks=hooks)
                 ended.warnings[:0] = warnings
@@ -157,6 +156,9 @@ class Session:
     def _attempt(
         self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks
     ) -> Ended:
+        # Asked before the output folder is wiped: what lies there later was made since.
+        earlier = set() if self._server.is_ours else self.prompts.ended()
+        hooks.on_attempt()
         prefix = folder_of(prompt_id)
         isolated = workflow.isolate(
             graph,
@@ -172,8 +174,8 @@ class Session:
         watch = partial(self._watcher, socket, isolated, ended, hooks.on_report)
         watcher = watch(prompt_id)
         try:
-            if self._server.is_ours and socket.remaining:
-                self.prompts.stop_strays()
+            if socket.remaining:
+                self.prompts.stop_strays(socket.client_id)
             socket.peak = 0
             refused = self.prompts.submit(
                 isolated,
@@ -201,9 +203,8 @@ class Session:
                     self.forgetter.add(each)
                 known.update(started)
                 following = [*following[1:], *started]
-            ended.was_alone = self._server.is_ours or (
-                len(known) == socket.peak == 1 and socket.pristine and socket.is_open
-            )
+            was_alone = len(known) == socket.peak == 1 and socket.pristine and socket.is_open
+            ended.is_alone = lambda: self._server.is_ours or (was_alone and self.prompts.are_only(known | earlier))
         except ComfyDied as error:
             error.node_id = watcher.node_id
             if not self._server.is_ours:

@@ -212,7 +212,9 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
             return found
 
     workspace = Vanishing(rig.engine._workspace.folders, rig.settings)
-    ended = Ended("p", [{"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}], was_alone=True)
+    ended = Ended(
+        "p", [{"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}], is_alone=lambda: True
+    )
 
     def collected(name: str) -> list[Artifact]:
         (workspace.folders.output / name).write_bytes(b"x")
@@ -235,6 +237,35 @@ def test_only_the_jobs_own_folder_counts_where_others_write_too(tmp_path: Path, 
             assert len(result.outputs) == (2 if is_alone else 0)
             said = any("node 2 (QuietSaver) reported nothing" in warning for warning in result.warnings)
             assert said is not is_alone
+
+
+def test_what_another_made_between_our_end_and_our_look_is_not_returned(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server:
+        folders = {"comfy_input_dir": server.input_dir, "comfy_output_dir": server.output_dir}
+        with Rig(tmp_path / "own", comfy_url=server.url, **folders) as rig:
+
+            def history() -> int:
+                return len(requests.get(f"{server.url}/history", timeout=5).json())
+
+            def let_another_in(step: Progress) -> None:
+                if step.status is Status.SUBMITTED:
+                    eventually(lambda: history() == 1, what="our end, which we have not heard of")
+                    requests.post(f"{server.url}/prompt", json={"prompt": empty(prefix="theirs")}, timeout=5)
+                    eventually(lambda: history() == 2, what="theirs")
+
+            result = rig.run(empty(prefix="ours"), on_progress=let_another_in)
+            assert [output.filename for output in result.outputs] == ["ours_00001_.png"]
+
+
+def test_what_a_job_started_after_its_end_is_stopped_on_a_server_that_is_not_ours(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
+        assert rig.run(empty(5)).outputs
+        socket = rig.engine._session._socket
+        assert socket is not None
+        body = {"prompt": slow(steps=1000, delay_ms=20), "client_id": socket.client_id}
+        requests.post(f"{server.url}/prompt", json=body, timeout=5)
+        assert [output.node_id for output in rig.run(empty(6), timeout_s=8).outputs] == ["9"]
+        assert rig.is_idle()
 
 
 # --- what nodes report ----------------------------------------------------------------------------------
