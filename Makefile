@@ -20,7 +20,7 @@ $(DEMO) $(ALL): requirements-build.lock requirements-worker.lock requirements.lo
 	$(BIN)/python tools/install.py $(LOCK)
 	@touch $(DEMO) $@
 
-demo: $(DEMO)    ## Run workflows/ through the real RunPod SDK and an embedded ComfyUI; pictures in out/
+demo: $(DEMO)    ## Run workflows/ on an embedded ComfyUI; pictures in out/
 	$(BIN)/python -m settee.demo --out out
 
 test: $(ALL)     ## Every test, a real S3 server included
@@ -39,10 +39,10 @@ bench: $(ALL)    ## Speed and memory, as ratios against named baselines
 
 COMPILE := $(BIN)/uv pip compile --quiet --python $(BIN)/python --generate-hashes --universal --python-version 3.10 --no-emit-index-url --no-header
 
-lock: $(DEMO)    ## Pin what pyproject.toml asks for, with hashes: all of it, what worker, agent and demo run, what installs it
+lock: $(DEMO)    ## Pin what pyproject.toml asks for, with hashes
 	$(COMPILE) --all-extras --group dev pyproject.toml -o requirements.lock
 	$(COMPILE) --extra agent pyproject.toml -o requirements-worker.lock
 	$(COMPILE) --group pyproject.toml:build -o requirements-build.lock
 
-clean:
+clean:           ## Remove .venv and out/
 	rm -rf $(VENV) out

@@ -28,11 +28,11 @@ START_S = 60.0
 
 def main(argv: list[str] | None = None) -> int:
     """0 when every workflow gave its pictures."""
-    parser = argparse.ArgumentParser(description="Run every workflow of workflows/ once.")
+    parser = argparse.ArgumentParser(prog="python -m settee.demo", description="Run every workflow of workflows/ once.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
-    say("The demo's ComfyUI is the embedded one: it runs nodes that need no model, and makes up what models would.")
+    say("The demo's ComfyUI is the embedded one: it runs nodes that need no model,\nand makes up what models would.")
     workflows = sorted((ROOT / "workflows").glob("*.json"))
     if not workflows:
         raise SystemExit(f"there are no workflows in {ROOT / 'workflows'}: run the demo from a checkout")

@@ -30,6 +30,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -88,6 +90,24 @@ def problem_line(problem: dict[str, Any]) -> str:
         where = f"{where} ({str(class_type)[:100]})"
     near = f"; did you mean {' or '.join(map(repr, problem['near']))}?" if problem.get("near") else ""
     return " ".join(f"{f'{where}: ' if where else ''}{problem['problem']}{near}".split())
+
+
+#: For pydantic's errors that speak of Python's types; people write JSON, YAML and variables.
+_WORDS = {
+    "missing": "is missing",
+    "string_type": "should be a text",
+    **dict.fromkeys(("tuple_type", "list_type"), "should be a list"),
+    **dict.fromkeys(("dict_type", "model_type"), "should be an object"),
+    **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "should be a whole number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "should be true or false"),
+}
+
+
+def wrong_value(item: Mapping[str, Any]) -> str:
+    """Return what one of pydantic's errors says, in the words of the person who gave the value."""
+    message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
+    return _WORDS.get(item["type"], message.replace(" after validation", ""))
 
 
 class ConfigError(SetteeError):

@@ -260,7 +260,11 @@ def _open_below(folder: Path, name: str) -> FileIO:
             finally:
                 os.close(parent)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and os.path.isdir(root):
+        if not os.path.isdir(root):
+            raise StagingError(
+                "the folder of INPUT_VOLUME_DIR is not there: is the volume attached to this worker?"
+            ) from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             problem = {"problem": f"the volume has no file {shown(name)}", "near": _near(root, path, name)}
             raise InvalidRequest.from_problems([problem]) from error
         raise StagingError(f"the volume's file {shown(name)} cannot be read ({error.strerror})") from error

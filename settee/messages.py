@@ -136,5 +136,5 @@ class Meter:
 
 
 def _count(value: Any) -> int:
-    """A custom node may report anything as its progress; what is no number counts as 0."""
+    """A custom node may report anything as its progress; what is not a number counts as 0."""
     return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0

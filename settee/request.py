@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from settee import workflow as graph
-from settee.errors import InvalidRequest, PayloadTooLarge
+from settee.errors import InvalidRequest, PayloadTooLarge, wrong_value
 from settee.measure import measure
 from settee.models import spec
 from settee.models.entry import ModelEntry
@@ -232,7 +232,7 @@ def _problem(item: Any) -> Problem:
     path = ".".join(str(part)[:100] for part in loc)
     if item["type"] == "extra_forbidden":
         return {"path": path, "problem": "unknown key"}
-    return {"path": path, "problem": str(item["msg"]).removeprefix("Value error, ")}
+    return {"path": path, "problem": wrong_value(item)}
 
 
 def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from settee.errors import ConfigError
+from settee.errors import ConfigError, wrong_value
 
 MIB = 1024 * 1024
 
@@ -320,7 +320,7 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{**_secrets_from_files(), **overrides})
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in item['loc']).upper()}: {item['msg']}".removeprefix(": Value error, ")
+            f"{'.'.join(str(part) for part in item['loc']).upper()}: {wrong_value(item)}".removeprefix(": ")
             for item in error.errors(include_input=False, include_url=False)
         ]
         raise ConfigError("; ".join(problems), details={"problems": problems}) from None

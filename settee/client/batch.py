@@ -130,9 +130,9 @@ def _row(
     if isinstance(values, _Unreadable):
         raise UsageError(values.why)
     if not isinstance(values, Mapping):
-        raise UsageError("is no object")
+        raise UsageError("is not an object")
     if unknown := [name for name in values if name not in ROW_KEYS]:
-        raise UsageError(f"{', '.join(map(repr, unknown))} is no option of a row: {', '.join(ROW_KEYS)}")
+        raise UsageError(f"{', '.join(map(repr, unknown))} is not an option of a row; these are: {', '.join(ROW_KEYS)}")
     base = argparse.Namespace(**{**vars(args), **{name: [] for name in _LISTS if name in values}})
     for name, other in _EXCLUSIVE.items():
         if name in values:

@@ -55,7 +55,7 @@ def texts(file: BinaryIO) -> dict[str, str]:
     walks = {"PNG": _png, "WEBP": _webp, "MP4": embedded_films.mp4, "WEBM": embedded_films.webm}
     walk = walks.get(format_of(file.read(HEAD)) or "")
     if walk is None:
-        raise Unreadable("is no picture or film that a workflow can be read from")
+        raise Unreadable("is not a picture or film that a workflow can be read from")
     try:
         for keyword, text in walk(file):
             found.setdefault(keyword, text)

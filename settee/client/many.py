@@ -233,7 +233,7 @@ class _Many:
     def _sent(self, row: Row) -> Job:
         folder = self._args.out / row.name
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is there, and is no folder: move it away, or give the row another name")
+            raise UsageError(f"{folder} is there, and is not a folder: move it away, or give the row another name")
         ready = self._endpoint.prepare(row.args.workflow, wishes_of(row.args))
         self._warn(ready, row)
         try:

@@ -84,7 +84,7 @@ def _opened(path: Path) -> Iterator[Image]:
         with image:
             yield image
     except UnidentifiedImageError as error:
-        raise UsageError(f"{path} cannot be scaled or re-encoded: it is no picture that Pillow can read") from error
+        raise UsageError(f"{path} cannot be scaled or re-encoded: it is not a picture that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{path} has too many pixels to be scaled here") from error
     except FileNotFoundError as error:

@@ -65,7 +65,7 @@ def show(path: Path, stream: TextIO, env: Mapping[str, str], *, size: tuple[int,
     """Draw the picture (of several frames, the first) where the cursor is, which is below it then.
 
     ``size``: the terminal's columns and lines. Raises UsageError where the terminal, or a package that is missing,
-    is the reason, and ClientError for a file that is no picture.
+    is the reason, and ClientError for a file that is not a picture.
     """
     protocol = protocol_of(env)
     if protocol is None:
@@ -89,7 +89,9 @@ def open_file(path: Path, env: Mapping[str, str], *, platform: str = sys.platfor
     desktop refuses.
     """
     if not _OPENED.fullmatch(path.suffix):
-        raise UsageError(f"--open: {path.name} is no picture, film, sound or model: open it yourself if you trust it")
+        raise UsageError(
+            f"--open: {path.name} is not a picture, film, sound or model: open it yourself, if you trust it"
+        )
     # Absolute, so that no name looks like an option.
     target = str(path.resolve())
     if platform == "win32":
@@ -142,7 +144,7 @@ def _decoded(path: Path, most: tuple[int, int]) -> Image:
                     raise ValueError(picture.format)
                 return _small(picture, most)
     except Exception as error:  # Pillow's decoders raise anything on data that is none
-        raise ClientError(f"--preview: {path.name} is no picture that can be shown") from error
+        raise ClientError(f"--preview: {path.name} is not a picture that can be shown") from error
 
 
 def _small(picture: Image, most: tuple[int, int]) -> Image:

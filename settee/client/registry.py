@@ -22,7 +22,7 @@ def read(where: str | PathLike[str]) -> ObjectInfo:
     data = _asked(text) if text.startswith(("http://", "https://")) else _from_file(Path(text))
     known = entries(data) if isinstance(data, dict) else {}
     if not known:
-        raise UsageError(f"--registry {text}: that is no node registry: name a ComfyUI, or its saved /object_info")
+        raise UsageError(f"--registry {text}: that is not a node registry: name a ComfyUI, or its saved /object_info")
     return known
 
 

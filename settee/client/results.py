@@ -69,7 +69,7 @@ def outputs_of(output: Mapping[str, Any], job_id: str | None = None) -> tuple[Ou
         for item in items if isinstance(items, list) else [items]:
             if not isinstance(item, Mapping) or not all(isinstance(item.get(key), str) for key in ("data", "type")):
                 raise JobFailed(
-                    f"the worker's result lists something under {kind!r} that is no output: is it a settee worker?",
+                    f"the worker's result lists something under {kind!r} that is not an output: is it a settee worker?",
                     job_id=job_id,
                 )
             found.append(

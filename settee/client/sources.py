@@ -212,7 +212,7 @@ def _require_json(data: Mapping[str, Any], shown: str) -> None:
             except RecursionError as error:
                 raise UsageError(f"{shown}: {name[:100]}{part} is nested too deeply") from error
             except TypeError as error:  # of a caller in Python: a path, a number of another library's
-                raise UsageError(f"{shown}: {name[:100]}{part} is no value that JSON has: {error}") from error
+                raise UsageError(f"{shown}: {name[:100]}{part} is not a value that JSON has: {error}") from error
 
 
 def _inputs_of(value: Any) -> Iterable[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import logging
 import os
@@ -134,4 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(options)
     except KeyboardInterrupt:
         log.info("\nStopped server")
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        log.error("%s port %d cannot be listened on: choose another --port or --listen", options.listen, options.port)
+        return 1
     return 0

@@ -128,14 +128,14 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
     try:
         header = _parse(_pread_all(file, length, 8))
     except ValueError:
-        return f"is not a safetensors file, or a damaged one (its header is no JSON): {_AGAIN}"
+        return f"is not a safetensors file, or a damaged one (its header is not JSON): {_AGAIN}"
     if not isinstance(header, dict):
-        return f"is a damaged safetensors file (its header is no JSON object): {_AGAIN}"
+        return f"is a damaged safetensors file (its header is not JSON object): {_AGAIN}"
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
-        return f"is a damaged safetensors file (its __metadata__ is no table of texts): {_AGAIN}"
+        return f"is a damaged safetensors file (its __metadata__ is not a table of texts): {_AGAIN}"
     ranges = []
     for name, tensor in header.items():
         span = _range(tensor)

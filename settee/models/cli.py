@@ -166,7 +166,9 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
             source = f" from {row['from']}" if row["from"] else ""
             lazy = " (lazy: when a job names it)" if row["lazy"] else ""
             print(f"{row['path']}: {row['action']}{source}{size}{lazy}")
-        print(f"{amount(wanted)} to download to {settings.models_folder}" if rows else _NOTHING)
+        unknown = sum(row["bytes"] is None and row["action"].endswith("download") for row in rows)
+        more = f" and {unknown} of unknown size" if unknown else ""
+        print(f"{amount(wanted)}{more} to download to {settings.models_folder}" if rows else _NOTHING)
     code = max((row["code"] for row in rows if row["required"]), default=0)
     free = free_at(f"{settings.models_folder}/any")
     if wanted > free:
@@ -257,6 +259,8 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
         for item, is_there in placed
     ]
     _table([*lines, *((path, "set aside", "", "yours to delete") for path in aside)])
+    if not lines and not aside:
+        _say(f"nothing was placed in {settings.models_folder}")
     return 0
 
 
@@ -295,7 +299,7 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     elif not rows:
-        print("nothing was placed")
+        print(f"nothing was placed in {settings.models_folder}")
     if bad:
         # Placing goes by size and time: what has those of before is taken for right.
         first = f"remove {', '.join(unseen)}, and " if unseen else ""

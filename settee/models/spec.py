@@ -167,7 +167,7 @@ def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
         wrong = end.partition("#")[2].partition("=")[0]
         near = difflib.get_close_matches(wrong.lower(), ("sha256", "lazy", "preload"), n=1)
         hint = f"did you mean #{near[0]}? " if near else ""
-        raise _Bad(f"#{wrong[:40]} is no option; {hint}There are #sha256=HEX, #lazy and #preload, joined by &")
+        raise _Bad(f"#{wrong[:40]} is not an option; {hint}There are #sha256=HEX, #lazy and #preload, joined by &")
     for name in ("lazy", "preload"):
         if name in options and name not in keys:
             raise _Bad(f"#{name} is for MODELS: a job's models are fetched when the job runs")
@@ -288,7 +288,7 @@ def _source(text: str) -> Source:
     if scheme[1].lower() == "s3":
         bucket, _, key = text[len("s3://") :].partition("/")
         if not _BUCKET.fullmatch(bucket) or not key or key.endswith("/"):
-            raise _Bad(f"{_safely(text)} is no object: write s3://bucket/key")
+            raise _Bad(f"{_safely(text)} is not an object: write s3://bucket/key")
         return S3Object(bucket, key)
     try:
         parts = urlsplit(text)
@@ -296,7 +296,7 @@ def _source(text: str) -> Source:
     except ValueError:
         host = None
     if not host or re.search(r"[\x00-\x20\x7f]", text):
-        raise _Bad(f"{_safely(text)} is no http(s) address")
+        raise _Bad(f"{_safely(text)} is not an http(s) address")
     page = _HUB_PAGE.fullmatch(parts.path) if host in _HUB_HOSTS else None
     if page is not None:
         # What people copy from the site; as a file of the Hub it has a hash, a token and the host cache.
@@ -310,7 +310,7 @@ def _hub_file(text: str) -> HubFile:
     if not colon or not _REPO.fullmatch(repo):
         raise _Bad(f"{_safely(text)} names no Hugging Face repository and file: write org/name:path/to/file")
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise _Bad(f"{shown(revision)} is no revision: write org/name@branch, @tag or @commit")
+        raise _Bad(f"{shown(revision)} is not a revision: write org/name@branch, @tag or @commit")
     try:
         path = str(safe_relative(filename))
     except UnsafePath as error:

@@ -161,7 +161,9 @@ class ModelStore:
 
     def _checked(self, own: Sequence[ModelEntry], bucket: Bucket | None) -> list[ModelEntry]:
         if own and not self._has_folder:
-            raise InvalidRequest("this worker cannot place models: its ComfyUI's models folder is not known to it")
+            raise InvalidRequest(
+                "this worker cannot place models: set MODELS_DIR on it, the models folder of the ComfyUI at COMFY_URL"
+            )
         return jobs_own.checked(own, self.entries, self.settings, bucket)
 
     # --- placing ------------------------------------------------------------------------------------------------

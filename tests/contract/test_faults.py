@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +29,22 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
         pytest.skip("a real server has no fault switches")
     with EmbeddedServer(tmp_path_factory.mktemp("faulty")) as server:
         yield server
+
+
+def test_a_port_that_is_taken_is_one_line(server: EmbeddedServer) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "settee.embedded",
+        "--port",
+        str(server.port),
+        "--base-directory",
+        str(server.root),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"port {server.port} cannot be listened on: choose another" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

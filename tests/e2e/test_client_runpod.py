@@ -165,7 +165,7 @@ def test_a_job_that_nobody_knows(target: RunPod, ask: str) -> None:
 @pytest.mark.parametrize("job_id", ["", "..", "a/b", "a?b", "a b", "x" * 300, "a\n"])
 @pytest.mark.parametrize("ask", ["status", "cancel"])
 def test_what_is_no_job_id_is_not_asked_for(api: PublicApi, target: RunPod, ask: str, job_id: str) -> None:
-    with pytest.raises(UsageError, match="is no job id"):
+    with pytest.raises(UsageError, match="is not a job id"):
         getattr(target, ask)(job_id)
     assert api.asked == []
 
@@ -309,9 +309,9 @@ def test_an_endpoint_by_its_id(sync: bool, cap: int) -> None:
 @pytest.mark.parametrize(
     ("endpoint_id", "key", "words"),
     [
-        ("https://api.runpod.ai/v2/abc/run", "k", "is no endpoint id"),
-        ("", "k", "is no endpoint id"),
-        ("a/../b", "k", "is no endpoint id"),
+        ("https://api.runpod.ai/v2/abc/run", "k", "is not an endpoint id"),
+        ("", "k", "is not an endpoint id"),
+        ("a/../b", "k", "is not an endpoint id"),
         ("abc", None, "set RUNPOD_API_KEY"),
         ("abc", "", "set RUNPOD_API_KEY"),
         ("abc", "two\nlines", "RUNPOD_API_KEY holds"),

@@ -145,6 +145,24 @@ def test_a_test_input_that_failed_shows_every_problem() -> None:
     assert {"imgaes"} < {problem["path"] for problem in details["problems"]}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--test_input", '{"input'), "--test_input must be a JSON object"),
+        (("--test_input", "[]"), "--test_input must be a JSON object"),
+        ((), "outside RunPod no jobs come by themselves: --rp_serve_api"),
+        (("--rp_serve_api", "--rp_prot", "1"), "there is no option '--rp_prot'"),
+    ],
+)
+def test_arguments_that_the_sdk_takes_amiss_are_errors_that_say_what_to_do(
+    arguments: tuple[str, ...], says: str
+) -> None:
+    with WorkerProcess(*arguments, env={}) as worker:
+        assert worker.wait() == 1
+        assert f"settee: {says}" in worker.log
+        assert "Traceback" not in worker.log
+
+
 def test_test_input_is_stopped_by_a_signal() -> None:
     job = json.dumps({"input": does("Wait", seconds=60)})
     with WorkerProcess("--test_input", job, env={"SHUTDOWN_GRACE_S": "0.1"}) as worker:
@@ -160,6 +178,7 @@ def test_demo_serves_the_local_api_with_an_embedded_comfyui_and_leaves_nothing(t
     env = {"TMPDIR": str(tmp_path), "COMFY_URL": "http://127.0.0.1:9"}
     with WorkerProcess(*arguments, env=env, command=("-m", "settee", "worker")) as worker:
         api = LocalApi(port, worker).wait()
+        worker.wait_log(f"example.png --url http://127.0.0.1:{port}\n")
         assert api.post("/runsync", {"input": {"workflow": empty()}})["output"]["status"] == "success"
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0

@@ -196,6 +196,7 @@ def test_plan_writes_nothing_and_says_from_where(place: Place, hub: HubServer) -
 
 
 def test_list_and_verify(place: Place) -> None:
+    assert place.run("list", models="") == (0, "", f"utils.py: nothing was placed in {place.models}\n")
     place.run(models=entries(0))
     code, out, _ = place.run("list", models="")
     assert code == 0

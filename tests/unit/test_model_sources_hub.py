@@ -199,7 +199,7 @@ def test_a_missing_revision(hub: HubServer) -> None:
 
 @pytest.mark.parametrize("repo", ["a--b/c", "ends-/.", "org/name.git"])
 def test_names_that_no_repository_has(hub: HubServer, repo: str) -> None:
-    assert "is no repository's name" in refused(hub, ModelMissing, repo, "x.bin").message
+    assert "is not a repository's name" in refused(hub, ModelMissing, repo, "x.bin").message
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -96,7 +96,7 @@ def test_options_and_several_entries() -> None:
         ("s3://b/x.st:vae", "s3://bucket/key"),
         ("org/repo:a.st:vae#sha265=12", "did you mean #sha256"),
         ("org/repo:a.st:vae:b.st#Lazy", "did you mean #lazy"),
-        ("org/repo:a.st:vae#lazy&foo", "no option"),
+        ("org/repo:a.st:vae#lazy&foo", "not an option"),
         ("https://h.example/a.pt:vae#lasy", "did you mean #lazy"),
         ("org/repo:a.st:models/vae", "leave out models/"),
         ("s3://buck/dir/:vae", "s3://bucket/key"),

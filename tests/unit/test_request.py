@@ -84,7 +84,7 @@ def test_all_mistakes_at_once(settings: Settings) -> None:
         ("[1]", "not list"),
         ({}, "workflow: missing"),
         ({"workflow": None}, "workflow: missing"),
-        ({"workflow": []}, "valid dictionary"),
+        ({"workflow": []}, "should be an object"),
         ({"workflow": "nope"}, "not JSON"),
         ({"workflow": GRAPH, "extra_data": [1]}, "extra_data"),
         ({"workflow": GRAPH, "timeout_s": 1000}, "MAX_JOB_TIMEOUT_S"),

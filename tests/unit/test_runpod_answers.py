@@ -98,7 +98,7 @@ def test_every_error_of_the_tree_is_shown_as_failed() -> None:
 
     for kind in below(errors.SetteeError):
         answer = render.error(kind())
-        assert isinstance(answer["error"], str), "RunPod shows COMPLETED when error is no text"
+        assert isinstance(answer["error"], str), "RunPod shows COMPLETED when error is not text"
         assert answer["error"].strip()
 
 

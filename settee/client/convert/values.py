@@ -41,7 +41,7 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
     """The node's values by input, as the file has them. Raises :class:`Misfit`."""
     values = [] if node.values is None else node.values
     if not isinstance(values, list):
-        raise Misfit("keeps its values in a way of its own (widgets_values is no list)")
+        raise Misfit("keeps its values in a way of its own (widgets_values is not a list)")
     _check_controls(values, definition)
     named, place, missing = _read(values, definition)
     # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
@@ -129,7 +129,7 @@ def exported(item: Input, value: Any, *, raw: bool = False) -> Any:
     name = item.name
     if isinstance(value, list) and (item.options.get("multiselect") or item.options.get("multi_select")):
         if not all(isinstance(part, str) for part in value):
-            raise Misfit(f"has a choice for {name} that is no text")
+            raise Misfit(f"has a choice for {name} that is not text")
         # Else ComfyUI would take a list of two for a link.
         return {"__value__": list(value)}
     if not _fits(item, value):

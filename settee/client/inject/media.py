@@ -218,14 +218,14 @@ _HEAD = 32
 
 
 def _check_file(match: _Match) -> None:
-    """Raises UsageError for what cannot be read, is empty, or is no picture where one is needed."""
+    """Raises UsageError for what cannot be read, is empty, or is not a picture where one is needed."""
     path = match.file.path
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise UsageError(f"{match}: is a folder; name the files in it")
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{match}: is no ordinary file")
+            raise UsageError(f"{match}: is not an ordinary file")
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except FileNotFoundError as error:
@@ -239,7 +239,7 @@ def _check_file(match: _Match) -> None:
     if _HEIC.match(head):
         raise UsageError(f"{match}: HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
     if not _PICTURES.match(head):
-        raise UsageError(f"{match}: is no picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
+        raise UsageError(f"{match}: is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
 
 
 def _changes(workflow: Workflow, places: dict[Place, _Match]) -> tuple[list[Change], list[InputFile]]:

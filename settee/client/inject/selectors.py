@@ -116,7 +116,7 @@ def place_of(workflow: Workflow, node_id: str, name: str) -> Place:
         source = error.source
         shown = shown_node(workflow, source) if source in workflow else f"{source}, which is not there"
         raise UsageError(
-            f"{name!r} of node {shown_node(workflow, node_id)} is no value but a link from node {shown}: "
+            f"{name!r} of node {shown_node(workflow, node_id)} is not a value but a link from node {shown}: "
             "set an input of that one, or unlink it in the editor"
         ) from error
 

@@ -38,7 +38,7 @@ LOST = (
     "RunPod says that the job completed, but has no result: it was over RunPod's limit (10 MB for /run, 20 MB for "
     "/runsync) or has expired; let the worker deliver to S3, or ask for less"
 )
-NO_WORKER = "the job completed, but its result is no object with outputs: is a settee worker behind this address?"
+NO_WORKER = "the job completed, but its result is not an object with outputs: is a settee worker behind this address?"
 TIMED_OUT = (
     "RunPod ended the job: it ran longer than the endpoint's execution timeout (10 minutes unless set), or waited in "
     "the queue beyond its time to live"

@@ -121,7 +121,7 @@ class Http:
     ) -> Any:
         """Send a JSON value, and return the answer's (None for an empty one, with ``empty_ok``).
 
-        Raises AuthError, StatusError, Unsure, NetworkError; UsageError for what is no JSON.
+        Raises AuthError, StatusError, Unsure, NetworkError; UsageError for what is not JSON.
         """
         content = None if body is None else json_bytes(body)
         return self._ask(Request("POST", path, params, content, empty_ok), repeatable, timeout_s)
@@ -224,7 +224,7 @@ class Http:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Raises UsageError for what is no JSON."""
+    """Raises UsageError for what is not JSON."""
     try:
         return json.dumps(value, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:

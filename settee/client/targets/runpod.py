@@ -53,7 +53,7 @@ def endpoint(
     """The serverless endpoint with this id. Raises UsageError for what is no id, or without a key."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", endpoint_id):
         raise UsageError(
-            f"{endpoint_id[:100]!r} is no endpoint id: it is the word after /v2/ in the endpoint's address"
+            f"{endpoint_id[:100]!r} is not an endpoint id: it is the word after /v2/ in the endpoint's address"
         )
     if not api_key:
         raise UsageError(f"endpoint {endpoint_id} wants an API key: set {KEY_NAME}")
@@ -156,7 +156,7 @@ class RunPod:
             try:
                 data = self._http.get("/health")
                 if not isinstance(data, dict):
-                    raise NetworkError(f"{self.name}: the answer to /health is no object: check the address")
+                    raise NetworkError(f"{self.name}: the answer to /health is not an object: check the address")
                 return data
             except StatusError as error:
                 if error.status not in (404, 405) or not self._probe():
@@ -237,7 +237,7 @@ class RunPod:
 
 def _path(route: str, job_id: str) -> str:
     if not envelope.JOB_ID.fullmatch(job_id):
-        raise UsageError(f"{job_id[:100]!r} is no job id")
+        raise UsageError(f"{job_id[:100]!r} is not a job id")
     return f"/{route}/{quote(job_id, safe='')}"
 
 

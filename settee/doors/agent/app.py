@@ -23,7 +23,7 @@ from settee.doors.agent.following import add_following
 from settee.doors.agent.gate import Gate, problem
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.openapi import add_page, body_of, schema_of
-from settee.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError
+from settee.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, wrong_value
 
 SERVICE = "settee GPU agent"
 #: The largest body of a cancel: it is read on the event loop.
@@ -117,7 +117,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [{"path": ".".join(map(str, each["loc"])), "problem": each["msg"]} for each in error.errors()]
+        found = [{"path": ".".join(map(str, each["loc"])), "problem": wrong_value(each)} for each in error.errors()]
         return problem(422, f"{found[0]['path']}: {found[0]['problem']}", found)
 
 
@@ -145,7 +145,7 @@ def _decoded(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the body is no JSON") from error
+        raise HTTPException(400, "the body is not JSON") from error
 
 
 def _add_jobs(app: FastAPI, desk: Desk, max_nodes: int) -> None:

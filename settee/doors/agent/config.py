@@ -34,7 +34,7 @@ from settee.doors.agent.options import (
     options,
     subsections,
 )
-from settee.errors import ConfigError
+from settee.errors import ConfigError, wrong_value
 
 VARIABLE = "VISION_SUITE_AGENT_CONFIG"
 
@@ -127,18 +127,15 @@ def _error(name: str, problems: list[dict[str, Any]]) -> ConfigError:
 def _named(error: ValidationError) -> Iterable[dict[str, Any]]:
     for item in error.errors(include_input=False, include_url=False, include_context=False):
         where = [str(part) for part in item["loc"]]
-        problem: dict[str, Any] = {"path": ".".join(where), "problem": _words(item["type"], item["msg"])}
+        problem: dict[str, Any] = {"path": ".".join(where), "problem": _words(item)}
         if item["type"] == "extra_forbidden":
             problem["near"] = difflib.get_close_matches(where[-1], _known(where[:-1]), n=1)
         yield problem
 
 
-def _words(kind: str, message: str) -> str:
-    if kind == "missing":
-        return "is required"
-    if kind == "extra_forbidden":
-        return "is no option"
-    return message.removeprefix("Value error, ").replace("Input should", "should")
+def _words(item: Mapping[str, Any]) -> str:
+    own = {"missing": "is required", "extra_forbidden": "is not an option"}
+    return own.get(item["type"]) or wrong_value(item)
 
 
 def _known(where: list[str]) -> list[str]:

@@ -252,7 +252,7 @@ class Course:
             ),
         )
         self._on_end()
-        log.info("SUCCESS: %d files in %.1f s", len(made), self._spent_s())
+        log.info("SUCCESS: %d file(s) in %.1f s", len(made), self._spent_s())
         self._archive.event(Status.SUCCEEDED.value, {"artifacts": shown, "timings": result.timings})
         metrics.jobs.labels("SUCCESS", "").inc()
         metrics.phases(result.timings)

@@ -91,7 +91,7 @@ def parsed(content: bytes, what: str, shown: str) -> dict[str, Any]:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise wrong(what, f"{shown} is no JSON") from error
+        raise wrong(what, f"{shown} is not JSON") from error
     if not isinstance(data, dict):
         raise wrong(what, f"{shown} holds no workflow: it must be an object of nodes")
     return data

@@ -274,7 +274,7 @@ class Door:
                 feed.offer(render.progress(event, sealed=is_sealed))
 
         done = self.engine.run(job, on_progress, cancel)
-        log.info("succeeded: %d outputs in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
+        log.info("succeeded: %d output(s) in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
         answer = render.result(done)
         return answer if keys is None else sealed.closed(answer, keys)
 
@@ -314,7 +314,9 @@ def _failed(error: SetteeError, keys: Sealer | None) -> Answer:
         log.info("failed: %s: %s", error.code, error.message)
     else:
         problems = error.details.get("problems") or error.details.get("node_errors") or ()
-        log.info("failed: %s%s", error.code, f" ({len(problems)} problems)" if problems else "")
+        log.info(
+            "failed: %s%s", error.code, f" ({len(problems)} problem{'s' * (len(problems) > 1)})" if problems else ""
+        )
     return render.error(error)
 
 

@@ -42,7 +42,7 @@ class Taken:
 async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[str, Any] | None:
     """One long poll. None when there is no job (204, or 400, which FlashBoot makes usual).
 
-    A job that is no JSON for Python (nested too deeply, numbers of thousands of digits, text that is not UTF-8)
+    A job that is not JSON for Python (nested too deeply, numbers of thousands of digits, text that is not UTF-8)
     comes as its id with an :class:`Unreadable` for its input. Raises TooMany, aiohttp.ClientError, TimeoutError,
     or ValueError (not a job).
     """

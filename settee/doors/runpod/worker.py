@@ -130,6 +130,9 @@ class Worker:
 
     def _serve(self) -> None:
         runpod = sdk.load()
+        if self.settings.serve_api_locally:
+            sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
+        _check_arguments(*runpod.serverless.parser.parse_known_args())
         from runpod.serverless.modules import rp_fitness, rp_scale
 
         from settee.doors.runpod.loop import FastLoop, StockLoop
@@ -141,8 +144,6 @@ class Worker:
             fast = False
         rp_scale.JobScaler = partial(FastLoop if fast else StockLoop, door=self.door)
         self._check_fitness(rp_fitness)
-        if self.settings.serve_api_locally:
-            sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
         if "--rp_serve_api" in sys.argv:
             # Nobody checks its fitness; its server ends as if told to.
             self.door.retire = partial(os.kill, os.getpid(), signal.SIGTERM)
@@ -188,6 +189,9 @@ def _engine(settings: Settings) -> AnyEngine:
 
 _worker: Worker | None = None
 
+#: Variables by which the SDK finds jobs of RunPod's.
+_RUNPODS = ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_REALTIME_PORT")
+
 
 def _own_arguments() -> argparse.Namespace:
     """Take our own options out of the command line; the SDK reads the rest. Prints --help with those of the SDK."""
@@ -204,6 +208,24 @@ def _own_arguments() -> argparse.Namespace:
         ).parse_args(["--help"])
     arguments, sys.argv[1:] = own.parse_known_args()
     return arguments
+
+
+def _check_arguments(arguments: argparse.Namespace, unknown: list[str]) -> None:
+    """Raise ConfigError where the SDK would pass over something, or end with a traceback or without a word."""
+    if unknown:
+        raise ConfigError(f"there is no option {unknown[0]!r}: --help lists all")
+    if arguments.test_input:
+        try:
+            is_object = isinstance(json.loads(arguments.test_input), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if not is_object:
+            raise ConfigError("""--test_input must be a JSON object: '{"input": {"workflow": {…}}}'""")
+    elif not (arguments.rp_serve_api or any(map(os.environ.get, _RUNPODS)) or os.path.exists("test_input.json")):
+        raise ConfigError(
+            "outside RunPod no jobs come by themselves: --rp_serve_api takes them over HTTP (in the image "
+            "MODE=serve-api), --test_input '{…}' runs one, and --demo needs no ComfyUI"
+        )
 
 
 def _demo(folder: Path) -> dict[str, Any]:
@@ -237,7 +259,9 @@ def main(make_engine: MakeEngine | None = None) -> None:
             settings = load(**({} if folder is None else _demo(Path(folder))))
             logs.setup(settings)
             if is_demo:
-                log.info("try: settee-client workflows/invert.json --img workflows/example.png")
+                port = sdk.load().serverless.parser.parse_known_args()[0].rp_api_port
+                url = f" --url http://127.0.0.1:{port}" if port != 8000 else ""
+                log.info("try: settee-client workflows/invert.json --img workflows/example.png%s", url)
             Worker(settings, make_engine).serve()
     except ConfigError as error:
         sys.exit("\n".join(f"settee: {line}" for line in error.lines()))

@@ -101,7 +101,7 @@ def _problem(
         except OSError:
             return "its blob is not there"
     if not stat.S_ISREG(found.st_mode):
-        return "it is no file"
+        return "it is not a file"
     if real.endswith(_UNFINISHED):
         return "it is not whole yet"
     if size is not None and found.st_size != size:

@@ -155,7 +155,7 @@ class _Hub:
             return ModelMissing(f"{file.where}: {advice}", details={"reason": "repository"})
         if isinstance(error, kinds.HFValidationError):
             return ModelMissing(
-                f"{file.where}: {file.repo!r} is no repository's name", details={"reason": "repository"}
+                f"{file.where}: {file.repo!r} is not a repository's name", details={"reason": "repository"}
             )
         if isinstance(error, kinds.OfflineModeIsEnabled):
             return self._failed("HF_HUB_OFFLINE is set: unset it to download models", retryable=False)

@@ -22,7 +22,7 @@ def address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address:
     except ValueError:
         host = None
     if not host or parts.scheme.lower() not in ("http", "https"):
-        raise DownloadFailed(f"{entry.position or entry.path}: this is no http(s) address", retryable=False)
+        raise DownloadFailed(f"{entry.position or entry.path}: this is not an http(s) address", retryable=False)
     login, _, netloc = parts.netloc.rpartition("@")
     headers = {}
     if entry.token is not None:

@@ -158,7 +158,7 @@ def _redirected(url: str, location: str | None) -> str:
     except ValueError:
         raise Refused("it redirects to an address that is not valid", 0) from None
     if scheme not in ("http", "https"):
-        raise Refused("it redirects to something that is no http(s) address", 0)
+        raise Refused("it redirects to something that is not an http(s) address", 0)
     return target
 
 

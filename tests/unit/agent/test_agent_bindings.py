@@ -156,7 +156,7 @@ def test_an_override_may_set_and_cut_links_and_comes_first() -> None:
     [
         (("99", "inputs.x", 1), "no node '99'"),
         (("6", "seed", 1), "did you mean 'inputs.seed'"),
-        (("6", "is_changed", [1]), "is no input of a node"),
+        (("6", "is_changed", [1]), "is not an input of a node"),
         (("6", "inputs.seed", "a"), "takes a number"),
         (("6", "inputs.model", ["99", 0]), "linked to node '99', which is not in the workflow"),
         (("6", "inputs.model", ["7", 0]), "form a loop"),
@@ -208,7 +208,7 @@ def test_nothing_is_shared_with_template_or_envelope() -> None:
 @pytest.mark.parametrize(
     ("graph", "says"),
     [
-        ([], "no object of nodes"),
+        ([], "not an object of nodes"),
         ({}, "no nodes"),
         ({"nodes": [], "links": []}, "Export"),
         ({"1": {"class_type": "A", "inputs": {"x": float("nan")}}}, "finite"),

@@ -136,7 +136,7 @@ def test_every_problem_is_told_at_once_by_its_dotted_name(file: File) -> None:
     ],
 )
 def test_an_unknown_option_gets_the_nearest_known_one(file: File, wrong: str, near: str) -> None:
-    assert f"is no option; did you mean '{near}'?" in file.message(wrong)
+    assert f"is not an option; did you mean '{near}'?" in file.message(wrong)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "minio:\npaths:\n", "minio: {}\n"])

@@ -141,7 +141,7 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
         ("workflowParameters", [{"node": 1, "path": "", "parameter": "p"}], "workflowParameters[0].path", "at least"),
         ("callbacks__status", "ftp://host/x", "callbacks.status", "http(s)"),
         ("callbacks__status", "javascript:alert(1)", "callbacks.status", "http(s)"),
-        ("callbacks__status", "//host/x", "callbacks.status", "no address"),
+        ("callbacks__status", "//host/x", "callbacks.status", "not an address"),
         ("callbacks__failure", "http://", "callbacks.failure", "http(s)"),
         ("callbacks__failure", 5, "callbacks.failure", "should be a text"),
         ("cancelToken", 5, "cancelToken", "should be a text"),

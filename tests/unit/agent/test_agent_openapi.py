@@ -87,7 +87,7 @@ def test_every_answer_and_body_has_a_schema() -> None:
         for operation in methods.values():
             for status, answer in operation["responses"].items():
                 for kind, content in answer.get("content", {}).items():
-                    # What is no JSON has an example: OpenAPI 3.1 has no words for a stream of events.
+                    # What is not JSON has an example: OpenAPI 3.1 has no words for a stream of events.
                     is_text = kind != "application/json"
                     assert content.get("schema") or is_text, (path, status, kind)
     job = told["paths"]["/jobs/{job_id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]

@@ -82,8 +82,8 @@ def test_csv() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"promt": "x"}, "'promt' is no option of a row"),
-        ({"out": "/"}, "'out' is no option of a row"),
+        ({"promt": "x"}, "'promt' is not an option of a row"),
+        ({"out": "/"}, "'out' is not an option of a row"),
         ({"seed": 1.5}, "whole number"),
         ({"seed": True}, "must be text or a number"),
         ({"prompt": ["a", "b"]}, "must be text or a number"),
@@ -91,8 +91,8 @@ def test_csv() -> None:
         ({"steps": "many"}, "invalid int"),
         ({"seed": 1, "keep_seed": True}, "not allowed with"),
         ({"name": LEDGER}, "the ledger's"),
-        ([1], "is no object"),
-        ("text", "is no object"),
+        ([1], "is not an object"),
+        ("text", "is not an object"),
     ],
 )
 def test_a_row_that_cannot_be(row: Any, words: str) -> None:

@@ -85,7 +85,7 @@ LOADER: dict[str, Any] = {"class_type": "LoadImage", "inputs": {"image": "a.png"
         ({"1": {"inputs": {}}}, "the workflow: 1: the node has no class_type"),
         ({"input": {"workflow": {"1": LOADER}}}, "give what is inside its 'input.workflow'"),
         ({"1": {**LOADER, "inputs": {"x": float("nan")}}}, r"the workflow: 1\.x holds NaN"),
-        ({"1": {**LOADER, "inputs": {"image": Path("a.png")}}}, r"the workflow: 1\.image is no value that JSON has"),
+        ({"1": {**LOADER, "inputs": {"image": Path("a.png")}}}, r"the workflow: 1\.image is not a value that JSON has"),
         ({1: LOADER}, "the node id 1 must be text"),
         ({"nodes": [], "links": []}, "Export"),
     ],

@@ -35,11 +35,11 @@ def test_every_format_of_pictures_is_one(suffix: str, tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"", "is empty"),
-        (b"hello", "is no picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "is no picture"),
+        (b"hello", "is not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "is not a picture"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC .* convert"),
-        (b"BMX is text that begins as a bitmap does", "is no picture"),
+        (b"BMX is text that begins as a bitmap does", "is not a picture"),
     ],
 )
 @pytest.mark.parametrize("option", ["images", "masks"])
@@ -64,7 +64,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for path, what in (
         (tmp_path / "missing.png", "there is no such file"),
         (tmp_path, "is a folder"),
-        (tmp_path / "pipe", "is no ordinary file"),
+        (tmp_path / "pipe", "is not an ordinary file"),
         (tmp_path / ("x" * 300), "cannot be read"),
         (Path("a\0b"), "cannot be read"),
     ):

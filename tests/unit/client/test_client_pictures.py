@@ -229,8 +229,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.png", photo()).read_bytes()
     for name, content, words in (
         ("half.png", whole[: len(whole) // 2], "damaged or cut off"),
-        ("text.png", b"no picture at all", "no picture that Pillow can read"),
-        ("empty.png", b"", "no picture that Pillow can read"),
+        ("text.png", b"no picture at all", "not a picture that Pillow can read"),
+        ("empty.png", b"", "not a picture that Pillow can read"),
     ):
         path = tmp_path / name
         path.write_bytes(content)

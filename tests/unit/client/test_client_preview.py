@@ -191,20 +191,20 @@ def test_a_picture_on_its_side_is_turned(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_not_shown(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(ClientError, match=r"a\.png is no picture"):
+    with pytest.raises(ClientError, match=r"a\.png is not a picture"):
         shown(path, KITTY)
 
 
 def test_half_a_picture_is_not_shown(picture: Path) -> None:
     picture.write_bytes(picture.read_bytes()[:5000])
-    with pytest.raises(ClientError, match=r"a\.png is no picture"):
+    with pytest.raises(ClientError, match=r"a\.png is not a picture"):
         shown(picture, KITTY)
 
 
 def test_a_picture_of_100_million_pixels_is_not_decoded(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("1", (10_000, 10_000)).save(path)
-    with pytest.raises(ClientError, match=r"a\.png is no picture that can be shown"):
+    with pytest.raises(ClientError, match=r"a\.png is not a picture that can be shown"):
         shown(path, KITTY)
 
 

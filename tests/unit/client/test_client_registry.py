@@ -68,7 +68,7 @@ def test_what_is_no_registry(content: str, tmp_path: Path) -> None:
 def test_a_server_that_is_no_comfyui() -> None:
     with FileServer(b"[]").running() as server, pytest.raises(NetworkError, match="does not answer as ComfyUI does"):
         registry.read(server.url.replace("/file.bin", ""))
-    with FileServer(b"{}").running() as server, pytest.raises(UsageError, match="that is no node registry"):
+    with FileServer(b"{}").running() as server, pytest.raises(UsageError, match="that is not a node registry"):
         registry.read(server.url.replace("/file.bin", ""))
 
 

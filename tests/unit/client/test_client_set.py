@@ -202,7 +202,7 @@ def test_a_primitive_that_feeds_others_is_not_changed_for_one() -> None:
     ids=lambda source: source["class_type"],
 )
 def test_what_a_node_computes_is_not_set(source: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"--set 1\.x=5: 'x' of node 1 Any is no value but a link from node 2 "):
+    with pytest.raises(UsageError, match=r"--set 1\.x=5: 'x' of node 1 Any is not a value but a link from node 2 "):
         value_of("1.x=5", {"1": node("Any", x=["2", 0]), "2": source})
 
 

@@ -59,7 +59,7 @@ class Urls:
         """What :meth:`as_dict` gave. Raises TypeError for anything else."""
         found = {each.name: data.get(each.name) for each in fields(cls)}
         if not all(value is None or isinstance(value, str) for value in found.values()):
-            raise TypeError("an address is no text")
+            raise TypeError("an address is not text")
         return cls(**found)
 
 
@@ -79,7 +79,7 @@ def addressed(url: str, base_url: str | None = None) -> str:
     if not parts.netloc:
         raise ValueError("it is relative, and the agent has no callbacks.base_url to put in front of it")
     if parts.scheme not in ("http", "https"):
-        raise ValueError("it is no http(s) address")
+        raise ValueError("it is not an http(s) address")
     return url
 
 
@@ -120,12 +120,12 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         _port(parts)
     except ValueError:
-        raise ValueError("it is no valid address") from None
+        raise ValueError("it is not a valid address") from None
     if not (parts.hostname or "").isascii():
         # Two spellings of one host, of which only one may be on a list.
         raise ValueError("its host has characters beyond ASCII: write it in its xn-- form")
     if (parts.scheme and not parts.netloc) or (parts.netloc and not parts.hostname):
-        raise ValueError("it is no http(s) address")
+        raise ValueError("it is not an http(s) address")
     return parts
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
@@ -43,17 +42,8 @@ from settee.doors.agent.dispatch.fields import (
 )
 from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import MAX_PROBLEMS, refusal
+from settee.errors import wrong_value
 from settee.workflow import Problem
-
-#: For pydantic's errors that speak of Python's types; the caller wrote JSON.
-_WORDS = {
-    "missing": "is missing",
-    "string_type": "should be a text",
-    "tuple_type": "should be a list",
-    "dict_type": "should be an object",
-    "model_type": "should be an object",
-    "float_type": "should be a number",
-}
 
 
 class _Part(BaseModel):
@@ -270,8 +260,7 @@ def _problem(item: Any) -> Problem:
     path = ""
     for part in item["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
-    message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
-    return {"path": path, "problem": _WORDS.get(item["type"], message.replace(" after validation", ""))}
+    return {"path": path, "problem": wrong_value(item)}
 
 
 __all__ = ["Asset", "Binding", "Callbacks", "Envelope", "Override", "parse"]

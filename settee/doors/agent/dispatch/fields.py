@@ -52,7 +52,7 @@ def _bucket(value: str) -> str:
 def _sha256(value: str) -> str:
     digest = value.strip().lower().removeprefix("sha256:")
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ValueError("is no SHA-256: give 64 hex digits, with or without sha256: in front")
+        raise ValueError("is not a SHA-256: give 64 hex digits, with or without sha256: in front")
     return digest
 
 
@@ -91,7 +91,7 @@ def _callback(value: str) -> str:
     scheme, colon, rest = value.partition(":")
     is_absolute = bool(colon) and not set(scheme) & set("/?#")
     if value.startswith(("//", "\\")) or " " in value:
-        raise ValueError("is no address")
+        raise ValueError("is not an address")
     if is_absolute and not (scheme.lower() in ("http", "https") and rest.startswith("//") and rest.strip("/")):
         raise ValueError("must be an http(s) address, or a path for callbacks.base_url")
     return value

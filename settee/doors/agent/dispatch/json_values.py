@@ -79,13 +79,13 @@ def _shown(key: str) -> str:
 
 def _of_one(value: Any) -> str | None:
     if isinstance(value, float):
-        return None if math.isfinite(value) else "is no finite number"
+        return None if math.isfinite(value) else "is not a finite number"
     if isinstance(value, int):
         return None if _SMALLEST <= value <= _LARGEST else "is a whole number of more than 64 bits"
     if isinstance(value, str):
-        return "is no valid Unicode: it has half of a surrogate pair" if _is_broken(value) else None
+        return "is not valid Unicode: it has half of a surrogate pair" if _is_broken(value) else None
     if isinstance(value, dict) and any(_is_broken(key) for key in value):
-        return "has a key that is no valid Unicode"
+        return "has a key that is not valid Unicode"
     return None
 
 

@@ -53,7 +53,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
 def _shape_problems(workflow: Any) -> list[Problem]:
     """What is wrong with a graph by itself; the functions of this package rely on there being nothing."""
     if not isinstance(workflow, dict):
-        return [{"path": "workflow", "problem": "the template is no object of nodes in ComfyUI's API format"}]
+        return [{"path": "workflow", "problem": "the template is not an object of nodes in ComfyUI's API format"}]
     values = value_problems(workflow)
     if values:
         return [{**problem, "path": f"workflow.{problem['path']}"} for problem in values]
@@ -110,7 +110,7 @@ def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) ->
     class_type = node["class_type"]
     if path.split(".")[0] not in (_PARTS if may_unlink else ("inputs",)) or (path == "inputs" and not may_unlink):
         hint = f"; did you mean 'inputs.{path}'?" if path in node["inputs"] else ""
-        return {"class_type": class_type, "problem": f"{path!r} is no input of a node: write inputs.NAME{hint}"}
+        return {"class_type": class_type, "problem": f"{path!r} is not an input of a node: write inputs.NAME{hint}"}
     place = places.find(node, path)
     if place is None:
         return {
