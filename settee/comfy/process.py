@@ -182,8 +182,9 @@ class SupervisedServer:
         return self._console.quiet()
 
     def new_job(self) -> None:
-        """What is printed from now on belongs to another job."""
-        self._console.forget()
+        """What is printed from now on belongs to another job. (What a failed start printed belongs to none.)"""
+        if self._has_answered_once:
+            self._console.forget()
 
     # --- life -----------------------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ def test_one_that_never_came_up_is_beyond_repair_at_once(tmp_path: Path) -> None
         assert comfy.generation == 1
         assert caught.value.details["exit_code"] == 1
         assert caught.value.details["log"][-1] == "ModuleNotFoundError: No module named 'torch'"
+        comfy.new_job()
+        assert comfy.log_tail(1) == ["ModuleNotFoundError: No module named 'torch'"], "a job that comes now is told why"
 
 
 def test_one_that_came_up_before_is_tried_four_times(tmp_path: Path) -> None:
