@@ -34,7 +34,7 @@ async def read_prompt(request: web.Request) -> web.Response:
 
 @routes.post("/prompt")
 async def submit(request: web.Request) -> web.Response:
-    """Validate a prompt and queue it. What is not JSON object of the expected kind raises, and so becomes 500."""
+    """Validate a prompt and queue it. What is not a JSON object of the expected kind raises, and so becomes 500."""
     log.info("got prompt")
     state = request.app[STATE]
     if state.faults.take("prompt_500"):

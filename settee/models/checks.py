@@ -130,7 +130,7 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
     except ValueError:
         return f"is not a safetensors file, or a damaged one (its header is not JSON): {_AGAIN}"
     if not isinstance(header, dict):
-        return f"is a damaged safetensors file (its header is not JSON object): {_AGAIN}"
+        return f"is a damaged safetensors file (its header is not a JSON object): {_AGAIN}"
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())

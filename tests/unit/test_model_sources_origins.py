@@ -73,7 +73,7 @@ def test_the_setting_is_the_sdks_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://host.example/m.bin", "https:///m.bin", "https://host.example:port/m.bin"])
 def test_what_is_no_url(url: str) -> None:
-    with pytest.raises(DownloadFailed, match="no http"):
+    with pytest.raises(DownloadFailed, match="not an http"):
         of_web(url)
 
 
