@@ -12,6 +12,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from settee.comfy.session import Ended
 from settee.errors import DeliveryError, OutputMissing, UnsafePath
@@ -71,6 +72,8 @@ class _Collector:
         self._found = Collected()
         #: Files by where they are, with their node.
         self._files: dict[Place, str] = {}
+        #: What links lead to was looked up once, which costs more than all else here.
+        self._paths: dict[Place, Path] = {}
         self._unreported: set[Place] = set()
         #: Nodes that reported anything, and how many pictures they say that they sent.
         self._heard_of: set[str] = set()
@@ -145,7 +148,9 @@ class _Collector:
         if self._workspace is not None:
             try:
                 path = self._workspace.path_of(kind, subfolder, filename)
-                return (kind, *posixpath.split(self._workspace.relative(kind, path)))
+                normal = (kind, *posixpath.split(self._workspace.relative(kind, path)))
+                self._paths[normal] = path
+                return normal
             except (UnsafePath, OutputMissing):
                 return place  # an error, if it is to be returned
         return (kind, *posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename))))
@@ -233,7 +238,7 @@ class _Collector:
         path, size = None, 0
         if self._workspace is not None:
             try:
-                path = self._workspace.path_of(*place)
+                path = self._paths.get(place) or self._workspace.path_of(*place)
                 restore(path, self._ended.prefix)
                 size = path.stat().st_size
             except UnsafePath as error:

@@ -105,7 +105,8 @@ class Run:
         with self._timed("models"):
             self._await_models(order, session)
         self._bucket.check(self._cancel)
-        present = workspace.made()[0] if shared else []
+        # Nobody else writes to a ComfyUI of our own, and the workspace has been wiped.
+        present = workspace.made()[0] if shared and not server.is_ours else []
         with self._timed("execution"):
             try:
                 ended = self._execute(session, workspace, graph, staged)
@@ -267,8 +268,7 @@ class Run:
             )
 
         hooks = Hooks(
-            # What an attempt before left there is not this one's.
-            on_attempt=lambda: workspace.wipe("output", "temp"),
+            on_dirty=lambda: workspace.wipe("output", "temp"),
             on_submitted=lambda: self._report(Status.SUBMITTED),
             on_wait=self._waits,
             on_report=on_report,

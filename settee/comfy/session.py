@@ -58,8 +58,8 @@ class Ended:
 class Hooks:
     """Who hears of a running prompt."""
 
-    #: The workflow is about to be submitted, the first time or once more.
-    on_attempt: Callable[[], object]
+    #: The workflow is about to be submitted, and an earlier attempt, or others, may have written to its folders.
+    on_dirty: Callable[[], object]
     on_submitted: Callable[[], None]
     #: ComfyUI is waited for, which may take long.
     on_wait: Callable[[], None]
@@ -158,7 +158,8 @@ class Session:
     ) -> Ended:
         # Asked before the output folder is wiped: what lies there later was made since.
         earlier = set() if self._server.is_ours else self.prompts.ended()
-        hooks.on_attempt()
+        if not self._server.is_ours or prompt_id != job.prompt_id:
+            hooks.on_dirty()
         prefix = folder_of(prompt_id)
         isolated = workflow.isolate(
             graph,
