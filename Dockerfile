@@ -12,6 +12,8 @@ ARG PYTHON_VERSION=3.12
 # docker/comfyui-TAG.lock and docker/torch-VARIANT.lock must be there: docker/lock-comfyui.sh makes them.
 ARG COMFYUI_TAG=v0.33.0
 ARG TORCH_VARIANT=cu130
+# The index that has this PyTorch where PyPI has it for another CUDA.
+ARG TORCH_INDEX=""
 
 
 # --- what runs need: Python, the libraries that nodes link to, SSH -----------------------------------------------
@@ -70,12 +72,14 @@ FROM installer AS comfyui
 ARG PYTHON_VERSION
 ARG COMFYUI_TAG
 ARG TORCH_VARIANT
+ARG TORCH_INDEX
 WORKDIR /comfyui
 # PyTorch has a layer of its own: gigabytes that another ComfyUI does not change.
 COPY docker/torch-${TORCH_VARIANT}.lock /tmp/
 RUN --mount=type=cache,target=/root/.cache/uv \
     "python${PYTHON_VERSION}" -m venv .venv \
-    && uv pip install --no-deps --index-strategy unsafe-best-match -r "/tmp/torch-${TORCH_VARIANT}.lock"
+    && uv pip install --no-deps ${TORCH_INDEX:+--index "${TORCH_INDEX}"} --index-strategy unsafe-best-match \
+        -r "/tmp/torch-${TORCH_VARIANT}.lock"
 COPY docker/comfyui-${COMFYUI_TAG}.lock /tmp/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --no-deps --require-hashes -r "/tmp/comfyui-${COMFYUI_TAG}.lock" \

@@ -58,6 +58,7 @@ target "cuda12-6" {
     CUDA_IMAGE     = "nvidia/cuda:12.6.3-base-ubuntu24.04"
     PYTHON_VERSION = "3.12"
     TORCH_VARIANT  = "cu126"
+    TORCH_INDEX    = "https://download.pytorch.org/whl/cu126"
   }
 }
 

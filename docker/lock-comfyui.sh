@@ -6,7 +6,8 @@
 #     for, PyTorch's libraries aside, as they were on DATE (default: today; some days after the release is what it was
 #     tried with).
 #   lock-comfyui.sh cu126 'torch==2.14.1+cu126 …' https://download.pytorch.org/whl/cu126   docker/torch-cu126.lock:
-#     PyTorch and its libraries for one CUDA, from PyPI, which has one CUDA of each PyTorch, or from INDEX as well.
+#     PyTorch and its libraries for one CUDA, from PyPI, which has one CUDA of each PyTorch, or from INDEX as well
+#     (which the build takes as TORCH_INDEX).
 set -Eeuo pipefail
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 PATH="$here/../.venv/bin:$PATH"
@@ -39,7 +40,7 @@ lock_comfyui() {
 # usage: lock_torch VARIANT SPECS INDEX
 lock_torch() {
 	local lock="$here/torch-$1.lock"
-	printf '# Made by docker/lock-comfyui.sh.\n%s' "${3:+--extra-index-url $3$'\n'}" >"$lock"
+	printf '# Made by docker/lock-comfyui.sh.\n' >"$lock"
 	local options=(--python-version 3.12 --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match)
 	options+=(${3:+--index "$3"})
 	compile "${options[@]}" - <<<"${2// /$'\n'}" | hashes 1 "${options[@]}" >>"$lock"

@@ -202,7 +202,13 @@ def test_pytorch_and_comfyui_are_installed_as_they_are_locked(tmp_path: Path, va
         for lock in locks:
             index.stand_in_for(ROOT / "docker" / lock, tmp_path / "tmp" / lock)
         for word in ("/tmp/torch-", '--require-hashes -r "/tmp/comfyui-'):
-            image.run(word, TORCH_VARIANT=variant, UV_DEFAULT_INDEX=index.simple, UV_COMPILE_BYTECODE="0")
+            image.run(
+                word,
+                TORCH_VARIANT=variant,
+                TORCH_INDEX=index.simple if variant == "cu126" else "",
+                UV_DEFAULT_INDEX=index.simple,
+                UV_COMPILE_BYTECODE="0",
+            )
     installed = {path.name for path in image.comfyui.rglob("*.dist-info")}
     assert not [name for name in installed if NEWER in name]
     assert {f"torch-{'2.14.1' if variant == 'cu130' else '2.14.1+cu126'}.dist-info"} <= installed
@@ -217,7 +223,7 @@ def test_what_is_locked_for_comfyui_exists(tmp_path: Path, lock: str, python: st
     text = (ROOT / f"docker/{lock}.lock").read_text()
     asked = tmp_path / "lock.in"
     # What PyTorch's own index has can't be looked up here.
-    asked.write_text("\n".join(line for line in text.splitlines() if "+cu126" not in line and line[:2] != "--"))
+    asked.write_text("\n".join(line for line in text.splitlines() if "+cu126" not in line))
     command = [UV, "pip", "compile", "--quiet", "--python", sys.executable, "--no-deps", "--universal"]
     done = subprocess.run(
         [*command, "--python-version", python, "--generate-hashes", "--no-annotate", asked],

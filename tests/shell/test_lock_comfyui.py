@@ -100,7 +100,7 @@ def test_pytorch_and_its_libraries_are_locked_and_nothing_that_comfyuis_lock_has
     done = locking.run("cu126", "torch==3.0+cu126", locking.index.simple)
     assert done.returncode == 0, done.stderr
     assert locking.pins("torch-cu126") == ["torch==3.0+cu126"]
-    assert f"--extra-index-url {locking.index.simple}\n" in (locking.docker / "torch-cu126.lock").read_text()
+    assert "://" not in (locking.docker / "torch-cu126.lock").read_text()
 
 
 @pytest.mark.parametrize("arguments", [(), ("0.33.0",), ("v1", "2025-01-01", "x"), ("cu126",)])

@@ -136,10 +136,7 @@ class PackageIndex(Web):
             self.add(Release(name, NEWER, requires, extras))
             return f"{name}=={version}{marker} \\\n    --hash=sha256:{digest}\n"
 
-        text = re.sub(
-            r"^--extra-index-url .*$", f"--extra-index-url {self.simple}", lock.read_text(), flags=re.MULTILINE
-        )
-        target.write_text(PIN.sub(one, text))
+        target.write_text(PIN.sub(one, lock.read_text()))
 
 
 def _installed(name: str, version: str) -> Distribution | None:
