@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 #: How long callbacks that were never tried may take at the end, seconds.
 _LETTERS_S = 5.0
-#: How long requests that are being answered may take at the end, seconds.
-_REQUESTS_S = 5
+#: How long requests that are being answered may take at the end, seconds: more than the ten that a silent S3 holds a
+#: job up for, so that a caller who follows it sees its end.
+_REQUESTS_S = 15
 #: How long one thread may keep all others waiting, seconds: with Python's own 5 ms, the threads of an upload could
 #: together hold an answer up for longer than the 50 ms that one may take.
 _SWITCH_S = 0.001
