@@ -320,7 +320,7 @@ class TestDisk:
             with pytest.raises(NoSpace):
                 fetch(server.url, disk / "n")
         finally:
-            subprocess.run(["umount", str(disk)], check=True)
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
     def test_a_folder_that_is_none(self, server: FileServer, tmp_path: Path) -> None:
         (tmp_path / "models").write_text("a file")
