@@ -200,8 +200,19 @@ def without_unknown(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
     return {node_id: node for node_id, node in workflow.items() if node_id not in dropped} if dropped else workflow
 
 
-def replaced(workflow: Workflow, replacements: Mapping[str, Any], object_info: ObjectInfo) -> Workflow:
-    """The workflow with today's classes for those that ComfyUI would replace (`/node_replacements`, 0.33).
+#: ComfyUI's `/node_replacements` (0.33): entries by the old class name, of which it takes the first.
+Replacements = Mapping[str, Any]
+
+
+def replacement(class_type: str, replacements: Replacements, object_info: ObjectInfo) -> Mapping[str, Any]:
+    """Return the entry by which ComfyUI would replace a class, {} for none."""
+    entries = replacements.get(class_type) if class_type not in object_info else None
+    entry = entries[0] if entries else {}
+    return entry if entry.get("new_node_id") in object_info else {}
+
+
+def replaced(workflow: Workflow, replacements: Replacements, object_info: ObjectInfo) -> Workflow:
+    """The workflow with today's classes for those that ComfyUI would replace.
 
     It does so before it checks a prompt (app/node_replace_manager.py), but drops the inputs where the entry maps none,
     and breaks off at a node without `_meta`. Done here, all else that looks at classes and inputs sees what will run.
@@ -209,9 +220,8 @@ def replaced(workflow: Workflow, replacements: Mapping[str, Any], object_info: O
     changed: Workflow = {}
     moved: dict[tuple[str, int], int] = {}
     for node_id, node in workflow.items():
-        entries = replacements.get(node["class_type"]) if node["class_type"] not in object_info else None
-        entry = entries[0] if entries else {}
-        if entry.get("new_node_id") not in object_info:
+        entry = replacement(node["class_type"], replacements, object_info)
+        if not entry:
             continue
         inputs = node["inputs"]
         if entry.get("input_mapping") is not None:

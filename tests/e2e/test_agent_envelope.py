@@ -267,6 +267,23 @@ def test_a_template_may_begin_with_a_picture_that_lies_in_comfyuis_input_folder(
     assert "`images`" not in ended["error"]["reason"]
 
 
+def test_classes_and_names_that_the_engine_takes_in_another_spelling_pass(agent: Agent, store: Store) -> None:
+    """ComfyUI 0.33 replaces T2IAdapterLoader, whose input has another name then; an override names the old one."""
+    folder = agent.comfy.root / "models" / "controlnet" / "XL"
+    folder.mkdir(parents=True)
+    (folder / "edges.safetensors").write_bytes(safetensors(100, 60))
+    graph = {
+        **TEMPLATE,
+        "20": {"class_type": "T2IAdapterLoader", "inputs": {"t2i_adapter_name": "none"}},
+        "21": {"class_type": "PreviewAny", "inputs": {"source": ["20", 0]}},
+    }
+    override = {"node": "20", "path": "inputs.t2i_adapter_name", "value": "XL\\edges.safetensors"}
+    given = {"workflow": {"id": "w", "inline": graph}, "workflowOverrides": [override], "parameters": parameters()}
+    result = ran(agent, store.envelope(jobId="replaced", **given))
+    assert "8" in {artifact["node_id"] for artifact in result["artifacts"]}
+    assert any("XL/edges.safetensors" in warning for warning in result["warnings"])
+
+
 def test_previews_are_no_outputs(agent: Agent, store: Store) -> None:
     graph = {**TEMPLATE, "9": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
     result = ran(

@@ -29,6 +29,7 @@ from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing,
 from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
 from settee.models.judging import State
+from settee.registry import Replacements
 from settee.seeds import MAX_DRAWN
 from settee.settings import Settings
 from settee.workflow import ObjectInfo, Workflow
@@ -59,17 +60,17 @@ class Registry:
 
     def __init__(self, engine: Engine, age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._age_s, self._clock = engine, age_s, clock
-        self._known: tuple[float, ObjectInfo] | None = None
+        self._known: tuple[float, tuple[ObjectInfo, Replacements]] | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether the next answer may be an older one."""
         return self._known is not None and self._clock() - self._known[0] <= self._age_s
 
-    def get(self, cancel: Cancel) -> ObjectInfo:
-        """Raises ComfyUnavailable, JobCanceled."""
+    def get(self, cancel: Cancel) -> tuple[ObjectInfo, Replacements]:
+        """As Engine.node_classes."""
         if self._known is None or not self.is_known:
-            self._known = (self._clock(), self._engine.object_info(cancel))
+            self._known = (self._clock(), self._engine.node_classes(cancel))
         return self._known[1]
 
     def forget(self) -> None:
@@ -164,7 +165,7 @@ class Course:
 
         def planned() -> work.Plan:
             known = parts.registry.get(self._job.cancel)
-            return work.plan(self._envelope, parts.config, graph, models, known, lambda: seed)
+            return work.plan(self._envelope, parts.config, graph, models, *known, lambda: seed)
 
         was_known = parts.registry.is_known
         if not was_known:

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from settee.delivery.keys import safe_id
 from settee.doors.agent.assets import Assets
 from settee.doors.agent.callbacks.payloads import RenderParams, UploadedArtifact
 from settee.doors.agent.config import AgentConfig
-from settee.doors.agent.dispatch.envelope import Envelope
+from settee.doors.agent.dispatch.envelope import Binding, Envelope, Override
 from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
@@ -23,12 +23,16 @@ from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
 from settee.literals import with_values
+from settee.models.missing import names_of
+from settee.registry import Replacements, replaced, replacement, respelled
 from settee.request import Delivery, JobRequest
 from settee.seeds import draw_seeds
 from settee.settings import Settings
 from settee.workflow import ObjectInfo, Workflow
 
 log = logging.getLogger(__name__)
+
+_Placed = TypeVar("_Placed", Binding, Override)
 
 
 @dataclass(frozen=True)
@@ -81,17 +85,43 @@ def plan(
     graph: Workflow,
     assets: Assets,
     object_info: ObjectInfo,
+    replacements: Replacements,
     draw: Callable[[], int],
 ) -> Plan:
     """Every value in its place, and checked to have an effect there. Raises InvalidRequest with all problems."""
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
     graph = chained(bound(graph, envelope, values), values.loras)
+    envelope = _renamed(envelope, graph, object_info, replacements)
+    graph = replaced(graph, replacements, object_info)
+    graph, respelt = respelled(graph, object_info, names_of(assets.entries))
     drawn = draw_seeds(graph, object_info, every=False)
     graph = with_values(graph, drawn.values)
     landing.check(graph, envelope, values, object_info)
     seeds = [f"drawn, as it was -1: {place} = {seed}" for place, seed in drawn.shown().items()]
-    said = (*envelope.warnings, *landing.warnings(graph, envelope, values, object_info), *seeds, *drawn.stuck)
+    landed = landing.warnings(graph, envelope, values, object_info)
+    said = (*envelope.warnings, *landed, *respelt, *seeds, *drawn.stuck)
     return Plan(envelope, values, graph, assets, landing.unplaced(graph, envelope, values), said)
+
+
+def _renamed(envelope: Envelope, graph: Workflow, object_info: ObjectInfo, replacements: Replacements) -> Envelope:
+    """The envelope with the names that inputs get where :func:`replaced` gives their node another class."""
+    names = {
+        (node_id, f"inputs.{each['old_id']}"): f"inputs.{each['new_id']}"
+        for node_id, node in graph.items()
+        for each in replacement(node["class_type"], replacements, object_info).get("input_mapping") or ()
+        if "old_id" in each
+    }
+    if not names:
+        return envelope
+
+    def moved(part: _Placed) -> _Placed:
+        return part.model_copy(update={"path": names.get((part.node, part.path), part.path)})
+
+    changed = {
+        "workflow_parameters": tuple(map(moved, envelope.workflow_parameters)),
+        "workflow_overrides": tuple(map(moved, envelope.workflow_overrides)),
+    }
+    return envelope.model_copy(update=changed)
 
 
 def job_for(

@@ -67,6 +67,7 @@ def test_a_seed_of_minus_one_in_a_template_is_drawn_and_told() -> None:
         graph,
         Assets((), names_of(given), ()),
         object_info(),
+        {},
         lambda: 77,
     )
     drawn = plan.workflow["6"]["inputs"]["seed"]
