@@ -10,6 +10,7 @@ import hashlib
 import re
 import string
 import time
+import unicodedata
 from pathlib import PurePosixPath
 
 from settee.job import Artifact, Job
@@ -30,7 +31,8 @@ def safe_segment(text: str, limit: int = MAX_NAME_BYTES) -> str:
 
     At most ``limit`` bytes of UTF-8. Never empty, never dots only, no leading dot or space; a suffix survives.
     """
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    # Names in two Unicode spellings are one on some systems, and a mark of its own would be no letter below.
+    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
     text = text if len(text) <= 512 else text[:480] + text[-32:]
     text = _UNSAFE.sub("_", text).strip(" ")
     if text.startswith("."):
@@ -87,6 +89,7 @@ class Namer:
         names = {name for _, name, *_ in string.Formatter().parse(template)}
         self._template = template if "job_id" in names else f"{template}/{{job_id}}"
         self._taken: set[str] = set()
+        self._folders: set[str] = set()
 
     def _folder(self, artifact: Artifact) -> str:
         filled = self._template.format(
@@ -105,11 +108,22 @@ class Namer:
         candidates.append(f"{folder}/{safe_id(artifact.node_id)}/{name}")
         path = PurePosixPath(name)
         number = 1
-        # Compared without case: the volume may be a file system that knows none.
-        while candidates[0].casefold() in self._taken:
+        while not self._take(candidates[0]):
             candidates.pop(0)
             if not candidates:
                 number += 1
                 candidates.append(f"{folder}/{path.stem}-{number}{path.suffix}")
-        self._taken.add(candidates[0].casefold())
         return candidates[0]
+
+    def _take(self, key: str) -> bool:
+        """False for a name that is given, and where a file would have to be a folder too."""
+        # Compared without case: the volume may be a file system that knows none.
+        name = key.casefold()
+        if name in self._taken or name in self._folders:
+            return False
+        parents = {str(parent) for parent in PurePosixPath(name).parents}
+        if not parents.isdisjoint(self._taken):
+            return False
+        self._taken.add(name)
+        self._folders |= parents
+        return True

@@ -97,6 +97,22 @@ def test_one_name_three_times_in_one_job() -> None:
     assert len({key.casefold() for key in keys}) == 6
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("third", [artifact("y.png", subfolder="x"), artifact("y.png", node_id="x")])
+def test_no_file_has_the_name_of_a_folder_that_another_needs(third: Artifact, turned: bool) -> None:
+    """On the volume such a job failed, though all of its files were there."""
+    files = [artifact("x"), artifact("y.png"), third]
+    namer = Namer("{job_id}", make_job(id="j"))
+    keys = {namer.key(one, one.filename) for one in (reversed(files) if turned else files)}
+    assert len(keys) == 3
+    assert not keys & {str(parent) for key in keys for parent in PurePosixPath(key).parents}
+
+
+def test_one_name_in_two_unicode_spellings_is_two_files() -> None:
+    namer = Namer("{job_id}", make_job(id="j"))
+    assert [namer.key(artifact(), name) for name in ("\u00e9.png", "e\u0301.png")] == ["j/\u00e9.png", "j/9/\u00e9.png"]
+
+
 def test_every_field_of_a_template() -> None:
     job = make_job(id="j", created_at=1_700_000_000.0)
     key = Namer("p/{date}/{time}/{kind}-{node_id}/{job_id}", job).key(artifact(node_id="4"), "a.png")
