@@ -147,8 +147,8 @@ class _Collector:
         kind, subfolder, filename = place
         if self._workspace is not None:
             try:
-                path = self._workspace.path_of(kind, subfolder, filename)
-                normal = (kind, *posixpath.split(self._workspace.relative(kind, path)))
+                path, name = self._workspace.path_of(kind, subfolder, filename)
+                normal = (kind, *posixpath.split(name))
                 self._paths[normal] = path
                 return normal
             except (UnsafePath, OutputMissing):
@@ -238,7 +238,7 @@ class _Collector:
         path, size = None, 0
         if self._workspace is not None:
             try:
-                path = self._paths.get(place) or self._workspace.path_of(*place)
+                path = self._paths.get(place) or self._workspace.path_of(*place)[0]
                 restore(path, self._ended.prefix)
                 size = path.stat().st_size
             except UnsafePath as error:

@@ -96,12 +96,12 @@ class Run:
     ) -> tuple[Delivered, tuple[str, ...]]:
         with self._timed("ready"):
             session.ready(self._cancel, self._deadline, self._waits)
-        graph = self._check_graph(session, server, order)
+        graph, live = self._check_graph(session, server, order)
         with self._timed("staging"):
             staged = self._stage(workspace)
             if not shared:
                 self._upload(server, staged)
-            self._check_loads(graph, session, staged)
+            self._check_loads(live, session, staged)
         with self._timed("models"):
             self._await_models(order, session)
         self._bucket.check(self._cancel)
@@ -144,9 +144,13 @@ class Run:
         if problems:
             raise InvalidRequest.from_problems(problems, "workflow")
 
-    def _check_graph(self, session: Session, server: Server, order: Order) -> workflow.Workflow:
-        """The graph as ComfyUI is to run it; what its node registry shows to be wrong is found before any GPU time is
-        spent, or a model waited for."""
+    def _check_graph(
+        self, session: Session, server: Server, order: Order
+    ) -> tuple[workflow.Workflow, workflow.Workflow]:
+        """Return the graph as ComfyUI is to run it, and its nodes that lead to an output.
+
+        What the node registry shows to be wrong is found before any GPU time is spent, or a model waited for.
+        """
         request, given = self._job.request, self._job.request.workflow
         classes = {node["class_type"] for node in given.values()}
         if not classes <= session.object_info.keys() | session.replacements.keys():
@@ -169,11 +173,12 @@ class Run:
         if not has_outputs:
             raise WorkflowRejected("the workflow has no output node: add one, such as SaveImage")
         self._warn_of_dropped(graph, runnable, problems)
-        made_up = ", ".join(registry.stand_ins(registry.live(runnable, session.object_info), session.object_info))
+        live = registry.live(runnable, session.object_info)
+        made_up = ", ".join(registry.stand_ins(live, session.object_info))
         if made_up:
             self._warnings.append(f"made up by settee's embedded ComfyUI, which runs no model: {made_up[:500]}")
-        self._check_models(runnable, session, order)
-        return runnable
+        self._check_models(live, session, order)
+        return runnable, live
 
     def _warn_of_dropped(
         self, graph: workflow.Workflow, runnable: workflow.Workflow, problems: list[workflow.Problem]
@@ -185,8 +190,7 @@ class Run:
             left = ", ".join(f"{i} ({graph[i]['class_type']})" for i in graph if i not in runnable)
             self._warnings.append(f"left out, as no output needs them and ComfyUI has no such class: {left[:500]}")
 
-    def _check_models(self, graph: workflow.Workflow, session: Session, order: Order) -> None:
-        live = registry.live(graph, session.object_info)
+    def _check_models(self, live: workflow.Workflow, session: Session, order: Order) -> None:
         if missing_models(live, session.object_info, order.entries):
             # The registry is as old as ComfyUI's start; files may have come since.
             session.refresh_registry()
@@ -238,12 +242,11 @@ class Run:
             subfolder, name = posixpath.split(file.name)
             server.client.upload(file.path, name=name, subfolder=subfolder)
 
-    def _check_loads(self, graph: workflow.Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
+    def _check_loads(self, live: workflow.Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
         """Every file that the workflow loads came with the job, in a format that its loader knows. ComfyUI would only
         refuse the outputs it concerns."""
         if self._job.request.allow_partial or not self._job.takes_files:
             return  # ComfyUI's own word is enough
-        live = registry.live(graph, session.object_info)
         files = {file.name: unloadable(file.path) for file in staged}
         if problems := paths.load_problems(live, session.object_info, files):
             raise InvalidRequest.from_problems(problems, "workflow")

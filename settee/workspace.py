@@ -205,8 +205,8 @@ class Workspace:
             left += [kind if name == "." else f"{kind}/{name}" for name in wiped.left]
         return Wiped(files, wiped_bytes, tuple(left))
 
-    def path_of(self, folder_type: str, subfolder: str, filename: str) -> Path:
-        """The file that ComfyUI's history names, with every link resolved.
+    def path_of(self, folder_type: str, subfolder: str, filename: str) -> tuple[Path, str]:
+        """Return the file that ComfyUI's history names, with every link resolved, and its name below that folder.
 
         History is not trusted: a custom node may write anything there. Raises UnsafePath for what is not below
         that folder, OutputMissing for what is not a file.
@@ -230,7 +230,7 @@ class Workspace:
             is_file = False
         if not is_file:
             raise OutputMissing(f"{where} that ComfyUI reported is not there")
-        return Path(path)
+        return Path(path), path[len(root.rstrip("/")) + 1 :]
 
     def made(self, below: str = "") -> tuple[list[str], int]:
         """The names of the files in the output folder, or in one folder of it, and how many entries are no plain ones.
@@ -258,10 +258,6 @@ class Workspace:
                 else:
                     others += 1
         return sorted(names), others
-
-    def relative(self, folder_type: str, path: Path) -> str:
-        """The name below its folder of a path that :meth:`path_of` gave."""
-        return os.path.relpath(path, os.path.realpath(dict(self.folders.named())[folder_type]))
 
     def write(self, name: str, chunks: Iterable[bytes | memoryview], max_bytes: int) -> Path:
         """Write an input file, flushed and synced, and return its path.

@@ -75,14 +75,13 @@ def named_models(workflow: Workflow) -> list[Named]:
     for node_id, node in workflow.items():
         class_type = node["class_type"]
         for name, value in node["inputs"].items():
-            folders = folders_of(class_type, name)
             for _, text, _ in texts(name, value):
                 # A prompt may well end with one's name.
                 if "embedding:" in text:
                     for match in _EMBEDDING.finditer(text):
                         found[Named(node_id, class_type, name, match[1], ("embeddings",))] = None
                 elif text.lower().endswith(SUFFIXES) and len(text) <= _LONGEST and "\n" not in text:
-                    found[Named(node_id, class_type, name, text, folders)] = None
+                    found[Named(node_id, class_type, name, text, folders_of(class_type, name))] = None
     return list(found)
 
 
@@ -109,6 +108,8 @@ def supplying(named: Named, entries: Iterable[ModelEntry]) -> list[ModelEntry]:
 def wanted(workflow: Workflow, entries: Iterable[ModelEntry]) -> dict[str, ModelEntry]:
     """The entries that the workflow needs, by their paths."""
     entries = list(entries)
+    if not entries:
+        return {}
     supplied = [entry for named in named_models(workflow) for entry in supplying(named, entries)]
     found: dict[str, ModelEntry] = {}
     for entry in (*supplied, *naming_repositories(workflow, entries)):

@@ -142,10 +142,10 @@ def test_outputs_are_found(workspace: Workspace) -> None:
     file = workspace.folders.output / "job" / "a.png"
     file.parent.mkdir()
     file.write_bytes(b"x")
-    assert workspace.path_of("output", "job", "a.png") == file.resolve()
-    assert workspace.path_of("output", "", "job/a.png") == file.resolve()
+    assert workspace.path_of("output", "job", "a.png") == (file.resolve(), "job/a.png")
+    assert workspace.path_of("output", "", "job/a.png") == (file.resolve(), "job/a.png")
     (workspace.folders.output / "again.png").symlink_to("job/a.png")
-    assert workspace.path_of("output", "", "again.png") == file.resolve()
+    assert workspace.path_of("output", "", "again.png") == (file.resolve(), "job/a.png")
 
 
 def test_the_output_folder_itself_may_be_a_link(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "shm" / "a.png").write_bytes(b"x")
     (tmp_path / "output").symlink_to(tmp_path / "shm")
     workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
-    assert workspace.path_of("output", "", "a.png").read_bytes() == b"x"
+    assert workspace.path_of("output", "", "a.png")[0].read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(

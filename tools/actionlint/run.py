@@ -48,7 +48,7 @@ def _install(node: Path, node_home: Path) -> None:
         shutil.copy(HERE / name, INSTALLED / name)
     npm = node_home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     path = f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([node, npm, "ci", *options], cwd=INSTALLED, env={**os.environ, "PATH": path}, check=True)
 
 
