@@ -9,8 +9,9 @@ ComfyUI puts WEBM, MP4 and animated WEBP under `images` too, and custom nodes ha
 from __future__ import annotations
 
 import posixpath
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,12 +23,14 @@ from settee.media import kind_of
 from settee.messages import ImageEvent
 from settee.metadata import restore
 from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes, own_node, picture_senders
-from settee.workspace import Workspace
+from settee.workspace import Workspace, is_being_written
 
 #: (folder type, subfolder, filename)
 Place = tuple[str, str, str]
 #: Names that a warning shows.
 _SHOWN = 5
+#: How long files that are still being written are waited for, and one of them that does not grow, seconds.
+WRITING_S, STALLED_S = 10.0, 1.0
 
 
 @dataclass
@@ -45,15 +48,19 @@ def collect(
     include_temp: bool | None,
     staged: Collection[str] = (),
     present: Collection[str] = (),
+    rewritten: Collection[str] = (),
+    pause: Callable[[], None] = lambda: None,
 ) -> Collected:
     """The artifacts of a job's prompts.
 
     History's names are not trusted: with ``workspace`` (shared folders) each file must lie inside it. ``include_temp``:
-    previews too; None: the door has no such option. ``staged`` names the job's own input files,
-    ``present`` what was below output before it. Raises OutputMissing for what was reported and is not there,
+    previews too; None: the door has no such option. ``staged`` names the job's own input files, ``present`` what was
+    below output before it, ``rewritten`` the files below input that its nodes wrote. A file that is still being written
+    is waited for, with ``pause``, which may raise. Raises OutputMissing for what was reported and is not there,
     DeliveryError for a name outside its folder.
     """
-    return _Collector(ended, graph, object_info, workspace, staged, present).collected(include_temp)
+    collector = _Collector(ended, graph, object_info, workspace, staged, present, rewritten, pause)
+    return collector.collected(include_temp)
 
 
 class _Collector:
@@ -65,9 +72,14 @@ class _Collector:
         workspace: Workspace | None,
         staged: Collection[str],
         present: Collection[str],
+        rewritten: Collection[str],
+        pause: Callable[[], None],
     ) -> None:
         self._ended, self._graph, self._object_info = ended, graph, object_info
         self._workspace, self._staged, self._present = workspace, staged, present
+        self._rewritten, self._pause = rewritten, pause
+        #: In time.monotonic(): files that are still being written then are returned as they are.
+        self._patience = time.monotonic() + WRITING_S
         self._outputs = [node_id for node_id in output_nodes(graph, object_info) if node_id not in ended.refused]
         self._found = Collected()
         #: Files by where they are, with their node.
@@ -123,7 +135,7 @@ class _Collector:
                 return _text(item.node_id, item.text)
         if place is None:
             self._sent[item.node_id] += 1
-        elif place[0] in ("output", "temp"):
+        elif place[0] in ("output", "temp") or self._is_rewritten(place):
             self._files.setdefault(self._normal(place), item.node_id)
         elif place[0] != "input" or posixpath.join(place[1], place[2]) not in self._staged:
             self._found.warnings.append(
@@ -131,6 +143,9 @@ class _Collector:
                 f"a file in ComfyUI's {place[0][:20]!r} folder"
             )
         return None
+
+    def _is_rewritten(self, place: Place) -> bool:
+        return place[0] == "input" and posixpath.join(place[1], place[2]) in self._rewritten
 
     def _named(self, item: Reported) -> Place | None:
         """The file that a text names, if it is there: Preview3D's `result` is one below output or temp."""
@@ -158,15 +173,20 @@ class _Collector:
     # --- the output folder -----------------------------------------------------------------------------------------
 
     def _look_around(self, workspace: Workspace) -> None:
-        """Find what was written and not reported: all that is new, or what is in the job's own folder if others ran."""
+        """Find what was written and not reported: all that is new, or what is in the job's own folder if others ran.
+
+        Input files that were written over are among it.
+        """
         names, others = workspace.made()
         if not self._ended.is_alone():
             names, others = workspace.made(self._ended.prefix)
+        found = [("output", name) for name in names if name not in self._present]
+        found += [("input", name) for name in self._rewritten]
         unsure = []
         silent = [node_id for node_id in self._outputs if node_id not in self._heard_of]
-        for name in names:
-            place = ("output", *posixpath.split(name))
-            if place not in self._files and name not in self._present:
+        for folder, name in found:
+            place = (folder, *posixpath.split(name))
+            if place not in self._files:
                 self._unreported.add(place)
                 node_id = self._maker(_without(self._ended.prefix, name), silent)
                 self._files[place] = node_id or ""
@@ -176,7 +196,7 @@ class _Collector:
         if unsure:
             more = f" and {len(unsure) - _SHOWN} more" if len(unsure) > _SHOWN else ""
             self._found.warnings.append(
-                f"no node reported {', '.join(unsure[:_SHOWN])}{more}, found in ComfyUI's output folder after the job"
+                f"no node reported {', '.join(unsure[:_SHOWN])}{more}, found in ComfyUI's folders after the job"
             )
         if others:
             self._found.warnings.append(
@@ -239,6 +259,7 @@ class _Collector:
         if self._workspace is not None:
             try:
                 path = self._paths.get(place) or self._workspace.path_of(*place)[0]
+                self._await_writer(path)
                 restore(path, self._ended.prefix)
                 size = path.stat().st_size
             except UnsafePath as error:
@@ -259,6 +280,17 @@ class _Collector:
             folder_type=folder_type,
             comfy_subfolder=subfolder,
         )
+
+    def _await_writer(self, path: Path) -> None:
+        """Let a thread or a program that a node left behind finish a file, as long as that goes on."""
+        while is_being_written(path):
+            stalled = time.time() - path.stat().st_mtime > STALLED_S
+            if stalled or time.monotonic() > self._patience:
+                self._found.warnings.append(
+                    f"{path.name} was still open for writing after the workflow had ended: it may not be whole"
+                )
+                return
+            self._pause()
 
 
 def _text(node_id: str, text: str) -> Artifact:

@@ -7,6 +7,7 @@ through a Cancel token and a time in time.monotonic().
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ from settee.workspace import Folders, Workspace
 
 #: How long ComfyUI may take to tell of its queue, seconds.
 _ASKED_S = 2.0
+#: What Prompts notes of a job that runs.
+_LEFT = re.compile(r"([0-9a-f-]{36}) ([0-9a-f]{32})")
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class Engine:
                     are_shared=True,
                 )
         self._workspace = Workspace(own, settings)
-        self._session = Session(self._server, settings)
+        self._session = Session(self._server, settings, self._workspace.note)
         self._models = ModelStore(settings)
         self._slot = threading.Lock()
         self._running: Cancel | None = None
@@ -93,6 +96,8 @@ class Engine:
         if not self._claimed:
             self._workspace.claim()
             self._claimed = True
+            if (left := _LEFT.fullmatch(self._workspace.noted())) and not self._server.is_ours:
+                self._session.prompts.inherit(*left.groups())
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable with the end of its log."""
@@ -205,6 +210,8 @@ class Engine:
                 run = Run(job, on_progress, token, self._settings)
                 return run.go(self._session, self._workspace, self._server, self._models, self._shared)
         finally:
+            if not self._session.prompts.leftovers:
+                self._workspace.note("")
             self._running = None
             self._slot.release()
 

@@ -13,7 +13,7 @@ import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -47,6 +47,15 @@ class Staged:
     size: int
     width: int | None = None
     height: int | None = None
+    changed_ns: int = field(default=0, compare=False)
+
+    def is_as_it_came(self) -> bool:
+        """False once a node has written to it, or has taken it away."""
+        try:
+            now = self.path.lstat()
+        except OSError:
+            return False
+        return (now.st_size, now.st_mtime_ns) == (self.size, self.changed_ns)
 
 
 def stage(
@@ -212,11 +221,11 @@ class _Staging:
 
     def _finish(self, name: str, path: Path) -> None:
         """Check a file that has been written, and count it."""
-        size = path.stat().st_size
+        now = path.stat()
         width = height = None
         if name in self._images or self._would_load(path):
             width, height = check_image(path, self._settings.max_pixels)
-        self.done[name] = Staged(name, path, size, width, height)
+        self.done[name] = Staged(name, path, now.st_size, width, height, now.st_mtime_ns)
         if self._notify is not None:
             self._notify(len(self.done), self._total)
 

@@ -14,6 +14,7 @@ from typing import Any
 from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.process import Server
+from settee.comfy.prompts import check
 from settee.comfy.session import Ended, Hooks, Session
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.errors import (
@@ -122,6 +123,8 @@ class Run:
                 include_temp=None if self._job.destination else self._job.request.delivery.include_temp,
                 staged={file.name for file in staged},
                 present=present,
+                rewritten=self._rewritten(workspace, server, staged) if shared else (),
+                pause=self._pause,
             )
             delivered = self._deliver(server, found.artifacts)
         return delivered, (*self._warnings, *ended.warnings, *found.warnings, *delivered.warnings)
@@ -280,6 +283,18 @@ class Run:
         return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
 
     # --- after ComfyUI ------------------------------------------------------------------------------------------
+
+    def _rewritten(self, workspace: Workspace, server: Server, staged: tuple[Staged, ...]) -> list[str]:
+        """Files below input that nodes wrote; on a ComfyUI that others use too, only those over the job's own."""
+        theirs = {file.name for file in staged if file.is_as_it_came()}
+        ours = (
+            workspace.made(kind="input")[0] if server.is_ours else [file.name for file in staged if file.path.exists()]
+        )
+        return [name for name in ours if name not in theirs]
+
+    def _pause(self) -> None:
+        self._cancel.wait(0.05)
+        check(self._cancel, self._deadline)
 
     def _deliver(self, server: Server, artifacts: list[Artifact]) -> Delivered:
         def fetch(artifact: Artifact) -> Iterator[bytes]:

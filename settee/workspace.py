@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import signal
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -174,6 +175,16 @@ class Workspace:
             os.close(self._claim)
             self._claim = None
 
+    def note(self, text: str) -> None:
+        """Keep a line that outlives a kill of this process; without the lock, nothing is kept."""
+        if self._claim is not None:
+            os.ftruncate(self._claim, 0)
+            os.pwrite(self._claim, text.encode(), 0)
+
+    def noted(self) -> str:
+        """What was noted last, by whichever worker had these folders."""
+        return "" if self._claim is None else os.pread(self._claim, _PART_BYTES, 0).decode(errors="replace")
+
     def open(self) -> Wiped:
         """Create the folders that are missing, for this user only, and wipe them all.
 
@@ -232,13 +243,13 @@ class Workspace:
             raise OutputMissing(f"{where} that ComfyUI reported is not there")
         return Path(path), path[len(root.rstrip("/")) + 1 :]
 
-    def made(self, below: str = "") -> tuple[list[str], int]:
+    def made(self, below: str = "", kind: str = "output") -> tuple[list[str], int]:
         """The names of the files in the output folder, or in one folder of it, and how many entries are no plain ones.
 
         Those are links, which are not followed, hidden files, unfinished ones, and folders that cannot be read.
         """
         names: list[str] = []
-        root, others, folders = str(self.folders.output), 0, [below]
+        root, others, folders = str(dict(self.folders.named())[kind]), 0, [below]
         while folders:
             folder = folders.pop()
             try:
@@ -299,6 +310,28 @@ class Workspace:
                 os.close(fd)
             fd = child
         return fd
+
+
+def is_being_written(path: Path) -> bool:
+    """True while any process has a file open for writing; False where the system does not tell.
+
+    Linux grants nobody a lease for reading on such a file (fcntl(2), F_SETLEASE).
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return False
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Who opens the file while the lease is ours has this signal sent to us: SIGIO, its default, would end us.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return False
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    finally:
+        os.close(fd)
 
 
 def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: int) -> None:

@@ -7,6 +7,7 @@ job: they are followed to their ends, and nothing of them runs on when the job h
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ ANSWER_POLL_S = 0.25
 GONE_AFTER_S = 2.0
 #: The newest entries of history in which started prompts are looked for: one that ran may have ended already.
 RECENT = 50
+#: The same, where nobody has followed them.
+LEFT = 1000
 #: So many show whether another prompt has ended since a job began.
 NEWEST = 10
 
@@ -41,14 +44,15 @@ NEWEST = 10
 class Prompts:
     """What of a server's queue and history is ours."""
 
-    def __init__(self, server: Server, forgetter: Forgetter, settings: Settings) -> None:
-        self._server = server
+    def __init__(self, server: Server, forgetter: Forgetter, settings: Settings, note: Callable[[str], None]) -> None:
+        """``note`` keeps what :meth:`inherit` takes, for the worker that comes after one that was killed."""
+        self._server, self._note = server, note
         self._client: Client = server.client
         self._forgetter = forgetter
         self._interrupt_s, self._unresponsive_s = settings.comfy_interrupt_s, settings.comfy_unresponsive_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-submit")
-        #: Prompts that would not stop on a server we cannot restart.
-        self.leftovers: set[str] = set()
+        #: Prompts that would not stop on a server we cannot restart, and the client ids of what they start.
+        self.leftovers: dict[str, str | None] = {}
 
     def submit(
         self,
@@ -66,6 +70,8 @@ class Prompts:
         Raises WorkflowRejected, also for a prompt taken in part unless that is allowed; JobCanceled, JobTimeout (the
         deadline is in time.monotonic()); ComfyDied when no answer comes.
         """
+        if not self._server.is_ours:  # ours ends with its worker
+            self._note(f"{prompt_id} {client_id}")
         try:
             # In a thread: ComfyUI validates before it answers, which may take as long as its custom nodes like.
             answer = self._pool.submit(
@@ -76,7 +82,7 @@ class Prompts:
                 extra_data=extra_data,
                 timeout_s=self._unresponsive_s,
             )
-            node_errors = self._await_answer(answer, prompt_id, cancel, deadline)
+            node_errors = self._await_answer(answer, prompt_id, client_id, cancel, deadline)
         except NoAnswer as error:
             # It may have been taken, and with the answer its node_errors are lost: take it back.
             if self._server.is_running() and not error.timed_out and not error.refused:
@@ -91,7 +97,7 @@ class Prompts:
         return node_errors
 
     def _await_answer(
-        self, answer: Future[dict[str, Any]], prompt_id: str, cancel: Cancel, deadline: float
+        self, answer: Future[dict[str, Any]], prompt_id: str, client_id: str, cancel: Cancel, deadline: float
     ) -> dict[str, Any]:
         """The answer to POST /prompt; raises JobCanceled or JobTimeout once what it brings can be stopped."""
         while True:
@@ -104,17 +110,17 @@ class Prompts:
             if not done and self._server.is_ours:
                 self._server.restart("a canceled job is still being submitted")
             elif not done:
-                self.leftovers.add(prompt_id)
+                self.leftovers[prompt_id] = client_id
             check(cancel, deadline)
 
-    def started(self, prompt_id: str, client_id: str, known: set[str]) -> list[str]:
+    def started(self, prompt_id: str, client_id: str | None, known: set[str], newest: int = RECENT) -> list[str]:
         """Ids of the prompts that this one and its like started, beyond those ``known``: those that ended first.
 
         Raises ComfyError, NoAnswer.
         """
         # The queue first: what leaves it meanwhile is in history then.
         queue = self._client.queue(timeout_s=2).items
-        recent = self._client.recent(RECENT, timeout_s=2)
+        recent = self._client.recent(newest, timeout_s=2)
         # History is in the order of ends: what ended before this one, an earlier job's nodes had started.
         since = dropwhile(lambda each: each not in known, recent) if known & recent.keys() else recent
         items = {each: mapping(recent[each]).get("prompt") for each in since} | dict(queue)
@@ -142,7 +148,7 @@ class Prompts:
         """
         give_up, pause = time.monotonic() + self._interrupt_s, 0.02
         is_known = prompt_id in self.leftovers
-        self.leftovers.discard(prompt_id)
+        client_id = self.leftovers.pop(prompt_id, None) or client_id
         stopping = {prompt_id}
         while True:
             try:
@@ -171,7 +177,7 @@ class Prompts:
         if self._server.is_ours:
             self._server.restart(f"a stopped job did not end within {self._interrupt_s:g} s")
         else:
-            self.leftovers |= {prompt_id, *stopping}
+            self.leftovers |= dict.fromkeys({prompt_id, *stopping}, client_id)
             if not is_known:
                 log.error("ComfyUI did not stop a job within %g s", self._interrupt_s)
 
@@ -198,10 +204,9 @@ class Prompts:
             if self._belongs(item, each, client_id):
                 self.stop(each, client_id)
 
-    def inherit(self, prompt_id: str) -> None:
+    def inherit(self, prompt_id: str, client_id: str | None = None) -> None:
         """A prompt that a worker before this one left: stopped before the first job, and its texts forgotten."""
-        self.leftovers.add(prompt_id)
-        self._forgetter.add(prompt_id)
+        self.leftovers[prompt_id] = client_id
 
     def settle(self, deadline: float, is_over: Callable[[], bool]) -> bool:
         """Go on asking the prompts that would not stop; True when none of them is left.
@@ -217,8 +222,12 @@ class Prompts:
 
     def stop_leftovers(self) -> bool:
         """Ask each of them once more; True when none is left."""
-        for prompt_id in tuple(self.leftovers):
+        for prompt_id, client_id in tuple(self.leftovers.items()):
             self.stop(prompt_id)
+            self._forgetter.add(prompt_id)  # it may have had no entry in history before
+            with contextlib.suppress(ComfyError):
+                for each in self.started(prompt_id, client_id, {prompt_id}, LEFT):
+                    self._forgetter.add(each)
         return not self.leftovers
 
     def close(self) -> None:

@@ -69,7 +69,8 @@ class Hooks:
 class Session:
     """The one user of a server. Not thread-safe: the engine lets one job in at a time."""
 
-    def __init__(self, server: Server, settings: Settings) -> None:
+    def __init__(self, server: Server, settings: Settings, note: Callable[[str], None]) -> None:
+        """``note`` as in Prompts."""
         self._server = server
         self._settings = settings
         self._socket: EventSocket | None = None
@@ -79,7 +80,7 @@ class Session:
         self._known_generation = -1
         self._expanding: set[str] = set()
         self.forgetter = Forgetter(server.client)
-        self.prompts = Prompts(server, self.forgetter, settings)
+        self.prompts = Prompts(server, self.forgetter, settings, note)
 
     # --- readiness ----------------------------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class Session:
             error.node_id = watcher.node_id
             if not self._server.is_ours:
                 # It may only have been frozen: it must not go on with this when it wakes.
-                self.prompts.leftovers.add(prompt_id)
+                self.prompts.leftovers[prompt_id] = socket.client_id
             raise
         except WorkflowRejected as error:
             raise registry.explained(error, graph, self.object_info) from error
@@ -219,7 +220,7 @@ class Session:
             may_yet_come = prompt_id in self.prompts.leftovers
             self.prompts.stop(prompt_id, socket.client_id)
             if may_yet_come:
-                self.prompts.leftovers.add(prompt_id)
+                self.prompts.leftovers[prompt_id] = socket.client_id
             raise
         finally:
             if not watcher.ended_by_event or not socket.pristine:

@@ -7,7 +7,9 @@ tests/support/comfy_pack and the folders of settee/comfy_nodes in its custom_nod
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissin
 from settee.job import Artifact, Kind, Progress, Status
 from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import Rig, empty, files_below, picture, slow
+from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow
 from tests.support.waiting import eventually
 
 
@@ -205,8 +207,8 @@ def test_links_and_hidden_files_below_output_are_not_returned_but_named(rig: Rig
 
 def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_reported_it(rig: Rig) -> None:
     class Vanishing(Workspace):
-        def made(self, below: str = "") -> tuple[list[str], int]:
-            found = super().made(below)
+        def made(self, below: str = "", kind: str = "output") -> tuple[list[str], int]:
+            found = super().made(below, kind)
             for name in found[0]:
                 (self.folders.output / name).unlink()
             return found
@@ -224,6 +226,55 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
         collected("a.png")
     ended.outputs.clear()
     assert collected("work.dat") == []
+
+
+def during(write: Callable[[], object]) -> Callable[[Progress], None]:
+    """Tells a job's progress, and lets something else happen once while its nodes run."""
+    done: list[object] = []
+    return lambda step: None if step.status is not Status.RUNNING or done else done.append(write())
+
+
+def test_input_files_that_a_node_writes_over_are_returned_and_others_are_not(rig: Rig) -> None:
+    folder = rig.engine._workspace.folders.input
+    graph = slow(steps=6, delay_ms=40) | {"2": {"class_type": "LoadImage", "inputs": {"image": "a/kept.png"}}}
+    images = {name: b64(png((7, 7, 7))) for name in ("a/kept.png", "a/masked.png")}
+    result = rig.run(graph, images=images, on_progress=during(lambda: (folder / "a/masked.png").write_bytes(b"masked")))
+    assert [(each.filename, each.size) for each in result.outputs if each.node_id != "9"] == [("masked.png", 6)]
+    assert any("no node reported masked.png" in warning for warning in result.warnings)
+
+
+def test_files_that_a_node_adds_to_the_input_folder_are_returned(own_rig: Rig) -> None:
+    folder = own_rig.engine._workspace.folders.input
+    result = own_rig.run(
+        slow(steps=6, delay_ms=40), on_progress=during(lambda: (folder / "new.png").write_bytes(png()))
+    )
+    assert sorted(each.filename for each in result.outputs) == ["made_00001_.png", "new.png"]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_file_that_is_still_being_written_is_waited_for_or_warned_of(rig: Rig, ends: bool) -> None:
+    """A node may leave the writing to a thread, or to a program, and return."""
+    stop, threads = threading.Event(), []
+
+    def write() -> None:
+        with (rig.engine._workspace.folders.output / "film.mp4").open("wb", buffering=0) as file:
+            for _ in range(20):
+                file.write(bytes(1000))
+                time.sleep(0.05)
+            if not ends:
+                stop.wait(20)
+
+    def begin() -> None:
+        threads.append(threading.Thread(target=write))
+        threads[0].start()
+
+    try:
+        result = rig.run(slow(steps=4, delay_ms=20), on_progress=during(begin))
+    finally:
+        stop.set()
+        threads[0].join()
+    assert [each.size for each in result.outputs if each.filename == "film.mp4"] == [20_000]
+    assert any("film.mp4 was still open for writing" in warning for warning in result.warnings) is not ends
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
