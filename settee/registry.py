@@ -11,9 +11,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from settee.errors import WorkflowRejected
+from settee.errors import InvalidRequest, WorkflowRejected
 from settee.redact import neutral
-from settee.workflow import ObjectInfo, Problem, Workflow, is_link, links, natural_key, output_nodes, own_node
+from settee.workflow import (
+    ObjectInfo,
+    Problem,
+    Workflow,
+    is_link,
+    link_problems,
+    links,
+    natural_key,
+    output_nodes,
+    own_node,
+)
 
 # --- inputs ----------------------------------------------------------------------------------------------
 
@@ -115,10 +125,23 @@ def live(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
     reached: set[str] = set()
     while ends:
         node_id = ends.pop()
-        if node_id not in reached:
+        if node_id not in reached and node_id in workflow:
             reached.add(node_id)
             ends += [source for _, source, _ in links(workflow[node_id])]
     return {node_id: node for node_id, node in workflow.items() if node_id in reached}
+
+
+def linked(workflow: Workflow, object_info: ObjectInfo) -> Workflow:
+    """The workflow as it is, or only :func:`live` nodes where links of others lead nowhere or in a loop.
+
+    Raises InvalidRequest where a link of a live node does.
+    """
+    if not link_problems(workflow):
+        return workflow
+    kept = live(workflow, object_info)
+    if problems := link_problems(kept):
+        raise InvalidRequest.from_problems(problems, "workflow")
+    return kept
 
 
 def registry_problems(

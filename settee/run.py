@@ -159,8 +159,9 @@ class Run:
         if not classes <= session.object_info.keys() | session.replacements.keys():
             # A server that is not ours may have gained nodes since.
             session.refresh_registry()
-        graph = registry.replaced(given, session.replacements, session.object_info)
-        if graph is not given:
+        whole = registry.linked(given, session.object_info)
+        graph = registry.replaced(whole, session.replacements, session.object_info)
+        if graph is not whole:
             self._check_classes(graph)
         graph, respelled = registry.respelled(graph, session.object_info, names_of(order.entries))
         self._warnings += respelled

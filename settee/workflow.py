@@ -140,18 +140,46 @@ def shape_problems(workflow: Mapping[str, Any], *, max_nodes: int) -> list[Probl
     problems: list[Problem] = []
     for node_id, node in workflow.items():
         problems += _node_shape(node_id, node)
-    if not problems:
-        problems += _link_targets(workflow)
-    if not problems:
-        loop, longest = walk(workflow)
-        if loop:
-            named = " -> ".join(node_id[:50] for node_id in loop[:20])
-            problems.append({"path": "workflow", "problem": f"the nodes {named} form a loop; a workflow must not"})
-        elif longest > MAX_CHAIN:
-            problems.append(
-                {"path": "workflow", "problem": f"a chain of {longest} nodes; ComfyUI follows at most {MAX_CHAIN}"}
-            )
-    return problems
+    return problems or [*_malformed_links(workflow)]
+
+
+def link_problems(workflow: Mapping[str, Any]) -> list[Problem]:
+    """Return links to nodes that are not there, else a loop or a chain that is too long, of a graph of right shape.
+
+    ComfyUI looks at no node that leads to no output: see :func:`settee.registry.linked`.
+    """
+    problems = [
+        _link_problem(
+            node_id,
+            node,
+            name,
+            [source[:100], slot],
+            f"is linked to node {source[:100]!r}, which is not in the workflow",
+        )
+        for node_id, node in workflow.items()
+        for name, source, slot in links(node)
+        if source not in workflow
+    ]
+    if problems:
+        return problems
+    loop, longest = walk(workflow)
+    if loop:
+        named = " -> ".join(node_id[:50] for node_id in loop[:20])
+        return [{"path": "workflow", "problem": f"the nodes {named} form a loop; a workflow must not"}]
+    if longest > MAX_CHAIN:
+        return [{"path": "workflow", "problem": f"a chain of {longest} nodes; ComfyUI follows at most {MAX_CHAIN}"}]
+    return []
+
+
+def _link_problem(node_id: str, node: Mapping[str, Any], name: str, value: list[Any], problem: str) -> Problem:
+    return {
+        "path": f"workflow.{node_id}.inputs.{name}",
+        "node_id": node_id,
+        "class_type": node["class_type"],
+        "input": name,
+        "value": value,
+        "problem": problem,
+    }
 
 
 def _node_shape(node_id: Any, node: Any) -> Iterator[Problem]:
@@ -178,41 +206,22 @@ def _is_numbered_link(value: Any, workflow: Mapping[str, Any]) -> bool:
     )
 
 
-def _link_targets(workflow: Mapping[str, Any]) -> Iterator[Problem]:
+def _malformed_links(workflow: Mapping[str, Any]) -> Iterator[Problem]:
     for node_id, node in workflow.items():
         for name, given in node["inputs"].items():
             value = unwrapped(given)
             if _is_numbered_link(value, workflow):
-                yield {
-                    "path": f"workflow.{node_id}.inputs.{name}",
-                    "node_id": node_id,
-                    "class_type": node["class_type"],
-                    "input": name,
-                    "value": value,
-                    "problem": f'is linked to {value[0]}, a number, and node ids are strings: write ["{value[0]}", '
-                    f"{value[1]}]",
-                }
-            if not is_link(value):
-                continue
-            source, slot = value[0][:100], repr(value[1])[:100]
-            problem = None
-            if value is not given:
+                problem = f"is linked to {value[0]}, a number, and node ids are strings: write "
+                yield _link_problem(node_id, node, name, value, f'{problem}["{value[0]}", {value[1]}]')
+            elif is_link(value) and value is not given:
                 # ComfyUI's executor follows it, and its validation does not look.
                 problem = 'is a link wrapped as a value: give it without "__value__"'
-            elif not _is_slot(value[1]):
+                yield _link_problem(node_id, node, name, [value[0][:100], repr(value[1])[:100]], problem)
+            elif is_link(value) and not _is_slot(value[1]):
                 # Any other number ends ComfyUI's executor thread, or fools it.
+                source, slot = value[0][:100], repr(value[1])[:100]
                 problem = f"is linked to output {slot} of node {source!r}: outputs count from 0, in whole numbers"
-            elif value[0] not in workflow:
-                problem = f"is linked to node {source!r}, which is not in the workflow"
-            if problem:
-                yield {
-                    "path": f"workflow.{node_id}.inputs.{name}",
-                    "node_id": node_id,
-                    "class_type": node["class_type"],
-                    "input": name,
-                    "value": [source, slot],
-                    "problem": problem,
-                }
+                yield _link_problem(node_id, node, name, [source, slot], problem)
 
 
 def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:

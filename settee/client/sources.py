@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from settee.client import embedded
 from settee.client.errors import UsageError
-from settee.workflow import is_salt, shape_problems
+from settee.workflow import is_salt, link_problems, shape_problems
 
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
 MAX_BYTES = 64 * 1024 * 1024
@@ -176,7 +176,8 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
         raise UsageError(f"{shown} is a whole job, not a workflow: give what is inside its {place!r}")
     clean = cleaned(data)
     _require_json(clean, shown)
-    if problems := [f"{shown}: {_told(problem)}" for problem in shape_problems(clean, max_nodes=_MAX_NODES)]:
+    wrong_there = shape_problems(clean, max_nodes=_MAX_NODES) or link_problems(clean)
+    if problems := [f"{shown}: {_told(problem)}" for problem in wrong_there]:
         more = len(problems) - _SHOWN_PROBLEMS
         raise UsageError("\n".join(problems[:_SHOWN_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])))
     return clean

@@ -15,7 +15,7 @@ from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.client import Queue
 from settee.comfy.watcher import Limits, Watcher
-from settee.errors import SetteeError
+from settee.errors import InvalidRequest, SetteeError
 from settee.job import Cancel
 from settee.messages import Event, ImageEvent, Meter, image_event
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
@@ -49,14 +49,15 @@ def test_the_executor_dies_while_it_runs_a_prompt(own_rig: Rig) -> None:
     assert own_rig.run(empty(3)).outputs
 
 
-def test_a_chain_longer_than_comfyui_can_recurse() -> None:
+def test_a_chain_longer_than_comfyui_can_recurse(rig: Rig) -> None:
     """Through inputs no class declares, so it is not validated; caching.get_ordered_ancestry_internal recurses."""
     graph = empty()
-    for index in range(1500):
+    for index in range(900):
         source = f"n{index - 1}" if index else "1"
         graph[f"n{index}"] = {"class_type": "EmptyImage", "inputs": {**graph["1"]["inputs"], "x": [source, 0]}}
-    graph["9"]["inputs"]["images"] = ["n1499", 0]
-    refuse(graph)
+    graph["9"]["inputs"]["images"] = ["n899", 0]
+    with pytest.raises(InvalidRequest, match="a chain of 902 nodes"):
+        rig.run(graph)
 
 
 @pytest.mark.parametrize("value", [["nope", 0], ["9", 0]])

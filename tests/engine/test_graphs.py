@@ -29,6 +29,20 @@ def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(rig: Rig) -> None:
     assert result.warnings == ()
 
 
+@pytest.mark.parametrize("links", [{"20": "99"}, {"20": "21", "21": "20"}, {"20": "20"}])
+def test_links_to_nowhere_and_loops_are_refused_only_where_an_output_needs_them(
+    rig: Rig, links: dict[str, str]
+) -> None:
+    """Both ComfyUI 0.3.64 and 0.33 run the outputs that need none of these nodes."""
+    loose = {i: {"class_type": "ImageInvert", "inputs": {"image": [source, 0]}} for i, source in links.items()}
+    result = rig.run({**empty(45), **loose})
+    assert [output.node_id for output in result.outputs] == ["9"]
+    graph = {**empty(45), **loose}
+    graph["9"]["inputs"]["images"] = ["20", 0]
+    with pytest.raises(InvalidRequest, match=r"not in the workflow|form a loop"):
+        rig.run(graph)
+
+
 def test_a_class_that_is_not_there_is_left_out_with_a_warning_where_no_output_needs_it(rig: Rig) -> None:
     loose = {
         "20": {"class_type": "NoSuchLoader", "inputs": {}},

@@ -35,7 +35,7 @@ def test_there_are_real_workflows() -> None:
 def test_published_workflows_are_never_refused_by_mistake(path: Path, object_info: dict[str, Any]) -> None:
     """What is left to say about them is only that this registry has no API nodes."""
     graph = json.loads(path.read_text())
-    assert workflow.shape_problems(graph, max_nodes=1000) == []
+    assert workflow.shape_problems(graph, max_nodes=1000) == workflow.link_problems(graph) == []
     assert paths.path_problems(graph, object_info) == []
     assert [item for item in registry.registry_problems(graph, object_info) if item["type"] != "unknown_class"] == []
 
@@ -67,7 +67,8 @@ def test_the_editors_format_gets_a_word_on_how_to_export(path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_shape_is_said(graph: dict[str, Any], says: str) -> None:
-    assert any(says in item["problem"] for item in workflow.shape_problems(graph, max_nodes=10))
+    found = workflow.shape_problems(graph, max_nodes=10) or workflow.link_problems(graph)
+    assert any(says in item["problem"] for item in found)
 
 
 def test_two_numbers_that_name_no_node_are_left_to_comfyui() -> None:
@@ -198,9 +199,9 @@ def test_a_file_within_a_value_of_any_shape_is_a_file_that_the_node_reads(value:
 def test_a_chain_that_comfyui_cannot_follow() -> None:
     graph = {str(i): node("A", x=[str(i + 1), 0]) for i in range(workflow.MAX_CHAIN)}
     graph |= {str(workflow.MAX_CHAIN): node("A")}
-    assert "ComfyUI follows at most" in workflow.shape_problems(graph, max_nodes=1000)[0]["problem"]
+    assert "ComfyUI follows at most" in workflow.link_problems(graph)[0]["problem"]
     del graph["0"]
-    assert workflow.shape_problems(graph, max_nodes=1000) == []
+    assert workflow.link_problems(graph) == []
 
 
 def test_policy_takes_names_and_patterns() -> None:

@@ -16,7 +16,16 @@ from typing import Any
 
 from settee.client.errors import UsageError
 from settee.measure import measure
-from settee.workflow import ObjectInfo, Workflow, links, output_nodes, shape_problems, shown_node, unwrapped
+from settee.workflow import (
+    ObjectInfo,
+    Workflow,
+    link_problems,
+    links,
+    output_nodes,
+    shape_problems,
+    shown_node,
+    unwrapped,
+)
 from settee.workflow import salted as with_salt
 
 #: Below ComfyUI's input folder.
@@ -87,7 +96,7 @@ def read(payload: Mapping[str, Any]) -> Asked:
 def _workflow(workflow: Any) -> Workflow:
     if not isinstance(workflow, dict):
         raise UsageError("the request has no workflow")
-    for problem in shape_problems(workflow, max_nodes=_MAX_NODES):
+    for problem in shape_problems(workflow, max_nodes=_MAX_NODES) or link_problems(workflow):
         raise UsageError(f"{problem['path']}: {problem['problem']}")
     return workflow
 

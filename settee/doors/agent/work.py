@@ -24,7 +24,7 @@ from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
 from settee.literals import with_values
 from settee.models.missing import names_of
-from settee.registry import Replacements, replaced, replacement, respelled
+from settee.registry import Replacements, linked, replaced, replacement, respelled
 from settee.request import Delivery, JobRequest
 from settee.seeds import draw_seeds
 from settee.settings import Settings
@@ -90,7 +90,7 @@ def plan(
 ) -> Plan:
     """Every value in its place, and checked to have an effect there. Raises InvalidRequest with all problems."""
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
-    graph = chained(bound(graph, envelope, values), values.loras)
+    graph = chained(linked(bound(graph, envelope, values), object_info), values.loras)
     envelope = _renamed(envelope, graph, object_info, replacements)
     graph = replaced(graph, replacements, object_info)
     graph, respelt = respelled(graph, object_info, names_of(assets.entries))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from settee.doors.agent.graph.loras import chained, is_pattern
 from settee.doors.agent.graph.strengths import LoraUse
 from settee.errors import InvalidRequest
-from settee.workflow import Workflow, links, shape_problems
+from settee.workflow import Workflow, link_problems, links, shape_problems
 from tests.unit.agent.templates import REAL, TEMPLATE, node
 
 COUNTS = (0, 1, 2, 5)
@@ -49,7 +49,7 @@ def chain(template: Workflow, count: int) -> Workflow:
     before = copy.deepcopy(template)
     graph = chained(template, uses(count))
     assert template == before
-    assert shape_problems(graph, max_nodes=1000) == []
+    assert shape_problems(graph, max_nodes=1000) == link_problems(graph) == []
     return graph
 
 

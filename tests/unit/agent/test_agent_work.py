@@ -9,8 +9,11 @@ import pytest
 
 from settee.doors.agent import work
 from settee.doors.agent.assets import Assets
+from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.options import AgentConfig
+from settee.errors import InvalidRequest
+from settee.workflow import Workflow
 from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
 
@@ -57,19 +60,28 @@ def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
     assert found["height"] == 1216
 
 
+def planned(given: Envelope, graph: Workflow) -> work.Plan:
+    config = AgentConfig.model_construct(workflow_defaults={})
+    return work.plan(given, config, graph, Assets((), names_of(given), ()), object_info(), {}, lambda: 77)
+
+
+@pytest.mark.parametrize(
+    ("link", "says"), [(["99", 0], "linked to node '99', which is not in the workflow"), (["7", 0], "form a loop")]
+)
+def test_a_link_to_nowhere_or_in_a_loop_is_refused_where_an_output_needs_it(link: list[Any], says: str) -> None:
+    given = parsed(workflowParameters=[one for one in EXAMPLE["workflowParameters"] if one["parameter"] != "seed"])
+    loose = node("ImageInvert", image=["99", 0])
+    assert "90" not in planned(given, {**copy.deepcopy(TEMPLATE), "90": loose}).workflow
+    override = {"node": "6", "path": "inputs.model", "value": link}
+    with pytest.raises(InvalidRequest, match=says):
+        planned(parsed(workflowOverrides=[override]), copy.deepcopy(TEMPLATE))
+
+
 def test_a_seed_of_minus_one_in_a_template_is_drawn_and_told() -> None:
     given = parsed(workflowParameters=[one for one in EXAMPLE["workflowParameters"] if one["parameter"] != "seed"])
     graph = copy.deepcopy(TEMPLATE)
     graph["6"]["inputs"]["seed"] = -1
-    plan = work.plan(
-        given,
-        AgentConfig.model_construct(workflow_defaults={}),
-        graph,
-        Assets((), names_of(given), ()),
-        object_info(),
-        {},
-        lambda: 77,
-    )
+    plan = planned(given, graph)
     drawn = plan.workflow["6"]["inputs"]["seed"]
     assert drawn >= 0
     assert work.params(plan).as_dict()["seed"] == drawn

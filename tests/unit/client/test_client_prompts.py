@@ -13,7 +13,7 @@ import pytest
 from settee.client.changes import applied
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.prompts import prompt_changes
-from settee.workflow import is_link, shape_problems
+from settee.workflow import is_link, link_problems, shape_problems
 from tests.unit.client.prompt_shapes import SHAPES
 from tests.unit.client.prompt_shapes.building import encoder, node, sd15
 
@@ -155,7 +155,7 @@ def test_with_classes_that_nobody_knows_a_text_lands_where_it_belongs_or_nowhere
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_gets_its_texts_where_they_belong(name: str, with_registry: bool, object_info: dict[str, Any]) -> None:
     shape, registry = SHAPES[name], object_info if with_registry else None
-    assert shape_problems(shape.graph, max_nodes=100) == []
+    assert shape_problems(shape.graph, max_nodes=100) == link_problems(shape.graph) == []
     for side in SIDES:
         expected = getattr(shape, side)
         if isinstance(expected, list):
