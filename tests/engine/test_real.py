@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.errors import ComfyUnavailable, ExecutionFailed
+from settee.errors import ComfyUnavailable, ExecutionFailed, WorkflowRejected
 from tests.support.memory import resident
 from tests.support.rig import Rig, empty, files_below
 
@@ -48,9 +48,17 @@ class TrainingData:
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
     def go(self): return {"samples": torch.zeros(1, 4, 8, 8)}, [[torch.zeros(1, 2, 3), {}]]
 
+class Checks(TrainingData):
+    OUTPUT_NODE = True
+    def go(self): return {}, None
+class ExitsInValidateInputs(Checks):
+    VALIDATE_INPUTS = classmethod(lambda cls: sys.exit("no model"))
+class ExitsInIsChanged(Checks):
+    IS_CHANGED = classmethod(lambda cls: sys.exit("no model"))
+
 NODE_CLASS_MAPPINGS = {
     **{work.__name__: node(work) for work in (exits, exits_later, quotes_its_traceback, crashes)},
-    "TrainingData": TrainingData,
+    **{each.__name__: each for each in (TrainingData, ExitsInValidateInputs, ExitsInIsChanged)},
 }
 """
 
@@ -89,6 +97,16 @@ def test_a_node_that_exits_fails_its_job_and_no_other(real: Rig, node: str, said
         real.run(alone(node), timeout_s=20)
     generation = real.server.generation
     assert real.run(empty(1)).outputs
+    assert real.server.generation == generation
+
+
+def test_an_exit_in_a_nodes_checks_is_an_error_of_its_own(real: Rig) -> None:
+    """As any exception there: one refuses the prompt, the other has the node run again."""
+    save = {"7": {"class_type": "SaveLatent", "inputs": {"samples": ["5", 0], "filename_prefix": "x"}}}
+    with pytest.raises(WorkflowRejected, match="node 5, VALIDATE_INPUTS: SystemExit: no model"):
+        real.run({**alone("ExitsInValidateInputs"), **save}, timeout_s=20)
+    generation = real.server.generation
+    assert real.run({**alone("ExitsInIsChanged"), **empty(2)}, timeout_s=20).outputs
     assert real.server.generation == generation
 
 

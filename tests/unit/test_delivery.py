@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.delivery import plan
@@ -251,7 +251,6 @@ def test_conversion_counts_before_the_cap_does(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=80)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 4000), TEXTS, TEXTS), max_size=5),
     st.lists(TEXTS, max_size=4),

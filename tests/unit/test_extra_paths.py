@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
@@ -244,6 +245,21 @@ def test_a_node_that_ends_the_thread_of_prompts_fails_its_prompt_only() -> None:
     assert executor.history_result["outputs"] == {}
     execute(executor, {"9": {"class_type": "SaveImage"}}, "id", {}, ["9"])
     assert executor.history_result["outputs"] == {"9": "saved"}
+
+
+@pytest.mark.parametrize("name", ["VALIDATE_INPUTS", "validate_inputs", "IS_CHANGED", "fingerprint_inputs"])
+def test_an_exit_in_a_nodes_checks_is_an_error_that_names_the_node(name: str) -> None:
+    async def call(prompt_id: str, node_id: str, node: Any, inputs: Any, func: str, **_: Any) -> Any:
+        """As execution._async_map_node_over_list of ComfyUI 0.3.64 and 0.33."""
+        return [getattr(node, func)(**inputs)]
+
+    node = types.SimpleNamespace(FUNCTION="go", go=sys.exit, fine=lambda: 1, **{name: lambda: sys.exit("bye")})
+    wrapped = settee_thread.refusing(settee_thread.refusing(call))
+    with pytest.raises(RuntimeError, match=f"^node 5, {name}: SystemExit: bye$"):
+        asyncio.run(wrapped("id", "5", node, {}, name, v3_data=None))
+    assert asyncio.run(wrapped("id", "5", node, {}, "fine")) == [1]
+    with pytest.raises(SystemExit):  # `surviving` knows which node runs
+        asyncio.run(wrapped("id", "5", node, {}, "go"))
 
 
 def test_a_thread_that_cannot_be_saved_ends_with_a_line_in_the_log() -> None:

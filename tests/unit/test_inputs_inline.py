@@ -103,7 +103,7 @@ def test_a_mistake_far_into_large_data_is_found_at_its_place(put: Stage) -> None
     assert "'=' at character 3333333" in put.refused({"bad.bin": "".join(data)}).message
 
 
-@examples(max_examples=300, deadline=None, derandomize=True)
+@examples(max_examples=300, derandomize=True)
 @given(raw=st.binary(max_size=200), wrap=st.integers(1, 80), step=st.sampled_from([4, 8, 64]), url_safe=st.booleans())
 def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe: bool) -> None:
     """The pieces of large data meet white space, padding and both alphabets at any place."""
@@ -115,7 +115,7 @@ def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe
         assert b"".join(decode_base64("xx" + text.rstrip("="), 2)) == raw
 
 
-@examples(max_examples=500, deadline=None, derandomize=True)
+@examples(max_examples=500, derandomize=True)
 @given(text=st.text(alphabet="AQgw+/-_=\n !é", max_size=24), step=st.sampled_from([4, 8]))
 def test_base64_is_decoded_as_the_standard_library_does_or_refused(text: str, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

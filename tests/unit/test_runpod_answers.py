@@ -110,7 +110,7 @@ JSON = st.recursive(
 
 
 @given(details=st.dictionaries(st.text(max_size=5), JSON, max_size=3), message=st.text(st.characters()))
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
     answer = render.error(errors.ComfyError(message, details=details))
     body = wire.encode(wire.message(answer))
@@ -120,7 +120,7 @@ def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
 
 
 @given(value=JSON, char=st.characters(exclude_categories=["Cs"]))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_an_answer_in_pieces_is_its_json(value: Any, char: str) -> None:
     answer = render._safe_dict({"value": value, "long": [char * 300_000, {"data": "a" * 600_001}]})
     body = wire.Body(answer)

@@ -99,7 +99,7 @@ def test_bad_names_are_named_with_the_rule_they_break(name: str) -> None:
         assert repr(name) in message
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(
     st.one_of(
         st.text(max_size=60),

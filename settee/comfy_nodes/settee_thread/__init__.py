@@ -2,14 +2,15 @@
 
 ComfyUI catches a node's `Exception`. A SystemExit (`sys.exit()` in a node, or in the script that it runs), a
 CancelledError, or a fault of the executor's own ends the thread: the server goes on answering, shows the prompt as
-running for ever, and runs nothing any more. For a SystemExit Python does not even print a line.
+running for ever, and runs nothing any more. For a SystemExit Python does not even print a line. In VALIDATE_INPUTS,
+which runs in the server's own thread, it ends ComfyUI.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 #: ComfyUI wants to see this in every custom node.
@@ -39,6 +40,28 @@ def surviving(execute: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def refusing(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Wrap ComfyUI's execution._async_map_node_over_list, which calls the methods of nodes by their names.
+
+    An exit within those around a node's own work (VALIDATE_INPUTS, IS_CHANGED) becomes an error as any other of theirs:
+    the one refuses the prompt, the other has the node run again.
+    """
+    if getattr(call, "is_refusing", False):
+        return call
+
+    @functools.wraps(call)
+    async def wrapped(prompt_id: Any, node_id: Any, node: Any, inputs: Any, name: str, *args: Any, **named: Any) -> Any:
+        try:
+            return await call(prompt_id, node_id, node, inputs, name, *args, **named)
+        except SystemExit as error:
+            if name == getattr(node, "FUNCTION", None):
+                raise
+            raise RuntimeError(f"node {node_id}, {name}: SystemExit: {error}".removesuffix(": ")) from error
+
+    wrapped.is_refusing = True  # type: ignore[attr-defined]
+    return wrapped
+
+
 def _fail(executor: Any, prompt: dict[str, Any], prompt_id: str, error: BaseException) -> None:
     """End the prompt as ComfyUI's own handle_execution_error does."""
     log.error("settee: the thread that runs prompts survives", exc_info=error)
@@ -62,9 +85,10 @@ def _fail(executor: Any, prompt: dict[str, Any], prompt_id: str, error: BaseExce
 
 def _install() -> None:
     try:
-        from execution import PromptExecutor
+        import execution
 
-        PromptExecutor.execute = surviving(PromptExecutor.execute)
+        execution.PromptExecutor.execute = surviving(execution.PromptExecutor.execute)
+        execution._async_map_node_over_list = refusing(execution._async_map_node_over_list)
     except Exception as error:
         log.warning("settee: SystemExit ends the thread of prompts: %s: %s", type(error).__name__, error)
 

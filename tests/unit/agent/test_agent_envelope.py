@@ -231,7 +231,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(JSON, st.data())
 def test_whatever_stands_anywhere_is_taken_or_told(value: Any, data: st.DataObject) -> None:
     """A taken envelope can be written as UTF-8 JSON; a refused one says where."""

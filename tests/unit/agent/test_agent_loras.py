@@ -277,7 +277,7 @@ def rows_and_branches(draw: st.DrawFn) -> Workflow:
     return {node_id: graph[node_id] for node_id in order}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows_and_branches(), st.integers(0, 6))
 def test_no_way_has_a_lora_twice_or_in_another_order(template: Workflow, count: int) -> None:
     graph = chain(template, count)

@@ -126,7 +126,7 @@ def test_names_are_safe_and_keep_their_suffix(file: str, name: str) -> None:
     assert _free_name("1", Path(file), "image", set()) == name
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     node_id=st.text(min_size=1, max_size=80),
     file=st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=250),
