@@ -209,15 +209,22 @@ class _Staging:
                 "this worker takes no files from a volume (INPUT_VOLUME_DIR is not set): send the file instead"
             )
         with _open_below(self._settings.input_volume_dir, name) as file:
-            if os.fstat(file.fileno()).st_size > self._max_bytes:
+            found = os.fstat(file.fileno())
+            if found.st_size > self._max_bytes:
                 limit = f"MAX_FILE_MB ({self._settings.max_file_mb:g} MiB)"
                 raise PayloadTooLarge(f"the file {shown(name)} of the volume is over {limit}")
             try:
                 while piece := file.read(MIB):
                     self._go_on()
                     yield piece
+                now = os.fstat(file.fileno())
             except OSError as error:
                 raise StagingError(f"the volume's file {shown(name)} cannot be read ({error.strerror})") from error
+            if (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+                raise StagingError(
+                    f"the volume's file {shown(name)} changed while it was read: send the job again once it is whole",
+                    retryable=True,
+                )
 
     def _finish(self, name: str, path: Path) -> None:
         """Check a file that has been written, and count it."""

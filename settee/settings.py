@@ -167,7 +167,11 @@ class Settings(BaseSettings):
     max_pixels: int = Field(100_000_000, gt=0, description="Most pixels (width x height x frames) of an input image.")
     max_nodes: int = Field(5000, gt=0, description="Most nodes of a workflow.")
     allowed_nodes: Names = Field((), description="When set, only these node classes may be used (names or patterns).")
-    denied_nodes: Names = Field((), description="These node classes may not be used (names or patterns).")
+    denied_nodes: Names = Field(
+        (),
+        description="These node classes may not be used (names or patterns). Both lists are about the workflow that is "
+        "sent, old names of classes as well: what an allowed class makes of itself or starts is that class's own.",
+    )
     download_timeout_s: float = Field(300, gt=0, description="Time limit for one URL or S3 input.")
 
     # --- Delivery ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from settee.errors import JobCanceled, PayloadTooLarge, StagingError, UnsafePath
+from settee.job import Cancel
 from tests.support.staging import PNG, Stage
 
 
@@ -101,6 +102,43 @@ def test_pictures_must_be_whole_and_limits_hold(put: Stage, volume: Path) -> Non
     assert "half.png" in put.refused(images={"half.png": "volume://faces/half.png"}).message
     put.settings["max_file_mb"] = 0.004
     assert "MAX_FILE_MB" in put.refused({"c.bin": "volume://clip.bin"}, kind=PayloadTooLarge).message
+
+
+@pytest.mark.parametrize("change", ["grows", "is cut", "is written over"])
+def test_a_file_that_changes_while_it_is_read_is_not_taken_in_part(put: Stage, volume: Path, change: str) -> None:
+    path = volume / "upload.bin"
+    path.write_bytes(b"a" * 3_000_000)
+
+    class Meanwhile(Cancel):
+        """Is asked before each piece."""
+
+        def is_set(self) -> bool:
+            if put.workspace.made(kind="input")[0]:
+                with path.open("r+b") as file:
+                    file.truncate(1_000_000 if change == "is cut" else 3_000_000)
+                    file.seek(0, os.SEEK_SET if change == "is written over" else os.SEEK_END)
+                    file.write(b"" if change == "is cut" else b"b")
+            return super().is_set()
+
+    put.cancel = Meanwhile()
+    error = put.refused({"c.bin": "volume://upload.bin"}, kind=StagingError)
+    assert "changed while it was read" in error.message
+    assert put.workspace.made(kind="input") == ([], 0)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_comes_whole(put: Stage, volume: Path) -> None:
+    path = volume / "swapped.bin"
+    path.write_bytes(b"a" * 3_000_000)
+
+    class Meanwhile(Cancel):
+        def is_set(self) -> bool:
+            if put.workspace.made(kind="input")[0] and path.exists():
+                path.unlink()
+                path.symlink_to("/etc/hostname")
+            return super().is_set()
+
+    put.cancel = Meanwhile()
+    assert put.bytes_of("volume://swapped.bin") == b"a" * 3_000_000
 
 
 def test_copying_ends_with_the_job(put: Stage, volume: Path) -> None:
