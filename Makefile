@@ -16,7 +16,8 @@ help:            ## This list
 $(DEMO): LOCK := requirements-worker.lock
 $(ALL): LOCK := requirements.lock
 $(DEMO) $(ALL): requirements-build.lock requirements-worker.lock requirements.lock pyproject.toml tools/install.py
-	$(PYTHON) -m venv $(VENV)
+	@echo "installing $(LOCK) into $(VENV), which takes a while where nothing is cached"
+	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/install.py $(LOCK)
 	@touch $(DEMO) $@
 

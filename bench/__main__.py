@@ -14,6 +14,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from settee import __version__
+
 BENCHES = (
     "agent_answers",
     "cold_import",
@@ -38,6 +40,7 @@ def _parsed() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="benches:\n" + "\n".join(f"  {name:16} {_title(name)}" for name in every),
     )
+    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.add_argument("benches", metavar="NAME", nargs="*", help="benches to run (default: all)")
     arguments = parser.parse_args()
     if unknown := set(arguments.benches) - set(every):

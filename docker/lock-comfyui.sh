@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # usage: lock-comfyui.sh TAG [DATE]
 #        lock-comfyui.sh VARIANT 'torch==… torchvision==… torchaudio==…' [INDEX]
-# Pins, with hashes, all that the image installs for ComfyUI; `make demo` brings the uv that does it.
-#   lock-comfyui.sh v0.33.0 2026-12-01   docker/comfyui-v0.33.0.lock: the packages that this release of ComfyUI asks
-#     for, PyTorch's libraries aside, as they were on DATE (default: today; some days after the release is what it was
-#     tried with).
-#   lock-comfyui.sh cu126 'torch==2.14.1+cu126 …' https://download.pytorch.org/whl/cu126   docker/torch-cu126.lock:
-#     PyTorch and its libraries for one CUDA, from PyPI, which has one CUDA of each PyTorch, or from INDEX as well
-#     (which the build takes as TORCH_INDEX).
+# Pins, with hashes, all that the image installs for ComfyUI; `make demo` brings
+# the uv that does it.
+#   lock-comfyui.sh v0.33.0 2026-12-01   docker/comfyui-v0.33.0.lock:
+#     the packages that this release of ComfyUI asks for, PyTorch's libraries
+#     aside, as they were on DATE (default: today; some days after the release
+#     is what it was tried with).
+#   lock-comfyui.sh cu126 'torch==2.14.1+cu126 …' \
+#     https://download.pytorch.org/whl/cu126   docker/torch-cu126.lock:
+#     PyTorch and its libraries for one CUDA, from PyPI, which has one CUDA of
+#     each PyTorch, or from INDEX as well (which the build takes as TORCH_INDEX).
 set -Eeuo pipefail
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 PATH="$here/../.venv/bin:$PATH"
@@ -50,7 +53,8 @@ case "${1-}:$#" in
 cu[0-9]*:[23]) lock_torch "$1" "$2" "${3-}" ;;
 v*:[12]) lock_comfyui "$1" "${2-$(date +%F)}" ;;
 *)
-	sed -n '2,/^set /s/^# //p' "$0" >&2
-	exit 2
+	[[ ${1-} == -h || ${1-} == --help ]] || exec >&2
+	sed -n '2,/^set /s/^# //p' "$0"
+	[[ ${1-} == -h || ${1-} == --help ]] || exit 2
 	;;
 esac

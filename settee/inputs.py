@@ -188,7 +188,7 @@ class _Staging:
             raise BadData("this address is too long")
         kind, address = scheme[1].lower(), text.strip()
         if kind == "volume":
-            return self._from_volume(address[len("volume://") :])
+            return self._from_volume(address[len("volume:/") :].removeprefix("/"))
         try:
             if kind in ("http", "https"):
                 self._remotes.append(addresses.web(file.name, address))

@@ -23,6 +23,7 @@ from settee.workflow import (
     natural_key,
     output_nodes,
     own_node,
+    texts,
 )
 
 # --- inputs ----------------------------------------------------------------------------------------------
@@ -270,22 +271,38 @@ def respelled(workflow: Workflow, object_info: ObjectInfo, coming: Iterable[str]
 
     A workflow made on Windows has ``XL\\a.safetensors``. ``coming``: names that ComfyUI does not list yet.
     """
-    changed, warnings = dict(workflow), []
+    changed, warnings = dict(workflow), list[str]()
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
-            if not isinstance(value, str) or not ("\\" in value or "/" in value):
+            if isinstance(value, str) and ("\\" in value or "/" in value):
+                choices = choices_of(spec_of(object_info, node["class_type"], name))
+            elif isinstance(value, (dict, list)) and any("\\" in text for _, text, _ in texts(name, value)):
+                choices = _names_in_folders(object_info)  # no class declares what is within an object
+            else:
                 continue
-            choices = choices_of(spec_of(object_info, node["class_type"], name))
-            if choices is None or value in choices:
-                continue
-            same = {
-                choice for choice in (*choices, *coming) if str(choice).replace("\\", "/") == value.replace("\\", "/")
-            }
-            if len(same) == 1 and value not in same:
-                [spelling] = same
-                changed[node_id] = {**changed[node_id], "inputs": {**changed[node_id]["inputs"], name: spelling}}
-                warnings.append(f"node {node_id} ({node['class_type']}): {name} {value!r} was taken as {spelling!r}")
+            respelt = value if choices is None else _respelt(value, [*choices, *coming])
+            if respelt != value:
+                changed[node_id] = {**changed[node_id], "inputs": {**changed[node_id]["inputs"], name: respelt}}
+                warnings.append(f"node {node_id} ({node['class_type']}): {name} {value!r} was taken as {respelt!r}")
     return changed, warnings
+
+
+def _respelt(value: Any, names: list[Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _respelt(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_respelt(item, names) for item in value]
+    if not isinstance(value, str) or value in names:
+        return value
+    same = {name for name in names if str(name).replace("\\", "/") == value.replace("\\", "/")}
+    return same.pop() if len(same) == 1 else value
+
+
+def _names_in_folders(object_info: ObjectInfo) -> list[str]:
+    """Return every choice of any class that has a folder in it."""
+    sections = [section or {} for info in object_info.values() for section in info.get("input", {}).values()]
+    choices = {str(each) for section in sections for spec in section.values() for each in choices_of(spec) or ()}
+    return [each for each in choices if "/" in each or "\\" in each]
 
 
 def _is_plain(spec: Any) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -213,6 +214,12 @@ def _models(value: Any, settings: Settings, problems: list[Problem]) -> tuple[Mo
     entries, wrong = spec.of_job(value)
     problems += wrong
     return entries
+
+
+def misspelt(key: str, known: Iterable[str]) -> str | None:
+    """Return a warning for a key that is ignored and looks like one of those ``known``."""
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.8)
+    return f"{key[:100]}: this key is ignored; did you mean {near[0]!r}?" if near else None
 
 
 def _unknown(key: Any, *, hinted: bool) -> Problem:

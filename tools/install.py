@@ -56,4 +56,7 @@ def _uvs(configuration: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print("usage: python tools/install.py LOCK\nInstall a lock into the environment of this Python, as it is.")
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    sys.exit(main(sys.argv[1]))

@@ -208,7 +208,7 @@ class SupervisedServer:
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
-        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up):
+        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up, is_told=False):
             # Whoever looks first: it may be killed before the other one has seen it.
             self._note_answer()
             return
@@ -339,11 +339,14 @@ class SupervisedServer:
             self._closing.wait(backoff)
 
 
-def _poll_ready(client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool]) -> bool:
+def _poll_ready(
+    client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool], *, is_told: bool = True
+) -> bool:
+    """``is_told``: log that it is waited for; False where the supervisor waits too."""
     pause = cancel if cancel is not None else threading.Event()
     told = time.monotonic() + _TELL_AFTER_S
     while go_on():
-        if time.monotonic() > told:
+        if is_told and time.monotonic() > told:
             log.info("still waiting for ComfyUI at %s", client.url)
             told = time.monotonic() + 10 * _TELL_AFTER_S
         try:

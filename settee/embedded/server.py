@@ -32,7 +32,7 @@ async def _serve(options: Options) -> None:
     await runner.setup()
     for address in options.listen.split(","):
         await web.TCPSite(runner, address, options.port).start()
-        log.info("Starting server\n\nTo see the GUI go to: http://%s:%s", address, options.port)
+        log.info("Starting server: http://%s:%s (it has no GUI)", address, options.port)
     await state.hub.publish()
 
 

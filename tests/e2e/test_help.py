@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,10 +53,27 @@ def test_help_describes_and_does_nothing_else(name: str, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_version(name: str, tmp_path: Path) -> None:
     done = run(COMMANDS[name][0], "--version", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"settee {settee.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [["bash", "docker/lock-comfyui.sh"], [PYTHON, "tools/install.py"]])
+def test_the_tools_have_a_help_too(command: list[str], tmp_path: Path) -> None:
+    done = run(command, "--help", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+
+
+def test_a_demo_whose_port_is_taken_ends_before_it_starts_anything(tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = run(COMMANDS["worker"][0], "--demo", "--rp_api_port", port, folder=tmp_path)
+    assert done.returncode == 1
+    assert f"cannot listen on localhost:{port} (Address already in use): give another --rp_api_port" in done.stderr
+    assert "ComfyUI" not in done.stderr
 
 
 def test_the_workers_help_lists_the_options_of_the_installed_sdk(tmp_path: Path) -> None:

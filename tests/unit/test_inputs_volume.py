@@ -37,6 +37,7 @@ def test_a_file_is_copied_and_wiping_leaves_the_volumes_alone(put: Stage, volume
     assert staged["a.png"].width == 8
     assert put({"e.png": "volume://link/a b.png"})["e.png"].path.read_bytes() == PNG
     put.workspace.wipe()
+    assert put({"f.png": "volume:/faces/a b.png"})["f.png"].path.read_bytes() == PNG
     assert kept(volume) == before
 
 

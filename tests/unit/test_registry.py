@@ -146,6 +146,11 @@ def test_a_name_that_differs_in_its_separators_only_is_taken_with_a_warning(
     assert changed["4"]["inputs"]["ckpt_name"] == "XL/a.safetensors"
     assert "node 4 (CheckpointLoaderSimple)" in warning
     assert graph["4"]["inputs"]["ckpt_name"] == "XL\\a.safetensors"
+    stack = {"on": True, "loras": [{"lora": "XL\\a.safetensors"}, {"lora": "XL\\other"}, ["1", 0]]}
+    changed, [warning] = registry.respelled({"5": node("Stack", stack=stack, text=["4", 0])}, info, coming)
+    spelt = changed["5"]["inputs"]["stack"]["loras"]
+    assert spelt == [{"lora": "XL/a.safetensors"}, {"lora": "XL\\other"}, ["1", 0]]
+    assert "node 5 (Stack)" in warning
 
 
 @pytest.mark.parametrize("name", ["XL/other.safetensors", "XL/a.safetensors", "a"])

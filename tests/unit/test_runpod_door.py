@@ -88,6 +88,11 @@ def test_a_job_starts_comfyui_once_and_waits_for_it(make: Callable[..., Rig]) ->
     assert rig.run(does("Give", size=1))["status"] == "success"
 
 
+def test_keys_beside_the_input_that_look_misspelt_are_warnings(make: Callable[..., Rig]) -> None:
+    answer = make().run(does("Give", size=1), s3config={"bucketName": "b"}, tenant="x")
+    assert answer["warnings"] == ["s3config: this key is ignored; did you mean 's3Config'?"]
+
+
 def test_the_warm_up_runs_before_the_first_job_and_once(make: Callable[..., Rig], tmp_path: Path) -> None:
     path = tmp_path / "warm.json"
     path.write_text(json.dumps(does("Wait", seconds=0)["workflow"]))

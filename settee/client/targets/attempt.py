@@ -171,7 +171,7 @@ class Server:
         parts = urlsplit(self.base_url)
         if reason == "NameResolutionError":
             return Trouble(f"no host is named {parts.hostname}, or there is no network", unsent=True)
-        return Trouble(f"nothing answers at {parts.netloc}: is it running, and is that the address?", unsent=True)
+        return Trouble("nothing answers there: is it running, and is that the address?", unsent=True)
 
     def _refusal(self, response: requests.Response) -> Exception:
         """What an HTTP status that is no success means: Trouble where another try may help."""

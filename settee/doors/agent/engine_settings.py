@@ -48,6 +48,7 @@ _NAMES = re.compile(rf"\b(?:{'|'.join(SPELLINGS)})\b")
 
 def spelled(text: str) -> str:
     """Return the engine's message with this door's names of settings. Variables of the environment keep theirs."""
+    text = text.replace("to MODELS, or to the job's models", "to MODELS")  # a dispatch has no such key
     return _NAMES.sub(lambda match: SPELLINGS[match[0]], text)
 
 
@@ -135,7 +136,9 @@ def to_settings(config: AgentConfig) -> Settings:
 def given(config: AgentConfig) -> dict[str, Any]:
     """Return the settings that do not come from the environment. A message that names one is :func:`spelled`."""
     comfyui, minio = config.comfyui, config.minio
-    own = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
+    own: dict[str, Any] = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
+    if comfyui.custom_nodes_dirs is not None:
+        own["custom_nodes_dirs"] = tuple(map(str, comfyui.custom_nodes_dirs))
     return dict(
         comfy_url=comfyui.url if comfyui.dir is None else None,
         comfy_input_dir=comfyui.input_dir,

@@ -108,6 +108,11 @@ class ComfyUI(Section):
         description="ComfyUI's own folder: the agent starts it, and restarts it when it hangs. The COMFY_* variables "
         "of docs/settings.md say how. Unset: a ComfyUI that runs at the address is used.",
     )
+    custom_nodes_dirs: tuple[Folder, ...] | None = Field(
+        None,
+        description="Folders of custom nodes besides its own, for the ComfyUI that the agent starts. Their code is "
+        "run. Unset: those of `CUSTOM_NODES_DIRS`.",
+    )
     input_dir: Folder | None = Field(None, description="Its input folder when the agent may empty it; with output_dir.")
     output_dir: Folder | None = Field(None, description="Its output folder when the agent may empty it.")
     temp_dir: Folder | None = Field(None, description="Its temp folder when the agent may empty it.")
@@ -132,6 +137,8 @@ class ComfyUI(Section):
         folders = (self.input_dir, self.output_dir)
         if self.dir and (self.api_url or self.temp_dir or any(folders)):
             raise ValueError("dir starts a ComfyUI: leave out api_url and the input, output and temp folders")
+        if self.custom_nodes_dirs and not self.dir:
+            raise ValueError("custom_nodes_dirs is for the ComfyUI that dir starts: give dir too")
         if any(folders) != all(folders) or (self.temp_dir and not self.output_dir):
             raise ValueError("input_dir and output_dir belong together, and temp_dir to both")
         return self

@@ -12,6 +12,7 @@ import logging
 import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from settee import logs
@@ -28,7 +29,7 @@ from settee.errors import (
     WorkflowRejected,
 )
 from settee.job import Cancel, Job, OnProgress, Progress, Result
-from settee.request import JobRequest, decode, parse
+from settee.request import JobRequest, decode, misspelt, parse
 from settee.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ OVERDUE_S = 60.0
 OWN_WORDS = (ComfyUnavailable, ConfigError, JobCanceled, JobTimeout)
 
 SHUTDOWN = "the worker is shutting down"
+
+#: What RunPod's requests have at their top. It hands on what it does not know.
+_ENVELOPE = {"id", "input", "policy", "s3Config", "webhook"}
 
 
 class Unreadable:
@@ -248,7 +252,9 @@ class Door:
             request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
             self.make_ready(cancel)
             ran = True
-            answer = self._run_engine(request, job_id, cancel, feed, keys)
+            known = _ENVELOPE - envelope.keys()
+            warnings = tuple(filter(None, (misspelt(str(key), known) for key in envelope.keys() - _ENVELOPE)))
+            answer = self._run_engine(request, job_id, cancel, feed, keys, warnings)
         except SetteeError as error:
             answer = _failed(self._as_shutdown(error, cancel), keys)
         except Exception as error:  # the door's edge: what leaves it reaches the caller
@@ -258,7 +264,13 @@ class Door:
         return answer
 
     def _run_engine(
-        self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, keys: Sealer | None
+        self,
+        request: JobRequest,
+        job_id: str,
+        cancel: Cancel,
+        feed: ProgressFeed | None,
+        keys: Sealer | None,
+        warnings: tuple[str, ...],
     ) -> Answer:
         cap = self.max_result_bytes(job_id)
         is_sealed = keys is not None
@@ -275,7 +287,7 @@ class Door:
 
         done = self.engine.run(job, on_progress, cancel)
         log.info("succeeded: %d output(s) in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
-        answer = render.result(done)
+        answer = render.result(replace(done, warnings=(*warnings, *done.warnings)))
         return answer if keys is None else sealed.closed(answer, keys)
 
     def max_result_bytes(self, job_id: str) -> int | None:

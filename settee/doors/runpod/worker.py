@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -228,10 +229,21 @@ def _check_arguments(arguments: argparse.Namespace, unknown: list[str]) -> None:
         )
 
 
+def _check_port(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError where the local API could not listen: the SDK would say so once ComfyUI has started."""
+    where = arguments.rp_api_host, arguments.rp_api_port
+    try:
+        socket.create_server(where).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ConfigError(f"cannot listen on {where[0]}:{where[1]} ({reason}): give another --rp_api_port") from error
+
+
 def _demo(folder: Path) -> dict[str, Any]:
     """Return the settings of ``--demo``: the embedded ComfyUI, and folders of its own."""
     if "--test_input" not in sys.argv:
         sys.argv.append("--rp_serve_api")
+        _check_port(sdk.load().serverless.parser.parse_known_args()[0])
     return {
         "comfy_url": None,
         "comfy_command": f'"{sys.executable}" -m settee.embedded',

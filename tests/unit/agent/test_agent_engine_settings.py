@@ -68,9 +68,20 @@ def test_a_variable_that_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.M
         to_settings(configured(tmp_path))
 
 
-def test_with_dir_the_engine_starts_comfyui(tmp_path: Path) -> None:
+def test_with_dir_the_engine_starts_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = to_settings(configured(tmp_path, comfyui={"dir": str(tmp_path / "ComfyUI"), "port": 8200}))
     assert (made.comfy_url, made.comfy_dir, made.comfy_port) == (None, tmp_path / "ComfyUI", 8200)
+    own = {"dir": str(tmp_path / "ComfyUI"), "custom_nodes_dirs": [str(tmp_path / "nodes")]}
+    monkeypatch.setenv("CUSTOM_NODES_DIRS", "/elsewhere")
+    assert made.custom_nodes_dirs == ()
+    assert to_settings(configured(tmp_path, comfyui=own)).custom_nodes_dirs == (str(tmp_path / "nodes"),)
+    with pytest.raises(ConfigError, match="give dir too"):
+        configured(tmp_path, comfyui={"custom_nodes_dirs": [str(tmp_path)]})
+
+
+def test_a_model_that_is_missing_is_told_in_words_of_this_door() -> None:
+    told = spelled("add ORG/REPO:a:loras (with its real repository) to MODELS, or to the job's models")
+    assert told.endswith("to MODELS")
 
 
 def test_comfyuis_folders_are_shared_when_they_are_given(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ and never made part of a path without being made safe first.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
@@ -43,6 +42,7 @@ from settee.doors.agent.dispatch.fields import (
 from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import MAX_PROBLEMS, refusal
 from settee.errors import wrong_value
+from settee.request import misspelt
 from settee.workflow import Problem
 
 
@@ -215,9 +215,8 @@ def _misspelt(data: dict[str, Any], model: type[_Part], where: str) -> Iterator[
     known = {field.alias or name: field for name, field in model.model_fields.items()}
     for key, value in data.items():
         if (field := known.get(key)) is None:
-            near = difflib.get_close_matches(key[:100], known.keys() - data.keys(), n=1, cutoff=0.8)
-            if near:
-                yield f"{where}{key[:100]}: this key is ignored; did you mean {near[0]!r}?"
+            if warning := misspelt(key, known.keys() - data.keys()):
+                yield f"{where}{warning}"
         elif (part := _part_of(field.annotation)) is not None:
             for at, each in enumerate(value) if isinstance(value, list) else [("", value)]:
                 if isinstance(each, dict):
