@@ -97,7 +97,8 @@ class Watcher:
         self._begun = False
         self._ended = False
         self._socket_was_lost = False
-        self._next_truth = clock() + TRUTH_INTERVAL_S
+        # One that was started may have ended while another was followed: no event will say so.
+        self._next_truth = clock() + (TRUTH_INTERVAL_S if is_told else 0.0)
         # Since when (clock) something has been wrong; None while it is not.
         self._unanswered: float | None = None
         self._absent: float | None = None

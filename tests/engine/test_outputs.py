@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import pytest
 import requests
 
 from settee.artifacts import collect
+from settee.comfy.events import EventSocket
 from settee.comfy.session import Ended
 from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
-from settee.job import Artifact, Kind, Progress, Status
+from settee.job import Artifact, Cancel, Kind, Progress, Status
+from settee.messages import Event, ImageEvent
 from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow
@@ -74,6 +76,24 @@ def test_prompts_that_ended_unseen_while_another_was_followed_are_not_lost(rig: 
     is_over: list[bool] = []
     result = rig.run(batches(count=30), on_progress=lambda step: look_away(step) if step.node_id else None)
     assert any("29 more prompt" in warning for warning in result.warnings), result.warnings
+
+
+def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Rig) -> None:
+    """Two batch managers in one workflow start more prompts than one, and each cost a second."""
+
+    class Silent(EventSocket):
+        is_open = True
+
+        def receive(self, until: float, cancel: Cancel) -> Iterator[Event | ImageEvent]:
+            raise AssertionError("waits for an event that came before")
+
+    prompt_id = requests.post(f"{own_rig.url}/prompt", json={"prompt": empty()}, timeout=5).json()["prompt_id"]
+    eventually(lambda: requests.get(f"{own_rig.url}/history/{prompt_id}", timeout=5).json(), what="its end")
+    watcher = own_rig.engine._session._watcher(
+        Silent(own_rig.url), empty(), Ended("p"), lambda _: None, prompt_id, is_told=False
+    )
+    with Cancel() as cancel:
+        assert watcher.wait(cancel, time.monotonic() + 10)["outputs"]
 
 
 def test_a_prompt_that_a_job_started_fails_the_job(rig: Rig) -> None:
