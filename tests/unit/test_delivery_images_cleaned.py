@@ -173,7 +173,7 @@ def test_a_file_of_nothing_but_chunks_holds_nobody_up(tmp_path: Path, content: b
     began = time.monotonic()
     with pytest.raises(DeliveryError, match="cannot be removed"):
         deliver_one(path, strip_metadata=True)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "song.flac", "a.gif", "weights.safetensors", "drawing.svg"])

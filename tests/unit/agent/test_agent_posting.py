@@ -98,7 +98,7 @@ def test_a_slow_one_costs_its_time_limit(response: Response) -> None:
         took = time.monotonic() - begun
     assert (answer.status, answer.is_refused) == (None, False)
     assert "0.2 s" in answer.why
-    assert took < 2
+    assert took < 4.5
 
 
 def test_threads_that_wait_for_a_dripping_host_are_few() -> None:
