@@ -18,7 +18,8 @@ import pytest
 import requests
 
 from settee.job import Output
-from tests.support.real_jobs import BY_CLASS, OTHERS, PAID, Case
+from tests.support.real_inputs import OTHERS, Case
+from tests.support.real_jobs import BY_CLASS, PAID
 from tests.support.rig import EXTERNAL, Rig, b64, files_below
 
 pytestmark = pytest.mark.skipif(not EXTERNAL, reason="needs a real ComfyUI at COMFY_URL")
