@@ -87,6 +87,7 @@ class _Collector:
         #: What links lead to was looked up once, which costs more than all else here.
         self._paths: dict[Place, Path] = {}
         self._unreported: set[Place] = set()
+        self._unfinished: list[str] = []
         #: Nodes that reported anything, and how many pictures they say that they sent.
         self._heard_of: set[str] = set()
         self._sent: Counter[str] = Counter()
@@ -119,6 +120,9 @@ class _Collector:
             except OutputMissing:
                 if place not in self._unreported:
                     raise  # else its node has taken it away meanwhile
+        if self._unfinished:
+            names = _listed(self._unfinished)
+            found.warnings.append(f"still open for writing after the workflow had ended, may not be whole: {names}")
         found.artifacts = sorted([*files, *texts], key=lambda each: natural_key(each.node_id)) + pictures
         self._ask_silent_nodes()
         return found
@@ -194,10 +198,7 @@ class _Collector:
                 if node_id is None:
                     unsure.append(posixpath.basename(name))
         if unsure:
-            more = f" and {len(unsure) - _SHOWN} more" if len(unsure) > _SHOWN else ""
-            self._found.warnings.append(
-                f"no node reported {', '.join(unsure[:_SHOWN])}{more}, found in ComfyUI's folders after the job"
-            )
+            self._found.warnings.append(f"no node reported {_listed(unsure)}, found in ComfyUI's folders after the job")
         if others:
             self._found.warnings.append(
                 f"{others} hidden file(s), unfinished file(s) or link(s) in ComfyUI's output folder were not returned"
@@ -286,9 +287,7 @@ class _Collector:
         while is_being_written(path):
             stalled = time.time() - path.stat().st_mtime > STALLED_S
             if stalled or time.monotonic() > self._patience:
-                self._found.warnings.append(
-                    f"{path.name} was still open for writing after the workflow had ended: it may not be whole"
-                )
+                self._unfinished.append(path.name)
                 return
             self._pause()
 
@@ -317,6 +316,11 @@ def _picture(count: int, picture: ImageEvent) -> Artifact:
         size=len(picture.content),
         content=picture.content,
     )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _without(prefix: str, name: str) -> str:

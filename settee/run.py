@@ -17,6 +17,7 @@ from settee.comfy.process import Server
 from settee.comfy.prompts import check
 from settee.comfy.session import Ended, Hooks, Session
 from settee.delivery import BucketLook, Delivered, check_request, deliver
+from settee.delivery.plan import MAX_WARNINGS
 from settee.errors import (
     InvalidRequest,
     JobCanceled,
@@ -127,7 +128,11 @@ class Run:
                 pause=self._pause,
             )
             delivered = self._deliver(server, found.artifacts)
-        return delivered, (*self._warnings, *ended.warnings, *found.warnings, *delivered.warnings)
+        # Each once, and so many: a node that reports thousands of entries must not cost the job its result.
+        told = list(dict.fromkeys((*self._warnings, *ended.warnings, *found.warnings, *delivered.warnings)))
+        if len(told) > MAX_WARNINGS:
+            told[MAX_WARNINGS:] = [f"and {len(told) - MAX_WARNINGS} more warnings"]
+        return delivered, tuple(told)
 
     # --- before ComfyUI -------------------------------------------------------------------------------------
 

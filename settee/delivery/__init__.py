@@ -150,8 +150,6 @@ def deliver(
     if wanted.quality and wanted.image_format not in ("jpeg", "webp"):
         warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
     warnings += [warning for item in items for warning in item.warnings]
-    if len(warnings) > plan.MAX_WARNINGS:
-        warnings[plan.MAX_WARNINGS :] = [f"and {len(warnings) - plan.MAX_WARNINGS} more warnings"]
     return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
 
 

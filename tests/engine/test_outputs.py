@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +295,22 @@ def test_a_file_that_is_still_being_written_is_waited_for_or_warned_of(rig: Rig,
         stop.set()
         threads[0].join()
     assert [each.size for each in result.outputs if each.filename == "film.mp4"] == [20_000]
-    assert any("film.mp4 was still open for writing" in warning for warning in result.warnings) is not ends
+    warned = [warning for warning in result.warnings if warning.startswith("still open for writing")]
+    assert ["film.mp4" in warning for warning in warned] == ([] if ends else [True])
+
+
+def test_many_files_that_a_node_keeps_open_are_one_warning(rig: Rig) -> None:
+    output = rig.engine._workspace.folders.output
+    with ExitStack() as stack:
+
+        def leave_open() -> None:
+            for number in range(50):
+                stack.enter_context((output / f"kept{number:02}.bin").open("wb", buffering=0)).write(b"x")
+
+        result = rig.run(slow(steps=4, delay_ms=20), on_progress=during(leave_open))
+    assert len(result.outputs) == 51
+    [warning] = [warning for warning in result.warnings if warning.startswith("still open for writing")]
+    assert "kept04.bin and 45 more" in warning
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
@@ -352,6 +368,15 @@ def test_what_is_neither_file_nor_word_is_a_text_of_json(rig: Rig) -> None:
     result = rig.run(told(value=[42], boxes=[[1, 2], [3, 4]], has_more=[True], nothing=[None], animated=[False]))
     assert [output.data for output in result.outputs] == ["42", "[[1, 2], [3, 4]]"]
     assert not result.warnings
+
+
+def test_warnings_stay_few_whatever_a_node_reports(rig: Rig) -> None:
+    """RunPod drops a result over its cap, and thousands of warnings were over it."""
+    others = [{"filename": f"{number}.png", "subfolder": "", "type": f"t{number}"} for number in range(3000)]
+    result = rig.run(told(images=[*others, *others], text=["the word"]))
+    assert [output.data for output in result.outputs] == ["the word"]
+    assert len(result.warnings) == 51
+    assert result.warnings[-1] == "and 2950 more warnings"
 
 
 def test_files_are_found_in_reports_of_any_shape(rig: Rig) -> None:
