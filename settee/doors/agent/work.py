@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from settee.delivery.keys import safe_id
+from settee.delivery.keys import safe_id, safe_segment
 from settee.doors.agent.assets import Assets
 from settee.doors.agent.callbacks.payloads import RenderParams, UploadedArtifact
 from settee.doors.agent.config import AgentConfig
@@ -135,7 +135,7 @@ def job_for(
     prefix = envelope.output.prefix.strip("/") or f"comfy-outputs/{safe_id(envelope.job_id)}"
 
     def key(number: int, artifact: Artifact) -> str:
-        suffix = PurePosixPath(artifact.filename).suffix.lower() or ".bin"
+        suffix = PurePosixPath(safe_segment(artifact.filename)).suffix.lower() or ".bin"
         keys[number] = f"{prefix}/{number + 1:02d}_{ready.seed}{suffix}"
         return keys[number]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.options import AgentConfig
 from settee.errors import InvalidRequest
+from settee.job import Artifact, Kind
+from settee.settings import load
 from settee.workflow import Workflow
 from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
@@ -86,3 +89,20 @@ def test_a_seed_of_minus_one_in_a_template_is_drawn_and_told() -> None:
     assert drawn >= 0
     assert work.params(plan).as_dict()["seed"] == drawn
     assert any(f"6.seed = {drawn}" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("a.PNG", ".png"), ("a", ".bin"), ("a.p?n#g", ".p_n_g"), ("a.p\nng", ".p_ng"), ("a.p\udce9g", ".p_g")],
+)
+def test_a_key_takes_no_odd_character_from_a_files_name(name: str, suffix: str) -> None:
+    given = parsed()
+    config = AgentConfig.model_construct(
+        comfyui=AgentConfig.model_fields["comfyui"].get_default(call_default_factory=True)
+    )
+    plan = work.Plan(given, context_of(given), TEMPLATE, Assets((), names_of(given), ()))
+    job, keys = work.job_for(plan, config, load(), str(uuid.uuid4()))
+    assert job.destination is not None
+    made = Artifact(node_id="9", kind=Kind.FILE, filename=name, subfolder="", media_type="x/y", size=1)
+    assert job.destination.key(0, made) == keys[0]
+    assert keys[0].endswith(f"/01_{plan.seed}{suffix}")
