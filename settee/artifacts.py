@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settee.comfy.session import Ended
+from settee.comfyui.history import Reported, named_file, reported, text_name
+from settee.comfyui.isolation import restore
+from settee.comfyui.media import kind_of
+from settee.comfyui.messages import ImageEvent
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import Workflow, natural_key, own_node
 from settee.errors import DeliveryError, OutputMissing, UnsafePath
-from settee.history import Reported, named_file, reported, text_name
 from settee.job import Artifact, Kind
-from settee.media import kind_of
-from settee.messages import ImageEvent
-from settee.metadata import restore
-from settee.workflow import ObjectInfo, Workflow, natural_key, output_nodes, own_node, picture_senders
 from settee.workspace import Workspace, is_being_written
 
 #: (folder type, subfolder, filename)
@@ -42,7 +43,7 @@ class Collected:
 def collect(
     ended: Ended,
     graph: Workflow,
-    object_info: ObjectInfo,
+    registry: NodeRegistry,
     *,
     workspace: Workspace | None,
     include_temp: bool | None,
@@ -59,7 +60,7 @@ def collect(
     is waited for, with ``pause``, which may raise. Raises OutputMissing for what was reported and is not there,
     DeliveryError for a name outside its folder.
     """
-    collector = _Collector(ended, graph, object_info, workspace, staged, present, rewritten, pause)
+    collector = _Collector(ended, graph, registry, workspace, staged, present, rewritten, pause)
     return collector.collected(include_temp)
 
 
@@ -68,19 +69,19 @@ class _Collector:
         self,
         ended: Ended,
         graph: Workflow,
-        object_info: ObjectInfo,
+        registry: NodeRegistry,
         workspace: Workspace | None,
         staged: Collection[str],
         present: Collection[str],
         rewritten: Collection[str],
         pause: Callable[[], None],
     ) -> None:
-        self._ended, self._graph, self._object_info = ended, graph, object_info
+        self._ended, self._graph, self._registry = ended, graph, registry
         self._workspace, self._staged, self._present = workspace, staged, present
         self._rewritten, self._pause = rewritten, pause
         #: In time.monotonic(): files that are still being written then are returned as they are.
         self._patience = time.monotonic() + WRITING_S
-        self._outputs = [node_id for node_id in output_nodes(graph, object_info) if node_id not in ended.refused]
+        self._outputs = [node_id for node_id in registry.output_nodes(graph) if node_id not in ended.refused]
         self._found = Collected()
         #: Files by where they are, with their node.
         self._files: dict[Place, str] = {}
@@ -236,7 +237,7 @@ class _Collector:
 
     def _ask_silent_nodes(self) -> None:
         """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""
-        senders = picture_senders(self._graph, self._object_info)
+        senders = self._registry.picture_senders(self._graph)
         for node_id in self._outputs:
             if node_id in self._heard_of:
                 continue

@@ -17,15 +17,14 @@ from pathlib import Path
 from settee.comfy.attempts import prompt_ids
 from settee.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.comfy.session import Session
+from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import Busy, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
 from settee.models.store import ModelStore
-from settee.registry import Replacements
 from settee.run import Run
 from settee.settings import Settings
-from settee.workflow import ObjectInfo
 from settee.workspace import Folders, Workspace
 
 #: How long ComfyUI may take to tell of its queue, seconds.
@@ -123,13 +122,13 @@ class Engine:
         """How often ComfyUI was started again."""
         return max(0, self._server.generation - 1)
 
-    def node_classes(self, cancel: Cancel | None = None) -> tuple[ObjectInfo, Replacements]:
-        """ComfyUI's node registry, and the classes that it replaces. Raises ComfyUnavailable, JobCanceled."""
+    def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
+        """Return ComfyUI's node registry. Raises ComfyUnavailable, JobCanceled."""
         # Ours may be starting, which takes what it takes; another one is there or it is not.
         is_ours = self._server.is_ours
         patience = self._settings.comfy_start_timeout_s if is_ours else self._settings.comfy_unresponsive_s
         self._server.wait_ready(patience, cancel, for_job=True)
-        return self._server.client.object_info(), self._server.client.node_replacements()
+        return self._server.client.node_registry()
 
     def await_models(self, entries: Sequence[ModelEntry], timeout_s: float) -> bool:
         """Wait until nothing of these is fetched any more, after the job that brought them. Whether that is so.

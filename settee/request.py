@@ -24,13 +24,12 @@ from pydantic import (
     field_validator,
 )
 
-from settee import workflow as graph
+from settee.comfyui import workflow as graph
+from settee.comfyui.workflow import Problem, measure
 from settee.errors import InvalidRequest, PayloadTooLarge, wrong_value
-from settee.measure import measure
 from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.settings import MIB, Settings
-from settee.workflow import Problem
 
 
 class _Strict(BaseModel):

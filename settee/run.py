@@ -11,11 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.process import Server
 from settee.comfy.prompts import check
 from settee.comfy.session import Ended, Hooks, Session
+from settee.comfyui.file_inputs import load_problems, path_problems
+from settee.comfyui.isolation import salts
+from settee.comfyui.literals import with_values
+from settee.comfyui.messages import Report
+from settee.comfyui.problems import class_problems, registry_problems
+from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
+from settee.comfyui.seeds import draw_seeds
+from settee.comfyui.workflow import Problem, Workflow, own_node
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.delivery.plan import MAX_WARNINGS
 from settee.errors import (
@@ -31,13 +38,9 @@ from settee.errors import (
 from settee.images import unloadable
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
-from settee.literals import with_values
-from settee.messages import Report
 from settee.models.missing import as_missing, missing_models, names_of
 from settee.models.order import Order
 from settee.models.store import ModelStore
-from settee.prefixes import filled_prefixes
-from settee.seeds import draw_seeds
 from settee.settings import Settings
 from settee.workspace import Workspace
 
@@ -118,7 +121,7 @@ class Run:
             found = collect(
                 ended,
                 graph,
-                session.object_info,
+                session.registry,
                 workspace=workspace if shared else None,
                 # A door with a destination of its own has no such option.
                 include_temp=None if self._job.destination else self._job.request.delivery.include_temp,
@@ -147,51 +150,47 @@ class Run:
         check_request(self._job.request, self._settings)
         self._check_classes(self._job.request.workflow)
 
-    def _check_classes(self, graph: workflow.Workflow) -> None:
-        problems = workflow.class_problems(graph, self._settings.allowed_nodes, self._settings.denied_nodes)
+    def _check_classes(self, graph: Workflow) -> None:
+        problems = class_problems(graph, self._settings.allowed_nodes, self._settings.denied_nodes)
         if problems:
             raise InvalidRequest.from_problems(problems, "workflow")
 
-    def _check_graph(
-        self, session: Session, server: Server, order: Order
-    ) -> tuple[workflow.Workflow, workflow.Workflow]:
+    def _check_graph(self, session: Session, server: Server, order: Order) -> tuple[Workflow, Workflow]:
         """Return the graph as ComfyUI is to run it, and its nodes that lead to an output.
 
         What the node registry shows to be wrong is found before any GPU time is spent, or a model waited for.
         """
         request, given = self._job.request, self._job.request.workflow
         classes = {node["class_type"] for node in given.values()}
-        if not classes <= session.object_info.keys() | session.replacements.keys():
+        if not classes <= session.registry.classes.keys() | session.registry.replacements.keys():
             # A server that is not ours may have gained nodes since.
             session.refresh_registry()
-        whole = registry.linked(given, session.object_info)
-        graph = registry.replaced(whole, session.replacements, session.object_info)
+        whole = linked(given, session.registry)
+        graph = replaced(whole, session.registry)
         if graph is not whole:
             self._check_classes(graph)
-        graph, respelled = registry.respelled(graph, session.object_info, names_of(order.entries))
-        self._warnings += respelled
+        graph, warnings = respelled(graph, session.registry, names_of(order.entries))
+        self._warnings += warnings
         graph = self._filled_in(graph, session)
-        unsafe = paths.path_problems(graph, session.object_info, self._job.own_paths)
+        unsafe = path_problems(graph, session.registry, self._job.own_paths)
         if unsafe:
             raise InvalidRequest.from_problems(unsafe, "workflow")
-        problems = registry.registry_problems(graph, session.object_info, server.failed_imports)
-        runnable = registry.without_unknown(graph, session.object_info)
-        has_outputs = workflow.output_nodes(runnable, session.object_info)
+        problems = registry_problems(graph, session.registry, server.failed_imports)
+        runnable = without_unknown(graph, session.registry)
+        has_outputs = session.registry.output_nodes(runnable)
         if problems and not (request.allow_partial and has_outputs):
             raise WorkflowRejected.from_problems(problems, "workflow")
         if not has_outputs:
             raise WorkflowRejected("the workflow has no output node: add one, such as SaveImage")
         self._warn_of_dropped(graph, runnable, problems)
-        live = registry.live(runnable, session.object_info)
-        made_up = ", ".join(registry.stand_ins(live, session.object_info))
+        live = session.registry.live(runnable)
+        made_up = ", ".join(session.registry.stand_ins(live))
         if made_up:
             self._warnings.append(f"made up by settee's embedded ComfyUI, which runs no model: {made_up[:500]}")
         self._check_models(live, session, order)
         return runnable, live
 
-    def _warn_of_dropped(
-        self, graph: workflow.Workflow, runnable: workflow.Workflow, problems: list[workflow.Problem]
-    ) -> None:
+    def _warn_of_dropped(self, graph: Workflow, runnable: Workflow, problems: list[Problem]) -> None:
         """ComfyUI refuses a prompt whole for one class that it does not know, wherever that stands."""
         unknown = [problem for problem in problems if problem["type"] == "unknown_class"]
         self._warnings += [f"not run (allow_partial): {problem_line(problem)}" for problem in unknown]
@@ -199,19 +198,19 @@ class Run:
             left = ", ".join(f"{i} ({graph[i]['class_type']})" for i in graph if i not in runnable)
             self._warnings.append(f"left out, as no output needs them and ComfyUI has no such class: {left[:500]}")
 
-    def _check_models(self, live: workflow.Workflow, session: Session, order: Order) -> None:
-        if missing_models(live, session.object_info, order.entries):
+    def _check_models(self, live: Workflow, session: Session, order: Order) -> None:
+        if missing_models(live, session.registry, order.entries):
             # The registry is as old as ComfyUI's start; files may have come since.
             session.refresh_registry()
-            missing = missing_models(live, session.object_info, order.entries)
+            missing = missing_models(live, session.registry, order.entries)
             if missing and not self._job.request.allow_partial:
                 raise ModelMissing.from_problems(missing, "workflow")
         order.narrow(live)
 
-    def _filled_in(self, graph: workflow.Workflow, session: Session) -> workflow.Workflow:
+    def _filled_in(self, graph: Workflow, session: Session) -> Workflow:
         """The graph with seeds and prefixes as the editor sends them; seeds that cannot be drawn are warnings."""
         every = self._job.request.seeds == "random"
-        drawn = draw_seeds(graph, session.object_info, every=every)
+        drawn = draw_seeds(graph, session.registry, every=every)
         self._seeds = drawn.shown()
         if every and not drawn.values:
             self._warnings.append("seeds: random: this workflow has no seed to draw")
@@ -251,22 +250,20 @@ class Run:
             subfolder, name = posixpath.split(file.name)
             server.client.upload(file.path, name=name, subfolder=subfolder)
 
-    def _check_loads(self, live: workflow.Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
+    def _check_loads(self, live: Workflow, session: Session, staged: tuple[Staged, ...]) -> None:
         """Every file that the workflow loads came with the job, in a format that its loader knows. ComfyUI would only
         refuse the outputs it concerns."""
         if self._job.request.allow_partial or not self._job.takes_files:
             return  # ComfyUI's own word is enough
         files = {file.name: unloadable(file.path) for file in staged}
-        if problems := paths.load_problems(live, session.object_info, files):
+        if problems := load_problems(live, session.registry, files):
             raise InvalidRequest.from_problems(problems, "workflow")
 
     # --- in ComfyUI -------------------------------------------------------------------------------------------
 
-    def _execute(
-        self, session: Session, workspace: Workspace, graph: workflow.Workflow, staged: tuple[Staged, ...]
-    ) -> Ended:
+    def _execute(self, session: Session, workspace: Workspace, graph: Workflow, staged: tuple[Staged, ...]) -> Ended:
         def on_report(report: Report) -> None:
-            node_id = workflow.own_node(graph, report.node_id or "")
+            node_id = own_node(graph, report.node_id or "")
             node = graph.get(node_id)
             # A job that runs a second time begins anew; what its caller sees does not fall.
             self._percent = max(self._percent, report.percent)
@@ -285,8 +282,8 @@ class Run:
             on_wait=self._waits,
             on_report=on_report,
         )
-        salts = workflow.salts(graph, {file.name: file_digest(file.path) for file in staged})
-        return session.run(self._job, graph, salts, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
+        changed = salts(graph, {file.name: file_digest(file.path) for file in staged})
+        return session.run(self._job, graph, changed, cancel=self._cancel, deadline=self._deadline, hooks=hooks)
 
     # --- after ComfyUI ------------------------------------------------------------------------------------------
 

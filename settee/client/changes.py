@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settee.literals import Place, with_values
-from settee.workflow import Workflow
+from settee.comfyui.literals import Place, with_values
+from settee.comfyui.workflow import Workflow
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from settee.client.plan import Prepared, Wishes, in_api_format, prepared
 from settee.client.results import Result
 from settee.client.targets.http import Unsure, patience
 from settee.client.targets.target import Answer, Target
-from settee.workflow import ObjectInfo, Workflow
+from settee.comfyui.workflow import ObjectInfo, Workflow
 
 if TYPE_CHECKING:
     from settee.client.sealing import Sealer

@@ -16,7 +16,7 @@ from settee.client.errors import UsageError
 from settee.client.pictures import Shrink
 from settee.client.sealing import Sealer
 from settee.client.uploads import URL_SIZE, Uploader
-from settee.workflow import Workflow
+from settee.comfyui.workflow import Workflow
 
 #: What a job may say beside its workflow and files (docs/api.md).
 OPTIONS = ("models", "delivery", "timeout_s", "debug", "allow_partial", "seeds", "extra_data", "comfy_org_api_key")

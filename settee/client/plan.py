@@ -14,9 +14,10 @@ from settee.client.inject.parameters import Parameters, parameter_changes
 from settee.client.inject.prompts import prompt_changes
 from settee.client.inject.seeds import as_changes, seed_changes
 from settee.client.inject.settings import set_changes
-from settee.prefixes import filled_prefixes
-from settee.seeds import Draw, draw_seeds, random_seed
-from settee.workflow import EXPORT_HINT, ObjectInfo, Workflow
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.rewrite import filled_prefixes
+from settee.comfyui.seeds import Draw, draw_seeds, random_seed
+from settee.comfyui.workflow import EXPORT_HINT, ObjectInfo, Workflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def prepared(
     found += set_changes(applied(workflow, found), wishes.sets)
     if object_info is not None:
         # A -1 that was kept, or set; a worker's node registry decides where there is none here.
-        late = draw_seeds(applied(workflow, found), object_info, every=False, draw=draw)
+        late = draw_seeds(applied(workflow, found), NodeRegistry(object_info), every=False, draw=draw)
         kept = as_changes(late.values)
         found, seeds, warnings = [*found, *kept], [*seeds, *kept], (*warnings, *late.stuck)
     prefixes = filled_prefixes(applied(workflow, found), time.localtime())

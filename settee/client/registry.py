@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settee.client.errors import UsageError
-from settee.workflow import ObjectInfo
+from settee.comfyui.workflow import ObjectInfo
 
 if TYPE_CHECKING:
     from settee.client.targets.comfy_wire import Wire

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from settee.client import embedded
 from settee.client.errors import UsageError
-from settee.workflow import is_salt, link_problems, shape_problems
+from settee.comfyui.isolation import is_salt
+from settee.comfyui.workflow import link_problems, shape_problems
 
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
 MAX_BYTES = 64 * 1024 * 1024
@@ -26,7 +27,7 @@ _SHOWN_NAMES = 20
 #: What ComfyUI reads of a node. A picture's metadata brings back more: with the `is_changed` in it, a loader answers
 #: with the file that it read then.
 _NODE_KEYS = ("class_type", "inputs", "_meta")
-#: What a worker's isolation put before a file's name (settee.workflow.isolate); films and some pictures keep it.
+#: What a worker's isolation put before a file's name (settee.comfyui.isolation); films and some pictures keep it.
 _ISOLATION = re.compile(r"(?:settee-[0-9a-f]{8}-[0-9a-f]{4}/)+")
 
 _WANTED = "a workflow is JSON, or a PNG, WEBP, MP4 or WEBM that ComfyUI made"

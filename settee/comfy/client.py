@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import orjson
 import urllib3
 
+from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, PayloadTooLarge, WorkflowRejected
 
 #: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
@@ -164,13 +165,11 @@ class Client:
 
     # --- the server --------------------------------------------------------------------------------------
 
-    def object_info(self) -> dict[str, Any]:
-        return _object(self._get("/object_info", 60.0))
-
-    def node_replacements(self) -> dict[str, Any]:
-        """Classes that ComfyUI replaces by others, by their old names; {} before 0.33, which has no such answer."""
+    def node_registry(self) -> NodeRegistry:
+        """Ask for the node classes, and what they replace: before 0.33 there is no such answer."""
+        classes = _object(self._get("/object_info", 60.0))
         status, raw = self._call("GET", "/node_replacements", None, timeout_s=self._timeout_s)
-        return _object(raw) if status == 200 else {}
+        return NodeRegistry(classes, _object(raw) if status == 200 else {})
 
     def system_stats(self, *, timeout_s: float | None = None) -> dict[str, Any]:
         return _object(self._get("/system_stats", timeout_s))

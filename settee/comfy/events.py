@@ -13,8 +13,8 @@ from typing import Any
 import websocket
 
 from settee.comfy.client import loads
+from settee.comfyui.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
 from settee.job import Cancel
-from settee.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from settee.comfy.client import Client, NoAnswer, dumps
 from settee.comfy.forget import Forgetter
 from settee.comfy.process import Server
 from settee.comfy.watcher import ComfyDied
+from settee.comfyui.history import mapping
+from settee.comfyui.workflow import Workflow
 from settee.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
-from settee.history import mapping
 from settee.job import Cancel
 from settee.settings import Settings
-from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
 

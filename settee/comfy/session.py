@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from settee import registry, workflow
 from settee.comfy.attempts import folder_of, prompt_ids
 from settee.comfy.client import NoAnswer
 from settee.comfy.events import EventSocket, SocketLost
@@ -19,6 +18,12 @@ from settee.comfy.freeing import free
 from settee.comfy.process import Server
 from settee.comfy.prompts import Prompts, check
 from settee.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
+from settee.comfyui.history import located, mapping
+from settee.comfyui.isolation import Salts, isolate
+from settee.comfyui.messages import ImageEvent, Report
+from settee.comfyui.node_registry import UNKNOWN
+from settee.comfyui.problems import explain, explained
+from settee.comfyui.workflow import Workflow, own_node
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,
@@ -27,11 +32,8 @@ from settee.errors import (
     WorkflowRejected,
     problem_line,
 )
-from settee.history import located, mapping
 from settee.job import Cancel, Job
-from settee.messages import ImageEvent, Report
 from settee.settings import Settings
-from settee.workflow import Salts, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +76,7 @@ class Session:
         self._server = server
         self._settings = settings
         self._socket: EventSocket | None = None
-        self.object_info: dict[str, Any] = {}
-        #: As registry.replaced takes them.
-        self.replacements: dict[str, Any] = {}
+        self.registry = UNKNOWN
         self._known_generation = -1
         self._expanding: set[str] = set()
         self.forgetter = Forgetter(server.client)
@@ -114,13 +114,12 @@ class Session:
         self.forgetter.add(free(self._server.client, timeout_s=self._settings.comfy_unresponsive_s))
 
     def refresh_registry(self) -> None:
-        self.object_info = self._server.client.object_info()
-        self.replacements = self._server.client.node_replacements()
+        self.registry = self._server.client.node_registry()
 
     # --- one job -------------------------------------------------------------------------------------------
 
     def run(self, job: Job, graph: Workflow, salts: Salts, *, cancel: Cancel, deadline: float, hooks: Hooks) -> Ended:
-        """Run a graph to its end; ``salts`` as in workflow.isolate.
+        """Run a graph to its end; ``salts`` as in isolation.isolate.
 
         A prompt that ComfyUI's death took with it is submitted once more on the restarted server, and one that ran
         out of memory once more after POST /free. When this raises, nothing of the job runs on any more.
@@ -162,9 +161,9 @@ class Session:
         if not self._server.is_ours or prompt_id != job.prompt_id:
             hooks.on_dirty()
         prefix = folder_of(prompt_id)
-        isolated = workflow.isolate(
+        isolated = isolate(
             graph,
-            self.object_info,
+            self.registry,
             prefix,
             salts,
             previews=job.request.delivery.include_temp,
@@ -196,7 +195,7 @@ class Session:
                 entry = watcher.wait(cancel, deadline)
                 ended.outputs.append(mapping(entry.get("outputs")))
                 self._note_expanding(isolated, ended.outputs[-1])
-                failure = failure_of(mapping(entry.get("status")), graph, self.object_info, job.request.extra_data)
+                failure = failure_of(mapping(entry.get("status")), graph, self.registry, job.request.extra_data)
                 if failure is not None:
                     raise failure
                 ended.lost_messages |= watcher.lost_messages
@@ -214,7 +213,7 @@ class Session:
                 self.prompts.leftovers[prompt_id] = socket.client_id
             raise
         except WorkflowRejected as error:
-            raise registry.explained(error, graph, self.object_info) from error
+            raise explained(error, graph, self.registry) from error
         except BaseException:
             # Failed, canceled, out of time or lost: whatever it is, the GPU must not go on with it.
             may_yet_come = prompt_id in self.prompts.leftovers
@@ -232,20 +231,19 @@ class Session:
                 f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
             )
         ended.refused = {
-            workflow.own_node(graph, node_id)
+            own_node(graph, node_id)
             for at, error in refused.items()
             for node_id in (at, *mapping(error).get("dependent_outputs", ()))
         }
         ended.warnings += [
-            f"not run (allow_partial): {problem_line(problem)}"
-            for problem in registry.explain(refused, graph, self.object_info)
+            f"not run (allow_partial): {problem_line(problem)}" for problem in explain(refused, graph, self.registry)
         ]
         return ended
 
     def _note_expanding(self, graph: Workflow, outputs: Mapping[str, Any]) -> None:
         """Remember classes whose nodes became others with outputs: nothing in the registry tells them."""
         for node_id in outputs.keys() - graph.keys():
-            if (own := workflow.own_node(graph, node_id)) in graph:
+            if (own := own_node(graph, node_id)) in graph:
                 self._expanding.add(graph[own]["class_type"])
 
     def _watcher(
@@ -258,7 +256,7 @@ class Session:
         *,
         is_told: bool = True,
     ) -> Watcher:
-        senders = workflow.picture_senders(graph, self.object_info)
+        senders = self.registry.picture_senders(graph)
 
         def on_image(picture: ImageEvent) -> None:
             # A node that another one expanded into is not in the graph.

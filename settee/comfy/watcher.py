@@ -15,11 +15,11 @@ from typing import Any
 
 from settee.comfy.client import Client, NoAnswer
 from settee.comfy.events import EventSocket, SocketLost
+from settee.comfyui.history import mapping, saving_nodes
+from settee.comfyui.messages import Event, ImageEvent, Meter, Report
+from settee.comfyui.workflow import Workflow
 from settee.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
-from settee.history import mapping, saving_nodes
 from settee.job import Cancel
-from settee.messages import Event, ImageEvent, Meter, Report
-from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
 

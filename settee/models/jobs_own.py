@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from settee.comfyui.workflow import Problem
 from settee.errors import InvalidRequest
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.names import name_of
 from settee.models.sources import volume
 from settee.request import Bucket
 from settee.settings import Settings
-from settee.workflow import Problem
 
 
 def checked(

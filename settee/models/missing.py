@@ -11,19 +11,20 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from settee.comfyui.node_registry import NodeRegistry, choices_of
+from settee.comfyui.problems import MAX_NEAR, near_matches
+from settee.comfyui.workflow import Problem, Workflow
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
 from settee.models.needs import Named, folders_of, named_models, supplying
 from settee.models.places import SUFFIXES
-from settee.registry import MAX_NEAR, choices_of, near_matches, spec_of
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core
 
 
-def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequence[ModelEntry]) -> list[Problem]:
+def missing_models(workflow: Workflow, registry: NodeRegistry, entries: Sequence[ModelEntry]) -> list[Problem]:
     """A problem for every model of a core loader that is neither there nor supplied by an entry."""
     problems: list[Problem] = []
     for named in named_models(workflow):
-        choices = _choices(named, object_info)
+        choices = _choices(named, registry)
         if choices is None or named.value in choices:
             continue
         if any(entry.target.split("/")[0] in named.folders for entry in supplying(named, entries)):
@@ -31,20 +32,19 @@ def missing_models(workflow: Workflow, object_info: ObjectInfo, entries: Sequenc
         # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
         looked_through = [*choices, *names_of(entries)] if len(problems) < MAX_NEAR else []
         problems.append(_problem(named, looked_through, entries))
-        if len(problems) <= MAX_NEAR and (other := _in_another_folder(named, object_info)):
+        if len(problems) <= MAX_NEAR and (other := _in_another_folder(named, registry)):
             problems[-1] |= other
     return problems
 
 
-def _in_another_folder(named: Named, object_info: ObjectInfo) -> Problem | None:
+def _in_another_folder(named: Named, registry: NodeRegistry) -> Problem | None:
     """Return what is wrong with a name whose file exists, but in a folder that another loader reads."""
-    for class_type, known in object_info.items():
-        sections = known.get("input", {}) if is_core(object_info, class_type) else {}
-        for name in (name for part in ("required", "optional") for name in sections.get(part) or ()):
+    for class_type in filter(registry.is_core, registry):
+        for name, spec in registry.inputs(class_type).items():
             folders = folders_of(class_type, name)
             if not folders or set(folders) & set(named.folders):
                 continue
-            for choice in choices_of(spec_of(object_info, class_type, name)) or ():
+            for choice in choices_of(spec) or ():
                 if re.split(r"[\\/]", str(choice).lower())[-1] == named.parts[-1]:
                     return {
                         "problem": f"no model {named.value[:200]!r} in {named.folders[0]}, where this node looks, but "
@@ -54,10 +54,10 @@ def _in_another_folder(named: Named, object_info: ObjectInfo) -> Problem | None:
     return None
 
 
-def _choices(named: Named, object_info: ObjectInfo) -> list[Any] | None:
-    if not named.folders or not is_core(object_info, named.class_type):
+def _choices(named: Named, registry: NodeRegistry) -> list[Any] | None:
+    if not named.folders or not registry.is_core(named.class_type):
         return None
-    return choices_of(spec_of(object_info, named.class_type, named.input))
+    return choices_of(registry.spec(named.class_type, named.input))
 
 
 def _problem(named: Named, choices: Iterable[Any], entries: Sequence[ModelEntry]) -> Problem:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from settee.comfyui.workflow import Workflow, texts
 from settee.models.entry import ModelEntry
 from settee.models.places import SUFFIXES
-from settee.workflow import Workflow, texts
 
 #: Input name → folders below models, of ComfyUI's own loaders.
 _FOLDERS: dict[str, tuple[str, ...]] = {

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from settee.comfyui.workflow import Workflow
 from settee.errors import JobCanceled, JobTimeout, SetteeError, StagingError
 from settee.job import Cancel
 from settee.models.entry import ModelEntry
 from settee.models.needs import wanted
 from settee.models.placing import Placing
-from settee.workflow import Workflow
 
 if TYPE_CHECKING:
     from settee.models.store import ModelStore

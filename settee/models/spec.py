@@ -22,11 +22,11 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from settee.comfyui.workflow import Problem
 from settee.errors import ConfigError, UnsafePath
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
 from settee.models.places import KINDS, place
 from settee.settings import Settings, secret_named
-from settee.workflow import Problem
 from settee.workspace import safe_relative, shown
 
 #: Keys of an entry that is a mapping.

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from settee.comfyui.workflow import Workflow
 from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError, StagingError
 from settee.models import jobs_own, spec
 from settee.models.budget import Budget
@@ -32,7 +33,6 @@ from settee.models.transfer.gate import Gate
 from settee.models.turns import Stopped
 from settee.request import Bucket
 from settee.settings import Settings
-from settee.workflow import Workflow
 
 log = logging.getLogger(__name__)
 

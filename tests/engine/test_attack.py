@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from settee import registry
 from settee.artifacts import collect
 from settee.comfy.process import SupervisedServer
 from settee.comfy.session import Ended
+from settee.comfyui.isolation import restore
+from settee.comfyui.node_registry import UNKNOWN
+from settee.comfyui.problems import explain
 from settee.errors import ComfyUnavailable, SetteeError
 from settee.job import Status
-from settee.metadata import restore
 from settee.redact import neutral
 from settee.settings import load
 from settee.workspace import Folders, Workspace
@@ -92,7 +93,7 @@ def test_paths_after_a_colon_are_cut_too(text: str) -> None:
 
 def test_what_comfyui_says_of_a_workflow_has_no_host_path() -> None:
     said = {"type": "exception_during_validation", "message": "Exception", "details": "'/srv/private/secret/x.txt'"}
-    problems = registry.explain({"1": {"class_type": "A", "errors": [said]}}, {}, {})
+    problems = explain({"1": {"class_type": "A", "errors": [said]}}, {}, UNKNOWN)
     assert "/srv" not in json.dumps(problems)
 
 

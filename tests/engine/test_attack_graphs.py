@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from settee import paths, registry, workflow
 from settee.artifacts import collect
 from settee.comfy.client import Queue
 from settee.comfy.watcher import Limits, Watcher
+from settee.comfyui import file_inputs, isolation, problems
+from settee.comfyui.messages import Event, ImageEvent, Meter, image_event
+from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import InvalidRequest, SetteeError
 from settee.job import Cancel
-from settee.messages import Event, ImageEvent, Meter, image_event
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
 from tests.support.waiting import eventually
 
@@ -113,7 +114,7 @@ def test_a_latent_is_loaded_from_the_input_folder_only() -> None:
     """LoadLatent's `latent` bears no upload mark; ComfyUI's exists_annotated_filepath takes absolute names."""
     info = {"LoadLatent": {"input": {"required": {"latent": [[]]}}, "output": ["LATENT"], "output_node": False}}
     graph = {"1": {"class_type": "LoadLatent", "inputs": {"latent": "/srv/private/x.latent"}}}
-    assert paths.path_problems(graph, info)
+    assert file_inputs.path_problems(graph, NodeRegistry(info))
 
 
 def test_a_node_id_of_five_thousand_digits(rig: Rig) -> None:
@@ -126,7 +127,7 @@ def test_thousands_of_unknown_classes_are_refused_quickly() -> None:
     info = {f"Custom Node {i} Image Loader (suite)": {"input": {}, "output": []} for i in range(2000)}
     graph = {str(i): {"class_type": f"Custom Image Lodaer Node {i}", "inputs": {}} for i in range(100)}
     started = time.process_time()
-    assert registry.registry_problems(graph, info)
+    assert problems.registry_problems(graph, NodeRegistry(info))
     assert time.process_time() - started < 3, "5,000 nodes would take fifty times as long, without a cancel check"
 
 
@@ -142,13 +143,13 @@ def test_a_fingerprint_in_a_node_does_not_reach_comfyui() -> None:
         "1": {"class_type": "LoadImage", "inputs": {"image": "in.png"}, "is_changed": ["1127…"]},
         "9": {"class_type": "SaveImage", "inputs": SAVED},
     }
-    assert "is_changed" not in workflow.isolate(graph, {}, "settee-x")["1"]
+    assert "is_changed" not in isolation.isolate(graph, NodeRegistry(), "settee-x")["1"]
 
 
 def test_a_loader_without_a_fingerprint_reads_this_job_s_files(rig: Rig) -> None:
     """Real ComfyUI (COMFY_URL) only: LoadImageSetFromFolderNode has no IS_CHANGED, so its cache key is the folder."""
     rig.run(empty(12))
-    if "LoadImageSetFromFolderNode" not in rig.engine._session.object_info:
+    if "LoadImageSetFromFolderNode" not in rig.engine._session.registry:
         pytest.skip("needs a ComfyUI with its training nodes")
     graph = {
         "1": {"class_type": "LoadImageSetFromFolderNode", "inputs": {"folder": "set", "resize_method": "None"}},

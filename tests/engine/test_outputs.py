@@ -20,9 +20,9 @@ import requests
 from settee.artifacts import collect
 from settee.comfy.events import EventSocket
 from settee.comfy.session import Ended
+from settee.comfyui.messages import Event, ImageEvent
 from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
 from settee.job import Artifact, Cancel, Kind, Progress, Status
-from settee.messages import Event, ImageEvent
 from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow

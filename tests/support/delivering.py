@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from settee.comfyui.media import kind_of
 from settee.delivery import Delivered, deliver
 from settee.job import Artifact, Cancel, Job, Output
-from settee.media import kind_of
 from settee.request import JobRequest
 from settee.settings import Settings, load
 

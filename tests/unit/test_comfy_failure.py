@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from settee.comfy.failure import failure_of
+from settee.comfyui.node_registry import NodeRegistry
 
 GRAPH = {"2": {"class_type": "Saver", "inputs": {}}}
 
@@ -22,7 +23,7 @@ def said(message: str, *, hidden: str = "EXTRA_PNGINFO", module: str = "custom_n
     }
     info = {"Saver": {"python_module": module, "input": {"required": {}, "hidden": {"extra_pnginfo": hidden}}}}
     status = {"status_str": "error", "messages": [["execution_error", failed]]}
-    error = failure_of(status, GRAPH, info, {"extra_pnginfo": sent} if sent else {})
+    error = failure_of(status, GRAPH, NodeRegistry(info), {"extra_pnginfo": sent} if sent else {})
     assert error is not None
     return error.message
 

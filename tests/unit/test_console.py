@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from settee import registry
 from settee.comfy import console
 from settee.comfy.console import Console
+from settee.comfyui.problems import sentence
 from settee.redact import neutral
 
 
@@ -128,4 +128,4 @@ def test_a_refusal_says_why_without_the_traceback_around_it() -> None:
         "message": "Custom validation failed for node",
         "details": f"x - bad: {trace}\nOSError: no '/opt/models/x'",
     }
-    assert registry.sentence(error) == "Custom validation failed for node: x - bad: OSError: no 'x'"
+    assert sentence(error) == "Custom validation failed for node: x - bad: OSError: no 'x'"

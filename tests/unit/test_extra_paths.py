@@ -17,11 +17,12 @@ import yaml
 
 from settee.comfy.extra_paths import NODES, ExtraPaths, content
 from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
+from settee.comfyui.history import ending
+from settee.comfyui.isolation import SALT_INPUT, salted
+from settee.comfyui.node_registry import NodeRegistry
 from settee.embedded.cli import options_from
 from settee.errors import ConfigError
-from settee.history import ending
 from settee.settings import Settings, load
-from settee.workflow import SALT_INPUT, salted
 from settee.workspace import Folders
 
 
@@ -203,7 +204,7 @@ def test_the_salt_is_no_argument_of_a_class_that_takes_any() -> None:
 
     assert settee_salt.SALT_INPUT == SALT_INPUT
     wrapped = settee_salt.without_salt(settee_salt.without_salt(get_input_data))
-    node = salted({"class_type": "AnyKey", "inputs": {"image_1": "a"}}, {}, "job")
+    node = salted({"class_type": "AnyKey", "inputs": {"image_1": "a"}}, NodeRegistry(), "job")
     assert SALT_INPUT in node
     assert wrapped(node, AnyKey(), "1")[0] == {"image_1": ["a"]}
     assert SALT_INPUT in node, "the prompt, and so its cache key, stays as it is"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from settee.comfyui.media import kind_of
 from settee.job import Kind
-from settee.media import kind_of
 
 
 @pytest.mark.parametrize(

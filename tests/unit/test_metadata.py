@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from settee.metadata import blanked, restore
-from settee.workflow import isolate
+from settee.comfyui.isolation import blanked, isolate, restore
+from settee.comfyui.node_registry import NodeRegistry
 
 REGISTRY = {
     "SaveImage": {"output_node": True, "python_module": "nodes"},
@@ -27,7 +27,7 @@ GRAPHS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_the_text_is_json_of_the_graph_again(graph: dict[str, Any]) -> None:
-    written = json.dumps(isolate(graph, REGISTRY, "settee-0a1b")).encode()
+    written = json.dumps(isolate(graph, NodeRegistry(REGISTRY), "settee-0a1b")).encode()
     restored = blanked(written, "settee-0a1b")
     assert len(restored) == len(written)
     assert json.loads(restored) == graph
@@ -42,7 +42,7 @@ def test_another_jobs_prefix_stays() -> None:
 @pytest.mark.parametrize("text", ["plain", "ünï 猫"])
 def test_files_stay_whole(tmp_path: Path, suffix: str, text: str) -> None:
     graph = {"2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "made", "text": text}}}
-    prompt = json.dumps(isolate(graph, REGISTRY, "settee-1"), ensure_ascii=False)
+    prompt = json.dumps(isolate(graph, NodeRegistry(REGISTRY), "settee-1"), ensure_ascii=False)
     path = tmp_path / f"x.{suffix}"
     image = Image.radial_gradient("L").convert("RGB")
     if suffix == "png":

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.problems import explain
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models import spec
 from settee.models.missing import as_missing, missing_models
 from settee.models.needs import named_models, supplying
-from settee.registry import explain
 from settee.settings import load
 
 DATA = Path(__file__).parents[1] / "data"
@@ -100,19 +101,19 @@ def test_a_core_loaders_missing_model_is_said_before_comfyui_is_asked() -> None:
     info = json.loads(json.dumps(OBJECT_INFO))
     info["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["sd_xl_base_1.0.safetensors"]
     workflow = {"4": node("CheckpointLoaderSimple", ckpt_name="sdxl/sd_xl_base.safetensors")}
-    (problem,) = missing_models(workflow, info, ())
+    (problem,) = missing_models(workflow, NodeRegistry(info), ())
     assert problem["near"] == ["sd_xl_base_1.0.safetensors"]
     assert problem["add"] == "ORG/REPO:sd_xl_base.safetensors:checkpoints/sdxl"
     assert problem["path"] == "workflow.4.inputs.ckpt_name"
     entries = spec.configured(load(models="o/r:sd_xl_base.safetensors:checkpoints/sdxl"))
-    assert missing_models(workflow, info, entries) == []
+    assert missing_models(workflow, NodeRegistry(info), entries) == []
     there = {"4": node("CheckpointLoaderSimple", ckpt_name="sd_xl_base_1.0.safetensors")}
-    assert missing_models(there, info, ()) == []
+    assert missing_models(there, NodeRegistry(info), ()) == []
 
 
 def test_a_custom_nodes_missing_model_is_left_to_comfyui() -> None:
     info = {"Mine": {"python_module": "custom_nodes.mine", "input": {"required": {"ckpt_name": [["a.ckpt"], {}]}}}}
-    assert missing_models({"1": node("Mine", ckpt_name="b.ckpt")}, info, ()) == []
+    assert missing_models({"1": node("Mine", ckpt_name="b.ckpt")}, NodeRegistry(info), ()) == []
 
 
 def _refused(workflow: dict[str, Any], info: dict[str, Any], *names: str) -> WorkflowRejected:
@@ -133,7 +134,7 @@ def _refused(workflow: dict[str, Any], info: dict[str, Any], *names: str) -> Wor
         }
         for node_id in workflow
     }
-    return WorkflowRejected.from_problems(explain(errors, workflow, info), "workflow")
+    return WorkflowRejected.from_problems(explain(errors, workflow, NodeRegistry(info)), "workflow")
 
 
 def test_comfyuis_refusal_of_models_alone_is_a_missing_model() -> None:
@@ -177,7 +178,7 @@ def test_near_matches_are_looked_for_a_bounded_number_of_times() -> None:
             "input": {"required": {"ckpt_name": [["sd15.safetensors"], {}]}},
         }
     }
-    problems = missing_models(workflow, info, ())
+    problems = missing_models(workflow, NodeRegistry(info), ())
     assert len(problems) == 500
     assert problems[0]["near"] == ["sd15.safetensors"]
     assert sum(bool(problem["near"]) for problem in problems) <= 10
@@ -186,7 +187,7 @@ def test_near_matches_are_looked_for_a_bounded_number_of_times() -> None:
 def test_a_model_in_a_folder_where_its_node_does_not_look_is_said_so() -> None:
     info = json.loads(json.dumps(OBJECT_INFO))
     workflow = {"4": node("CheckpointLoaderSimple", ckpt_name="a.safetensors")}
-    (problem,) = missing_models(workflow, info, spec.configured(load(models="o/r:a.safetensors:loras")))
+    (problem,) = missing_models(workflow, NodeRegistry(info), spec.configured(load(models="o/r:a.safetensors:loras")))
     assert "MODELS entry 1 puts it into loras; let its Target be checkpoints" in problem["problem"]
 
 
@@ -198,7 +199,7 @@ def test_a_file_that_another_loader_has_is_said_to_be_in_its_folder() -> None:
         "4": node("CheckpointLoaderSimple", ckpt_name="x/a.safetensors"),
         "5": node("VAELoader", vae_name="b.safetensors"),
     }
-    found = missing_models(workflow, info, ())
+    found = missing_models(workflow, NodeRegistry(info), ())
     assert [problem["near"] for problem in found] == [["a.safetensors"], ["flux/b.safetensors"]]
     assert found[0]["problem"] == (
         "no model 'x/a.safetensors' in checkpoints, where this node looks, but diffusion_models has it: "

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from settee import paths
+from settee.comfyui import file_inputs
+from settee.comfyui.node_registry import NodeRegistry
 
 DATA = Path(__file__).parents[1] / "data"
 #: Of ComfyUI 0.33.
@@ -27,15 +28,15 @@ NEWER: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def object_info() -> dict[str, Any]:
-    return dict(json.loads((DATA / "object_info.json").read_text()))
+def nodes() -> NodeRegistry:
+    return NodeRegistry(json.loads((DATA / "object_info.json").read_text()))
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def test_the_files_that_a_workflow_loads(object_info: dict[str, Any]) -> None:
+def test_the_files_that_a_workflow_loads(nodes: NodeRegistry) -> None:
     graph = {
         "1": node("LoadImage", image="a.png"),
         "2": node("LoadImageMask", image="b.png [input]", channel="alpha"),
@@ -43,7 +44,7 @@ def test_the_files_that_a_workflow_loads(object_info: dict[str, Any]) -> None:
         "4": node("LoadImage", image=["1", 0]),
         "5": node("CLIPTextEncode", text="d.png", clip=["9", 0]),
     }
-    assert [(item.node_id, item.name) for item in paths.loads(graph, object_info)] == [
+    assert [(item.node_id, item.name) for item in file_inputs.loads(graph, nodes)] == [
         ("1", "a.png"),
         ("2", "b.png"),
         ("3", "c.wav"),
@@ -70,8 +71,8 @@ def test_the_files_that_a_workflow_loads(object_info: dict[str, Any]) -> None:
         (node("CheckpointLoaderSimple", ckpt_name="sdxl/base.safetensors"), False),
     ],
 )
-def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, object_info: dict[str, Any]) -> None:
-    assert bool(paths.path_problems({"1": given}, object_info)) is refused
+def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, nodes: NodeRegistry) -> None:
+    assert bool(file_inputs.path_problems({"1": given}, nodes)) is refused
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, ob
 )
 @pytest.mark.parametrize("name", ["image", "viewport_state"])
 def test_names_within_values_of_any_shape_are_looked_at(name: str, value: Any) -> None:
-    [problem] = paths.path_problems({"1": node("Load3D", **{name: value})}, NEWER)
+    [problem] = file_inputs.path_problems({"1": node("Load3D", **{name: value})}, NodeRegistry(NEWER))
     assert problem["input"] == name
 
 
@@ -102,7 +103,7 @@ def test_names_within_values_of_any_shape_are_looked_at(name: str, value: Any) -
     ],
 )
 def test_values_that_lead_nowhere_are_left_alone(value: Any) -> None:
-    assert paths.path_problems({"1": node("Any", settings=value)}, {}) == []
+    assert file_inputs.path_problems({"1": node("Any", settings=value)}, NodeRegistry()) == []
 
 
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200))).decode()
@@ -111,11 +112,11 @@ JPEG = base64.b64encode(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200))).dec
 @pytest.mark.parametrize("data", [JPEG, "/" + "a/" * 3000])
 def test_what_cannot_be_a_path_is_none(data: str) -> None:
     """A JPEG in base64 begins with a slash; some custom classes take it in an input called `image`."""
-    assert paths.path_problems({"1": node("ETN_LoadImageBase64", image=data)}, {}) == []
+    assert file_inputs.path_problems({"1": node("ETN_LoadImageBase64", image=data)}, NodeRegistry()) == []
 
 
-def test_base64_where_a_name_belongs_is_called_that(object_info: dict[str, Any]) -> None:
-    [problem] = paths.path_problems({"1": node("LoadImage", image=JPEG)}, object_info)
+def test_base64_where_a_name_belongs_is_called_that(nodes: NodeRegistry) -> None:
+    [problem] = file_inputs.path_problems({"1": node("LoadImage", image=JPEG)}, nodes)
     assert "base64" in problem["problem"]
     assert "`images`" in problem["problem"]
 
@@ -123,8 +124,8 @@ def test_base64_where_a_name_belongs_is_called_that(object_info: dict[str, Any])
 def test_one_of_an_inputs_own_choices_is_no_foreign_path() -> None:
     info = {"Loader": {"input": {"required": {"path": [["/models/a", "../b"]]}}}}
     for value in ("/models/a", "../b"):
-        assert paths.path_problems({"1": node("Loader", path=value)}, info) == []
-    assert paths.path_problems({"1": node("Loader", path="/models/c")}, info)
+        assert file_inputs.path_problems({"1": node("Loader", path=value)}, NodeRegistry(info)) == []
+    assert file_inputs.path_problems({"1": node("Loader", path="/models/c")}, NodeRegistry(info))
 
 
 @pytest.mark.parametrize(
@@ -141,38 +142,36 @@ def test_one_of_an_inputs_own_choices_is_no_foreign_path() -> None:
         (node("LoadImage", image="/home/me/a.png"), "send the file with the job"),
     ],
 )
-def test_the_advice_is_for_what_the_input_names(
-    given: dict[str, Any], advice: str, object_info: dict[str, Any]
-) -> None:
-    [problem] = paths.path_problems({"1": given}, object_info)
+def test_the_advice_is_for_what_the_input_names(given: dict[str, Any], advice: str, nodes: NodeRegistry) -> None:
+    [problem] = file_inputs.path_problems({"1": given}, nodes)
     assert advice in problem["problem"]
 
 
 def test_a_models_full_path_gets_its_name_in_comfyui_as_a_near_match() -> None:
     info = {"CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [["xl/plain.safetensors"], {}]}}}}
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="/volume/plain.safetensors")}
-    assert paths.path_problems(graph, info)[0]["near"] == ["xl/plain.safetensors"]
+    assert file_inputs.path_problems(graph, NodeRegistry(info))[0]["near"] == ["xl/plain.safetensors"]
 
 
 def test_a_choice_that_is_no_file_need_not_come_with_the_job() -> None:
     graph = {"1": node("Load3D", model_file="none", image={}), "2": node("Painter", mask="")}
-    assert paths.loads(graph, NEWER) == []
+    assert file_inputs.loads(graph, NodeRegistry(NEWER)) == []
     graph = {"1": node("Load3D", model_file="3d/a.glb", image={}), "2": node("Painter", mask="m.png")}
-    assert [load.name for load in paths.loads(graph, NEWER)] == ["3d/a.glb", "m.png"]
+    assert [load.name for load in file_inputs.loads(graph, NodeRegistry(NEWER))] == ["3d/a.glb", "m.png"]
 
 
 def test_each_of_several_files_at_one_input_must_come_with_the_job() -> None:
     info = {"Loader": {"input": {"required": {"image": ["COMBO", {"image_upload": True, "multiselect": True}]}}}}
     graph = {"1": node("Loader", image={"__value__": ["a.png", "b.png", "c.png"]})}
-    assert [item["value"] for item in paths.load_problems(graph, info, {"b.png": None})] == [
+    assert [item["value"] for item in file_inputs.load_problems(graph, NodeRegistry(info), {"b.png": None})] == [
         "a.png",
         "c.png",
     ]
 
 
-def test_a_file_that_a_core_loader_would_cut_is_named_and_left_to_a_custom_one(object_info: dict[str, Any]) -> None:
+def test_a_file_that_a_core_loader_would_cut_is_named_and_left_to_a_custom_one(nodes: NodeRegistry) -> None:
     graph = {"1": node("LoadImage", image="a.heic"), "2": node("HeicLoader", image="a.heic")}
     files = {"a.heic": "this HEIC is …: convert it to JPEG or PNG first"}
-    [problem] = paths.load_problems(graph, object_info, files)
+    [problem] = file_inputs.load_problems(graph, nodes, files)
     assert problem["node_id"] == "1"
     assert "convert it" in problem["problem"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from settee.literals import Place
-from settee.prefixes import filled_prefixes
+from settee.comfyui.literals import Place
+from settee.comfyui.rewrite import filled_prefixes
 
 NOW = time.strptime("2026-03-05 07:08:09", "%Y-%m-%d %H:%M:%S")
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from settee import registry
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of
+from settee.comfyui.problems import explain, explained, near_matches, registry_problems
+from settee.comfyui.rewrite import replaced, respelled, without_unknown
 from settee.errors import WorkflowRejected
 
 DATA = Path(__file__).parents[1] / "data"
@@ -16,8 +18,8 @@ RECORDINGS = Path(__file__).parents[1] / "contract" / "recordings"
 
 
 @pytest.fixture(scope="module")
-def object_info() -> dict[str, Any]:
-    return dict(json.loads((DATA / "object_info.json").read_text()))
+def nodes() -> NodeRegistry:
+    return NodeRegistry(json.loads((DATA / "object_info.json").read_text()))
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -30,7 +32,7 @@ SAVE = node("SaveImage", images=["1", 0], filename_prefix="x")
 # --- what runs ------------------------------------------------------------------------------------------------
 
 
-def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(object_info: dict[str, Any]) -> None:
+def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(nodes: NodeRegistry) -> None:
     graph = {
         "1": EMPTY,
         "2": SAVE,
@@ -39,37 +41,37 @@ def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(object_info: dict[
         "5": node("ImageInvert", image=["4", 7]),
         "6": node("NoSuchNote", text="a note"),
     }
-    assert list(registry.live(graph, object_info)) == ["1", "2"]
-    assert registry.registry_problems(graph, object_info) == []
+    assert list(nodes.live(graph)) == ["1", "2"]
+    assert registry_problems(graph, nodes) == []
     # ComfyUI refuses a prompt with a class that it does not know, wherever that stands.
-    assert list(registry.without_unknown(graph, object_info)) == ["1", "2", "3"]
+    assert list(without_unknown(graph, nodes)) == ["1", "2", "3"]
 
 
-def test_an_unknown_class_at_an_end_may_have_been_an_output(object_info: dict[str, Any]) -> None:
+def test_an_unknown_class_at_an_end_may_have_been_an_output(nodes: NodeRegistry) -> None:
     graph = {"1": EMPTY, "2": SAVE, "3": node("NoSuchSaver", images=["1", 0])}
-    [problem] = registry.registry_problems(graph, object_info)
+    [problem] = registry_problems(graph, nodes)
     assert problem["node_id"] == "3"
-    assert list(registry.without_unknown(graph, object_info)) == ["1", "2"]
+    assert list(without_unknown(graph, nodes)) == ["1", "2"]
 
 
-def test_without_any_output_every_problem_is_named(object_info: dict[str, Any]) -> None:
+def test_without_any_output_every_problem_is_named(nodes: NodeRegistry) -> None:
     graph = {"1": node("EmtyImage"), "2": node("SaveImages", images=["1", 0]), "3": node("ImageInvert")}
-    assert {problem["node_id"] for problem in registry.registry_problems(graph, object_info)} == {"1", "2", "3"}
+    assert {problem["node_id"] for problem in registry_problems(graph, nodes)} == {"1", "2", "3"}
 
 
-def test_an_unknown_class_is_named_in_the_line_with_what_to_do(object_info: dict[str, Any]) -> None:
+def test_an_unknown_class_is_named_in_the_line_with_what_to_do(nodes: NodeRegistry) -> None:
     graph = {"1": node("EmptyImag"), "2": SAVE}
-    problems = registry.registry_problems(graph, object_info)
+    problems = registry_problems(graph, nodes)
     line = str(WorkflowRejected.from_problems(problems, "workflow"))
     assert "workflow.1 (EmptyImag): no such node class on this worker: install its custom node" in line
     assert "did you mean 'EmptyImage'" in line
 
 
 def test_a_custom_node_that_failed_to_import_is_told_apart_from_one_that_is_not_there(
-    object_info: dict[str, Any],
+    nodes: NodeRegistry,
 ) -> None:
     failed = {"ComfyUI-Pack": "No module named 'cv2'"}
-    [problem] = registry.registry_problems({"1": node("PackLoader"), "2": SAVE}, object_info, failed)
+    [problem] = registry_problems({"1": node("PackLoader"), "2": SAVE}, nodes, failed)
     assert "ComfyUI-Pack (No module named 'cv2')" in problem["problem"]
 
 
@@ -82,7 +84,7 @@ def test_a_class_that_only_comfyui_misses_is_named_in_the_line() -> None:
         "extra_info": {"node_id": "1", "class_type": "Gone", "node_title": "X"},
     }
     refused = WorkflowRejected(details={"error": said, "node_errors": {}})
-    error = registry.explained(refused, {"1": node("Gone")}, {})
+    error = explained(refused, {"1": node("Gone")}, UNKNOWN)
     assert error.message.startswith("invalid workflow: workflow.1 (Gone): Node 'X' not found")
 
 
@@ -113,7 +115,9 @@ REPLACEMENTS: dict[str, Any] = {
     "ImageScaleBy": [{"new_node_id": "ResizeImageMaskNode", "input_mapping": [], "output_mapping": None}],
     "Gone": [{"new_node_id": "GoneToo", "input_mapping": None, "output_mapping": None}],
 }
-TODAYS = {"ControlNetLoader": {}, "ImageScaleToMaxDimension": {}, "Preview3D": {}, "ImageScaleBy": {}}
+TODAYS = NodeRegistry(
+    {"ControlNetLoader": {}, "ImageScaleToMaxDimension": {}, "Preview3D": {}, "ImageScaleBy": {}}, REPLACEMENTS
+)
 
 
 def test_classes_that_comfyui_replaces_are_replaced_before_anything_looks_at_them() -> None:
@@ -124,14 +128,14 @@ def test_classes_that_comfyui_replaces_are_replaced_before_anything_looks_at_the
         "4": node("ImageScaleBy", image=["2", 1]),
         "5": node("Gone", a=1),
     }
-    assert registry.replaced(graph, REPLACEMENTS, TODAYS) == {
+    assert replaced(graph, TODAYS) == {
         "1": node("ControlNetLoader", control_net_name="a.pth"),
         "2": node("ImageScaleToMaxDimension", image=["9", 0], upscale_method="lanczos"),
         "3": node("Preview3D", model_file="x.glb", image=["2", 2]),
         "4": graph["4"],
         "5": graph["5"],
     }
-    assert registry.replaced({"4": graph["4"]}, REPLACEMENTS, TODAYS) == {"4": graph["4"]}
+    assert replaced({"4": graph["4"]}, TODAYS) == {"4": graph["4"]}
 
 
 @pytest.mark.parametrize(
@@ -142,12 +146,12 @@ def test_a_name_that_differs_in_its_separators_only_is_taken_with_a_warning(
 ) -> None:
     info = {"CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [choices, {}]}}}}
     graph = {"4": node("CheckpointLoaderSimple", ckpt_name="XL\\a.safetensors")}
-    changed, [warning] = registry.respelled(graph, info, coming)
+    changed, [warning] = respelled(graph, NodeRegistry(info), coming)
     assert changed["4"]["inputs"]["ckpt_name"] == "XL/a.safetensors"
     assert "node 4 (CheckpointLoaderSimple)" in warning
     assert graph["4"]["inputs"]["ckpt_name"] == "XL\\a.safetensors"
     stack = {"on": True, "loras": [{"lora": "XL\\a.safetensors"}, {"lora": "XL\\other"}, ["1", 0]]}
-    changed, [warning] = registry.respelled({"5": node("Stack", stack=stack, text=["4", 0])}, info, coming)
+    changed, [warning] = respelled({"5": node("Stack", stack=stack, text=["4", 0])}, NodeRegistry(info), coming)
     spelt = changed["5"]["inputs"]["stack"]["loras"]
     assert spelt == [{"lora": "XL/a.safetensors"}, {"lora": "XL\\other"}, ["1", 0]]
     assert "node 5 (Stack)" in warning
@@ -157,7 +161,7 @@ def test_a_name_that_differs_in_its_separators_only_is_taken_with_a_warning(
 def test_other_names_stay_as_they_are(name: str) -> None:
     info = {"Loader": {"input": {"required": {"ckpt_name": [["XL/a.safetensors", "y\\z", "y/z"], {}]}}}}
     graph = {"4": node("Loader", ckpt_name=name), "5": node("Loader", ckpt_name="y\\z")}
-    assert registry.respelled(graph, info, []) == (graph, [])
+    assert respelled(graph, NodeRegistry(info), []) == (graph, [])
 
 
 # --- near matches and ComfyUI's own words -----------------------------------------------------------------------
@@ -172,12 +176,12 @@ def test_other_names_stay_as_they_are(name: str) -> None:
     ],
 )
 def test_near_matches(value: str, choices: list[str], best: str) -> None:
-    assert registry.near_matches(value, choices)[0] == best
+    assert near_matches(value, choices)[0] == best
 
 
 def test_no_near_match_is_made_up() -> None:
-    assert registry.near_matches("zzzz", ["euler", "ddim"]) == []
-    assert registry.near_matches("x" * 1000, ["euler"]) == []
+    assert near_matches("zzzz", ["euler", "ddim"]) == []
+    assert near_matches("x" * 1000, ["euler"]) == []
 
 
 @pytest.mark.parametrize(
@@ -191,11 +195,11 @@ def test_no_near_match_is_made_up() -> None:
     ],
 )
 def test_both_forms_of_a_combo(spec: Any, choices: Any) -> None:
-    assert registry.choices_of(spec) == choices
+    assert choices_of(spec) == choices
 
 
 @pytest.mark.parametrize("version", ["0.3.64", "0.33.0"])
-def test_comfyuis_own_words_are_explained(version: str, object_info: dict[str, Any]) -> None:
+def test_comfyuis_own_words_are_explained(version: str, nodes: NodeRegistry) -> None:
     """Every recorded rejection turns into problems that name the node, the input and the value."""
     recorded = json.loads((RECORDINGS / version / "validation_errors.json").read_text())
     explained = 0
@@ -204,7 +208,7 @@ def test_comfyuis_own_words_are_explained(version: str, object_info: dict[str, A
         if event.get("path") != "/prompt" or not isinstance(body, dict) or not body.get("node_errors"):
             continue
         graph = event["request_body"]["prompt"]
-        problems = registry.explain(body["node_errors"], graph, object_info)
+        problems = explain(body["node_errors"], graph, nodes)
         assert len(problems) == sum(len(report["errors"]) for report in body["node_errors"].values())
         for problem in problems:
             assert problem["node_id"] in body["node_errors"]

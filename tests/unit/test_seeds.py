@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from settee.literals import Place
-from settee.seeds import MAX_DRAWN, MAX_SEED, draw_seeds, random_seed
+from settee.comfyui.literals import Place
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.seeds import MAX_DRAWN, MAX_SEED, draw_seeds, random_seed
 
 CORE = json.loads((Path(__file__).parents[1] / "data" / "object_info.json").read_text())
 
@@ -43,7 +44,7 @@ INFO = {
 
 def most_of(workflow: dict[str, Any], *, every: bool = True) -> dict[str, int]:
     """The drawn seeds, when the greatest is drawn each time."""
-    return draw_seeds(workflow, INFO, every=every, draw=lambda least, most: most).shown()
+    return draw_seeds(workflow, NodeRegistry(INFO), every=every, draw=lambda least, most: most).shown()
 
 
 def test_a_seed_in_a_primitive_is_drawn_there_through_reroutes() -> None:
@@ -87,7 +88,7 @@ def test_a_primitive_for_a_node_that_takes_minus_one_and_one_that_does_not_is_dr
 def test_each_minus_one_is_drawn_by_itself_and_equal_seeds_are_drawn_once() -> None:
     workflow = {str(at): node("KSampler", seed=seed) for at, seed in enumerate([-1, -1, 5, 5])}
     draws = itertools.count(1)
-    drawn = draw_seeds(workflow, INFO, every=True, draw=lambda least, most: next(draws)).shown()
+    drawn = draw_seeds(workflow, NodeRegistry(INFO), every=True, draw=lambda least, most: next(draws)).shown()
     assert drawn == {"0.seed": 1, "1.seed": 2, "2.seed": 3, "3.seed": 3}
 
 
@@ -101,20 +102,20 @@ def test_a_drawn_seed_is_within_the_limits_of_all_that_take_it() -> None:
         "9": node("PrimitiveInt", value=77),
     }
     assert most_of(workflow) == {"9.value": 2000, "3.seed": 2000, "4.seed": 2000, "5.model.seed": 9}
-    least = draw_seeds(workflow, INFO, every=True, draw=lambda least, most: least).shown()
+    least = draw_seeds(workflow, NodeRegistry(INFO), every=True, draw=lambda least, most: least).shown()
     assert set(least.values()) == {1}
 
 
 def test_a_range_without_a_whole_number_is_left_alone_with_a_word() -> None:
     info = {"Fraction": declared(seed=["FLOAT", {"min": 0.5, "max": 0.6}])}
-    drawn = draw_seeds({"1": node("Fraction", seed=-1)}, info, every=False)
+    drawn = draw_seeds({"1": node("Fraction", seed=-1)}, NodeRegistry(info), every=False)
     assert drawn.values == {}
     assert "which cannot be drawn" in drawn.stuck[0]
 
 
 @pytest.mark.parametrize("spec", [[["-1", "1"], {}], ["COMBO", {"options": ["-1", "1"]}], ["STRING", {}]])
 def test_a_choice_or_a_text_is_no_seed(spec: Any) -> None:
-    drawn = draw_seeds({"1": node("Text", seed="-1")}, {"Text": declared(seed=spec)}, every=True)
+    drawn = draw_seeds({"1": node("Text", seed="-1")}, NodeRegistry({"Text": declared(seed=spec)}), every=True)
     assert (drawn.values, drawn.stuck) == ({}, ())
 
 
@@ -142,7 +143,7 @@ def test_a_number_that_is_more_than_a_seed_is_left_alone_with_a_word(seed: int) 
         "9": node("PrimitiveInt", value=seed),
     }
     for every in (True, False):
-        drawn = draw_seeds(workflow, INFO, every=every)
+        drawn = draw_seeds(workflow, NodeRegistry(INFO), every=every)
         assert drawn.values == {}
         words = "seed of node 1 KSampler is the number of node 9 PrimitiveInt, which index of node 2 Picker takes too"
         assert drawn.stuck == ((words,) if every or seed == -1 else ())
@@ -150,10 +151,12 @@ def test_a_number_that_is_more_than_a_seed_is_left_alone_with_a_word(seed: int) 
 
 def test_a_computed_seed_is_named_unless_it_is_computed_from_one_that_is_drawn() -> None:
     computed = {"1": node("KSampler", seed=["2", 0]), "2": node("Math", a=["3", 0]), "3": node("PrimitiveInt", value=1)}
-    assert draw_seeds(computed, INFO, every=True).stuck == ("seed of node 1 KSampler is computed by node 2 Math",)
-    assert draw_seeds(computed, INFO, every=False).stuck == ()
+    assert draw_seeds(computed, NodeRegistry(INFO), every=True).stuck == (
+        "seed of node 1 KSampler is computed by node 2 Math",
+    )
+    assert draw_seeds(computed, NodeRegistry(INFO), every=False).stuck == ()
     seeded = {**computed, "3": node("OwnRandom", seed=1)}
-    drawn = draw_seeds(seeded, INFO, every=True, draw=lambda least, most: 8)
+    drawn = draw_seeds(seeded, NodeRegistry(INFO), every=True, draw=lambda least, most: 8)
     assert (drawn.shown(), drawn.stuck) == ({"3.seed": 8}, ())
 
 

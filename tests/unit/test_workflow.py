@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from settee import paths, registry, workflow
+from settee.comfyui import file_inputs, isolation, problems, workflow
+from settee.comfyui.node_registry import NodeRegistry
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = sorted((DATA / "real-workflows").glob("*.api.json"))
 
 
 @pytest.fixture(scope="module")
-def object_info() -> dict[str, Any]:
-    return dict(json.loads((DATA / "object_info.json").read_text()))
+def nodes() -> NodeRegistry:
+    return NodeRegistry(json.loads((DATA / "object_info.json").read_text()))
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -32,12 +33,12 @@ def test_there_are_real_workflows() -> None:
 
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.name.removesuffix(".api.json"))
-def test_published_workflows_are_never_refused_by_mistake(path: Path, object_info: dict[str, Any]) -> None:
+def test_published_workflows_are_never_refused_by_mistake(path: Path, nodes: NodeRegistry) -> None:
     """What is left to say about them is only that this registry has no API nodes."""
     graph = json.loads(path.read_text())
     assert workflow.shape_problems(graph, max_nodes=1000) == workflow.link_problems(graph) == []
-    assert paths.path_problems(graph, object_info) == []
-    assert [item for item in registry.registry_problems(graph, object_info) if item["type"] != "unknown_class"] == []
+    assert file_inputs.path_problems(graph, nodes) == []
+    assert [item for item in problems.registry_problems(graph, nodes) if item["type"] != "unknown_class"] == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_what_is_no_link(value: Any) -> None:
 # --- isolation ------------------------------------------------------------------------------------------------
 
 
-def test_isolation_touches_output_nodes_only_and_never_the_original(object_info: dict[str, Any]) -> None:
+def test_isolation_touches_output_nodes_only_and_never_the_original(nodes: NodeRegistry) -> None:
     graph = {
         "1": node("EmptyImage", width=8, height=8, batch_size=1, color=0),
         "2": node("SaveImage", images=["1", 0], filename_prefix="a/b"),
@@ -111,20 +112,20 @@ def test_isolation_touches_output_nodes_only_and_never_the_original(object_info:
         "4": node("SaveImage", images=["1", 0], filename_prefix=["9", 0]),
     }
     before = copy.deepcopy(graph)
-    isolated = workflow.isolate(graph, object_info, "job")
+    isolated = isolation.isolate(graph, nodes, "job")
     assert graph == before
     assert isolated["1"] == graph["1"]
     assert isolated["2"]["inputs"]["filename_prefix"] == "job/a/b"
-    assert isolated["3"]["inputs"][workflow.SALT_INPUT] == "job"
+    assert isolated["3"]["inputs"][isolation.SALT_INPUT] == "job"
     assert isolated["4"]["inputs"]["filename_prefix"] == ["9", 0]
-    assert isolated["4"]["inputs"][workflow.SALT_INPUT] == "job"
+    assert isolated["4"]["inputs"][isolation.SALT_INPUT] == "job"
 
 
 def test_a_prefix_by_another_name_is_isolated_too() -> None:
     """Below output/loras ComfyUI would look for LoRAs, and miss the folder once it is wiped."""
     graph = {"1": {"class_type": "SaveLoRA", "inputs": {"prefix": "loras/mine"}}}
     info = {"SaveLoRA": {"output_node": True, "python_module": "comfy_extras.nodes_train"}}
-    assert workflow.isolate(graph, info, "job")["1"]["inputs"] == {"prefix": "job/loras/mine"}
+    assert isolation.isolate(graph, NodeRegistry(info), "job")["1"]["inputs"] == {"prefix": "job/loras/mine"}
 
 
 def test_only_prefixes_that_comfyuis_own_classes_make_a_path_of_are_rewritten() -> None:
@@ -132,9 +133,9 @@ def test_only_prefixes_that_comfyuis_own_classes_make_a_path_of_are_rewritten() 
     info = {"SaveImageDataSetToFolder": core, "Image Save": {**core, "python_module": "custom_nodes.pack"}}
     for class_type in info:
         graph = {"1": node(class_type, filename_prefix="day/a")}
-        assert workflow.isolate(graph, info, "job")["1"]["inputs"] == {
+        assert isolation.isolate(graph, NodeRegistry(info), "job")["1"]["inputs"] == {
             "filename_prefix": "day/a",
-            workflow.SALT_INPUT: "job",
+            isolation.SALT_INPUT: "job",
         }
 
 
@@ -143,20 +144,20 @@ def test_the_salt_of_a_custom_class_hides_where_comfyui_puts_values_of_its_own()
     hidden = {"key": "MY_OWN", "prompt": "PROMPT", "unique_id": "UNIQUE_ID"}
     info = {"Any": {"output_node": True, "input": {"optional": {}, "hidden": hidden}}}
     graph = {"1": node("Any", a=1), "2": node("Any", prompt="mine")}
-    isolated = workflow.isolate(graph, info, "job")
+    isolated = isolation.isolate(graph, NodeRegistry(info), "job")
     assert isolated["1"]["inputs"] == {"a": 1, "prompt": "settee_job:job"}
     assert isolated["2"]["inputs"] == {"prompt": "mine", "unique_id": "settee_job:job"}
     # ComfyUI's newer node API writes them as lists, and fills in none of them.
     newer = {"Any": {"output_node": True, "input": {"hidden": {"prompt": ["PROMPT"]}}}}
-    assert workflow.isolate(graph, newer, "job")["1"]["inputs"] == {"a": 1, workflow.SALT_INPUT: "job"}
+    assert isolation.isolate(graph, NodeRegistry(newer), "job")["1"]["inputs"] == {"a": 1, isolation.SALT_INPUT: "job"}
 
 
 def test_nodes_with_temp_files_on_the_way_run_again_when_previews_are_asked_for() -> None:
     info = {"ImageCropV2": {"output_node": False, "has_intermediate_output": True, "python_module": "nodes"}}
     graph = {"1": node("ImageCropV2", a=1), "2": node("Other", a=["1", 0])}
-    assert workflow.isolate(graph, info, "job") == graph
-    isolated = workflow.isolate(graph, info, "job", previews=True)
-    assert isolated["1"]["inputs"] == {"a": 1, workflow.SALT_INPUT: "job"}
+    assert isolation.isolate(graph, NodeRegistry(info), "job") == graph
+    isolated = isolation.isolate(graph, NodeRegistry(info), "job", previews=True)
+    assert isolated["1"]["inputs"] == {"a": 1, isolation.SALT_INPUT: "job"}
     assert isolated["2"] == graph["2"]
 
 
@@ -169,13 +170,13 @@ def test_a_node_that_names_an_input_file_gets_a_salt_of_its_content() -> None:
         "4": node("Text", text="a.png is nice"),
         "5": node("Loader", image=["1", 0]),
     }
-    salts = workflow.salts(graph, digests)
+    salts = isolation.salts(graph, digests)
     assert set(salts) == {"1", "2", "3"}
-    assert workflow.salts(graph, {**digests, "set/c.png": "4"}).items() - salts.items() == {
-        ("2", workflow.salts(graph, {**digests, "set/c.png": "4"})["2"])
+    assert isolation.salts(graph, {**digests, "set/c.png": "4"}).items() - salts.items() == {
+        ("2", isolation.salts(graph, {**digests, "set/c.png": "4"})["2"])
     }
-    isolated = workflow.isolate(graph, {}, "job", salts)
-    assert isolated["1"]["inputs"] == {"image": "a.png", workflow.SALT_INPUT: salts["1"]}
+    isolated = isolation.isolate(graph, NodeRegistry(), "job", salts)
+    assert isolated["1"]["inputs"] == {"image": "a.png", isolation.SALT_INPUT: salts["1"]}
     assert isolated["4"] == graph["4"]
 
 
@@ -191,9 +192,9 @@ def test_a_node_that_names_an_input_file_gets_a_salt_of_its_content() -> None:
 )
 def test_a_file_within_a_value_of_any_shape_is_a_file_that_the_node_reads(value: Any) -> None:
     graph = {"1": node("Load3D", image=value)}
-    assert set(workflow.salts(graph, {"a.png": "1"})) == {"1"}
-    assert workflow.salts(graph, {"a.png": "1"}) != workflow.salts(graph, {"a.png": "2"})
-    assert workflow.salts(graph, {"other.png": "1"}) == {}
+    assert set(isolation.salts(graph, {"a.png": "1"})) == {"1"}
+    assert isolation.salts(graph, {"a.png": "1"}) != isolation.salts(graph, {"a.png": "2"})
+    assert isolation.salts(graph, {"other.png": "1"}) == {}
 
 
 def test_a_chain_that_comfyui_cannot_follow() -> None:
@@ -206,6 +207,6 @@ def test_a_chain_that_comfyui_cannot_follow() -> None:
 
 def test_policy_takes_names_and_patterns() -> None:
     graph = {"1": node("SaveImage"), "2": node("LoadImage")}
-    assert [item["node_id"] for item in workflow.class_problems(graph, (), ("Save*",))] == ["1"]
-    assert [item["node_id"] for item in workflow.class_problems(graph, ("SaveImage",), ())] == ["2"]
-    assert workflow.class_problems(graph, ("*",), ("Nothing",)) == []
+    assert [item["node_id"] for item in problems.class_problems(graph, (), ("Save*",))] == ["1"]
+    assert [item["node_id"] for item in problems.class_problems(graph, ("SaveImage",), ())] == ["2"]
+    assert problems.class_problems(graph, ("*",), ("Nothing",)) == []

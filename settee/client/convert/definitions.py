@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from settee.workflow import ObjectInfo
+from settee.comfyui.workflow import ObjectInfo
 
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
 WIDGETS = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"])

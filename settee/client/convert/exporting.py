@@ -11,7 +11,7 @@ from settee.client.convert.graph import MAX_NODES, Node, read
 from settee.client.convert.refusal import refused, shown
 from settee.client.convert.scopes import BYPASSED, EDITORS_OWN, MUTED, Registry, Scope, types_meet
 from settee.client.convert.sources import Muted, Nothing, Output, Primitive, Promoted, Source, source
-from settee.workflow import ObjectInfo, Workflow, natural_key
+from settee.comfyui.workflow import ObjectInfo, Workflow, natural_key
 
 
 def converted(

@@ -11,7 +11,7 @@ from settee.client.convert.definitions import Definition, Input, definition
 from settee.client.convert.graph import MAX_NODES, File, Graph, Node
 from settee.client.convert.refusal import refused, shown
 from settee.client.errors import UsageError
-from settee.workflow import ObjectInfo
+from settee.comfyui.workflow import ObjectInfo
 
 MUTED, BYPASSED = 2, 4
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"

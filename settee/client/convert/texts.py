@@ -7,7 +7,7 @@ import re
 #: Comments in dynamic prompts. JavaScript's "." stops at these four line ends, and Python's only at the first.
 _COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
 _ESCAPED = re.compile(r"\\([{}|])")
-#: ``%KSampler.seed%``; what else stands between two % is for settee.prefixes (a date) or the server (``%width%``).
+#: ``%KSampler.seed%``; anything else between two % is for comfyui.rewrite (a date) or the server (``%width%``).
 _PATTERN = re.compile(r"%[^%.]+\.[^%.]+%")
 
 

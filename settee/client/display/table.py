@@ -8,7 +8,7 @@ from typing import Any
 
 from settee.client.changes import Change
 from settee.client.display.text import cells, cut, padded, printable
-from settee.workflow import Workflow, shown_node
+from settee.comfyui.workflow import Workflow, shown_node
 
 _GAP = "  "
 #: Cells of these columns at most; the value gets what is left of the width, and at least so much.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from settee.client.inject import classes, vocabulary
 from settee.client.inject.selectors import declared, live_nodes
 from settee.client.inject.vocabulary import Side
-from settee.literals import Use, users
-from settee.workflow import ObjectInfo, Workflow, links, natural_key
+from settee.comfyui.literals import Use, users
+from settee.comfyui.workflow import ObjectInfo, Workflow, links, natural_key
 
 #: Types of ComfyUI's registry that are neither conditioning nor a text.
 _OTHER_TYPES = frozenset(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from settee.literals import Use
-from settee.workflow import Workflow, links, natural_key
+from settee.comfyui.literals import Use
+from settee.comfyui.workflow import Workflow, links, natural_key
 
 #: Inputs that take a latent, by their names in ComfyUI and in the usual packs.
 _LATENT = re.compile(r"(?:init_)?(?:latents?(?:_image)?|samples)\d*")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from settee.client.inject.selectors import declared, live_nodes
-from settee.literals import Place, Use, users
-from settee.workflow import ObjectInfo, Workflow, natural_key
+from settee.comfyui.literals import Place, Use, users
+from settee.comfyui.workflow import ObjectInfo, Workflow, natural_key
 
 #: class → (input, kind, slots that give a mask). For what a registry does not tell, or where none is known: ComfyUI's
 #: own, VideoHelperSuite's (whose upload buttons are its own, without a flag) and KJNodes'.

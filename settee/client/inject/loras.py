@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.selectors import only_place
-from settee.literals import Place
-from settee.workflow import Workflow, listed_nodes, natural_key, shown_node
+from settee.comfyui.literals import Place
+from settee.comfyui.workflow import Workflow, listed_nodes, natural_key, shown_node
 
 _STRENGTHS = ("strength_model", "strength_clip")
 #: ComfyUI's limit.

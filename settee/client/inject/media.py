@@ -14,8 +14,8 @@ from settee.client.changes import Change, InputFile
 from settee.client.errors import UsageError
 from settee.client.inject.loaders import Loader, loaders, unlisted
 from settee.client.inject.selectors import node_of, only_place
-from settee.literals import Place
-from settee.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
+from settee.comfyui.literals import Place
+from settee.comfyui.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
 
 _OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
 _NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from settee.client.inject import classes, vocabulary
 from settee.client.inject.graph import Graph, Link
 from settee.client.inject.tracing import Encoder, Reach, Role, Tracing
-from settee.literals import Place
+from settee.comfyui.literals import Place
 
 
 @dataclass

@@ -12,8 +12,8 @@ from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.latents import Samplers
 from settee.client.inject.loras import lora_changes
 from settee.client.inject.selectors import declared, live_nodes, near, place_of
-from settee.literals import Place, fed_by, users
-from settee.workflow import ObjectInfo, Workflow, is_link, natural_key, shown_node, unwrapped
+from settee.comfyui.literals import Place, fed_by, users
+from settee.comfyui.workflow import ObjectInfo, Workflow, is_link, natural_key, shown_node, unwrapped
 
 
 @dataclass(frozen=True)

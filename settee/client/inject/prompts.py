@@ -11,8 +11,8 @@ from settee.client.inject import classes
 from settee.client.inject.graph import Graph
 from settee.client.inject.own_prompts import own_prompts
 from settee.client.inject.tracing import Encoder, Text, Tracing
-from settee.literals import Place
-from settee.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
+from settee.comfyui.literals import Place
+from settee.comfyui.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
 
 Side = Literal["positive", "negative"]
 _OPTIONS: dict[Side, str] = {"positive": "--prompt", "negative": "--negative"}

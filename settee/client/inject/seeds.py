@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from settee.client.changes import Change
 from settee.client.errors import UsageError
-from settee.literals import Place
-from settee.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
-from settee.workflow import ObjectInfo, Workflow
+from settee.comfyui.literals import Place
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
+from settee.comfyui.workflow import ObjectInfo, Workflow
 
 
 def seed_changes(
@@ -28,11 +29,11 @@ def seed_changes(
     if keep:
         return [], ()
     if seed is None or seed == DRAW_ONE:
-        drawn = draw_seeds(workflow, object_info, every=True, draw=draw)
+        drawn = draw_seeds(workflow, NodeRegistry(object_info or {}), every=True, draw=draw)
         return as_changes(drawn.values), drawn.stuck
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}, or -1 to draw one")
-    found, stuck = find_seeds(workflow, object_info)
+    found, stuck = find_seeds(workflow, NodeRegistry(object_info or {}))
     if not found and stuck:
         raise UsageError(
             f"--seed has no place; set it with --set where it is made: {'; '.join(one.why for one in stuck)}"

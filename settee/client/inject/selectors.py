@@ -9,8 +9,8 @@ from typing import Any
 
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.classes import NO_OUTPUT
-from settee.literals import Computed, Place, fed_by, literal_of, users
-from settee.workflow import ObjectInfo, Workflow, links, listed_nodes, shown_node, title
+from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
+from settee.comfyui.workflow import ObjectInfo, Workflow, links, listed_nodes, shown_node, title
 
 # --- nodes by name ---------------------------------------------------------------------------------------
 

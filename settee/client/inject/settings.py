@@ -10,8 +10,8 @@ from typing import Any
 from settee.client.changes import Change
 from settee.client.errors import Ambiguous, UsageError
 from settee.client.inject.selectors import near, node_of, only_place
-from settee.literals import Place
-from settee.workflow import Workflow, is_link, listed_nodes, shown_node, unwrapped
+from settee.comfyui.literals import Place
+from settee.comfyui.workflow import Workflow, is_link, listed_nodes, shown_node, unwrapped
 
 _FORM = 'write NODE.INPUT=VALUE, such as 6.inputs.text=… or "Title.text=…"'
 #: ComfyUI takes a fraction for these and cuts it off.

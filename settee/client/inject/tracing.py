@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from settee.client.inject import classes, vocabulary
 from settee.client.inject.graph import Graph, Link
 from settee.client.inject.vocabulary import Side
-from settee.literals import Place, Use
+from settee.comfyui.literals import Place, Use
 
 #: ``middle`` is either side's (DualCFGGuider's second condition, that of a model's patch), ``empty`` guides by no
 #: prompt at all, and what ``erased`` leads to has no effect.

@@ -25,9 +25,10 @@ from settee.client.targets.comfy_result import Entry
 from settee.client.targets.comfy_wire import Queue, Wire, json_of
 from settee.client.targets.http import Reply, Unsure, patience
 from settee.client.targets.target import Answer, Status
-from settee.history import mapping, saving_nodes
-from settee.messages import PICTURE_NODE
-from settee.workflow import ObjectInfo, Workflow, output_nodes, picture_senders
+from settee.comfyui.history import mapping, saving_nodes
+from settee.comfyui.messages import PICTURE_NODE
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import ObjectInfo, Workflow
 
 #: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
 LOOK_S, GONE_S = 10.0, 3.0
@@ -116,7 +117,7 @@ class Comfy:
         places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
         job_id = str(uuid.uuid4())
         workflow = comfy_request.with_files(asked.workflow, places)
-        senders = frozenset(picture_senders(workflow, info))
+        senders = frozenset(NodeRegistry(info).picture_senders(workflow))
         # Before the prompt: ComfyUI repeats nothing that was said before.
         self._events.open()
         self._events.watch(job_id, workflow, senders)
@@ -186,7 +187,7 @@ class Comfy:
         error = {"type": "not_run", "message": "it would not run; the reason was lost with ComfyUI's answer"}
         return {
             node_id: {"errors": [error], "class_type": workflow[node_id]["class_type"]}
-            for node_id in output_nodes(workflow, self.object_info())
+            for node_id in NodeRegistry(self.object_info()).output_nodes(workflow)
             if node_id not in runs
         }
 
@@ -222,7 +223,7 @@ class Comfy:
     def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
         """A job that another process sent."""
         workflow = mapping(item[2]) if len(item) > 2 else {}
-        senders = frozenset(picture_senders(workflow, self.object_info()))
+        senders = frozenset(NodeRegistry(self.object_info()).picture_senders(workflow))
         client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
         if isinstance(client_id, str):
             self._events.adopt(client_id, job_id, workflow, senders)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from settee.messages import FEATURES, Event, ImageEvent, Meter, image_event, remaining, text_event
-from settee.workflow import Workflow
+from settee.comfyui.messages import FEATURES, Event, ImageEvent, Meter, image_event, remaining, text_event
+from settee.comfyui.workflow import Workflow
 
 if TYPE_CHECKING:
     import websocket

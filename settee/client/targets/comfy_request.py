@@ -15,18 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.client.errors import UsageError
-from settee.measure import measure
-from settee.workflow import (
+from settee.comfyui.isolation import salted as with_salt
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import (
     ObjectInfo,
     Workflow,
     link_problems,
     links,
-    output_nodes,
+    measure,
     shape_problems,
     shown_node,
     unwrapped,
 )
-from settee.workflow import salted as with_salt
 
 #: Below ComfyUI's input folder.
 FOLDER = "settee"
@@ -243,9 +243,9 @@ def salted(workflow: Workflow, object_info: ObjectInfo, salt: str) -> Workflow:
     registry's output nodes these are all whose output nobody uses, as the registry may be older than the server.
     """
     used = {source for node in workflow.values() for _, source, _ in links(node)}
-    ends = set(output_nodes(workflow, object_info)) | (workflow.keys() - used)
+    ends = set(NodeRegistry(object_info).output_nodes(workflow)) | (workflow.keys() - used)
     return {
-        node_id: {**node, "inputs": with_salt(node, object_info, salt)} if node_id in ends else node
+        node_id: {**node, "inputs": with_salt(node, NodeRegistry(object_info), salt)} if node_id in ends else node
         for node_id, node in workflow.items()
     }
 
@@ -254,12 +254,13 @@ def refusal(
     error: Mapping[str, Any], node_errors: Mapping[str, Any], workflow: Workflow, info: ObjectInfo
 ) -> tuple[str, dict[str, Any]]:
     """What ComfyUI has against a workflow: (for a person, details as a worker's ``workflow_rejected`` has them)."""
-    from settee import registry
+    from settee.comfyui import problems as reasons
 
     # A class that it does not know it names, and no more.
-    problems = registry.explain(node_errors, workflow, info) or registry.registry_problems(workflow, info)
+    registry = NodeRegistry(info)
+    problems = reasons.explain(node_errors, workflow, registry) or reasons.registry_problems(workflow, registry)
     if not problems:
-        return f"ComfyUI refuses the workflow: {registry.sentence(error)}", {"problems": []}
+        return f"ComfyUI refuses the workflow: {reasons.sentence(error)}", {"problems": []}
     first = problems[0]
     node_id = str(first["node_id"])
     where = shown_node(workflow, node_id) if node_id in workflow else node_id

@@ -11,10 +11,11 @@ from typing import Any
 
 from settee.client.results import KINDS
 from settee.client.targets.target import Answer, Status
-from settee.history import ending, mapping, messages, named_file, reported, text_name
-from settee.media import kind_of
-from settee.messages import ImageEvent
-from settee.workflow import ObjectInfo, Workflow, output_nodes, own_node
+from settee.comfyui.history import ending, mapping, messages, named_file, reported, text_name
+from settee.comfyui.media import kind_of
+from settee.comfyui.messages import ImageEvent
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import ObjectInfo, Workflow, own_node
 
 #: Key of our own in a prompt's extra_data, which ComfyUI keeps: what another process needs that resumes the job.
 NOTES = "settee"
@@ -101,7 +102,7 @@ def found_in(entry: Entry, object_info: ObjectInfo, started: Sequence[Entry] = (
     ``started``: of the prompts that its nodes started.
     """
     found, places = Found(), dict[tuple[str, str, str], Place]()
-    outputs = output_nodes(entry.workflow, object_info)
+    outputs = NodeRegistry(object_info).output_nodes(entry.workflow)
     for each in (entry, *started):
         for made in reported(each.outputs, lambda node_id: node_id in entry.workflow and node_id not in outputs):
             node_id = own_node(entry.workflow, made.node_id)

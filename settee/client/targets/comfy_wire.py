@@ -13,7 +13,7 @@ from settee.client.errors import NetworkError, Rejected
 from settee.client.targets.comfy_request import Upload
 from settee.client.targets.comfy_result import File, Place
 from settee.client.targets.http import Http, Reply, Request, StatusError, json_bytes
-from settee.history import mapping
+from settee.comfyui.history import mapping
 
 #: ComfyUI answers POST /prompt when it has validated, which may hash files and ask custom nodes; seconds.
 SUBMIT_S = 120.0

@@ -19,7 +19,7 @@ from settee.client.targets import envelope
 from settee.client.targets.envelope import Unseal
 from settee.client.targets.http import Http, StatusError, Unsure
 from settee.client.targets.target import Answer, Status
-from settee.workflow import ObjectInfo
+from settee.comfyui.workflow import ObjectInfo
 
 API = "https://api.runpod.ai/v2"
 KEY_NAME = "RUNPOD_API_KEY"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from settee.workflow import ObjectInfo
+from settee.comfyui.workflow import ObjectInfo
 
 
 class Status(str, Enum):

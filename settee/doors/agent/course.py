@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee import logs
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.seeds import MAX_DRAWN
+from settee.comfyui.workflow import Workflow
 from settee.doors.agent import assets, work
 from settee.doors.agent.archive import Archive
 from settee.doors.agent.callbacks.interruption import AgentRestarted
@@ -29,10 +32,7 @@ from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing,
 from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
 from settee.models.judging import State
-from settee.registry import Replacements
-from settee.seeds import MAX_DRAWN
 from settee.settings import Settings
-from settee.workflow import ObjectInfo, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +60,17 @@ class Registry:
 
     def __init__(self, engine: Engine, age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._age_s, self._clock = engine, age_s, clock
-        self._known: tuple[float, tuple[ObjectInfo, Replacements]] | None = None
+        self._known: tuple[float, NodeRegistry] | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether the next answer may be an older one."""
         return self._known is not None and self._clock() - self._known[0] <= self._age_s
 
-    def get(self, cancel: Cancel) -> tuple[ObjectInfo, Replacements]:
-        """As Engine.node_classes."""
+    def get(self, cancel: Cancel) -> NodeRegistry:
+        """As Engine.node_registry."""
         if self._known is None or not self.is_known:
-            self._known = (self._clock(), self._engine.node_classes(cancel))
+            self._known = (self._clock(), self._engine.node_registry(cancel))
         return self._known[1]
 
     def forget(self) -> None:
@@ -165,7 +165,7 @@ class Course:
 
         def planned() -> work.Plan:
             known = parts.registry.get(self._job.cancel)
-            return work.plan(self._envelope, parts.config, graph, models, *known, lambda: seed)
+            return work.plan(self._envelope, parts.config, graph, models, known, lambda: seed)
 
         was_known = parts.registry.is_known
         if not was_known:

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from settee.comfyui.literals import with_values
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.rewrite import linked, replaced, respelled
+from settee.comfyui.seeds import draw_seeds
+from settee.comfyui.workflow import Workflow
 from settee.delivery.keys import safe_id, safe_segment
 from settee.doors.agent.assets import Assets
 from settee.doors.agent.callbacks.payloads import RenderParams, UploadedArtifact
@@ -22,13 +27,9 @@ from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, Result
-from settee.literals import with_values
 from settee.models.missing import names_of
-from settee.registry import Replacements, linked, replaced, replacement, respelled
 from settee.request import Delivery, JobRequest
-from settee.seeds import draw_seeds
 from settee.settings import Settings
-from settee.workflow import ObjectInfo, Workflow
 
 log = logging.getLogger(__name__)
 
@@ -84,31 +85,30 @@ def plan(
     config: AgentConfig,
     graph: Workflow,
     assets: Assets,
-    object_info: ObjectInfo,
-    replacements: Replacements,
+    registry: NodeRegistry,
     draw: Callable[[], int],
 ) -> Plan:
     """Every value in its place, and checked to have an effect there. Raises InvalidRequest with all problems."""
     values = context(envelope, names=assets.names, defaults=config.workflow_defaults, draw=draw)
-    graph = chained(linked(bound(graph, envelope, values), object_info), values.loras)
-    envelope = _renamed(envelope, graph, object_info, replacements)
-    graph = replaced(graph, replacements, object_info)
-    graph, respelt = respelled(graph, object_info, names_of(assets.entries))
-    drawn = draw_seeds(graph, object_info, every=False)
+    graph = chained(linked(bound(graph, envelope, values), registry), values.loras)
+    envelope = _renamed(envelope, graph, registry)
+    graph = replaced(graph, registry)
+    graph, respelt = respelled(graph, registry, names_of(assets.entries))
+    drawn = draw_seeds(graph, registry, every=False)
     graph = with_values(graph, drawn.values)
-    landing.check(graph, envelope, values, object_info)
+    landing.check(graph, envelope, values, registry)
     seeds = [f"drawn, as it was -1: {place} = {seed}" for place, seed in drawn.shown().items()]
-    landed = landing.warnings(graph, envelope, values, object_info)
+    landed = landing.warnings(graph, envelope, values, registry)
     said = (*envelope.warnings, *landed, *respelt, *seeds, *drawn.stuck)
     return Plan(envelope, values, graph, assets, landing.unplaced(graph, envelope, values), said)
 
 
-def _renamed(envelope: Envelope, graph: Workflow, object_info: ObjectInfo, replacements: Replacements) -> Envelope:
+def _renamed(envelope: Envelope, graph: Workflow, registry: NodeRegistry) -> Envelope:
     """The envelope with the names that inputs get where :func:`replaced` gives their node another class."""
     names = {
         (node_id, f"inputs.{each['old_id']}"): f"inputs.{each['new_id']}"
         for node_id, node in graph.items()
-        for each in replacement(node["class_type"], replacements, object_info).get("input_mapping") or ()
+        for each in registry.replacement(node["class_type"]).get("input_mapping") or ()
         if "old_id" in each
     }
     if not names:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from settee.comfyui.problems import near_matches
 from settee.delivery.attempts import code_of, is_not_public, is_transient, status_of
 from settee.delivery.endpoint import NOT_PUBLIC
 from settee.delivery.s3 import (
@@ -26,7 +27,6 @@ from settee.delivery.s3 import (
 from settee.errors import DeliveryError, DownloadFailed, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import ModelEntry, S3Object
-from settee.registry import near_matches
 from settee.request import Bucket
 from settee.settings import Settings
 

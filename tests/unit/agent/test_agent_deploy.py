@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from settee.comfyui.node_registry import NodeRegistry
 from settee.doors.agent import config
 from settee.doors.agent.dispatch import envelope as envelopes
 from settee.doors.agent.dispatch.example import EXAMPLE as ENVELOPE
@@ -91,7 +92,7 @@ def test_the_envelope_goes_with_the_template(left_out: tuple[str, ...]) -> None:
     envelope = envelopes.parse({name: value for name, value in data.items() if name not in left_out})
     context = context_of(envelope)
     graph = chained(bound(shipped("workflow.example.json"), envelope, context), context.loras)
-    landing.check(graph, envelope, context, object_info())
+    landing.check(graph, envelope, context, NodeRegistry(object_info()))
     assert landing.unused(graph, envelope, context) == ()
     assert len([node for node in graph.values() if node["class_type"] == "LoraLoader"]) == len(envelope.loras)
 

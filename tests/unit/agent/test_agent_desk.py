@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from settee.comfyui.node_registry import NodeRegistry
 from settee.doors.agent import config as configs
 from settee.doors.agent.archive import Archive
 from settee.doors.agent.callbacks.outbox import Outbox
@@ -26,7 +27,7 @@ from settee.models.placed import Shelf
 from tests.support.agent import HeldStore
 from tests.support.waiting import eventually
 
-REGISTRY = json.loads((Path(__file__).parents[2] / "data" / "object_info.json").read_text())
+REGISTRY = NodeRegistry(json.loads((Path(__file__).parents[2] / "data" / "object_info.json").read_text()))
 
 
 class Engine:
@@ -40,7 +41,7 @@ class Engine:
         self.is_idle = threading.Event()
         self.is_idle.set()
 
-    def object_info(self, cancel: object = None) -> Any:
+    def node_registry(self, cancel: object = None) -> NodeRegistry:
         return REGISTRY
 
     def await_models(self, entries: object, timeout_s: float) -> bool:

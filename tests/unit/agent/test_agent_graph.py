@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import Workflow, link_problems, shape_problems
 from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from settee.errors import InvalidRequest
-from settee.workflow import Workflow, link_problems, shape_problems
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, object_info, parsed
 
 
@@ -19,7 +20,7 @@ def made(template: Workflow = TEMPLATE, **changes: Any) -> Workflow:
     given = parsed(**changes)
     context = context_of(given)
     graph = chained(bound(template, given, context), context.loras)
-    landing.check(graph, given, context, object_info())
+    landing.check(graph, given, context, NodeRegistry(object_info()))
     assert shape_problems(graph, max_nodes=100) == link_problems(graph) == []
     return graph
 

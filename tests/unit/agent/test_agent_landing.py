@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from settee import registry
+from settee.comfyui.node_registry import NodeRegistry, choices_of
+from settee.comfyui.problems import registry_problems
+from settee.comfyui.workflow import Workflow
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained, is_pattern
 from settee.errors import InvalidRequest
-from settee.workflow import Workflow
 from tests.unit.agent.templates import DATA, REAL, TEMPLATE, binding, context_of, loras, node, object_info, parsed
 
 LABELS = json.loads((DATA / "real-workflows" / "labels.json").read_text())
@@ -37,7 +38,7 @@ def landed(template: Workflow, known: dict[str, Any] | None = None, **changes: A
     given = parsed(**changes)
     context = context_of(given)
     graph = chained(bound(template, given, context), context.loras)
-    landing.check(graph, given, context, known or with_choices(object_info(), TEMPLATE))
+    landing.check(graph, given, context, NodeRegistry(known or with_choices(object_info(), TEMPLATE)))
     return graph
 
 
@@ -54,7 +55,7 @@ def with_choices(known: dict[str, Any], graph: Workflow) -> dict[str, Any]:
         entry = copy.deepcopy(changed[one["class_type"]])
         for section in ("required", "optional"):
             for name, spec in (entry["input"].get(section) or {}).items():
-                choices = registry.choices_of(spec)
+                choices = choices_of(spec)
                 if choices is not None and one["inputs"].get(name) not in choices:
                     choices = [*choices, one["inputs"].get(name)]
                     entry["input"][section][name] = [choices, {}]
@@ -63,14 +64,14 @@ def with_choices(known: dict[str, Any], graph: Workflow) -> dict[str, Any]:
 
 
 #: The published workflows that need no API node; the registry of the tests has none.
-RUNNABLE = [path for path in REAL if not registry.registry_problems(json.loads(path.read_text()), object_info())]
+RUNNABLE = [path for path in REAL if not registry_problems(json.loads(path.read_text()), NodeRegistry(object_info()))]
 
 
 def named_bindings(graph: Workflow, labels: dict[str, Any]) -> list[dict[str, Any]]:
     found = [binding("prompt", one["node"], one["input"]) for one in labels["positive"]]
     found += [binding("negative_prompt", one["node"], one["input"]) for one in labels["negative"]]
     found += [binding("seed", one["id"], one["input"]) for one in labels["seeds"] if one["live"]]
-    live = landing.roles.Uses(graph, object_info()).live
+    live = landing.roles.Uses(graph, NodeRegistry(object_info())).live
     for node_id in live:
         if is_pattern(graph[node_id]):
             continue
@@ -257,10 +258,10 @@ def test_names_of_custom_nodes_are_looked_at_when_they_are_models() -> None:
     }
     known["Custom"] = {"input": spec, "output": ["MODEL"], "python_module": "custom_nodes.y"}
     graph = {"1": node("Custom", name="style-b.gguf", mode="its own check may take it", file="mine.bin")}
-    [problem] = landing.unknown_names(graph, known, context_of(parsed()))
+    [problem] = landing.unknown_names(graph, NodeRegistry(known), context_of(parsed()))
     assert (problem["input"], problem["near"]) == ("name", ["style-a.gguf"])
     mine = parsed(baseModel__key="models/style-b.gguf")
-    assert landing.unknown_names(graph, known, context_of(mine)) == []
+    assert landing.unknown_names(graph, NodeRegistry(known), context_of(mine)) == []
 
 
 def test_a_model_that_nobody_has_is_told_with_how_the_jobs_own_gets_there() -> None:
@@ -278,7 +279,7 @@ def test_a_model_that_nobody_has_is_told_with_how_the_jobs_own_gets_there() -> N
 def test_a_name_is_no_near_match_of_itself() -> None:
     known = with_choices(object_info(), TEMPLATE)
     known["Sized"] = {"input": {"required": {"n": [[1, 10], {}]}}, "output": ["INT"], "python_module": "nodes"}
-    [problem] = landing.unknown_names({"1": node("Sized", n="1")}, known, context_of(parsed()))
+    [problem] = landing.unknown_names({"1": node("Sized", n="1")}, NodeRegistry(known), context_of(parsed()))
     assert "1" not in problem["near"]
 
 

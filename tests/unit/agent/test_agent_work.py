@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import Workflow
 from settee.doors.agent import work
 from settee.doors.agent.assets import Assets
 from settee.doors.agent.dispatch.envelope import Envelope
@@ -16,7 +18,6 @@ from settee.doors.agent.options import AgentConfig
 from settee.errors import InvalidRequest
 from settee.job import Artifact, Kind
 from settee.settings import load
-from settee.workflow import Workflow
 from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
 
@@ -65,7 +66,7 @@ def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
 
 def planned(given: Envelope, graph: Workflow) -> work.Plan:
     config = AgentConfig.model_construct(workflow_defaults={})
-    return work.plan(given, config, graph, Assets((), names_of(given), ()), object_info(), {}, lambda: 77)
+    return work.plan(given, config, graph, Assets((), names_of(given), ()), NodeRegistry(object_info()), lambda: 77)
 
 
 @pytest.mark.parametrize(

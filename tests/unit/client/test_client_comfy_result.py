@@ -13,7 +13,7 @@ from settee.client.results import outputs_of
 from settee.client.targets import comfy_request, comfy_result
 from settee.client.targets.comfy_result import Entry, File, Place
 from settee.client.targets.target import Status
-from settee.workflow import SALT_INPUT
+from settee.comfyui.isolation import SALT_INPUT
 from tests.contract.recording import http_events, load
 
 

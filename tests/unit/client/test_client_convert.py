@@ -13,8 +13,8 @@ import pytest
 
 from settee.client.convert import converted, is_editor_format, texts
 from settee.client.errors import UsageError
-from settee.literals import with_values
-from settee.prefixes import filled_prefixes
+from settee.comfyui.literals import with_values
+from settee.comfyui.rewrite import filled_prefixes
 from tests.support.editor_files import (
     API_NODES,
     OBJECT_INFO,

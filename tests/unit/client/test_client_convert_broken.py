@@ -11,7 +11,7 @@ import pytest
 
 from settee.client.convert import converted
 from settee.client.errors import UsageError
-from settee.workflow import links
+from settee.comfyui.workflow import links
 from tests.support.editor_files import OBJECT_INFO, comparable, graphs, pair, real, refusal
 
 # --- the published workflows, broken --------------------------------------------------------------------------

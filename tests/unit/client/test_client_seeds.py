@@ -13,7 +13,7 @@ from settee.client.changes import applied
 from settee.client.errors import UsageError
 from settee.client.inject.seeds import seed_changes
 from settee.client.plan import Wishes, prepared
-from settee.seeds import MAX_SEED
+from settee.comfyui.seeds import MAX_SEED
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
 LABELS = json.loads((REAL / "labels.json").read_text())

@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from settee.client import embedded, sources
 from settee.client.errors import UsageError
-from settee.workflow import isolate
+from settee.comfyui.isolation import isolate
+from settee.comfyui.node_registry import NodeRegistry
 
 FILES = Path(__file__).parents[2] / "data" / "with-prompt"
 GRAPH: dict[str, Any] = {
@@ -188,7 +189,7 @@ def test_what_comfyui_and_isolation_left_is_taken_out(tmp_path: Path) -> None:
     graph = {**GRAPH, "3": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}
     made = graph
     for run in ("settee-0123abcd-9f00", "settee-fedcba98-0001"):  # of a film sent in again
-        made = isolate(made, registry, run, {"1": "salt"})
+        made = isolate(made, NodeRegistry(registry), run, {"1": "salt"})
     made["1"]["is_changed"] = ["a" * 64]
     made["57:8"]["is_changed"] = float("nan")
     assert read(written(tmp_path / "a.json", json.dumps(made))).data == graph

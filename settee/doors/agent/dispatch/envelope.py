@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from settee import workflow as graph
+from settee.comfyui import workflow as graph
+from settee.comfyui.workflow import Problem
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.dispatch.fields import (
     EMPTY_IS_NONE,
@@ -43,7 +44,6 @@ from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import MAX_PROBLEMS, refusal
 from settee.errors import wrong_value
 from settee.request import misspelt
-from settee.workflow import Problem
 
 
 class _Part(BaseModel):

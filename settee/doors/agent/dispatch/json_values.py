@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from settee.measure import MAX_DEPTH
-from settee.workflow import Problem
+from settee.comfyui.workflow import MAX_DEPTH, Problem
 
 #: orjson, and most others, write no other whole numbers.
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1

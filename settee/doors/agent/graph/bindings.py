@@ -14,15 +14,15 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from settee import workflow as graph
+from settee.comfyui import workflow as graph
+from settee.comfyui.problems import MAX_NEAR, near_matches
+from settee.comfyui.workflow import Problem, Workflow, is_link
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph import places
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
-from settee.registry import MAX_NEAR, near_matches
-from settee.workflow import Problem, Workflow, is_link
 
 #: What ComfyUI reads of a node; isolation drops anything else.
 _PARTS = ("inputs", "class_type", "_meta")

@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from settee.comfyui.file_inputs import path_problems
+from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
+from settee.comfyui.problems import MAX_NEAR, near_matches, registry_problems
+from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
 from settee.doors.agent.dispatch.envelope import Binding, Envelope
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph import places, roles
@@ -18,17 +22,6 @@ from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
 from settee.models.places import SUFFIXES
-from settee.paths import path_problems
-from settee.registry import (
-    MAX_NEAR,
-    choices_of,
-    is_upload,
-    live,
-    near_matches,
-    registry_problems,
-    spec_of,
-)
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core, is_link, output_nodes, unwrapped
 
 _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
@@ -38,7 +31,7 @@ _REPLACED = (
 _BASE_MODEL = ("base_model_name", "base_model_path", "base_model_full_path")
 
 
-def check(workflow: Workflow, envelope: Envelope, context: Context, object_info: ObjectInfo) -> None:
+def check(workflow: Workflow, envelope: Envelope, context: Context, registry: NodeRegistry) -> None:
     """Raises InvalidRequest that names parameter, node and path of every bound value that is not used as meant, and
     every name in the graph that ComfyUI has no file or choice for (:func:`unknown_names`).
 
@@ -46,12 +39,12 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
     chain's making is none of these; the LoRAs themselves are checked to be in the graph. A graph that this ComfyUI
     cannot run at all is told as such: nothing can be said of what is used in it.
     """
-    problems = path_problems(workflow, object_info, context.own_paths) + registry_problems(workflow, object_info)
-    if not problems and not output_nodes(workflow, object_info):
+    problems = path_problems(workflow, registry, context.own_paths) + registry_problems(workflow, registry)
+    if not problems and not registry.output_nodes(workflow):
         problems = [{"path": "workflow", "problem": "the workflow has no output node: add one, such as SaveImage"}]
     if problems:
         raise refusal(problems, "workflow")
-    graph = roles.Uses(workflow, object_info)
+    graph = roles.Uses(workflow, registry)
     for at, binding in enumerate(envelope.workflow_parameters):
         problem = _of_binding(graph, binding, context)
         if problem:
@@ -59,16 +52,16 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, object_info:
             problems.append({"path": f"workflowParameters[{at}]", **said, **problem})
     problems += _of_overrides(graph, envelope)
     problems += _of_loras(graph, context)
-    problems += unknown_names(workflow, object_info, context)
+    problems += unknown_names(workflow, registry, context)
     if problems:
         raise refusal(problems, "workflow parameters")
 
 
-def warnings(workflow: Workflow, envelope: Envelope, context: Context, object_info: ObjectInfo) -> tuple[str, ...]:
+def warnings(workflow: Workflow, envelope: Envelope, context: Context, registry: NodeRegistry) -> tuple[str, ...]:
     """What a person should know of a graph that :func:`check` took: what of the job it does not have
     (:func:`unused`), prompts that are the other prompt too, and what was not taken as it was given.
     """
-    graph = roles.Uses(workflow, object_info)
+    graph = roles.Uses(workflow, registry)
     both = dict.fromkeys(
         f"{binding.parameter}: it is used as {other} prompt too"
         for binding in envelope.workflow_parameters
@@ -153,7 +146,7 @@ def _of_loras(graph: roles.Uses, context: Context) -> Iterator[Problem]:
             yield {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
 
 
-def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context) -> list[Problem]:
+def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) -> list[Problem]:
     """Every name that a choice of the registry does not have, with near matches: ComfyUI would refuse it.
 
     The job's own models may not be there yet. Classes of custom nodes may check their inputs in their own way, which
@@ -163,15 +156,15 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
     base = context.values["base_model_name"]
     coming = {base, *(use.name for use in context.loras)}
     is_base_bound = any(base in literals(node) for node in workflow.values())
-    for node_id, node in live(workflow, object_info).items():
+    for node_id, node in registry.live(workflow).items():
         for name, given in node["inputs"].items():
-            value, spec = unwrapped(given), spec_of(object_info, node["class_type"], name)
+            value, spec = unwrapped(given), registry.spec(node["class_type"], name)
             choices = choices_of(spec)
             if choices is None or is_link(value) or isinstance(value, (list, dict)) or value in choices:
                 continue
             is_ours = value in coming or is_upload(spec)
             is_model = isinstance(value, str) and value.lower().endswith(SUFFIXES)
-            if is_ours or not (is_model or is_core(object_info, node["class_type"])):
+            if is_ours or not (is_model or registry.is_core(node["class_type"])):
                 continue
             is_path = value in context.own_paths
             shown = "a model's full path" if is_path else str(value)[:200]
@@ -180,17 +173,16 @@ def unknown_names(workflow: Workflow, object_info: ObjectInfo, context: Context)
                 problem += ": bind base_model_name to it"
             near = near_matches(value, choices) if len(problems) < MAX_NEAR else []
             problems.append(
-                {
-                    "path": f"workflow.{node_id}.inputs.{name}",
-                    "node_id": node_id,
-                    "class_type": node["class_type"],
-                    "input": name,
-                    "value": shown,
-                    "type": "value_not_in_list",
-                    "problem": problem,
+                problem_at(
+                    node_id,
+                    node,
+                    name,
+                    value=shown,
+                    type="value_not_in_list",
+                    problem=problem,
                     # A number may be spelled as the text that is given.
-                    "near": [match for match in near if match != str(value)],
-                }
+                    near=[match for match in near if match != str(value)],
+                )
             )
     return problems
 

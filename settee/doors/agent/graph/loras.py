@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from settee.comfyui.workflow import Workflow, is_link, links, natural_key, title
 from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph.strengths import LoraUse
-from settee.workflow import Workflow, is_link, links, natural_key, title
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}

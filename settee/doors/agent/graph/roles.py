@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from settee.registry import near_matches, options_of, spec_of
-from settee.workflow import ObjectInfo, Problem, Workflow, is_core, links, output_nodes
+from settee.comfyui.node_registry import NodeRegistry, is_dynamic, options_of
+from settee.comfyui.problems import near_matches
+from settee.comfyui.workflow import Problem, Workflow, links
 
 #: Outputs that are values: a node with no others passes on, or calculates with, what it was given.
 _VALUES = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "NUMBER", "*"])
@@ -67,9 +68,9 @@ def is_named_for(parameter: str, name: str) -> bool:
 class Uses:
     """A graph as its values flow."""
 
-    def __init__(self, workflow: Workflow, object_info: ObjectInfo) -> None:
+    def __init__(self, workflow: Workflow, registry: NodeRegistry) -> None:
         self.workflow = workflow
-        self._object_info = object_info
+        self._registry = registry
         #: Walks that were made: thousands of bindings may begin at the same places.
         self._ends: dict[tuple[str, str], list[tuple[str, str]]] = {}
         self._sides: dict[tuple[str, bool], set[str]] = {}
@@ -77,7 +78,7 @@ class Uses:
     @cached_property
     def live(self) -> frozenset[str]:
         """The nodes that an output needs."""
-        found = set(output_nodes(self.workflow, self._object_info))
+        found = set(self._registry.output_nodes(self.workflow))
         waiting = list(found)
         while waiting:
             for _, source, _ in links(self.workflow[waiting.pop()]):
@@ -97,7 +98,7 @@ class Uses:
 
     def _outputs(self, node_id: str) -> frozenset[str]:
         """Types of what a node gives; a list of choices counts as COMBO."""
-        given = self._object_info.get(self.workflow[node_id]["class_type"], {}).get("output")
+        given = self._registry.entry(self.workflow[node_id]["class_type"]).get("output")
         return frozenset(kind if isinstance(kind, str) else "COMBO" for kind in given or ())
 
     # --- one input ----------------------------------------------------------------------------------------
@@ -105,12 +106,11 @@ class Uses:
     def name_problem(self, node_id: str, name: str) -> Problem | None:
         """Why a node has no input of this name, of ComfyUI's own classes: a custom one may make names up later."""
         class_type = self.workflow[node_id]["class_type"]
-        if "." in name or not is_core(self._object_info, class_type):
+        if "." in name or not self._registry.is_core(class_type):
             return None
         # Not the hidden ones, which ComfyUI fills itself.
-        sections = self._object_info[class_type].get("input") or {}
-        inputs = {**(sections.get("required") or {}), **(sections.get("optional") or {})}
-        if name in inputs or any(map(_is_dynamic, inputs.values())):
+        inputs = self._registry.inputs(class_type)
+        if name in inputs or any(map(is_dynamic, inputs.values())):
             return None
         near = [f"inputs.{key}" for key in near_matches(name, inputs)]
         return {"problem": f"a {class_type} has no such input", "near": near}
@@ -118,10 +118,10 @@ class Uses:
     def input_problem(self, node_id: str, name: str, value: Any) -> Problem | None:
         """Why a class's input cannot take a value, as far as the registry tells."""
         class_type = self.workflow[node_id]["class_type"]
-        spec = spec_of(self._object_info, class_type, name)
+        spec = self._registry.spec(class_type, name)
         if "." in name or spec is None:
             return self.name_problem(node_id, name)
-        return self._value_problem(spec, value, is_strict=is_core(self._object_info, class_type))
+        return self._value_problem(spec, value, is_strict=self._registry.is_core(class_type))
 
     @staticmethod
     def _value_problem(spec: Any, value: Any, *, is_strict: bool) -> Problem | None:
@@ -170,7 +170,7 @@ class Uses:
 
     def _fits(self, parameter: str, node_id: str, name: str) -> bool:
         role = _ROLES[parameter]
-        given, is_ours = self._outputs(node_id), is_core(self._object_info, self.workflow[node_id]["class_type"])
+        given, is_ours = self._outputs(node_id), self._registry.is_core(self.workflow[node_id]["class_type"])
         if is_ours:
             return bool(is_named_for(parameter, name) and given & role.gives)
         # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
@@ -212,11 +212,6 @@ class Uses:
             else:
                 found.append(at)
         return found
-
-
-def _is_dynamic(spec: Any) -> bool:
-    """Whether an input stands for others, whose names are made up later."""
-    return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")
 
 
 __all__ = ["Uses", "is_named_for"]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.comfyui.workflow import Problem
 from settee.doors.agent.dispatch.envelope import Asset, Envelope
-from settee.workflow import Problem
 
 #: Strengths beyond it spoil any picture; the contract's limit, ComfyUI takes up to 100.
 MAX_STRENGTH = 2.0

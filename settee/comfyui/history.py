@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from settee.comfyui.media import kind_of
+from settee.comfyui.workflow import Workflow, natural_key, own_node, title
 from settee.job import Kind
-from settee.media import kind_of
 from settee.redact import neutral
-from settee.workflow import Workflow, natural_key, own_node, title
 
 #: Keys of core nodes that say something about the files beside them, or hold the editor's state.
 _ABOUT = {

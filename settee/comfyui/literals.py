@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from settee.workflow import Workflow, is_link, links, natural_key, unwrapped
+from settee.comfyui.workflow import Workflow, is_link, links, natural_key, unwrapped
 
 #: Inputs that hold the value of a node made for nothing else (PrimitiveInt, INTConstant, Text Multiline, …).
 _VALUE_INPUTS = ("value", "number", "int", "integer", "float", "bool", "boolean", "string", "text", "seed")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from settee.literals import Computed, Place, fed_by, literal_of, users
-from settee.registry import choices_of, options_of, spec_of
-from settee.workflow import ObjectInfo, Workflow, links, natural_key, shown_node
+from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of, options_of
+from settee.comfyui.workflow import Workflow, links, natural_key, shown_node
 
 #: The last part of an input's name, in lower case: Rodin's is "Seed", a dynamic combo's "sampling_mode.seed".
 SEED_INPUTS = ("seed", "noise_seed")
@@ -78,9 +78,7 @@ class Drawn:
         return {f"{place.node_id}.{place.input}": value for place, value in self.values.items()}
 
 
-def draw_seeds(
-    workflow: Workflow, object_info: ObjectInfo | None = None, *, every: bool, draw: Draw = random_seed
-) -> Drawn:
+def draw_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN, *, every: bool, draw: Draw = random_seed) -> Drawn:
     """Draw ``every`` seed, or only those that are -1.
 
     Seeds that are equal now stay equal, so that two passes over one noise remain that; each -1 is drawn by itself.
@@ -88,7 +86,7 @@ def draw_seeds(
     """
     if not every and not any(_is_draw_one(value) for node in workflow.values() for value in node["inputs"].values()):
         return Drawn({})
-    seeds, stuck = find_seeds(workflow, object_info)
+    seeds, stuck = find_seeds(workflow, registry)
     wanted = [seed for seed in seeds if every or seed.asks]
     equal: dict[int, int] = {}
     values: dict[Place, int] = {}
@@ -102,17 +100,16 @@ def draw_seeds(
     return Drawn({seed.place: values[seed.place] for seed in wanted}, tuple(lines))
 
 
-def find_seeds(workflow: Workflow, object_info: ObjectInfo | None = None) -> tuple[list[Seed], list[Stuck]]:
+def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[list[Seed], list[Stuck]]:
     """Find every place where a seed is written, in natural order, and the seed inputs whose number cannot be set.
 
     A linked seed is written in the primitive that it comes from.
     """
-    info = object_info or {}
     stuck: list[Stuck] = []
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
-            if not is_seed(name) or not _takes_numbers(spec_of(info, workflow[node_id]["class_type"], name)):
+            if not is_seed(name) or not _takes_numbers(registry.spec(workflow[node_id]["class_type"], name)):
                 continue
             try:
                 place = literal_of(workflow, node_id, name)
@@ -130,14 +127,15 @@ def find_seeds(workflow: Workflow, object_info: ObjectInfo | None = None) -> tup
         value = workflow[place.node_id]["inputs"][place.input]
         # A node with a seed of its own decides on -1 itself; for a primitive those do that take its number.
         decides = [place] if is_seed(place.input) else inputs
-        asks = _is_draw_one(value) and not all(_limit(workflow, info, one, "min", 0) <= DRAW_ONE for one in decides)
+        asks = _is_draw_one(value) and not all(_limit(workflow, registry, one, "min", 0) <= DRAW_ONE for one in decides)
         # A range may be of fractions, with no whole number in it.
-        least = math.ceil(max([0, *(_limit(workflow, info, one, "min", 0) for one in (place, *inputs))]))
+        least = math.ceil(max([0, *(_limit(workflow, registry, one, "min", 0) for one in (place, *inputs))]))
         most = math.floor(
-            min([MAX_DRAWN, *(_limit(workflow, info, one, "max", MAX_DRAWN) for one in (place, *inputs))])
+            min([MAX_DRAWN, *(_limit(workflow, registry, one, "max", MAX_DRAWN) for one in (place, *inputs))])
         )
         others = [] if is_seed(place.input) else fed_by(workflow, place, used)
-        other = next((one for one in others if not is_seed(one.input) and not _takes_any(workflow, info, one)), None)
+        others = [one for one in others if not is_seed(one.input) and not _takes_any(workflow, registry, one)]
+        other = others[0] if others else None
         if other is not None or least > most:
             by = (
                 f"{other.input} of node {shown_node(workflow, other.node_id)} takes too" if other else "cannot be drawn"
@@ -163,12 +161,12 @@ def _is_draw_one(value: Any) -> bool:
     return value in (DRAW_ONE, str(DRAW_ONE))
 
 
-def _limit(workflow: Workflow, object_info: ObjectInfo, place: Place, name: str, default: float) -> float:
-    limit = options_of(spec_of(object_info, workflow[place.node_id]["class_type"], place.input)).get(name)
+def _limit(workflow: Workflow, registry: NodeRegistry, place: Place, name: str, default: float) -> float:
+    limit = options_of(registry.spec(workflow[place.node_id]["class_type"], place.input)).get(name)
     return limit if isinstance(limit, (int, float)) and not isinstance(limit, bool) else default
 
 
-def _takes_any(workflow: Workflow, object_info: ObjectInfo, place: Place) -> bool:
+def _takes_any(workflow: Workflow, registry: NodeRegistry, place: Place) -> bool:
     """Return True if an input that holds no seed takes any number: one that ends up in a text or a file's name."""
-    is_known = spec_of(object_info, workflow[place.node_id]["class_type"], place.input) is not None
-    return is_known and _limit(workflow, object_info, place, "max", MAX_DRAWN) >= MAX_DRAWN
+    is_known = registry.spec(workflow[place.node_id]["class_type"], place.input) is not None
+    return is_known and _limit(workflow, registry, place, "max", MAX_DRAWN) >= MAX_DRAWN

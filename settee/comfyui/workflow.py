@@ -1,26 +1,27 @@
 """Pure functions over a workflow in API format: ``{node_id: {"class_type", "inputs", "_meta"?}}``.
 
-Nothing here talks to ComfyUI; what depends on its node registry takes `/object_info` as an argument. No function
-changes the graph it is given. Node ids are strings such as "12" or, inside a subgraph, "57:8".
+Nothing here depends on ComfyUI's node registry. No function changes the graph it is given. Node ids are strings such as
+"12" or, inside a subgraph, "57:8".
 """
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import json
 import math
-import posixpath
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 Workflow = dict[str, Any]
+#: `/object_info` as it comes.
 ObjectInfo = Mapping[str, Any]
 Problem = dict[str, Any]
 
 #: ComfyUI walks a chain recursively, in the thread that runs prompts, which Python's limit of 1,000 calls then ends.
 MAX_CHAIN = 400
+
+#: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
+MAX_DEPTH = 64
 
 EXPORT_HINT = (
     "this is the editor's format, which ComfyUI cannot run: open it in ComfyUI and use Workflow > Export (API), "
@@ -99,6 +100,14 @@ def links(node: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
             yield name, value[0], int(value[1])
 
 
+def problem_at(node_id: str, node: Mapping[str, Any], name: str | None = None, **fields: Any) -> Problem:
+    """Return a problem of a node, or of its input ``name``, with where it is."""
+    place = {"path": f"workflow.{node_id}", "node_id": node_id, "class_type": node["class_type"]}
+    if name is not None:
+        place |= {"path": f"workflow.{node_id}.inputs.{name}", "input": name}
+    return {**place, **fields}
+
+
 def title(node: Mapping[str, Any]) -> str:
     meta = node.get("_meta")
     return str(meta.get("title", "")) if isinstance(meta, dict) else ""
@@ -114,6 +123,14 @@ def shown_node(workflow: Workflow, node_id: str) -> str:
 def listed_nodes(workflow: Workflow, node_ids: Iterable[str]) -> str:
     """These nodes for an error's message, in natural order, one a line."""
     return "\n".join(f"  {shown_node(workflow, node_id)}" for node_id in sorted(set(node_ids), key=natural_key))
+
+
+def own_node(workflow: Mapping[str, Any], node_id: str) -> str:
+    """The id of a workflow's own node, for that of one that it expanded into, such as 5.0.0.1."""
+    own = node_id
+    while own not in workflow and "." in own:
+        own = own.rpartition(".")[0]
+    return own if own in workflow else node_id
 
 
 # --- shape -----------------------------------------------------------------------------------------------
@@ -146,15 +163,15 @@ def shape_problems(workflow: Mapping[str, Any], *, max_nodes: int) -> list[Probl
 def link_problems(workflow: Mapping[str, Any]) -> list[Problem]:
     """Return links to nodes that are not there, else a loop or a chain that is too long, of a graph of right shape.
 
-    ComfyUI looks at no node that leads to no output: see :func:`settee.registry.linked`.
+    ComfyUI looks at no node that leads to no output: see :func:`settee.comfyui.rewrite.linked`.
     """
     problems = [
-        _link_problem(
+        problem_at(
             node_id,
             node,
             name,
-            [source[:100], slot],
-            f"is linked to node {source[:100]!r}, which is not in the workflow",
+            value=[source[:100], slot],
+            problem=f"is linked to node {source[:100]!r}, which is not in the workflow",
         )
         for node_id, node in workflow.items()
         for name, source, slot in links(node)
@@ -169,17 +186,6 @@ def link_problems(workflow: Mapping[str, Any]) -> list[Problem]:
     if longest > MAX_CHAIN:
         return [{"path": "workflow", "problem": f"a chain of {longest} nodes; ComfyUI follows at most {MAX_CHAIN}"}]
     return []
-
-
-def _link_problem(node_id: str, node: Mapping[str, Any], name: str, value: list[Any], problem: str) -> Problem:
-    return {
-        "path": f"workflow.{node_id}.inputs.{name}",
-        "node_id": node_id,
-        "class_type": node["class_type"],
-        "input": name,
-        "value": value,
-        "problem": problem,
-    }
 
 
 def _node_shape(node_id: Any, node: Any) -> Iterator[Problem]:
@@ -212,16 +218,16 @@ def _malformed_links(workflow: Mapping[str, Any]) -> Iterator[Problem]:
             value = unwrapped(given)
             if _is_numbered_link(value, workflow):
                 problem = f"is linked to {value[0]}, a number, and node ids are strings: write "
-                yield _link_problem(node_id, node, name, value, f'{problem}["{value[0]}", {value[1]}]')
+                yield problem_at(node_id, node, name, value=value, problem=f'{problem}["{value[0]}", {value[1]}]')
             elif is_link(value) and value is not given:
                 # ComfyUI's executor follows it, and its validation does not look.
                 problem = 'is a link wrapped as a value: give it without "__value__"'
-                yield _link_problem(node_id, node, name, [value[0][:100], repr(value[1])[:100]], problem)
+                yield problem_at(node_id, node, name, value=[value[0][:100], repr(value[1])[:100]], problem=problem)
             elif is_link(value) and not _is_slot(value[1]):
                 # Any other number ends ComfyUI's executor thread, or fools it.
                 source, slot = value[0][:100], repr(value[1])[:100]
                 problem = f"is linked to output {slot} of node {source!r}: outputs count from 0, in whole numbers"
-                yield _link_problem(node_id, node, name, [source, slot], problem)
+                yield problem_at(node_id, node, name, value=[source, slot], problem=problem)
 
 
 def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
@@ -253,144 +259,28 @@ def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
     return [], max(depth.values(), default=0)
 
 
-# --- policy ----------------------------------------------------------------------------------------------
+# --- size ------------------------------------------------------------------------------------------------
 
 
-def class_problems(workflow: Workflow, allowed: Iterable[str], denied: Iterable[str]) -> list[Problem]:
-    """Nodes whose class the worker's ALLOWED_NODES or DENIED_NODES (names or shell patterns) rule out."""
-    allowed, denied = tuple(allowed), tuple(denied)
-    problems = []
-    for node_id, node in workflow.items():
-        name = node["class_type"]
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in denied):
-            rule = "is on this worker's DENIED_NODES"
-        elif allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
-            rule = "is not on this worker's ALLOWED_NODES"
-        else:
-            continue
-        problems.append(
-            {
-                "path": f"workflow.{node_id}",
-                "node_id": node_id,
-                "class_type": name,
-                "problem": f"this node class {rule}",
-            }
-        )
-    return problems
+def measure(value: Any) -> tuple[int, str | None]:
+    """(characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
 
-
-def is_core(object_info: ObjectInfo, class_type: str) -> bool:
-    """Return True for a class of ComfyUI's own."""
-    module = str(object_info.get(class_type, {}).get("python_module", ""))
-    return module == "nodes" or module.startswith("comfy_extras.")
-
-
-def output_nodes(workflow: Workflow, object_info: ObjectInfo) -> list[str]:
-    """Ids of the nodes that end in an output, in natural order."""
-    ids = [i for i, node in workflow.items() if object_info.get(node["class_type"], {}).get("output_node")]
-    return sorted(ids, key=natural_key)
-
-
-def picture_senders(workflow: Workflow, object_info: ObjectInfo) -> set[str]:
-    """Ids of the nodes that may send their output over the event socket: output nodes of classes that are not core.
-
-    SaveImageWebsocket is among them: it comes with ComfyUI as a custom node.
+    Level by level, not recursively: the value may be deeper than Python's stack.
     """
-    ends = output_nodes(workflow, object_info)
-    return {node_id for node_id in ends if not is_core(object_info, workflow[node_id]["class_type"])}
-
-
-# --- isolation -------------------------------------------------------------------------------------------
-
-#: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again. Classes with
-#: open-ended inputs would get it as an argument; ComfyUI drops it for them where `comfy_nodes/settee_salt` is loaded.
-SALT_INPUT = "settee_job"
-#: Hidden inputs that ComfyUI sets itself whatever the prompt has under their names (execution.get_input_data): the
-#: salt's place in custom classes that have one, since no class gets to see it there.
-_HIDDEN = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO", "UNIQUE_ID"})
-#: ComfyUI's own classes that put `filename_prefix` straight before a file's name: a folder in it would not be made.
-_BARE_PREFIX = frozenset({"SaveImageDataSetToFolder", "SaveImageTextDataSetToFolder", "LossGraphNode"})
-#: ComfyUI's own classes whose prefix has another name.
-_PREFIX_INPUTS = {"SaveLoRA": "prefix", "SaveLoRANode": "prefix"}
-
-#: Node id → text that changes when what the node reads changes.
-Salts = Mapping[str, str]
-#: What ComfyUI reads of a node. Anything else is dropped: ComfyUI keeps `is_changed` there, which the metadata of a
-#: picture brings back, and a loader that finds one answers with the picture of the job before.
-_NODE_KEYS = ("class_type", "inputs", "_meta")
-
-
-def isolate(
-    workflow: Workflow,
-    object_info: ObjectInfo,
-    prefix: str,
-    salts: Salts | None = None,
-    *,
-    previews: bool = False,
-    expanding: Collection[str] = (),
-) -> Workflow:
-    """A copy in which every saving node runs for this job, ComfyUI's own ones to write below ``prefix``.
-
-    ComfyUI answers a graph it has seen from its cache, with the names of files that were wiped after the last job
-    (resubmit_cached.json). A `filename_prefix` of this job's own makes its node save again, and tells its files
-    from any other job's. What a custom class makes of its prefix is not known, so its own stays: it and output nodes
-    without one get an input that only the cache sees, and so do the nodes of ``salts``: a loader without an
-    IS_CHANGED would show the file that had its name before. With ``previews`` so do nodes that leave temp files on
-    the way to an output: ComfyUI 0.33 reports a cached one's again. Nodes of the classes ``expanding`` become others,
-    with savers among them, which are not there at all when the node is cached. Nothing else upstream runs again.
-    """
-    isolated: Workflow = {}
-    for node_id, node in workflow.items():
-        isolated[node_id] = kept = {key: node[key] for key in _NODE_KEYS if key in node}
-        class_type = node["class_type"]
-        name_input = _PREFIX_INPUTS.get(class_type, "filename_prefix")
-        name = node["inputs"].get(name_input)
-        info = object_info.get(class_type, {})
-        is_output = info.get("output_node")
-        is_ours = is_core(object_info, class_type) and class_type not in _BARE_PREFIX
-        if is_output and is_ours and isinstance(name, str):
-            # A prefix that names no file would make ComfyUI name it after our folder.
-            is_name = posixpath.normpath(name.strip("/")) != "."
-            kept["inputs"] = {**node["inputs"], name_input: f"{prefix}/{name if is_name else 'ComfyUI'}"}
-        elif is_output or class_type in expanding or (previews and info.get("has_intermediate_output")):
-            kept["inputs"] = salted(node, object_info, prefix)
-        elif salts and node_id in salts:
-            kept["inputs"] = salted(node, object_info, salts[node_id])
-    return isolated
-
-
-def own_node(workflow: Mapping[str, Any], node_id: str) -> str:
-    """The id of a workflow's own node, for that of one that it expanded into, such as 5.0.0.1."""
-    own = node_id
-    while own not in workflow and "." in own:
-        own = own.rpartition(".")[0]
-    return own if own in workflow else node_id
-
-
-def salted(node: Mapping[str, Any], object_info: ObjectInfo, salt: str) -> dict[str, Any]:
-    """A node's inputs with ``salt`` among them, where its class does not see it."""
-    inputs, class_type = node["inputs"], node["class_type"]
-    hidden = object_info.get(class_type, {}).get("input", {}).get("hidden") or {}
-    for name, kind in () if is_core(object_info, class_type) else hidden.items():
-        if isinstance(kind, str) and kind in _HIDDEN and name not in inputs:
-            return {**inputs, name: f"{SALT_INPUT}:{salt}"}
-    return {**inputs, SALT_INPUT: salt}
-
-
-def is_salt(name: str, value: Any) -> bool:
-    """Return True for an input that :func:`salted` put there."""
-    return name == SALT_INPUT or (isinstance(value, str) and value.startswith(f"{SALT_INPUT}:"))
-
-
-def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
-    """The salt of every node that names an input file, or a folder of them: ``digests`` is by file name."""
-    found = {}
-    for node_id, node in workflow.items():
-        named: set[str] = set()
-        for text in {text.text for name, value in node["inputs"].items() for text in texts(name, value)}:
-            if 0 < len(text) < 1000:
-                name = posixpath.normpath(text.removesuffix(" [input]"))
-                named.update(file for file in digests if file == name or file.startswith(f"{name}/"))
-        if named:
-            found[node_id] = hashlib.sha256("".join(digests[name] for name in sorted(named)).encode()).hexdigest()
-    return found
+    size, level = 0, [value]
+    for _ in range(MAX_DEPTH + 1):
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                size += len(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                return size, "holds a NaN or an infinite number, which JSON has no word for"
+            elif isinstance(item, dict):
+                inside += item
+                inside += item.values()
+            elif isinstance(item, list):
+                inside += item
+        if not inside:
+            return size, None
+        level = inside
+    return size, f"nested more than {MAX_DEPTH} levels deep"

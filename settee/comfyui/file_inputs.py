@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
+from settee.comfyui.problems import near_matches
+from settee.comfyui.workflow import Problem, Text, Workflow, problem_at, texts
 from settee.models.places import SUFFIXES
-from settee.registry import choices_of, is_upload, near_matches, spec_of
-from settee.workflow import ObjectInfo, Problem, Text, Workflow, is_core, texts
 
 #: Inputs that custom loaders use for a file or folder without marking them.
 _PATH_INPUT = re.compile(
@@ -33,22 +34,22 @@ class Load:
     """A file of ComfyUI's input folder that a node loads."""
 
     node_id: str
-    class_type: str
+    node: Mapping[str, Any]
     input: str
     #: As the workflow names it, without its "[input]" annotation.
     name: str
 
 
-def loads(workflow: Workflow, object_info: ObjectInfo) -> list[Load]:
+def loads(workflow: Workflow, registry: NodeRegistry) -> list[Load]:
     """Every file of the input folder that the workflow names, by the registry's upload marks."""
     found = []
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
-            spec = spec_of(object_info, node["class_type"], name)
+            spec = registry.spec(node["class_type"], name)
             for text in texts(name, value) if is_upload(spec) else ():
                 if text.name == name and not _is_no_file(text.text, spec):
                     match = _ANNOTATION.match(text.text)
-                    found.append(Load(node_id, node["class_type"], name, match["name"] if match else text.text))
+                    found.append(Load(node_id, node, name, match["name"] if match else text.text))
     return found
 
 
@@ -57,28 +58,24 @@ def _is_no_file(text: str, spec: Any) -> bool:
     return not text or ("." not in text and text in (choices_of(spec) or ()))
 
 
-def load_problems(workflow: Workflow, object_info: ObjectInfo, files: Mapping[str, str | None]) -> list[Problem]:
+def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str, str | None]) -> list[Problem]:
     """Every file that the workflow loads and cannot: ``files`` came with the job, by name, with what bars a core loader
     from them."""
     problems: list[Problem] = []
-    for load in loads(workflow, object_info):
+    for load in loads(workflow, registry):
         name = posixpath.normpath(load.name)
-        base = {
-            "path": f"workflow.{load.node_id}.inputs.{load.input}",
-            "node_id": load.node_id,
-            "class_type": load.class_type,
-            "input": load.input,
-            "value": load.name[:200],
-        }
         if name not in files:
             problem = f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`"
-            problems.append({**base, "problem": problem, "near": near_matches(load.name, files)})
-        elif files[name] and is_core(object_info, load.class_type):
-            problems.append({**base, "problem": f"loads {load.name[:200]!r}: {files[name]}"})
+            more = {"problem": problem, "near": near_matches(load.name, files)}
+        elif files[name] and registry.is_core(load.node["class_type"]):
+            more = {"problem": f"loads {load.name[:200]!r}: {files[name]}"}
+        else:
+            continue
+        problems.append(problem_at(load.node_id, load.node, load.input, value=load.name[:200], **more))
     return problems
 
 
-def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[str] = ()) -> list[Problem]:
+def path_problems(workflow: Workflow, registry: NodeRegistry, own: Collection[str] = ()) -> list[Problem]:
     """Inputs that would make ComfyUI read or write outside the job's own folders.
 
     LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
@@ -89,22 +86,14 @@ def path_problems(workflow: Workflow, object_info: ObjectInfo, own: Collection[s
     problems: list[Problem] = []
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
-            spec = spec_of(object_info, node["class_type"], name)
+            spec = registry.spec(node["class_type"], name)
             for text in texts(name, value):
                 is_own = text.text in own
                 if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
                     continue
                 if problem := _problem(name, text.text, spec):
-                    problems.append(
-                        {
-                            "path": f"workflow.{node_id}.inputs.{name}",
-                            "node_id": node_id,
-                            "class_type": node["class_type"],
-                            "input": name,
-                            "value": "a model's full path" if is_own else text.text[:200],
-                            **problem,
-                        }
-                    )
+                    shown = "a model's full path" if is_own else text.text[:200]
+                    problems.append(problem_at(node_id, node, name, value=shown, **problem))
     return problems
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from settee.workflow import Workflow
+from settee.comfyui.workflow import Workflow
 
 #: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). What it says
 #: comes in smaller messages too, so it is skipped unparsed.
