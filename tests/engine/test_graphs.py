@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,11 @@ def test_policy_holds_for_the_class_that_comfyui_would_put_in_its_place(tmp_path
     with EmbeddedServer(tmp_path / "comfy") as server:
         with Rig(tmp_path, **server.shared) as rig:
             rig.run(empty())
-            rig.engine._session.replacements = {"OldSave": [entry]}
+            rig.engine._session.registry = replace(rig.engine._session.registry, replacements={"OldSave": [entry]})
             [output] = rig.run(graph).outputs
             assert output.filename == "made_00001_.png"
         with Rig(tmp_path / "strict", denied_nodes=("SaveImage",), **server.shared) as rig:
             rig.run({**empty(save=False), "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
-            rig.engine._session.replacements = {"OldSave": [entry]}
+            rig.engine._session.registry = replace(rig.engine._session.registry, replacements={"OldSave": [entry]})
             with pytest.raises(InvalidRequest, match="DENIED_NODES"):
                 rig.run(graph)
