@@ -25,7 +25,7 @@ from pathlib import Path
 
 import requests
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from tests.support import s3 as servers
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
 from tests.support.models import safetensors

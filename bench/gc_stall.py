@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from settee.comfy.process import SupervisedServer
+from settee.backends.comfy.process import SupervisedServer
 from settee.settings import Settings, load
 from settee.workspace import Folders
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import requests
 
 from settee import __version__
-from settee.comfy.group import end
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
+from settee.backends.comfy.process_group import end
 from settee.settings import Settings, child_environment
 
 ROOT = Path(__file__).parents[1]

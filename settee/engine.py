@@ -1,4 +1,4 @@
-"""Runs one job, start to finish. It knows no door; ARCHITECTURE.md tells a job's twelve hops.
+"""Runs one job, start to finish. It knows no door; ARCHITECTURE.md has a job's hops.
 
 Ordinary blocking code: a GPU does one job at a time. What must be able to interrupt it (a cancel, a deadline) goes
 through a Cancel token and a time in time.monotonic().
@@ -7,30 +7,21 @@ through a Cancel token and a time in time.monotonic().
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from settee.comfy.attempts import prompt_ids
-from settee.comfy.process import ExternalServer, Server, SupervisedServer
-from settee.comfy.session import Session
+from settee.backends.comfy.backend import ComfyBackend
 from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import Busy, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.entry import ModelEntry
 from settee.models.placed import Shelf
 from settee.models.store import ModelStore
-from settee.run import Run
+from settee.run import JobRun
 from settee.settings import Settings
-from settee.workspace import Folders, Workspace
-
-#: How long ComfyUI may take to tell of its queue, seconds.
-_ASKED_S = 2.0
-#: What Prompts notes of a job that runs.
-_LEFT = re.compile(r"([0-9a-f-]{36}) ([0-9a-f]{32})")
 
 log = logging.getLogger(__name__)
 
@@ -40,30 +31,11 @@ def _ignore(_: Progress) -> None:
 
 
 class Engine:
-    """One ComfyUI, one workspace, one job at a time."""
+    """One backend, one workspace, one job at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        root = settings.workspace_dir
-        own = Folders(input=root / "input", output=root / "output", temp=root / "temp")
-        self._shared = True
-        self._server: Server
-        if settings.comfy_url is None:
-            self._server = SupervisedServer(settings, own)
-        else:
-            self._server = ExternalServer(settings.comfy_url)
-            self._shared = settings.comfy_input_dir is not None and settings.comfy_output_dir is not None
-            if self._shared:
-                assert settings.comfy_input_dir is not None
-                assert settings.comfy_output_dir is not None
-                own = Folders(
-                    input=settings.comfy_input_dir,
-                    output=settings.comfy_output_dir,
-                    temp=settings.comfy_temp_dir,
-                    are_shared=True,
-                )
-        self._workspace = Workspace(own, settings)
-        self._session = Session(self._server, settings, self._workspace.note)
+        self._backend = ComfyBackend(settings)
         self._models = ModelStore(settings)
         self._slot = threading.Lock()
         self._running: Cancel | None = None
@@ -73,39 +45,28 @@ class Engine:
     # --- life ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start ComfyUI (unless COMFY_URL names one) and to place models; wait for neither. Raises ConfigError."""
+        """Begin to start the backend and to place models; wait for neither. Raises ConfigError."""
         self._models.load()
         self._claim()
-        self._workspace.open()
-        if not self._shared:
-            log.warning(
-                "COMFY_INPUT_DIR and COMFY_OUTPUT_DIR are not set: files go over HTTP, and what jobs leave in that "
-                "ComfyUI's folders cannot be wiped"
-            )
-        elif not self._server.is_ours:
-            log.warning(
-                "only the COMFY_*_DIR folders are wiped: not the data sets that jobs save, names in ComfyUI's database "
-                "(--enable-assets), nor what it keeps in its memory (least with --cache-classic)"
-            )
-        self._server.start()
+        self._backend.workspace.open()
+        self._backend.start()
         self._models.start()
 
     def _claim(self) -> None:
         """Nothing is wiped, by a job or at the end, in folders that are not this worker's. Raises ConfigError."""
         if not self._claimed:
-            self._workspace.claim()
+            self._backend.workspace.claim()
             self._claimed = True
-            if (left := _LEFT.fullmatch(self._workspace.noted())) and not self._server.is_ours:
-                self._session.prompts.inherit(*left.groups())
+            self._backend.claimed()
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable with the end of its log."""
-        self._server.wait_ready(timeout_s, cancel)
+        self._backend.wait_ready(timeout_s, cancel)
 
     @property
     def unrecoverable(self) -> bool:
         """True when ComfyUI cannot be brought back: only a new worker helps."""
-        return self._server.unrecoverable
+        return self._backend.unrecoverable
 
     @property
     def shelf(self) -> Shelf:
@@ -115,23 +76,19 @@ class Engine:
     @property
     def output_dir(self) -> Path | None:
         """Where ComfyUI writes, wiped around every job; None where its files only come over HTTP."""
-        return self._workspace.folders.output if self._shared else None
+        return self._backend.workspace.folders.output if self._backend.is_shared else None
 
     @property
     def restarts(self) -> int:
         """How often ComfyUI was started again."""
-        return max(0, self._server.generation - 1)
+        return self._backend.restarts
 
     def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
         """Return ComfyUI's node registry. Raises ComfyUnavailable, JobCanceled."""
-        # Ours may be starting, which takes what it takes; another one is there or it is not.
-        is_ours = self._server.is_ours
-        patience = self._settings.comfy_start_timeout_s if is_ours else self._settings.comfy_unresponsive_s
-        self._server.wait_ready(patience, cancel, for_job=True)
-        return self._server.client.node_registry()
+        return self._backend.node_registry(cancel)
 
     def await_models(self, entries: Sequence[ModelEntry], timeout_s: float) -> bool:
-        """Wait until nothing of these is fetched any more, after the job that brought them. Whether that is so.
+        """Wait until nothing of these is fetched any more, after the job that brought them; False if it still is.
 
         What a canceled job gave up may still be put in place a moment later.
         """
@@ -142,27 +99,24 @@ class Engine:
 
         :meth:`settle` has it stop, and no job begins before it has. Call this before the first job.
         """
-        if not self._server.is_ours:  # ours ended with its worker
-            for each in prompt_ids(prompt_id):
-                self._session.prompts.inherit(each)
+        self._backend.take_back(prompt_id)
 
     def settle(self, timeout_s: float, is_over: Callable[[], bool]) -> bool:
-        """Wait until ComfyUI runs nothing of an earlier job any more, and has forgotten it; whether that is so.
+        """Wait until ComfyUI runs nothing of an earlier job any more, and has forgotten it; False if it still does.
 
         One that is not ours, and takes its time to stop, may after :meth:`run` has returned. ``is_over``: give up.
         """
         if not self._slot.acquire(blocking=False):
             return False
         try:
-            prompts, deadline = self._session.prompts, time.monotonic() + timeout_s
-            return prompts.settle(deadline, lambda: is_over() or self._closing.is_set())
+            deadline = time.monotonic() + timeout_s
+            return self._backend.stop_leftovers(deadline, lambda: is_over() or self._closing.is_set())
         finally:
             self._slot.release()
 
     def queue(self) -> tuple[int, int]:
         """How many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""
-        found = self._server.client.queue(timeout_s=_ASKED_S)
-        return len(found.running), len(found.pending)
+        return self._backend.queue()
 
     def close(self) -> None:
         """Cancel the job that runs, stop ComfyUI, wipe. No job runs afterwards."""
@@ -175,20 +129,19 @@ class Engine:
         # The job's own deadlines bound this; what is left after them is ended with ComfyUI.
         self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
         self._models.give_up()  # downloads end while ComfyUI does
-        self._session.close()
-        self._server.close()
+        self._backend.close()
         self._models.close()
         if not self._claimed:
             return
-        left = self._workspace.wipe().left
+        left = self._backend.workspace.wipe().left
         if left:
             log.error("%d files could not be wiped", len(left))
-        self._workspace.release()
+        self._backend.workspace.release()
 
     # --- one job --------------------------------------------------------------------------------------------
 
     def run(self, job: Job, on_progress: OnProgress = _ignore, cancel: Cancel | None = None) -> Result:
-        """Run a job; returns its Result once ComfyUI is idle and the workspace wiped, whatever happened.
+        """Run a job; return its Result once ComfyUI is idle and the workspace wiped, whatever happened.
 
         Raises a SetteeError for every way in which a job can fail: Busy while another one runs, JobCanceled,
         JobTimeout, and the rest of the tree in errors.py.
@@ -204,13 +157,11 @@ class Engine:
                 self._running = token
                 if self._closing.is_set():
                     token.set("the worker is shutting down")
-                if job.sealed and isinstance(self._server, SupervisedServer):
-                    stack.enter_context(self._server.quiet())
-                run = Run(job, on_progress, token, self._settings)
-                return run.go(self._session, self._workspace, self._server, self._models, self._shared)
+                if job.sealed:
+                    stack.enter_context(self._backend.quiet())
+                return JobRun(job, self._backend, self._models, self._settings, on_progress, token).go()
         finally:
-            if not self._session.prompts.leftovers:
-                self._workspace.note("")
+            self._backend.forget_note()
             self._running = None
             self._slot.release()
 

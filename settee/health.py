@@ -12,7 +12,7 @@ import sys
 import time
 
 from settee import __version__
-from settee.comfy.client import Client
+from settee.backends.comfy.client import Client
 from settee.errors import SetteeError
 from settee.settings import Settings, load
 

@@ -7,6 +7,7 @@ then are URLs fetched.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -314,3 +315,11 @@ def _raise(problems: list[tuple[Problem, type[InvalidRequest]]]) -> None:
         kinds = {kind for _, kind in problems}
         kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
         raise kind.from_problems([problem for problem, _ in problems], "input file")
+
+
+def file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1024 * 1024):
+            digest.update(piece)
+    return digest.hexdigest()

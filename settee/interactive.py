@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from settee import __version__, logs
-from settee.comfy.group import end
-from settee.comfy.process import SupervisedServer
+from settee.backends.comfy.process import SupervisedServer
+from settee.backends.comfy.process_group import end
 from settee.errors import ConfigError, SetteeError
 from settee.settings import Settings, load
 from settee.workspace import Folders, Workspace

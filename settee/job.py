@@ -60,6 +60,19 @@ class Destination:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What one door asks of the engine beyond the request."""
+
+    #: Instead of what the request and the settings say of delivery.
+    destination: Destination | None = None
+    #: Full paths of the job's own models, as its door wrote them into the workflow; any other path is refused.
+    own_paths: frozenset[str] = frozenset()
+    #: True if its door takes files: all that the workflow loads must have come with the job then. Else it must exist in
+    #: ComfyUI's input folder.
+    takes_files: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run of one request."""
 
@@ -72,13 +85,7 @@ class Job:
     created_at: float = field(default_factory=time.time)
     #: The largest result the door can carry, in bytes of its body; None when it has no limit.
     max_result_bytes: int | None = None
-    #: Instead of what the request and the settings say of delivery.
-    destination: Destination | None = None
-    #: Full paths of the job's own models, as its door wrote them into the workflow; any other path is refused.
-    own_paths: frozenset[str] = frozenset()
-    #: Whether its door takes files: all that the workflow loads must have come with the job then. Else it must lie in
-    #: ComfyUI's input folder.
-    takes_files: bool = True
+    options: JobOptions = JobOptions()
     #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
     sealed: bool = False
 

@@ -79,7 +79,7 @@ class BucketLook:
         self._asked: Asked | None = None
         self._until = time.monotonic() + LOOK_S
         mode = job.request.delivery.mode or settings.delivery
-        target = target_for(job, settings) if job.destination or mode != "base64" else None
+        target = target_for(job, settings) if job.options.destination or mode != "base64" else None
         if target is not None and not is_seen(target):
             self._asked = Asked(lambda: refusal(target))
 

@@ -79,7 +79,7 @@ def choose(
     items: Sequence[Item], job: Job, settings: Settings, *, has_s3: bool, check: Callable[[], None]
 ) -> tuple[list[Place], list[str]]:
     """A place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
-    if job.destination is not None:
+    if job.options.destination is not None:
         return [Place.S3] * len(items), []
     mode = job.request.delivery.mode or settings.delivery
     to_s3 = has_s3 and mode != "base64"

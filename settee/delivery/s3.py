@@ -65,12 +65,12 @@ _CALLERS_NAMES = {
 def target_for(job: Job, settings: Settings) -> Target | None:
     """The door's bucket if it named one, the caller's if the job brought one, else the worker's, else None."""
     request, wanted = job.request, job.request.delivery
-    if job.destination is not None:
+    if job.options.destination is not None:
         own = workers_target(settings)
         if own is None:
             raise DeliveryError("there is no S3 endpoint to put the outputs at: set BUCKET_ENDPOINT_URL")
         expires_s = wanted.expires_s or settings.bucket_expires_s
-        return replace(own, bucket=job.destination.bucket, by_month=False, expires_s=expires_s)
+        return replace(own, bucket=job.options.destination.bucket, by_month=False, expires_s=expires_s)
     if request.bucket is not None:
         try:
             target = callers_target(request.bucket, settings)

@@ -148,7 +148,7 @@ class _Upload:
     def _object(self, item: Item, prepared: Prepared) -> Object:
         """Its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
         artifact = item.artifact
-        destination = self._job.destination
+        destination = self._job.options.destination
         if destination is not None:
             if isinstance(prepared.content, Stream):
                 prepared.content = prepared.content.spooled(item.settings.workspace_dir)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.comfy.attempts import folder_of
+from settee.backends.comfy.prompts import folder_of
 from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
 from tests.support.models import safetensors

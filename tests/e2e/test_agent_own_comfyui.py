@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.comfy.attempts import folder_of
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
+from settee.backends.comfy.prompts import folder_of
 from tests.support.agent import Agent, HeldStore, is_idle, parameters
 from tests.support.embedded import EmbeddedServer, comfyui_in
 from tests.support.receiver import Receiver

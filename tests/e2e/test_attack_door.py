@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from settee.sealing import Sealer, generate_key
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import b64, empty, files_below

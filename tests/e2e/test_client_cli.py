@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from settee.backends.comfy.process import free_port
 from settee.client import cli
-from settee.comfy.process import free_port
 from settee.sealing import generate_key
 from tests.support.client_command import INVERT, PICTURE, Command, endpoint_env, runpod_with_worker
 from tests.support.public_api import PublicApi

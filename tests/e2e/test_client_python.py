@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from settee.backends.comfy.process import free_port
 from settee.client import (
     Answer,
     AsyncEndpoint,
@@ -26,7 +27,6 @@ from settee.client import (
     UsageError,
 )
 from settee.client.environment import Environment
-from settee.comfy.process import free_port
 from tests.support.client_command import INVERT, PICTURE, runpod_with_worker
 from tests.support.editor_files import OBJECT_INFO, pair
 from tests.support.public_api import PublicApi

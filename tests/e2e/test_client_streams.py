@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from tests.e2e.test_runpod_local import LocalApi
 from tests.support.client_command import INVERT, PICTURE, Command, ended, interrupt
 from tests.support.embedded import EmbeddedServer

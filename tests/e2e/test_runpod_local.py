@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from tests.support.rig import empty
 from tests.support.stub_rig import does
 from tests.support.worker import WorkerProcess

@@ -20,7 +20,7 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from settee.sealing import Sealer, generate_key
 from settee.workspace import MARKER
 from tests.support.control_plane import ControlPlane

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from settee.artifacts import collect
-from settee.comfy.process import SupervisedServer
-from settee.comfy.session import Ended
+from settee.backends.comfy.artifacts import collect
+from settee.backends.comfy.process import SupervisedServer
+from settee.backends.comfy.session import Ended
 from settee.comfyui.isolation import restore
 from settee.comfyui.node_registry import UNKNOWN
 from settee.comfyui.problems import explain
@@ -193,14 +193,14 @@ def test_a_worker_with_more_than_a_thousand_descriptors(rig: Rig) -> None:
     """select() takes none above 1023."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    rig.engine._session._drop_socket()
+    rig.engine._backend._session._drop_socket()
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         assert rig.run(empty(9)).outputs
     finally:
         for fd in held:
             os.close(fd)
-        rig.engine._session._drop_socket()
+        rig.engine._backend._session._drop_socket()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

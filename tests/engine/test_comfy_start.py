@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from settee import health
-from settee.comfy.process import SupervisedServer
+from settee.backends.comfy.process import SupervisedServer
 from settee.errors import ComfyUnavailable
 from settee.settings import load
 from settee.workspace import Folders

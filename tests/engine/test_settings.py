@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.comfy.process import SupervisedServer
+from settee.backends.comfy.process import SupervisedServer
 from settee.errors import ComfyUnavailable, ConfigError
 from settee.job import Status
 from settee.settings import load

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.comfy import client
+from settee.backends.comfy import client
 from settee.errors import (
     ComfyError,
     ComfyUnavailable,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from settee.workspace import MARKER
 from tests.support.control_plane import ControlPlane
 from tests.support.hub import HubServer

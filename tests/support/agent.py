@@ -17,7 +17,7 @@ from typing import Any
 import requests
 import yaml
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from settee.doors.agent.dispatch.example import EXAMPLE
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import FaultyS3

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 from tests.support.public_api import PublicApi
 from tests.support.screen import Screen
 from tests.support.worker import REAL, ROOT, WorkerProcess

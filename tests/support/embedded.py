@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from settee.comfy.process import free_port
+from settee.backends.comfy.process import free_port
 
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0

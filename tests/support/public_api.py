@@ -266,7 +266,7 @@ class PublicApi:
 
 def main() -> int:
     """Serve until interrupted, with a worker on the embedded ComfyUI unless told otherwise."""
-    from settee.comfy.process import free_port
+    from settee.backends.comfy.process import free_port
     from tests.support.worker import REAL, WorkerProcess
 
     parser = argparse.ArgumentParser(description="RunPod's public API on loopback, with a worker behind it")

@@ -19,7 +19,7 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.comfy.process import SupervisedServer
+from settee.backends.comfy.process import SupervisedServer
 from settee.engine import Engine
 from settee.errors import InvalidRequest, SetteeError
 from settee.job import Cancel, Job, Output, Progress, Result, Status
@@ -272,7 +272,7 @@ class Rig:
 
     @property
     def server(self) -> Any:
-        return self.engine._server
+        return self.engine._backend._server
 
     @property
     def url(self) -> str:
@@ -280,7 +280,7 @@ class Rig:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        folders = self.engine._workspace.folders
+        folders = self.engine._backend.workspace.folders
         return tuple(folder for folder in (folders.input, folders.output, folders.temp) if folder is not None)
 
     def fault(self, name: str, value: Any = True) -> None:

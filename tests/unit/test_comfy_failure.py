@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfy.failure import failure_of
+from settee.comfyui.history import failure_of
 from settee.comfyui.node_registry import NodeRegistry
 
 GRAPH = {"2": {"class_type": "Saver", "inputs": {}}}

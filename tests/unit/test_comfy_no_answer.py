@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from settee.comfy.client import Client, NoAnswer
-from settee.comfy.process import free_port
+from settee.backends.comfy.client import Client, NoAnswer
+from settee.backends.comfy.process import free_port
 
 
 def test_nobody_listens() -> None:

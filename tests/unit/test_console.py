@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from settee.comfy import console
-from settee.comfy.console import Console
+from settee.backends.comfy import console
+from settee.backends.comfy.console import Console
 from settee.comfyui.problems import sentence
 from settee.redact import neutral
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from settee.comfy.extra_paths import NODES, ExtraPaths, content
+from settee.backends.comfy.launch import NODES, ExtraPaths, content
 from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.comfyui.history import ending
 from settee.comfyui.isolation import SALT_INPUT, salted

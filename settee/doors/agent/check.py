@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from settee.comfy.client import Client
+from settee.backends.comfy.client import Client
 from settee.delivery.attempts import status_of
 from settee.delivery.lanes import Asked
 from settee.delivery.s3 import client_for, explain, workers_target

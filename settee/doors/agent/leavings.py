@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from settee.comfy.attempts import folder_of, prompt_ids
+from settee.backends.comfy.prompts import folder_of, prompt_ids
 from settee.doors.agent.disk import write_whole
 from settee.engine import Engine
 from settee.errors import SetteeError

@@ -26,7 +26,7 @@ from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
-from settee.job import Artifact, Destination, Job, Result
+from settee.job import Artifact, Destination, Job, JobOptions, Result
 from settee.models.missing import names_of
 from settee.request import Delivery, JobRequest
 from settee.settings import Settings
@@ -154,9 +154,7 @@ def job_for(
         id=envelope.job_id,
         request=request,
         prompt_id=prompt_id,
-        destination=destination,
-        own_paths=ready.context.own_paths,
-        takes_files=False,
+        options=JobOptions(destination=destination, own_paths=ready.context.own_paths, takes_files=False),
     )
     return job, keys
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfy.attempts import folder_of, prompt_ids
+from settee.backends.comfy.prompts import folder_of, prompt_ids
 from settee.doors.agent.leavings import Leavings
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.placed import Shelf

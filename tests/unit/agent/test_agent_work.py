@@ -103,7 +103,7 @@ def test_a_key_takes_no_odd_character_from_a_files_name(name: str, suffix: str) 
     )
     plan = work.Plan(given, context_of(given), TEMPLATE, Assets((), names_of(given), ()))
     job, keys = work.job_for(plan, config, load(), str(uuid.uuid4()))
-    assert job.destination is not None
+    assert job.options.destination is not None
     made = Artifact(node_id="9", kind=Kind.FILE, filename=name, subfolder="", media_type="x/y", size=1)
-    assert job.destination.key(0, made) == keys[0]
+    assert job.options.destination.key(0, made) == keys[0]
     assert keys[0].endswith(f"/01_{plan.seed}{suffix}")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from settee.backends.comfy.process import free_port
 from settee.client.errors import AuthError, NetworkError, UsageError
 from settee.client.targets.http import Http, StatusError
-from settee.comfy.process import free_port
 from tests.support.asking import KEY, Sleeps, asking
 from tests.support.public_api import PublicApi
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from settee.backends.comfy.process import free_port
 from settee.client import Endpoint, registry
 from settee.client.errors import NetworkError, UsageError
-from settee.comfy.process import free_port
 from tests.support.file_server import Ask, FileServer, Reply
 
 INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}

@@ -13,15 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from settee.comfy.client import Client
-from settee.comfy.command import check_program, command_line
-from settee.comfy.console import Console
-from settee.comfy.extra_paths import ExtraPaths
-from settee.comfy.group import exit_text, kill_group
+from settee.backends.comfy.client import Client
+from settee.backends.comfy.console import Console
+from settee.backends.comfy.launch import ExtraPaths, check_program, command_line
+from settee.backends.comfy.process_group import exit_text, kill_group
 from settee.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.job import Cancel
 from settee.redact import neutral
@@ -68,6 +67,7 @@ class Server(Protocol):
 
     @property
     def unrecoverable(self) -> bool: ...
+    def quiet(self) -> AbstractContextManager[None]: ...
     def new_job(self) -> None: ...
     def start(self) -> None: ...
     def is_running(self) -> bool: ...
@@ -94,6 +94,10 @@ class ExternalServer:
 
     def start(self) -> None:
         """Nothing to start."""
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """Nothing that it prints is read."""
+        return nullcontext()
 
     def new_job(self) -> None:
         """Give it the time to come back again, which an earlier job may have used up."""

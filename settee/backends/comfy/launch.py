@@ -1,8 +1,7 @@
-"""Further folders for ComfyUI, by its `--extra-model-paths-config`: models elsewhere, the nodes that come with us, and
-where data sets are saved.
+"""How ComfyUI is started: its command line, and the file that shows it further folders.
 
-ComfyUI reads the file with a YAML parser, of which JSON is a part, and keeps a list of folders for every kind of
-model (its utils/extra_config.py and folder_paths.py). Nothing in COMFY_DIR is touched.
+ComfyUI reads that file (`--extra-model-paths-config`) with a YAML parser, of which JSON is a part, and keeps a list of
+folders for every kind of model (its utils/extra_config.py and folder_paths.py). Nothing in COMFY_DIR is touched.
 """
 
 from __future__ import annotations
@@ -11,13 +10,88 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shlex
+import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from settee.errors import ConfigError
 from settee.models.places import KINDS
 from settee.settings import Settings
 from settee.workspace import Folders
+
+#: An option that says what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since
+#: 0.33 keeps the tensors of all prompts while the host has memory, and sees no container's limit.
+_CHOOSES_CACHE = re.compile(r"--(cache-|high-ram)").match
+
+
+def command_line(settings: Settings, folders: Folders, *, listen: str, port: int, further: Sequence[str]) -> list[str]:
+    """The program and its arguments; ``further`` ones go before COMFY_ARGS, which has the last word.
+
+    Raises ConfigError when there is no ComfyUI to start.
+    """
+    program, own = _program(settings), _words("COMFY_ARGS", settings.comfy_args)
+    return [
+        *program,
+        "--listen",
+        listen,
+        "--port",
+        str(port),
+        "--input-directory",
+        str(folders.input),
+        "--output-directory",
+        str(folders.output),
+        # ComfyUI appends "temp" to this by itself.
+        "--temp-directory",
+        str(folders.temp.parent if folders.temp else folders.input.parent),
+        "--disable-auto-launch",
+        # With --enable-assets its database keeps the names of what jobs made; and one process alone can have its file.
+        "--database-url",
+        "sqlite:///:memory:",
+        *further,
+        *(() if any(map(_CHOOSES_CACHE, (*program, *own))) else ("--cache-classic",)),
+        *own,
+    ]
+
+
+def check_program(program: str, settings: Settings) -> None:
+    """Raises ConfigError when the first word of the command line cannot be run."""
+    if shutil.which(program) is None:
+        which = "COMFY_COMMAND" if settings.comfy_command else "COMFY_PYTHON"
+        raise ConfigError(f"{which}: {program!r} is not a program that can be run; give its whole path")
+
+
+def _program(settings: Settings) -> list[str]:
+    if settings.comfy_command:
+        command = _words("COMFY_COMMAND", settings.comfy_command)
+        if not command:
+            raise ConfigError("COMFY_COMMAND is empty")
+        return command
+    main = settings.comfy_dir / "main.py"
+    if not main.is_file():
+        raise ConfigError(
+            f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR to its folder, "
+            "COMFY_URL to a running one, or COMFY_COMMAND"
+        )
+    return [settings.comfy_python or _python_of(settings.comfy_dir), str(main)]
+
+
+def _words(name: str, line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"{name} is not a command line: {error}") from error
+
+
+def _python_of(comfy_dir: Path) -> str:
+    for candidate in (comfy_dir / "venv/bin/python", comfy_dir / ".venv/bin/python"):
+        if candidate.exists():
+            return str(candidate)
+    return sys.executable
+
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +183,3 @@ def _kinds(folder: Path) -> dict[str, str | bool]:
 
 def _absolute(folder: Path) -> Path:
     return Path(os.path.abspath(folder))
-
-
-__all__ = ["NODES", "ExtraPaths", "content"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from settee.comfy.session import Ended
+from settee.backends.comfy.session import Ended
 from settee.comfyui.history import Reported, named_file, reported, text_name
 from settee.comfyui.isolation import restore
 from settee.comfyui.media import kind_of

@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import dropwhile
 from typing import Any
 
-from settee.comfy.attempts import folder_of
-from settee.comfy.client import Client, NoAnswer, dumps
-from settee.comfy.forget import Forgetter
-from settee.comfy.process import Server
-from settee.comfy.watcher import ComfyDied
+from settee.backends.comfy.client import Client, NoAnswer, dumps
+from settee.backends.comfy.memory import Forgetter
+from settee.backends.comfy.process import Server
+from settee.backends.comfy.watcher import ComfyDied
 from settee.comfyui.history import mapping
 from settee.comfyui.workflow import Workflow
 from settee.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
@@ -39,6 +39,26 @@ RECENT = 50
 LEFT = 1000
 #: So many show whether another prompt has ended since a job began.
 NEWEST = 10
+
+
+#: The first time, once after ComfyUI went away, and once after it ran out of memory.
+MAX_ATTEMPTS = 3
+
+
+def prompt_ids(first: str) -> Iterator[str]:
+    """Yield every id that a job may run under, in order; ``first`` is its own, a UUID.
+
+    Each attempt has another, since history may hold the one before. They follow from the first, so that whoever
+    comes after a worker that was killed can take back the one that runs.
+    """
+    yield first
+    for number in range(1, MAX_ATTEMPTS):
+        yield str(uuid.uuid5(uuid.UUID(first), str(number)))
+
+
+def folder_of(prompt_id: str) -> str:
+    """The folder, within ComfyUI's output and temp folders, that a prompt writes to."""
+    return f"settee-{prompt_id[:13]}"
 
 
 class Prompts:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from settee.comfy.client import Client, NoAnswer
-from settee.comfy.events import EventSocket, SocketLost
+from settee.backends.comfy.client import Client, NoAnswer
+from settee.backends.comfy.events import EventSocket, SocketLost
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.messages import Event, ImageEvent, Meter, Report
 from settee.comfyui.workflow import Workflow

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from settee.comfy.attempts import folder_of, prompt_ids
-from settee.comfy.client import NoAnswer
-from settee.comfy.events import EventSocket, SocketLost
-from settee.comfy.failure import failure_of
-from settee.comfy.forget import Forgetter
-from settee.comfy.freeing import free
-from settee.comfy.process import Server
-from settee.comfy.prompts import Prompts, check
-from settee.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
-from settee.comfyui.history import located, mapping
+from settee.backends.comfy.client import NoAnswer
+from settee.backends.comfy.events import EventSocket, SocketLost
+from settee.backends.comfy.memory import Forgetter, free
+from settee.backends.comfy.process import Server
+from settee.backends.comfy.prompts import Prompts, check, folder_of, prompt_ids
+from settee.backends.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
+from settee.comfyui.history import failure_of, located, mapping
 from settee.comfyui.isolation import Salts, isolate
 from settee.comfyui.messages import ImageEvent, Report
 from settee.comfyui.node_registry import UNKNOWN
@@ -94,9 +91,7 @@ class Session:
             return
         if self._server.executor_died and self._server.is_running():
             self._server.restart("the thread that runs prompts has ended")
-        # Ours may be starting, which takes what it takes; another one is there or it is not.
-        patience = self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
-        limit = min(patience, max(0.0, deadline - time.monotonic()))
+        limit = min(self.patience_s, max(0.0, deadline - time.monotonic()))
         on_wait()
         try:
             self._server.wait_ready(limit, cancel, for_job=True)
@@ -108,6 +103,11 @@ class Session:
         generation = self._server.generation
         self.refresh_registry()
         self._known_generation = generation
+
+    @property
+    def patience_s(self) -> float:
+        """Our own server may still be starting; an external one must answer within COMFY_UNRESPONSIVE_S."""
+        return self._settings.comfy_start_timeout_s if self._server.is_ours else self._settings.comfy_unresponsive_s
 
     def free(self) -> None:
         """Have ComfyUI unload its models and drop what it has cached, before the next prompt. Raises ComfyError."""

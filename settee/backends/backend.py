@@ -1,0 +1,123 @@
+"""The protocol between the engine and whatever renders: ComfyUI, or a pipeline in this process.
+
+The engine owns the job: its slot, deadline, models, staging, delivery and wiping. A backend checks a graph, runs it and
+collects what it made. All calls come from one thread, for one job at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from settee.inputs import Staged
+from settee.job import Artifact, Cancel, Job
+from settee.models.entry import ModelEntry
+from settee.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A job's graph as it will run."""
+
+    graph: dict[str, Any]
+    #: The nodes that lead to an output: only what they name is loaded.
+    live: dict[str, Any]
+    #: All that could supply the models that it names.
+    entries: Sequence[ModelEntry]
+    #: Drawn for this job, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job's nodes made."""
+
+    artifacts: list[Artifact]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What ends a job early. ``deadline`` is in ``time.monotonic()``."""
+
+    cancel: Cancel
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notify:
+    """Calls of a backend to the job that it runs."""
+
+    #: The backend itself is waited for, which may take long.
+    waiting: Callable[[], None]
+    submitted: Callable[[], None]
+    #: node id, node class, value, maximum, percent of the whole graph.
+    progress: Callable[[str | None, str | None, int | None, int | None, float], None]
+
+
+class Backend(Protocol):
+    """Raises a SetteeError for every way in which a job can fail; JobCanceled and JobTimeout as :class:`Limits` say."""
+
+    #: The folders that it reads and writes, wiped around every job.
+    workspace: Workspace
+
+    @property
+    def unrecoverable(self) -> bool:
+        """True when it cannot be brought back: only a new worker helps."""
+        ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def start(self) -> None:
+        """Begin to start, and return. Raises ConfigError."""
+        ...
+
+    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
+
+    def settle(self) -> None:
+        """Return when nothing of the job before is left in its memory or history."""
+        ...
+
+    def quiet(self) -> AbstractContextManager[object]:
+        """For a sealed job: print nothing of what it prints meanwhile."""
+        ...
+
+    def check_policy(self, job: Job) -> None:
+        """Refuse what can be refused before it is ready."""
+        ...
+
+    def ready(self, limits: Limits, notify: Notify) -> None:
+        """Return once it can run a job."""
+        ...
+
+    def check(self, job: Job, entries: Sequence[ModelEntry]) -> Checked:
+        """Find everything wrong with a job's graph that costs no GPU time, a model that is missing too."""
+        ...
+
+    def take(self, job: Job, checked: Checked, staged: Sequence[Staged]) -> None:
+        """Take a job's input files. Raises InvalidRequest for one that the graph loads and that did not come."""
+        ...
+
+    def free(self) -> None:
+        """Drop models and caches before the next graph."""
+        ...
+
+    def execute(
+        self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, notify: Notify
+    ) -> Callable[[], Made]:
+        """Run a graph to its end; the returned call collects what it made. When it raises, nothing of it runs on."""
+        ...
+
+    def fetch(self, artifact: Artifact) -> Iterator[bytes]:
+        """Yield the bytes of an artifact without a path."""
+        ...
+
+    def end_job(self) -> None:
+        """Begin to forget the job: :meth:`settle` waits for it."""
+        ...
+
+    def close(self) -> None: ...
