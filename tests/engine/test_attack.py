@@ -42,7 +42,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def collected(space: Workspace, outputs: dict[str, Any]) -> list[Any]:
-    return collect(Ended("settee-x", [outputs]), {}, {}, workspace=space, include_temp=False).artifacts
+    return collect(Ended("settee-x", [outputs]), {}, UNKNOWN, workspace=space, include_temp=False).artifacts
 
 
 @pytest.mark.parametrize("key", ["string", "value", "caption"])

@@ -188,6 +188,11 @@ def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:
     assert seen == [(200, 0, 0), (0, 0, 200)]
 
 
+def replacing(rig: Rig, replacements: dict[str, Any]) -> None:
+    session = rig.engine._backend._session
+    session.registry = replace(session.registry, replacements=replacements)
+
+
 def test_policy_holds_for_the_class_that_comfyui_would_put_in_its_place(tmp_path: Path) -> None:
     graph = empty()
     graph["9"] = {"class_type": "OldSave", "inputs": {"pictures": ["1", 0], "filename_prefix": "made"}}

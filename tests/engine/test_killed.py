@@ -39,7 +39,8 @@ def test_nothing_of_a_killed_workers_job_runs_on_or_reaches_the_next(tmp_path: P
         arguments = [json.dumps(settings, default=str), json.dumps(OLD_JOBS[kind])]
         command = [sys.executable, "-c", _CODE, str(tmp_path / "own"), *arguments]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-            eventually(lambda: requests.get(f"{server.url}/queue", timeout=5).json()["queue_running"], what="the job")
+            running = lambda: requests.get(f"{server.url}/queue", timeout=5).json()["queue_running"]  # noqa: E731
+            eventually(running, timeout_s=60, what="the job")
             worker.kill()
         assert requests.get(f"{server.url}/queue", timeout=5).json()["queue_running"], "it runs on"
         theirs = requests.post(f"{server.url}/prompt", json={"prompt": empty(prefix="theirs")}, timeout=5).json()

@@ -21,6 +21,7 @@ from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.events import EventSocket
 from settee.backends.comfy.session import Ended
 from settee.comfyui.messages import Event, ImageEvent
+from settee.comfyui.node_registry import UNKNOWN
 from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
 from settee.job import Artifact, Cancel, Kind, Progress, Status
 from settee.workspace import Workspace
@@ -241,7 +242,7 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
 
     def collected(name: str) -> list[Artifact]:
         (workspace.folders.output / name).write_bytes(b"x")
-        return collect(ended, empty(), {}, workspace=workspace, include_temp=None).artifacts
+        return collect(ended, empty(), UNKNOWN, workspace=workspace, include_temp=None).artifacts
 
     with pytest.raises(OutputMissing):
         collected("a.png")

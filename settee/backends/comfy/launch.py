@@ -96,7 +96,7 @@ def _python_of(comfy_dir: Path) -> str:
 log = logging.getLogger(__name__)
 
 #: Holds custom nodes, and must hold nothing else: ComfyUI imports whatever lies in such a folder.
-NODES = Path(__file__).parents[1] / "comfy_nodes"
+NODES = Path(__file__).parents[2] / "comfy_nodes"
 
 #: Folders of these names mean something else to ComfyUI: code it would run, or words of the file itself.
 _NOT_KINDS = frozenset(
