@@ -14,13 +14,13 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from settee import __version__
 from settee.addresses import Remote
 from settee.errors import (
-    DownloadFailed,
     InvalidRequest,
     JobCanceled,
     JobTimeout,
@@ -28,6 +28,7 @@ from settee.errors import (
     SetteeError,
 )
 from settee.job import Cancel
+from settee.net.retry import Backoff, is_transient, retried
 from settee.settings import MIB
 from settee.workspace import shown
 
@@ -35,9 +36,7 @@ _THREADS = 4
 _CHUNK = 256 * 1024
 _CONNECT_S = 10.0
 _READ_S = 30.0
-#: Waits before the second and third attempt.
-_RETRY_AFTER_S = (0.25, 1.0)
-_RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
+_TRIES, _BACKOFF = 3, Backoff(0.5, 1.0)
 #: Bodies as they are: a compressed one would not have the length that its header says.
 _HEADERS = {"User-Agent": f"settee/{__version__}", "Accept-Encoding": "identity"}
 
@@ -158,13 +157,7 @@ class _Downloads:
                     os.write(self._wake_write, b"x")
 
     def _download(self, remote: Remote) -> Path:
-        for pause in _RETRY_AFTER_S:
-            try:
-                return self._attempt(remote)
-            except DownloadFailed as error:
-                if not error.retryable or self._stopped.wait(pause):
-                    raise
-        return self._attempt(remote)
+        return retried(partial(self._attempt, remote), _BACKOFF, tries=_TRIES, stop=self._stopped)
 
     def _attempt(self, remote: Remote) -> Path:
         import requests
@@ -198,7 +191,7 @@ class _Downloads:
             # S3 says why in a word; its other words name keys and signatures.
             code = re.search(rb"<Code>(\w{1,60})</Code>", response.raw.read(4096))
             why = f"HTTP {status}" + (f" {code[1].decode()}" if code else "")
-            raise remote.failed(why, retryable=status in _RETRY_STATUS)
+            raise remote.failed(why, retryable=is_transient(status))
         if (_length(response) or 0) > self._max_bytes:
             raise _too_large(remote, self._max_bytes)
 

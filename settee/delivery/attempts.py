@@ -5,19 +5,17 @@ What is uploaded took GPU time to make, and botocore's own attempts are over wit
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from settee.delivery.blob import Stopped
-from settee.delivery.endpoint import NotPublic
+from settee.net.addresses import NotPublic
+from settee.net.retry import Backoff, retried
 
 #: No new attempt is made when this much time has passed since the first.
 PATIENCE_S = 20.0
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 4.0
+BACKOFF = Backoff(0.25, 4.0)
 #: What botocore makes of one of ours. It knows best what to send again at once.
 BOTOCORE_ATTEMPTS = 2
 
@@ -66,16 +64,10 @@ def code_of(error: Exception) -> str:
 
 
 def attempt(call: Callable[[], T], stop: threading.Event) -> T:
-    """What ``call`` returns, at last. Raises what it raised last, and Stopped when ``stop`` is set meanwhile."""
-    began = time.monotonic()
-    pause = FIRST_PAUSE_S
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_transient(error) or time.monotonic() - began > PATIENCE_S:
-                raise
-        # Jitter: the other threads of this job failed at the same moment.
-        if stop.wait(pause * random.uniform(0.5, 1)):  # noqa: S311 - no secret
-            raise Stopped
-        pause = min(2 * pause, LONGEST_PAUSE_S)
+    """Return what ``call`` returns, in the end. Raises its last error, and Stopped when ``stop`` is set meanwhile."""
+    try:
+        return retried(call, BACKOFF, may_pass=is_transient, within_s=PATIENCE_S, stop=stop)
+    except Exception:
+        if stop.is_set():
+            raise Stopped from None
+        raise

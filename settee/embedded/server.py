@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import threading
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from aiohttp import web
 from settee.embedded import files, information, jobs, prompts, replacements, sockets, switches
 from settee.embedded.cli import Options
 from settee.embedded.state import STATE, State, build_state
+from settee.net.addresses import is_loopback
 
 log = logging.getLogger("settee.embedded")
 
@@ -65,7 +65,7 @@ async def same_origin_only(request: web.Request, handler: Handler) -> web.Stream
     """Answer 403 to pages of other sites that a browser lets reach a server on its own machine."""
     origin = urlsplit(request.headers.get("Origin", "")).netloc.lower()
     host = request.headers.get("Host", "").lower()
-    if origin and host and _is_loopback(urlsplit(f"//{host}").hostname) and not _same_host(host, origin):
+    if origin and host and is_loopback(urlsplit(f"//{host}").hostname or "") and not _same_host(host, origin):
         log.warning("WARNING: request with non matching host and origin %s != %s, returning 403", host, origin)
         return web.Response(status=403)
     return await handler(request)
@@ -77,15 +77,6 @@ def _same_host(host: str, origin: str) -> bool:
     if one.port is None or other.port is None:
         return one.hostname == other.hostname
     return host == origin
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
 
 
 @web.middleware

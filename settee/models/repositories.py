@@ -25,8 +25,9 @@ from settee.models.placed import Shelf
 from settee.models.places import relative
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.records import FOLDER, TEMPORARY, identity
-from settee.models.sources import asked, host_cache
+from settee.models.sources import BACKOFF, TRIES, host_cache
 from settee.models.turns import Stopped
+from settee.net.retry import retried
 from settee.request import Bucket
 from settee.settings import Settings
 
@@ -126,7 +127,7 @@ def listed(
 
     file = _source(entry)
     try:
-        commit, files = asked(lambda: hub.files_of(entry, file, settings), stop=stop)
+        commit, files = retried(lambda: hub.files_of(entry, file, settings), BACKOFF, tries=TRIES, stop=stop)
     except SetteeError as error:
         cached = host_cache.snapshot(file, settings.host_cache_dir) if error.retryable else None
         if cached is None:

@@ -14,6 +14,7 @@ from settee.client.errors import NetworkError
 from settee.client.targets import comfy, comfy_events
 from settee.client.targets.comfy import Comfy
 from settee.client.targets.target import Status
+from settee.net.retry import Backoff
 from tests.support.bare_comfy import Clock, end, image, images, is_idle, loading, ran, running, sent
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import empty, png, slow
@@ -54,7 +55,7 @@ def test_without_the_socket_history_tells_the_end(server: EmbeddedServer, target
 def test_progress_goes_on_after_the_socket_broke(
     server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comfy_events, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(comfy_events, "BACKOFF", Backoff(0.05, 5.0))
     answer = sent(target, slow(steps=300, delay_ms=10))
     running(target, answer)
     sockets = server.stats()["sockets_opened"]
@@ -80,7 +81,7 @@ def test_pictures_sent_while_the_socket_was_broken_are_no_success(
     server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is open again when the job ends, and may have missed one."""
-    monkeypatch.setattr(comfy_events, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(comfy_events, "BACKOFF", Backoff(0.05, 5.0))
     answer = sent(target, {**slow(steps=50, delay_ms=10), **sending("5")})
     running(target, answer)
     sockets = server.stats()["sockets_opened"]

@@ -12,6 +12,7 @@ from settee.models.address import Address
 from settee.models.transfer.download import Fetched, download
 from settee.models.transfer.gate import Gate
 from settee.models.transfer.limits import Limits
+from settee.net.retry import Backoff
 
 KIB = 1024
 #: Many ranges, short waits.
@@ -20,8 +21,7 @@ SMALL = Limits(
     connect_s=5,
     stall_s=0.4,
     progress_bytes=64 * KIB,
-    backoff_s=0.01,
-    backoff_cap_s=0.05,
+    backoff=Backoff(0.01, 0.05, jitter=1.0),
     flush_s=0.02,
     tick_s=0.02,
 )

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from settee import fetch
+from settee.net.retry import Backoff
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -71,7 +72,7 @@ class Web:
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS", "true")
-    monkeypatch.setattr(fetch, "_RETRY_AFTER_S", (0.01, 0.01))
+    monkeypatch.setattr(fetch, "_BACKOFF", Backoff(0.01, 0.01))
     server = Web()
     yield server
     server.close()

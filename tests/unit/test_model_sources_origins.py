@@ -14,6 +14,7 @@ from settee.errors import DownloadFailed, IntegrityError, ModelMissing
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, Source, WebFile
 from settee.models.sources import Origin, addresses
+from settee.net.retry import Backoff
 from settee.settings import load
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
@@ -122,11 +123,11 @@ class Flaky:
 
 def test_what_may_pass_is_asked_again() -> None:
     source = Flaky(DownloadFailed("later"), DownloadFailed("later"))
-    assert Origin("a", source, waits_s=(0.001, 0.001)).ask().where == "there"
+    assert Origin("a", source, backoff=Backoff(0.001, 0.001)).ask().where == "there"
     assert source.asked == 3
     source = Flaky(*(DownloadFailed("later") for _ in range(9)))
     with pytest.raises(DownloadFailed):
-        Origin("a", source, waits_s=(0.001, 0.001)).ask()
+        Origin("a", source, backoff=Backoff(0.001, 0.001)).ask()
     assert source.asked == 3
 
 
@@ -142,5 +143,5 @@ def test_stop_ends_the_waiting() -> None:
     source, stop = Flaky(DownloadFailed("later")), threading.Event()
     stop.set()
     with pytest.raises(DownloadFailed):
-        Origin("a", source, waits_s=(60.0,)).ask(stop)
+        Origin("a", source, backoff=Backoff(60.0, 60.0)).ask(stop)
     assert source.asked == 1

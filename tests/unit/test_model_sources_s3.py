@@ -182,7 +182,7 @@ def test_a_jobs_own_bucket(s3: S3Server, bucket: str) -> None:
 def test_a_jobs_own_bucket_is_downloaded_from_public_hosts_alone(
     s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("settee.delivery.endpoint.is_public", lambda text: text == "127.0.0.1")
+    monkeypatch.setattr("settee.net.addresses.is_public", lambda text: text == "127.0.0.1")
     address = ask(make_settings(), bucket, "folder/plain.bin", callers(s3), from_job=True)
     assert address.public_only
     assert read(address) == BODY

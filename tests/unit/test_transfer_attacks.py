@@ -19,7 +19,7 @@ from settee.models.transfer.ledger import Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import open_part
 from settee.models.transfer.stream import _Watch
-from settee.models.transfer.trouble import Broken, Stopped, retry_after
+from settee.models.transfer.trouble import Broken, Stopped
 from settee.models.transfer.wire import Answer
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
@@ -160,18 +160,6 @@ def test_time_in_which_others_went_first_is_no_silence() -> None:
     now[0] += 2
     with pytest.raises(Broken, match="all but fell silent"):
         watch.due(1)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("120", 120), (" 3 ", 3), ("", None), (None, None), ("soon", None), ("-5", None), ("9" * 400, 999_999_999)],
-)
-def test_retry_after(text: str | None, seconds: float | None) -> None:
-    assert retry_after(text) == seconds
-
-
-def test_retry_after_a_date_that_is_past() -> None:
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
 def test_nothing_of_the_address_is_in_an_error(server: FileServer, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from settee.errors import DownloadFailed, InvalidRequest
-from settee.models.transfer import wire
+from settee.net import addresses
 from tests.support.file_server import Ask, FileServer, Reply, Rule
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
 
@@ -96,12 +96,12 @@ class TestPublicOnly:
         self, server: FileServer, other: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server.rule = to(f"http://localhost:{other.port}/moved")
-        real = wire.public_addresses
+        real = addresses.public_addresses
 
         def pretend(host: str, port: int | None = None) -> list[str]:
             return ["127.0.0.1"] if host == "public.example" else real(host, port)
 
-        monkeypatch.setattr(wire, "public_addresses", pretend)
+        monkeypatch.setattr(addresses, "public_addresses", pretend)
         url = f"http://public.example:{server.port}/file.bin"
         with pytest.raises(InvalidRequest, match="public Internet"):
             fetch(url, tmp_path / "m", known={"public_only": True})
@@ -114,7 +114,7 @@ class TestPublicOnly:
     ) -> None:
         # The name cannot be looked up at all: only the checked address can have been used. No proxy either.
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        monkeypatch.setattr(wire, "public_addresses", lambda host, port=None: ["127.0.0.1"])
+        monkeypatch.setattr(addresses, "public_addresses", lambda host, port=None: ["127.0.0.1"])
         fetch(f"http://rebound.invalid:{server.port}/x", tmp_path / "m", known={"public_only": True})
         assert (tmp_path / "m").read_bytes() == DATA
 

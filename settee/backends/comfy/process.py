@@ -23,6 +23,7 @@ from settee.backends.comfy.launch import ExtraPaths, check_program, command_line
 from settee.backends.comfy.process_group import exit_text, kill_group
 from settee.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.job import Cancel
+from settee.net.retry import Backoff
 from settee.redact import neutral
 from settee.settings import Settings, child_environment
 from settee.workspace import Folders
@@ -36,8 +37,7 @@ MAX_FAILED_STARTS = 4
 #: What ComfyUI prints of a custom node that it cannot use: its path, and why.
 _FAILED_IMPORT = re.compile(r"(?:Cannot import|Skip) (\S.*) module for custom nodes(?:: | due to )(.*)")
 #: Seconds before the first restart; doubles with each failed start.
-_BACKOFF_S = 0.5
-_MAX_BACKOFF_S = 15.0
+_BACKOFF = Backoff(1.0, 15.0)
 #: ComfyUI tells nobody when it is ready, so it is asked this often (its start takes seconds).
 _READY_POLL_S = 0.05
 #: Whoever waits longer than this is told what for, seconds.
@@ -339,7 +339,7 @@ class SupervisedServer:
                     self._failed_starts += 1
             if self.unrecoverable:
                 return
-            backoff = min(_BACKOFF_S * 2**self._failed_starts, _MAX_BACKOFF_S) if self._failed_starts else 0.0
+            backoff = _BACKOFF.pause_s(self._failed_starts) if self._failed_starts else 0.0
             self._closing.wait(backoff)
 
 

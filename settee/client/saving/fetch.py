@@ -18,6 +18,8 @@ from urllib.parse import urljoin, urlsplit
 from settee.client.errors import JobStopped, NetworkError
 from settee.client.results import Output
 from settee.client.saving.part import Damaged, Part, check
+from settee.net.addresses import is_this_machine
+from settee.net.retry import Backoff, is_transient, retry_after_s
 
 if TYPE_CHECKING:
     import requests
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 CONNECT_S, SILENT_S = 10.0, 30.0
 #: Tries without a single byte gained between them, and the pauses after those.
 MOST_TRIES = 6
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+BACKOFF = Backoff(0.5, 15.0)
 _MOST_REDIRECTS = 5
 _PIECE = 256 * 1024
 
@@ -34,7 +36,7 @@ _PIECE = 256 * 1024
 class _Trouble(Exception):
     """One try came to nothing or broke off, and another may not."""
 
-    def __init__(self, what: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, what: str, retry_after_s: float | None = None) -> None:
         super().__init__(what)
         self.what = what
         self.retry_after_s = retry_after_s
@@ -102,7 +104,7 @@ class Fetcher:
 
     def _whole(self, copy: _Copy) -> None:
         """Try until the body has come to its end."""
-        tries, pause_s = 0, FIRST_PAUSE_S
+        tries = 0
         while True:
             if self._stop.is_set():
                 raise _stopped()
@@ -111,10 +113,9 @@ class Fetcher:
                 return self._once(copy)
             except _Trouble as trouble:
                 if copy.part.size > before:
-                    tries, pause_s = 0, FIRST_PAUSE_S
+                    tries = 0
                 tries += 1
-                delay = max(trouble.retry_after_s, pause_s * (0.5 + 0.5 * self._rand()))
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                delay = BACKOFF.pause_s(tries, trouble.retry_after_s, rand=self._rand)
                 if tries >= MOST_TRIES or self._clock() + delay > copy.deadline:
                     raise NetworkError(f"{_host(copy.url)}: {trouble.what}") from trouble.__cause__
                 self._stop.wait(delay)
@@ -158,19 +159,18 @@ class Fetcher:
                 response.close()
                 continue
             if response.status_code not in (200, 206):
-                status, retry_after = response.status_code, response.headers.get("Retry-After", "")
+                status, retry_after = response.status_code, response.headers.get("Retry-After")
                 response.close()
                 raise self._refused(copy, status, retry_after)
             return response
         raise NetworkError(f"{_host(copy.url)}: it redirects without end")
 
-    def _refused(self, copy: _Copy, status: int, retry_after: str) -> Exception:
+    def _refused(self, copy: _Copy, status: int, retry_after: str | None) -> Exception:
         if status == 416 and copy.part.size:
             copy.part.start_over()
             return _Trouble("it has another file there than before")
-        if status in (408, 425, 429) or status >= 500:
-            seconds = float(retry_after) if re.fullmatch(r"\d{1,6}", retry_after) else 0.0
-            return _Trouble(f"it answers with HTTP {status}", seconds)
+        if is_transient(status):
+            return _Trouble(f"it answers with HTTP {status}", retry_after_s(retry_after))
         words = {
             401: "it wants a key",
             403: "it refuses the address (HTTP 403): addresses of results expire",
@@ -211,16 +211,16 @@ class Fetcher:
         host = _hostname(url)
         if host is None:
             raise NetworkError("the result names an address that is none: http:// or https:// is needed")
-        is_loopback = host in ("localhost", "::1") or host.startswith("127.")
-        if is_loopback not in self._sessions:
+        is_own = is_this_machine(host)
+        if is_own not in self._sessions:
             import requests
 
-            session = self._sessions[is_loopback] = requests.Session()
+            session = self._sessions[is_own] = requests.Session()
             # Or requests would look into ~/.netrc, and S3 takes no second signature.
             session.auth = _unsigned
             # The environment's proxy knows nothing of this machine's own ports.
-            session.trust_env = not is_loopback
-        return self._sessions[is_loopback]
+            session.trust_env = not is_own
+        return self._sessions[is_own]
 
 
 def _unsigned(request: Any) -> Any:

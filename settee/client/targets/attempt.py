@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from settee.client.errors import AuthError, NetworkError, UsageError
+from settee.net.addresses import is_this_machine
+from settee.net.retry import is_transient, retry_after_s
 
 if TYPE_CHECKING:
     import requests
@@ -48,7 +49,7 @@ class Trouble(Exception):
     #: Whether the server surely has not begun on it.
     unsent: bool = False
     #: How long the server wants to be left alone, seconds.
-    retry_after_s: float = 0.0
+    retry_after_s: float | None = None
     #: What came of an answer.
     head: bytes = b""
     #: The HTTP status, where there was one, and the answer's line about it.
@@ -188,11 +189,11 @@ class Server:
             if status == 401:
                 return AuthError(f"{self.name} does not accept the key in {self._key_name}: check that it is whole")
             return AuthError(f"the key in {self._key_name} may not use {self.name}: check whose it is and its rights")
-        if status in (408, 425, 429) or status >= 500:
+        if is_transient(status):
             return Trouble(
                 f"it answers with HTTP {status}{said}",
                 unsent=status in (429, 503),
-                retry_after_s=_seconds(response.headers.get("Retry-After", "")),
+                retry_after_s=retry_after_s(response.headers.get("Retry-After")),
                 status=status,
                 words=words,
             )
@@ -257,18 +258,4 @@ def _checked_url(url: str) -> tuple[str, bool]:
         raise UsageError("the address must be like http://host:port or https://host/path")
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError("the address must have no user name, no '?' and no '#' in it")
-    return url.rstrip("/"), host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _seconds(retry_after: str) -> float:
-    """The header's seconds, or the time until its date; 0 for anything else."""
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        import email.utils
-
-        try:
-            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except (TypeError, ValueError, IndexError, OverflowError):
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+    return url.rstrip("/"), is_this_machine(host)

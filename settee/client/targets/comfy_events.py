@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from settee.comfyui.messages import FEATURES, Event, ImageEvent, Meter, image_event, remaining, text_event
 from settee.comfyui.workflow import Workflow
+from settee.net.retry import Backoff
 
 if TYPE_CHECKING:
     import websocket
@@ -28,7 +29,7 @@ CONNECT_S = 5.0
 #: After so long without a word the server is pinged, and after as long again it counts as gone.
 SILENCE_S = 15.0
 #: Pauses between attempts to connect, seconds: the first, and the longest.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0
+BACKOFF = Backoff(0.5, 5.0)
 
 
 class Lost(Exception):
@@ -166,18 +167,18 @@ class Events:
     # --- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        failures = 0
         while True:
             try:
                 ws = self._connect()
             except Lost as error:
                 log.info("no event socket (%s): progress is not known, how jobs end is", error)
                 self._note(None)
-                if self._closed.wait(pause_s) or self._is_idle():
+                failures += 1
+                if self._closed.wait(BACKOFF.pause_s(failures)) or self._is_idle():
                     return
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
-            pause_s = FIRST_PAUSE_S
+            failures = 0
             self._note(ws)
             try:
                 while not self._closed.is_set():

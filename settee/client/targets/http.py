@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from settee.client.errors import NetworkError, UsageError
 from settee.client.targets.attempt import Reply, Request, Server, StatusError, Trouble
+from settee.net.retry import Backoff
 
 if TYPE_CHECKING:
     import requests
@@ -38,8 +39,8 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Http", "Reply", "Request", "StatusError", "Unsure", "json_bytes", "patience"]
 
-#: Pauses between tries, seconds: the first, and the longest.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+#: Pauses between tries.
+BACKOFF = Backoff(0.5, 10.0)
 #: The longest answer that is read, bytes. RunPod's are 20 MB at most; a worker of one's own may send films.
 MAX_BYTES = 1 << 30
 
@@ -144,7 +145,7 @@ class Http:
     # --- trying -------------------------------------------------------------------------------------------
 
     def _ask(self, asked: Request, repeatable: bool, timeout_s: float | None) -> Any:
-        pause_s = FIRST_PAUSE_S
+        failures = 0
         failing_since: float | None = None
         while True:
             try:
@@ -163,8 +164,8 @@ class Http:
                     ) from trouble.__cause__
                 now = self._clock()
                 failing_since = now if failing_since is None else failing_since
-                delay = max(trouble.retry_after_s, pause_s * (0.5 + 0.5 * self._rand()))
-                pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+                failures += 1
+                delay = BACKOFF.pause_s(failures, trouble.retry_after_s, rand=self._rand)
                 allowed = self.retry_s if self._has_answered else self.first_s
                 if now + delay > failing_since + allowed or not self._pause(delay, trouble.what):
                     raise self._given_up(trouble) from trouble.__cause__

@@ -9,7 +9,6 @@ This is the one place of the agent that reads the environment: that variable, an
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -35,6 +34,7 @@ from settee.doors.agent.options import (
     subsections,
 )
 from settee.errors import ConfigError, wrong_value
+from settee.net.addresses import is_loopback
 
 VARIABLE = "VISION_SUITE_AGENT_CONFIG"
 
@@ -193,14 +193,6 @@ def _variable_tokens(name: str) -> list[str]:
     return [token.strip() for token in value.split(",") if token.strip()]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on ``host``."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 __all__ = [
     "REQUIRED_SAMPLING",
     "VARIABLE",
@@ -213,7 +205,6 @@ __all__ = [
     "Paths",
     "Section",
     "Server",
-    "is_loopback",
     "load",
     "options",
     "parse",

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from settee.doors.agent.auth import Auth
-from settee.doors.agent.callbacks.addressing import is_loopback
+from settee.net.addresses import is_this_machine
 
 #: Without a token: they tell nothing of anybody.
 OPEN_PATHS = frozenset(("/", "/healthz"))
@@ -140,7 +140,7 @@ def _why_not(authorization: str) -> str:
 
 def _is_own(host: str) -> bool:
     try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
+        return is_this_machine(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
 

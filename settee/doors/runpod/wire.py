@@ -17,12 +17,14 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
+from settee.net.retry import Backoff, is_transient
+
 log = logging.getLogger(__name__)
 
 HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
 
-#: Seconds between attempts at a result. The SDK gives up after three within 2 s, and the job is lost.
-RETRY_DELAYS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0)
+#: Attempts at a result, over some 20 s. The SDK gives up after three within 2 s, and the job is lost.
+TRIES, BACKOFF = 7, Backoff(1.0, 8.0)
 
 #: How long one attempt may take, seconds, and the bytes a second that a large body is given on top. The SDK's
 #: session allows 600 s: a RunPod that does not answer would hold the slot for more than an hour.
@@ -128,17 +130,17 @@ async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: Body
 
 async def deliver(session: aiohttp.ClientSession, url: str, job_id: str, body: Body) -> None:
     """Send a result until RunPod has it. Raises Refused or Undelivered."""
-    for delay in (*RETRY_DELAYS_S, None):
+    for failures in range(1, TRIES + 1):
         try:
             return await post(session, url, job_id, body)
         except aiohttp.ClientResponseError as error:
-            if error.status < 500 and error.status not in (408, 425, 429):
+            if not is_transient(error.status):
                 raise Undelivered(f"HTTP {error.status}") from error
             reason = f"HTTP {error.status}"
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             reason = type(error).__name__
-        if delay is None:
-            break
-        log.warning("RunPod did not take the result (%s); again in %g s", reason, delay)
-        await asyncio.sleep(delay)
+        if failures < TRIES:
+            delay = BACKOFF.pause_s(failures)
+            log.warning("RunPod did not take the result (%s); again in %.1f s", reason, delay)
+            await asyncio.sleep(delay)
     raise Undelivered(reason)

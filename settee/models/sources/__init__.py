@@ -15,28 +15,26 @@ are: who may send jobs may use what the operator's accounts can read. ALLOW_JOB_
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from settee.errors import IntegrityError, ModelMissing, SetteeError
+from settee.errors import IntegrityError, ModelMissing
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object
 from settee.models.sources import host_cache, hub, volume, web
+from settee.net.retry import Backoff, retried
 from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.request import Bucket
 
-T = TypeVar("T")
-
-#: Waits before asking again, seconds, of which up to a half is cut at random.
-_RETRY_AFTER_S = (1.0, 4.0)
+#: All workers of an endpoint may have begun at the same moment.
+TRIES, BACKOFF = 3, Backoff(2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,9 @@ class Origin:
     label: str
     #: One question, without a second try.
     once: Callable[[], Address]
-    #: Waits before further tries. The mirror gets none: the source itself is next.
-    waits_s: tuple[float, ...] = _RETRY_AFTER_S
+    #: The mirror gets one: the source itself is next.
+    tries: int = TRIES
+    backoff: Backoff = BACKOFF
 
     def ask(self, stop: threading.Event | None = None) -> Address:
         """The file's address, asked for again after what may pass. ``stop`` ends the waiting.
@@ -56,22 +55,7 @@ class Origin:
         Raises ModelMissing (it is not there), DownloadFailed (``retryable``: not now), ConfigError, or IntegrityError
         when the source says that it has something else than the entry wants.
         """
-        return asked(self.once, self.waits_s, stop=stop)
-
-
-def asked(
-    once: Callable[[], T], waits_s: Iterable[float] = _RETRY_AFTER_S, *, stop: threading.Event | None = None
-) -> T:
-    """Return the answer of ``once``, asked again after failures that may pass. ``stop`` ends the waiting."""
-    stop = stop or threading.Event()
-    for wait_s in waits_s:
-        try:
-            return once()
-        except SetteeError as error:
-            # All workers of an endpoint may have begun at the same moment.
-            if not error.retryable or stop.wait(wait_s * random.uniform(0.5, 1)):  # noqa: S311 - no secret
-                raise
-    return once()
+        return retried(self.once, self.backoff, tries=self.tries, stop=stop)
 
 
 def linked(entry: ModelEntry, settings: Settings) -> Path | None:
@@ -105,7 +89,7 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
 
         ask = partial(s3.address, entry, s3.mirrored(entry, settings.models_mirror), settings)
         held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
-        yield Origin("the mirror", held, waits_s=())
+        yield Origin("the mirror", held, tries=1)
     yield _own(entry, settings, bucket if entry.from_job else None)
 
 

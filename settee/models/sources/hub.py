@@ -18,6 +18,7 @@ from settee import __version__
 from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry
+from settee.net.retry import is_transient, retry_after_s
 from settee.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _TIMEOUT_S = 10.0
 #: For the User-Agent.
 _NAMED = {"library_name": "settee", "library_version": __version__}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LATER = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
@@ -168,8 +168,9 @@ class _Hub:
             return self._failed(
                 f"the Hub forbids it: has {self.token_name} the right to read repositories?", retryable=False
             )
-        if status in _LATER or status >= 500:
-            wait = f": it wants you to wait {seconds} s" if (seconds := _retry_after(error)) else ""
+        if is_transient(status):
+            asked_s = retry_after_s(_response(error).headers.get("Retry-After"))
+            wait = f": it wants you to wait {asked_s:.0f} s" if asked_s else ""
             return self._failed(f"the Hub says HTTP {status}{wait}")
         if status:
             return self._failed(f"the Hub says HTTP {status}", retryable=False)
@@ -255,8 +256,3 @@ def _status(error: Exception) -> int:
 
 def _said(error: Exception) -> str:
     return str(_response(error).headers.get("X-Error-Message", ""))
-
-
-def _retry_after(error: Exception) -> int | None:
-    text = str(_response(error).headers.get("Retry-After", ""))
-    return int(text) if text.isdigit() else None

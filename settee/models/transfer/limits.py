@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from settee.net.retry import Backoff
 from settee.settings import MIB
+
+_BACKOFF = Backoff(0.5, 30.0, jitter=1.0)
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,7 @@ class Limits:
     #: Failures of one range in a row, with less than ``progress_bytes`` won between them.
     tries: int = 6
     progress_bytes: int = MIB
-    #: The first wait is up to this long, every further one up to twice the one before.
-    backoff_s: float = 0.5
-    backoff_cap_s: float = 30.0
+    backoff: Backoff = _BACKOFF
     redirects: int = 10
     #: How often bytes received are written and noted, however few.
     flush_s: float = 0.25

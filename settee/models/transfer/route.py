@@ -11,12 +11,13 @@ import threading
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
-from settee.delivery.endpoint import NotPublic
 from settee.errors import InvalidRequest, SetteeError
 from settee.models.address import Address
 from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Broken, Refused, StartOver, failed, of_status, retry_after
+from settee.models.transfer.trouble import Broken, Refused, StartOver, failed, of_status
 from settee.models.transfer.wire import Answer, Wire
+from settee.net.addresses import NotPublic
+from settee.net.retry import retry_after_s
 
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 #: What an expired signature, a withdrawn session or a moved file looks like.
@@ -164,5 +165,5 @@ def _redirected(url: str, location: str | None) -> str:
 
 def _refusal(answer: Answer) -> Broken | Refused:
     code = re.search(rb"<Code>(\w{1,60})</Code>", answer.head_of_body())
-    wait_s = retry_after(answer.headers.get("Retry-After"))
+    wait_s = retry_after_s(answer.headers.get("Retry-After"))
     return of_status(answer.status, code[1].decode() if code else "", wait_s)

@@ -8,10 +8,8 @@ Stopped     the caller wants no more of it
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import os
-import random
 import ssl
 import time
 from pathlib import Path
@@ -19,8 +17,10 @@ from pathlib import Path
 from settee.errors import DownloadFailed, NoSpace, SetteeError, StagingError
 from settee.models.transfer.limits import Limits
 from settee.models.turns import Stopped
+from settee.net.retry import is_transient
 
-_LATER = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 530))
+#: S3's words for what passes.
+_LATER = ("SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable")
 _ADVICE = {
     401: "it wants credentials: give a token that may read it",
     403: "it is forbidden: check the token, or whether the signed address has expired",
@@ -66,7 +66,7 @@ def failed(where: str, reason: str, *, retryable: bool = True, status: int | Non
 def of_status(status: int, code: str = "", wait_s: float | None = None) -> Broken | Refused:
     """An answer that brings no bytes. ``code`` is S3's word for it (``AccessDenied``)."""
     said = f"HTTP {status}{' ' + code if code else ''}"
-    if status in _LATER or code in ("SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable"):
+    if is_transient(status) or status == 409 or code in _LATER:
         return Broken(f"the server says {said}", wait_s=wait_s)
     advice = _ADVICE.get(status, "the server does not serve it")
     return Refused(f"{advice} ({said})", status)
@@ -103,19 +103,6 @@ def of_connection(error: BaseException) -> Broken | Refused:
     return Broken("the connection broke off")
 
 
-def retry_after(text: str | None) -> float | None:
-    """Seconds to wait (RFC 9110, 10.2.3: a number of them, or a date); None when it says nothing readable."""
-    if not text:
-        return None
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
 def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
     """Ours for a failed write, without the folder's name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -139,7 +126,7 @@ def free_bytes(folder: Path) -> int:
 
 
 class Patience:
-    """Failures in a row, and how long to wait after each: exponential, with full jitter."""
+    """Failures in a row, and how long to wait after each."""
 
     def __init__(self, where: str, limits: Limits, deadline: float) -> None:
         self._where = where
@@ -156,11 +143,7 @@ class Patience:
         self._failures += 1
         if self._failures >= self._limits.tries:
             raise failed(self._where, f"{trouble.reason}, {self._failures} times in a row")
-        longest = min(self._limits.backoff_cap_s, self._limits.backoff_s * 2 ** (self._failures - 1))
-        wait = random.uniform(0, longest)  # noqa: S311 - spreads load, guards nothing
-        if trouble.wait_s is not None:
-            # Everyone who was told the same should not come back at the same moment.
-            wait = trouble.wait_s + min(wait, 1.0)
+        wait = self._limits.backoff.pause_s(self._failures, trouble.wait_s)
         if time.monotonic() + wait > self._deadline:
             raise failed(self._where, f"{trouble.reason}, and MODELS_TIMEOUT_S leaves no time to wait {wait:.0f} s")
         return wait
@@ -177,5 +160,4 @@ __all__ = [
     "of_connection",
     "of_disk",
     "of_status",
-    "retry_after",
 ]

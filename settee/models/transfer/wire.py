@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, NewConnectionError
+from urllib3.exceptions import HTTPError
 
 from settee import __version__
-from settee.delivery.endpoint import public_addresses
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.trouble import Stopped, of_connection
+from settee.net.addresses import connect_public
 
 _USER_AGENT = f"settee/{__version__}"
 
@@ -175,17 +175,14 @@ def _pools(wire: Wire, public_only: bool) -> dict[str, Any]:
 
     class Noted:
         sock: Any
-        port: int
-        _dns_host: str
 
         def connect(self) -> None:
             super().connect()  # type: ignore[misc]
             wire.note(self.sock)
 
         def _new_conn(self) -> socket.socket:
-            if not public_only:
-                return super()._new_conn()  # type: ignore[misc,no-any-return]
-            return _pinned(self, super()._new_conn)  # type: ignore[misc]
+            connect = super()._new_conn  # type: ignore[misc]
+            return connect_public(self, connect) if public_only else connect()
 
     class Http(Noted, HTTPConnection):
         response_class = Body
@@ -200,27 +197,6 @@ def _pools(wire: Wire, public_only: bool) -> dict[str, Any]:
         ConnectionCls = Https
 
     return {"http": HttpPool, "https": HttpsPool}
-
-
-def _pinned(connection: Any, connect: Any) -> socket.socket:
-    """Connect to an address that was checked, keeping the name for certificates. Raises NotPublic."""
-    name = connection._dns_host
-    try:
-        found = public_addresses(name.strip("[]"), connection.port)
-    except OSError as error:
-        raise NewConnectionError(connection, "the host cannot be found") from error
-    try:
-        for address in found:
-            connection._dns_host = address
-            try:
-                made: socket.socket = connect()
-                return made
-            except (HTTPError, OSError):
-                if address == found[-1]:
-                    raise
-        raise NewConnectionError(connection, "the host has no address")
-    finally:
-        connection._dns_host = name
 
 
 def _environment(url: str) -> tuple[str | None, str | None]:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed, is_loopback
+from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed
 from settee.errors import InvalidRequest
+from settee.net.addresses import is_this_machine
 
 BASE = "https://control.example:8443/api/v1/"
 
@@ -133,7 +134,7 @@ def test_any_text_is_an_address_or_a_problem(text: str) -> None:
 
 @given(st.ip_addresses(v=4))
 def test_loopback_in_every_spelling(address: object) -> None:
-    assert is_loopback(str(address)) == (str(address).startswith("127.") or str(address) == "0.0.0.0")
+    assert is_this_machine(str(address)) == (str(address).startswith("127.") or str(address) == "0.0.0.0")
 
 
 class TestUrls:

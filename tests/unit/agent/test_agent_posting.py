@@ -9,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from settee.doors.agent.callbacks.posting import Answer, Post, Poster, header_text, seconds
+from settee.doors.agent.callbacks.posting import Answer, Post, Poster, header_text
 from tests.support.receiver import CUT, OK, SILENT, Receiver, Response
 from tests.support.waiting import eventually
 
@@ -316,21 +315,6 @@ def test_an_answer_that_is_no_http() -> None:
         answer = Poster()(post(f"http://127.0.0.1:{server.getsockname()[1]}/"), 5)
         thread.join(5)
     assert (answer.status, answer.is_refused) == (None, False)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("", 0), ("7", 7), (" 7 ", 7), ("-7", 0), ("1e9", 0), ("99999999", 3600), ("soon", 0), ("٣", 0), ("nan", 0)],
-)
-def test_retry_after(text: str, expected: float) -> None:
-    assert seconds(text) == expected
-
-
-def test_retry_after_as_a_date() -> None:
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=100), usegmt=True)
-    assert 95 < seconds(later) <= 100
-    assert seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert seconds("Wed, 21 Oct 99999999 07:28:00 GMT") == 0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from settee.client.results import Output, Result
 from settee.client.saving import fetch, save
 from settee.client.saving.fetch import Fetcher
 from settee.client.saving.part import open_part
+from settee.net.retry import Backoff
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
@@ -45,7 +46,7 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(fetch, "BACKOFF", Backoff(0.001, 0.001))
 
 
 def saved(server: FileServer, folder: Path, *, filename: str = "a.png", **keys: Any) -> bytes:

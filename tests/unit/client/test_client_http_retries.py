@@ -86,14 +86,14 @@ def test_pauses_differ_from_caller_to_caller(api: PublicApi, sleeps: Sleeps) -> 
 def test_retry_after_is_honoured(http: Http, api: PublicApi, sleeps: Sleeps) -> None:
     api.fault("health", status=429, headers={"Retry-After": "7"})
     http.get("/health")
-    assert sleeps == [7.0]
+    assert 7 <= sleeps[0] <= 8
 
 
 def test_retry_after_as_a_date(http: Http, api: PublicApi, sleeps: Sleeps) -> None:
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 20))
     api.fault("health", status=503, headers={"Retry-After": date})
     http.get("/health")
-    assert 15 < sleeps[0] <= 20
+    assert 15 < sleeps[0] <= 21
 
 
 @pytest.mark.parametrize("value", ["soon", "-5", "nan", "inf", "1e999", ""])

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from settee.errors import InvalidRequest
+from settee.net.addresses import holds_credentials, is_this_machine, normal_host
 
 _MAX_URL = 2000
-#: Translated to the IPv4 address in their last 32 bits (RFC 6052).
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-#: Services of the machine itself on EC2: fd00:ec2::254 has its credentials, fd00:ec2::23 those of its containers.
-_AWS = ipaddress.IPv6Network("fd00:ec2::/32")
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def addressed(url: str, base_url: str | None = None) -> str:
     theirs; any other address stays as it is. Raises ValueError, without the address, for what is none.
     """
     parts = _split(url)
-    if base_url and (not parts.netloc or is_loopback(parts.hostname or "")):
+    if base_url and (not parts.netloc or is_this_machine(parts.hostname or "")):
         base = _split(base_url)
         path = f"{base.path.rstrip('/')}/{parts.path.lstrip('/')}"
         # Credentials in the address were meant for the host that it named.
@@ -93,23 +88,14 @@ def allowed(url: str, hosts: Sequence[str] | None) -> bool:
     """
     try:
         parts = _split(url)
-        host, port = _name(parts.hostname or ""), _port(parts)
+        host, port = normal_host(parts.hostname or ""), _port(parts)
     except ValueError:
         return False
     if not host:
         return False
     if hosts is None:
-        return not _is_of_the_cloud(host)
+        return not holds_credentials(host)
     return any(_matches(entry, host, port) for entry in hosts)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own, in any of its spellings (``127.1``, ``0.0.0.0``)."""
-    host = _name(host)
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    address = _address(host)
-    return address is not None and (address.is_loopback or address.is_unspecified)
 
 
 def _split(url: str) -> SplitResult:
@@ -135,43 +121,15 @@ def _port(parts: SplitResult) -> int:
 
 def _origin(url: str) -> tuple[str, str, int]:
     parts = _split(url)
-    return parts.scheme, _name(parts.hostname or ""), _port(parts)
+    return parts.scheme, normal_host(parts.hostname or ""), _port(parts)
 
 
 def _matches(entry: str, host: str, port: int) -> bool:
     try:
         wanted = urlsplit(f"//{entry.strip()}")
-        name, wanted_port = _name(wanted.hostname or ""), wanted.port
+        name, wanted_port = normal_host(wanted.hostname or ""), wanted.port
     except ValueError:
         return False
     if wanted_port not in (None, port):
         return False
     return host.endswith(name[1:]) if name.startswith("*.") else host == name
-
-
-def _name(host: str) -> str:
-    return host.strip().lower().rstrip(".")
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The numeric address that a host is; None for a name."""
-    try:
-        address = ipaddress.ip_address(host.split("%")[0])
-    except ValueError:
-        try:
-            # Also 127.1, 0x7f.1 and 2130706433, which a connection would take for addresses.
-            return ipaddress.IPv4Address(socket.inet_aton(host)) if host[:1].isdigit() else None
-        except (OSError, UnicodeEncodeError):
-            return None
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped if mapped is not None else address
-
-
-def _is_of_the_cloud(host: str) -> bool:
-    address = _address(host)
-    if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            address = ipaddress.IPv4Address(address.packed[-4:])
-        elif address in _AWS:
-            return True
-    return address is not None and address.is_link_local

@@ -34,6 +34,7 @@ from settee.doors.agent.callbacks.posting import Answer, Post, Sender, sent
 from settee.doors.agent.callbacks.status_lane import StatusLane, StatusPost
 from settee.errors import ConfigError, StagingError
 from settee.job import Status
+from settee.net.retry import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +301,6 @@ class Outbox:
             log.error("the callback %s cannot be removed from the state folder (%s)", key, error.strerror)
 
     def _pause_s(self, attempt: int) -> float:
-        """After attempt ``attempt``, counted from 0: it doubles, and varies so that agents do not call in step."""
-        first = max(self._backoff_s, _LEAST_PAUSE_S)
-        longest = min(self._longest_pause_s, first * 2.0 ** min(attempt, 30))
-        return longest * (0.5 + 0.5 * self._rand())
+        """Return the pause after attempt ``attempt``, counted from 0."""
+        first_s = max(self._backoff_s, _LEAST_PAUSE_S)
+        return Backoff(first_s, self._longest_pause_s).pause_s(attempt + 1, rand=self._rand)

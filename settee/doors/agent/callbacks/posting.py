@@ -7,18 +7,17 @@ checked by anybody.
 from __future__ import annotations
 
 import logging
-import math
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from settee import __version__
-from settee.doors.agent.callbacks.addressing import addressed, is_loopback
+from settee.doors.agent.callbacks.addressing import addressed
+from settee.net.addresses import leads_here
+from settee.net.retry import retry_after_s
 
 if TYPE_CHECKING:
     import requests
@@ -222,7 +221,8 @@ def _late(timeout_s: float) -> Answer:
 def _answer(status: int, retry_after: str) -> Answer:
     if 300 <= status < 400:
         return Answer(status, f"HTTP {status}: it redirects to another address; give that one")
-    return Answer(status, f"HTTP {status}", seconds(retry_after) if status in RETRIED or status >= 500 else 0.0)
+    asked_s = retry_after_s(retry_after, _LONGEST_ASKED_S) if status in RETRIED or status >= 500 else None
+    return Answer(status, f"HTTP {status}", asked_s or 0.0)
 
 
 def _session(url: str, may_write: Callable[[], bool]) -> requests.Session:
@@ -234,7 +234,7 @@ def _session(url: str, may_write: Callable[[], bool]) -> requests.Session:
     for scheme in ("http://", "https://"):
         session.mount(scheme, AskingAdapter(may_write))
     # The environment's proxy knows nothing of this machine's own ports.
-    session.trust_env = not is_loopback(urlsplit(url).hostname or "")
+    session.trust_env = not leads_here(url)
     return session
 
 
@@ -261,15 +261,3 @@ def header_text(text: str) -> str:
         c if "!" <= c <= "~" and c != "%" else "".join(f"%{byte:02X}" for byte in c.encode(errors="surrogatepass"))
         for c in text
     )
-
-
-def seconds(retry_after: str) -> float:
-    """The header Retry-After: seconds, or a date. 0 for what is neither."""
-    text = retry_after.strip()
-    try:
-        asked = (
-            float(text) if text.isascii() and text.isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
-        )
-    except (ValueError, TypeError, OverflowError, OSError):
-        return 0.0
-    return min(max(0.0, asked), _LONGEST_ASKED_S) if math.isfinite(asked) else 0.0

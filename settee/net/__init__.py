@@ -1,0 +1,1 @@
+"""Addresses, retries and HTTP, for every part that talks to another machine."""
