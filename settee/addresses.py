@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from settee.base.text import shown
 from settee.delivery.s3 import Target, bucket_problem, callers_target, client_for, url_for, workers_target
 from settee.errors import DeliveryError, DownloadFailed
 from settee.request import Bucket
 from settee.settings import Settings
-from settee.workspace import shown
 
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
 _SIGNED_S = 6 * 3600

@@ -20,6 +20,7 @@ from typing import Any
 
 from settee import __version__
 from settee.addresses import Remote
+from settee.base.text import shown
 from settee.errors import (
     InvalidRequest,
     JobCanceled,
@@ -30,7 +31,6 @@ from settee.errors import (
 from settee.job import Cancel
 from settee.net.retry import Backoff, is_transient, retried
 from settee.settings import MIB
-from settee.workspace import shown
 
 _THREADS = 4
 _CHUNK = 256 * 1024

@@ -21,15 +21,16 @@ from pathlib import Path, PurePosixPath
 
 from settee import addresses, fetch
 from settee.addresses import Remote
+from settee.base.json_io import BadData, decode_base64, decode_data_uri
+from settee.base.text import shown
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
-from settee.encoded import BadData, decode_base64, decode_data_uri
 from settee.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
 from settee.images import HEAD, check_image, looks_like_image
 from settee.job import Cancel
 from settee.request import Bucket, InputFile
 from settee.settings import MIB, Settings
-from settee.workspace import Workspace, safe_relative, shown
+from settee.workspace import Workspace, safe_relative
 
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
@@ -315,11 +316,3 @@ def _raise(problems: list[tuple[Problem, type[InvalidRequest]]]) -> None:
         kinds = {kind for _, kind in problems}
         kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
         raise kind.from_problems([problem for problem, _ in problems], "input file")
-
-
-def file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1024 * 1024):
-            digest.update(piece)
-    return digest.hexdigest()

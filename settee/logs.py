@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TextIO
 
+from settee.base.text import escaped
 from settee.settings import Settings
 
 #: Libraries whose warnings quote a job: urllib3's name the URL of a request that is tried again, signature and all
@@ -28,7 +29,7 @@ _job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("settee_job
 @contextmanager
 def job(job_id: str) -> Iterator[None]:
     """Put this id on every line logged in here. A new thread starts without one: copy the context into it."""
-    token = _job_id.set(_one_line(job_id))
+    token = _job_id.set(escaped(job_id))
     try:
         yield
     finally:
@@ -73,7 +74,7 @@ class TextFormatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, timezone.utc).strftime("%H:%M:%S.%f")[:-3]
         job_id = _job_id.get()
         where = f"{record.name} [{job_id}]" if job_id else record.name
-        line = f"{moment} {record.levelname} {where} {_one_line(record.getMessage())}"
+        line = f"{moment} {record.levelname} {where} {escaped(record.getMessage())}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -92,8 +93,3 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
-
-
-def _one_line(text: str) -> str:
-    """No control characters: an id or a name from outside must not be able to forge a line."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -15,7 +15,6 @@ import base64
 import binascii
 import hmac
 import itertools
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -23,8 +22,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from settee import __version__
+from settee.base.json_io import dumps, loads
+from settee.base.text import join_ascii
 from settee.errors import ConfigError, SealBroken
-from settee.strings import join_ascii
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -86,14 +86,14 @@ class Sealer:
         try:
             content = self._fernet.decrypt(token.encode("ascii") if isinstance(token, str) else bytes(token))
             del token
-            return _loads(content)
+            return loads(content)
         except (InvalidToken, ValueError, TypeError, AttributeError, RecursionError):
             # `from None`: the cause may quote the payload.
             raise SealBroken from None
 
     def seal(self, value: Any) -> str:
         """A token around a JSON value. Needs memory for its JSON and for the token, once each."""
-        return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(_slices(_dumps(value))))
+        return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(_slices(dumps(value))))
 
     def seal_chunks(self, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         """The token for a message that arrives in chunks, in pieces; together they are ``sealed_size`` bytes."""
@@ -196,26 +196,6 @@ def _slices(data: bytes) -> Iterator[memoryview]:
     view = memoryview(data)
     for start in range(0, len(data), _CHUNK):
         yield view[start : start + _CHUNK]
-
-
-def _dumps(value: Any) -> bytes:
-    try:
-        import orjson
-    except ImportError:
-        return json.dumps(value).encode("ascii")
-    try:
-        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:
-        # File names that are not UTF-8 reach us as lone surrogates, which only the standard library writes.
-        return json.dumps(value).encode("ascii")
-
-
-def _loads(content: bytes) -> Any:
-    try:
-        import orjson
-    except ImportError:
-        return json.loads(content)
-    return orjson.loads(content)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from settee.base.text import shown
 from settee.errors import (
     ConfigError,
     InvalidRequest,
@@ -45,16 +46,9 @@ _ANNOTATIONS = ("[input]", "[output]", "[temp]")
 _PART_BYTES = 255
 #: What programs call a file that they are still writing.
 _UNFINISHED = (".tmp", ".part", ".partial", ".lock")
-_SHOWN = 80
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def shown(name: object) -> str:
-    """A name as an error shows it: quoted, escaped, shortened."""
-    text = repr(name)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 + 1 :]}"
 
 
 def safe_relative(name: str) -> PurePosixPath:

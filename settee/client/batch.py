@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from settee.base.files import sha256_of
 from settee.client.errors import UsageError
 from settee.client.inject.media import parse_given
 from settee.client.ledger import LEDGER
@@ -244,12 +245,8 @@ def _workflow_digest(text: str, known: dict[str, str]) -> str:
 
 def _digest(path: str, known: dict[str, str]) -> str:
     if path not in known:
-        digest = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            known[path] = digest.hexdigest()
+            known[path] = sha256_of(path)
         except (OSError, ValueError):  # the job will be told that it is missing
             known[path] = ""
     return known[path]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from settee.base.text import printable
 from settee.client import options, streams
 from settee.client.errors import ClientError, JobStopped, UsageError, command_line, spelled
 
@@ -80,7 +81,7 @@ def _problems(error: ClientError) -> list[str]:
     if not isinstance(problems, list) or len(problems) < 2:
         return []
     lines = [f"{p.get('path', '')}: {p.get('problem', '')}" for p in problems[:20] if isinstance(p, dict)]
-    return [spelled("".join(char if char.isprintable() else " " for char in line[:500])) for line in lines]
+    return [spelled(printable(line[:500])) for line in lines]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from settee.base.files import Lock, try_lock
 from settee.client.errors import UsageError
 
 #: In the folder of the results.
@@ -114,16 +115,8 @@ class Ledger:
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Two runs of one batch would send every job twice. Raises UsageError when there is another run."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"another run is writing to {path.parent} now: wait for it, or choose another --out") from None
-    except OSError:  # a network share that knows no locks
-        return
+    if try_lock(file.fileno()) is Lock.BUSY:
+        raise UsageError(f"another run is writing to {path.parent} now: wait for it, or choose another --out")
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -198,7 +198,7 @@ def _megabytes(size: int) -> str:
 
 def _plain(fields: Mapping[str, Any], parts: Iterable[_Part]) -> dict[str, Any]:
     """The input as an object. Pictures go under ``images``, where the worker decodes them; all else under ``files``."""
-    from settee.strings import join_ascii
+    from settee.base.text import join_ascii
 
     whole = dict(fields)
     for part in parts:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from settee.base.text import for_terminal
 from settee.client import options, streams
-from settee.client.display import Display, printable, table
+from settee.client.display import Display, table
 from settee.client.endpoint import Endpoint, Job, JobOptions
 from settee.client.errors import ClientError, JobStopped, NetworkError, UsageError
 from settee.client.given import files_from_texts
@@ -105,7 +106,7 @@ def _one(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> int:
         # A ComfyUI has an input folder of its own; a worker has what comes with the job.
         missing = [] if endpoint.is_comfy else unfed(ready.workflow, ready.changes)
         for line in (*ready.warnings, *missing):
-            streams.say(printable(line, _encoding()))
+            streams.say(for_terminal(line, _encoding()))
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)
     if args.dry_run:

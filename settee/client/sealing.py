@@ -57,7 +57,7 @@ class Sealer:
 
     def seal(self, pieces: Iterable[bytes]) -> str:
         """The token around JSON that comes in pieces, in memory for the token and a piece."""
-        from settee.strings import join_ascii
+        from settee.base.text import join_ascii
 
         return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
 

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+from settee.base.text import printable
+
 #: Why standard output takes no more; of this process.
 _broken: list[OSError] = []
 
@@ -60,9 +62,8 @@ def document(found: object, *, indent: int | None = None) -> None:
 
 def say(text: str) -> None:
     """Lines to standard error. An error's may quote a worker, a server or a file: nothing in them steers a terminal."""
-    seen = "".join(char if char.isprintable() or char == "\n" else " " for char in text)
     with contextlib.suppress(OSError, ValueError):
-        print(seen, file=sys.stderr, flush=True)
+        print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def lost() -> str | None:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from settee.base.text import neutral
 from settee.comfyui.media import kind_of
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node, title
 from settee.errors import ComfyError, ExecutionFailed, OutOfMemory, PromptLost
 from settee.job import Kind
-from settee.redact import neutral
 
 #: Keys of core nodes that say something about the files beside them, or hold the editor's state.
 _ABOUT = {

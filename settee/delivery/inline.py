@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from settee.base.text import join_ascii
 from settee.delivery.blob import CHUNK, Blob, Digest
 from settee.delivery.item import Item
 from settee.job import Output
-from settee.strings import join_ascii
 
 
 def encode(item: Item, check: Callable[[], None]) -> Output:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from settee.base.files import sync_folder, write_whole
 from settee.delivery.blob import Digest
 from settee.delivery.item import Item
 from settee.delivery.keys import Namer
@@ -20,8 +20,6 @@ from settee.job import Job, Output
 from settee.sealing import Sealer
 
 log = logging.getLogger(__name__)
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def store(
@@ -45,8 +43,8 @@ def store(
             check()
             outputs.append(_store(item, folder, namer, sealer, check, written))
             notify()
-        for parent in {path.parent for path in written} | {folder, folder.parent}:
-            _sync_folder(parent)
+        for parent in (folder, folder.parent):
+            sync_folder(parent)
     except BaseException as error:
         for path in written:
             with contextlib.suppress(OSError):
@@ -79,29 +77,10 @@ def _store(
         folder.mkdir(parents=True, exist_ok=True)
         for parent in (*reversed(path.relative_to(folder).parents[:-1]),):
             (folder / parent).mkdir(mode=0o700, exist_ok=True)
-        # Whole or not at all, and over what an earlier attempt at this job left.
-        part = path.with_name(f".{path.name}.part")
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
-        written.append(part)
         digest = Digest(check)
         chunks = digest.through(prepared.content.chunks())
-        with open(os.open(part, _NEW, 0o600), "wb", buffering=0) as file:
-            for chunk in sealer.seal_chunks(chunks) if sealer else chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        written[-1] = path
+        # Whole or not at all, and over what an earlier attempt at this job left.
+        written.append(path)
+        part = path.with_name(f".{path.name}.part")
+        write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
         return item.output(prepared, digest, "path", url=str(path))
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in it last; some network file systems refuse, and keep them anyway."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

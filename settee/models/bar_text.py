@@ -10,12 +10,6 @@ BAR_CELLS = 10
 MOST_BAR_CELLS = 40
 
 
-def printable(text: str, encoding: str = "utf-8") -> str:
-    """Without control characters, which would steer the terminal, and in characters that the stream can take."""
-    plain = "".join("?" if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
-    return plain.encode(encoding, "replace").decode(encoding)
-
-
 def cells(text: str) -> int:
     """Columns that a terminal gives the text: two for wide characters, none for combining ones."""
     return sum(_cells(char) for char in text)
@@ -117,4 +111,4 @@ def log_line(name: str, done: int, total: int | None, speed: float) -> str:
     return f"{name}: {', '.join(part for part in parts if part)}"
 
 
-__all__ = ["amount", "bar_line", "cells", "duration", "fitted", "log_line", "printable"]
+__all__ = ["amount", "bar_line", "cells", "duration", "fitted", "log_line"]

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from settee.models.bar_text import amount, bar_line, cells, log_line, printable
+from settee.base.text import for_terminal
+from settee.models.bar_text import amount, bar_line, cells, log_line
 
 FRAME_S = 0.1
 #: Bars are redrawn this often though nothing came: a stalled transfer's speed goes down before one's eyes.
@@ -79,7 +80,7 @@ class Bars:
         self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
         self._size = size or self._terminal_size
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._plain = printable("█…", self._encoding) != "█…"
+        self._plain = for_terminal("█…", self._encoding) != "█…"
         self._lock = threading.RLock()
         self._transfers: dict[str, _Transfer] = {}
         self._ended: list[str] = []
@@ -196,7 +197,7 @@ class Bars:
             self._broken = True
 
     def _text(self, text: str) -> str:
-        return printable(text, self._encoding)
+        return for_terminal(text, self._encoding)
 
     def _terminal_size(self) -> tuple[int, int]:
         try:

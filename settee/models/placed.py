@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from settee.base.files import WAIT_S, Lock
 from settee.errors import IntegrityError, StagingError
 from settee.models.aside import set_aside
 from settee.models.checks import model_problem
@@ -31,7 +32,6 @@ from settee.models.entry import ModelEntry
 from settee.models.hashing import hash_file
 from settee.models.judging import Content, Look, State, difference, is_kept_from, look_at, unprovable
 from settee.models.linking import blob_sha256, link_in_place, source_of, symlink
-from settee.models.locks import WAIT_S, Lock
 from settee.models.names import namesakes
 from settee.models.places import relative
 from settee.models.records import Placed, Records, identity

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from settee.base.text import shown
 from settee.errors import UnsafePath
 from settee.models.entry import ModelEntry
-from settee.workspace import safe_relative, shown
+from settee.workspace import safe_relative
 
 #: What ComfyUI takes for a model (folder_paths.supported_pt_extensions), and formats of common custom nodes.
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from settee.base.files import Lock, hold
 from settee.models.entry import ModelEntry
-from settee.models.locks import Lock, hold
 from settee.models.placed import Shelf
 from settee.models.places import JOURNAL, PART, relative
 from settee.models.records import FOLDER, PLACING, TEMPORARY

@@ -15,13 +15,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
+from settee.base.files import WAIT_S, Lock, hold, write_whole
 from settee.models.entry import HubFile, S3Object, Source
-from settee.models.locks import WAIT_S, Lock, hold
 
 log = logging.getLogger(__name__)
 
@@ -193,13 +194,11 @@ class Records:
         """The same, for who has the exclusive lock."""
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
-        temporary = f"{folder}/{temporary_name()}"
         try:
-            _write_new(temporary, folder, _render(placed))
-            os.replace(temporary, file)
+            os.makedirs(folder, exist_ok=True)
+            # Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds.
+            write_whole(Path(file), _render(placed), is_lasting=False, part=Path(folder, temporary_name()))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             self._remember(placed, self._read(placed.path))
             self._warn(error)
             return
@@ -289,17 +288,3 @@ def temporary_name() -> str:
 def _render(placed: Placed) -> bytes:
     data: dict[str, Any] = {name: getattr(placed, name) for name in _TYPES}
     return orjson.dumps(data, option=orjson.OPT_INDENT_2)
-
-
-def _write_new(path: str, folder: str, text: bytes) -> None:
-    """Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)
-        fd = os.open(path, flags, 0o600)
-    try:
-        os.write(fd, text)
-    finally:
-        os.close(fd)

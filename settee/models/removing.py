@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
 
+from settee.base.files import Lock, try_lock, unlock
 from settee.models.places import JOURNAL, PART
 from settee.models.records import Placed, temporary_name
 from settee.wipe import wipe_file
@@ -78,15 +78,9 @@ def _part_lock(target: str) -> Iterator[bool]:
         yield error.errno == errno.ENOENT
         return
     try:
-        is_free = True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            is_free = error.errno not in (errno.EAGAIN, errno.EACCES)
-        yield is_free
+        yield try_lock(fd) is not Lock.BUSY
     finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        unlock(fd)
         os.close(fd)
 
 

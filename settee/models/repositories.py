@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from settee.base.files import write_whole
 from settee.errors import ModelMissing, PayloadTooLarge, SetteeError
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.placed import Shelf
@@ -170,11 +171,10 @@ def _list_file(entry: ModelEntry, shelf: Shelf) -> Path:
 
 def _keep(path: Path, content: dict[str, Any]) -> None:
     """Whole or not at all; a folder that must not be written is asked about again at every start."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
+        part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
+        write_whole(path, json.dumps(content).encode(), is_lasting=False, part=part)
 
 
 __all__ = ["Repository", "expanded", "known_files", "listed", "new_placing"]

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from settee.models.locks import Lock
+from settee.base.files import Lock
 from settee.models.records import Placed, Records
 from settee.models.removing import overwrite, put_away, remove_file, remove_part
 

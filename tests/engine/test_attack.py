@@ -19,12 +19,12 @@ import pytest
 from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.process import SupervisedServer
 from settee.backends.comfy.session import Ended
+from settee.base.text import neutral
 from settee.comfyui.isolation import restore
 from settee.comfyui.node_registry import UNKNOWN
 from settee.comfyui.problems import explain
 from settee.errors import ComfyUnavailable, SetteeError
 from settee.job import Status
-from settee.redact import neutral
 from settee.settings import load
 from settee.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer

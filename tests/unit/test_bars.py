@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.models.bar_text import amount, bar_line, cells, duration, fitted, log_line, printable
+from settee.base.text import for_terminal
+from settee.models.bar_text import amount, bar_line, cells, duration, fitted, log_line
 from settee.models.bars import Bars
 from tests.support.clock import Clock
 from tests.support.screen import Screen, Terminal
@@ -317,7 +318,7 @@ def test_a_real_terminal() -> None:
 
 @given(st.text(), st.integers(0, 60))
 def test_fitted_is_exactly_as_wide_as_asked_for(text: str, width: int) -> None:
-    text = printable(text)
+    text = for_terminal(text)
     assert cells(fitted(text, width)) == width
     if cells(text) <= width:
         assert fitted(text, width).startswith(text)
@@ -335,7 +336,7 @@ def test_fitted_is_exactly_as_wide_as_asked_for(text: str, width: int) -> None:
 def test_a_bar_is_never_too_wide(
     name: str, done: int, total: int | None, speed: float, width: int, longest: int, plain: bool
 ) -> None:
-    line = bar_line(printable(name), done, total, speed, width, longest=longest, plain=plain)
+    line = bar_line(for_terminal(name), done, total, speed, width, longest=longest, plain=plain)
     assert cells(line) <= width
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from settee.backends.comfy import console
 from settee.backends.comfy.console import Console
+from settee.base.text import neutral
 from settee.comfyui.problems import sentence
-from settee.redact import neutral
 
 
 class Chunks(io.RawIOBase):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.files import Lock
 from settee.errors import IntegrityError
 from settee.models import users
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.locks import Lock
 from settee.models.placed import Shelf, State
 from settee.models.records import Records
 from settee.models.removing import overwrite
@@ -25,7 +25,7 @@ OTHER = HubFile("org/other", "m.safetensors")
 _USE = """
 import sys
 from pathlib import Path
-from settee.models.locks import Lock
+from settee.base.files import Lock
 from settee.models.placed import Shelf
 from tests.support.models import entry
 with Shelf(Path(sys.argv[1])).use([entry(from_job=True)]) as gone:

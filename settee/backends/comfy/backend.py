@@ -25,7 +25,8 @@ from settee.comfyui.seeds import draw_seeds
 from settee.comfyui.workflow import Workflow, own_node
 from settee.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
 from settee.images import unloadable
-from settee.inputs import Staged, file_digest
+from settee.inputs import Staged
+from settee.base.files import sha256_of
 from settee.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
 from settee.models.missing import as_missing, missing_models, names_of
@@ -215,7 +216,7 @@ class ComfyBackend:
         )
         # Nobody else writes to a ComfyUI of our own, and the workspace has been wiped.
         present = self.workspace.made()[0] if self.is_shared and not self._server.is_ours else []
-        changed = salts(graph, {file.name: file_digest(file.path) for file in staged})
+        changed = salts(graph, {file.name: sha256_of(file.path) for file in staged})
         try:
             ended = self._session.run(job, graph, changed, cancel=limits.cancel, deadline=limits.deadline, hooks=hooks)
         except WorkflowRejected as error:

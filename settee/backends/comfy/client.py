@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import orjson
 import urllib3
 
+from settee.base.json_io import loads
 from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, PayloadTooLarge, WorkflowRejected
 
@@ -48,14 +49,6 @@ class Queue:
     pending: tuple[str, ...]
     #: By id, running ones first, as ComfyUI has them: ``[number, id, prompt, extra_data, outputs]``.
     items: Mapping[str, list[Any]] = field(default_factory=dict)
-
-
-def loads(body: bytes) -> Any:
-    """JSON as ComfyUI writes it: Python's dialect, where a node's `max` may be Infinity."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return json.loads(body)
 
 
 def dumps(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from settee.redact import neutral, uncoloured
+from settee.base.text import neutral, uncoloured
 
 log = logging.getLogger("comfyui")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import websocket
 
-from settee.backends.comfy.client import loads
+from settee.base.json_io import loads
 from settee.comfyui.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
 from settee.job import Cancel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from settee.base.text import one_line
 from settee.client.errors import UsageError
 
 WAY_OUT = "open it in ComfyUI, use Workflow > Export (API) and send that file"
@@ -17,5 +18,5 @@ def refused(where: str, why: str) -> UsageError:
 def shown(value: object, most: int = 60) -> str:
     """What the file says, in a message: one line, quoted, not too long."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    words = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    words = one_line(text)
     return f'"{words}"' if len(words) <= most else f'"{words[: most - 1]}…"'

@@ -5,6 +5,5 @@ live ──▶ rows ──▶ text      table ──▶ text
 
 from settee.client.display.live import Display
 from settee.client.display.table import table
-from settee.client.display.text import printable
 
-__all__ = ["Display", "printable", "table"]
+__all__ = ["Display", "table"]

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from settee.base.text import for_terminal
 from settee.client.display.rows import Counts, Shown, job_row, log_line, summary_row
-from settee.client.display.text import cells, printable
+from settee.client.display.text import cells
 from settee.client.targets.target import Answer, Status
 
 FRAME_S = 0.1
@@ -109,7 +110,7 @@ class Display:
         lines = text.split("\n")
         indents = [line[: len(line) - len(line.lstrip(" "))] for line in lines]
         text = "\n".join(
-            f"{indent}{printable(line, self._encoding)}" for indent, line in zip(indents, lines, strict=True)
+            f"{indent}{for_terminal(line, self._encoding)}" for indent, line in zip(indents, lines, strict=True)
         )
         with self._lock:
             if self._is_terminal and self._drawn:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from settee.client.display.text import cut, duration, encodable, printable, symbol
+from settee.base.text import encodable, for_terminal
+from settee.client.display.text import cut, duration, symbol
 from settee.client.targets.target import Answer, Status
 
 #: Of a worker's words, characters.
@@ -62,7 +63,7 @@ def job_row(job: Shown, now: float, width: int, encoding: str, *, named: bool) -
         parts = [shown, _step(progress), elapsed, node or phase, _word(progress.get("message"))]
     else:
         parts = [_waiting(job.answer), elapsed]
-    name = printable(job.name, encoding, most=_MOST)
+    name = for_terminal(job.name, encoding, most=_MOST)
     return _joined([cut(name, max(8, width // 4), encoding) if named else "", *parts], width, encoding)
 
 
@@ -87,7 +88,7 @@ def summary_row(counts: Counts, jobs: Iterable[Shown], now: float, width: int, e
 def log_line(job: Shown, now: float, encoding: str) -> str:
     """For a file: a job's new status, ``abc123: failed after 0:12``. Why, its error says, which somebody else tells."""
     status = job.answer.status
-    name = printable(job.name, encoding, most=_MOST)
+    name = for_terminal(job.name, encoding, most=_MOST)
     if not status.is_terminal:
         return f"{name}: {_waiting(job.answer)}"
     return f"{name}: {WORDS[status]} after {duration(now - job.begun)}"
@@ -133,4 +134,4 @@ def _word(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return ""
     text = value if isinstance(value, str) else f"{value:d}" if abs(value) < 10**9 else ""
-    return printable(text, most=_MOST)
+    return for_terminal(text, most=_MOST)

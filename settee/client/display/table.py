@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from settee.base.text import for_terminal
 from settee.client.changes import Change
-from settee.client.display.text import cells, cut, padded, printable
+from settee.client.display.text import cells, cut, padded
 from settee.comfyui.workflow import Workflow, shown_node
 
 _GAP = "  "
@@ -27,7 +28,7 @@ def table(workflow: Workflow, changes: Iterable[Change], width: int, encoding: s
     rows = []
     for change in last.values():
         texts = (change.why, shown_node(workflow, change.node_id), change.input, _value(change.value))
-        rows.append([printable(text, encoding, most=_MOST_CHARACTERS) for text in texts])
+        rows.append([for_terminal(text, encoding, most=_MOST_CHARACTERS) for text in texts])
     if not rows:
         return ""
     longest = [max(cells(row[column]) for row in rows) for column in range(4)]

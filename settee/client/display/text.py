@@ -8,27 +8,6 @@ import unicodedata
 _AS_EMOJI = "\ufe0f"
 
 
-def printable(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> str:
-    """One line of characters that can be seen and that the stream can take: no control characters, no marks of
-    direction, no joiners, about whose width terminals differ; a question mark for what Unicode does not know.
-
-    White space becomes a single space. Of what is longer than ``most`` characters only the front is looked at.
-    """
-    kept = []
-    for char in text[:most]:
-        category = unicodedata.category(char)
-        if category in ("Zs", "Zl", "Zp") or char in "\t\n\r\v\f\x85":
-            kept.append(" ")
-        elif category not in ("Cc", "Cs", "Cf"):
-            kept.append(char if char.isprintable() else "?")
-    return encodable(" ".join("".join(kept).split()), encoding)
-
-
-def encodable(text: str, encoding: str) -> str:
-    """With a question mark for what the stream cannot take."""
-    return text.encode(encoding, "replace").decode(encoding)
-
-
 def cells(text: str) -> int:
     """Columns that a terminal gives to the text, or a few more: terminals differ about emoji of several characters."""
     return sum(width for _, width in _measured(text))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from settee.base.text import printable
 from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
 from settee.client.results import Output, Result, Unseal
 from settee.client.saving.fetch import Fetcher
@@ -107,11 +108,13 @@ def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -
         write_text(output.data, part)
     elif output.type == "path":
         raise JobFailed(
-            f"it lies on the worker's network volume, as {_shown(output.data)}: copy it from there "
+            f"it lies on the worker's network volume, as {printable(output.data[:300], '?')}: copy it from there "
             "(a pod with the volume, or RunPod's S3 API for volumes), or have the worker deliver to S3"
         )
     else:
-        raise JobFailed(f"the worker delivered it as {_shown(output.type)}, which this client does not know")
+        raise JobFailed(
+            f"the worker delivered it as {printable(output.type[:300], '?')}, which this client does not know"
+        )
 
 
 def _note(result: Result, output: Output, part: Part) -> Callable[[str], bytes]:
@@ -154,7 +157,7 @@ def _summed_up(result: Result, failures: Sequence[tuple[Output, ClientError]], s
         message += "".join(f"\n  {plain_name(output)}: {error.message}" for output, error in failures)
     if kind is not JobFailed:
         message += "\n" if len(failures) > 1 else "; "
-        message += f"--resume {_shown(result.job_id)} fetches the result again"
+        message += f"--resume {printable(result.job_id[:300], '?')} fetches the result again"
     details = {
         "saved": [str(one.path) for one in saved],
         "not_saved": [{"file": plain_name(output), "problem": error.message} for output, error in failures],
@@ -164,8 +167,3 @@ def _summed_up(result: Result, failures: Sequence[tuple[Output, ClientError]], s
 
 def _reason(error: OSError) -> str:
     return error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__)
-
-
-def _shown(text: str) -> str:
-    """A server's word, for a person: no control characters, not endless."""
-    return "".join(char if char.isprintable() else "?" for char in text[:300])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from settee.base.text import one_line
 from settee.client.errors import AuthError, NetworkError, UsageError
 from settee.net.addresses import is_this_machine
 from settee.net.retry import is_transient, retry_after_s
@@ -208,7 +209,7 @@ class Server:
             for name in ("error", "message", "detail", "title"):
                 if isinstance(data, dict) and isinstance(text := data.get(name), str) and text.strip():
                     text = text if self._key is None else text.replace(self._key, "…")
-                    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
+                    return one_line(text)[:200]
         return ""
 
     def _body(

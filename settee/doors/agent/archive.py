@@ -21,8 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from settee.base.files import write_whole
 from settee.doors.agent import timestamps
-from settee.doors.agent.disk import write_whole
 from settee.doors.agent.secrets_out import without_secrets
 
 log = logging.getLogger(__name__)

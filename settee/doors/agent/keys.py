@@ -9,7 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from settee.doors.agent.disk import write_whole
+from settee.base.files import write_whole
 
 log = logging.getLogger(__name__)
 

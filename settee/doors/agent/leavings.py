@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from settee.backends.comfy.prompts import folder_of, prompt_ids
-from settee.doors.agent.disk import write_whole
+from settee.base.files import write_whole
 from settee.engine import Engine
 from settee.errors import SetteeError
 from settee.models.entry import ModelEntry

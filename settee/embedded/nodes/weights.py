@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from settee.base.files import sha256_of
+
 #: Longest header that the safetensors library reads.
 _MOST_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 1 << 20
@@ -73,12 +75,7 @@ def file_digest(path: str, check_interrupted: Callable[[], None]) -> str:
             problem = _header_problem(file.read(8), file.read, os.fstat(file.fileno()).st_size)
             if problem:
                 raise SafetensorError(f"Error while deserializing header: {problem}")
-            file.seek(0)
-        found = hashlib.sha256()
-        while chunk := file.read(_CHUNK_BYTES):
-            check_interrupted()
-            found.update(chunk)
-    return found.hexdigest()
+    return sha256_of(path, check_interrupted)
 
 
 def _header_problem(start: bytes, read: Callable[[int], bytes], size: int) -> str | None:

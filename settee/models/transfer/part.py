@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from settee.base.files import Lock, is_at, sync_folder, try_lock, unlock
 from settee.models.address import Address
 from settee.models.transfer import journal
 from settee.models.transfer.trouble import Stopped, failed, free_bytes, of_disk
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 #: flock has no event and no time limit of its own.
 _LOCK_POLL_S = 0.1
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -86,9 +85,8 @@ class Part:
 
     def discard(self) -> None:
         """Leave nothing behind. What another process put there since is not touched."""
-        with contextlib.suppress(OSError):
-            if not _is_at(self.fd, self.path):
-                return
+        if not is_at(self.fd, self.path):
+            return
         with contextlib.suppress(OSError):
             journal.remove(self.journal_path)
         with contextlib.suppress(OSError):
@@ -143,8 +141,7 @@ class Part:
         """Let others have it: the lock is given up at once, the descriptor with its last user."""
         with self._lock:
             self._closing = True
-        with contextlib.suppress(OSError):
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        unlock(self.fd)
         self._leave()
 
     def _leave(self) -> None:
@@ -173,7 +170,7 @@ def open_part(target: Path, address: Address, stop: threading.Event, deadline: f
             fd = os.open(path, _FLAGS, 0o666)
             try:
                 waited = _lock(fd, address, stop, deadline) or waited
-                if _is_at(fd, path):
+                if is_at(fd, path):
                     return Part(target, fd), waited
             except BaseException:
                 os.close(fd)
@@ -189,31 +186,20 @@ def _lock(fd: int, address: Address, stop: threading.Event, deadline: float) -> 
     """Whether it took waiting."""
     waited = False
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return waited
-        except BlockingIOError:
-            if not waited:
-                logger.info("another process is downloading %s: waiting for it", address.logged)
-            waited = True
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        found = try_lock(fd)
+        if found is Lock.NONE:
             logger.warning(
                 "the file system of the models folder has no locks: %s is downloaded without one", address.logged
             )
+        if found is not Lock.BUSY:
             return waited
+        if not waited:
+            logger.info("another process is downloading %s: waiting for it", address.logged)
+        waited = True
         if stop.wait(_LOCK_POLL_S):
             raise Stopped
         if time.monotonic() > deadline:
             raise failed(address.where, "another process was still downloading it when MODELS_TIMEOUT_S had passed")
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _fallocate(fd: int, size: int) -> bool:
@@ -232,11 +218,3 @@ def _fallocate(fd: int, size: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from settee import request
+from settee.base.json_io import decode_base64
 from settee.client import payload
 from settee.client.changes import InputFile
 from settee.client.errors import NetworkError, UsageError
 from settee.client.pictures import Shrink
 from settee.client.sealing import Sealer, new_key
 from settee.doors.runpod import sealed
-from settee.encoded import decode_base64
 from settee.sealing import Sealer as WorkersSealer
 from settee.settings import Settings
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base.text import for_terminal
 from settee.client.changes import Change
-from settee.client.display import printable, table
+from settee.client.display import table
 from settee.client.display.text import cells, cut, duration, padded
 
 WORKFLOW = {
@@ -69,7 +70,7 @@ def test_cells(text: str, width: int) -> None:
 
 @given(st.text(), st.integers(0, 30), st.sampled_from(["utf-8", "ascii", "cp1252"]))
 def test_texts_fit(text: str, width: int, encoding: str) -> None:
-    text = printable(text, encoding)
+    text = for_terminal(text, encoding)
     assert text.isprintable()
     short = cut(text, width, encoding)
     assert cells(short) <= width

@@ -20,9 +20,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from settee.base.files import sweep, sync_folder, write_whole
 from settee.doors.agent.callbacks.addressing import Urls
 from settee.doors.agent.callbacks.posting import Post
-from settee.doors.agent.disk import sweep, sync, write_whole
 from settee.doors.agent.timestamps import parsed, stamp
 
 log = logging.getLogger(__name__)
@@ -108,14 +108,14 @@ class Shelf:
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        sync(path.parent)
+        sync_folder(path.parent)
 
     def refuse(self, path: Path) -> None:
         """Keep it, but do not send it again."""
         with contextlib.suppress(FileNotFoundError):
             path.rename(self._refused / path.name)
-            sync(self._refused)
-            sync(self._pending)
+            sync_folder(self._refused)
+            sync_folder(self._pending)
         for old in sorted(self._refused.glob("*.json"))[:-_MAX_REFUSED]:
             old.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ class Shelf:
 
     def end(self) -> None:
         self._running.unlink(missing_ok=True)
-        sync(self._running.parent)
+        sync_folder(self._running.parent)
 
 
 def _read(path: Path, *, texts: Sequence[str]) -> dict[str, Any]:

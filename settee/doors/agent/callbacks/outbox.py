@@ -15,7 +15,6 @@ finds its journal and no terminal callback of the same run, wherever the kill fe
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -27,6 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 from settee import logs
+from settee.base.files import Lock, try_lock
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import interruption
 from settee.doors.agent.callbacks.letters import Letter, Running, Shelf
@@ -221,14 +221,12 @@ class Outbox:
     def _lock(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if try_lock(self._lock_fd) is not Lock.HELD:
             self._unlock()
             raise ConfigError(
                 "another agent uses this state folder, and both would send the same callbacks: "
                 "set state_dir to a folder of its own"
-            ) from error
+            )
 
     def _unlock(self) -> None:
         if self._lock_fd >= 0:

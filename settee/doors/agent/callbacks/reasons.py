@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from settee.base.text import neutral, one_line
 from settee.doors.agent.engine_settings import spelled
 from settee.errors import (
     IntegrityError,
@@ -17,7 +18,6 @@ from settee.errors import (
     WorkflowRejected,
     more,
 )
-from settee.redact import neutral
 
 #: Characters of `reason`, and of one problem.
 MAX_REASON = 500
@@ -116,9 +116,3 @@ def _shown(value: Any) -> Any:
     if isinstance(value, dict):
         return {_shown(name): _shown(each) for name, each in value.items()}
     return value
-
-
-def one_line(text: str, limit: int) -> str:
-    """Without line breaks and control characters, at most ``limit`` characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,17 +1,68 @@
-"""File data that comes inside a request: base64 in the spellings that callers use, and data URIs."""
+"""JSON and base64 in the spellings that callers use.
+
+orjson and pybase64 are the worker's: the client does without them.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
 #: Characters of base64 decoded at a time; a multiple of four.
-_STEP = 1 << 20
+STEP = 1 << 20
 #: The URL-safe alphabet's two own characters become the standard one's.
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _SPACES = " \t\r\n\v\f"
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------
+
+
+def loads(content: bytes | str) -> Any:
+    """Parse JSON, also in Python's dialect (Infinity, whole numbers of any size). Raises ValueError, however deep."""
+    try:
+        import orjson
+    except ImportError:
+        pass
+    else:
+        try:
+            return orjson.loads(content)
+        except ValueError:
+            pass  # what orjson alone refuses, or what is not JSON: the standard library decides
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error
+
+
+def dumps(value: Any) -> bytes:
+    """Write JSON in UTF-8. Whatever orjson refuses (big integers, half surrogate pairs) the standard library writes."""
+    try:
+        import orjson
+    except ImportError:
+        pass
+    else:
+        try:
+            return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+        except TypeError:
+            pass
+    return json.dumps(value).encode("ascii")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises OSError, and ValueError for anything else."""
+    found = loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+# --- base64 ---------------------------------------------------------------------------------------------------
 
 
 class BadData(ValueError):
@@ -19,7 +70,7 @@ class BadData(ValueError):
 
 
 def decode_data_uri(header: str, text: str, start: int) -> Iterable[bytes]:
-    """The data of a data URI (RFC 2397) whose ``header`` is what stands between "data:" and the comma."""
+    """Decode a data URI (RFC 2397) whose ``header`` is what stands between "data:" and the comma. Raises BadData."""
     if header.lower().rstrip().endswith(";base64"):
         if text.find("%", start) < 0:
             return decode_base64(text, start)
@@ -30,21 +81,20 @@ def decode_data_uri(header: str, text: str, start: int) -> Iterable[bytes]:
         raise BadData("this data URI has half a surrogate pair in it") from error
 
 
-def decode_base64(text: str, start: int) -> Iterator[bytes]:
+def decode_base64(text: str, start: int = 0) -> Iterator[bytes]:
     """Decode ``text`` from ``start`` on, about 768 KiB at a time, so that a file is never held decoded as a whole.
 
     Takes the standard and the URL-safe alphabet, white space anywhere, and missing padding. Raises BadData that
     names the position of what is neither.
     """
-    import pybase64
-
+    decode = _decoder()
     end = _without_padding(text, start)
     rest = b""
-    for position in range(start, end, _STEP):
-        piece = text[position : min(position + _STEP, end)]
+    for position in range(start, end, STEP):
+        piece = text[position : min(position + STEP, end)]
         if not rest:
             try:
-                raw = pybase64.b64decode(piece + "=" * (-len(piece) % 4), validate=True)
+                raw = decode(piece + "=" * (-len(piece) % 4))
             except ValueError:
                 pass  # white space, the other alphabet, or a mistake: see below
             else:
@@ -54,7 +104,7 @@ def decode_base64(text: str, start: int) -> Iterator[bytes]:
         try:
             clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACES.encode())
             whole = len(clean) // 4 * 4
-            raw = pybase64.b64decode(clean[:whole], validate=True)
+            raw = decode(clean[:whole])
         except ValueError as error:
             raise _not_base64(text, start, end) from error
         if b"=" in clean:
@@ -63,13 +113,21 @@ def decode_base64(text: str, start: int) -> Iterator[bytes]:
         yield raw
     if rest:
         try:
-            yield pybase64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
+            yield decode(rest + b"=" * (-len(rest) % 4))
         except ValueError as error:
             raise _not_base64(text, start, end) from error
 
 
+def _decoder() -> Callable[[str | bytes], bytes]:
+    try:
+        import pybase64 as base64
+    except ImportError:
+        import base64  # type: ignore[no-redef]
+    return lambda text: base64.b64decode(text, validate=True)
+
+
 def _not_base64(text: str, start: int, end: int) -> BadData:
-    """Looks for the first wrong character only when there is one: that takes longer than decoding."""
+    """Look for the first wrong character only when there is one: that takes longer than decoding."""
     wrong = _NOT_BASE64.search(text, start, end)
     if wrong is None:
         return BadData(f"this base64 was cut off: one character is too many or missing at character {end}")
@@ -80,7 +138,7 @@ def _not_base64(text: str, start: int, end: int) -> BadData:
 
 
 def _without_padding(text: str, start: int) -> int:
-    """Where the base64 ends when white space and up to two "=" are taken off its end."""
+    """Return where the base64 ends when white space and up to two "=" are taken off its end."""
     end = len(text)
     while end > start and text[end - 1] in _SPACES:
         tail = text[max(start, end - 4096) : end]  # not the whole text: that would copy it
