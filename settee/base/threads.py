@@ -17,6 +17,10 @@ T = TypeVar("T")
 TICK_S = 0.1
 
 
+class StillRunning(Exception):
+    """The time is up, and the call has not ended."""
+
+
 class Call(Generic[T]):
     """A call in a thread of its own, which begins at once."""
 
@@ -49,13 +53,13 @@ class Call(Generic[T]):
     def result(self, timeout_s: float | None = None, check: Callable[[], object] = lambda: None) -> T:
         """Wait, and return what the call returned.
 
-        Raises what it raised, what ``check`` raises (called ten times a second), and TimeoutError: the call goes on.
+        Raises what it raised; StillRunning, and what ``check`` raises (called ten times a second): the call goes on.
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.ended.wait(TICK_S):
             check()
             if until is not None and time.monotonic() >= until:
-                raise TimeoutError
+                raise StillRunning
         if self._error is not None:
             raise self._error
         return self._value[0]

@@ -10,8 +10,10 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
+from settee.base.threads import Call
 from settee.client.endpoint import WAIT_S, Endpoint, Job
 from settee.client.given import WorkflowLike
 from settee.client.results import Result
@@ -25,29 +27,16 @@ async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
     A caller that is canceled is not held up by the call, which goes on, and neither is the program's end.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-    def settle(value: list[T], error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value[0])
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the result is not wanted
+            loop.call_soon_threadsafe(ended.set)
 
-    def run() -> None:
-        value: list[T] = []
-        error: BaseException | None = None
-        try:
-            value.append(call(*args, **kwargs))
-        except BaseException as raised:  # raised where it is awaited
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, value, error)
-
-    threading.Thread(target=run, name="settee-client", daemon=True).start()
-    return await future
+    running = Call(partial(call, *args, **kwargs), name="settee-client")
+    running.when_ended(wake)
+    await ended.wait()
+    return running.result()
 
 
 @dataclass

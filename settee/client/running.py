@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settee.base.text import for_terminal
+from settee.base.threads import Call
 from settee.client import options, streams
 from settee.client.display import Display, table
 from settee.client.endpoint import Endpoint, Job, JobOptions
@@ -20,7 +21,7 @@ from settee.client.given import files_from_texts
 from settee.client.inject.media import unfed
 from settee.client.inject.parameters import Parameters
 from settee.client.plan import Prepared, Wishes
-from settee.client.stopping import END_S, MOMENT_S, SENDING, InThread, interrupted, left_as_is
+from settee.client.stopping import END_S, MOMENT_S, SENDING, interrupted, left_as_is
 from settee.client.targets.http import Unsure
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _make_folder(args: argparse.Namespace) -> None:
 def _sent(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> Job:
     """Send it, in a thread: Ctrl-C must not come between a job that was taken and the id that says so."""
     stop = threading.Event()
-    sending: InThread[Job] = InThread(lambda: endpoint.send(ready, options_of(args), stop=stop))
+    sending: Call[Job] = Call(lambda: endpoint.send(ready, options_of(args), stop=stop))
     try:
         return sending.result()
     except KeyboardInterrupt:
@@ -207,7 +208,7 @@ def _followed(job: Job, args: argparse.Namespace, asked: threading.Event) -> tup
     # In threads, with nothing but a wait in this one: Ctrl-C in the midst of others' code may get lost there.
     stop = threading.Event()
     with display_of(job.endpoint, quiet=args.quiet) as display:
-        following = InThread(lambda: job.wait(args.timeout, on_update=display.update, stop=stop))
+        following = Call(lambda: job.wait(args.timeout, on_update=display.update, stop=stop))
         try:
             result = following.result()
         except KeyboardInterrupt:
@@ -217,7 +218,7 @@ def _followed(job: Job, args: argparse.Namespace, asked: threading.Event) -> tup
                 raise interrupted([job]) from None
         for warning in result.warnings:
             display.line(f"warning: {warning}")
-    saving = InThread(
+    saving = Call(
         lambda: save(result, args.out, overwrite=args.overwrite, metadata=args.metadata, on_saved=on_saved, stop=stop)
     )
     try:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
 from settee.client import streams
 from settee.client.endpoint import Job
 from settee.client.errors import ClientError, JobStopped
 from settee.client.following import NOT_KEPT, ways_back
-
-T = TypeVar("T")
 
 #: Between two looks at whether something has ended: a wait without limit would not let Ctrl-C through everywhere.
 LOOK_S = 0.5
@@ -21,33 +17,6 @@ MOMENT_S = 0.3
 #: How long threads get to end by themselves after Ctrl-C: one that is not done then leaves at most half a file.
 END_S = 2.0
 SENDING = "stopping when it is known whether the job was taken (Ctrl-C again: at once)"
-
-
-class InThread(Generic[T]):
-    """A call in a thread that a program's end does not wait for."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self.ended = threading.Event()
-        self._call = call
-        self._value: list[T] = []
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="call", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._value.append(self._call())
-        except BaseException as error:  # raised where it is waited for
-            self._error = error
-        finally:
-            self.ended.set()
-
-    def result(self) -> T:
-        """Wait for it; raises what it raised."""
-        while not self.ended.wait(LOOK_S):
-            pass
-        if self._error is not None:
-            raise self._error
-        return self._value[0]
 
 
 def interrupted(jobs: Sequence[Job]) -> JobStopped:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from settee.base.threads import TICK_S, Call
 from settee.delivery import inline, plan
 from settee.delivery.endpoint import endpoint_problem, unreadable
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
-from settee.delivery.lanes import POLL_S, Asked
 from settee.delivery.plan import Place
 from settee.delivery.s3 import bucket_problem, callers_endpoint, is_seen, refusal, target_for
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
@@ -76,18 +76,18 @@ class BucketLook:
     """
 
     def __init__(self, job: Job, settings: Settings) -> None:
-        self._asked: Asked | None = None
+        self._asked: Call[DeliveryError | None] | None = None
         self._until = time.monotonic() + LOOK_S
         mode = job.request.delivery.mode or settings.delivery
         target = target_for(job, settings) if job.options.destination or mode != "base64" else None
         if target is not None and not is_seen(target):
-            self._asked = Asked(lambda: refusal(target))
+            self._asked = Call(lambda: refusal(target), name="settee-s3")
 
     def check(self, cancel: Cancel) -> None:
         """Raise DeliveryError where S3 is certain to take nothing; a server that does not answer may yet."""
         if self._asked is None:
             return
-        while not self._asked.done.wait(POLL_S):
+        while not self._asked.ended.wait(TICK_S):
             if cancel.is_set() or time.monotonic() > self._until:
                 return
         if error := self._asked.result():

@@ -22,30 +22,6 @@ def are_stuck() -> bool:
     return any(thread.name.startswith((f"{UPLOAD}_", f"{CLEAN_UP}_")) for thread in threading.enumerate())
 
 
-class Asked:
-    """A call in a thread of its own, which is abandoned when its caller no longer waits for it."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self.done = threading.Event()
-        self._call = call
-        self._value: Any = None
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="settee-s3", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._call()
-        except Exception as error:
-            self._error = error  # for result()
-        finally:
-            self.done.set()
-
-    def result(self) -> Any:
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
 class Lanes:
     """At most ``width`` calls at a time, each in a thread. Used from one thread.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import secrets
@@ -10,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from settee.base.json_io import decode_base64
 from settee.client.errors import JobFailed
 from settee.client.results import Output
 
-#: Characters of base64 that are decoded at once.
+#: Characters of a text that are written at once.
 _PIECE = 1024 * 1024
 
 
@@ -79,19 +79,9 @@ def write_base64(data: str, part: Part) -> None:
     """Decode into the part, a piece at a time. Standard and URL-safe alphabet, white space, a ``data:`` prefix and
     missing padding are all taken; anything else raises Damaged."""
     start = data.index(",") + 1 if data[:5].lower() == "data:" and "," in data[:200] else 0
-    rest = ""
     try:
-        for position in range(start, len(data), _PIECE):
-            text = rest + "".join(data[position : position + _PIECE].split()).replace("-", "+").replace("_", "/")
-            whole = len(text) - len(text) % 4
-            if position + _PIECE < len(data):
-                # Padding may stand at the very end only, and b64decode takes it at the end of every piece.
-                whole = max(0, whole - 4)
-                if "=" in text[:whole]:
-                    raise ValueError("padding before the end")
-            part.write(base64.b64decode(text[:whole], validate=True))
-            rest = text[whole:]
-        part.write(base64.b64decode(rest + "=" * (-len(rest) % 4), validate=True))
+        for piece in decode_base64(data, start):
+            part.write(piece)
     except ValueError as error:
         raise Damaged("its base64 is broken: it was cut or damaged on its way") from error
 

@@ -3,8 +3,6 @@ cannot is an error before anything is sent."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
 import re
@@ -14,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.base.json_io import decode_base64
 from settee.client.errors import UsageError
 from settee.comfyui.isolation import salted as with_salt
 from settee.comfyui.node_registry import NodeRegistry
@@ -31,8 +30,6 @@ from settee.comfyui.workflow import (
 #: Below ComfyUI's input folder.
 FOLDER = "settee"
 
-#: Characters of base64 decoded at a time; a multiple of four.
-_STEP = 1 << 20
 _KEYS = frozenset(
     ["workflow", "images", "files", "models", "delivery", "timeout_s", "debug", "allow_partial", "extra_data"]
 ) | {"comfy_org_api_key", "encrypted_input", "is_encrypted"}
@@ -205,9 +202,8 @@ def _decoded(name: str, data: str) -> Iterator[bytes]:
     if match is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]{1,15}:", data):
         raise UsageError(f"{name}: a bare ComfyUI fetches no addresses: give the file itself")
     try:
-        for start in range(match.end() if match else 0, len(data), _STEP):
-            yield base64.b64decode(data[start : start + _STEP], validate=True)
-    except (binascii.Error, ValueError) as error:
+        yield from decode_base64(data, match.end() if match else 0)
+    except ValueError as error:
         raise UsageError(f"{name}: its data is not base64") from error
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from settee.base.threads import Call
 from settee.client.errors import ClientError, JobStopped, NetworkError, Rejected, UsageError
 from settee.client.targets import envelope
 from settee.client.targets.envelope import Unseal
@@ -93,7 +93,7 @@ class RunPod:
             self.request_cap = RUNSYNC_CAP if sync else RUN_CAP
         #: None: not known yet.
         self._is_local: bool | None = False if is_runpods_own else None
-        self._runs: dict[str, _LocalRun] = {}
+        self._runs: dict[str, Call[Answer]] = {}
         self._lock = threading.Lock()
 
     def submit(self, payload: dict[str, Any]) -> Answer:
@@ -213,17 +213,19 @@ class RunPod:
         with self._lock:
             run = self._runs.get(job_id)
             if run is None:
-                run = self._runs[job_id] = _LocalRun(lambda: self._run_local(job_id))
+                run = self._runs[job_id] = Call(lambda: self._run_local(job_id), name="local-job")
         # Nothing can be told of it before its end, so that is worth a moment.
         if not run.ended.wait(LOCAL_MOMENT_S):
             return Answer(job_id, Status.IN_PROGRESS)
         with self._lock:
             # Its result may be large, and is not wanted twice.
             self._runs.pop(job_id, None)
-        if run.error is not None:
-            raise run.error
-        assert run.answer is not None
-        return run.answer
+        try:
+            return run.result()
+        except ClientError:
+            raise
+        except Exception as error:
+            raise NetworkError(f"reading the answer failed: {type(error).__name__}") from error
 
     def _run_local(self, job_id: str) -> Answer:
         data = self._http.post(_path("status", job_id), timeout_s=LOCAL_JOB_S)
@@ -239,25 +241,3 @@ def _path(route: str, job_id: str) -> str:
     if not envelope.JOB_ID.fullmatch(job_id):
         raise UsageError(f"{job_id[:100]!r} is not a job id")
     return f"/{route}/{quote(job_id, safe='')}"
-
-
-class _LocalRun:
-    """One POST /status in a thread."""
-
-    def __init__(self, ask: Callable[[], Answer]) -> None:
-        self.answer: Answer | None = None
-        self.error: ClientError | None = None
-        self.ended = threading.Event()
-        self._ask = ask
-        # A daemon: who stops waiting for a job need not wait for its end all the same.
-        threading.Thread(target=self._run, name="local-job", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self.answer = self._ask()
-        except ClientError as error:
-            self.error = error
-        except Exception as error:  # a thread's edge: follow() raises it where it is heard
-            self.error = NetworkError(f"reading the answer failed: {type(error).__name__}")
-        finally:
-            self.ended.set()

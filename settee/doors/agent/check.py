@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from settee.backends.comfy.client import Client
+from settee.base.threads import StillRunning, call
 from settee.delivery.attempts import status_of
-from settee.delivery.lanes import Asked
 from settee.delivery.s3 import client_for, explain, workers_target
 from settee.doors.agent.options import AgentConfig
 from settee.errors import ConfigError, SetteeError
@@ -79,11 +79,10 @@ def _s3_problem(settings: Settings) -> str | None:
 
     target = workers_target(settings)
     assert target is not None, "the agent's configuration always names its S3 store"
-    asked = Asked(lambda: client_for(target).list_buckets())
-    if not asked.done.wait(_ANSWER_S):
-        return f"S3 does not answer within {_ANSWER_S:g} s: look at {target.setting('ENDPOINT_URL')}"
     try:
-        asked.result()
+        call(lambda: client_for(target).list_buckets(), _ANSWER_S)
+    except StillRunning:
+        return f"S3 does not answer within {_ANSWER_S:g} s: look at {target.setting('ENDPOINT_URL')}"
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") == "AccessDenied" and status_of(error) == 403:
             return None  # keys that may not list all buckets are keys all the same

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.delivery.lanes import POLL_S, Asked
+from settee.base import threads
 from settee.delivery.s3 import Target, client_for, explain, workers_target
 from settee.errors import DownloadFailed, InvalidRequest
 from settee.settings import Settings
@@ -69,11 +69,8 @@ class Storage:
         """In a thread of its own: a server that is silent for minutes must not hold up a cancel for as long."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        answered = Asked(lambda: call(client_for(self._target)))
-        while not answered.done.wait(POLL_S):
-            check()
         try:
-            return answered.result()
+            return threads.call(lambda: call(client_for(self._target)), check=check, name="settee-s3")
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (400, 404):

@@ -19,10 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base import json_io
 from settee.client.errors import ClientError, JobFailed, NetworkError, UsageError
 from settee.client.results import KINDS, Output, Result, outputs_of
 from settee.client.saving import Saved, make_folder, plain_name, save
-from settee.client.saving import part as part_module
 from settee.client.saving.names import MOST_BYTES
 from settee.client.saving.part import Damaged, open_part, write_base64
 
@@ -75,9 +75,9 @@ def test_nothing_to_save_makes_no_folder(tmp_path: Path) -> None:
     ],
     ids=["url-safe", "lines", "no padding", "data URI", "spaces"],
 )
-@pytest.mark.parametrize("piece", [1, 5, 64, 10_000])
+@pytest.mark.parametrize("piece", [4, 64, 10_000])
 def test_base64_of_every_shape(tmp_path: Path, text: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part_module, "_PIECE", piece)
+    monkeypatch.setattr(json_io, "STEP", piece)
     with open_part(tmp_path) as part:
         write_base64(text, part)
         part.finish()
@@ -85,9 +85,9 @@ def test_base64_of_every_shape(tmp_path: Path, text: str, piece: int, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["A", "AAA=A", "AA==AAAA", "A===", "AA=A=A==", "AÄAA", "AA.A", "data:x"])
-@pytest.mark.parametrize("piece", [1, 4, 100])
+@pytest.mark.parametrize("piece", [4, 100])
 def test_broken_base64_is_refused(tmp_path: Path, text: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part_module, "_PIECE", piece)
+    monkeypatch.setattr(json_io, "STEP", piece)
     with open_part(tmp_path) as part, pytest.raises(Damaged):
         write_base64(text, part)
     assert files(tmp_path) == {}
