@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from settee.base.text import shown
-from settee.delivery.s3 import Target, bucket_problem, callers_target, client_for, url_for, workers_target
-from settee.errors import DeliveryError, DownloadFailed
+from settee.errors import DownloadFailed
 from settee.request import Bucket
+from settee.s3.client import url_for
+from settee.s3.errors import S3Error
+from settee.s3.target import Target, bucket_problem, callers_target, workers_target
 from settee.settings import Settings
 
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
@@ -60,8 +62,8 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
     from botocore.exceptions import BotoCoreError
 
     try:
-        url = url_for(client_for(target), target, match[2])
-    except (BotoCoreError, DeliveryError, ValueError) as error:
+        url = url_for(target, match[2])
+    except (BotoCoreError, S3Error, ValueError) as error:
         raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
     trusted = target.own or settings.allow_private_s3config
     return Remote(name, url, shown(f"s3://{match[1]}/{match[2]}"), trusted=trusted, verify_tls=target.verify_tls)

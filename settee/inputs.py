@@ -7,7 +7,6 @@ then are URLs fetched.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat

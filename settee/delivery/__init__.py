@@ -9,18 +9,29 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from settee.base.threads import TICK_S, Call
 from settee.delivery import inline, plan
-from settee.delivery.endpoint import endpoint_problem, unreadable
+from settee.delivery.blob import delivery_error
 from settee.delivery.item import Item
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
-from settee.delivery.s3 import bucket_problem, callers_endpoint, is_seen, refusal, target_for
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
+from settee.s3.client import is_seen, look
+from settee.s3.errors import S3Error
+from settee.s3.target import (
+    Target,
+    bucket_problem,
+    callers_endpoint,
+    callers_target,
+    endpoint_problem,
+    unreadable,
+    workers_target,
+)
 from settee.settings import Settings
 
 __all__ = ["BucketLook", "Delivered", "check_request", "deliver"]
@@ -76,12 +87,12 @@ class BucketLook:
     """
 
     def __init__(self, job: Job, settings: Settings) -> None:
-        self._asked: Call[DeliveryError | None] | None = None
+        self._asked: Call[S3Error | None] | None = None
         self._until = time.monotonic() + LOOK_S
         mode = job.request.delivery.mode or settings.delivery
         target = target_for(job, settings) if job.options.destination or mode != "base64" else None
         if target is not None and not is_seen(target):
-            self._asked = Call(lambda: refusal(target), name="settee-s3")
+            self._asked = Call(lambda: look(target), name="settee-s3")
 
     def check(self, cancel: Cancel) -> None:
         """Raise DeliveryError where S3 is certain to take nothing; a server that does not answer may yet."""
@@ -91,7 +102,26 @@ class BucketLook:
             if cancel.is_set() or time.monotonic() > self._until:
                 return
         if error := self._asked.result():
-            raise error
+            raise delivery_error(error) from error
+
+
+def target_for(job: Job, settings: Settings) -> Target | None:
+    """Return the door's bucket if it named one, the caller's if the job brought one, else the worker's, else None."""
+    request, wanted = job.request, job.request.delivery
+    expires_s = wanted.expires_s or settings.bucket_expires_s
+    if job.options.destination is not None:
+        own = workers_target(settings)
+        if own is None:
+            raise DeliveryError("there is no S3 endpoint to put the outputs at: set BUCKET_ENDPOINT_URL")
+        return replace(own, bucket=job.options.destination.bucket, by_month=False, expires_s=expires_s)
+    if request.bucket is not None:
+        try:
+            target = callers_target(request.bucket, settings)
+        except ValueError as error:
+            raise DeliveryError(str(error)) from error
+        return replace(target, prefix=wanted.prefix or "{job_id}", expires_s=expires_s)
+    own = workers_target(settings)
+    return own and replace(own, prefix=wanted.prefix or settings.bucket_prefix, expires_s=expires_s)
 
 
 def deliver(

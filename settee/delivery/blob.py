@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from settee.errors import DeliveryError, OutputMissing
+from settee.s3.errors import S3Error
+from settee.s3.objects import Stopped
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -181,13 +183,6 @@ class Digest:
         return self._hash.hexdigest()
 
 
-class Stopped(BaseException):
-    """Ends an upload from within.
-
-    Not an Exception: botocore takes any of those from a body for a lost connection, and would try again.
-    """
-
-
 class Window(io.RawIOBase):
     """A part of a blob as a seekable file. Raises Stopped from its reads once ``stop`` is set."""
 
@@ -241,3 +236,8 @@ def open_file(artifact: Artifact) -> Blob:
         os.close(fd)
         raise OutputMissing(f"the output {artifact.filename} of node {artifact.node_id} is not a file", details=details)
     return Blob([Span(0, status.st_size)], fd)
+
+
+def delivery_error(error: S3Error) -> DeliveryError:
+    """Return S3's failure as the job's."""
+    return DeliveryError(error.message, details=error.details, retryable=error.retryable)

@@ -9,16 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.delivery import s3
-from settee.delivery.attempts import code_of, status_of
-from settee.delivery.blob import Blob, Digest, Stream, Window
+from settee.delivery.blob import Blob, Digest, Stream, Window, delivery_error
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
 from settee.delivery.lanes import CLEAN_UP, Lanes
 from settee.delivery.metadata import encode_metadata
-from settee.delivery.objects import Bucket, Object
 from settee.errors import DeliveryError
 from settee.job import Job, Output
+from settee.s3.client import LANES, forget
+from settee.s3.errors import S3Error, explained
+from settee.s3.objects import Bucket, Object
+from settee.s3.target import Target
 from settee.sealing import Sealer
 from settee.settings import MIB
 
@@ -43,7 +44,7 @@ CLEAN_UP_S = 5.0
 def upload(
     items: Sequence[Item],
     job: Job,
-    target: s3.Target,
+    target: Target,
     *,
     sealer: Sealer | None,
     check: Callable[[], None],
@@ -79,7 +80,7 @@ class _Upload:
     def __init__(
         self,
         job: Job,
-        target: s3.Target,
+        target: Target,
         sealer: Sealer | None,
         check: Callable[[], None],
         notify: Callable[[], None],
@@ -89,7 +90,7 @@ class _Upload:
         self._sealer = sealer
         self._check = check
         self._namer = Namer(target.prefix, job)
-        self._lanes = Lanes(s3.LANES, check, notify)
+        self._lanes = Lanes(LANES, check, notify)
         self._files: list[_File] = []
         self._open: list[_File] = []
 
@@ -215,7 +216,7 @@ class _Upload:
         doubtful = [file.object for file in self._files if file.object.doubtful]
         if not doubtful:
             return
-        pool = ThreadPoolExecutor(s3.LANES, thread_name_prefix=CLEAN_UP)
+        pool = ThreadPoolExecutor(LANES, thread_name_prefix=CLEAN_UP)
         futures = [pool.submit(self._bucket.remove, thing) for thing in doubtful]
         done, late = wait(futures, timeout=CLEAN_UP_S)
         pool.shutdown(wait=False)  # what is late goes on, and nobody waits for it with a GPU
@@ -237,14 +238,15 @@ def _part_bytes(size: int) -> int:
 
 
 @contextlib.contextmanager
-def _explained(target: s3.Target, job: Job) -> Iterator[None]:
-    """botocore's errors become ours. The log keeps their kind only: their text has the URL, and so names."""
+def _explained(target: Target, job: Job) -> Iterator[None]:
+    """Errors of S3 become ours. The log keeps their kind only: their text has the URL, and so names."""
     try:
-        yield
-    except Exception as error:
-        if not s3.is_upstream(error):
-            raise
-        code, status = code_of(error)[:80], status_of(error)
-        log.warning("job %s: S3: %s (code %r, status %d)", job.id, type(error).__name__, code, status)
-        s3.forget(target)  # and with it botocore's count of failures, which would cost the next job its retries
-        raise s3.explain(error, target) from error
+        with explained(target):
+            yield
+    except S3Error as error:
+        cause = type(error.__cause__ or error).__name__
+        log.warning(
+            "job %s: S3: %s (code %r, status %d)", job.id, cause, error.details.get("s3_code", ""), error.status
+        )
+        forget(target)  # and with it botocore's count of failures, which would cost the next job its retries
+        raise delivery_error(error) from error

@@ -16,11 +16,12 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.client import Endpoint, Job, Status, payload, uploads
+from settee.client import Endpoint, Job, Status, payload
 from settee.client.changes import InputFile
 from settee.client.environment import Environment
 from settee.client.errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.client.uploads import Uploader, uploader_for
+from settee.s3.client import url_for
 from tests.support.public_api import PublicApi
 from tests.support.s3 import S3Server, free_ports
 
@@ -125,24 +126,23 @@ def test_an_empty_file(s3: S3Server, bucket: str, tmp_path: Path) -> None:
 
 
 def test_an_upload_is_given_up_when_asked(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    stop = threading.Event()
-
-    class Stopping(Uploader):
-        """Stopped in the middle of the file's bytes."""
+    class Stopping(threading.Event):
+        """Set in the middle of the file's bytes."""
 
         asked = 0
 
-        def _go_on(self) -> None:
+        def is_set(self) -> bool:
             self.asked += 1
             if self.asked == 10:
-                stop.set()
-            super()._go_on()
+                self.set()
+            return super().is_set()
 
-    uploader = Stopping(environment(s3, bucket), stop=stop)
+    stop = Stopping()
+    uploader = Uploader(environment(s3, bucket), stop=stop)
     files = [InputFile("1_a.png", large(tmp_path / "a.png", 3_000_000), "image")]
     with pytest.raises(JobStopped, match="no job was sent"):
         payload.build(GRAPH, files, cap=10_000, upload=uploader)
-    assert uploader.asked > 10
+    assert stop.asked >= 10
     assert s3.keys(bucket) == []
     with pytest.raises(JobStopped):
         uploader.put("a", b"x")
@@ -168,11 +168,7 @@ def test_the_name_is_not_said_twice(s3: S3Server) -> None:
 
 def _signed(uploader: Uploader) -> str:
     """The URL of what would be put; nothing is asked of the address."""
-    client = uploads._client(uploader._bucket)
-    url: str = client.generate_presigned_url(
-        "get_object", Params={"Bucket": uploader._bucket.name, "Key": f"{uploader._bucket.prefix}x/a.png"}
-    )
-    return url
+    return url_for(uploader._target, f"{uploader._target.prefix}x/a.png")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +205,7 @@ def test_what_s3_refuses(
 def test_an_s3_that_is_not_there(s3: S3Server, bucket: str) -> None:
     gone = environment(s3, bucket, bucket_endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}")
     uploader = Uploader(gone)
-    with pytest.raises(NetworkError, match=r"cannot be reached .*: look at BUCKET_ENDPOINT_URL"):
+    with pytest.raises(NetworkError, match=r"cannot be reached.*: look at BUCKET_ENDPOINT_URL"):
         uploader.put("a.png", b"x")
     (left,) = uploader.remove()
     assert left.endswith("/a.png")

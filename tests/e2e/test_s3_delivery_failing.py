@@ -14,9 +14,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from settee.delivery import attempts, upload
+from settee.delivery import upload
 from settee.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing
 from settee.job import Artifact, Cancel
+from settee.s3 import objects
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
 from tests.support.s3 import S3Server, free_ports
 from tests.support.uploading import KEY, MIB, uploads_in, write
@@ -32,7 +33,7 @@ def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(objects, "PATIENCE_S", 0.3)
 
 
 def failure(artifacts: list[Artifact], config: Any, **options: Any) -> DeliveryError:

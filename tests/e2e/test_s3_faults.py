@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from settee.delivery import attempts, lanes, upload
+from settee.delivery import lanes, upload
 from settee.errors import DeliveryError, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel
+from settee.s3 import client, objects
 from tests.support.delivering import bucket_settings, file_artifact, make_job, only, run
 from tests.support.faulty_s3 import CUT, ERROR, HANG, HTML, LOST, OK, SHORT, FaultyS3
 from tests.support.waiting import eventually
@@ -33,7 +34,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload, "MULTIPART_BYTES", 4 * MIB)
     monkeypatch.setattr(upload, "PART_BYTES", MIB)
     monkeypatch.setattr(upload, "STREAM_PART_BYTES", MIB)
-    monkeypatch.setattr(attempts, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(objects, "PATIENCE_S", 0.5)
 
 
 def make(path: Path, size: int) -> Artifact:
@@ -82,7 +83,7 @@ def test_a_server_that_always_fails_is_given_up_on_and_left_clean(
     assert "500" in error.value.message
     assert server.objects == {}
     assert server.uploads == {}
-    assert len([line for line in server.requests if line.startswith("PUT")]) > attempts.BOTOCORE_ATTEMPTS
+    assert len([line for line in server.requests if line.startswith("PUT")]) > client.BOTOCORE_ATTEMPTS
 
 
 @SIZES
@@ -104,7 +105,7 @@ def test_an_outage_of_seconds_costs_no_result(
     server: FaultyS3, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """botocore alone gives up within a second, and what is lost then took GPU time to make."""
-    monkeypatch.setattr(attempts, "PATIENCE_S", 120.0)
+    monkeypatch.setattr(objects, "PATIENCE_S", 120.0)
     back = time.monotonic() + 1.5
     server.then = ERROR
 

@@ -19,15 +19,16 @@ from PIL import Image
 
 from settee import addresses, fetch, logs
 from settee.addresses import Remote
-from settee.delivery import check_request, convert, endpoint
-from settee.delivery.s3 import endpoint_problem
+from settee.delivery import check_request, convert
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.images import check_image
 from settee.inputs import stage
 from settee.job import Cancel, Result, Status
+from settee.net import addresses as net_addresses
 from settee.request import MAX_HINTS, InputFile, parse
+from settee.s3.target import endpoint_problem
 from settee.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
@@ -310,10 +311,10 @@ def test_a_sealed_jobs_prefix_and_endpoint_are_in_no_log(tmp_path: Path) -> None
     stream = io.StringIO()
     logs.setup(make_settings(), stream)
     (tmp_path / "a.png").write_bytes(b"x")
-    from settee.delivery import attempts
+    from settee.s3 import objects
     from settee.sealing import generate_key
 
-    patience, attempts.PATIENCE_S = attempts.PATIENCE_S, 0.1
+    patience, objects.PATIENCE_S = objects.PATIENCE_S, 0.1
     try:
         settings = make_settings(
             encryption_key=generate_key(),
@@ -330,7 +331,7 @@ def test_a_sealed_jobs_prefix_and_endpoint_are_in_no_log(tmp_path: Path) -> None
                 seconds=20,
             )
     finally:
-        attempts.PATIENCE_S = patience
+        objects.PATIENCE_S = patience
     assert "private-client" not in stream.getvalue()
 
 
@@ -370,7 +371,7 @@ def test_a_guarded_client_tries_each_address_and_delivers(tmp_path: Path, monkey
         return real(host, port, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", two)
-    monkeypatch.setattr(endpoint, "is_public", lambda text: True)
+    monkeypatch.setattr(net_addresses, "is_public", lambda text: True)
     server = FaultyS3()
     (tmp_path / "a.png").write_bytes(b"x" * 100)
     with server.running():

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.delivery import check_request
+from settee.delivery import check_request, target_for
 from settee.delivery.keys import Namer, prefix_problem, safe_id, safe_segment
 from settee.delivery.metadata import METADATA_BYTES, encode_metadata
-from settee.delivery.s3 import client_for, endpoint_problem, forget, plain_endpoint, region_of, target_for, url_for
 from settee.errors import ConfigError, InvalidRequest
 from settee.job import Artifact, Kind
+from settee.s3.client import forget, url_for
+from settee.s3.target import endpoint_problem, plain_endpoint, region_of
 from tests.support.delivering import make_job, make_settings
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
@@ -279,7 +280,7 @@ def test_regions_named_by_endpoints(url: str, region: str) -> None:
 def test_the_addresses_that_endpoints_make(changes: dict[str, object], start: str, region: str) -> None:
     target = target_for(make_job(), make_settings(**{**BUCKET, **changes}))
     assert target is not None
-    url = url_for(client_for(target), target, "job-1/a.png")
+    url = url_for(target, "job-1/a.png")
     assert url.startswith(start.format(month=time.strftime("%m-%y")))
     assert f"worker-key%2F{time.strftime('%Y%m%d', time.gmtime())}%2F{region}%2Fs3%2Faws4_request" in url
     forget(target)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from settee import encoded
+from settee.base import json_io
 from settee.base.json_io import decode_base64
 from settee.errors import JobCanceled, JobTimeout, PayloadTooLarge, UnsafePath
 from settee.inputs import Staged
@@ -110,7 +110,7 @@ def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe
     text = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(raw).decode()
     wrapped = "\n".join(text[start : start + wrap] for start in range(0, len(text), wrap))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "_STEP", step)
+        patch.setattr(json_io, "STEP", step)
         assert b"".join(decode_base64(wrapped, 0)) == raw
         assert b"".join(decode_base64("xx" + text.rstrip("="), 2)) == raw
 
@@ -119,7 +119,7 @@ def test_base64_in_pieces_of_any_size(raw: bytes, wrap: int, step: int, url_safe
 @given(text=st.text(alphabet="AQgw+/-_=\n !é", max_size=24), step=st.sampled_from([4, 8]))
 def test_base64_is_decoded_as_the_standard_library_does_or_refused(text: str, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoded, "_STEP", step)
+        patch.setattr(json_io, "STEP", step)
         try:
             raw = b"".join(decode_base64(text, 0))
         except ValueError as error:

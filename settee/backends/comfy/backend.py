@@ -14,6 +14,7 @@ from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.backends.comfy.prompts import check, prompt_ids
 from settee.backends.comfy.session import Ended, Hooks, Session
+from settee.base.files import sha256_of
 from settee.comfyui.file_inputs import load_problems, path_problems
 from settee.comfyui.isolation import salts
 from settee.comfyui.literals import with_values
@@ -26,7 +27,6 @@ from settee.comfyui.workflow import Workflow, own_node
 from settee.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
 from settee.images import unloadable
 from settee.inputs import Staged
-from settee.base.files import sha256_of
 from settee.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
 from settee.models.missing import as_missing, missing_models, names_of

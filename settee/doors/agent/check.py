@@ -9,10 +9,11 @@ from pydantic import SecretStr
 
 from settee.backends.comfy.client import Client
 from settee.base.threads import StillRunning, call
-from settee.delivery.attempts import status_of
-from settee.delivery.s3 import client_for, explain, workers_target
 from settee.doors.agent.options import AgentConfig
 from settee.errors import ConfigError, SetteeError
+from settee.s3.client import client_for
+from settee.s3.errors import S3Error, explained
+from settee.s3.target import workers_target
 from settee.settings import Settings
 
 #: How long S3 and ComfyUI may take to answer, seconds.
@@ -75,22 +76,16 @@ def _folder_problems(option: str, folder: Path) -> list[str]:
 
 
 def _s3_problem(settings: Settings) -> str | None:
-    from botocore.exceptions import BotoCoreError, ClientError
-
     target = workers_target(settings)
     assert target is not None, "the agent's configuration always names its S3 store"
     try:
-        call(lambda: client_for(target).list_buckets(), _ANSWER_S)
+        with explained(target, reads=True):
+            call(lambda: client_for(target).list_buckets(), _ANSWER_S)
     except StillRunning:
         return f"S3 does not answer within {_ANSWER_S:g} s: look at {target.setting('ENDPOINT_URL')}"
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") == "AccessDenied" and status_of(error) == 403:
-            return None  # keys that may not list all buckets are keys all the same
-        return explain(error, target).message
-    except SetteeError as error:
-        return error.message
-    except (BotoCoreError, OSError) as error:
-        return explain(error, target).message
+    except S3Error as error:
+        # Keys that may not list all buckets are keys all the same.
+        return None if error.details.get("s3_code") == "AccessDenied" and error.status == 403 else error.message
     return None
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from settee.base import threads
-from settee.delivery.s3 import Target, client_for, explain, workers_target
 from settee.errors import DownloadFailed, InvalidRequest
+from settee.s3.client import client_for
+from settee.s3.errors import S3Error, explained
+from settee.s3.objects import head, read
+from settee.s3.target import Target, workers_target
 from settee.settings import Settings
 
 #: A workflow is some 100 kB; what is larger is none.
@@ -28,6 +31,7 @@ class Found:
 
 
 Check = Callable[[], None]
+T = TypeVar("T")
 
 
 def _no_check() -> None:
@@ -35,7 +39,7 @@ def _no_check() -> None:
 
 
 class Storage:
-    """Every method asks S3, with the timeouts of :mod:`settee.delivery.s3`, and may be called from any thread."""
+    """Every method asks S3, with the timeouts of :mod:`settee.s3.client`, and may be called from any thread."""
 
     def __init__(self, settings: Settings) -> None:
         target = workers_target(settings)
@@ -47,8 +51,8 @@ class Storage:
         client_for(self._target)
 
     def head(self, bucket: str, key: str, what: str, check: Check = _no_check) -> Found:
-        """Size, ETag and metadata. Raises InvalidRequest when it is not there, DownloadFailed when S3 cannot tell."""
-        answer = self._ask(what, bucket, key, check, lambda s3: s3.head_object(Bucket=bucket, Key=key))
+        """Size, ETag and metadata. Raises InvalidRequest when it does not exist, DownloadFailed when S3 fails."""
+        answer = self._ask(what, bucket, key, check, lambda target: head(target, key))
         return Found(
             int(answer["ContentLength"]), answer.get("ETag", "").strip('"') or None, dict(answer.get("Metadata") or {})
         )
@@ -56,29 +60,19 @@ class Storage:
     def workflow(self, bucket: str, key: str, check: Check = _no_check) -> dict[str, Any]:
         """The workflow in an object. Raises InvalidRequest for what is none, and what :meth:`head` does."""
         what = "workflow.minioKey"
-
-        def read(s3: Any) -> bytes:
-            with s3.get_object(Bucket=bucket, Key=key)["Body"] as body:
-                content: bytes = body.read(MOST_BYTES + 1)
-                return content
-
-        content = self._ask(what, bucket, key, check, read)
+        content = self._ask(what, bucket, key, check, lambda target: read(target, key, MOST_BYTES + 1))
         return parsed(content, what, f"s3://{bucket}/{key}")
 
-    def _ask(self, what: str, bucket: str, key: str, check: Check, call: Callable[[Any], Any]) -> Any:
+    def _ask(self, what: str, bucket: str, key: str, check: Check, call: Callable[[Target], T]) -> T:
         """In a thread of its own: a server that is silent for minutes must not hold up a cancel for as long."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        target = replace(self._target, bucket=bucket, by_month=False)
         try:
-            return threads.call(lambda: call(client_for(self._target)), check=check, name="settee-s3")
-        except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (400, 404):
+            with explained(target, reads=True):
+                return threads.call(lambda: call(target), check=check, name="settee-s3")
+        except S3Error as error:
+            if error.status in (400, 404):
                 raise wrong(what, f"s3://{bucket}/{key} is not there") from error
-            reason = explain(error, self._target)
-        except (BotoCoreError, OSError) as error:  # a body that breaks off is urllib3's, or the socket's
-            reason = explain(error, self._target)
-        raise DownloadFailed(f"{what}: {reason.message}", retryable=reason.retryable)
+            raise DownloadFailed(f"{what}: {error.message}", retryable=error.retryable) from error
 
 
 def parsed(content: bytes, what: str, shown: str) -> dict[str, Any]:

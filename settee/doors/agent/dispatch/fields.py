@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictStr, WithJsonSchema
 
-from settee.buckets import bucket_problem
+from settee.s3.target import bucket_problem
 
 #: ComfyUI's own limits: of a seed, of steps and of a side in pixels. That of cfg its registry tells.
 MAX_SEED, MAX_STEPS, MAX_SIDE = 2**64 - 1, 10_000, 16_384

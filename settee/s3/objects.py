@@ -1,21 +1,36 @@
-"""One object on its way into a bucket: S3's requests for it, each checked, tried again, and undone if need be."""
+"""Objects of a bucket: read, or on their way into it, each request checked, tried again, and undone if need be."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import hashlib
+import io
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.delivery import s3
-from settee.delivery.attempts import attempt, code_of, status_of, was_refused
-from settee.delivery.blob import CHUNK, Stopped, Window
-from settee.errors import DeliveryError
+from settee.net.retry import Backoff, retried
+from settee.s3.client import client_for, url_for
+from settee.s3.errors import Kind, S3Error, code_of, is_transient, status_of, was_refused
+from settee.s3.target import Target
 
-Body = Window | bytearray
+#: What is uploaded took GPU time to make, and botocore's own attempts are over within a second: no new attempt is made
+#: when this much time has passed since the first.
+PATIENCE_S = 20.0
+_BACKOFF = Backoff(0.25, 4.0)
+_CHUNK = 1 << 20
+
+#: A file is read again from its beginning for every attempt.
+Body = io.RawIOBase | bytearray | bytes
+
+
+class Stopped(BaseException):
+    """Ends an upload from within.
+
+    Not an Exception: botocore takes any of those from a body for a lost connection, and would try again.
+    """
 
 
 @dataclass
@@ -37,13 +52,14 @@ class Object:
 class Bucket:
     """Requests to one bucket, made from many threads. Once ``stop`` is set they end early and store nothing.
 
-    They raise botocore's errors, DeliveryError, and Stopped.
+    They raise botocore's errors (see :func:`settee.s3.errors.explained`), S3Error, and Stopped.
     """
 
-    def __init__(self, target: s3.Target, stop: threading.Event) -> None:
+    def __init__(self, target: Target, stop: threading.Event, *, patience_s: float | None = None) -> None:
         self._target = target
-        self._client = s3.client_for(target)
+        self._client = client_for(target)
         self._stop = stop
+        self._patience_s = PATIENCE_S if patience_s is None else patience_s
 
     def put(self, thing: Object, body: Body) -> None:
         """Store an object in one request."""
@@ -88,7 +104,7 @@ class Bucket:
         self._take_back_if_late(thing)
         stored = self._stored(thing)
         if stored is not None and stored != thing.size:
-            raise DeliveryError(f"S3 stored {stored} of the {thing.size} bytes of {thing.key}", retryable=True)
+            raise S3Error(f"S3 stored {stored} of the {thing.size} bytes of {thing.key}", Kind.LATER)
 
     def remove(self, thing: Object) -> None:
         """Delete what there is of an object, in one attempt."""
@@ -106,7 +122,7 @@ class Bucket:
 
     def url(self, thing: Object) -> str:
         """Where the object can be fetched."""
-        return s3.url_for(self._client, self._target, thing.key)
+        return url_for(self._target, thing.key)
 
     def _take_back_if_late(self, thing: Object) -> None:
         """The job is over, and the clearing up may have been here already."""
@@ -135,11 +151,46 @@ class Bucket:
     def _attempt(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         def once() -> Any:
             body = arguments.get("Body")
-            if isinstance(body, Window):
+            if isinstance(body, io.RawIOBase):
                 body.seek(0)
             return call(**arguments)
 
-        return attempt(once, self._stop)
+        try:
+            return retried(once, _BACKOFF, may_pass=is_transient, within_s=self._patience_s, stop=self._stop)
+        except Exception:
+            if self._stop.is_set():
+                raise Stopped from None
+            raise
+
+
+def head(target: Target, key: str) -> dict[str, Any]:
+    """Return S3's description of an object, by HEAD. Raises botocore's errors, with S3's own code for a refusal."""
+    from botocore.exceptions import ClientError
+
+    client, where = client_for(target), {"Bucket": target.bucket, "Key": key}
+    found: dict[str, Any]
+    try:
+        try:
+            found = client.head_object(**where, ChecksumMode="ENABLED")
+        except ClientError as error:
+            # Some servers answer so to headers that they do not know.
+            if status_of(error) not in (400, 501):
+                raise
+            found = client.head_object(**where)
+    except ClientError as error:
+        if status_of(error) not in (400, 403, 404):
+            raise
+        # The same answer with a body, which names the reason; an object that exists after all costs one byte.
+        client.get_object(**where, Range="bytes=0-0")["Body"].close()
+        raise
+    return found
+
+
+def read(target: Target, key: str, limit: int) -> bytes:
+    """Return the first ``limit`` bytes of an object. Raises botocore's errors, OSError."""
+    with client_for(target).get_object(Bucket=target.bucket, Key=key)["Body"] as body:
+        content: bytes = body.read(limit)
+        return content
 
 
 def _md5(body: Body) -> str:
@@ -150,8 +201,9 @@ def _md5(body: Body) -> str:
     at 0.5 GB/s, in parallel.
     """
     md5 = hashlib.md5(usedforsecurity=False)
-    if isinstance(body, Window):
-        while chunk := body.read(CHUNK):
+    if isinstance(body, io.RawIOBase):
+        body.seek(0)
+        while chunk := body.read(_CHUNK):
             md5.update(chunk)
     else:
         md5.update(body)
