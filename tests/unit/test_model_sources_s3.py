@@ -104,7 +104,7 @@ def test_keys_are_taken_as_they_are(s3: S3Server, bucket: str) -> None:
 def test_virtual_hosts(s3: S3Server, bucket: str) -> None:
     """Signing is local; here no name server knows the bucket's host, so the HEAD fails, and says so as ours."""
     settings = own(s3, models_s3_path_style=False, models_s3_endpoint_url="http://s3.invalid")
-    with pytest.raises(DownloadFailed, match="S3 cannot be reached.*: look at MODELS_S3_ENDPOINT_URL") as caught:
+    with pytest.raises(DownloadFailed, match=r"S3 cannot be reached.*: look at MODELS_S3_ENDPOINT_URL") as caught:
         ask(settings, bucket, "folder/plain.bin")
     assert caught.value.retryable
 
