@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from urllib.parse import urlsplit
 
 from settee.base.text import shown
 from settee.errors import DownloadFailed
+from settee.net.failures import Refused
+from settee.net.http import origin, split_login
 from settee.request import Bucket
 from settee.s3.client import url_for
 from settee.s3.errors import S3Error
@@ -29,8 +30,10 @@ class Remote:
     name: str
     url: str = field(repr=False)
     where: str
-    #: Whether the address is the operator's own, and may be private.
+    #: The address is the operator's own: it may be private, and does not redirect.
     trusted: bool = False
+    #: RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS: a caller's address may be private as well.
+    may_be_private: bool = False
     #: Whether the server's certificate is checked: BUCKET_VERIFY_TLS, of the operator's own endpoint.
     verify_tls: bool = True
 
@@ -40,12 +43,15 @@ class Remote:
         )
 
 
-def web(name: str, url: str) -> Remote:
-    """A caller's http(s) URL. Raises ValueError for what is none."""
-    parts = urlsplit(url)
-    if not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-        raise ValueError("this is no http(s) URL")
-    return Remote(name, url, shown(parts.hostname))
+def web(name: str, url: str, settings: Settings) -> Remote:
+    """A caller's http(s) URL. Raises ValueError for what is not one."""
+    try:
+        _, host, _ = origin(split_login(url)[0])
+    except (Refused, ValueError):
+        host = ""
+    if not host or re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError("this is not a valid http(s) URL")
+    return Remote(name, url, shown(host), may_be_private=settings.runpod_allow_private_download_urls)
 
 
 def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote:
@@ -66,7 +72,14 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
     except (BotoCoreError, S3Error, ValueError) as error:
         raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
     trusted = target.own or settings.allow_private_s3config
-    return Remote(name, url, shown(f"s3://{match[1]}/{match[2]}"), trusted=trusted, verify_tls=target.verify_tls)
+    return Remote(
+        name,
+        url,
+        shown(f"s3://{match[1]}/{match[2]}"),
+        trusted=trusted,
+        may_be_private=settings.runpod_allow_private_download_urls,
+        verify_tls=target.verify_tls,
+    )
 
 
 def _target(name: str, settings: Settings, bucket: Bucket | None) -> Target:

@@ -192,7 +192,7 @@ class _Staging:
             return self._from_volume(address[len("volume:/") :].removeprefix("/"))
         try:
             if kind in ("http", "https"):
-                self._remotes.append(addresses.web(file.name, address))
+                self._remotes.append(addresses.web(file.name, address, self._settings))
             elif kind == "s3":
                 self._remotes.append(addresses.s3(file.name, address, self._settings, self._bucket))
             else:

@@ -17,6 +17,10 @@ T = TypeVar("T")
 TICK_S = 0.1
 
 
+class Stopped(Exception):
+    """The waiting was given up: the result is not wanted any more, or the worker ends."""
+
+
 class StillRunning(Exception):
     """The time is up, and the call has not ended."""
 

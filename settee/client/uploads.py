@@ -18,7 +18,7 @@ from settee.client.environment import Environment
 from settee.client.errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.s3.client import url_for
 from settee.s3.errors import Kind, S3Error, explained
-from settee.s3.objects import Bucket, Object, Stopped
+from settee.s3.objects import Bucket, Object, UploadStopped
 from settee.s3.target import Target, bucket_problem, plain_endpoint, region_of
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,11 @@ class Uploader:
         try:
             with self._bucket() as bucket, contextlib.ExitStack() as opened:
                 if self._stop.is_set():
-                    raise Stopped
+                    raise UploadStopped
                 body = opened.enter_context(_File(content, self._stop)) if isinstance(content, Path) else content
                 bucket.put(Object(key, "application/octet-stream", {}), body)
                 return url_for(self._target, key)
-        except Stopped:
+        except UploadStopped:
             raise JobStopped("the upload of the input files was given up; no job was sent") from None
 
     def remove(self) -> list[str]:
@@ -124,7 +124,7 @@ class _File(io.FileIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self._stop.is_set():
-            raise Stopped
+            raise UploadStopped
         return super().read(-1 if size is None else size) or b""
 
 

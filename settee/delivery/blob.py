@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from settee.errors import DeliveryError, OutputMissing
 from settee.s3.errors import S3Error
-from settee.s3.objects import Stopped
+from settee.s3.objects import UploadStopped
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -184,7 +184,7 @@ class Digest:
 
 
 class Window(io.RawIOBase):
-    """A part of a blob as a seekable file. Raises Stopped from its reads once ``stop`` is set."""
+    """A part of a blob as a seekable file. Raises UploadStopped from its reads once ``stop`` is set."""
 
     def __init__(self, blob: Blob, offset: int = 0, length: int | None = None, stop: threading.Event | None = None):
         super().__init__()
@@ -202,7 +202,7 @@ class Window(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         if self._stop is not None and self._stop.is_set():
-            raise Stopped
+            raise UploadStopped
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
         count = self._blob.read_into(view, self._offset + self._position)
         self._position += count

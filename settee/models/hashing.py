@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from settee.models.turns import Stopped
+from settee.base.threads import Stopped
 
 #: Large enough that the interpreter's share vanishes and its lock is free nearly all the time.
 _CHUNK = 4 * 1024 * 1024

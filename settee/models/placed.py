@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.files import WAIT_S, Lock
+from settee.base.threads import Stopped
 from settee.errors import IntegrityError, StagingError
 from settee.models.aside import set_aside
 from settee.models.checks import model_problem
@@ -37,7 +38,6 @@ from settee.models.places import relative
 from settee.models.records import Placed, Records, identity
 from settee.models.refusals import taken, unusable
 from settee.models.removing import is_downloading
-from settee.models.turns import Stopped
 from settee.models.users import Users
 
 log = logging.getLogger(__name__)

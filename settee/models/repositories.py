@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.files import write_whole
+from settee.base.threads import Stopped
 from settee.errors import ModelMissing, PayloadTooLarge, SetteeError
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.placed import Shelf
@@ -27,7 +28,6 @@ from settee.models.places import relative
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.records import FOLDER, TEMPORARY, identity
 from settee.models.sources import BACKOFF, TRIES, host_cache
-from settee.models.turns import Stopped
 from settee.net.retry import retried
 from settee.request import Bucket
 from settee.settings import Settings

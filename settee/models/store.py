@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from settee.base.threads import Stopped
 from settee.comfyui.workflow import Workflow
 from settee.errors import ConfigError, InvalidRequest, JobCanceled, SetteeError, StagingError
 from settee.models import jobs_own, spec
@@ -30,7 +31,6 @@ from settee.models.placing import Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
 from settee.models.repositories import new_placing
 from settee.models.transfer.gate import Gate
-from settee.models.turns import Stopped
 from settee.request import Bucket
 from settee.settings import Settings
 

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from settee.base.threads import Stopped
+
 #: How long a source may take to say a file's size before others begin, seconds.
 _PATIENCE_S = 3.0
 #: Downloads at once; each has several connections, and the Gate bounds those of all together.
 AT_ONCE = 3
-
-
-class Stopped(Exception):
-    """The waiting was given up: nobody wants the file any more, or the worker ends."""
 
 
 @dataclass(eq=False)

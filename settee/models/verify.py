@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from settee.base.threads import Stopped
 from settee.models.checks import model_problem
 from settee.models.hashing import hash_file
 from settee.models.placed import Shelf
 from settee.models.records import Placed
-from settee.models.turns import Stopped
 from settee.models.walk import models_in, set_aside_in
 
 #: Readers at once: a network volume gives one reader a fraction of its speed.

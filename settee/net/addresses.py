@@ -111,13 +111,13 @@ def connect_public(connection: Any, connect: Callable[[], socket.socket]) -> soc
 
     ``connect`` is the ``_new_conn`` of its class. Raises NotPublic, and what urllib3 raises.
     """
-    from urllib3.exceptions import HTTPError, NewConnectionError
+    from urllib3.exceptions import HTTPError, NameResolutionError
 
     name = connection._dns_host
     try:
         found = public_addresses(name.strip("[]"), connection.port)
     except OSError as error:
-        raise NewConnectionError(connection, "the host cannot be found") from error
+        raise NameResolutionError(name, connection, error) from error  # type: ignore[arg-type]
     try:
         for address in found[:-1]:
             connection._dns_host = address

@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 Body = io.RawIOBase | bytearray | bytes
 
 
-class Stopped(BaseException):
+class UploadStopped(BaseException):
     """Ends an upload from within.
 
     Not an Exception: botocore takes any of those from a body for a lost connection, and would try again.
@@ -52,7 +52,7 @@ class Object:
 class Bucket:
     """Requests to one bucket, made from many threads. Once ``stop`` is set they end early and store nothing.
 
-    They raise botocore's errors (see :func:`settee.s3.errors.explained`), S3Error, and Stopped.
+    They raise botocore's errors (see :func:`settee.s3.errors.explained`), S3Error, and UploadStopped.
     """
 
     def __init__(self, target: Target, stop: threading.Event, *, patience_s: float | None = None) -> None:
@@ -80,7 +80,7 @@ class Bucket:
             # The clearing up may have been here already, and knew of no upload.
             with contextlib.suppress(ClientError):  # or it was in time, and there is none any more
                 self._client.abort_multipart_upload(**self._place(thing), UploadId=thing.upload_id)
-            raise Stopped
+            raise UploadStopped
 
     def put_part(self, thing: Object, number: int, body: Body) -> None:
         """Send a part; they are numbered from 1."""
@@ -159,7 +159,7 @@ class Bucket:
             return retried(once, _BACKOFF, may_pass=is_transient, within_s=self._patience_s, stop=self._stop)
         except Exception:
             if self._stop.is_set():
-                raise Stopped from None
+                raise UploadStopped from None
             raise
 
 

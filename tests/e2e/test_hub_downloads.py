@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
 from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import addresses
 from settee.models.transfer.download import Fetched, download
 from settee.models.transfer.gate import Gate
-from settee.models.transfer.trouble import Stopped
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server

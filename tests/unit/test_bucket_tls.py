@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from settee.addresses import s3 as s3_input
 from settee.doors.agent.storage import Storage
 from settee.errors import DeliveryError, DownloadFailed
-from settee.fetch import _opened
+from settee.fetch import download_all
+from settee.job import Cancel
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3 import address
 from tests.support.certificates import own_certificate
@@ -53,8 +55,17 @@ def test_unless_the_operator_says_no(server: FaultyS3, tmp_path: Path) -> None:
     fetch(found.url, tmp_path / "model", known={"verify_tls": found.verify_tls})
     assert (tmp_path / "model").read_bytes() == BODY
     assert Storage(settings).workflow("bucket", "graph.json") == {"1": {}}
-    with _opened(s3_input("an input", "s3://bucket/model.bin", settings, None)) as response:
-        assert response.content == BODY
+    remote = s3_input("an input", "s3://bucket/model.bin", settings, None)
+    contents: list[bytes] = []
+
+    def sink(name: str, chunks: Iterable[bytes]) -> Path:
+        contents.append(b"".join(chunks))
+        return tmp_path
+
+    limits = {"deadline": time.monotonic() + 20, "timeout_s": 20, "max_bytes": len(BODY)}
+    with Cancel() as cancel:
+        download_all([remote], sink, cancel=cancel, on_done=lambda *_: None, **limits)
+    assert contents == [BODY]
     (tmp_path / "a.png").write_bytes(BODY)
     run([file_artifact(tmp_path / "a.png")], make_job({"mode": "s3"}), settings)
     assert [body for key, body in server.objects.items() if key.endswith("a.png")] == [BODY]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.models import placed
 from settee.models.entry import HubFile
 from settee.models.placed import Shelf, State
-from settee.models.turns import Stopped
 from tests.support.models import DATA, download, entry, put, safetensors, sha256
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.errors import InvalidRequest, StagingError
 from settee.models.entry import HubFile
 from settee.models.placed import Shelf, State
-from settee.models.turns import Stopped
 from tests.support.models import DATA, download, entry, other_process, put, safetensors, sha256
 
 OTHER = HubFile("org/other", "m.safetensors")

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.models import turns as turns_module
-from settee.models.turns import Stopped, Turn, Turns
+from settee.models.turns import Turn, Turns
 from tests.support.waiting import eventually
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.models.entry import HubFile
 from settee.models.placed import Shelf, State
 from settee.models.prune import prune
-from settee.models.turns import Stopped
 from settee.models.verify import Verdict, verify
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.models.address import Address
 from settee.models.transfer.attempt import Attempt
@@ -19,8 +20,8 @@ from settee.models.transfer.ledger import Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import open_part
 from settee.models.transfer.stream import _Watch
-from settee.models.transfer.trouble import Broken, Stopped
-from settee.models.transfer.wire import Answer
+from settee.net.failures import Broken
+from settee.net.http import Answer, Http
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
 
@@ -143,10 +144,8 @@ def test_a_thread_that_outlived_its_attempt_writes_nothing(server: FileServer, t
 
 
 def _answer(server: FileServer) -> tuple[Answer, object]:
-    from settee.models.transfer.wire import Wire
-
-    wire = Wire(public_only=False, limits=SMALL)
-    return wire.open("GET", server.url, {}), wire
+    http = Http(public_only=False, connect_s=5, read_s=5, connections=1)
+    return http.open("GET", server.url, {}), http
 
 
 def test_time_in_which_others_went_first_is_no_silence() -> None:

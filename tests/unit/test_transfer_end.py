@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.models.address import Address
 from settee.models.transfer import journal
 from settee.models.transfer.download import Fetched
 from settee.models.transfer.gate import Gate
 from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Stopped
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 from tests.support.waiting import eventually

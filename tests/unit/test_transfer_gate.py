@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.threads import Stopped
 from settee.models.transfer.gate import Gate, Ticket
-from settee.models.transfer.trouble import Stopped
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, noise
 from tests.support.waiting import eventually

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from settee.errors import DownloadFailed
 from settee.models.address import Address
 from settee.models.entry import ModelEntry, WebFile
+from settee.net.http import split_login
 from settee.settings import Settings
 
 
@@ -23,16 +23,11 @@ def address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address:
         host = None
     if not host or parts.scheme.lower() not in ("http", "https"):
         raise DownloadFailed(f"{entry.position or entry.path}: this is not an http(s) address", retryable=False)
-    login, _, netloc = parts.netloc.rpartition("@")
-    headers = {}
+    url, headers = split_login(file.url)
     if entry.token is not None:
-        headers["Authorization"] = f"Bearer {entry.token.get_secret_value()}"
-    elif login:
-        user, _, password = login.partition(":")
-        secret = f"{unquote(user)}:{unquote(password)}".encode()
-        headers["Authorization"] = f"Basic {base64.b64encode(secret).decode('ascii')}"
+        headers = {"Authorization": f"Bearer {entry.token.get_secret_value()}"}
     return Address(
-        url=parts._replace(netloc=netloc, fragment="").geturl(),
+        url=url,
         where=file.where,
         headers=headers,
         public_only=entry.from_job and not settings.runpod_allow_private_download_urls,

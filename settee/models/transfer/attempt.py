@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from settee.base.threads import Stopped
 from settee.errors import SetteeError
 from settee.models.address import Address
 from settee.models.transfer import journal
@@ -26,8 +27,9 @@ from settee.models.transfer.part import Part
 from settee.models.transfer.probe import Facts, probe, span_of, validator_of
 from settee.models.transfer.route import Route
 from settee.models.transfer.stream import Stream
-from settee.models.transfer.trouble import Broken, Patience, Refused, StartOver, Stopped, failed, of_disk
-from settee.models.transfer.wire import Answer, Wire
+from settee.models.transfer.trouble import Patience, StartOver, failed, of_disk
+from settee.net.failures import Broken, Refused
+from settee.net.http import Answer, Http
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,14 @@ class Attempt:
         self._lane = lane
         self._deadline = deadline
         unchecked = None if address.verify_tls else address.url
-        self._wire = Wire(public_only=address.public_only, limits=limits, unchecked=unchecked)
-        self.route = Route(address, self._wire, limits)
+        self._http = Http(
+            public_only=address.public_only,
+            connect_s=limits.connect_s,
+            read_s=limits.stall_s,
+            connections=limits.streams,
+            unchecked=unchecked,
+        )
+        self.route = Route(address, self._http, limits)
         self.facts = self._want
         self._ledger: Ledger | None = None
         self._journal: Journal | None = None
@@ -276,9 +284,9 @@ class Attempt:
             ticket.cancel()
         if self._ledger is not None:
             self._ledger.close()
-        self._wire.cut()
+        self._http.cut()
         self.part.settle(self.limits.end_s)
-        self._wire.close()
+        self._http.close()
         if self._journal is not None:
             self._journal.close()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.models.address import Address
 from settee.models.checks import model_problem
@@ -19,7 +20,8 @@ from settee.models.transfer.library import LIBRARY_STATUS, by_library
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part, open_part
 from settee.models.transfer.probe import Facts
-from settee.models.transfer.trouble import Broken, Patience, StartOver, Stopped, of_disk
+from settee.models.transfer.trouble import Patience, StartOver, of_disk
+from settee.net.failures import Broken
 
 logger = logging.getLogger(__name__)
 

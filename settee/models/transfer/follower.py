@@ -9,10 +9,11 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from settee.base.threads import Stopped
 from settee.models.hashing import hash_file
 from settee.models.transfer.ledger import Ledger
 from settee.models.transfer.part import Part
-from settee.models.transfer.trouble import Stopped, of_disk
+from settee.models.transfer.trouble import of_disk
 
 _READ_BYTES = 512 * 1024
 #: How much must be there before the follower is worth waking.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 
-from settee.models.transfer.trouble import Stopped
+from settee.base.threads import Stopped
 
 #: Small enough for a core's cache, so that what is received is still there when it is written; half of it cost 40 %
 #: more CPU on loopback, twice of it saved nothing.

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from settee.base.threads import Call
+from settee.base.threads import Call, Stopped
 from settee.errors import SetteeError
 from settee.models.transfer.attempt import Progress
-from settee.models.transfer.trouble import Stopped, failed, of_disk
+from settee.models.transfer.trouble import failed, of_disk
 
 #: Refusals that may mean that only Xet serves it.
 LIBRARY_STATUS = frozenset((403, 404, 405, 406, 410, 415, 421, 426, 501))

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from settee.base.files import Lock, is_at, sync_folder, try_lock, unlock
+from settee.base.threads import Stopped
 from settee.models.address import Address
 from settee.models.transfer import journal
-from settee.models.transfer.trouble import Stopped, failed, free_bytes, of_disk
+from settee.models.transfer.trouble import failed, free_bytes, of_disk
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from settee.models.transfer.route import Route
-from settee.models.transfer.trouble import Refused
-from settee.models.transfer.wire import Answer, number
+from settee.net.failures import Refused
+from settee.net.http import Answer, number
 
 
 @dataclass(frozen=True)

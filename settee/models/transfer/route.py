@@ -6,20 +6,17 @@ beginning, with a fresh address where the source gives one, and only a second re
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Mapping
-from urllib.parse import urljoin, urlsplit
 
 from settee.errors import InvalidRequest, SetteeError
 from settee.models.address import Address
 from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Broken, Refused, StartOver, failed, of_status
-from settee.models.transfer.wire import Answer, Wire
+from settee.models.transfer.trouble import StartOver, advised, failed
 from settee.net.addresses import NotPublic
-from settee.net.retry import retry_after_s
+from settee.net.failures import Broken, Refused
+from settee.net.http import Answer, Http, origin
 
-_REDIRECTS = frozenset((301, 302, 303, 307, 308))
 #: What an expired signature, a withdrawn session or a moved file looks like.
 _STALE = frozenset((400, 401, 403, 404, 410))
 
@@ -27,8 +24,8 @@ _STALE = frozenset((400, 401, 403, 404, 410))
 class Route:
     """One file's address as it is now, for all threads of its download."""
 
-    def __init__(self, address: Address, wire: Wire, limits: Limits) -> None:
-        self._wire = wire
+    def __init__(self, address: Address, http: Http, limits: Limits) -> None:
+        self._http = http
         self._limits = limits
         self._lock = threading.Lock()
         self._address = address
@@ -72,26 +69,24 @@ class Route:
         self, method: str, address: Address, url: str, headers: Mapping[str, str]
     ) -> tuple[Answer, dict[str, str]]:
         linked: dict[str, str] = {}
-        for _ in range(self._limits.redirects + 1):
-            own = _origin(url) == _origin(address.url)
-            try:
-                answer = self._wire.open(method, url, {**(address.headers if own else {}), **headers})
-            except NotPublic as error:
-                raise InvalidRequest(
-                    f"{address.where} is not on the public Internet, and only that may be reached"
-                ) from error
-            linked.update(
-                (name.lower(), value) for name, value in answer.headers.items() if name.lower().startswith("x-linked-")
+
+        def note(answer: Answer) -> None:
+            named = ((name.lower(), value) for name, value in answer.headers.items())
+            linked.update((name, value) for name, value in named if name.startswith("x-linked-"))
+
+        # Of a redirect's target that is asked directly the address's own headers are none of its business.
+        own = address.headers if origin(url) == origin(address.url) else {}
+        try:
+            answer = self._http.follow(
+                url, headers, method=method, own=own, redirects=self._limits.redirects, on_hop=note
             )
-            if answer.status in (200, 206):
-                return answer, linked
-            try:
-                if answer.status not in _REDIRECTS:
-                    raise _refusal(answer)
-                url = _redirected(url, answer.headers.get("Location"))
-            finally:
-                answer.done()
-        raise Refused("it redirects without end", 0)
+        except NotPublic as error:
+            raise InvalidRequest(
+                f"{address.where} is not on the public Internet, and only that may be reached"
+            ) from error
+        except Refused as refused:
+            raise advised(refused) from refused
+        return answer, linked
 
     def renew(self) -> Address:
         """The source's newest address, where it gives one. Raises Broken, and what the source raises."""
@@ -134,36 +129,3 @@ def _is_another(old: Address, new: Address) -> bool:
     if old.sha256 and new.sha256:
         return old.sha256.lower() != new.sha256.lower()
     return None not in (old.validator, new.validator) and old.validator != new.validator
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port, by the very parser that urllib3 connects by. Raises Refused."""
-    from urllib3.exceptions import LocationParseError
-    from urllib3.util import parse_url
-
-    try:
-        parts = parse_url(url)
-    except LocationParseError:
-        raise Refused("its address is not valid", 0) from None
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise Refused("its address is not valid: it must be http(s)://host/…", 0)
-    return parts.scheme, parts.host, parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _redirected(url: str, location: str | None) -> str:
-    if not location:
-        raise Refused("it redirects without saying where to", 0)
-    try:
-        target = urljoin(url, location)
-        scheme = urlsplit(target).scheme
-    except ValueError:
-        raise Refused("it redirects to an address that is not valid", 0) from None
-    if scheme not in ("http", "https"):
-        raise Refused("it redirects to something that is not an http(s) address", 0)
-    return target
-
-
-def _refusal(answer: Answer) -> Broken | Refused:
-    code = re.search(rb"<Code>(\w{1,60})</Code>", answer.head_of_body())
-    wait_s = retry_after_s(answer.headers.get("Retry-After"))
-    return of_status(answer.status, code[1].decode() if code else "", wait_s)

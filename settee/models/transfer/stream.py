@@ -12,8 +12,9 @@ from settee.models.transfer.ledger import Ledger, Span
 from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part
 from settee.models.transfer.route import Route
-from settee.models.transfer.trouble import Broken, Patience
-from settee.models.transfer.wire import Answer
+from settee.models.transfer.trouble import Patience
+from settee.net.failures import Broken
+from settee.net.http import Answer
 
 
 class Shared(Protocol):

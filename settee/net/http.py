@@ -1,12 +1,16 @@
-"""HTTP for one download: pooled connections, proxies, TLS, and bodies received straight into a buffer.
+"""HTTP for what is downloaded: pooled connections, proxies, TLS, redirects, and bodies received straight into a buffer.
 
-Every open socket is known, so that a download that is to stop can tear its threads away from silent servers. Where
-the address is a caller's, each connection looks its host up itself, refuses what is not public, and connects to the
-very address that it checked; a proxy, which would look the name up by itself, is not used then.
+Every open socket is known, so that what is to stop can tear its threads away from silent servers. Where the address is
+a caller's, each connection looks its host up itself, refuses what is not public, and connects to the very address that
+it checked; a proxy, which would look the name up by itself, is not used then.
+
+Failures are those of :mod:`settee.net.failures`; NotPublic for a host that is not on the public Internet, Stopped once
+the connections were cut.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -15,20 +19,25 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import LocationParseError
 
 from settee import __version__
-from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import Stopped, of_connection
+from settee.base.threads import Stopped
 from settee.net.addresses import connect_public
+from settee.net.failures import Broken, Refused, mapped
+from settee.net.retry import is_transient, retry_after_s
 
+MAX_REDIRECTS = 10
 _USER_AGENT = f"settee/{__version__}"
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+#: S3's words for what passes.
+_LATER = ("SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable")
 
 
 class Body(http.client.HTTPResponse):
@@ -69,6 +78,14 @@ class Answer:
         with mapped():
             return self._body.receive(view)
 
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Give the body as it arrives, decoded, in pieces of at most ``size`` bytes."""
+        # read() would wait for a whole piece: of a server that sends a byte now and then, none could be torn away.
+        read = getattr(self._response, "read1", self._response.read)
+        with mapped():
+            while chunk := read(size, decode_content=True):
+                yield chunk
+
     def head_of_body(self, limit: int = 4096) -> bytes:
         """The first bytes of an error's explanation; empty when it cannot be read."""
         try:
@@ -88,14 +105,17 @@ class Answer:
             self._response.close()
 
 
-class Wire:
+class Http:
     """The connections of one download, used by its threads together."""
 
-    def __init__(self, *, public_only: bool, limits: Limits, unchecked: str | None = None) -> None:
+    def __init__(
+        self, *, public_only: bool, connect_s: float, read_s: float, connections: int, unchecked: str | None = None
+    ) -> None:
         """``unchecked``: the URL whose host's certificate is not checked; those of other hosts are."""
         self._public_only = public_only
         self._unchecked = None if unchecked is None else urlsplit(unchecked)[:2]
-        self._limits = limits
+        self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
+        self._connections = connections
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._cut = False
@@ -109,12 +129,40 @@ class Wire:
         """
         # Bodies as they are: a compressed one would have neither the length nor the bytes that are asked for.
         sent = {"User-Agent": _USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
-        timeout = urllib3.Timeout(connect=self._limits.connect_s, read=self._limits.stall_s)
         with mapped():
             response = self._maker(url).urlopen(
-                method, url, headers=sent, timeout=timeout, retries=False, redirect=False, preload_content=False
+                method, url, headers=sent, timeout=self._timeout, retries=False, redirect=False, preload_content=False
             )
         return Answer(url, response)
+
+    def follow(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        method: str = "GET",
+        own: Mapping[str, str] | None = None,
+        redirects: int = MAX_REDIRECTS,
+        on_hop: Callable[[Answer], object] = lambda answer: None,
+    ) -> Answer:
+        """Return the answer with the file (200 or 206), after redirects. ``on_hop`` gets every head on the way.
+
+        The headers ``own`` (an Authorization, say) go to the URL's own host alone. Raises as :meth:`open` does, and
+        Broken or Refused for every other status.
+        """
+        home = origin(url)
+        for _ in range(redirects + 1):
+            answer = self.open(method, url, {**((own or {}) if origin(url) == home else {}), **headers})
+            on_hop(answer)
+            if answer.status in (200, 206):
+                return answer
+            try:
+                if answer.status not in _REDIRECTS:
+                    raise refusal(answer)
+                url = _redirected(url, answer.headers.get("Location"))
+            finally:
+                answer.done()
+        raise Refused("it redirects without end", 0)
 
     def cut(self) -> None:
         """Shut every connection down, from another thread, for good: whoever waits for bytes sees their end."""
@@ -145,7 +193,7 @@ class Wire:
         host = urlsplit(url)[:2]
         with self._lock:
             if host not in self._by_host:
-                proxy, verify = _environment(url)
+                proxy, verify = environment_of(url)
                 if self._public_only:
                     proxy = None
                 kind = proxy, host == self._unchecked
@@ -155,7 +203,7 @@ class Wire:
             return self._by_host[host]
 
     def _make(self, proxy: str | None, tls: ssl.SSLContext) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"ssl_context": tls, "maxsize": self._limits.streams}
+        options: dict[str, Any] = {"ssl_context": tls, "maxsize": self._connections}
         if tls.verify_mode is ssl.CERT_NONE:
             # The operator knows; one warning for each request tells nothing new.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -170,37 +218,37 @@ class Wire:
         return maker
 
 
-def _pools(wire: Wire, public_only: bool) -> dict[str, Any]:
-    """Pool classes whose connections are made known to ``wire``."""
+def _pools(owner: Http, public_only: bool) -> dict[str, Any]:
+    """Pool classes whose connections are made known to ``owner``."""
 
     class Noted:
         sock: Any
 
         def connect(self) -> None:
             super().connect()  # type: ignore[misc]
-            wire.note(self.sock)
+            owner.note(self.sock)
 
         def _new_conn(self) -> socket.socket:
             connect = super()._new_conn  # type: ignore[misc]
             return connect_public(self, connect) if public_only else connect()
 
-    class Http(Noted, HTTPConnection):
+    class Plain(Noted, HTTPConnection):
         response_class = Body
 
-    class Https(Noted, HTTPSConnection):
+    class Secure(Noted, HTTPSConnection):
         response_class = Body
 
     class HttpPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Http
+        ConnectionCls = Plain
 
     class HttpsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Https
+        ConnectionCls = Secure
 
     return {"http": HttpPool, "https": HttpsPool}
 
 
-def _environment(url: str) -> tuple[str | None, str | None]:
-    """The proxy for this URL and the file of certificates, by the variables that requests goes by."""
+def environment_of(url: str) -> tuple[str | None, str | None]:
+    """Return the proxy for this URL and the file of certificates, by the variables that requests goes by."""
     import requests
 
     with requests.Session() as session:
@@ -236,13 +284,48 @@ def number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
-@contextlib.contextmanager
-def mapped() -> Iterator[None]:
-    """Failures of a connection as Broken or Refused."""
+def split_login(url: str) -> tuple[str, dict[str, str]]:
+    """Return the URL without user name, password and fragment, and the header that they become (RFC 7617)."""
+    parts = urlsplit(url)
+    login, _, netloc = parts.netloc.rpartition("@")
+    plain = parts._replace(netloc=netloc, fragment="").geturl()
+    if not login:
+        return plain, {}
+    user, _, password = login.partition(":")
+    secret = f"{unquote(user)}:{unquote(password)}".encode()
+    return plain, {"Authorization": f"Basic {base64.b64encode(secret).decode('ascii')}"}
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port, by the very parser that urllib3 connects by. Raises Refused."""
     try:
-        yield
-    except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-        raise of_connection(error) from error
+        parts = urllib3.util.parse_url(url)
+    except LocationParseError:
+        raise Refused("its address is not valid", 0) from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise Refused("its address is not valid: it must be http(s)://host/…", 0)
+    return parts.scheme, parts.host, parts.port or (443 if parts.scheme == "https" else 80)
 
 
-__all__ = ["Answer", "Wire", "number"]
+def _redirected(url: str, location: str | None) -> str:
+    if not location:
+        raise Refused("it redirects without saying where to", 0)
+    try:
+        target = urljoin(url, location)
+        scheme = urlsplit(target).scheme
+    except ValueError:
+        raise Refused("it redirects to an address that is not valid", 0) from None
+    if scheme not in ("http", "https"):
+        raise Refused("it redirects to something that is not an http(s) address", 0)
+    return target
+
+
+def refusal(answer: Answer) -> Broken | Refused:
+    """Return what an answer without the file means. S3 names its reason in a word; its other words name keys."""
+    found = re.search(rb"<Code>(\w{1,60})</Code>", answer.head_of_body())
+    code = found[1].decode() if found else ""
+    reason = f"HTTP {answer.status}{' ' + code if code else ''}"
+    if is_transient(answer.status) or answer.status == 409 or code in _LATER:
+        wait_s = retry_after_s(answer.headers.get("Retry-After"))
+        return Broken(f"the server answers {reason}", wait_s=wait_s)
+    return Refused(reason, answer.status)
