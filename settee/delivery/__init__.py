@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from settee.base.threads import TICK_S, Call
-from settee.delivery import inline, plan
+from settee.delivery import plan
 from settee.delivery.blob import delivery_error
-from settee.delivery.item import Item
+from settee.delivery.item import Item, encode
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
 from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
@@ -166,7 +166,7 @@ def deliver(
         by_place.setdefault(place, []).append(item)
     outputs: dict[int, Output] = {}
     for item in by_place.get(Place.INLINE, ()):
-        outputs[item.index] = inline.encode(item, check)
+        outputs[item.index] = encode(item, check)
         tell()
     for place in (Place.S3, Place.VOLUME):
         chosen = by_place.get(place, [])
@@ -184,7 +184,7 @@ def deliver(
 
 
 def _to_s3(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
-    from settee.delivery.upload import upload
+    from settee.delivery.to_s3 import upload
 
     target = target_for(job, settings)
     assert target is not None
@@ -195,7 +195,7 @@ def _to_s3(items: Sequence[Item], job: Job, settings: Settings, **options: Any) 
 
 
 def _to_volume(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
-    from settee.delivery.volume import store
+    from settee.delivery.to_volume import store
 
     return store(items, job, settings.result_volume_dir, **options)
 

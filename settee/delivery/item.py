@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from settee.delivery.blob import Blob, Digest, Stream, open_file
-from settee.delivery.header import Size, image_size
+from settee.base.text import join_ascii
+from settee.delivery.blob import CHUNK, Blob, Digest, Size, Stream, image_size, open_file
 from settee.errors import DeliveryError
 from settee.job import Artifact, Job, Kind, Output
 from settee.settings import Settings
@@ -192,3 +192,41 @@ class Item:
             height=height,
             **where,
         )
+
+
+def encode(item: Item, check: Callable[[], None]) -> Output:
+    """The item as an Output of type base64 (text for shown text).
+
+    Raises OutputMissing, DeliveryError, what ``check`` raises between chunks, and what fetching raises.
+    """
+    check()  # preparing may be a conversion
+    with item.prepare() as prepared:
+        digest = Digest(check)
+        if item.is_text:
+            assert isinstance(prepared.content, Blob)
+            content = b"".join(digest.through(prepared.content.chunks()))
+            where = {"data": content.decode("utf-8", "replace")}
+            return item.output(prepared, digest, "text", **where)
+        chunks = digest.through(prepared.content.chunks())
+        data = join_ascii(_encoded(chunks if isinstance(prepared.content, Blob) else _regrouped(chunks)))
+        item.forget()
+        return item.output(prepared, digest, "base64", data=data)
+
+
+def _encoded(chunks: Iterator[bytes | memoryview]) -> Iterator[str]:
+    import pybase64
+
+    for chunk in chunks:
+        yield pybase64.b64encode_as_string(chunk)
+
+
+def _regrouped(chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Chunks of any length, regrouped into CHUNK bytes: base64 joins only at multiples of three."""
+    rest = bytearray()
+    for chunk in chunks:
+        rest += chunk
+        whole = len(rest) - len(rest) % CHUNK
+        if whole:
+            yield bytes(rest[:whole])
+            del rest[:whole]
+    yield bytes(rest)

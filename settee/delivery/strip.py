@@ -10,8 +10,7 @@ import re
 import struct
 import zlib
 
-from settee.delivery.blob import Blob, Span
-from settee.delivery.header import PNG
+from settee.delivery.blob import PNG, Blob, Span
 
 #: Chunks that say how to show the picture. A list of what may stay: ComfyUI's animated PNGs keep the workflow in a
 #: chunk of its own invention (`comf`), and the next one will have another name.

@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from settee.net.retry import Backoff, retried
 from settee.s3.client import client_for, url_for
@@ -21,6 +22,8 @@ from settee.s3.target import Target
 PATIENCE_S = 20.0
 _BACKOFF = Backoff(0.25, 4.0)
 _CHUNK = 1 << 20
+#: Metadata of one object, names included, as Amazon limits it.
+METADATA_BYTES = 2048
 
 #: A file is read again from its beginning for every attempt.
 Body = io.RawIOBase | bytearray | bytes
@@ -35,11 +38,12 @@ class UploadStopped(BaseException):
 
 @dataclass
 class Object:
-    """What S3 is told of an object, and how far it has come."""
+    """An object as it is described to S3, and how far it has come."""
 
     key: str
     media_type: str
-    metadata: dict[str, str]
+    #: Text of any script.
+    metadata: Mapping[str, str]
     #: Bytes sent so far.
     size: int = 0
     #: While it goes up in parts.
@@ -146,7 +150,7 @@ class Bucket:
         return {"Bucket": self._target.bucket, "Key": thing.key}
 
     def _described(self, thing: Object) -> dict[str, Any]:
-        return {**self._place(thing), "ContentType": thing.media_type, "Metadata": thing.metadata}
+        return {**self._place(thing), "ContentType": thing.media_type, "Metadata": encode_metadata(thing.metadata)}
 
     def _attempt(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         def once() -> Any:
@@ -191,6 +195,40 @@ def read(target: Target, key: str, limit: int) -> bytes:
     with client_for(target).get_object(Bucket=target.bucket, Key=key)["Body"] as body:
         content: bytes = body.read(limit)
         return content
+
+
+def encode_metadata(values: Mapping[str, str]) -> dict[str, str]:
+    """Object metadata for any text: percent-encoded UTF-8, so ``urllib.parse.unquote`` gives it back.
+
+    S3 sends metadata as HTTP headers, which are ASCII. Spaces stay as they are inside a value. The whole keeps to
+    Amazon's 2 KB: the longest values are cut, and end with "..." then.
+    """
+    texts = {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in values.items()}
+    budget = METADATA_BYTES - sum(len(name) for name in texts)
+    encoded = {name: _percent(text) for name, text in texts.items()}
+    shorten = sorted(encoded, key=lambda name: len(encoded[name]))
+    for position, name in enumerate(shorten):
+        share = max(0, budget) // (len(shorten) - position)
+        if len(encoded[name]) > share:
+            encoded[name] = _cut(texts[name], share)
+        budget -= len(encoded[name])
+    return encoded
+
+
+def _percent(text: str) -> str:
+    encoded = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
+    # HTTP trims spaces at the ends of a header.
+    inner = encoded.strip(" ")
+    start = len(encoded) - len(encoded.lstrip(" "))
+    return "%20" * start + inner + "%20" * (len(encoded) - len(inner) - start) if inner else "%20" * len(encoded)
+
+
+def _cut(text: str, limit: int) -> str:
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(_percent(text[:middle])) + 3 <= limit else (low, middle - 1)
+    return (_percent(text[:low]) + "...")[:limit]
 
 
 def _md5(body: Body) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from settee.delivery import upload
+from settee.delivery import to_s3
 from settee.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing
 from settee.job import Artifact, Cancel
 from settee.s3 import objects
@@ -26,8 +26,8 @@ from tests.support.uploading import KEY, MIB, uploads_in, write
 @pytest.fixture
 def big(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A film that goes up in parts, of S3's least size here."""
-    monkeypatch.setattr(upload, "MULTIPART_BYTES", 8 * MIB)
-    monkeypatch.setattr(upload, "PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(to_s3, "MULTIPART_BYTES", 8 * MIB)
+    monkeypatch.setattr(to_s3, "PART_BYTES", 5 * MIB)
     return write(tmp_path / "big" / "film.mp4", os.urandom(MIB) * 13 + b"the end")
 
 

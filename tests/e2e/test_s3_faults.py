@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from settee.delivery import lanes, upload
+from settee.delivery import to_s3
 from settee.errors import DeliveryError, JobCanceled, JobTimeout
 from settee.job import Artifact, Cancel
 from settee.s3 import client, objects
@@ -31,9 +31,9 @@ def server() -> Iterator[FaultyS3]:
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of kilobytes: this server has no least size, and large ones would only take longer."""
-    monkeypatch.setattr(upload, "MULTIPART_BYTES", 4 * MIB)
-    monkeypatch.setattr(upload, "PART_BYTES", MIB)
-    monkeypatch.setattr(upload, "STREAM_PART_BYTES", MIB)
+    monkeypatch.setattr(to_s3, "MULTIPART_BYTES", 4 * MIB)
+    monkeypatch.setattr(to_s3, "PART_BYTES", MIB)
+    monkeypatch.setattr(to_s3, "STREAM_PART_BYTES", MIB)
     monkeypatch.setattr(objects, "PATIENCE_S", 0.5)
 
 
@@ -149,8 +149,8 @@ def test_an_address_that_serves_web_pages(server: FaultyS3, tmp_path: Path) -> N
 def test_a_server_that_never_answers_holds_no_job(
     server: FaultyS3, tmp_path: Path, size: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes, "GRACE_S", 0.3)
-    monkeypatch.setattr(upload, "CLEAN_UP_S", 5.0)
+    monkeypatch.setattr(to_s3, "GRACE_S", 0.3)
+    monkeypatch.setattr(to_s3, "CLEAN_UP_S", 5.0)
     server.then = HANG
     with Cancel() as cancel:
         if how == "cancel":
@@ -166,7 +166,7 @@ def test_what_arrives_after_the_end_is_taken_back(
     server: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A put that was under way when the job was canceled, and whose thread only hears of it when it is done."""
-    monkeypatch.setattr(lanes, "GRACE_S", 0.1)
+    monkeypatch.setattr(to_s3, "GRACE_S", 0.1)
     stored, cleared = threading.Event(), threading.Event()
 
     def on_request(line: str) -> None:
@@ -232,4 +232,4 @@ def test_a_stream_keeps_few_parts_in_memory(server: FaultyS3, tmp_path: Path) ->
     assert output.size == MIB // 10 * 100
     assert under_way == 10
     assert server.even
-    assert most <= (upload.STREAM_PARTS + 1) * MIB + MIB // 10
+    assert most <= (to_s3.STREAM_PARTS + 1) * MIB + MIB // 10

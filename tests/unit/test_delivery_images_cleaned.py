@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from settee.delivery.blob import Blob, Span
-from settee.delivery.header import image_size
+from settee.delivery.blob import Blob, Span, image_size
 from settee.delivery.strip import Unreadable, strip
 from settee.errors import DeliveryError
 from tests.support.delivering import only

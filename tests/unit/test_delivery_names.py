@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from settee.delivery import check_request, target_for
 from settee.delivery.keys import Namer, prefix_problem, safe_id, safe_segment
-from settee.delivery.metadata import METADATA_BYTES, encode_metadata
 from settee.errors import ConfigError, InvalidRequest
 from settee.job import Artifact, Kind
 from settee.s3.client import forget, url_for
+from settee.s3.objects import METADATA_BYTES, encode_metadata
 from settee.s3.target import endpoint_problem, plain_endpoint, region_of
 from tests.support.delivering import make_job, make_settings
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from settee import __version__, logs
-from settee.delivery import lanes
 from settee.doors.agent import check
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
@@ -52,10 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in error.lines():
             print(f"settee agent: {spelled(line)}", file=sys.stderr)
         return 2
-    if lanes.are_stuck():
-        # Everything of ours is closed, and on the disk.
-        logging.shutdown()
-        os._exit(code)
     return code
 
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from settee import __version__, logs
-from settee.delivery import lanes
 from settee.doors.runpod import sdk, sealed
 from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
 from settee.doors.runpod.signals import Signals
@@ -124,10 +123,10 @@ class Worker:
         finally:
             self._starting.set("the worker is shutting down")
             self.door.close()
-            if self.door.is_stuck or lanes.are_stuck():
-                # Python would wait for these threads at its own end; the platform must see an end.
+            if self.door.is_stuck:
+                # Python would wait for its thread at its own end; the platform must see an end.
                 logging.shutdown()
-                os._exit(int(self.door.is_stuck or self._failed or self.door.engine.unrecoverable))
+                os._exit(1)
 
     def _serve(self) -> None:
         runpod = sdk.load()

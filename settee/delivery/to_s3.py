@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+from settee.base.threads import TICK_S, Call
 from settee.delivery.blob import Blob, Digest, Stream, Window, delivery_error
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
-from settee.delivery.lanes import CLEAN_UP, Lanes
-from settee.delivery.metadata import encode_metadata
 from settee.errors import DeliveryError
 from settee.job import Job, Output
 from settee.s3.client import LANES, forget
@@ -39,6 +40,10 @@ MAX_PARTS = 10_000
 SMALL_BYTES = MIB
 #: How long a job waits for the clearing up after a failure, seconds.
 CLEAN_UP_S = 5.0
+#: How long requests under way may take to notice that the job is over, seconds.
+GRACE_S = 5.0
+
+T = TypeVar("T")
 
 
 def upload(
@@ -66,14 +71,68 @@ class _File:
     prepared: Prepared
     object: Object
     digest: Digest
-    requests: list[Future[Any]] = field(default_factory=list)
+    requests: list[Call[Any]] = field(default_factory=list)
 
     def close_if_sent(self) -> bool:
         """A file that a thread may still read closes when that thread lets go of it."""
-        if all(request.done() for request in self.requests):
+        if all(request.ended.is_set() for request in self.requests):
             self.prepared.content.close()
             return True
         return False
+
+
+class _Lanes:
+    """At most ``width`` calls at a time, each in a thread. Used from one thread.
+
+    ``check`` raises when the job is over; ``notify`` is called for each call started with ``tell`` once it has
+    succeeded. Calls are asked to stop through ``stop``.
+    """
+
+    def __init__(self, width: int, check: Callable[[], None], notify: Callable[[], None]) -> None:
+        self._width = width
+        self._check = check
+        self._notify = notify
+        self._some_ended = threading.Event()
+        #: With each, whether to notify of it.
+        self._pending: dict[Call[Any], bool] = {}
+        self.stop = threading.Event()
+
+    def submit(self, call: Callable[..., T], *args: Any, tell: bool = False, width: int | None = None) -> Call[T]:
+        """Start a call once there is a lane for it (of ``width``, if less). Raises what earlier calls raised."""
+        self.settle(below=min(width or self._width, self._width))
+        running = Call(partial(call, *args), name="settee-upload")
+        self._pending[running] = tell
+        running.when_ended(self._some_ended.set)
+        return running
+
+    def settle(self, below: int = 1) -> None:
+        """Wait until fewer than ``below`` calls are under way. Raises what they raise, and what ``check`` raises."""
+        while len(self._pending) >= below:
+            self._some_ended.wait(TICK_S)
+            self._some_ended.clear()
+            self._check()
+            for running in [each for each in self._pending if each.ended.is_set()]:
+                tell = self._pending.pop(running)
+                running.result()
+                if tell:
+                    self._notify()
+
+    def room(self) -> None:
+        """Wait until another call could start."""
+        self.settle(below=self._width)
+
+    def result(self, running: Call[T]) -> T:
+        """Return what one of the calls returns, needed before anything else can go on."""
+        while running in self._pending:
+            self.settle(below=len(self._pending))
+        return running.result()
+
+    def halt(self) -> None:
+        """Ask all calls to stop and give them GRACE_S to do so. Never raises."""
+        self.stop.set()
+        until = time.monotonic() + GRACE_S
+        for running in self._pending:
+            running.ended.wait(max(0.0, until - time.monotonic()))
 
 
 class _Upload:
@@ -90,7 +149,7 @@ class _Upload:
         self._sealer = sealer
         self._check = check
         self._namer = Namer(target.prefix, job)
-        self._lanes = Lanes(LANES, check, notify)
+        self._lanes = _Lanes(LANES, check, notify)
         self._files: list[_File] = []
         self._open: list[_File] = []
 
@@ -113,7 +172,6 @@ class _Upload:
             self._undo()
             raise
         finally:
-            self._lanes.close()
             self._close_sent()
 
     def _submit(
@@ -156,18 +214,18 @@ class _Upload:
             digest = Digest(self._check)
             for _ in digest.through(prepared.content.chunks()):
                 pass  # its metadata has the hash, and goes ahead of it
-            metadata = encode_metadata(destination.metadata(artifact, digest.sha256))
+            metadata = destination.metadata(artifact, digest.sha256)
             return Object(destination.key(item.index, artifact), prepared.media_type, metadata)
         if self._sealer:
             key = self._namer.key(artifact, f"{item.index:04d}.sealed")
-            return Object(key, "application/octet-stream", encode_metadata({"settee-job": self._job.id}))
+            return Object(key, "application/octet-stream", {"settee-job": self._job.id})
         values = {
             "settee-job": self._job.id,
             "settee-node": artifact.node_id,
             "settee-filename": prepared.filename,
             "settee-subfolder": artifact.subfolder,
         }
-        metadata = encode_metadata({name: value for name, value in values.items() if value})
+        metadata = {name: value for name, value in values.items() if value}
         return Object(self._namer.key(artifact, prepared.filename), prepared.media_type, metadata)
 
     def _close_sent(self) -> None:
@@ -216,18 +274,27 @@ class _Upload:
         doubtful = [file.object for file in self._files if file.object.doubtful]
         if not doubtful:
             return
-        pool = ThreadPoolExecutor(LANES, thread_name_prefix=CLEAN_UP)
-        futures = [pool.submit(self._bucket.remove, thing) for thing in doubtful]
-        done, late = wait(futures, timeout=CLEAN_UP_S)
-        pool.shutdown(wait=False)  # what is late goes on, and nobody waits for it with a GPU
-        failed = [future for future in done if future.exception()]
+        todo, failed = list(doubtful), []
+
+        def clean_up() -> None:
+            with contextlib.suppress(IndexError):
+                while thing := todo.pop():
+                    try:
+                        self._bucket.remove(thing)
+                    except Exception:
+                        failed.append(thing)
+
+        until = time.monotonic() + CLEAN_UP_S
+        threads = [Call(clean_up, name="settee-clean-up") for _ in range(min(LANES, len(doubtful)))]
+        # What is late goes on: no GPU waits for it.
+        late = len(todo) + sum(not each.ended.wait(max(0.0, until - time.monotonic())) for each in threads)
         if failed or late:
             log.warning(
                 "job %s: of %d uploaded files %d could not be deleted from S3 after its delivery failed%s",
                 self._job.id,
-                len(futures),
+                len(doubtful),
                 len(failed),
-                f", and {len(late)} are still being deleted" if late else "",
+                f", and {late} are still being deleted" if late else "",
             )
 
 
