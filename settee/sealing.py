@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from settee import __version__
-from settee.base.json_io import dumps, loads
+from settee.base.json_io import dumps, loads_strict
 from settee.base.text import join_ascii
 from settee.errors import ConfigError, SealBroken
 
@@ -86,7 +86,7 @@ class Sealer:
         try:
             content = self._fernet.decrypt(token.encode("ascii") if isinstance(token, str) else bytes(token))
             del token
-            return loads(content)
+            return loads_strict(content)
         except (InvalidToken, ValueError, TypeError, AttributeError, RecursionError):
             # `from None`: the cause may quote the payload.
             raise SealBroken from None

@@ -40,6 +40,15 @@ def loads(content: bytes | str) -> Any:
         raise ValueError("JSON that is nested too deep") from error
 
 
+def loads_strict(content: bytes) -> Any:
+    """Parse JSON by the letter: neither NaN nor half a surrogate pair, where orjson is installed. Raises ValueError."""
+    try:
+        import orjson
+    except ImportError:
+        return loads(content)
+    return orjson.loads(content)
+
+
 def dumps(value: Any) -> bytes:
     """Write JSON in UTF-8. Whatever orjson refuses (big integers, half surrogate pairs) the standard library writes."""
     try:

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from settee.base.json_io import loads_strict
+
 #: Longest header that the safetensors library reads.
 MAX_HEADER_BYTES = 100_000_000
 #: Bits of one element. A type that is not listed is newer than this table: its size is not checked.
@@ -95,17 +97,10 @@ def _not_a_model(file: BinaryIO, head: bytes, size: int, suffix: str) -> str | N
 
 def _is_json(file: BinaryIO) -> bool:
     try:
-        _parse(os.pread(file.fileno(), _TEXT_BYTES, 0))
+        loads_strict(os.pread(file.fileno(), _TEXT_BYTES, 0))
     except ValueError:
         return False
     return True
-
-
-def _parse(text: bytes) -> Any:
-    """Raises ValueError. orjson, because it also has an answer (an error) to a million nested brackets."""
-    import orjson
-
-    return orjson.loads(text)
 
 
 def _torch(file: BinaryIO, head: bytes, size: int) -> str | None:
@@ -126,7 +121,7 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
     if length > MAX_HEADER_BYTES or length < 2:
         return f"is not a safetensors file (its first 8 bytes are no header length): {_AGAIN}, or correct its name"
     try:
-        header = _parse(_pread_all(file, length, 8))
+        header = loads_strict(_pread_all(file, length, 8))
     except ValueError:
         return f"is not a safetensors file, or a damaged one (its header is not JSON): {_AGAIN}"
     if not isinstance(header, dict):

@@ -40,14 +40,16 @@ class S3Error(SetteeError):
     """S3 refused a request, or did not answer it."""
 
     def __init__(
-        self, message: str, kind: Kind = Kind.OTHER, *, settings: tuple[str, ...] = (), code: str = "", status: int = 0
+        self,
+        message: str | None = None,
+        kind: Kind = Kind.OTHER,
+        *,
+        settings: tuple[str, ...] = (),
+        code: str = "",
+        status: int = 0,
     ) -> None:
-        details: dict[str, object] = {"settings": list(settings)}
-        super().__init__(
-            message,
-            details={**details, "s3_code": code} if code else details,
-            retryable=kind in (Kind.LATER, Kind.UNREACHABLE),
-        )
+        details = {"settings": list(settings), **({"s3_code": code} if code else {})}
+        super().__init__(message, details=details, retryable=kind in (Kind.LATER, Kind.UNREACHABLE))
         self.kind = kind
         self.status = status
 

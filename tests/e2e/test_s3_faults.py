@@ -75,7 +75,7 @@ def test_the_last_request_of_a_multipart_upload_may_fail_too(server: FaultyS3, t
 def test_a_server_that_always_fails_is_given_up_on_and_left_clean(
     server: FaultyS3, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "PATIENCE_S", 3.0)  # botocore's own attempts take most of 0.5 s on a busy machine
+    monkeypatch.setattr(objects, "PATIENCE_S", 3.0)  # botocore's own attempts take most of 0.5 s on a busy machine
     server.then = ERROR
     with pytest.raises(DeliveryError) as error:
         deliver(server, make(tmp_path / "a.bin", size))

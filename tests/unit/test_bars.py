@@ -137,7 +137,7 @@ def test_names_cannot_steer_the_terminal() -> None:
     clock.now += 1
     bars.finish("evil\x1b[2J\r\n\x9b1A", "failed: \x1b]0;title\x07")
     end(bars)
-    assert terminal.screen.text == ["evil?[2J???1A: failed: ?]0;title?", ""]
+    assert terminal.screen.text == ["evil[2J 1A: failed: ]0;title", ""]
 
 
 def test_a_terminal_that_knows_ascii_only() -> None:
