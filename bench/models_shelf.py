@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.placed import Shelf, State
-from settee.models.verify import Verdict, verify
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.upkeep import Verdict, verify
 
 COUNT = 1000
 LARGE = 1 << 30
@@ -55,16 +56,16 @@ def names(folder: Path) -> None:
             os.symlink(cache / item.name, target / item.name)
 
     def link(number: int) -> None:
-        shelf = Shelf(folder / f"shelf{number}")
+        shelf = ModelFolder(folder / f"shelf{number}")
         for item in entries:
             shelf.link(item, cache / item.name)
 
     def look(number: int) -> None:
-        shelf = Shelf(folder / f"shelf{number}")
-        assert all(shelf.state(item) is State.RIGHT for item in entries)
+        shelf = ModelFolder(folder / f"shelf{number}")
+        assert all(shelf.state(item) is FileState.RIGHT for item in entries)
 
     def use(number: int) -> None:
-        with Shelf(folder / f"shelf{number}").use(entries) as gone:
+        with ModelFolder(folder / f"shelf{number}").use(entries) as gone:
             assert not gone
 
     def stat(number: int) -> None:
@@ -100,11 +101,11 @@ def bytes_(folder: Path) -> None:
     def adopt(number: int) -> None:
         for record in (folder / "models" / ".settee" / "loras").glob("*.json"):
             record.unlink()
-        assert Shelf(folder / "models").adopt(entry("large.safetensors", sha256=sha256)) is None
+        assert ModelFolder(folder / "models").adopt(entry("large.safetensors", sha256=sha256)) is None
 
     adopted = best(adopt)
-    verified = best(lambda number: [finding.verdict for finding in verify(Shelf(folder / "models"))])
-    assert [finding.verdict for finding in verify(Shelf(folder / "models"))] == [Verdict.OK]
+    verified = best(lambda number: [finding.verdict for finding in verify(ModelFolder(folder / "models"))])
+    assert [finding.verdict for finding in verify(ModelFolder(folder / "models"))] == [Verdict.OK]
     print(f"cat > /dev/null, 1 GiB                     {cat:8.3f} s    1.00")
     print(f"verify (xxh3)                              {verified:8.3f} s    {verified / cat:.2f}")
     print(f"sha256sum, 1 GiB                           {hashed:8.3f} s    1.00")

@@ -24,8 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.slow_volume import SlowVolume, Unavailable, own_mounts
-from settee.models.page_cache import resident
-from settee.models.readahead import ReadAhead
+from settee.models.readahead import ReadAhead, resident
 
 MIB = 1024 * 1024
 ROUNDS = 5

@@ -57,16 +57,16 @@ def settee(given: dict[str, Any]) -> dict[str, float]:
     import requests  # noqa: F401
     import xxhash  # noqa: F401
 
-    from settee.models.address import Address
+    from settee.models.transfer.address import Address
     from settee.models.transfer.download import download
-    from settee.models.transfer.gate import Gate
+    from settee.models.transfer.scheduler import Scheduler
 
     address = Address(given["url"], "the model", size=SIZE, validator="known", sha256=given.get("sha256"))
     return measured(
         lambda: download(
             address,
             Path(given["target"]),
-            lane=Gate(8).lane(),
+            lane=Scheduler(8).lane(),
             stop=threading.Event(),
             deadline=time.monotonic() + 600,
             on_progress=lambda done, total: None,
@@ -97,7 +97,7 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
     from settee.models.entry import HubFile, ModelEntry
     from settee.models.sources import addresses
     from settee.models.transfer.download import download
-    from settee.models.transfer.gate import Gate
+    from settee.models.transfer.scheduler import Scheduler
     from settee.settings import load
 
     entry = ModelEntry(HubFile("org/model", "model.bin"), "checkpoints", "model.bin")
@@ -109,7 +109,7 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
         fetched = download(
             address,
             Path(given["target"]),
-            lane=Gate(8).lane(),
+            lane=Scheduler(8).lane(),
             stop=stop,
             deadline=time.monotonic() + 600,
             on_progress=lambda done, total: None,
@@ -161,7 +161,7 @@ def compare(title: str, ways: list[tuple[str, str, dict[str, Any]]]) -> None:
 
 def hashing(path: Path) -> None:
     """What the hashes of these bytes cost by themselves."""
-    from settee.models.hashing import hash_file
+    from settee.models.folder.hashing import hash_file
 
     for name, sha256 in (("xxh3", False), ("xxh3 and sha256", True)):
         began = time.process_time()

@@ -18,7 +18,7 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.errors import Busy, ComfyUnavailable
 from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.entry import ModelEntry
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from settee.models.store import ModelStore
 from settee.run import JobRun
 from settee.settings import Settings
@@ -69,9 +69,9 @@ class Engine:
         return self._backend.unrecoverable
 
     @property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> ModelFolder:
         """The models folder: for a door that has models of its own to name and to remove."""
-        return self._models.tools.shelf
+        return self._models.tools.folder
 
     @property
     def output_dir(self) -> Path | None:

@@ -131,7 +131,7 @@ class JobRequest(_Strict):
         return value
 
 
-#: How many mistakes of one request are told, and how many of its unknown keys are compared with the known ones.
+#: Mode many mistakes of one request are told, and how many of its unknown keys are compared with the known ones.
 MAX_PROBLEMS, MAX_HINTS = 100, 20
 
 #: The keys of a payload, as documented.

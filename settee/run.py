@@ -15,7 +15,7 @@ from settee.delivery.plan import MAX_WARNINGS
 from settee.errors import JobCanceled, JobTimeout, SetteeError, StagingError
 from settee.inputs import Staged, stage
 from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
-from settee.models.order import Order
+from settee.models.orders import Order
 from settee.models.store import ModelStore
 from settee.settings import Settings
 
@@ -59,7 +59,9 @@ class JobRun:
             bucket = BucketLook(job, self._settings)
             # From here on its models are fetched, and read ahead, while the backend starts and inputs are staged.
             request = job.request
-            with self._models.request(request.workflow, request.models, request.bucket, is_sealed=job.sealed) as order:
+            with Order.begin(
+                self._models, request.workflow, request.models, request.bucket, is_sealed=job.sealed
+            ) as order:
                 result = self._work(order, bucket)
         except (JobCanceled, JobTimeout) as error:
             self._explain_end(error)

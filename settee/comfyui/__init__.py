@@ -1,0 +1,1 @@
+"""What is known of ComfyUI: pure functions, shared by worker and client."""

@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from settee.comfyui.model_folders import SUFFIXES
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem, Text, Workflow, problem_at, texts
-from settee.models.places import SUFFIXES
 
 #: Inputs that custom loaders use for a file or folder without marking them.
 _PATH_INPUT = re.compile(

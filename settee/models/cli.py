@@ -1,10 +1,10 @@
-"""The command line of utils.py: place the models of MODELS and MODELS_FILE, or look at what is there.
+"""The command line of utils.py: place the models of MODELS and MODELS_FILE, or look at the models folder.
 
 python utils.py             place all that is not lazy (the same as `place`)
 python utils.py plan        what placing would do: from where, and how many bytes; nothing is written
-python utils.py list        what lies in the models folder
+python utils.py list        what was placed in the models folder
 python utils.py verify      read everything that was placed, and compare
-python utils.py prune       remove what nobody needs: unfinished downloads, what jobs brought
+python utils.py prune       remove leftovers: unfinished downloads, what jobs brought
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from settee import __version__
 from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
-from settee.models.bar_text import amount
+from settee.models import spec
+from settee.models.bars import Bars, amount
+from settee.models.entry import ModelEntry
+from settee.models.folder.budget import free_at
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.place import relative, set_aside_in
+from settee.models.folder.records import Placed
+from settee.models.folder.upkeep import Verdict, prune, verify
+from settee.models.repositories import expanded, known_files, listed
+from settee.models.sources import addresses, linked
+from settee.models.store import ModelStore
 from settee.settings import Settings, load
-
-if TYPE_CHECKING:
-    from settee.models.entry import ModelEntry
-    from settee.models.records import Placed
-    from settee.models.store import ModelStore
 
 #: Exit codes. The first of these that fits a failure wins.
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
@@ -70,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=words)
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="one JSON document instead of lines")
-    prune = commands.add_parser("prune", help="remove unfinished downloads and what jobs brought")
-    prune.set_defaults(run=_prune)
-    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    command = commands.add_parser("prune", help="remove unfinished downloads and what jobs brought")
+    command.set_defaults(run=_prune)
+    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser
 
 
@@ -96,20 +102,15 @@ def _models(count: int) -> str:
 
 
 def _place(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models import spec
-    from settee.models.judging import State
-    from settee.models.placed import Shelf
-    from settee.models.repositories import expanded
-
     configured = spec.configured(settings)
     for doubt in spec.doubts(configured):
         _say(f"warning: {doubt}")
     entries = [entry for entry in configured if arguments.lazy or not entry.lazy]
     if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
         raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
-    shelf = Shelf(settings.models_folder)
+    folder = ModelFolder(settings.models_folder)
     missing = [
-        entry for entry in entries if any(shelf.state(one) is not State.RIGHT for one in expanded([entry], shelf))
+        entry for entry in entries if any(folder.state(one) is not FileState.RIGHT for one in expanded([entry], folder))
     ]
     if missing:
         return _fetch(settings, missing, len(entries))
@@ -118,9 +119,6 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int:
-    from settee.models.bars import Bars
-    from settee.models.store import ModelStore
-
     with Bars(sys.stderr) as bars:
 
         def on_progress(entry: ModelEntry, done: int, size: int | None, source: str) -> None:
@@ -151,9 +149,6 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
 
 
 def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.budget import free_at
-    from settee.models.store import ModelStore
-
     store = ModelStore(settings)
     store.load()
     rows = [row for entry in store.entries for row in _planned_files(entry, store)]
@@ -178,12 +173,10 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _planned_files(entry: ModelEntry, store: ModelStore) -> list[dict[str, Any]]:
-    from settee.models.repositories import known_files, listed
-
     entries: list[ModelEntry] = [entry]
     if entry.is_repository:
         try:
-            entries = known_files(entry, store.tools.shelf) or listed(entry, store.settings, None)
+            entries = known_files(entry, store.tools.folder) or listed(entry, store.settings, None)
         except SetteeError as error:
             return [{**_row(entry), "action": f"cannot be placed: {error.message}", "code": _code(error)}]
     return [_planned(one, store) for one in entries]
@@ -203,12 +196,9 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
-    from settee.models.judging import State
-    from settee.models.sources import addresses, linked
-
     row = _row(entry)
-    look = store.tools.shelf.look(entry)
-    if look.state is State.RIGHT:
+    found = store.tools.folder.inspect(entry)
+    if found.state is FileState.RIGHT:
         return row
     source = linked(entry, store.settings)
     if source is not None:
@@ -220,19 +210,16 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
         except SetteeError as failure:
             error = failure
             continue
-        action = "check, and perhaps download" if look.state is State.UNKNOWN else "download"
+        action = "check, and perhaps download" if found.state is FileState.UNKNOWN else "download"
         return {**row, "action": action, "from": origin.label, "bytes": address.size}
     assert error is not None
     return {**row, "action": f"cannot be placed: {error.message}", "code": _code(error)}
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.placed import Shelf
-    from settee.models.walk import set_aside_in
-
-    shelf = Shelf(settings.models_folder)
-    aside = list(set_aside_in(shelf.root))
-    placed = [(item, _is_there(shelf.root, item)) for item in shelf.records() if not item.pending]
+    folder = ModelFolder(settings.models_folder)
+    aside = list(set_aside_in(folder.root))
+    placed = [(item, _is_there(folder.root, item)) for item in folder.records() if not item.pending]
     if arguments.json:
         rows = [
             {
@@ -265,7 +252,7 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _is_there(root: str, placed: Placed) -> bool:
-    """Whether what was placed still lies there: by its size and time."""
+    """Return True if the placed file still exists, by its size and time."""
     path = os.path.join(root, placed.path)
     try:
         info, link = os.stat(path), os.readlink(path) if os.path.islink(path) else None
@@ -282,15 +269,12 @@ def _table(rows: Iterable[Sequence[str]]) -> None:
 
 
 def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.placed import Shelf
-    from settee.models.verify import Verdict, verify
-
-    shelf = Shelf(settings.models_folder)
+    folder = ModelFolder(settings.models_folder)
     rows, bad, unseen = [], 0, []
-    for finding in verify(shelf):
+    for finding in verify(folder):
         if finding.verdict in (Verdict.DAMAGED, Verdict.MISSING):
             bad += 1
-            if finding.placed is not None and _is_there(shelf.root, finding.placed):
+            if finding.placed is not None and _is_there(folder.root, finding.placed):
                 unseen.append(finding.path)
         rows.append({"path": finding.path, "verdict": finding.verdict.value, "detail": finding.detail})
         if not arguments.json:
@@ -301,18 +285,16 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     elif not rows:
         print(f"nothing was placed in {settings.models_folder}")
     if bad:
-        # Placing goes by size and time: what has those of before is taken for right.
+        # Placing decides by size and time: a file with the recorded ones counts as right.
         first = f"remove {', '.join(unseen)}, and " if unseen else ""
         _say(f"{bad} of {len(rows)} are not what they were: {first}run utils.py to place them again")
     return 3 if bad else 0
 
 
 def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models import spec
-    from settee.models.placed import Shelf
-    from settee.models.prune import prune
-
-    removed = prune(Shelf(settings.models_folder), spec.configured(settings), dry_run=arguments.dry_run)
+    folder = ModelFolder(settings.models_folder)
+    wanted = {relative(entry) for entry in expanded(spec.configured(settings), folder)}
+    removed = prune(folder, wanted, dry_run=arguments.dry_run)
     for item in removed:
         print(f"{item.path}: {amount(item.bytes)} ({item.why})")
     verb = "would be removed" if arguments.dry_run else "removed"

@@ -1,9 +1,11 @@
-"""One model that somebody asked for: where it comes from, and where it belongs."""
+"""One requested model: its source, and its place below the models folder."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -20,7 +22,7 @@ class HubFile:
 
     @property
     def where(self) -> str:
-        """What an error or a log line may show of it."""
+        """Return the form that errors and log lines may show."""
         at = "" if self.revision == "main" else f"@{self.revision}"
         return f"{self.repo}{at}:{self.filename}"
 
@@ -31,13 +33,14 @@ class S3Object:
 
     bucket: str
     key: str
-    #: Of a job's own s3Config: a bucket of that name elsewhere is another one. None is the worker's.
+    #: The endpoint of a job's own s3Config: a bucket of the same name elsewhere is another one. None is the worker's.
     endpoint: str | None = None
-    #: Which of its contents, where somebody has asked (its ETag): after another upload it is another file.
+    #: The ETag of the wanted content, where S3 was asked for it: after another upload it is another file.
     version: str | None = None
 
     @property
     def where(self) -> str:
+        """Return the form that errors and log lines may show."""
         return f"s3://{self.bucket}/{self.key}"
 
 
@@ -49,13 +52,27 @@ class WebFile:
 
     @property
     def where(self) -> str:
-        """The address without its query and credentials."""
+        """Return the address without its query and credentials."""
         scheme, _, rest = self.url.partition("://")
         host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
         return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 Source = HubFile | S3Object | WebFile
+
+
+def identity(source: Source) -> str:
+    """Return which file of which revision this is, for records. Of credentials and a query only a hash is kept."""
+    if isinstance(source, HubFile):
+        return f"hf:{source.repo}@{source.revision}:{source.filename}"
+    if isinstance(source, S3Object):
+        # An endpoint's address may hold credentials.
+        host = urlsplit(source.endpoint).netloc.rpartition("@")[2].lower() if source.endpoint else ""
+        return f"{source.where}{f'@{host}' if source.endpoint else ''}{f'#{source.version}' if source.version else ''}"
+    parts = urlsplit(source.url)
+    private = f"{parts.netloc.rpartition('@')[0]}?{parts.query}"
+    mark = "" if private == "?" else f"?{hashlib.sha256(private.encode()).hexdigest()[:32]}"
+    return f"{source.where}{mark}"
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,11 @@ class ModelEntry:
     target: str
     #: Plain file name there.
     name: str
-    #: Hex, lower case; None when nobody gave one.
+    #: Hex, lower case; None when not given.
     sha256: str | None = None
-    #: Bytes; None when nobody gave them.
+    #: Bytes; None when not given.
     size: int | None = None
-    #: Whether a worker without it should not start (place all: exit code).
+    #: A worker without it should not start (place all: exit code).
     required: bool = True
     #: Fetched when a workflow first names it.
     lazy: bool = False
@@ -81,17 +98,17 @@ class ModelEntry:
     token: SecretStr | None = field(default=None, repr=False)
     #: Where it was written, for errors: "MODELS entry 3", "models[0]".
     position: str = ""
-    #: Whether a job brought it: such a file may be evicted, and only public addresses are reached for it.
+    #: A job brought it: such a file may be evicted, and only public addresses are reached for it.
     from_job: bool = False
-    #: Whether that job came sealed: the file goes when the job ends, and after a crash at the next start.
+    #: That job came sealed: the file is wiped when the job ends, and after a crash at the next start.
     sealed: bool = False
 
     @property
     def is_repository(self) -> bool:
-        """It means many files (settee.models.repositories), and its path is their folder."""
+        """Return True if it means many files (settee.models.repositories), and its path is their folder."""
         return isinstance(self.source, HubFile) and "*" in self.source.filename
 
     @property
     def path(self) -> PurePosixPath:
-        """Below the models folder: ``checkpoints/sd15.safetensors``."""
+        """Return the place below the models folder: ``checkpoints/sd15.safetensors``."""
         return PurePosixPath(self.target) / self.name

@@ -13,22 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settee.errors import DownloadFailed, SetteeError
-from settee.models.address import Address
-from settee.models.bar_text import amount
-from settee.models.budget import Budget
+from settee.models.bars import amount
 from settee.models.entry import ModelEntry
-from settee.models.judging import Content, State
-from settee.models.placed import Shelf
-from settee.models.refusals import taken
+from settee.models.folder.budget import Budget
+from settee.models.folder.file_state import Content, FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.place import taken
 from settee.models.sources import Origin, addresses, linked
 from settee.models.sources.host_cache import sha256_of
-from settee.models.transfer.gate import Gate, Lane
-from settee.models.turns import Turn, Turns
-from settee.request import Bucket
+from settee.models.transfer.address import Address
+from settee.models.transfer.scheduler import Scheduler
 from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.models.transfer.download import Fetched
+    from settee.models.transfer.attempt import Fetched
+    from settee.request import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +35,25 @@ log = logging.getLogger(__name__)
 _ASKING = 8
 IN_PLACE = "in place"
 
-#: Told (entry, bytes in place, bytes in all or None, where from), by many threads.
+#: Called with (entry, bytes in place, bytes in all or None, where from), by many threads.
 Progressed = Callable[[ModelEntry, int, "int | None", str], None]
 
 
 @dataclass
 class Tools:
-    """What all placings of a worker share."""
+    """The parts that all placings of a worker share."""
 
     settings: Settings
-    shelf: Shelf
+    folder: ModelFolder
     budget: Budget
-    gate: Gate
-    turns: Turns = field(default_factory=Turns)
+    scheduler: Scheduler
     asking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ASKING))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Tools:
+        """Return new ones for these settings."""
+        folder = ModelFolder(settings.models_folder)
+        return cls(settings, folder, Budget(folder, settings), Scheduler(settings.models_connections))
 
 
 class Placing:
@@ -68,9 +72,9 @@ class Placing:
         self.stop = stop or threading.Event()
         #: Bytes in place, and in all when that is known.
         self.done: tuple[int, int | None] = (0, entry.size)
-        #: How it ended: words for a person, or the error. Set by the store.
+        #: Mode it ended: words for a person, or the error. Set by the store.
         self.outcome: str | SetteeError | None = None
-        #: What its name held before.
+        #: The content of its name before it was placed.
         self.found: Content | None = None
         #: Jobs that wait for it.
         self.waiting = 0
@@ -78,85 +82,92 @@ class Placing:
         self._on_progress = on_progress
         self._bucket = bucket
         self._is_taken = threading.Lock()
-        self._lane: Lane = tools.gate.lane()
-        self._turn = Turn(self.stop, entry.size)
-        self._trouble: list[SetteeError] = []
+        self._lane = tools.scheduler.lane(self.stop, entry.size)
+        self._failures: list[SetteeError] = []
         #: Bytes that an earlier try had left.
         self._resumed_from: int | None = None
 
     @property
     def parts(self) -> tuple[Placing, ...]:
-        """One for each file that is placed."""
+        """Return one placing for each file."""
         return (self,)
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, or was given up."""
+        """Return True if it has ended, or was given up."""
         return self.outcome is not None or self.stop.is_set()
 
-    def hurry(self, urgent: bool) -> None:
-        """A job waits for it: all others stand back. Or none does any more."""
-        self._lane.urgent = self._turn.urgent = urgent
-        self._tools.turns.changed()
+    @property
+    def urgent(self) -> bool:
+        """Return True if a job waits for it: all others stand back."""
+        return self._lane.urgent
+
+    @urgent.setter
+    def urgent(self, value: bool) -> None:
+        self._lane.urgent = value
 
     def give_up(self) -> None:
-        """Nobody wants it any more. What was downloaded stays for a later try."""
+        """Stop it. What was downloaded stays for a later try."""
         self.stop.set()
-        self._tools.turns.changed()
+        self._tools.scheduler.update()
 
-    # --- what it takes -------------------------------------------------------------------------------------
+    # --- steps ---------------------------------------------------------------------------------------------
 
     def at_once(self) -> str | None:
-        """Look whether it is in place; words when it is. A stat and a small read."""
-        self.found = self._tools.shelf.content_of(self.entry)
-        if self._tools.shelf.state(self.entry) is not State.RIGHT:
+        """Return words when it is in place already, else None. A stat and a small read."""
+        self.found = self._tools.folder.content_of(self.entry)
+        if self._tools.folder.state(self.entry) is not FileState.RIGHT:
             return None
-        self._tools.shelf.keep(self.entry)
+        self._tools.folder.keep(self.entry)
         return IN_PLACE
 
     def is_for(self, entry: ModelEntry) -> bool:
-        """Whether this one's file will be the entry's too."""
+        """Return True if this one's file will be the entry's too."""
         mine = self.entry
         return mine.source == entry.source and entry.sha256 in (None, mine.sha256)
 
     def take(self) -> bool:
-        """Whether the caller, and nobody else, is to do what comes after :meth:`at_once`."""
+        """Return True for the first caller, which is to do the steps after :meth:`at_once`."""
         return self._is_taken.acquire(blocking=False)
 
     def here(self) -> str | None:
-        """Look for it on this host; returns how it was placed, None when it is not there. Raises Stopped.
+        """Look for it on this host; return how it was placed, None when the host has none. Raises Stopped.
 
-        A file that lies in its place may be read through for its hash.
+        An existing file in its place may be read through for its hash.
         """
         entry = self.entry
         is_proven = entry.size is not None or entry.sha256 is not None
-        if is_proven and self._tools.shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
+        if is_proven and self._tools.folder.state(entry) is FileState.UNKNOWN and self._adopt(None, None):
             return IN_PLACE
         return self._link()
 
     def fetched(self) -> str:
-        """Fetch it from its sources, one after another; returns how. Raises SetteeError, or Stopped."""
-        entry, shelf = self.entry, self._tools.shelf
-        trouble = self._trouble
+        """Fetch it from its sources, one after another; return how. Raises SetteeError, or Stopped."""
+        entry, folder = self.entry, self._tools.folder
+        failures = self._failures
         for origin in addresses(entry, self._tools.settings, self._bucket):
             try:
                 return self._from(origin)
             except SetteeError as error:
                 log.debug("not from %s: %s", origin.label, error.code)
-                trouble.append(error)
-        if trouble and trouble[-1].retryable and shelf.state(entry) is State.UNKNOWN and self._adopt(None, None):
+                failures.append(error)
+        if failures and failures[-1].retryable and folder.state(entry) is FileState.UNKNOWN and self._adopt(None, None):
             name = "a job's model" if entry.from_job else entry.path
-            log.warning("%s: its source does not answer; what lies there looks whole and is used", name)
+            log.warning("%s: its source does not answer; the existing file looks whole and is used", name)
             return IN_PLACE
-        raise self._failure(trouble)
+        # The last source is the entry's own.
+        last = failures[-1] if failures else DownloadFailed("no source has it", retryable=False)
+        path = str(entry.path)
+        message = last.message if path in last.message else f"the model {path}: {last.message}"
+        raise type(last)(message, details={**last.details, "model": path}, retryable=last.retryable)
 
     def _adopt(self, size: int | None, sha256: str | None) -> bool:
-        """Whether the file that lies there is the one, once somebody has looked; it is recorded then."""
-        problem = self._tools.shelf.adopt(self.entry, size=size, sha256=sha256, stop=self.stop)
+        """Return True if the existing file proves to be the entry's; it is recorded then."""
+        problem = self._tools.folder.adopt(self.entry, size=size, sha256=sha256, stop=self.stop)
         if problem is not None:
-            # What a job names may be private.
+            # The name of a job's model may be private.
             level = logging.DEBUG if self.entry.from_job else logging.WARNING
-            log.log(level, "%s lies there already, but %s", self.entry.path, problem)
+            log.log(level, "%s exists already, but %s", self.entry.path, problem)
         return problem is None
 
     def _link(self) -> str | None:
@@ -165,33 +176,33 @@ class Placing:
             return None
         cache = self._tools.settings.host_cache_dir
         try:
-            with _seen_to_change(self._tools.shelf.path_of(self.entry).parent):
-                self._tools.shelf.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
+            with _mtime_changed(self._tools.folder.path_of(self.entry).parent):
+                self._tools.folder.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
         except SetteeError as error:
             if self.entry.from_job and not source.is_relative_to(cache):
                 raise taken(self.entry, "is another model on the worker's volume") from error
-            self._trouble.append(error)
+            self._failures.append(error)
             return None
         return f"linked from {'the host cache' if source.is_relative_to(cache) else 'the volume'}"
 
     def _from(self, origin: Origin) -> str:
-        tools, entry = self._tools, self.entry
-        with tools.turns.asking(self._turn), tools.asking:
+        tools, entry, lane = self._tools, self.entry, self._lane
+        with tools.scheduler.asking(lane), tools.asking:
             address = origin.ask(self.stop)
-        self._turn.size = address.size
+        lane.size = address.size
         self.done = (0, address.size)
-        if tools.shelf.state(entry) is State.UNKNOWN and self._adopt(address.size, address.sha256):
+        if tools.folder.state(entry) is FileState.UNKNOWN and self._adopt(address.size, address.sha256):
             return IN_PLACE
         # Another process that places the same file is waited for; it may be right by then.
-        with tools.shelf.claim(entry, stop=self.stop) as is_needed:
+        with tools.folder.claim(entry, stop=self.stop) as is_needed:
             if not is_needed:
                 return IN_PLACE
-            with tools.turns.taken(self._turn), tools.budget.reserve(entry, address.size or 0) as grown:
+            with tools.scheduler.running(lane), tools.budget.reserve(entry, address.size or 0) as grown:
                 begun = time.monotonic()
-                with _seen_to_change(tools.shelf.path_of(entry).parent):
+                with _mtime_changed(tools.folder.path_of(entry).parent):
                     fetched = self._download(address, origin.label, grown)
-                # Before its room is given up: until then it counts as coming, from now on as being there.
-                tools.shelf.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
+                # Before its reservation ends: until then it counts as coming, from now on as existing.
+                tools.folder.record(entry, size=fetched.size, sha256=fetched.sha256, xxh3=fetched.xxh3)
         took = max(time.monotonic() - begun, 1e-3)
         came = fetched.size - (self._resumed_from or 0)
         return f"downloaded from {origin.label} in {took:.1f} s ({amount(came / took)}/s)"
@@ -208,27 +219,20 @@ class Placing:
 
         return download(
             replace(address, private=self.entry.from_job),
-            self._tools.shelf.path_of(self.entry),
+            self._tools.folder.path_of(self.entry),
             lane=self._lane,
             stop=self.stop,
             deadline=time.monotonic() + self._tools.settings.models_timeout_s,
             on_progress=on_progress,
         )
 
-    def _failure(self, trouble: list[SetteeError]) -> SetteeError:
-        """The last source's error, which is the entry's own source, as one about this model."""
-        last = trouble[-1] if trouble else DownloadFailed("no source has it", retryable=False)
-        path = str(self.entry.path)
-        message = last.message if path in last.message else f"the model {path}: {last.message}"
-        return type(last)(message, details={**last.details, "model": path}, retryable=last.retryable)
-
 
 @contextmanager
-def _seen_to_change(folder: Path) -> Iterator[None]:
-    """Around a change in a folder: its modification time is another one afterwards.
+def _mtime_changed(folder: Path) -> Iterator[None]:
+    """Change a folder's modification time, whatever happens in it within one tick of the file system's clock.
 
     ComfyUI lists a folder again when that time differs (folder_paths.cached_filename_list_), and some file systems
-    count in seconds: a model that came within the second of the last look would not exist for ComfyUI.
+    count in seconds: a model that came within the second of the last listing would not exist for ComfyUI.
     """
     before = _mtime_ns(folder)
     yield

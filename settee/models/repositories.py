@@ -10,27 +10,28 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee.base.files import write_whole
 from settee.base.threads import Stopped
 from settee.errors import ModelMissing, PayloadTooLarge, SetteeError
-from settee.models.entry import HubFile, ModelEntry
-from settee.models.placed import Shelf
-from settee.models.places import relative
+from settee.models.entry import HubFile, ModelEntry, identity
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.place import relative
+from settee.models.folder.records import FOLDER, temporary_name
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
-from settee.models.records import FOLDER, TEMPORARY, identity
-from settee.models.sources import BACKOFF, TRIES, host_cache
+from settee.models.sources import BACKOFF, TRIES, host_cache, hub
 from settee.net.retry import retried
-from settee.request import Bucket
 from settee.settings import Settings
+
+if TYPE_CHECKING:
+    from settee.request import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ MAX_FILES = 5000
 
 
 def new_placing(entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: Bucket | None) -> Placing:
+    """Return the placing of a file, or of a repository."""
     kind = Repository if entry.is_repository else Placing
     return kind(entry, tools, on_progress, bucket)
 
@@ -55,13 +57,18 @@ class Repository(Placing):
     def parts(self) -> tuple[Placing, ...]:
         return self._files
 
-    def hurry(self, urgent: bool) -> None:
-        super().hurry(urgent)
+    @property
+    def urgent(self) -> bool:
+        return self._lane.urgent
+
+    @urgent.setter
+    def urgent(self, value: bool) -> None:
+        self._lane.urgent = value
         for part in self._files:
-            part.hurry(urgent)
+            part.urgent = value
 
     def at_once(self) -> str | None:
-        entries = known_files(self.entry, self._tools.shelf)
+        entries = known_files(self.entry, self._tools.folder)
         if entries is None:
             return None
         self._hold(entries)
@@ -72,7 +79,7 @@ class Repository(Placing):
 
     def fetched(self) -> str:
         if not self._files:
-            self._hold(listed(self.entry, self._tools.settings, self._tools.shelf, self.stop))
+            self._hold(listed(self.entry, self._tools.settings, self._tools.folder, self.stop))
         ways: Counter[str] = Counter()
         for part in self._files:
             if self.stop.is_set():
@@ -85,7 +92,7 @@ class Repository(Placing):
     def _hold(self, entries: Iterable[ModelEntry]) -> None:
         self._files = tuple(Placing(entry, self._tools, self._note, stop=self.stop) for entry in entries)
         for part in self._files:
-            part.hurry(self._turn.urgent)
+            part.urgent = self.urgent
         self._tools.budget.keep(str(part.entry.path) for part in self._files)
 
     def _note(self, entry: ModelEntry, done: int, _total: int | None, label: str) -> None:
@@ -100,32 +107,31 @@ class Repository(Placing):
 # --- which files ---------------------------------------------------------------------------------------------
 
 
-def expanded(entries: Iterable[ModelEntry], shelf: Shelf) -> list[ModelEntry]:
-    """The entries, each repository as its files; one that was never listed stays."""
+def expanded(entries: Iterable[ModelEntry], folder: ModelFolder) -> list[ModelEntry]:
+    """Return the entries, each repository as its files; one that was never listed stays."""
     found: list[ModelEntry] = []
     for entry in entries:
-        found += (known_files(entry, shelf) if entry.is_repository else None) or (entry,)
+        found += (known_files(entry, folder) if entry.is_repository else None) or (entry,)
     return found
 
 
-def known_files(entry: ModelEntry, shelf: Shelf) -> list[ModelEntry] | None:
-    """The files of a repository's entry by the list that was kept; None without one."""
+def known_files(entry: ModelEntry, folder: ModelFolder) -> list[ModelEntry] | None:
+    """Return the files of a repository's entry by the list that was kept; None without one."""
     try:
-        kept = json.loads(_list_file(entry, shelf).read_bytes())
+        kept = json.loads(_list_file(entry, folder).read_bytes())
         return _entries(entry, kept["commit"], kept["files"])
     except (OSError, ValueError, KeyError, TypeError, SetteeError):
         return None
 
 
 def listed(
-    entry: ModelEntry, settings: Settings, shelf: Shelf | None, stop: threading.Event | None = None
+    entry: ModelEntry, settings: Settings, folder: ModelFolder | None, stop: threading.Event | None = None
 ) -> list[ModelEntry]:
-    """The same, asked of the Hub, and kept with ``shelf``. Where the Hub does not answer, the host cache's snapshot.
+    """Ask the Hub for the files of a repository's entry, and keep the list with ``folder``.
 
-    Raises ModelMissing when there are no such files, else DownloadFailed.
+    If the Hub does not answer, the host cache's snapshot is used. Raises ModelMissing when there are no such files,
+    else DownloadFailed.
     """
-    from settee.models.sources import hub
-
     file = _source(entry)
     try:
         commit, files = retried(lambda: hub.files_of(entry, file, settings), BACKOFF, tries=TRIES, stop=stop)
@@ -136,8 +142,13 @@ def listed(
         log.warning("%s: the Hub does not answer; the host cache's files are used", file.where)
         return _entries(entry, *cached)
     entries = _entries(entry, commit, files)
-    if shelf is not None and not entry.sealed:
-        _keep(_list_file(entry, shelf), {"source": identity(file), "commit": commit, "files": files})
+    if folder is not None and not entry.sealed:
+        path = _list_file(entry, folder)
+        content = json.dumps({"source": identity(file), "commit": commit, "files": files}).encode()
+        # If the folder is read-only, the Hub is asked again at every start.
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content, is_lasting=False, part=path.with_name(temporary_name()))
     return entries
 
 
@@ -145,7 +156,7 @@ def _entries(entry: ModelEntry, commit: str, files: Iterable[Any]) -> list[Model
     file, found = _source(entry), []
     patterns = file.filename.split("|")
     for name, size, sha256 in files:
-        # Hidden names (.gitattributes) have no place among models, and nothing is in an empty file.
+        # Hidden names (.gitattributes) and empty files are not part of a model.
         if size == 0 or name.startswith(".") or "/." in name or not any(fnmatchcase(name, one) for one in patterns):
             continue
         folder, _, last = f"{entry.path}/{name}".rpartition("/")
@@ -164,17 +175,6 @@ def _source(entry: ModelEntry) -> HubFile:
     return entry.source
 
 
-def _list_file(entry: ModelEntry, shelf: Shelf) -> Path:
+def _list_file(entry: ModelEntry, folder: ModelFolder) -> Path:
     mark = hashlib.sha256(identity(entry.source).encode()).hexdigest()[:16]
-    return Path(shelf.root, FOLDER, f"{relative(entry)}.{mark}.files")
-
-
-def _keep(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; a folder that must not be written is asked about again at every start."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{TEMPORARY}{os.getpid()}-{threading.get_ident()}")
-        write_whole(path, json.dumps(content).encode(), is_lasting=False, part=part)
-
-
-__all__ = ["Repository", "expanded", "known_files", "listed", "new_placing"]
+    return Path(folder.root, FOLDER, f"{relative(entry)}.{mark}.files")

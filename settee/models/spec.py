@@ -1,4 +1,4 @@
-"""The grammar of MODELS, MODELS_FILE and a job's `models`: text and mappings into :class:`ModelEntry`.
+"""The grammar of MODELS, MODELS_FILE and a job's `models`: strings and mappings into :class:`ModelEntry`.
 
     RepoID[@revision]:Filename:Target[:LocalName]      a file of a Hugging Face repository
     RepoID[@revision]:*:Target[:LocalName]             all its files, below Target/LocalName (the repository's name)
@@ -6,8 +6,8 @@
     http(s)://host/path[?query]:Target[:LocalName]     any web server
 
 each optionally followed by ``#sha256=HEX``, ``#lazy``, ``#preload`` or several (``#sha256=HEX&lazy``). A mapping has
-the first part as ``source`` and the rest as keys. Every bad entry is found, and named with its position, before
-anything is fetched. Nothing here asks the network.
+the first part as ``source`` and the rest as keys. Every bad entry is reported with its position, before anything is
+fetched. No network is used.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from settee.base.text import shown
+from settee.comfyui.model_folders import KINDS
 from settee.comfyui.workflow import Problem
 from settee.errors import ConfigError, UnsafePath
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
-from settee.models.places import KINDS, place
+from settee.models.folder.place import place
 from settee.settings import Settings, secret_named
 from settee.workspace import safe_relative
 
 #: Keys of an entry that is a mapping.
 KEYS = ("source", "target", "name", "sha256", "size", "required", "lazy", "preload", "token")
-#: A job may not name the worker's variables, and what it brings it needs.
+#: A job must not name the worker's variables, and needs all that it brings.
 JOB_KEYS = ("source", "target", "name", "sha256", "size")
 _REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REVISION = re.compile(r"[\w./-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUCKET = re.compile(r"[\w.-]{3,255}")
-#: A Target, as told from the end of a URL: plain folders, no dot.
+#: A Target at the end of a URL: plain folders, no dot.
 _FOLDERS = re.compile(r"[\w-]+(/[\w-]+)*")
 _OPTIONS = re.compile(r"#((?:sha256=[^#&]*|lazy|preload)(?:&(?:sha256=[^#&]*|lazy|preload))*)$")
 _FORMS = (
@@ -50,11 +51,11 @@ _HUB_PAGE = re.compile(r"/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<revisio
 
 
 class _Bad(ValueError):
-    """What is wrong with one entry, to follow its position."""
+    """A problem of one entry, to follow its position."""
 
 
 def configured(settings: Settings) -> tuple[ModelEntry, ...]:
-    """The entries of MODELS and MODELS_FILE. Raises ConfigError with every bad one."""
+    """Return the entries of MODELS and MODELS_FILE. Raises ConfigError with every bad one."""
     problems: list[Problem] = []
     entries = [
         *_parse_all(_split(settings.models), "MODELS entry {}".format, problems, KEYS),
@@ -67,14 +68,14 @@ def configured(settings: Settings) -> tuple[ModelEntry, ...]:
 
 
 def of_job(items: Sequence[Any]) -> tuple[tuple[ModelEntry, ...], list[Problem]]:
-    """A job's `models`, and what is wrong with them (``path`` is ``models.0``)."""
+    """Return a job's `models`, and their problems (``path`` is ``models.0``)."""
     problems: list[Problem] = []
     found = _parse_all(items, lambda number: f"models.{number - 1}", problems, JOB_KEYS)
     return tuple(_without_clashes(found, problems)), problems
 
 
 def doubts(entries: Iterable[ModelEntry]) -> list[str]:
-    """What is probably meant otherwise: folders that are nearly ComfyUI's. A custom node may have one of its own."""
+    """Return warnings for folders that are nearly ComfyUI's. A custom node may have one of its own."""
     folders = {folder for names in KINDS.values() for folder in names}
     found = []
     for entry in entries:
@@ -99,7 +100,7 @@ def _parse_all(
 
 
 def _without_clashes(entries: list[ModelEntry], problems: list[Problem]) -> list[ModelEntry]:
-    """Each place once: the same entry twice is one, two files for one place are a mistake."""
+    """Return each place once: the same entry twice is one, two files for one place are a problem."""
     placed: dict[str, ModelEntry] = {}
     for entry in entries:
         # Some volumes do not tell case apart.
@@ -144,7 +145,7 @@ def _yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"this is not YAML{at}: {getattr(error, 'problem', None) or error}") from error
+        raise ValueError(f"this is not valid YAML{at}: {getattr(error, 'problem', None) or error}") from error
 
 
 # --- one entry -------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def _entry(item: Any, position: str, keys: tuple[str, ...]) -> ModelEntry:
         return _from_text(item, position, keys)
     if isinstance(item, dict):
         return _from_mapping(item, position, keys)
-    raise _Bad(f"must be text ({_FORMS}) or a mapping with source and target, not {type(item).__name__}")
+    raise _Bad(f"must be a string ({_FORMS}) or a mapping with source and target, not {type(item).__name__}")
 
 
 def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
@@ -186,7 +187,7 @@ def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
 
 
 def _cut(text: str) -> tuple[str, str, str | None]:
-    """``text`` as (source, Target, LocalName). A colon inside a URL is no separator."""
+    """Split ``text`` into (source, Target, LocalName). A colon inside a URL is not a separator."""
     match = re.match(r"(?i)(https?|s3)://", text)
     if match is None:
         parts = text.split(":")
@@ -205,7 +206,7 @@ def _cut(text: str) -> tuple[str, str, str | None]:
 
 
 def _safely(text: str) -> str:
-    """The entry as an error may show it: the query of a URL may be a signature, its user a password."""
+    """Return the entry as an error may show it: the query of a URL may be a signature, its user a password."""
     return shown(re.sub(r"//.*@", "//", text.partition("?")[0], flags=re.DOTALL))
 
 
@@ -218,7 +219,7 @@ def _from_mapping(item: Mapping[Any, Any], position: str, keys: tuple[str, ...])
     for key, value in given.items():
         kind = kinds.get(key, str)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            words = {bool: "true or false", int: "a number of bytes", str: "text"}
+            words = {bool: "true or false", int: "a number of bytes", str: "a string"}
             raise _Bad(f"{key} must be {words[kind]}, not {type(value).__name__}")
     for key in ("source", "target"):
         if key not in given:
@@ -300,7 +301,7 @@ def _source(text: str) -> Source:
         raise _Bad(f"{_safely(text)} is not an http(s) address")
     page = _HUB_PAGE.fullmatch(parts.path) if host in _HUB_HOSTS else None
     if page is not None:
-        # What people copy from the site; as a file of the Hub it has a hash, a token and the host cache.
+        # Copied from the site; as a file of the Hub it has a hash, a token and the host cache.
         return HubFile(page["repo"], unquote(page["filename"]), unquote(page["revision"]))
     return WebFile(text)
 
@@ -320,7 +321,7 @@ def _hub_file(text: str) -> HubFile:
 
 
 def _own_name(source: Source) -> str:
-    """The file's name where none is given: its own, at its source."""
+    """Return the file's name at its source, for an entry without a name."""
     if isinstance(source, WebFile):
         name = unquote(urlsplit(source.url).path.rpartition("/")[2])
         if "." not in name.strip("."):
@@ -332,7 +333,7 @@ def _own_name(source: Source) -> str:
 
 
 def _place(target: str, name: str) -> tuple[str, str]:
-    """Folder and name, checked to be a model's place. Folders of a LocalName are the Target's."""
+    """Return folder and name, checked to be a model's place. Folders of a LocalName are the Target's."""
     if not target:
         raise _Bad("names no Target: the folder below models, such as checkpoints")
     if target.startswith("models/"):
@@ -343,6 +344,3 @@ def _place(target: str, name: str) -> tuple[str, str]:
     except UnsafePath as error:
         raise _Bad(f"Target and LocalName: {error.message}") from error
     return target, name
-
-
-__all__ = ["JOB_KEYS", "KEYS", "configured", "doubts", "of_job"]

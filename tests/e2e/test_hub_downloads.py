@@ -17,11 +17,12 @@ from pydantic import SecretStr
 
 from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
-from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import addresses
-from settee.models.transfer.download import Fetched, download
-from settee.models.transfer.gate import Gate
+from settee.models.transfer.address import Address
+from settee.models.transfer.attempt import Fetched
+from settee.models.transfer.download import download
+from settee.models.transfer.scheduler import Scheduler
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server
@@ -73,7 +74,7 @@ class Place:
         return download(
             address,
             self.target,
-            lane=Gate(8).lane(),
+            lane=Scheduler(8).lane(),
             stop=stop,
             deadline=time.monotonic() + 20,
             on_progress=on_progress,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from settee.errors import DownloadFailed
-from settee.models.address import Address
-from settee.models.transfer.journal import load
+from settee.models.transfer.address import Address
+from settee.models.transfer.part import load
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.s3 import S3Server
 from tests.support.transferring import fetch, left, noise, sha256

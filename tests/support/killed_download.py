@@ -11,10 +11,10 @@ import threading
 import time
 from pathlib import Path
 
-from settee.models.address import Address
+from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
-from settee.models.transfer.gate import Gate
-from settee.models.transfer.limits import Limits
+from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.trouble import Limits
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     fetched = download(
         address,
         Path(given["target"]),
-        lane=Gate(8).lane(),
+        lane=Scheduler(8).lane(),
         stop=threading.Event(),
         deadline=time.monotonic() + 100,
         on_progress=lambda done, total: None,

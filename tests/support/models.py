@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 
 
 def safetensors(count: int = 64, fill: int = 0) -> bytes:
@@ -34,7 +34,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put(shelf: Shelf, asked: ModelEntry, data: bytes = DATA) -> Path:
+def put(shelf: ModelFolder, asked: ModelEntry, data: bytes = DATA) -> Path:
     """As a download, or something else than settee, does it."""
     path = shelf.path_of(asked)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def put(shelf: Shelf, asked: ModelEntry, data: bytes = DATA) -> Path:
     return path.with_name("unfinished").replace(path)
 
 
-def download(shelf: Shelf, asked: ModelEntry, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
+def download(shelf: ModelFolder, asked: ModelEntry, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
     import xxhash
 
     with shelf.claim(asked):
@@ -57,7 +57,7 @@ def download(shelf: Shelf, asked: ModelEntry, data: bytes = DATA, *, xxh3: str |
     return path
 
 
-def record_file(shelf: Shelf, path: str = "loras/m.safetensors") -> Path:
+def record_file(shelf: ModelFolder, path: str = "loras/m.safetensors") -> Path:
     return shelf.models_dir / ".settee" / f"{path}.json"
 
 

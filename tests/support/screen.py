@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from settee.models.bar_text import cells
+from rich.cells import cell_len
 
 _TOKEN = re.compile(r"\x1b\[(\??)(\d*)([A-Za-z])|(.)", re.DOTALL)
 
@@ -22,7 +22,9 @@ class Screen:
 
     @property
     def text(self) -> list[str]:
-        return [row.rstrip() for row in self.rows]
+        """Return the rows down to the cursor: those below it are blank where bars have gone."""
+        assert not any(row.strip() for row in self.rows[self.row + 1 :])
+        return [row.rstrip() for row in self.rows[: self.row + 1]]
 
     def feed(self, text: str) -> None:
         for private, number, command, char in _TOKEN.findall(text):
@@ -33,7 +35,7 @@ class Screen:
             elif command == "A":
                 self.row = max(0, self.row - int(number or 1))
             elif command == "K":
-                self.rows[self.row] = self.rows[self.row][: self.column]
+                self.rows[self.row] = "" if number == "2" else self.rows[self.row][: self.column]
             elif command == "J":
                 self.rows[self.row] = self.rows[self.row][: self.column]
                 del self.rows[self.row + 1 :]
@@ -60,7 +62,7 @@ class Screen:
             row = self.rows[self.row]
             self.rows[self.row] = row[: self.column].ljust(self.column) + char + row[self.column + 1 :]
             self.column += 1
-            self.widest = max(self.widest, cells(self.rows[self.row]))
+            self.widest = max(self.widest, cell_len(self.rows[self.row]))
 
 
 class Terminal(io.StringIO):

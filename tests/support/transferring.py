@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from settee.models.address import Address
-from settee.models.transfer.download import Fetched, download
-from settee.models.transfer.gate import Gate
-from settee.models.transfer.limits import Limits
+from settee.models.transfer.address import Address
+from settee.models.transfer.attempt import Fetched
+from settee.models.transfer.download import download
+from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.trouble import Limits
 from settee.net.retry import Backoff
 
 KIB = 1024
@@ -40,7 +41,7 @@ def fetch(url: str, target: Path, *, known: dict[str, Any] | None = None, **opti
     """``known`` are further fields of the address."""
     address = Address(url, "the model", **(known or {}))
     arguments: dict[str, Any] = {
-        "lane": Gate(8).lane(),
+        "lane": Scheduler(8).lane(),
         "stop": threading.Event(),
         "deadline": time.monotonic() + 20,
         "on_progress": lambda done, total: None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 from tests.support.models import DATA
@@ -16,8 +16,8 @@ from tests.support.wiping import outside, root  # noqa: F401
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "models")
+def shelf(tmp_path: Path) -> ModelFolder:
+    return ModelFolder(tmp_path / "models")
 
 
 @pytest.fixture

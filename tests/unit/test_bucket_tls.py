@@ -14,7 +14,7 @@ from settee.errors import DeliveryError, DownloadFailed
 from settee.fetch import download_all
 from settee.job import Cancel
 from settee.models.entry import ModelEntry, S3Object
-from settee.models.sources.s3 import address
+from settee.models.sources.s3_object import address
 from tests.support.certificates import own_certificate
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
 from tests.support.faulty_s3 import FaultyS3

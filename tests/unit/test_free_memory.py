@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from settee.comfy_nodes.settee_memory import prestartup_script
-from settee.models.free_memory import free_memory, total_memory
+from settee.models.readahead import free_memory, total_memory
 
 GIB = 1024**3
 

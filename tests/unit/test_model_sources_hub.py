@@ -16,9 +16,9 @@ import pytest
 from pydantic import SecretStr
 
 from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
-from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.sources import hub as hub_source
+from settee.models.transfer.address import Address
 from settee.settings import Settings
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer

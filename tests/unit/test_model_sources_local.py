@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from settee.models.entry import HubFile, ModelEntry, Source, WebFile
-from settee.models.sources import host_cache, linked, volume
+from settee.models.sources import find_on_volume, host_cache, linked
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 
@@ -144,7 +144,7 @@ def _fifo(path: Path) -> None:
 def test_what_is_no_whole_file_in_its_place_is_absent_and_said_once(
     cache: Path, damage: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_cache, "_told", set())
+    monkeypatch.setattr(host_cache, "_logged", set())
     damage(_snapshot_file(cache))
     with caplog.at_level(logging.WARNING, "settee"):
         assert host_cache.find(MODEL, cache) is None
@@ -222,29 +222,29 @@ def put(folder: Path, body: bytes = BODY) -> Path:
 def test_the_first_volume_that_has_it(tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("a", "b", "c"))
     folders = [first, second, third]
-    assert volume.find(PATH, folders) is None
+    assert find_on_volume(PATH, folders) is None
     found = put(second)
     put(third)
-    assert volume.find(PATH, folders) == found
-    assert volume.find(PATH, folders, size=len(BODY)) == found
-    assert volume.find(PATH, folders, size=1) is None
+    assert find_on_volume(PATH, folders) == found
+    assert find_on_volume(PATH, folders, size=len(BODY)) == found
+    assert find_on_volume(PATH, folders, size=1) is None
     put(first, b"")
-    assert volume.find(PATH, folders) == found
+    assert find_on_volume(PATH, folders) == found
 
 
 @pytest.mark.parametrize("path", ["../a/loras/styles/m.safetensors", "/etc/passwd", "loras", "loras/styles/m\0"])
 def test_paths_that_are_none(tmp_path: Path, path: str) -> None:
     put(tmp_path / "a")
-    assert volume.find(PurePosixPath(path), [tmp_path / "a"]) is None
+    assert find_on_volume(PurePosixPath(path), [tmp_path / "a"]) is None
 
 
 def test_a_link_on_a_volume_is_the_operators(tmp_path: Path) -> None:
     path = put(tmp_path / "a")
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    assert volume.find(PATH, [tmp_path / "a"]) == path
+    assert find_on_volume(PATH, [tmp_path / "a"]) == path
     (tmp_path / "elsewhere").unlink()
-    assert volume.find(PATH, [tmp_path / "a"]) is None
+    assert find_on_volume(PATH, [tmp_path / "a"]) is None
 
 
 def entry_of(source: Source, **changes: Any) -> ModelEntry:

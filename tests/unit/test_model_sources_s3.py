@@ -16,10 +16,10 @@ from urllib.request import urlopen
 import pytest
 
 from settee.errors import DownloadFailed, IntegrityError, ModelMissing, SetteeError
-from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
 from settee.models.sources import Origin, addresses
-from settee.models.sources import s3 as s3_source
+from settee.models.sources import s3_object as s3_source
+from settee.models.transfer.address import Address
 from settee.request import Bucket
 from settee.s3.client import client_for, forget
 from settee.settings import Settings

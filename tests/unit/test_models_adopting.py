@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from settee.base.threads import Stopped
-from settee.models import placed
 from settee.models.entry import HubFile
-from settee.models.placed import Shelf, State
+from settee.models.folder import model_folder
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, put, safetensors, sha256
 
 
@@ -25,17 +26,17 @@ from tests.support.models import DATA, download, entry, put, safetensors, sha256
         ({"sha256": "0" * 64}, f"has the sha256 {sha256(DATA)} instead of {'0' * 64}"),
     ],
 )
-def test_adopting_an_unrecorded_file(shelf: Shelf, known: dict[str, Any], problem: str | None) -> None:
+def test_adopting_an_unrecorded_file(shelf: ModelFolder, known: dict[str, Any], problem: str | None) -> None:
     put(shelf, entry())
-    assert shelf.state(entry()) is (State.UNKNOWN)
+    assert shelf.state(entry()) is (FileState.UNKNOWN)
     assert shelf.adopt(entry(), **known) == problem
-    assert (shelf.state(entry()) is State.RIGHT) == (problem is None)
+    assert (shelf.state(entry()) is FileState.RIGHT) == (problem is None)
     assert shelf.state(entry(sha256=sha256(DATA))) is (
-        State.RIGHT if known.get("sha256") == sha256(DATA) else State.UNKNOWN
+        FileState.RIGHT if known.get("sha256") == sha256(DATA) else FileState.UNKNOWN
     )
 
 
-def test_adopting_reads_a_file_once(shelf: Shelf) -> None:
+def test_adopting_reads_a_file_once(shelf: ModelFolder) -> None:
     put(shelf, entry())
     read: list[int] = []
     asked = entry(sha256=sha256(DATA))
@@ -44,39 +45,39 @@ def test_adopting_reads_a_file_once(shelf: Shelf) -> None:
     assert sum(read) == len(DATA)
 
 
-def test_nothing_broken_is_adopted(shelf: Shelf) -> None:
+def test_nothing_broken_is_adopted(shelf: ModelFolder) -> None:
     put(shelf, entry(), DATA[:-1])
     assert "cut short" in str(shelf.adopt(entry()))
-    assert shelf.adopt(entry("loras/absent.safetensors")) == "is not there"
+    assert shelf.adopt(entry("loras/absent.safetensors")) == "does not exist"
 
 
-def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: Shelf) -> None:
+def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: ModelFolder) -> None:
     download(shelf, entry())
     other = entry(source=HubFile("org/other", "m.safetensors"))
     assert "another source" in str(shelf.adopt(other, size=len(DATA)))
     assert shelf.adopt(other, sha256=sha256(DATA)) is None
-    assert shelf.state(other) is State.RIGHT
+    assert shelf.state(other) is FileState.RIGHT
 
 
-def test_a_changed_file_is_told_by_its_bytes(shelf: Shelf) -> None:
+def test_a_changed_file_is_told_by_its_bytes(shelf: ModelFolder) -> None:
     path = download(shelf, entry())
     path.write_bytes(safetensors(fill=1))
     assert shelf.adopt(entry()) == "was changed since it was placed"
     path.write_bytes(DATA)
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
     assert shelf.adopt(entry()) is None
 
 
-def test_a_hash_can_be_given_up(shelf: Shelf) -> None:
+def test_a_hash_can_be_given_up(shelf: ModelFolder) -> None:
     put(shelf, entry())
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
         shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
 
 
-def test_a_file_that_is_replaced_while_it_is_read(shelf: Shelf) -> None:
+def test_a_file_that_is_replaced_while_it_is_read(shelf: ModelFolder) -> None:
     path = put(shelf, entry())
     os.utime(path, (1, 1))
 
@@ -84,8 +85,8 @@ def test_a_file_that_is_replaced_while_it_is_read(shelf: Shelf) -> None:
         put(shelf, entry())
         return real(path, **named)
 
-    real = placed.hash_file
+    real = model_folder.hash_file
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(placed, "hash_file", replaced_first)
+        patch.setattr(model_folder, "hash_file", replaced_first)
         assert shelf.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
     assert shelf.adopt(entry(), sha256=sha256(DATA)) is None

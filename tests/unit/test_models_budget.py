@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from settee.errors import NoSpace
-from settee.models.budget import MARGIN_BYTES, Budget
 from settee.models.entry import ModelEntry
-from settee.models.placed import Shelf, State
+from settee.models.folder.budget import MARGIN_BYTES, Budget
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from settee.settings import Settings
 from tests.support.models import download, entry, other_process, record_file
 
@@ -23,7 +24,7 @@ MB = 10**6
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> Iterator[Any]:
+def disk(monkeypatch: pytest.MonkeyPatch, shelf: ModelFolder) -> Iterator[Any]:
     """A disk of a size of our own: what files take below the models folder is really measured."""
     disk = SimpleNamespace(bytes=100 * MB)
 
@@ -36,7 +37,7 @@ def disk(monkeypatch: pytest.MonkeyPatch, shelf: Shelf) -> Iterator[Any]:
     return disk
 
 
-def budget(shelf: Shelf, megabytes: float | None = None, margin_bytes: int = 0) -> Budget:
+def budget(shelf: ModelFolder, megabytes: float | None = None, margin_bytes: int = 0) -> Budget:
     gigabytes = None if megabytes is None else megabytes / 1000
     return Budget(shelf, Settings(models_disk_budget_gb=gigabytes), margin_bytes=margin_bytes)
 
@@ -45,18 +46,18 @@ def model(name: str, **changes: Any) -> ModelEntry:
     return entry(f"loras/{name}.bin", **{"from_job": True, **changes})
 
 
-def place(shelf: Shelf, name: str, megabytes: float, *, age: int = 0, **changes: Any) -> ModelEntry:
+def place(shelf: ModelFolder, name: str, megabytes: float, *, age: int = 0, **changes: Any) -> ModelEntry:
     asked = model(name, **changes)
     download(shelf, asked, os.urandom(int(megabytes * MB)))
     os.utime(record_file(shelf, f"loras/{name}.bin"), (10**9 - age, 10**9 - age))
     return asked
 
 
-def left(shelf: Shelf) -> set[str]:
+def left(shelf: ModelFolder) -> set[str]:
     return {placed.path[6:-4] for placed in shelf.records() if shelf.path_of(model(placed.path[6:-4])).exists()}
 
 
-def test_the_least_recently_used_go_first_and_no_more_than_need_be(shelf: Shelf, disk: Any) -> None:
+def test_the_least_recently_used_go_first_and_no_more_than_need_be(shelf: ModelFolder, disk: Any) -> None:
     for name, age in (("new", 1), ("old", 3), ("older", 4), ("middle", 2)):
         place(shelf, name, 2, age=age)
     with budget(shelf, 9).reserve(model("next"), 3 * MB):
@@ -67,13 +68,13 @@ def test_the_least_recently_used_go_first_and_no_more_than_need_be(shelf: Shelf,
         assert left(shelf) == {"new", "old"}
 
 
-def test_nothing_is_removed_while_all_fits(shelf: Shelf, disk: Any) -> None:
+def test_nothing_is_removed_while_all_fits(shelf: ModelFolder, disk: Any) -> None:
     place(shelf, "a", 2)
     with budget(shelf, 5).reserve(model("next"), 3 * MB), budget(shelf).reserve(model("more"), 50 * MB):
         assert left(shelf) == {"a"}
 
 
-def test_models_files_count_nothing_and_stay(shelf: Shelf, disk: Any) -> None:
+def test_models_files_count_nothing_and_stay(shelf: ModelFolder, disk: Any) -> None:
     place(shelf, "fixed", 9, age=9, from_job=False)
     place(shelf, "brought", 2)
     with budget(shelf, 4).reserve(model("next"), 3 * MB):
@@ -87,7 +88,7 @@ def test_models_files_count_nothing_and_stay(shelf: Shelf, disk: Any) -> None:
     assert left(shelf) == {"fixed"}
 
 
-def test_links_and_what_they_lead_to_stay(shelf: Shelf, disk: Any, tmp_path: Path) -> None:
+def test_links_and_what_they_lead_to_stay(shelf: ModelFolder, disk: Any, tmp_path: Path) -> None:
     source = tmp_path / "cached.bin"
     source.write_bytes(bytes(5 * MB))
     shelf.link(model("linked"), source)
@@ -96,15 +97,15 @@ def test_links_and_what_they_lead_to_stay(shelf: Shelf, disk: Any, tmp_path: Pat
     assert source.stat().st_size == 5 * MB
 
 
-def test_what_is_in_use_stays_here_and_in_another_process(shelf: Shelf, disk: Any) -> None:
+def test_what_is_in_use_stays_here_and_in_another_process(shelf: ModelFolder, disk: Any) -> None:
     for name in ("mine", "theirs", "idle"):
         place(shelf, name, 2)
     code = """
 import sys
 from pathlib import Path
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry
-with Shelf(Path(sys.argv[1])).use([entry("loras/theirs.bin")]):
+with ModelFolder(Path(sys.argv[1])).use([entry("loras/theirs.bin")]):
     print("ready", flush=True)
     sys.stdin.readline()
 """
@@ -115,7 +116,7 @@ with Shelf(Path(sys.argv[1])).use([entry("loras/theirs.bin")]):
             pytest.fail("there is no room")
 
 
-def test_nothing_is_removed_in_vain(shelf: Shelf, disk: Any) -> None:
+def test_nothing_is_removed_in_vain(shelf: ModelFolder, disk: Any) -> None:
     place(shelf, "a", 2)
     with pytest.raises(NoSpace) as failure, budget(shelf, 5).reserve(model("huge"), 6 * MB):
         pytest.fail("there is no room")
@@ -129,7 +130,7 @@ def test_nothing_is_removed_in_vain(shelf: Shelf, disk: Any) -> None:
     assert left(shelf) == {"a"}
 
 
-def test_a_full_disk_evicts_without_a_budget_too(shelf: Shelf, disk: Any) -> None:
+def test_a_full_disk_evicts_without_a_budget_too(shelf: ModelFolder, disk: Any) -> None:
     place(shelf, "a", 4, age=1)
     place(shelf, "b", 4)
     disk.bytes = 10 * MB
@@ -137,7 +138,7 @@ def test_a_full_disk_evicts_without_a_budget_too(shelf: Shelf, disk: Any) -> Non
         assert left(shelf) == {"b"}
 
 
-def test_parallel_downloads_know_of_one_another(shelf: Shelf, disk: Any) -> None:
+def test_parallel_downloads_know_of_one_another(shelf: ModelFolder, disk: Any) -> None:
     room = budget(shelf, 10)
     with room.reserve(model("a"), 6 * MB):
         with pytest.raises(NoSpace), room.reserve(model("b"), 5 * MB):
@@ -148,7 +149,7 @@ def test_parallel_downloads_know_of_one_another(shelf: Shelf, disk: Any) -> None
         pass
 
 
-def test_what_a_download_already_has_is_not_asked_for_twice(shelf: Shelf, disk: Any) -> None:
+def test_what_a_download_already_has_is_not_asked_for_twice(shelf: ModelFolder, disk: Any) -> None:
     disk.bytes = 11 * MB
     room, asked = budget(shelf), model("a")
     with room.reserve(asked, 8 * MB), shelf.claim(asked):
@@ -165,7 +166,7 @@ def test_what_a_download_already_has_is_not_asked_for_twice(shelf: Shelf, disk: 
     assert left(shelf) == {"a"}
 
 
-def test_a_resumed_download_needs_the_rest_only(shelf: Shelf, disk: Any) -> None:
+def test_a_resumed_download_needs_the_rest_only(shelf: ModelFolder, disk: Any) -> None:
     disk.bytes = 10 * MB
     shelf.make_way(model("a"))
     shelf.path_of(model("a")).with_name("a.bin.part").write_bytes(os.urandom(6 * MB))
@@ -173,13 +174,13 @@ def test_a_resumed_download_needs_the_rest_only(shelf: Shelf, disk: Any) -> None
         pass
 
 
-def test_the_file_that_is_replaced_is_no_candidate(shelf: Shelf, disk: Any) -> None:
+def test_the_file_that_is_replaced_is_no_candidate(shelf: ModelFolder, disk: Any) -> None:
     asked = place(shelf, "a", 4)
     with budget(shelf, 6).reserve(asked, 5 * MB):
         assert left(shelf) == {"a"}
 
 
-def test_threads_share_one_budget(shelf: Shelf, disk: Any) -> None:
+def test_threads_share_one_budget(shelf: ModelFolder, disk: Any) -> None:
     room, ended, begin = budget(shelf, 10), threading.Event(), threading.Barrier(8)
     told: queue.Queue[bool] = queue.Queue()
 
@@ -201,7 +202,7 @@ def test_threads_share_one_budget(shelf: Shelf, disk: Any) -> None:
         thread.join(10)
 
 
-def test_no_folder_yet_and_no_answer_from_the_disk(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_yet_and_no_answer_from_the_disk(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     with budget(shelf).reserve(model("a"), 1):
         assert not shelf.models_dir.exists()
     with pytest.raises(NoSpace), Budget(shelf, Settings()).reserve(model("a"), 1 << 60):
@@ -215,8 +216,8 @@ def test_no_folder_yet_and_no_answer_from_the_disk(shelf: Shelf, monkeypatch: py
         pass
 
 
-def test_an_evicted_model_is_absent(shelf: Shelf, disk: Any) -> None:
+def test_an_evicted_model_is_absent(shelf: ModelFolder, disk: Any) -> None:
     asked = place(shelf, "a", 4)
     with budget(shelf, 5).reserve(model("b"), 5 * MB):
-        assert shelf.state(asked) is State.ABSENT
+        assert shelf.state(asked) is FileState.ABSENT
         assert not record_file(shelf, "loras/a.bin").exists()

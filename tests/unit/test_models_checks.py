@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settee.models.checks import MAX_HEADER_BYTES, model_problem
+from settee.models.folder.checks import MAX_HEADER_BYTES, model_problem
 
 WEIGHT = {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}
 BIAS = {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}
@@ -69,8 +69,8 @@ def test_whole_safetensors(write: Any, data: bytes) -> None:
         (GOOD[:30], "cut short"),
         (GOOD[:-1], "1 bytes are missing"),
         (GOOD + b"\0\0", "2 bytes too many"),
-        (bytes(4096), "no header length"),
-        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + bytes(64), "no header length"),
+        (bytes(4096), "not a header length"),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + bytes(64), "not a header length"),
         (safetensors(b"not json at all", 0), "not JSON"),
         (safetensors(b"[" * 100_000, 0), "not JSON"),
         (safetensors([], 0), "not a JSON object"),

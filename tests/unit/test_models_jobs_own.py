@@ -14,6 +14,7 @@ from settee.errors import IntegrityError, InvalidRequest, NoSpace, StagingError
 from settee.job import Cancel
 from settee.models import spec
 from settee.models.entry import ModelEntry
+from settee.models.orders import Order
 from settee.models.store import ModelStore
 from settee.request import Bucket
 from settee.settings import load
@@ -76,7 +77,7 @@ def run(
     drops: bool = True,
 ) -> bool:
     """A job's way through the store: whether ComfyUI must drop what it keeps; it ``drops`` it then."""
-    with Cancel() as cancel, store.request(workflow, brought, bucket) as order:
+    with Cancel() as cancel, Order.begin(store, workflow, brought, bucket) as order:
         has_changed = order.wait(cancel, time.monotonic() + 20, lambda message: None)
         if drops:
             order.forgotten()
@@ -208,7 +209,7 @@ def test_a_worker_out_of_threads_says_so(make: Any, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        order = store.request(names("a.safetensors"))
+        order = Order.begin(store, names("a.safetensors"))
     with Cancel() as cancel, order, pytest.raises(StagingError, match="threads"):
         order.wait(cancel, time.monotonic() + 5, lambda message: None)
     run(store, names("a.safetensors"))  # it is tried again, and nothing is left of the first time
@@ -244,14 +245,14 @@ def test_what_a_killed_workers_sealed_job_left_is_wiped_at_the_next_start(
     make: Callable[..., ModelStore], tmp_path: Path
 ) -> None:
     killed = make()
-    order = killed.request({}, own("o/r:a.safetensors:loras:secret.safetensors"), is_sealed=True)
+    order = Order.begin(killed, {}, own("o/r:a.safetensors:loras:secret.safetensors"), is_sealed=True)
     with Cancel() as cancel:
         order.wait(cancel, time.monotonic() + 20, lambda _: None)
     path = tmp_path / "models" / "loras" / "secret.safetensors"
     assert path.read_bytes() == A
     make().start()  # another worker, while the first one's job runs: it stays
     plain = make()
-    with plain.request({}, own("o/r:b.safetensors:loras:plain.safetensors")) as other, Cancel() as cancel:
+    with Order.begin(plain, {}, own("o/r:b.safetensors:loras:plain.safetensors")) as other, Cancel() as cancel:
         other.wait(cancel, time.monotonic() + 20, lambda _: None)
     assert path.exists()
     order._used.close()  # as the kernel does for a process that is killed

@@ -10,13 +10,14 @@ WORKER = """
 import os, random, sys
 from pathlib import Path
 from settee.errors import SetteeError
-from settee.models.budget import Budget
+from settee.models.folder.budget import Budget
 from settee.models.entry import HubFile
-from settee.models.placed import Shelf, State
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from settee.settings import Settings
 from tests.support.models import entry
 
-shelf, chance = Shelf(Path(sys.argv[1])), random.Random(sys.argv[2])
+shelf, chance = ModelFolder(Path(sys.argv[1])), random.Random(sys.argv[2])
 room = Budget(shelf, Settings(models_disk_budget_gb=2.5e-6), margin_bytes=0)
 used = tries = 0
 while used < 60 and tries < 5000:
@@ -25,9 +26,9 @@ while used < 60 and tries < 5000:
     asked = entry(f"loras/{chance.randrange(3)}.bin", from_job=True, source=HubFile(f"org/{which}", "m"))
     body = b"AB"[which : which + 1] * 1000
     try:
-        if shelf.state(asked) is State.UNKNOWN:
+        if shelf.state(asked) is FileState.UNKNOWN:
             shelf.adopt(asked)
-        if shelf.state(asked) is not State.RIGHT:
+        if shelf.state(asked) is not FileState.RIGHT:
             with room.reserve(asked, 1000), shelf.claim(asked) as is_needed:
                 if is_needed:
                     path = shelf.path_of(asked)

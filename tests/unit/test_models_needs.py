@@ -12,8 +12,7 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import explain
 from settee.errors import ModelMissing, WorkflowRejected
 from settee.models import spec
-from settee.models.missing import as_missing, missing_models
-from settee.models.needs import named_models, supplying
+from settee.models.required import as_missing, missing_models, named_models, supplying
 from settee.settings import load
 
 DATA = Path(__file__).parents[1] / "data"

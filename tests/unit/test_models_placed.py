@@ -15,69 +15,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.errors import IntegrityError, StagingError, UnsafePath
-from settee.models import records
-from settee.models.entry import HubFile, S3Object, WebFile
-from settee.models.placed import Shelf, State
-from settee.models.records import identity
+from settee.models.entry import HubFile, S3Object, WebFile, identity
+from settee.models.folder import records
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
 # --- states ------------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_right_for_this_process_and_the_next(shelf: Shelf) -> None:
+def test_a_download_is_right_for_this_process_and_the_next(shelf: ModelFolder) -> None:
     asked = entry()
-    assert shelf.state(asked) is State.ABSENT
+    assert shelf.state(asked) is FileState.ABSENT
     assert not shelf.models_dir.exists()
     download(shelf, asked)
-    assert shelf.state(asked) is State.RIGHT
-    assert Shelf(shelf.models_dir).state(asked) is State.RIGHT
+    assert shelf.state(asked) is FileState.RIGHT
+    assert ModelFolder(shelf.models_dir).state(asked) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
     ("recorded", "asked", "state"),
     [
-        ({}, {"size": len(DATA)}, State.RIGHT),
-        ({}, {"size": len(DATA) + 1}, State.WRONG),
-        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA)}, State.RIGHT),
-        ({"sha256": sha256(DATA)}, {"sha256": "0" * 64}, State.WRONG),
-        ({"sha256": sha256(DATA).upper()}, {"sha256": sha256(DATA)}, State.RIGHT),
-        ({}, {"sha256": sha256(DATA)}, State.UNKNOWN),
-        ({}, {"source": HubFile("org/other", "m.safetensors")}, State.UNKNOWN),
-        ({}, {"source": HubFile("org/repo", "m.safetensors", "v2")}, State.UNKNOWN),
-        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA), "source": S3Object("b", "k")}, State.RIGHT),
+        ({}, {"size": len(DATA)}, FileState.RIGHT),
+        ({}, {"size": len(DATA) + 1}, FileState.WRONG),
+        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA)}, FileState.RIGHT),
+        ({"sha256": sha256(DATA)}, {"sha256": "0" * 64}, FileState.WRONG),
+        ({"sha256": sha256(DATA).upper()}, {"sha256": sha256(DATA)}, FileState.RIGHT),
+        ({}, {"sha256": sha256(DATA)}, FileState.UNKNOWN),
+        ({}, {"source": HubFile("org/other", "m.safetensors")}, FileState.UNKNOWN),
+        ({}, {"source": HubFile("org/repo", "m.safetensors", "v2")}, FileState.UNKNOWN),
+        ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA), "source": S3Object("b", "k")}, FileState.RIGHT),
     ],
 )
-def test_states(shelf: Shelf, recorded: dict[str, Any], asked: dict[str, Any], state: State) -> None:
+def test_states(shelf: ModelFolder, recorded: dict[str, Any], asked: dict[str, Any], state: FileState) -> None:
     download(shelf, entry(), **recorded)
     assert shelf.state(entry(**asked)) is state
 
 
-def test_a_file_that_changed(shelf: Shelf) -> None:
+def test_a_file_that_changed(shelf: ModelFolder) -> None:
     asked = entry()
     path = download(shelf, asked)
     path.write_bytes(DATA[:-1])
-    assert shelf.state(asked) is State.WRONG
+    assert shelf.state(asked) is FileState.WRONG
     path.write_bytes(safetensors(fill=1))
-    assert shelf.state(asked) is State.UNKNOWN
+    assert shelf.state(asked) is FileState.UNKNOWN
     path.unlink()
-    assert shelf.state(asked) is State.ABSENT
+    assert shelf.state(asked) is FileState.ABSENT
     path.mkdir()
-    assert shelf.state(asked) is State.WRONG
+    assert shelf.state(asked) is FileState.WRONG
     with pytest.raises(IntegrityError, match="is a folder"):
         shelf.make_way(asked)
 
 
-def test_a_baked_model_keeps_whole_seconds_only(shelf: Shelf) -> None:
+def test_a_baked_model_keeps_whole_seconds_only(shelf: ModelFolder) -> None:
     asked = entry()
     path = download(shelf, asked)
     seconds = path.stat().st_mtime_ns // 10**9
     os.utime(path, ns=(0, seconds * 10**9))
-    assert shelf.state(asked) is State.RIGHT
+    assert shelf.state(asked) is FileState.RIGHT
     os.utime(path, ns=(0, (seconds - 1) * 10**9))
-    assert shelf.state(asked) is State.UNKNOWN
+    assert shelf.state(asked) is FileState.UNKNOWN
     # Its bytes were recorded: they tell.
     assert shelf.adopt(asked) is None
-    assert shelf.state(asked) is State.RIGHT
+    assert shelf.state(asked) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_a_baked_model_keeps_whole_seconds_only(shelf: Shelf) -> None:
         b"x" * 100_000,
     ],
 )
-def test_a_broken_record_is_none(shelf: Shelf, garbage: bytes) -> None:
+def test_a_broken_record_is_none(shelf: ModelFolder, garbage: bytes) -> None:
     download(shelf, entry())
     record_file(shelf).write_bytes(garbage)
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
     assert list(shelf.records()) == []
     assert shelf.adopt(entry()) is None
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -115,29 +115,29 @@ def test_a_broken_record_is_none(shelf: Shelf, garbage: bytes) -> None:
         {"link": []},
     ],
 )
-def test_a_record_with_a_wrong_type_is_none(shelf: Shelf, change: dict[str, Any]) -> None:
+def test_a_record_with_a_wrong_type_is_none(shelf: ModelFolder, change: dict[str, Any]) -> None:
     download(shelf, entry())
     file = record_file(shelf)
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
 
 
 @given(garbage=st.binary(max_size=300))
 def test_no_garbage_breaks_a_look(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> None:
-    shelf = Shelf(tmp_path_factory.getbasetemp() / "garbage")
+    shelf = ModelFolder(tmp_path_factory.getbasetemp() / "garbage")
     put(shelf, entry())
     record_file(shelf).parent.mkdir(parents=True, exist_ok=True)
     record_file(shelf).write_bytes(garbage)
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
 
 
-def test_a_record_that_is_a_folder_or_a_pipe_is_none(shelf: Shelf) -> None:
+def test_a_record_that_is_a_folder_or_a_pipe_is_none(shelf: ModelFolder) -> None:
     put(shelf, entry())
     record_file(shelf).mkdir(parents=True)
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
     record_file(shelf).rmdir()
     os.mkfifo(record_file(shelf))
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
 
 
 def test_identities_tell_files_apart_and_no_secrets() -> None:
@@ -180,31 +180,31 @@ def test_identities_tell_files_apart_and_no_secrets() -> None:
         "loras/..",
     ],
 )
-def test_names_that_are_refused(shelf: Shelf, path: str) -> None:
+def test_names_that_are_refused(shelf: ModelFolder, path: str) -> None:
     with pytest.raises(UnsafePath):
         shelf.state(entry(path))
     with pytest.raises(UnsafePath):
         shelf.link(entry(path), Path(__file__))
 
 
-def test_a_name_with_a_folder_is_refused(shelf: Shelf) -> None:
+def test_a_name_with_a_folder_is_refused(shelf: ModelFolder) -> None:
     with pytest.raises(UnsafePath):
         shelf.state(replace(entry(), name="sub/m.safetensors"))
 
 
-def test_a_folder_may_be_the_operators_link_to_a_volume(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_folder_may_be_the_operators_link_to_a_volume(shelf: ModelFolder, tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     shelf.models_dir.mkdir()
     (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
     download(shelf, entry())
     assert (tmp_path / "volume" / "m.safetensors").read_bytes() == DATA
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
 
 
-def test_a_volume_that_is_not_mounted_is_said(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_volume_that_is_not_mounted_is_said(shelf: ModelFolder, tmp_path: Path) -> None:
     shelf.models_dir.mkdir()
     (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
-    assert shelf.state(entry()) is State.ABSENT
+    assert shelf.state(entry()) is FileState.ABSENT
     with pytest.raises(StagingError, match="see that it is mounted") as failure:
         shelf.make_way(entry())
     assert str(tmp_path) not in failure.value.message
@@ -215,9 +215,9 @@ def test_a_volume_that_is_not_mounted_is_said(shelf: Shelf, tmp_path: Path) -> N
 _DIE = """
 import os, signal, sys
 from pathlib import Path
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry, safetensors
-shelf, asked = Shelf(Path(sys.argv[1])), entry(from_job=sys.argv[2] == "job")
+shelf, asked = ModelFolder(Path(sys.argv[1])), entry(from_job=sys.argv[2] == "job")
 with shelf.claim(asked):
     path = shelf.path_of(asked)
     part = path.with_name(path.name + ".part")
@@ -230,51 +230,51 @@ with shelf.claim(asked):
 
 
 @pytest.mark.parametrize("who", ["MODELS", "job"])
-def test_killed_between_rename_and_record(shelf: Shelf, who: str) -> None:
+def test_killed_between_rename_and_record(shelf: ModelFolder, who: str) -> None:
     asked = entry(from_job=who == "job")
     with other_process(_DIE, shelf.models_dir, who, "after") as process:
         process.wait()
-    assert shelf.state(asked) is State.UNKNOWN
+    assert shelf.state(asked) is FileState.UNKNOWN
     assert shelf.adopt(asked) is None
-    assert shelf.state(asked) is State.RIGHT
+    assert shelf.state(asked) is FileState.RIGHT
     assert next(shelf.records()).from_job == asked.from_job
 
 
-def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(shelf: Shelf) -> None:
+def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(shelf: ModelFolder) -> None:
     download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
     with other_process(_DIE, shelf.models_dir, "MODELS", "before") as process:
         process.wait()
-    assert shelf.state(entry()) is State.WRONG
+    assert shelf.state(entry()) is FileState.WRONG
     assert shelf.adopt(entry(), size=len(DATA)) is not None
 
 
-def test_killed_after_the_rename_over_an_old_file(shelf: Shelf) -> None:
+def test_killed_after_the_rename_over_an_old_file(shelf: ModelFolder) -> None:
     download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
     with other_process(_DIE, shelf.models_dir, "MODELS", "after") as process:
         process.wait()
-    assert shelf.state(entry()) is State.UNKNOWN
+    assert shelf.state(entry()) is FileState.UNKNOWN
     assert shelf.adopt(entry()) is None
     assert shelf.path_of(entry()).read_bytes() == safetensors(fill=2)
 
 
-def test_a_failed_download_leaves_the_record_of_what_was_there(shelf: Shelf) -> None:
+def test_a_failed_download_leaves_the_record_of_what_was_there(shelf: ModelFolder) -> None:
     old, new = entry(), entry(source=HubFile("org/new", "m.safetensors"))
     download(shelf, old)
     with pytest.raises(OSError, match="cut"), shelf.claim(new):
         raise OSError("cut")
-    assert shelf.state(old) is State.RIGHT
+    assert shelf.state(old) is FileState.RIGHT
     with pytest.raises(OSError, match="cut"), shelf.claim(entry("loras/other.safetensors")):
         raise OSError("cut")
     assert [placed.path for placed in shelf.records()] == ["loras/m.safetensors"]
 
 
-def test_a_file_that_vanished_is_not_recorded(shelf: Shelf) -> None:
+def test_a_file_that_vanished_is_not_recorded(shelf: ModelFolder) -> None:
     with pytest.raises(IntegrityError, match="gone again"), shelf.claim(entry()):
         shelf.record(entry(), size=3, sha256=None, xxh3=None)
     assert list(shelf.records()) == []
 
 
-def test_another_file_in_a_downloads_place_is_not_recorded(shelf: Shelf) -> None:
+def test_another_file_in_a_downloads_place_is_not_recorded(shelf: ModelFolder) -> None:
     put(shelf, entry())
     with pytest.raises(IntegrityError, match="another file"):
         shelf.record(entry(), size=3, sha256=None, xxh3=None)
@@ -285,7 +285,7 @@ def test_another_file_in_a_downloads_place_is_not_recorded(shelf: Shelf) -> None
 
 
 @pytest.fixture
-def read_only(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+def read_only(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
     """What a read-only file system answers (the tests may run as root, whom modes do not stop)."""
     put(shelf, entry())
     root, real_open = str(shelf.models_dir), os.open
@@ -304,7 +304,9 @@ def read_only(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     return shelf
 
 
-def test_a_read_only_folder_is_used_and_warned_of_once(read_only: Shelf, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_read_only_folder_is_used_and_warned_of_once(
+    read_only: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
     other = entry("loras/n.safetensors", source=HubFile("org/repo", "m.safetensors"))
     with open(read_only.path_of(other), "wb") as file:
         file.write(DATA)
@@ -313,14 +315,14 @@ def test_a_read_only_folder_is_used_and_warned_of_once(read_only: Shelf, caplog:
         assert read_only.adopt(other) is None
     assert len(caplog.records) == 1
     assert "cannot be recorded" in caplog.text
-    assert read_only.state(entry()) is State.RIGHT
+    assert read_only.state(entry()) is FileState.RIGHT
     assert [placed.path for placed in read_only.records()] == ["loras/m.safetensors", "loras/n.safetensors"]
     with read_only.use([entry(), other]) as gone:
         assert gone == ()
         assert read_only.in_use("loras/m.safetensors")
 
 
-def test_a_read_only_folder_takes_no_link_and_says_what_to_do(read_only: Shelf, tmp_path: Path) -> None:
+def test_a_read_only_folder_takes_no_link_and_says_what_to_do(read_only: ModelFolder, tmp_path: Path) -> None:
     source = tmp_path / "source.safetensors"
     source.write_bytes(DATA)
     with pytest.raises(StagingError, match=r"Read-only file system.*MODELS_DIR") as failure:

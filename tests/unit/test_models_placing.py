@@ -13,9 +13,9 @@ import pytest
 
 from settee.errors import DownloadFailed
 from settee.job import Cancel
-from settee.models.log_lines import LogLines
-from settee.models.placing import IN_PLACE, _seen_to_change
-from settee.models.store import ModelStore
+from settee.models.orders import Order
+from settee.models.placing import IN_PLACE, _mtime_changed
+from settee.models.store import LogLines, ModelStore
 from settee.request import Bucket
 from settee.settings import load
 from tests.support.models import download, entry
@@ -23,14 +23,14 @@ from tests.support.models import download, entry
 
 def test_a_change_within_a_coarse_clocks_tick_is_seen_all_the_same(tmp_path: Path) -> None:
     before = tmp_path.stat().st_mtime_ns
-    with _seen_to_change(tmp_path):
+    with _mtime_changed(tmp_path):
         (tmp_path / "model.safetensors").write_bytes(b"x")
         os.utime(tmp_path, ns=(before, before))  # as a file system that counts in seconds would have it
     assert tmp_path.stat().st_mtime_ns != before
 
 
 def test_a_folder_that_is_not_there_yet_is_no_trouble(tmp_path: Path) -> None:
-    with _seen_to_change(tmp_path / "new"):
+    with _mtime_changed(tmp_path / "new"):
         (tmp_path / "new").mkdir()
 
 
@@ -39,12 +39,12 @@ def test_a_folder_that_is_not_there_yet_is_no_trouble(tmp_path: Path) -> None:
 
 def test_a_jobs_s3_keys_are_let_go_of_with_it(tmp_path: Path) -> None:
     store, asked = ModelStore(load(models_dir=tmp_path)), entry(from_job=True)
-    download(store.tools.shelf, asked)
+    download(store.tools.folder, asked)
     bucket = Bucket.model_validate(
         {"endpointUrl": "https://s3.example", "accessId": "id", "accessSecret": "secret", "bucketName": "b"}
     )
     kept = weakref.ref(bucket)
-    with store.request({}, [asked], bucket) as order:
+    with Order.begin(store, {}, [asked], bucket) as order:
         assert not order.wait(Cancel(), time.monotonic() + 5, lambda _: None)
     del bucket, order
     gc.collect()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from settee.errors import SetteeError
-from settee.models import placed
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.placed import Shelf, State
+from settee.models.folder import model_folder
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, put, record_file, safetensors
 
 OTHER = safetensors(fill=1)
@@ -37,7 +38,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, meanwhi
     monkeypatch.setattr(module, name, function)
 
 
-def unrecorded(shelf: Shelf, asked: ModelEntry, data: bytes) -> None:
+def unrecorded(shelf: ModelFolder, asked: ModelEntry, data: bytes) -> None:
     """As a worker that was killed between its download's last rename and its record leaves it."""
     with contextlib.suppress(KeyboardInterrupt), shelf.claim(asked):
         put(shelf, asked, data)
@@ -46,70 +47,72 @@ def unrecorded(shelf: Shelf, asked: ModelEntry, data: bytes) -> None:
     record_file(shelf).write_bytes(note)
 
 
-def test_what_was_replaced_since_the_look_is_not_adopted(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_replaced_since_the_look_is_not_adopted(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     unrecorded(shelf, brought(1), OTHER)
-    other = Shelf(shelf.models_dir)
-    interrupted(monkeypatch, placed, "model_problem", lambda: download(other, brought(0), xxh3=None))
-    assert shelf.state(brought(1)) is State.UNKNOWN
+    other = ModelFolder(shelf.models_dir)
+    interrupted(monkeypatch, model_folder, "model_problem", lambda: download(other, brought(0), xxh3=None))
+    assert shelf.state(brought(1)) is FileState.UNKNOWN
     assert shelf.adopt(brought(1)) == "was replaced while it was looked at"
-    assert shelf.state(brought(1)) is not State.RIGHT
-    assert shelf.state(brought(0)) is State.RIGHT
+    assert shelf.state(brought(1)) is not FileState.RIGHT
+    assert shelf.state(brought(0)) is FileState.RIGHT
     assert shelf.path_of(brought(0)).read_bytes() == DATA
 
 
-def test_what_another_worker_adopted_since_the_look_is_right(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_worker_adopted_since_the_look_is_right(
+    shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unrecorded(shelf, brought(1), OTHER)
-    interrupted(monkeypatch, placed, "model_problem", lambda: Shelf(shelf.models_dir).adopt(brought(1)))
+    interrupted(monkeypatch, model_folder, "model_problem", lambda: ModelFolder(shelf.models_dir).adopt(brought(1)))
     assert shelf.adopt(brought(1)) is None
-    assert shelf.state(brought(1)) is State.RIGHT
+    assert shelf.state(brought(1)) is FileState.RIGHT
 
 
-def test_a_jobs_file_that_changed_is_not_taken_on_its_name_alone(shelf: Shelf) -> None:
+def test_a_jobs_file_that_changed_is_not_taken_on_its_name_alone(shelf: ModelFolder) -> None:
     path = download(shelf, brought(0), xxh3=None)
     before = path.stat().st_mtime_ns
     path.write_bytes(OTHER)
     os.utime(path, ns=(before + 1, before + 1))
-    assert shelf.state(brought(0)) is State.UNKNOWN
+    assert shelf.state(brought(0)) is FileState.UNKNOWN
     problem = shelf.adopt(brought(0))
     assert problem is not None
     assert "was changed since it was placed" in problem
 
 
-def test_a_newer_file_of_the_same_size_and_time_is_not_removed(shelf: Shelf) -> None:
+def test_a_newer_file_of_the_same_size_and_time_is_not_removed(shelf: ModelFolder) -> None:
     path = download(shelf, brought(0), xxh3=None)
     old = next(shelf.records())
-    download(Shelf(shelf.models_dir), brought(1), OTHER, xxh3=None)
+    download(ModelFolder(shelf.models_dir), brought(1), OTHER, xxh3=None)
     # What a clock of 4 ms gives two files that are written one after the other.
     os.utime(path, ns=(old.mtime_ns, old.mtime_ns))
-    Shelf(shelf.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
+    ModelFolder(shelf.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
     assert shelf.remove(old) is None
     assert path.read_bytes() == OTHER
-    assert shelf.state(brought(1)) is State.RIGHT
+    assert shelf.state(brought(1)) is FileState.RIGHT
 
 
-def test_a_failed_placing_brings_back_only_what_it_replaced(shelf: Shelf) -> None:
+def test_a_failed_placing_brings_back_only_what_it_replaced(shelf: ModelFolder) -> None:
     download(shelf, brought(0), xxh3=None)
     with contextlib.suppress(KeyboardInterrupt), shelf.claim(brought(1)):
         put(shelf, brought(1), OTHER)
-        assert Shelf(shelf.models_dir).adopt(brought(1)) is None
+        assert ModelFolder(shelf.models_dir).adopt(brought(1)) is None
         raise KeyboardInterrupt
-    assert shelf.state(brought(1)) is State.RIGHT
-    assert shelf.state(brought(0)) is not State.RIGHT
+    assert shelf.state(brought(1)) is FileState.RIGHT
+    assert shelf.state(brought(0)) is not FileState.RIGHT
 
 
-def test_a_file_that_could_not_be_claimed_is_what_it_was(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_could_not_be_claimed_is_what_it_was(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     download(shelf, brought(0), xxh3=None)
-    other = Shelf(shelf.models_dir)
+    other = ModelFolder(shelf.models_dir)
     with other.use([brought(0)]) as gone:
         assert not gone
         monkeypatch.setattr(shelf, "in_use", lambda rel: False)  # it is from now on
         with pytest.raises(SetteeError, match="in use"), shelf.claim(brought(1)):
             raise AssertionError("claimed")
-        assert shelf.state(brought(0)) is State.RIGHT
+        assert shelf.state(brought(0)) is FileState.RIGHT
 
 
 def test_a_file_that_is_its_own_source_is_recorded_only_while_it_is_the_one_that_was_looked_at(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An extra folder may be the models folder itself."""
     path = put(shelf, brought(0))
@@ -119,9 +122,9 @@ def test_a_file_that_is_its_own_source_is_recorded_only_while_it_is_the_one_that
         os.utime(path, (1, 1))
 
     mine = entry(source=HubFile("org/0", "m.safetensors"))
-    interrupted(monkeypatch, placed, "link_in_place", replace)
+    interrupted(monkeypatch, model_folder, "link_in_place", replace)
     with pytest.raises(SetteeError, match="was replaced while it was looked at"):
         shelf.link(mine, path)
     assert not record_file(shelf).exists()
     shelf.link(mine, path)
-    assert shelf.state(mine) is State.RIGHT
+    assert shelf.state(mine) is FileState.RIGHT

@@ -12,10 +12,11 @@ import pytest
 from settee.errors import ConfigError, IntegrityError, ModelMissing, SetteeError
 from settee.job import Cancel
 from settee.models import spec
-from settee.models.needs import named_models, supplying
+from settee.models.folder.upkeep import Verdict, verify
+from settee.models.orders import Order
 from settee.models.repositories import expanded
+from settee.models.required import named_models, supplying
 from settee.models.store import ModelStore
-from settee.models.verify import Verdict, verify
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 from tests.support.models import safetensors
@@ -84,9 +85,9 @@ def test_every_file_of_a_revision_is_placed_verified_and_listed(make: Make) -> N
     store = make()
     assert outcome(store) == "6 files: 6 downloaded from Hugging Face"
     assert placed(store) == SHOWN
-    records = {record.path: record for record in store.tools.shelf.records()}
+    records = {record.path: record for record in store.tools.folder.records()}
     assert set(records) == {f"diffusers/pipe/{name}" for name in SHOWN}
-    assert {finding.verdict for finding in verify(store.tools.shelf)} == {Verdict.OK}
+    assert {finding.verdict for finding in verify(store.tools.folder)} == {Verdict.OK}
 
 
 def test_a_warm_start_asks_no_server(make: Make, hub: HubServer) -> None:
@@ -201,16 +202,16 @@ def naming(value: str) -> dict[str, Any]:
 @pytest.mark.parametrize("value", ["pipe", "Pipe", "pipe/unet/model.safetensors", "pipe\\unet\\model.safetensors"])
 def test_a_job_that_names_the_folder_waits_for_all_of_a_lazy_one(make: Make, value: str) -> None:
     store = make("acme/pipe:*:diffusers#lazy")
-    with store.request(naming(value)) as order:
+    with Order.begin(store, naming(value)) as order:
         assert not order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
         assert placed(store) == SHOWN
-        assert store.tools.shelf.in_use("diffusers/pipe/unet/model.safetensors")
-    assert not store.tools.shelf.in_use("diffusers/pipe/unet/model.safetensors")
+        assert store.tools.folder.in_use("diffusers/pipe/unet/model.safetensors")
+    assert not store.tools.folder.in_use("diffusers/pipe/unet/model.safetensors")
 
 
 def test_a_job_that_names_another_does_not(make: Make, hub: HubServer) -> None:
     store = make("acme/pipe:*:diffusers#lazy")
-    with store.request(naming("piper")) as order:
+    with Order.begin(store, naming("piper")) as order:
         order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
     assert hub.asked() == []
 
@@ -225,9 +226,9 @@ def test_a_job_brings_one_and_it_goes_like_any_model_of_a_job(make: Make) -> Non
     store = make("")
     entries, problems = spec.of_job(["acme/pipe:*.json:diffusers"])
     assert problems == []
-    with store.request({}, entries) as order:
+    with Order.begin(store, {}, entries) as order:
         order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
-    records = list(store.tools.shelf.records())
+    records = list(store.tools.folder.records())
     assert [(record.path, record.from_job) for record in records] == [
         ("diffusers/pipe/model_index.json", True),
         ("diffusers/pipe/unet/config.json", True),
@@ -237,7 +238,7 @@ def test_a_job_brings_one_and_it_goes_like_any_model_of_a_job(make: Make) -> Non
 def test_what_a_sealed_job_brought_is_wiped_and_its_list_was_never_kept(make: Make) -> None:
     store = make("")
     entries, _ = spec.of_job(["acme/pipe:*.json:diffusers"])
-    with store.request({}, entries, is_sealed=True) as order:
+    with Order.begin(store, {}, entries, is_sealed=True) as order:
         order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
     left = [path.name for path in store.settings.models_folder.rglob("*") if path.is_file()]
     assert [name for name in left if name != ".lock"] == []
@@ -245,7 +246,7 @@ def test_what_a_sealed_job_brought_is_wiped_and_its_list_was_never_kept(make: Ma
 
 def test_the_list_names_every_file_for_who_prunes(make: Make) -> None:
     store = make()
-    assert expanded(store.entries, store.tools.shelf) == list(store.entries)
+    assert expanded(store.entries, store.tools.folder) == list(store.entries)
     outcome(store)
-    found = {str(entry.path): entry for entry in expanded(store.entries, store.tools.shelf)}
+    found = {str(entry.path): entry for entry in expanded(store.entries, store.tools.folder)}
     assert set(found) == {f"diffusers/pipe/{name}" for name in SHOWN}

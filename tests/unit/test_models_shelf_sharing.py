@@ -13,7 +13,8 @@ import pytest
 from settee.base.threads import Stopped
 from settee.errors import InvalidRequest, StagingError
 from settee.models.entry import HubFile
-from settee.models.placed import Shelf, State
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, other_process, put, safetensors, sha256
 
 OTHER = HubFile("org/other", "m.safetensors")
@@ -22,7 +23,7 @@ OTHER = HubFile("org/other", "m.safetensors")
 # --- whose file it is ------------------------------------------------------------------------------------------
 
 
-def test_a_job_replaces_neither_models_nor_the_operators_file(shelf: Shelf, source: Path) -> None:
+def test_a_job_replaces_neither_models_nor_the_operators_file(shelf: ModelFolder, source: Path) -> None:
     download(shelf, entry())
     theirs = entry("loras/own.safetensors")
     put(shelf, theirs)
@@ -36,35 +37,35 @@ def test_a_job_replaces_neither_models_nor_the_operators_file(shelf: Shelf, sour
     assert "no sha256 is known" in str(shelf.adopt(entry("loras/own.safetensors", from_job=True)))
 
 
-def test_a_job_may_use_them_when_they_are_what_it_asks_for(shelf: Shelf) -> None:
+def test_a_job_may_use_them_when_they_are_what_it_asks_for(shelf: ModelFolder) -> None:
     download(shelf, entry(), sha256=sha256(DATA))
     put(shelf, entry("loras/own.safetensors"))
-    assert shelf.state(entry(from_job=True)) is State.RIGHT
-    assert shelf.state(entry(from_job=True, source=OTHER, sha256=sha256(DATA))) is State.RIGHT
+    assert shelf.state(entry(from_job=True)) is FileState.RIGHT
+    assert shelf.state(entry(from_job=True, source=OTHER, sha256=sha256(DATA))) is FileState.RIGHT
     assert shelf.adopt(entry("loras/own.safetensors", from_job=True), sha256=sha256(DATA)) is None
     # And they stay what they were: nothing that a job may evict.
     assert [placed.from_job for placed in shelf.records()] == [False, False]
 
 
-def test_a_jobs_file_is_replaced_by_the_next_jobs_and_by_models(shelf: Shelf, source: Path) -> None:
+def test_a_jobs_file_is_replaced_by_the_next_jobs_and_by_models(shelf: ModelFolder, source: Path) -> None:
     download(shelf, entry(from_job=True))
     shelf.link(entry(source=OTHER, from_job=True), source)
-    assert shelf.state(entry(source=OTHER)) is State.RIGHT
+    assert shelf.state(entry(source=OTHER)) is FileState.RIGHT
     download(shelf, entry(), safetensors(fill=3))
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
     assert not next(shelf.records()).from_job
 
 
-def test_models_keeps_what_a_job_brought(shelf: Shelf) -> None:
+def test_models_keeps_what_a_job_brought(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
     shelf.keep(entry(from_job=True))
     assert next(shelf.records()).from_job
     shelf.keep(entry())
     assert not next(shelf.records()).from_job
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
 
 
-def test_a_link_of_models_that_leads_nowhere_may_be_filled_by_a_job(shelf: Shelf, source: Path) -> None:
+def test_a_link_of_models_that_leads_nowhere_may_be_filled_by_a_job(shelf: ModelFolder, source: Path) -> None:
     shelf.link(entry(), source)
     source.unlink()
     with pytest.raises(InvalidRequest), shelf.claim(entry(source=OTHER, from_job=True)):
@@ -76,18 +77,18 @@ def test_a_link_of_models_that_leads_nowhere_may_be_filled_by_a_job(shelf: Shelf
 
 
 def test_a_broken_file_of_the_operators_is_replaced_and_said(
-    shelf: Shelf, source: Path, caplog: pytest.LogCaptureFixture
+    shelf: ModelFolder, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(shelf, entry(), DATA[:-9])
     with caplog.at_level(logging.WARNING):
         shelf.link(entry(), source)
     assert "9 bytes are missing" in caplog.text
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
     assert os.listdir(shelf.path_of(entry()).parent) == ["m.safetensors"]
 
 
 def test_a_whole_model_of_the_operators_is_set_aside(
-    shelf: Shelf, source: Path, caplog: pytest.LogCaptureFixture
+    shelf: ModelFolder, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = shelf.path_of(entry())
     for fill in (1, 2):
@@ -106,9 +107,9 @@ def test_a_whole_model_of_the_operators_is_set_aside(
 _PLACE = """
 import sys
 from pathlib import Path
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, entry, put
-shelf = Shelf(Path(sys.argv[1]))
+shelf = ModelFolder(Path(sys.argv[1]))
 with shelf.claim(entry()):
     print("begun", flush=True)
     if sys.stdin.readline() == "fail\\n":
@@ -119,7 +120,7 @@ with shelf.claim(entry()):
 
 
 @pytest.mark.parametrize("end", ["place", "fail", "kill"])
-def test_one_process_places_a_file_and_another_waits_for_it(shelf: Shelf, end: str) -> None:
+def test_one_process_places_a_file_and_another_waits_for_it(shelf: ModelFolder, end: str) -> None:
     needed: list[bool] = []
 
     def wait() -> None:
@@ -140,10 +141,10 @@ def test_one_process_places_a_file_and_another_waits_for_it(shelf: Shelf, end: s
             process.stdin.flush()
         waiting.join(20)
     assert needed == [end != "place"]
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
 
 
-def test_waiting_for_another_process_can_be_given_up(shelf: Shelf, source: Path) -> None:
+def test_waiting_for_another_process_can_be_given_up(shelf: ModelFolder, source: Path) -> None:
     stop = threading.Event()
     with other_process(_PLACE, shelf.models_dir):
         with pytest.raises(StagingError, match="another process") as failure, shelf.claim(entry(), wait_s=0.01):
@@ -156,7 +157,7 @@ def test_waiting_for_another_process_can_be_given_up(shelf: Shelf, source: Path)
             shelf.link(entry(), source, stop=stop)
 
 
-def test_content_tells_whether_a_name_holds_another_file(shelf: Shelf) -> None:
+def test_content_tells_whether_a_name_holds_another_file(shelf: ModelFolder) -> None:
     assert shelf.content_of(entry()) is None
     contents: list[Any] = []
     for fill in (1, 2, 1):

@@ -12,11 +12,12 @@ import pytest
 
 from settee.base.files import Lock
 from settee.errors import IntegrityError
-from settee.models import users
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.placed import Shelf, State
-from settee.models.records import Records
-from settee.models.removing import overwrite
+from settee.models.folder import removal
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.records import Records
+from settee.models.folder.removal import overwrite
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors
 
 OTHER = HubFile("org/other", "m.safetensors")
@@ -26,9 +27,9 @@ _USE = """
 import sys
 from pathlib import Path
 from settee.base.files import Lock
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry
-with Shelf(Path(sys.argv[1])).use([entry(from_job=True)]) as gone:
+with ModelFolder(Path(sys.argv[1])).use([entry(from_job=True)]) as gone:
     print(len(gone), flush=True)
     sys.stdin.readline()
 print("done", flush=True)
@@ -36,7 +37,7 @@ sys.stdin.readline()
 """
 
 
-def test_a_file_in_use_by_another_process_stays(shelf: Shelf, source: Path) -> None:
+def test_a_file_in_use_by_another_process_stays(shelf: ModelFolder, source: Path) -> None:
     download(shelf, entry(from_job=True))
     placed = next(shelf.records())
     with other_process(_USE, shelf.models_dir) as process:
@@ -55,10 +56,10 @@ def test_a_file_in_use_by_another_process_stays(shelf: Shelf, source: Path) -> N
         assert process.stdout.readline()
         assert not shelf.in_use(placed.path)
         assert shelf.remove(placed) == len(DATA)
-    assert shelf.state(entry()) is State.ABSENT
+    assert shelf.state(entry()) is FileState.ABSENT
 
 
-def test_a_killed_process_uses_nothing(shelf: Shelf) -> None:
+def test_a_killed_process_uses_nothing(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
     with other_process(_USE, shelf.models_dir) as process:
         assert shelf.in_use("loras/m.safetensors")
@@ -67,7 +68,7 @@ def test_a_killed_process_uses_nothing(shelf: Shelf) -> None:
         assert not shelf.in_use("loras/m.safetensors")
 
 
-def test_a_forked_child_does_not_keep_a_file_in_use(shelf: Shelf) -> None:
+def test_a_forked_child_does_not_keep_a_file_in_use(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
     ready, end = os.pipe(), os.pipe()
     with shelf.use([entry()]):
@@ -86,25 +87,25 @@ def test_a_forked_child_does_not_keep_a_file_in_use(shelf: Shelf) -> None:
             os.close(fd)
 
 
-def test_use_counts_within_the_process_and_touches(shelf: Shelf) -> None:
+def test_use_counts_within_the_process_and_touches(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
     os.utime(record_file(shelf), (1, 1))
     placed = next(shelf.records())
     assert placed.last_used == 1
     with shelf.use([entry(), entry()]), shelf.use([entry()]):
-        assert Shelf(shelf.models_dir).remove(placed) is None
+        assert ModelFolder(shelf.models_dir).remove(placed) is None
         assert shelf.remove(placed) is None
     assert next(shelf.records()).last_used == pytest.approx(time.time(), abs=60)
     assert shelf.remove(placed) == len(DATA)
 
 
-def test_use_says_what_is_gone(shelf: Shelf) -> None:
+def test_use_says_what_is_gone(shelf: ModelFolder) -> None:
     download(shelf, entry())
     with shelf.use([entry(), entry("loras/n.safetensors")]) as gone:
         assert [item.name for item in gone] == ["n.safetensors"]
 
 
-def test_without_locks_this_process_still_counts(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_this_process_still_counts(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -117,26 +118,26 @@ def test_without_locks_this_process_still_counts(shelf: Shelf, monkeypatch: pyte
     assert shelf.remove(placed) == len(DATA)
 
 
-def test_a_record_is_not_replaced_under_a_job(shelf: Shelf) -> None:
+def test_a_record_is_not_replaced_under_a_job(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
-    other = Shelf(shelf.models_dir)
+    other = ModelFolder(shelf.models_dir)
     with shelf.use([entry()]):
         other.keep(entry())
         assert not next(other.records()).from_job
         assert other.in_use("loras/m.safetensors")
-    assert next(Shelf(shelf.models_dir).records()).from_job
+    assert next(ModelFolder(shelf.models_dir).records()).from_job
 
 
-def test_another_processs_later_record_counts_for_more_than_a_remembered_one(shelf: Shelf) -> None:
+def test_another_processs_later_record_counts_for_more_than_a_remembered_one(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
-    other = Shelf(shelf.models_dir)
+    other = ModelFolder(shelf.models_dir)
     with shelf.use([entry()]):
         other.keep(entry())
     download(shelf, entry(source=OTHER), safetensors(fill=1))
-    assert other.state(entry(source=OTHER)) is State.RIGHT
+    assert other.state(entry(source=OTHER)) is FileState.RIGHT
 
 
-def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: Shelf) -> None:
+def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: ModelFolder) -> None:
     download(shelf, entry(from_job=True))
     records, file = Records(str(shelf.models_dir)), record_file(shelf)
     fd = os.open(file, os.O_RDWR)
@@ -158,11 +159,11 @@ def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: Shelf) -> No
     assert got == [Lock.HELD, Lock.BUSY]
 
 
-def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: Shelf) -> None:
+def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: ModelFolder) -> None:
     """One thread uses it, one removes it, one puts it back: whoever is told it is there finds it there."""
     asked = entry(from_job=True)
     download(shelf, asked)
-    other, stop, wrong = Shelf(shelf.models_dir), threading.Event(), []
+    other, stop, wrong = ModelFolder(shelf.models_dir), threading.Event(), []
 
     def remove() -> None:
         while not stop.is_set():
@@ -174,7 +175,7 @@ def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: Shelf) 
     used = 0
     deadline = time.monotonic() + 30
     while used < 50 and time.monotonic() < deadline:
-        if shelf.state(asked) is not State.RIGHT:
+        if shelf.state(asked) is not FileState.RIGHT:
             with shelf.claim(asked):
                 put(shelf, asked)
                 if not _record(shelf, asked):
@@ -190,7 +191,7 @@ def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: Shelf) 
     assert not wrong
 
 
-def _record(shelf: Shelf, asked: ModelEntry) -> bool:
+def _record(shelf: ModelFolder, asked: ModelEntry) -> bool:
     try:
         shelf.record(asked, size=len(DATA), sha256=None, xxh3=None)
     except IntegrityError:
@@ -201,7 +202,7 @@ def _record(shelf: Shelf, asked: ModelEntry) -> bool:
 # --- removing ----------------------------------------------------------------------------------------------
 
 
-def test_removing_a_link_leaves_what_it_leads_to(shelf: Shelf, source: Path) -> None:
+def test_removing_a_link_leaves_what_it_leads_to(shelf: ModelFolder, source: Path) -> None:
     shelf.link(entry(from_job=True), source)
     assert shelf.remove(next(shelf.records())) == 0
     assert source.read_bytes() == DATA
@@ -210,7 +211,7 @@ def test_removing_a_link_leaves_what_it_leads_to(shelf: Shelf, source: Path) -> 
 
 
 @pytest.mark.parametrize("data", [safetensors(fill=1), DATA[:-1]])
-def test_what_somebody_put_there_since_is_not_removed(shelf: Shelf, data: bytes) -> None:
+def test_what_somebody_put_there_since_is_not_removed(shelf: ModelFolder, data: bytes) -> None:
     path = download(shelf, entry(from_job=True))
     placed = next(shelf.records())
     path.write_bytes(data)
@@ -220,7 +221,7 @@ def test_what_somebody_put_there_since_is_not_removed(shelf: Shelf, data: bytes)
     assert list(shelf.records()) == []
 
 
-def test_wiping_what_a_sealed_job_brought(shelf: Shelf, tmp_path: Path) -> None:
+def test_wiping_what_a_sealed_job_brought(shelf: ModelFolder, tmp_path: Path) -> None:
     asked = entry(from_job=True)
     path = download(shelf, asked)
     part = path.with_name("m.safetensors.part")
@@ -237,28 +238,29 @@ def test_wiping_what_a_sealed_job_brought(shelf: Shelf, tmp_path: Path) -> None:
     assert shelf.wipe(asked)
 
 
-def test_wiping_leaves_models_files(shelf: Shelf) -> None:
+def test_wiping_leaves_models_files(shelf: ModelFolder) -> None:
     path = download(shelf, entry())
     assert shelf.wipe(entry(from_job=True))
     assert path.read_bytes() == DATA
-    assert shelf.state(entry()) is State.RIGHT
+    assert shelf.state(entry()) is FileState.RIGHT
 
 
-def test_nobody_waits_while_bytes_are_overwritten(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_while_bytes_are_overwritten(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes seconds for a model: another worker places, uses and removes its own meanwhile."""
     asked, theirs = entry(from_job=True), entry("loras/n.safetensors", from_job=True)
     download(shelf, asked)
-    other, freed = Shelf(shelf.models_dir), []
+    other, freed = ModelFolder(shelf.models_dir), []
 
     def slowly(path: str) -> None:
-        assert shelf.state(asked) is State.ABSENT
+        monkeypatch.undo()  # the part and its journal are overwritten too
+        assert shelf.state(asked) is FileState.ABSENT
         download(other, theirs)
         with other.use([theirs]) as gone:
             assert gone == ()
         freed.append(other.remove(next(other.records())))
         overwrite(path)
 
-    monkeypatch.setattr(users, "overwrite", slowly)
+    monkeypatch.setattr(removal, "overwrite", slowly)
     assert shelf.wipe(asked)
     assert freed == [len(DATA)]
     assert os.listdir(shelf.path_of(asked).parent) == []

@@ -11,13 +11,13 @@ import pytest
 
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile
-from settee.models.placed import Shelf, State
-from settee.models.prune import prune
-from settee.models.verify import Verdict, verify
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.upkeep import Verdict, prune, verify
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors, sha256
 
 
-def verdicts(shelf: Shelf) -> dict[str, Verdict]:
+def verdicts(shelf: ModelFolder) -> dict[str, Verdict]:
     return {finding.path: finding.verdict for finding in verify(shelf)}
 
 
@@ -33,7 +33,7 @@ def flip(path: Path) -> None:
 # --- verify ------------------------------------------------------------------------------------------------
 
 
-def test_a_flipped_bit_is_found_by_either_hash(shelf: Shelf) -> None:
+def test_a_flipped_bit_is_found_by_either_hash(shelf: ModelFolder) -> None:
     for name in ("fine", "flipped"):
         download(shelf, entry(f"loras/{name}.safetensors"))
         put(shelf, entry(f"loras/{name}-too.safetensors"))
@@ -42,7 +42,7 @@ def test_a_flipped_bit_is_found_by_either_hash(shelf: Shelf) -> None:
     assert set(verdicts(shelf).values()) == {Verdict.OK}
     for tail in ("", "-too", "-sha"):
         flip(shelf.path_of(entry(f"loras/flipped{tail}.safetensors")))
-        assert shelf.state(entry(f"loras/flipped{tail}.safetensors")) is State.RIGHT
+        assert shelf.state(entry(f"loras/flipped{tail}.safetensors")) is FileState.RIGHT
     found = verdicts(shelf)
     assert {path for path, verdict in found.items() if verdict is Verdict.DAMAGED} == {
         f"loras/flipped{tail}.safetensors" for tail in ("", "-too", "-sha")
@@ -50,7 +50,7 @@ def test_a_flipped_bit_is_found_by_either_hash(shelf: Shelf) -> None:
     assert len(found) == 6
 
 
-def test_what_verify_says_of_each_kind(shelf: Shelf, tmp_path: Path) -> None:
+def test_what_verify_says_of_each_kind(shelf: ModelFolder, tmp_path: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
     for name in ("there", "gone", "changed"):
@@ -84,7 +84,7 @@ def test_what_verify_says_of_each_kind(shelf: Shelf, tmp_path: Path) -> None:
     assert "1 bytes are missing" in found["loras/broken.safetensors"].detail
 
 
-def test_verify_tells_how_far_it_is_and_can_be_stopped(shelf: Shelf) -> None:
+def test_verify_tells_how_far_it_is_and_can_be_stopped(shelf: ModelFolder) -> None:
     for number in range(4):
         download(shelf, entry(f"loras/{number}.bin"), os.urandom(5_000_000))
     heard: list[tuple[int, int]] = []
@@ -96,7 +96,7 @@ def test_verify_tells_how_far_it_is_and_can_be_stopped(shelf: Shelf) -> None:
         list(verify(shelf, on_progress=lambda done, total: stop.set(), stop=stop))
 
 
-def test_an_iterator_that_is_dropped_ends_its_readers(shelf: Shelf) -> None:
+def test_an_iterator_that_is_dropped_ends_its_readers(shelf: ModelFolder) -> None:
     for number in range(12):
         download(shelf, entry(f"loras/{number}.bin"), b"x" * 1000)
     findings = verify(shelf)
@@ -105,7 +105,7 @@ def test_an_iterator_that_is_dropped_ends_its_readers(shelf: Shelf) -> None:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("verify")]
 
 
-def test_folders_that_link_in_circles(shelf: Shelf, tmp_path: Path) -> None:
+def test_folders_that_link_in_circles(shelf: ModelFolder, tmp_path: Path) -> None:
     put(shelf, entry("loras/own.safetensors"))
     (shelf.models_dir / "loras" / "up").symlink_to(shelf.models_dir)
     (tmp_path / "volume").mkdir()
@@ -114,16 +114,16 @@ def test_folders_that_link_in_circles(shelf: Shelf, tmp_path: Path) -> None:
     assert set(verdicts(shelf)) == {"loras/own.safetensors", "loras/volume/v.safetensors"}
 
 
-def test_no_folder_at_all(shelf: Shelf) -> None:
+def test_no_folder_at_all(shelf: ModelFolder) -> None:
     assert list(verify(shelf)) == []
-    assert prune(shelf, []) == []
+    assert prune(shelf, set()) == []
     assert not shelf.models_dir.exists()
 
 
 # --- prune -------------------------------------------------------------------------------------------------
 
 
-def left_over(shelf: Shelf) -> None:
+def left_over(shelf: ModelFolder) -> None:
     """One of each kind."""
     download(shelf, entry("loras/models.safetensors"))
     download(shelf, entry("loras/job.safetensors", from_job=True))
@@ -145,18 +145,18 @@ def left_over(shelf: Shelf) -> None:
     os.utime(stale, (1, 1))
 
 
-WANTED = [entry("loras/models.safetensors"), entry("loras/wanted.safetensors"), entry("loras/resumed.safetensors")]
+WANTED = {"loras/models.safetensors", "loras/wanted.safetensors", "loras/resumed.safetensors"}
 REMOVED = {
     "loras/job.safetensors": "brought by a job",
     "loras/gone.safetensors": "a record of a file that is gone",
-    "loras/dead.safetensors.part": "a download that nobody goes on with",
-    "loras/journal.safetensors.part": "a download that nobody goes on with",
+    "loras/dead.safetensors.part": "a download that no process goes on with",
+    "loras/journal.safetensors.part": "a download that no process goes on with",
     "loras/.settee-1-2-3.tmp": "left by a process that died",
     ".settee/loras/.settee-9.tmp": "left by a process that died",
 }
 
 
-def files(shelf: Shelf) -> set[str]:
+def files(shelf: ModelFolder) -> set[str]:
     return {
         os.path.relpath(os.path.join(folder, name), shelf.root)
         for folder, _, names in os.walk(shelf.root)
@@ -164,7 +164,7 @@ def files(shelf: Shelf) -> set[str]:
     }
 
 
-def test_prune_removes_what_is_left_over_and_nothing_else(shelf: Shelf) -> None:
+def test_prune_removes_what_is_left_over_and_nothing_else(shelf: ModelFolder) -> None:
     left_over(shelf)
     before = files(shelf)
     planned = prune(shelf, WANTED, dry_run=True)
@@ -187,15 +187,15 @@ def test_prune_removes_what_is_left_over_and_nothing_else(shelf: Shelf) -> None:
     assert prune(shelf, WANTED) == []
 
 
-def test_prune_leaves_what_is_in_use_or_on_its_way(shelf: Shelf) -> None:
+def test_prune_leaves_what_is_in_use_or_on_its_way(shelf: ModelFolder) -> None:
     download(shelf, entry("loras/job.safetensors", from_job=True))
     path = shelf.path_of(entry("loras/coming.safetensors"))
     code = """
 import fcntl, sys
 from pathlib import Path
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry
-shelf = Shelf(Path(sys.argv[1]))
+shelf = ModelFolder(Path(sys.argv[1]))
 with shelf.use([entry("loras/job.safetensors")]), shelf.claim(entry("loras/coming.safetensors", from_job=True)):
     part = open(sys.argv[2] + ".part", "wb")
     fcntl.flock(part, fcntl.LOCK_EX)
@@ -204,11 +204,11 @@ with shelf.use([entry("loras/job.safetensors")]), shelf.claim(entry("loras/comin
     sys.stdin.readline()
 """
     with other_process(code, shelf.models_dir, path) as process:
-        assert prune(shelf, []) == []
-        assert prune(shelf, [], dry_run=True) == []
+        assert prune(shelf, set()) == []
+        assert prune(shelf, set(), dry_run=True) == []
         process.kill()
         process.wait()
-    assert {item.path for item in prune(shelf, [])} == {
+    assert {item.path for item in prune(shelf, set())} == {
         "loras/job.safetensors",
         "loras/coming.safetensors",
         "loras/coming.safetensors.part",
@@ -218,7 +218,7 @@ with shelf.use([entry("loras/job.safetensors")]), shelf.claim(entry("loras/comin
 
 
 def test_prune_says_what_it_cannot_remove(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left_over(shelf)
     before = files(shelf)
@@ -234,18 +234,18 @@ def test_prune_says_what_it_cannot_remove(
     assert "loras/job.safetensors cannot be removed: Operation not permitted" in caplog.text
 
 
-def test_a_job_that_replaced_nothing_leaves_models_alone(shelf: Shelf) -> None:
+def test_a_job_that_replaced_nothing_leaves_models_alone(shelf: ModelFolder) -> None:
     """A former entry of MODELS is the operator's to remove."""
     download(shelf, entry("loras/former.safetensors", source=HubFile("org/former", "m.safetensors")))
-    assert prune(shelf, []) == []
+    assert prune(shelf, set()) == []
 
 
-def test_a_part_that_is_a_link_is_left(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_part_that_is_a_link_is_left(shelf: ModelFolder, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(safetensors())
     download(shelf, entry())
     part = shelf.path_of(entry()).with_name("m.safetensors.part")
     part.symlink_to(victim)
-    assert prune(shelf, []) == []
+    assert prune(shelf, set()) == []
     assert victim.exists()
     assert record_file(shelf).exists()

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from settee.models import readahead
-from settee.models.page_cache import in_memory, resident, tells_the_truth
-from settee.models.readahead import MARGIN, MIB, PIECE, REGION, ReadAhead
+from settee.models.readahead import MARGIN, MIB, PIECE, REGION, ReadAhead, in_memory, resident, tells_the_truth
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ahead on Linux only")

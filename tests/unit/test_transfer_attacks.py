@@ -12,15 +12,12 @@ import pytest
 
 from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
-from settee.models.address import Address
-from settee.models.transfer.attempt import Attempt
-from settee.models.transfer.gate import Gate
-from settee.models.transfer.given import Given, How
-from settee.models.transfer.ledger import Span
-from settee.models.transfer.limits import Limits
+from settee.models.transfer.address import Address, Facts
+from settee.models.transfer.attempt import Attempt, Mode
 from settee.models.transfer.part import open_part
-from settee.models.transfer.stream import _Watch
-from settee.net.failures import Broken
+from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.stream import Span, _Watch
+from settee.models.transfer.trouble import Broken, Limits
 from settee.net.http import Answer, Http
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
@@ -132,7 +129,7 @@ def test_renew_that_fails(server: FileServer, tmp_path: Path) -> None:
 def test_a_thread_that_outlived_its_attempt_writes_nothing(server: FileServer, tmp_path: Path) -> None:
     part, _ = open_part(tmp_path / "m", "the model", threading.Event(), time.monotonic() + 5)
     address = Address(server.url, "the model")
-    attempt = Attempt(address, Given(), part, Gate(1).lane(), SMALL, time.monotonic() + 5, How())
+    attempt = Attempt(address, Facts(), part, Scheduler(1).lane(), SMALL, time.monotonic() + 5, Mode())
     attempt.run(threading.Event(), lambda done, total: None)
     answer, _ = _answer(server)
     with pytest.raises(Stopped):

@@ -18,11 +18,11 @@ import pytest
 
 from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
-from settee.models.address import Address
-from settee.models.transfer import journal
-from settee.models.transfer.download import Fetched
-from settee.models.transfer.gate import Gate
-from settee.models.transfer.limits import Limits
+from settee.models.transfer import part
+from settee.models.transfer.address import Address
+from settee.models.transfer.attempt import Fetched
+from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.trouble import Limits
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 from tests.support.waiting import eventually
@@ -116,7 +116,7 @@ class TestStop:
             assert isinstance(running.ended(1), Stopped)
 
     def test_while_waiting_for_a_turn(self, server: FileServer, tmp_path: Path) -> None:
-        gate = Gate(1)
+        gate = Scheduler(1)
         ticket = gate.lane().ticket()
         ticket.take()
         running = Background(server.url, tmp_path / "m", lane=gate.lane())
@@ -170,7 +170,7 @@ class TestStop:
 
 
 class TestResume:
-    """A part and its journal, as a killed download leaves them."""
+    """A part and its part, as a killed download leaves them."""
 
     def prepare(self, server: FileServer, target: Path) -> None:
         """Bytes in place of about half of the file."""
@@ -178,7 +178,7 @@ class TestResume:
         with pytest.raises(DownloadFailed):
             fetch(server.url, target, limits=replace(SMALL, tries=2))
         server.rule = lambda ask, reply: None
-        head, done, same = journal.load(target.with_name("m.part.json")) or (None, [], False)
+        head, done, same = part.load(target.with_name("m.part.json")) or (None, [], False)
         assert head is not None
         assert same
         assert 0 < sum(done) < len(DATA)
@@ -209,7 +209,7 @@ class TestResume:
             download(
                 Address(**address),
                 target,
-                lane=Gate(2).lane(),
+                lane=Scheduler(2).lane(),
                 stop=threading.Event(),
                 deadline=time.monotonic() + 20,
                 on_progress=lambda done, total: None,
@@ -230,7 +230,7 @@ class TestResume:
             download(
                 Address(mirror.url, "a mirror", sha256=SHA),
                 tmp_path / "m",
-                lane=Gate(2).lane(),
+                lane=Scheduler(2).lane(),
                 stop=threading.Event(),
                 deadline=time.monotonic() + 20,
                 on_progress=lambda done, total: None,
@@ -259,18 +259,18 @@ class TestResume:
 
     def test_another_boot(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.prepare(server, tmp_path / "m")
-        monkeypatch.setattr(journal, "boot", lambda: "another")
+        monkeypatch.setattr(part, "boot", lambda: "another")
         # Without a hash, nobody knows whether the disk had it all.
         fetch(server.url, tmp_path / "m")
         assert server.sent == len(DATA)
 
     def test_a_whole_part_is_only_checked(self, server: FileServer, tmp_path: Path) -> None:
         self.prepare(server, tmp_path / "m")
-        found = journal.load(tmp_path / "m.part.json")
+        found = part.load(tmp_path / "m.part.json")
         assert found is not None
         (tmp_path / "m.part").write_bytes(DATA)
         lengths = [min(SMALL.range_bytes, len(DATA) - at) for at in range(0, len(DATA), SMALL.range_bytes)]
-        journal.Journal.create(tmp_path / "m.part.json", found[0], lengths).close()
+        part.Journal.create(tmp_path / "m.part.json", found[0], lengths).close()
         fetch(server.url, tmp_path / "m")
         assert (tmp_path / "m").read_bytes() == DATA
         assert server.sent == 0

@@ -14,8 +14,8 @@ import pytest
 import xxhash
 
 from settee.errors import DownloadFailed, IntegrityError
-from settee.models.address import Address
-from settee.models.transfer.download import Fetched
+from settee.models.transfer.address import Address
+from settee.models.transfer.attempt import Fetched
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 

@@ -29,11 +29,11 @@ from settee.images import unloadable
 from settee.inputs import Staged
 from settee.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
-from settee.models.missing import as_missing, missing_models, names_of
+from settee.models.required import as_missing, missing_models, names_of
 from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 
-#: How long ComfyUI may take to show its queue, seconds.
+#: Mode long ComfyUI may take to show its queue, seconds.
 _ASKED_S = 2.0
 #: What Prompts notes of a job that runs.
 _LEFT = re.compile(r"([0-9a-f-]{36}) ([0-9a-f]{32})")

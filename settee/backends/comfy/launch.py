@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from settee.comfyui.model_folders import KINDS
 from settee.errors import ConfigError
-from settee.models.places import KINDS
 from settee.settings import Settings
 from settee.workspace import Folders
 

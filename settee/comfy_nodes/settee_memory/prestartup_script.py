@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,12 @@ def _install() -> None:
         import psutil  # type: ignore[import-untyped]  # ComfyUI has it
 
         # ComfyUI's Python does not have this package, of which the module needs nothing else.
-        path = Path(__file__).resolve().parents[2] / "models" / "free_memory.py"
-        spec = importlib.util.spec_from_file_location("settee_free_memory", path)
+        path = Path(__file__).resolve().parents[2] / "models" / "readahead.py"
+        spec = importlib.util.spec_from_file_location("settee_readahead", path)
         assert spec is not None
         assert spec.loader is not None
         memory = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = memory  # its dataclasses look themselves up there
         spec.loader.exec_module(memory)
         total = memory.total_memory()
         if 0 < total < psutil.virtual_memory().total:

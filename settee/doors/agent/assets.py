@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from settee.comfyui.model_folders import SUFFIXES
 from settee.delivery.keys import safe_segment
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.dispatch.envelope import Asset, Envelope
 from settee.doors.agent.graph.parameters import ModelNames
 from settee.doors.agent.storage import Storage
 from settee.errors import SetteeError, UnsafePath
-from settee.models.entry import ModelEntry, S3Object
-from settee.models.judging import State
-from settee.models.placed import Shelf
-from settee.models.places import SUFFIXES
-from settee.models.records import Placed, identity
-from settee.models.removing import remove_part
+from settee.models.entry import ModelEntry, S3Object, identity
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.records import Placed
+from settee.models.folder.removal import remove_part
 from settee.workspace import safe_relative
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def resolve(
     envelope: Envelope,
     config: AgentConfig,
     storage: Storage,
-    shelf: Shelf,
+    shelf: ModelFolder,
     folders: Mapping[str, str],
     check: Callable[[], None],
 ) -> Assets:
@@ -115,7 +115,7 @@ def _suffix(name: str) -> str:
     return suffix if suffix.lower() in SUFFIXES else ""
 
 
-def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: Shelf) -> ModelEntry:
+def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: ModelFolder) -> ModelEntry:
     """Under its name, or that with a hash when another file has it: of this job, or in the folder."""
     for candidate in (name, hashed(name, asset)):
         named = replace(entry, name=candidate)
@@ -134,24 +134,24 @@ def hashed(name: str, asset: Asset) -> str:
     return f"{path.stem}-{digest}{path.suffix}"
 
 
-def _is_kept(entry: ModelEntry, shelf: Shelf) -> bool:
+def _is_kept(entry: ModelEntry, shelf: ModelFolder) -> bool:
     """Whether it lies there to stay. One that a job brought for itself, and could not remove, does not."""
-    look = shelf.look(entry)
-    return look.state is State.RIGHT and not (look.placed is not None and look.placed.from_job)
+    look = shelf.inspect(entry)
+    return look.state is FileState.RIGHT and not (look.placed is not None and look.placed.from_job)
 
 
-def _is_anothers(entry: ModelEntry, shelf: Shelf) -> bool:
+def _is_anothers(entry: ModelEntry, shelf: ModelFolder) -> bool:
     """Whether another file lies there that must stay; one that may be this very file does not count."""
-    look = shelf.look(entry)
-    if look.state in (State.ABSENT, State.RIGHT):
+    look = shelf.inspect(entry)
+    if look.state in (FileState.ABSENT, FileState.RIGHT):
         return False
     if look.placed is None or not look.is_ours:
-        return entry.from_job or look.state is State.WRONG
+        return entry.from_job or look.state is FileState.WRONG
     if look.placed.from_job:
         return False  # what an earlier job brought from elsewhere goes by itself; what is kept stays
     if not entry.from_job and _is_of(look.placed, entry):
         return False  # the object has other bytes now, and so will the file that is kept of it
-    return look.state is State.WRONG or look.placed.source != identity(entry.source)
+    return look.state is FileState.WRONG or look.placed.source != identity(entry.source)
 
 
 def _is_of(placed: Placed, entry: ModelEntry) -> bool:
@@ -161,12 +161,12 @@ def _is_of(placed: Placed, entry: ModelEntry) -> bool:
     return whichever in (placed.source, placed.source.rpartition("#")[0])
 
 
-def remove(passing: Iterable[ModelEntry], shelf: Shelf) -> list[ModelEntry]:
+def remove(passing: Iterable[ModelEntry], shelf: ModelFolder) -> list[ModelEntry]:
     """Remove what jobs brought for themselves, half downloaded or whole; those that stay, which is logged."""
     left = []
     for entry in passing:
         try:
-            placed = shelf.look(entry).placed
+            placed = shelf.inspect(entry).placed
             is_gone = placed is None or not placed.from_job or shelf.remove(placed) is not None
             if not (remove_part(str(shelf.path_of(entry))) and is_gone):
                 log.warning("a model of the job stays: it is in use, or still fetched")

@@ -31,12 +31,12 @@ from settee.engine import Engine
 from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, StagingError
 from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
-from settee.models.judging import State
+from settee.models.folder.file_state import FileState
 from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: How long downloads that were given up may take to end, seconds.
+#: Mode long downloads that were given up may take to end, seconds.
 _MODELS_S = 5.0
 #: In what order a job goes through its states; the engine begins anew at PREPARING.
 _ORDER = list(Status)
@@ -215,7 +215,7 @@ class Course:
             ) from error
 
     def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
-        return [entry for entry in entries if self._parts.engine.shelf.state(entry) is not State.RIGHT]
+        return [entry for entry in entries if self._parts.engine.shelf.state(entry) is not FileState.RIGHT]
 
     # --- who is told -----------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from settee.base.files import write_whole
 from settee.engine import Engine
 from settee.errors import SetteeError
 from settee.models.entry import ModelEntry
-from settee.models.placed import Shelf
-from settee.models.removing import remove_part
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.removal import remove_part
 from settee.wipe import wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Leavings:
                         os.close(folder_fd)
 
 
-def _remove(models: object, shelf: Shelf) -> set[str]:
+def _remove(models: object, shelf: ModelFolder) -> set[str]:
     """Of these, by their paths, what the records say that a job brought, and what was half fetched; those that stay."""
     wanted = {name for name in models if _is_plain(name)} if isinstance(models, list) else set()
     left = set()

@@ -27,7 +27,7 @@ from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
 from settee.job import Artifact, Destination, Job, JobOptions, Result
-from settee.models.missing import names_of
+from settee.models.required import names_of
 from settee.request import Delivery, JobRequest
 from settee.settings import Settings
 

@@ -5,7 +5,7 @@
     host cache ─▶ volume ─▶ mirror ─▶ the entry's own source: Hub, S3 or URL
 
 **The mirror** is asked for ``Target/LocalName`` in place of the Hub or a URL. Those names are the entry's, and a
-job's entry may say anything: it would get whatever object of the operator's has that name. So a job's entry goes to
+job's entry may have any name: it would get whatever object of the operator's has that name. So a job's entry goes to
 the mirror only when it brings the sha256 of what it wants, and gets only an object whose metadata has that very sha256;
 of any other it learns nothing.
 
@@ -15,31 +15,102 @@ are: who may send jobs may use what the operator's accounts can read. ALLOW_JOB_
 
 from __future__ import annotations
 
+import logging
+import os
+import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from settee.errors import IntegrityError, ModelMissing
-from settee.models.address import Address
-from settee.models.entry import HubFile, ModelEntry, S3Object
-from settee.models.sources import host_cache, hub, volume, web
+from settee.comfyui.model_folders import namesakes
+from settee.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
+from settee.models.sources import host_cache, hub
+from settee.models.transfer.address import Address
+from settee.net.http import split_login
 from settee.net.retry import Backoff, retried
 from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.request import Bucket
 
+log = logging.getLogger(__name__)
+
 #: All workers of an endpoint may have begun at the same moment.
 TRIES, BACKOFF = 3, Backoff(2.0, 4.0)
 
 
+# --- on this host --------------------------------------------------------------------------------------------
+
+
+def linked(entry: ModelEntry, settings: Settings) -> Path | None:
+    """Return a whole file on this host to link to: in RunPod's host cache, else in an extra model folder.
+
+    Sizes are compared, and a sha256 with that of the host cache (:func:`settee.models.sources.host_cache.sha256_of`);
+    no file is read. Nothing is raised: a cache or volume that does not exist has no files.
+    """
+    if entry.from_job and (held := volume_file(entry.path, settings)) is not None:
+        return held  # the job's is that very file, or cannot be placed: ComfyUI would find it instead of this one
+    if isinstance(entry.source, HubFile):
+        found = host_cache.find(
+            entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256, is_private=entry.from_job
+        )
+        if found is not None:
+            return found
+    if entry.from_job:
+        # A volume has files by their names alone, and a job may use any name.
+        return None
+    return find_on_volume(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
+
+
+def find_on_volume(path: PurePosixPath, folders: Iterable[Path], *, size: int | None = None) -> Path | None:
+    """Return the first ``<target>/<name>`` that is a file with content (of ``size``, when given), or None.
+
+    ``folders`` (MODELS_EXTRA_DIRS) are laid out like ComfyUI's models folder, on a network volume say.
+    """
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    for folder in folders:
+        candidate = folder / path
+        try:
+            found = candidate.stat()
+        except (OSError, ValueError):
+            continue  # absent; or a mount that has gone away, which means the same
+        if not stat.S_ISREG(found.st_mode):
+            continue
+        if found.st_size == 0 or (size is not None and found.st_size != size):
+            wanted = "" if size is None else f" instead of {size}"
+            log.warning("a model folder has %s, but with %d bytes%s: not used", path, found.st_size, wanted)
+            continue
+        return candidate
+    return None
+
+
+def volume_file(path: PurePosixPath, settings: Settings) -> Path | None:
+    """Return the operator's file that ComfyUI finds on a volume under this name, whatever its size."""
+    for folder in settings.models_extra_dirs:
+        try:
+            if os.path.samefile(folder, settings.models_folder):
+                continue
+        except OSError:
+            pass
+        for place in namesakes(path):
+            found = Path(folder, place)
+            if os.path.isfile(found):
+                return found
+    return None
+
+
+# --- elsewhere -----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Origin:
-    """One place that may have a model. Nobody is asked before :meth:`ask`."""
+    """One place that may have a model. Nothing is asked before :meth:`ask`."""
 
     #: For progress and errors: "the mirror", "Hugging Face", "S3", a host's name.
     label: str
@@ -50,44 +121,24 @@ class Origin:
     backoff: Backoff = BACKOFF
 
     def ask(self, stop: threading.Event | None = None) -> Address:
-        """The file's address, asked for again after what may pass. ``stop`` ends the waiting.
+        """Return the file's address, asked for again after failures that may pass. ``stop`` ends the waiting.
 
-        Raises ModelMissing (it is not there), DownloadFailed (``retryable``: not now), ConfigError, or IntegrityError
-        when the source says that it has something else than the entry wants.
+        Raises ModelMissing (it does not exist), DownloadFailed (``retryable``: not now), ConfigError, or
+        IntegrityError when the source has another file than the entry wants.
         """
         return retried(self.once, self.backoff, tries=self.tries, stop=stop)
 
 
-def linked(entry: ModelEntry, settings: Settings) -> Path | None:
-    """An existing whole file on this host to link to: in RunPod's host cache, else in an extra model folder.
-
-    Sizes are compared, and a sha256 with the one that the host cache knows (:func:`settee.models.sources.host_cache.\
-sha256_of`); no file is read. Nothing is raised: a cache or volume that is not there has nothing.
-    """
-    if entry.from_job and (held := volume.holder(entry.path, settings)) is not None:
-        return held  # the job's is that very file, or has no place here: ComfyUI would find it in this one's stead
-    if isinstance(entry.source, HubFile):
-        found = host_cache.find(
-            entry.source, settings.host_cache_dir, size=entry.size, sha256=entry.sha256, is_private=entry.from_job
-        )
-        if found is not None:
-            return found
-    if entry.from_job:
-        # A volume knows files by their names alone, and a job's name may be anybody's.
-        return None
-    return volume.find(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
-
-
 def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = None) -> Iterator[Origin]:
-    """The places that may have a model, in the order in which they should be asked.
+    """Yield the places that may have a model, in the order in which they should be asked.
 
     ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
     """
     may_be_mirrored = not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job)
     if settings.models_mirror and may_be_mirrored:
-        from settee.models.sources import s3
+        from settee.models.sources import s3_object
 
-        ask = partial(s3.address, entry, s3.mirrored(entry, settings.models_mirror), settings)
+        ask = partial(s3_object.address, entry, s3_object.mirrored(entry, settings.models_mirror), settings)
         held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
         yield Origin("the mirror", held, tries=1)
     yield _own(entry, settings, bucket if entry.from_job else None)
@@ -96,27 +147,49 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
 def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin:
     source = entry.source
     if isinstance(source, HubFile):
-        ask = partial(hub.address, entry, source, settings)
-        return Origin("Hugging Face", partial(_held_to, entry, ask))
+        return Origin("Hugging Face", partial(_held_to, entry, partial(hub.address, entry, source, settings)))
     if isinstance(source, S3Object):
         # A warm start needs no S3, whose modules take 30 ms to import.
-        from settee.models.sources import s3
+        from settee.models.sources import s3_object
 
-        ask = partial(s3.address, entry, source, settings, bucket)
-        return Origin("S3", partial(_held_to, entry, ask))
+        return Origin("S3", partial(_held_to, entry, partial(s3_object.address, entry, source, settings, bucket)))
     host = urlsplit(source.where).hostname or source.where
-    return Origin(host, partial(_held_to, entry, partial(web.address, entry, source, settings)))
+    return Origin(host, partial(_held_to, entry, partial(web_address, entry, source, settings)))
+
+
+def web_address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address:
+    """Return the URL without its credentials, which become a header for its host alone.
+
+    No request is sent: the download's first one finds out size and ETag. A job's URL is held to public hosts, as a
+    job's input files are (RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS).
+    """
+    try:
+        parts = urlsplit(file.url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme.lower() not in ("http", "https"):
+        raise DownloadFailed(f"{entry.position or entry.path}: this is not an http(s) address", retryable=False)
+    url, headers = split_login(file.url)
+    if entry.token is not None:
+        headers = {"Authorization": f"Bearer {entry.token.get_secret_value()}"}
+    return Address(
+        url=url,
+        where=file.where,
+        headers=headers,
+        public_only=entry.from_job and not settings.runpod_allow_private_download_urls,
+    )
 
 
 def _known_to_caller(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
-    """The mirror's address for a job. Raises ModelMissing, with no word of what is there, unless the hash is right."""
+    """Return the mirror's address for a job. Raises ModelMissing, without details, unless the hash is right."""
     if ask().sha256 != entry.sha256:
         raise ModelMissing(f"{entry.path}: the mirror does not have it with this sha256")
     return _held_to(entry, ask)
 
 
 def _held_to(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
-    """The address, with what the entry says of its file; that goes first. Raises IntegrityError when they differ."""
+    """Return the address with the entry's size and hash where given. Raises IntegrityError if they differ."""
     found = ask()
     if entry.sha256 and found.sha256 and entry.sha256 != found.sha256:
         raise IntegrityError(

@@ -4,8 +4,8 @@
     models--ORG--NAME/snapshots/<commit>/<file>     a link to ../../blobs/<etag>
 
 ``<etag>`` is the sha256 of an LFS file, the git blob's name of a small one. Since huggingface_hub 2 a blob may itself
-be a link, to ``blobs/`` of the whole cache. Somebody else fills the cache, perhaps at this moment: what is not a whole
-file in its place counts as absent.
+be a link, to ``blobs/`` of the whole cache. Another process fills the cache, perhaps at this moment: anything but a
+whole file in its place counts as absent.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: How huggingface_hub ends the names of files that it is still writing.
+#: The end of the names of files that huggingface_hub is still writing.
 _UNFINISHED = ".incomplete"
 
-_MOST_TOLD = 1000
-_told: set[str] = set()
-_told_lock = threading.Lock()
+_MAX_LOGGED = 1000
+_logged: set[str] = set()
+_logged_lock = threading.Lock()
 
 
 def find(
     file: HubFile, cache: Path, *, size: int | None = None, sha256: str | None = None, is_private: bool = False
 ) -> Path | None:
-    """The file in the snapshot that its revision names, or None. Follows refs/<revision>, never any other snapshot.
+    """Return the file in the snapshot that its revision names, or None. Follows refs/<revision> only.
 
-    ``size`` and ``sha256``, when given, must match what the cache says of the file; its bytes are not read. Something
-    that is there but cannot be used is logged, once; not of a file that is private (a job's).
+    ``size`` and ``sha256``, when given, must match the cache's; the bytes are not read. A file that exists but cannot
+    be used is logged, once, unless it is private (a job's).
     """
     names = [*file.repo.split("/"), *file.revision.split("/"), *file.filename.split("/")]
     if not all(names) or ".." in names or "." in names or "\0" in "".join(names):
@@ -50,18 +50,20 @@ def find(
     try:
         found = path.lstat()
     except OSError:
-        return None  # this snapshot does not have the file: nothing odd
+        return None  # this snapshot does not have the file
     problem = _problem(path, found, repo, cache, size, sha256)
     if problem is None:
         return path
     if not is_private:
-        _tell_once(file, problem)
+        _log_once(file, problem)
     return None
 
 
 def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] | None:
-    """The commit and the files of the snapshot that a revision names, as settee.models.sources.hub.files_of lists them;
-    None without one. It may lack files: nothing here says which there should be."""
+    """Return a revision's commit and the files of its snapshot, as settee.models.sources.hub.files_of lists them.
+
+    None without a snapshot. It may lack files: the complete list is not known here.
+    """
     repo = cache / "--".join(("models", *file.repo.split("/")))
     commit = _commit(repo, file.revision)
     root = repo / "snapshots" / (commit or "none")
@@ -70,7 +72,7 @@ def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] |
 
 
 def sha256_of(path: Path) -> str | None:
-    """The sha256 that the cache knows of a file it holds, by its blob's name; None for files that are not LFS files."""
+    """Return the sha256 of a cached LFS file, by its blob's name; None for other files."""
     try:
         name = os.path.basename(os.readlink(path))
     except OSError:
@@ -80,7 +82,7 @@ def sha256_of(path: Path) -> str | None:
 
 def _commit(repo: Path, revision: str) -> str | None:
     try:
-        # A branch with slashes lies in folders below refs/.
+        # A branch with slashes is in folders below refs/.
         commit = (repo / "refs" / revision).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         commit = revision
@@ -90,7 +92,7 @@ def _commit(repo: Path, revision: str) -> str | None:
 def _problem(
     path: Path, found: os.stat_result, repo: Path, cache: Path, size: int | None, sha256: str | None
 ) -> str | None:
-    """Why what lies at ``path`` cannot be used."""
+    """Return why the file at ``path`` cannot be used."""
     real = os.path.realpath(path)
     inside = (os.path.realpath(repo) + os.sep, os.path.realpath(cache / "blobs") + os.sep)
     if not real.startswith(inside):
@@ -112,10 +114,10 @@ def _problem(
     return None
 
 
-def _tell_once(file: HubFile, problem: str) -> None:
+def _log_once(file: HubFile, problem: str) -> None:
     text = f"{file.where}: {problem}"
-    with _told_lock:
-        if text in _told or len(_told) >= _MOST_TOLD:
+    with _logged_lock:
+        if text in _logged or len(_logged) >= _MAX_LOGGED:
             return
-        _told.add(text)
+        _logged.add(text)
     log.warning("the host cache has %s, but %s: not used", file.where, problem)

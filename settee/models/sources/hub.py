@@ -1,8 +1,8 @@
 """Files of the Hugging Face Hub: where they are and what they should be, asked through huggingface_hub.
 
-Token and endpoint are passed to the library at every call, so that it neither looks for its own nor for its token
-file. It tells size and ETag, which for an LFS file is its sha256. A large file's address is a signed link to another
-host, which gets no token; a small one's is the Hub itself, at the commit that was asked about.
+Token and endpoint are passed to the library at every call, so that it looks for neither. It returns size and ETag,
+which for an LFS file is its sha256. A large file's address is a signed link to another host, which gets no token; a
+small one's is the Hub itself, at the commit that was asked about.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from urllib.parse import urljoin, urlsplit
 
 from settee import __version__
 from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
-from settee.models.address import Address
 from settee.models.entry import HubFile, ModelEntry
+from settee.models.transfer.address import Address
 from settee.net.retry import is_transient, retry_after_s
 from settee.settings import Settings
 
@@ -39,7 +39,7 @@ def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
 
 
 def files_of(entry: ModelEntry, file: HubFile, settings: Settings) -> tuple[str, list[list[Any]]]:
-    """The commit that a revision means, and (path, size, sha256 of an LFS file) of each of its files.
+    """Return the commit of a revision, and (path, size, sha256 of an LFS file) of each of its files.
 
     Raises as :func:`address` does.
     """
@@ -47,7 +47,7 @@ def files_of(entry: ModelEntry, file: HubFile, settings: Settings) -> tuple[str,
 
 
 class _Hub:
-    """One file's questions to the Hub."""
+    """Asks the Hub about one file."""
 
     def __init__(self, entry: ModelEntry, file: HubFile, settings: Settings) -> None:
         self.file = file
@@ -55,7 +55,7 @@ class _Hub:
         token = entry.token or settings.hf_token
         #: False tells huggingface_hub to send none; None would have it look for one.
         self.token: str | bool = (token.get_secret_value().strip() if token else "") or False
-        #: How its owner calls the token.
+        #: The token's name for errors.
         self.token_name = "the token of this entry" if entry.token else "HF_TOKEN"
 
     def address(self, revision: str) -> Address:
@@ -70,7 +70,7 @@ class _Hub:
         if not found.commit_hash or not found.etag:
             raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT", retryable=False)
         commit: str = found.commit_hash
-        # From here on the commit's own address, whatever the branch comes to mean meanwhile.
+        # From here on the commit's own address, wherever the branch points meanwhile.
         own = hub.hf_hub_url(self.file.repo, self.file.filename, revision=commit, endpoint=self.endpoint)
         location = urljoin(url, found.location)
         elsewhere = _origin(location) != _origin(self.endpoint)
@@ -87,9 +87,8 @@ class _Hub:
         )
 
     def files(self) -> tuple[str, list[list[Any]]]:
-        api = _library().HfApi(endpoint=self.endpoint, token=self.token, **_NAMED)
         try:
-            found = api.model_info(self.file.repo, revision=self.file.revision, files_metadata=True, timeout=_TIMEOUT_S)
+            found = self._info(self.file.revision, files_metadata=True)
         except _failures() as error:
             raise self.explained(error, self.file.revision) from error
         if not found.sha:
@@ -97,8 +96,12 @@ class _Hub:
         files = [[str(one.rfilename), one.size, getattr(one.lfs, "sha256", None)] for one in found.siblings or ()]
         return found.sha, files
 
+    def _info(self, revision: str, **options: bool) -> Any:
+        api = _library().HfApi(endpoint=self.endpoint, token=self.token, **_NAMED)
+        return api.model_info(self.file.repo, revision=revision, timeout=_TIMEOUT_S, **options)
+
     def fetch(self, commit: str, folder: Path) -> Path:
-        """Have huggingface_hub download the file below ``folder``; returns its path."""
+        """Have huggingface_hub download the file below ``folder``; return its path."""
         hub = _library()
         from huggingface_hub.errors import XetDownloadError
 
@@ -120,9 +123,10 @@ class _Hub:
             raise self.explained(error, commit) from error
         return Path(path)
 
-    # --- What an error means -----------------------------------------------------------------------
+    # --- errors ------------------------------------------------------------------------------------
+
     def explained(self, error: Exception, revision: str) -> SetteeError:
-        """Ours for the library's error, whose own text may hold signed addresses."""
+        """Return our error for the library's, whose own text may hold signed addresses."""
         import huggingface_hub.errors as kinds
 
         file, status = self.file, _status(error)
@@ -133,7 +137,7 @@ class _Hub:
                 f"{file.repo} is gated: accept its licence at {page} {account}", retryable=False, code="gated"
             )
         if isinstance(error, kinds.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-            # "Not in the cache either": hf_hub_download's words for a Hub that did not answer.
+            # "Not in the cache either": hf_hub_download's error when a Hub did not answer.
             return self.explained(error.__cause__, revision)
         if isinstance(error, kinds.EntryNotFoundError):
             return self._no_such_file(revision)
@@ -201,16 +205,14 @@ class _Hub:
         )
 
     def _near(self, revision: str) -> list[str]:
-        """Up to three of the repository's files that may have been meant. Empty when they cannot be listed."""
-        hub = _library()
+        """Return up to three files of the repository that may have been meant; none when they cannot be listed."""
         try:
-            api = hub.HfApi(endpoint=self.endpoint, token=self.token)
-            siblings = api.model_info(self.file.repo, revision=revision, timeout=_TIMEOUT_S).siblings
+            siblings = self._info(revision).siblings
         except _failures():
             return []
         names = [str(sibling.rfilename) for sibling in siblings or ()]
         wanted = self.file.filename
-        # The same name in another folder first: that is the usual mistake.
+        # The same name in another folder first, the usual mistake.
         base = wanted.rpartition("/")[2].lower()
         moved = [name for name in names if name.rpartition("/")[2].lower() == base]
         close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
@@ -218,7 +220,7 @@ class _Hub:
 
 
 def _library() -> ModuleType:
-    """huggingface_hub, told to be quiet: it imports in a quarter of a second."""
+    """Import huggingface_hub, which takes a quarter of a second, and silence it."""
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -231,7 +233,7 @@ def _library() -> ModuleType:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What the library may raise: its own errors, and those of the HTTP client that this version of it uses."""
+    """Return what the library may raise: its own errors, and those of the HTTP client that its version uses."""
     from huggingface_hub import errors
 
     names = {kind.__module__.partition(".")[0] for kind in errors.HfHubHTTPError.__mro__}

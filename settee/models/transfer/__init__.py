@@ -1,8 +1,7 @@
 """Downloads of model files: several ranges at once, resumed after a kill, hashed on the way, whole or not at all.
 
-download ──▶ attempt ──┬─▶ probe      what the server says of the file
-                       ├─▶ stream ×4  ──▶ route (redirects, fresh addresses) ──▶ wire (HTTP)
-                       ├─▶ part, journal, ledger   the bytes in place, and what is known of them
-                       └─▶ follower   the hashes
-gate: how many requests at once, of all downloads, and whose turn it is
+download ──▶ attempt ──┬─▶ route        redirects, fresh addresses, what the server states of the file
+                       ├─▶ stream ×4    ranges, each filled by a request at a time
+                       └─▶ part         the bytes in place, and their journal
+scheduler: which file is next, and which stream may send a request
 """

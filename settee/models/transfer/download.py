@@ -1,42 +1,33 @@
-"""The whole way of one file: locked, fetched, checked, renamed; begun anew at most once for each reason."""
+"""The whole way of one file: locked, fetched, checked, renamed; begun again at most once for each reason."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import logging
+import os
+import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from settee.base.threads import Stopped
+from settee.base.threads import Call, Stopped
 from settee.errors import DownloadFailed, IntegrityError, SetteeError
-from settee.models.address import Address
-from settee.models.checks import model_problem
-from settee.models.transfer.attempt import Attempt, Progress
-from settee.models.transfer.follower import Digests, digests_of
-from settee.models.transfer.gate import Lane
-from settee.models.transfer.given import Given, How, wrong_hash, wrong_size
-from settee.models.transfer.library import LIBRARY_STATUS, by_library
-from settee.models.transfer.limits import Limits
+from settee.models.folder.checks import model_problem
+from settee.models.transfer.address import Address, Facts, wrong_hash, wrong_size
+from settee.models.transfer.attempt import Attempt, Fetched, Mode, Progress, hashed
 from settee.models.transfer.part import Part, open_part
-from settee.models.transfer.probe import Facts
-from settee.models.transfer.trouble import Patience, StartOver, of_disk
+from settee.models.transfer.scheduler import Lane
+from settee.models.transfer.trouble import Limits, Retries, StartOver, failed, of_disk
 from settee.net.failures import Broken
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Fetched:
-    """What lies at the target now."""
-
-    size: int
-    #: Hex; None where nobody knew which to expect.
-    sha256: str | None
-    #: Hex, of 64 bits, for checks of what is placed.
-    xxh3: str
-    #: ETag, or whatever the address knew.
-    validator: str | None
+#: Refusals that may mean that only Xet serves it.
+_LIBRARY_STATUS = frozenset((403, 404, 405, 406, 410, 415, 421, 426, 501))
 
 
 def download(
@@ -53,23 +44,23 @@ def download(
 ) -> Fetched:
     """Fetch ``address`` to ``target``, whole and checked, or leave nothing there.
 
-    ``deadline`` is of ``time.monotonic``. ``on_progress(bytes in place, all or None)`` is called in this thread, at
-    most ten times a second. ``sha256`` and ``size`` go before the address's own. What is there already of an earlier
-    download of the same file, in ``<target>.part`` by ``<target>.part.json``, is not fetched again.
+    ``deadline`` is in ``time.monotonic()``. ``on_progress(bytes in place, all or None)`` is called in this thread, at
+    most ten times a second. ``sha256`` and ``size`` take precedence over the address's own. Bytes of an earlier
+    download of the same file, in ``<target>.part`` by ``<target>.part.json``, are not fetched again.
 
     Raises Stopped (within a second of ``stop``), DownloadFailed (``retryable`` or not), IntegrityError, NoSpace,
     StagingError for a folder that cannot be written, InvalidRequest for a caller's address that is not public, and
-    what the address's own ``renew`` and ``by_library`` raise.
+    the errors of the address's own ``renew`` and ``by_library``.
     """
-    given = Given(size, sha256)
-    want = given.with_address(address)
+    known = Facts(size, sha256=sha256)
+    want = known.with_address(address)
     before = _identity(target)
     part, waited = open_part(target, address, stop, deadline)
     try:
         if waited and (brought := _brought(target, want, before, stop)):
             part.discard()
             return brought
-        return _Download(address, given, part, lane, stop, deadline, on_progress, limits or Limits()).run()
+        return _Download(address, known, part, lane, stop, deadline, on_progress, limits or Limits()).run()
     except BaseException:
         part.tidy()
         raise
@@ -80,7 +71,7 @@ def download(
 @dataclass
 class _Download:
     address: Address
-    given: Given
+    known: Facts
     part: Part
     lane: Lane
     stop: threading.Event
@@ -90,82 +81,112 @@ class _Download:
 
     def run(self) -> Fetched:
         try:
-            digests, validator = self._fetched()
+            fetched = self._fetched()
         except DownloadFailed as error:
             fetch = self.address.by_library
-            if fetch is None or error.details.get("status") not in LIBRARY_STATUS:
+            if fetch is None or error.details.get("status") not in _LIBRARY_STATUS:
                 raise
-            logger.info("%s: left to its source's own library", self.address.logged)
+            log.info("%s: left to its source's own library", self.address.logged)
             return self._by_library(fetch)
         self.part.finish()
-        return _fetched(digests, validator)
+        return fetched
 
-    def _fetched(self) -> tuple[Digests, str | None]:
-        """The part, whole and right; each reason to begin anew counts once."""
-        patience = Patience(self.address.where, self.limits, self.deadline)
-        changed = corrupt = False
-        how = How()
+    def _fetched(self) -> Fetched:
+        """Fetch the part, whole and right; each reason to begin again counts once."""
+        retries = Retries(self.address.where, self.limits, self.deadline)
+        has_changed = was_corrupt = False
+        mode = Mode()
         while True:
-            attempt = Attempt(self.address, self.given, self.part, self.lane, self.limits, self.deadline, how)
+            attempt = Attempt(self.address, self.known, self.part, self.lane, self.limits, self.deadline, mode)
             try:
-                digests = attempt.run(self.stop, self.on_progress)
-                self._check(self.part.path, digests, attempt.facts.size, attempt.facts.sha256)
-                return digests, attempt.facts.validator
+                fetched = attempt.run(self.stop, self.on_progress)
+                self._check(self.part.path, fetched, attempt.facts)
+                return fetched
             except Broken as trouble:
-                # Of one body for all: it cannot be gone on with.
-                how = replace(how, plain=True)
-                self._pause(patience.after(trouble))
+                # One body for all: it cannot be resumed.
+                mode = replace(mode, plain=True)
+                if self.stop.wait(retries.pause_s(trouble)):
+                    raise Stopped from None
             except StartOver as again:
-                if again.plain and not how.plain:
-                    how = replace(how, plain=True)
-                elif changed:
+                if again.plain and not mode.plain:
+                    mode = replace(mode, plain=True)
+                elif has_changed:
                     self.part.discard()
                     raise again.verdict from again
                 else:
-                    changed = True
-                    how = replace(how, renew=True)
+                    has_changed = True
+                    mode = replace(mode, renew=True)
             except _Corrupt as error:
-                if corrupt or error.is_final:
+                if was_corrupt or error.is_final:
                     self.part.discard()
                     raise error.verdict from error
-                corrupt = True
-                logger.warning("%s is not what it should be; it is fetched once more", self.address.logged)
+                was_corrupt = True
+                log.warning("%s is not what it should be; it is fetched once more", self.address.logged)
             self.part.reset()
 
-    def _check(self, path: Path, digests: Digests, size: int | None, sha256: str | None) -> None:
-        if size is not None and digests.size != size:
-            raise _Corrupt(wrong_size(self.address.where, size, digests.size))
-        if sha256 is not None and digests.sha256 != sha256:
-            raise _Corrupt(wrong_hash(self.address.where, sha256, digests.sha256 or "?"))
+    def _check(self, path: Path, fetched: Fetched, want: Facts) -> None:
+        """Raise _Corrupt when the file is not the wanted one, or not a whole model."""
+        if want.size is not None and fetched.size != want.size:
+            raise _Corrupt(wrong_size(self.address.where, want.size, fetched.size))
+        if want.sha256 is not None and fetched.sha256 != want.sha256:
+            raise _Corrupt(wrong_hash(self.address.where, want.sha256, fetched.sha256 or "?"))
         if problem := model_problem(path, self.part.target.name):
-            # With the hash that was asked for, another download would bring the same.
+            # With the right hash, another download would bring the same.
             problem = problem.partition(": delete it")[0]
             verdict = IntegrityError(
                 f"{self.address.where} {problem}: check the entry's address", details={"problem": problem}
             )
-            raise _Corrupt(verdict, is_final=sha256 is not None)
+            raise _Corrupt(verdict, is_final=want.sha256 is not None)
 
     def _by_library(self, fetch: Callable[[Path], Path]) -> Fetched:
-        target, where = self.part.target, self.address.where
-        want = self.given.with_address(self.address)
-        with by_library(
-            fetch, target, where, stop=self.stop, deadline=self.deadline, on_progress=self.on_progress
-        ) as found:
-            try:
-                digests = digests_of(found, self.stop, with_sha256=want.sha256 is not None)
-            except OSError as error:
-                raise of_disk(error, target, None) from error
-            try:
-                self._check(found, digests, want.size, want.sha256)
-            except _Corrupt as error:
-                raise error.verdict from error
-            self.on_progress(digests.size, digests.size)
-            self.part.finish(found)
-        return _fetched(digests, want.validator)
+        """Have the source's own library fetch it: the way out where no plain HTTP serves it.
 
-    def _pause(self, seconds: float) -> None:
-        if self.stop.wait(seconds):
-            raise Stopped
+        The Hub's Xet storage is asked by plain HTTP first, which its bridge serves.
+        """
+        target, want = self.part.target, self.known.with_address(self.address)
+        prefix = f".{target.name[:200]}.library-"
+        try:
+            for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        except OSError as error:
+            raise of_disk(error, target, None) from error
+        call = Call(lambda: fetch(folder), name="settee-library")
+        try:
+            found = self._awaited(call, folder)
+            fetched = hashed(found, self.stop, with_sha256=want.sha256 is not None)
+            self._check(found, fetched, want)
+            self.on_progress(fetched.size, fetched.size)
+            self.part.finish(found)
+        except OSError as error:
+            raise of_disk(error, target, None) from error
+        except _Corrupt as error:
+            raise error.verdict from error
+        finally:
+            # A library cannot be told to stop: one that is left alone has its folder removed when it is done.
+            call.when_ended(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return replace(fetched, validator=want.validator)
+
+    def _awaited(self, call: Call[Path], folder: Path) -> Path:
+        def check() -> None:
+            if self.stop.is_set():
+                raise Stopped
+            if time.monotonic() > self.deadline:
+                raise failed(self.address.where, "it took longer than MODELS_TIMEOUT_S")
+            self.on_progress(_bytes_below(folder), None)
+
+        try:
+            found = call.result(check=check)
+        except (SetteeError, Stopped):
+            raise
+        except Exception as error:
+            raise self._no_library() from error
+        if not found.is_file():
+            raise self._no_library()
+        return found.resolve()
+
+    def _no_library(self) -> DownloadFailed:
+        return failed(self.address.where, "its source's own library could not fetch it either")
 
 
 class _Corrupt(Exception):
@@ -177,21 +198,17 @@ class _Corrupt(Exception):
         self.is_final = is_final
 
 
-def _fetched(digests: Digests, validator: str | None) -> Fetched:
-    return Fetched(digests.size, digests.sha256, digests.xxh3, validator)
-
-
 def _brought(target: Path, want: Facts, before: tuple[int, int] | None, stop: threading.Event) -> Fetched | None:
-    """The file, if the process that was waited for put the right one there."""
+    """Return the file, if the process that was waited for put the right one there."""
     if _identity(target) in (None, before) or (want.size is None and want.sha256 is None):
         return None
     try:
-        digests = digests_of(target, stop, with_sha256=want.sha256 is not None)
+        fetched = hashed(target, stop, with_sha256=want.sha256 is not None)
     except OSError:
         return None
-    if want.size not in (None, digests.size) or want.sha256 != digests.sha256:
+    if want.size not in (None, fetched.size) or want.sha256 != fetched.sha256:
         return None
-    return _fetched(digests, want.validator)
+    return replace(fetched, validator=want.validator)
 
 
 def _identity(target: Path) -> tuple[int, int] | None:
@@ -202,4 +219,10 @@ def _identity(target: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-__all__ = ["Fetched", "download"]
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total

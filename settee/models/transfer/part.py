@@ -1,7 +1,14 @@
-"""The partial file beside the target: one writer in the whole machine, renamed once it is right.
+"""The partial file next to the target, and the journal of what is in place of it.
 
-Its descriptor lives as long as anybody uses it: a thread that a silent server holds back may outlast its download, and
-must not find another file under the number it knew.
+**The part** has one writer in the whole machine, and is renamed once it is right. Its descriptor lives as long as a
+thread uses it: one that waits for a silent server may outlast its download, and must not find another file under the
+same number.
+
+**The journal** is JSON in which every range's count of bytes has a line of fixed width, so that noting progress is one
+write of a few bytes, in place. Bytes are written before they are noted, and after SIGKILL the kernel keeps both, so a
+killed download loses what was in its buffers and nothing more. After a power cut (or on another machine, where the
+folder is on a network) the note may exist without the bytes: the journal names its boot, and after another boot it
+counts only when the file's sha256 is known and will tell.
 """
 
 from __future__ import annotations
@@ -9,28 +16,35 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from settee.base.files import Lock, is_at, sync_folder, try_lock, unlock
 from settee.base.threads import Stopped
-from settee.models.address import Address
-from settee.models.transfer import journal
+from settee.models.transfer.address import Address
 from settee.models.transfer.trouble import failed, free_bytes, of_disk
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: flock has no event and no time limit of its own.
 _LOCK_POLL_S = 0.1
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_FORMAT = 1
+_WIDTH = 15
 
 
 class Part:
+    """The partial file of one download, open and locked (:func:`open_part`)."""
+
     def __init__(self, target: Path, fd: int) -> None:
         self.target = target
         self.path, self.journal_path = paths(target)
@@ -50,7 +64,7 @@ class Part:
             raise of_disk(error, self.target, needed) from error
 
     def check_room(self, size: int) -> int:
-        """How many bytes more a file of that size takes. Raises NoSpace when the disk has not as many."""
+        """Return how many bytes more a file of that size takes. Raises NoSpace when the disk has fewer."""
         needed = max(0, size - os.fstat(self.fd).st_blocks * 512)
         if needed > free_bytes(self.target.parent):
             raise of_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.target, needed)
@@ -68,39 +82,40 @@ class Part:
             raise of_disk(error, self.target, None) from error
 
     def size(self) -> int:
+        """Return the size of the file now."""
         return os.fstat(self.fd).st_size
 
     def reset(self) -> None:
-        """Forget all bytes. Raises StagingError."""
+        """Drop all bytes. Raises StagingError."""
         try:
-            journal.remove(self.journal_path)
+            _remove_journal(self.journal_path)
             os.ftruncate(self.fd, 0)
         except OSError as error:
             raise of_disk(error, self.target, None) from error
 
     def tidy(self) -> None:
-        """After a download that failed: leave nothing behind that no later one could go on with."""
-        found = journal.load(self.journal_path)
+        """Remove a failed download's files unless a later one can go on with them."""
+        found = load(self.journal_path)
         if found is None or not any(found[1]):
             self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind. What another process put there since is not touched."""
+        """Remove both files; not what another process put there since."""
         if not is_at(self.fd, self.path):
             return
         with contextlib.suppress(OSError):
-            journal.remove(self.journal_path)
+            _remove_journal(self.journal_path)
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
 
     def finish(self, instead: Path | None = None) -> None:
-        """Rename the part, or a file that is ``instead`` of it, to the target. Either is synced already.
+        """Rename the part, or a file ``instead`` of it, to the target. Either is synced already.
 
         It survives a power cut from here on. Raises StagingError.
         """
         try:
-            # First: a journal without its part is harmless, one beside the next part would lie.
-            journal.remove(self.journal_path)
+            # First: a journal without its part is harmless, one next to another download's part would be wrong.
+            _remove_journal(self.journal_path)
             (instead or self.path).replace(self.target)
             if instead is not None:
                 self.path.unlink(missing_ok=True)
@@ -134,12 +149,12 @@ class Part:
             self._leave()
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until nobody writes."""
+        """Wait until no thread writes."""
         with self._lock:
             self._lock.wait_for(lambda: not self._writers, timeout_s)
 
     def close(self) -> None:
-        """Let others have it: the lock is given up at once, the descriptor with its last user."""
+        """Release the lock at once, and the descriptor with its last user."""
         with self._lock:
             self._closing = True
         unlock(self.fd)
@@ -154,12 +169,12 @@ class Part:
 
 
 def paths(target: Path) -> tuple[Path, Path]:
-    """The part and its journal."""
+    """Return the part and its journal."""
     return target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
 
 
 def open_part(target: Path, address: Address, stop: threading.Event, deadline: float) -> tuple[Part, bool]:
-    """The part, locked against every other process and thread, and whether another one had it before.
+    """Return the part, locked against every other process and thread, and True if another one had it before.
 
     Raises Stopped, DownloadFailed at the deadline, StagingError.
     """
@@ -176,7 +191,7 @@ def open_part(target: Path, address: Address, stop: threading.Event, deadline: f
             except BaseException:
                 os.close(fd)
                 raise
-            # Whoever had it renamed or removed it.
+            # Its earlier holder renamed or removed it.
             os.close(fd)
             waited = True
     except OSError as error:
@@ -184,27 +199,23 @@ def open_part(target: Path, address: Address, stop: threading.Event, deadline: f
 
 
 def _lock(fd: int, address: Address, stop: threading.Event, deadline: float) -> bool:
-    """Whether it took waiting."""
+    """Return True if it took waiting."""
     waited = False
-    while True:
-        found = try_lock(fd)
-        if found is Lock.NONE:
-            logger.warning(
-                "the file system of the models folder has no locks: %s is downloaded without one", address.logged
-            )
-        if found is not Lock.BUSY:
-            return waited
+    while (found := try_lock(fd)) is Lock.BUSY:
         if not waited:
-            logger.info("another process is downloading %s: waiting for it", address.logged)
+            log.info("another process is downloading %s: waiting for it", address.logged)
         waited = True
         if stop.wait(_LOCK_POLL_S):
             raise Stopped
         if time.monotonic() > deadline:
             raise failed(address.where, "another process was still downloading it when MODELS_TIMEOUT_S had passed")
+    if found is Lock.NONE:
+        log.warning("the file system of the models folder has no locks: %s is downloaded without one", address.logged)
+    return waited
 
 
 def _fallocate(fd: int, size: int) -> bool:
-    """Whether room was allocated; False where the file system cannot. Raises OSError.
+    """Return True if room was allocated; False where the file system cannot. Raises OSError.
 
     Not os.posix_fallocate, whose C library, on file systems without it, writes into every single block instead.
     """
@@ -219,3 +230,110 @@ def _fallocate(fd: int, size: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return True
+
+
+# --- the journal -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """The file that a journal's bytes belong to."""
+
+    #: Its address, without a query.
+    where: str
+    validator: str | None
+    #: The ETag that the server that sends the bytes gives to this state of the file.
+    etag: str | None
+    #: Hex, expected.
+    sha256: str | None
+    size: int
+    range_bytes: int
+
+    def admits(self, where: str, validator: str | None, sha256: str | None, size: int) -> bool:
+        """Return True if a download of that file may go on with these bytes: only when they are known to be its."""
+        if size != self.size:
+            return False
+        if sha256 is not None and self.sha256 is not None:
+            return sha256 == self.sha256
+        return validator is not None and validator == self.validator and where == self.where
+
+
+class Journal:
+    """An open journal."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self._fd = fd
+        self._offset = offset
+
+    @classmethod
+    def create(cls, path: Path, head: Head, done: list[int]) -> Journal:
+        """Write it whole, in place of any older one. Raises OSError."""
+        fields = json.dumps({"format": _FORMAT, "boot": boot(), **asdict(head)})
+        begin = f'{fields[:-1]},\n"done": [\n'.encode()
+        lines = ",\n".join(f"{count:{_WIDTH}d}" for count in done)
+        fresh = _fresh_path(path)
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            text = begin + lines.encode() + b"\n]}\n"
+            if os.write(fd, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fresh.replace(path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, len(begin))
+
+    def note(self, index: int, count: int) -> None:
+        """Range ``index`` has ``count`` bytes in place, from its beginning on. Raises OSError."""
+        os.pwrite(self._fd, b"%*d" % (_WIDTH, count), self._offset + index * (_WIDTH + 2))
+
+    def close(self) -> None:
+        """Close the file, which stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _fresh_path(path: Path) -> Path:
+    """Return where a journal is written before it takes its name."""
+    return path.with_name(path.name + "~")
+
+
+def _remove_journal(path: Path) -> None:
+    """Raises OSError, but not when there is none."""
+    path.unlink(missing_ok=True)
+    _fresh_path(path).unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[Head, list[int], bool] | None:
+    """Return head, bytes in place per range, and True if this boot wrote it. None when there is no valid journal."""
+    try:
+        data = json.loads(path.read_bytes())
+        if data.pop("format") != _FORMAT:
+            return None
+        same_boot = data.pop("boot") == boot() != ""
+        done = data.pop("done")
+        head = Head(**data)
+        if not _is_sound(head, done):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return head, done, same_boot
+
+
+def _is_sound(head: Head, done: Any) -> bool:
+    if not (isinstance(head.size, int) and isinstance(head.range_bytes, int) and head.range_bytes > 0):
+        return False
+    starts = range(0, head.size, head.range_bytes)
+    if not isinstance(done, list) or len(done) != len(starts):
+        return False
+    lengths = (min(head.range_bytes, head.size - start) for start in starts)
+    return all(isinstance(count, int) and 0 <= count <= length for count, length in zip(done, lengths, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def boot() -> str:
+    """Return the id of this boot of this machine; empty where the system has none."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""

@@ -1,23 +1,23 @@
-"""From an address to answers: redirects by hand, credentials for their own host alone, fresh signatures.
+"""From an address to answers: redirects, credentials for their own host alone, fresh signatures.
 
-What a redirect led to is asked directly from then on, until it refuses: then the way is gone once more from the
-beginning, with a fresh address where the source gives one, and only a second refusal in a row counts.
+The target of a redirect is asked directly from then on, until it refuses: then the redirects are followed again from
+the beginning, with a fresh address where the source gives one, and only a second refusal in a row counts.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 
 from settee.errors import InvalidRequest, SetteeError
-from settee.models.address import Address
-from settee.models.transfer.limits import Limits
-from settee.models.transfer.trouble import StartOver, advised, failed
+from settee.models.transfer.address import Address, Facts
+from settee.models.transfer.trouble import Limits, StartOver, advised, changed
 from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
-from settee.net.http import Answer, Http, origin
+from settee.net.http import Answer, Http, number, origin
 
-#: What an expired signature, a withdrawn session or a moved file looks like.
+#: The answers for an expired signature, a withdrawn session or a moved file.
 _STALE = frozenset((400, 401, 403, 404, 410))
 
 
@@ -29,10 +29,10 @@ class Route:
         self._limits = limits
         self._lock = threading.Lock()
         self._address = address
-        #: Where redirects led, once a GET brought bytes from there.
+        #: The target of redirects, once a GET brought bytes from there.
         self._direct: str | None = None
         self._generation = 0
-        #: Whether this generation brought any bytes: a fresh address that is refused at once will not get better.
+        #: This generation brought bytes. A fresh address that is refused at once would be refused again.
         self._proven = True
 
     @property
@@ -44,7 +44,7 @@ class Route:
         return self._address.where
 
     def ask(self, method: str, headers: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
-        """An answer with status 200 or 206, and the Hub's X-Linked-… headers met on the way.
+        """Return an answer with status 200 or 206, and the Hub's X-Linked-… headers of its redirects.
 
         Raises Broken, Refused, Stopped, and InvalidRequest for an address that is not public.
         """
@@ -54,7 +54,7 @@ class Route:
             try:
                 answer, linked = self._follow(method, address, direct or address.url, headers)
             except Refused as refused:
-                # A HEAD that is refused says nothing: signatures are made for one method.
+                # A refused HEAD means nothing: signatures are made for one method.
                 if method == "HEAD" or refused.status not in _STALE or not self._freshen(generation):
                     raise
                 continue
@@ -74,7 +74,7 @@ class Route:
             named = ((name.lower(), value) for name, value in answer.headers.items())
             linked.update((name, value) for name, value in named if name.startswith("x-linked-"))
 
-        # Of a redirect's target that is asked directly the address's own headers are none of its business.
+        # A redirect's target that is asked directly gets none of the address's own headers.
         own = address.headers if origin(url) == origin(address.url) else {}
         try:
             answer = self._http.follow(
@@ -89,14 +89,14 @@ class Route:
         return answer, linked
 
     def renew(self) -> Address:
-        """The source's newest address, where it gives one. Raises Broken, and what the source raises."""
+        """Return the source's newest address, where it gives one. Raises Broken, and what the source raises."""
         with self._lock:
             if self._address.renew is not None:
                 self._address = renewed(self._address)
             return self._address
 
     def _freshen(self, generation: int) -> bool:
-        """Whether there is a newer way to try than the one of ``generation``."""
+        """Return True if there is a newer address to try than that of ``generation``."""
         with self._lock:
             if generation != self._generation:
                 return True
@@ -105,7 +105,7 @@ class Route:
             if self._address.renew is not None:
                 fresh = renewed(self._address)
                 if _is_another(self._address, fresh):
-                    raise StartOver(failed(fresh.where, "the file changes on the server while it is downloaded"))
+                    raise StartOver(changed(fresh.where))
                 self._address = fresh
             self._direct = None
             self._generation += 1
@@ -114,7 +114,7 @@ class Route:
 
 
 def renewed(address: Address) -> Address:
-    """A fresh address of the same file. Raises Broken, or what the source raises."""
+    """Return a fresh address of the same file. Raises Broken, or what the source raises."""
     assert address.renew is not None
     try:
         return address.renew()
@@ -125,7 +125,63 @@ def renewed(address: Address) -> Address:
 
 
 def _is_another(old: Address, new: Address) -> bool:
-    """Whether two addresses of what was one file are of two by now."""
+    """Return True if two addresses of what was one file are of two by now."""
     if old.sha256 and new.sha256:
         return old.sha256.lower() != new.sha256.lower()
     return None not in (old.validator, new.validator) and old.validator != new.validator
+
+
+# --- what an answer's head states ----------------------------------------------------------------------------
+
+
+def probe(route: Route) -> Facts:
+    """Ask with HEAD, or where that is refused (S3's signatures are for one method) for the first byte.
+
+    Raises what :meth:`Route.ask` does.
+    """
+    try:
+        answer, linked = route.ask("HEAD", {})
+    except Refused:
+        return _first_byte(route)
+    answer.done()
+    # Servers without support for HEAD send 0, which is not a size.
+    return _facts(answer.length or None, answer, linked)
+
+
+def _first_byte(route: Route) -> Facts:
+    try:
+        answer, linked = route.ask("GET", {"Range": "bytes=0-0"})
+    except Refused as refused:
+        if refused.status == 416:  # an empty file
+            return Facts()
+        raise
+    span = span_of(answer)
+    size = (span[2] if span else None) if answer.status == 206 else answer.length
+    answer.drop()
+    return _facts(size, answer, linked)
+
+
+def _facts(size: int | None, answer: Answer, linked: Mapping[str, str]) -> Facts:
+    linked_size = number(linked.get("x-linked-size"))
+    # The Hub's ETag of an LFS file is its sha256, that of any other a git hash of 40 digits.
+    etag = linked.get("x-linked-etag", "").removeprefix("W/").strip('"')
+    return Facts(
+        size=size if linked_size is None else linked_size,
+        validator=etag or validator_of(answer),
+        sha256=etag.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", etag) else None,
+    )
+
+
+def validator_of(answer: Answer) -> str | None:
+    """Return the mark of a file's state: its ETag, else its date of last change."""
+    etag = answer.headers.get("ETag", "").removeprefix("W/").strip()
+    return etag or answer.headers.get("Last-Modified") or None
+
+
+def span_of(answer: Answer) -> tuple[int, int, int | None] | None:
+    """Return first byte, last byte and whole size by Content-Range; None when it is missing or unreadable."""
+    text = answer.headers.get("Content-Range", "").strip()
+    match = re.fullmatch(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        return None
+    return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])

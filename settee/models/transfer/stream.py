@@ -1,24 +1,131 @@
-"""One of a download's threads: asks for a range, receives it, writes it, takes the next."""
+"""The ranges of a file, and the streams that fill them: ask for a range, receive it, write it, take the next."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from settee.models.transfer.gate import Overtaken, Ticket
-from settee.models.transfer.ledger import Ledger, Span
-from settee.models.transfer.limits import Limits
 from settee.models.transfer.part import Part
 from settee.models.transfer.route import Route
-from settee.models.transfer.trouble import Patience
+from settee.models.transfer.scheduler import Overtaken, Ticket
+from settee.models.transfer.trouble import Limits, Retries
 from settee.net.failures import Broken
 from settee.net.http import Answer
 
 
+@dataclass
+class Span:
+    """One range. ``end`` is None in the single range of a file of unknown length."""
+
+    index: int
+    start: int
+    end: int | None
+    done: int = 0
+
+    @property
+    def position(self) -> int:
+        """Return the offset of the next byte in the file."""
+        return self.start + self.done
+
+    @property
+    def missing(self) -> int | None:
+        """Return the number of bytes that are missing; None when that is not known."""
+        return None if self.end is None else self.end - self.position
+
+
+class Ledger:
+    """Which bytes are in place. Shared by the streams that fill ranges and the follower that hashes them in order."""
+
+    def __init__(self, size: int | None, range_bytes: int, done: list[int] | None = None) -> None:
+        self._changed = threading.Condition()
+        self._closed = False
+        self._front = 0
+        self._wanted = 0
+        if size is None:
+            self.spans = [Span(0, 0, None)]
+        else:
+            starts = range(0, size, range_bytes)
+            counts = done or [0] * len(starts)
+            self.spans = [
+                Span(i, start, min(start + range_bytes, size), count)
+                for i, (start, count) in enumerate(zip(starts, counts, strict=True))
+            ]
+        self.size = size
+        #: Bytes in place, and those of them that an earlier download left.
+        self.total = self.resumed = sum(span.done for span in self.spans)
+        self._todo = [span for span in reversed(self.spans) if span.missing != 0]
+        self._move_front()
+
+    def take(self) -> Span | None:
+        """Return the first range that no stream has taken; it is the caller's until it is whole."""
+        with self._changed:
+            return self._todo.pop() if self._todo else None
+
+    def advance(self, span: Span, count: int) -> None:
+        """Note that so many more bytes of it are written."""
+        with self._changed:
+            span.done += count
+            self.total += count
+            if span is self.spans[self._front]:
+                self._move_front()
+                # Not for every chunk: the follower states what is worth waking it.
+                if self._frontier() >= self._wanted or self.total == self.size:
+                    self._changed.notify_all()
+
+    def _move_front(self) -> None:
+        while self._front < len(self.spans) - 1 and self.spans[self._front].missing == 0:
+            self._front += 1
+
+    def make_plain(self, size: int | None) -> None:
+        """All comes in one body: the first range, already taken, is the whole file."""
+        with self._changed:
+            first = self.spans[0]
+            first.end = size
+            self.spans = [first]
+            self._todo = []
+            self.size = size
+
+    def settle(self, span: Span) -> None:
+        """The body of a file of unknown length ended here."""
+        with self._changed:
+            span.end = self.size = span.position
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """No more bytes will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if all bytes are in place."""
+        return self.size is not None and self.total == self.size
+
+    def wait_beyond(self, position: int, step: int) -> int | None:
+        """Wait until ``step`` bytes beyond ``position``, or all, are in place without a gap; return how far that is.
+
+        None when :meth:`close` came first.
+        """
+
+        def ready() -> bool:
+            return self._closed or self._frontier() >= position + step or self._frontier() == self.size
+
+        with self._changed:
+            self._wanted = position + step
+            self._changed.wait_for(ready)
+            return None if self._closed else self._frontier()
+
+    def _frontier(self) -> int:
+        return self.spans[self._front].position if self.spans else 0
+
+
 class Shared(Protocol):
-    """What a download's streams have in common."""
+    """The parts of a download that its streams share: the Attempt."""
 
     route: Route
     part: Part
@@ -30,20 +137,22 @@ class Shared(Protocol):
     def ledger(self) -> Ledger: ...
 
     def greet(self, answer: Answer, span: Span) -> int | None:
-        """Check an answer's head; how many bytes of the span its body has (None: until it ends)."""
+        """Check an answer's head; return how many bytes of the span its body has (None: until it ends)."""
 
     def noted(self, span: Span, count: int) -> None:
-        """So many bytes more of the span are written."""
+        """Note that so many more bytes of the span are written."""
 
     def pause(self, seconds: float) -> None:
         """Wait, for as long as the download goes on. Raises Stopped."""
 
 
 class Stream:
-    def __init__(self, shared: Shared, ticket: Ticket, patience: Patience) -> None:
+    """One of a download's threads."""
+
+    def __init__(self, shared: Shared, ticket: Ticket, retries: Retries) -> None:
         self._shared = shared
         self._ticket = ticket
-        self._patience = patience
+        self._retries = retries
 
     def run(self) -> None:
         """Fill ranges until none is left. Raises what ends the whole download."""
@@ -64,19 +173,19 @@ class Stream:
             except Broken as trouble:
                 self._ticket.give()
                 if self._shared.plain:
-                    raise  # such a body cannot be gone on with
+                    raise  # such a body cannot be resumed
                 if span.done - before >= limits.progress_bytes:
-                    self._patience.renew()
-                self._shared.pause(self._patience.after(trouble))
+                    self._retries.reset()
+                self._shared.pause(self._retries.pause_s(trouble))
             else:
-                self._patience.renew()
+                self._retries.reset()
 
     def _fetch(self, span: Span) -> None:
-        """Ask for what is missing of the span, and write what comes. Raises Broken when less comes than was said."""
+        """Ask for the missing bytes of the span, and write what comes. Raises Broken when too few come."""
         if self._ticket.buffer is None:
             self._ticket.take()
         else:
-            self._ticket.breathe(between_ranges=True)
+            self._ticket.yield_turn(between_ranges=True)
         shared = self._shared
         headers = {}
         if not shared.plain and span.end is not None:
@@ -96,9 +205,9 @@ class Stream:
     def _receive(self, answer: Answer, span: Span, expected: int | None) -> int:
         watch = _Watch(self._shared.limits)
         received = filled = 0
-        # A body that cannot be gone on with is kept open, whoever comes.
+        # A body that cannot be resumed is kept open.
         within_body = not self._shared.plain
-        buffer = self._ticket.breathe(within_body=within_body)
+        buffer = self._ticket.yield_turn(within_body=within_body)
         try:
             while expected is None or received < expected:
                 room = len(buffer) if expected is None else min(len(buffer), filled + expected - received)
@@ -112,9 +221,9 @@ class Stream:
                 if watch.due(count) or filled == len(buffer):
                     filled = self._flush(buffer, filled, span)
                     with watch.excused():
-                        buffer = self._ticket.breathe(within_body=within_body)
+                        buffer = self._ticket.yield_turn(within_body=within_body)
         finally:
-            # What came before a connection broke need not come again.
+            # Bytes that came before a connection broke are not fetched again.
             if filled and self._ticket.buffer is not None:
                 self._flush(buffer, filled, span)
         return received
@@ -126,7 +235,7 @@ class Stream:
 
 
 class _Watch:
-    """Whether a body comes fast enough, and when what came of it is to be written."""
+    """Decides whether a body comes fast enough, and when the received bytes are to be written."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
@@ -136,7 +245,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def excused(self) -> Iterator[None]:
-        """Time that the server is not to blame for."""
+        """Do not count the time of this block, which is not the server's."""
         began = self._clock()
         try:
             yield
@@ -144,7 +253,7 @@ class _Watch:
             self._since += self._clock() - began
 
     def due(self, count: int) -> bool:
-        """Bytes came. Raises Broken for a server that gives some now and then."""
+        """Count received bytes. True when they should be written. Raises Broken for a server that sends too slowly."""
         now = self._clock()
         self._bytes += count
         if now - self._since >= self._limits.stall_s:

@@ -1,9 +1,9 @@
-"""What can go wrong on the way, told apart by what is to be done about it.
+"""Failures of a download, by what is to be done about each; and the limits of a download.
 
 Broken      this request failed; another one may not (settee.net.failures)
 Refused     this URL will be refused again; a fresh one may not (settee.net.failures)
-StartOver   the bytes in place belong to something else; the file begins anew, once
-Stopped     the caller wants no more of it
+StartOver   the bytes in place belong to another file; the download begins again, once
+Stopped     the caller has given it up
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from settee.base.threads import Stopped
 from settee.errors import DownloadFailed, NoSpace, SetteeError, StagingError
-from settee.models.transfer.limits import Limits
 from settee.net.failures import Broken, Refused
+from settee.net.retry import Backoff
+from settee.settings import MIB
 
 _ADVICE = {
     401: "it wants credentials: give a token that may read it",
@@ -27,10 +28,37 @@ _ADVICE = {
     416: "it has fewer bytes than it said",
     451: "it is withheld for legal reasons",
 }
+_BACKOFF = Backoff(0.5, 30.0, jitter=1.0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes, times in seconds. A test may choose smaller ones."""
+
+    #: What one request asks for.
+    range_bytes: int = 16 * MIB
+    #: Requests of one file at a time. More made it slower where it was measured.
+    streams: int = 4
+    connect_s: float = 10.0
+    #: A connection that brings nothing for this long is given up.
+    stall_s: float = 20.0
+    #: So is one that brings less than this in such a time.
+    stall_bytes: int = 20 * 1024
+    #: Failures of one range in a row, with less than ``progress_bytes`` received between them.
+    tries: int = 6
+    progress_bytes: int = MIB
+    backoff: Backoff = _BACKOFF
+    redirects: int = 10
+    #: How often received bytes are written and noted, however few.
+    flush_s: float = 0.25
+    #: How often progress is reported, and stop and deadline are looked at.
+    tick_s: float = 0.1
+    #: How long the end waits for threads that write.
+    end_s: float = 5.0
 
 
 class StartOver(Exception):
-    """``plain``: without ranges this time. ``verdict`` is raised when it was begun anew before."""
+    """``plain``: without ranges this time. ``verdict`` is raised when it was begun again before."""
 
     def __init__(self, verdict: SetteeError, *, plain: bool = False) -> None:
         super().__init__(verdict.message)
@@ -39,13 +67,18 @@ class StartOver(Exception):
 
 
 def failed(where: str, reason: str, *, retryable: bool = True, status: int | None = None) -> DownloadFailed:
-    """``details["status"]`` is there when a status of HTTP decided it."""
+    """Return the error of a download. It has ``details["status"]`` when a status of HTTP decided it."""
     details = {} if status is None else {"status": status}
     return DownloadFailed(f"{where} cannot be downloaded: {reason}", details=details, retryable=retryable)
 
 
+def changed(where: str) -> DownloadFailed:
+    """Return the error for a file that becomes another one."""
+    return failed(where, "the file changes on the server while it is downloaded")
+
+
 def advised(refused: Refused) -> Refused:
-    """Return the refusal with what to do about it."""
+    """Return the refusal with advice."""
     if not refused.status:
         return refused
     advice = _ADVICE.get(refused.status, "the server does not serve it")
@@ -53,7 +86,7 @@ def advised(refused: Refused) -> Refused:
 
 
 def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
-    """Ours for a failed write, without the folder's name."""
+    """Return the error for a failed write, without the folder's name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = free_bytes(path.parent)
         numbers = "" if needed is None else f" it needs {needed:,} bytes more,"
@@ -67,6 +100,7 @@ def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
 
 
 def free_bytes(folder: Path) -> int:
+    """Return the bytes that may still be written to a folder's disk; 0 where that is not known."""
     try:
         disk = os.statvfs(folder)
     except OSError:
@@ -74,8 +108,8 @@ def free_bytes(folder: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-class Patience:
-    """Failures in a row, and how long to wait after each."""
+class Retries:
+    """Counts failures in a row, and gives the pause after each."""
 
     def __init__(self, where: str, limits: Limits, deadline: float) -> None:
         self._where = where
@@ -83,12 +117,12 @@ class Patience:
         self._deadline = deadline
         self._failures = 0
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """There was progress."""
         self._failures = 0
 
-    def after(self, trouble: Broken) -> float:
-        """Seconds to wait before the next try. Raises DownloadFailed when there is to be none."""
+    def pause_s(self, trouble: Broken) -> float:
+        """Return the seconds to wait before the next try. Raises DownloadFailed when there is to be none."""
         self._failures += 1
         if self._failures >= self._limits.tries:
             raise failed(self._where, f"{trouble.reason}, {self._failures} times in a row")
@@ -96,16 +130,3 @@ class Patience:
         if time.monotonic() + wait > self._deadline:
             raise failed(self._where, f"{trouble.reason}, and MODELS_TIMEOUT_S leaves no time to wait {wait:.0f} s")
         return wait
-
-
-__all__ = [
-    "Broken",
-    "Patience",
-    "Refused",
-    "StartOver",
-    "Stopped",
-    "advised",
-    "failed",
-    "free_bytes",
-    "of_disk",
-]

@@ -12,8 +12,8 @@ from settee.doors.agent import assets, config
 from settee.doors.agent.dispatch.envelope import Asset
 from settee.doors.agent.storage import Found
 from settee.models.entry import ModelEntry
-from settee.models.judging import State
-from settee.models.placed import Shelf
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
 from tests.unit.agent.templates import parsed
 
 FOLDERS = {"base_models": "checkpoints", "loras": "loras"}
@@ -38,7 +38,7 @@ def options(tmp_path: Path, **more: Any) -> config.AgentConfig:
 
 class Host:
     def __init__(self, folder: Path, **more: Any) -> None:
-        self.shelf, self.options, self.storage = Shelf(folder / "models"), options(folder, **more), Storage()
+        self.shelf, self.options, self.storage = ModelFolder(folder / "models"), options(folder, **more), Storage()
 
     def resolve(self, *loras: dict[str, Any], base: dict[str, Any] = BASE) -> assets.Assets:
         given = parsed(baseModel=base, loras=[{"bucket": "b", **lora} for lora in loras], parameters__extra=EXTRA)
@@ -47,7 +47,7 @@ class Host:
     def place(self, found: assets.Assets, data: bytes = b"x" * 10) -> None:
         """As the engine does, in the place of what may be replaced."""
         for entry in found.entries:
-            if self.shelf.state(entry) is State.RIGHT:
+            if self.shelf.state(entry) is FileState.RIGHT:
                 continue
             self.shelf.make_way(entry)
             path = self.shelf.path_of(entry)
@@ -128,15 +128,15 @@ def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
 def test_an_object_that_was_uploaded_anew_is_fetched_anew(strategy: str, size: int, host: Host) -> None:
     lora = {"key": "style.safetensors", "cacheStrategy": strategy}
     host.place(host.resolve(lora))
-    assert all(host.shelf.state(entry) is State.RIGHT for entry in host.resolve(lora).entries)
+    assert all(host.shelf.state(entry) is FileState.RIGHT for entry in host.resolve(lora).entries)
     host.storage.found["b/style.safetensors"] = Found(size, "v2")
     found = host.resolve(lora)
     [entry] = loras_of(found)
-    assert host.shelf.state(entry) is not State.RIGHT
+    assert host.shelf.state(entry) is not FileState.RIGHT
     assert entry.name == "style.safetensors", "in its own place"
     host.place(found, b"y" * 10)
     assert Path(host.shelf.path_of(entry)).read_bytes() == b"y" * size
-    assert host.shelf.state(loras_of(host.resolve(lora))[0]) is State.RIGHT
+    assert host.shelf.state(loras_of(host.resolve(lora))[0]) is FileState.RIGHT
 
 
 def test_a_passing_job_does_not_touch_what_is_kept(host: Host) -> None:

@@ -23,7 +23,7 @@ from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.metrics import Metrics
 from settee.errors import Busy, JobCanceled, ModelMissing, StagingError
 from settee.job import Job, Result, Status
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from tests.support.agent import HeldStore
 from tests.support.waiting import eventually
 
@@ -37,7 +37,7 @@ class Engine:
     output_dir = None
 
     def __init__(self, models: Path, ends: list[Any]) -> None:
-        self.shelf, self.ends, self.jobs = Shelf(models), ends, list[Job]()
+        self.shelf, self.ends, self.jobs = ModelFolder(models), ends, list[Job]()
         self.is_idle = threading.Event()
         self.is_idle.set()
 

@@ -20,7 +20,7 @@ from settee.doors.agent.engine_settings import (
 from settee.doors.agent.options import AgentConfig, options
 from settee.errors import ConfigError
 from settee.models.entry import S3Object
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 from settee.settings import Settings
 from tests.support.models import DATA, entry
 
@@ -155,7 +155,7 @@ def test_a_model_placed_through_a_link_lies_where_comfyui_looks(tmp_path: Path) 
     made = configured(tmp_path, {"base_models": "big/sd", "loras": "fast/lora"})
     make_folders(made)
     places = model_places(made)
-    shelf = Shelf(places.models_dir)
+    shelf = ModelFolder(places.models_dir)
     model = entry(f"{places.loras}/m.safetensors", source=S3Object("bucket", "key"), from_job=True)
     with shelf.claim(model) as is_ours:
         assert is_ours

@@ -12,14 +12,14 @@ import pytest
 from settee.backends.comfy.prompts import folder_of, prompt_ids
 from settee.doors.agent.leavings import Leavings
 from settee.models.entry import ModelEntry, S3Object
-from settee.models.placed import Shelf
+from settee.models.folder.model_folder import ModelFolder
 
 PROMPT = str(uuid.uuid4())
 
 
 class Engine:
     def __init__(self, models: Path) -> None:
-        self.shelf, self.taken_back = Shelf(models), list[str]()
+        self.shelf, self.taken_back = ModelFolder(models), list[str]()
 
     def take_back(self, prompt_id: str) -> None:
         self.taken_back.append(prompt_id)
@@ -29,7 +29,7 @@ def entry(name: str) -> ModelEntry:
     return ModelEntry(source=S3Object("b", name), target="loras", name=name, position="loras[0]", from_job=True)
 
 
-def placed(shelf: Shelf, name: str) -> Path:
+def placed(shelf: ModelFolder, name: str) -> Path:
     path = shelf.path_of(entry(name))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * 10)
@@ -83,7 +83,7 @@ def test_what_cannot_be_removed_is_noted_for_the_next_start(tmp_path: Path, monk
     path = placed(engine.shelf, "busy.safetensors")
     killed(tmp_path, "busy.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr(Shelf, "remove", lambda *_: None)  # another agent's job uses it
+        patched.setattr(ModelFolder, "remove", lambda *_: None)  # another agent's job uses it
         leavings = Leavings(tmp_path, None)
         leavings.clear(engine)
         leavings.note(str(uuid.uuid4()))

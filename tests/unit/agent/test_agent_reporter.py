@@ -14,7 +14,7 @@ from settee.doors.agent.callbacks.posting import Poster
 from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, UploadedArtifact, Urls
 from settee.errors import ExecutionFailed, IntegrityError, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
 from settee.job import Status
-from settee.models.transfer.given import wrong_hash, wrong_size
+from settee.models.transfer.address import wrong_hash, wrong_size
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from settee.comfyui.file_inputs import path_problems
+from settee.comfyui.model_folders import SUFFIXES
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
 from settee.comfyui.problems import MAX_NEAR, near_matches, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
@@ -21,7 +22,6 @@ from settee.doors.agent.graph import places, roles
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
 from settee.doors.agent.options import REQUIRED_SAMPLING
-from settee.models.places import SUFFIXES
 
 _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "

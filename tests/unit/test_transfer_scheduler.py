@@ -1,21 +1,103 @@
-"""Whose turn it is, of all downloads together."""
+"""Which file is downloaded next, and which stream may send a request."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from settee.base.threads import Stopped
-from settee.models.transfer.gate import Gate, Ticket
+from settee.models.transfer import scheduler as scheduler_module
+from settee.models.transfer.scheduler import Lane, Scheduler, Ticket
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.transferring import SMALL, fetch, noise
 from tests.support.waiting import eventually
 
 DATA = noise(2_500_000)
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+class Taker:
+    """Waits for a file's turn in a thread, and holds it until :attr:`let_go`."""
+
+    def __init__(self, scheduler: Scheduler, lane: Lane, order: list[int | None]) -> None:
+        self.let_go = threading.Event()
+        self._scheduler, self._lane, self._order = scheduler, lane, order
+        self.was_stopped = False
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._scheduler.running(self._lane):
+                self._order.append(self._lane.size)
+                assert self.let_go.wait(10)
+        except Stopped:
+            self.was_stopped = True
+
+
+def test_the_largest_goes_first_once_all_sizes_are_known() -> None:
+    scheduler, order = Scheduler(8, max_files=1), list[int | None]()
+    with ExitStack() as asking:
+        asking.enter_context(scheduler.asking(scheduler.lane()))
+        takers = [Taker(scheduler, scheduler.lane(size=size), order) for size in (5, 9, 7)]
+        eventually(lambda: len(scheduler._queued) == 3)
+        assert order == []
+    for count, taker in zip((1, 2, 3), (takers[1], takers[2], takers[0]), strict=True):
+        eventually(lambda count=count: len(order) == count)
+        taker.let_go.set()
+    for taker in takers:
+        taker.thread.join(10)
+    assert order == [9, 7, 5]
+
+
+def test_a_file_that_a_job_waits_for_begins_at_once_also_when_others_download() -> None:
+    scheduler, order = Scheduler(8, max_files=1), list[int | None]()
+    first = Taker(scheduler, scheduler.lane(size=9), order)
+    eventually(lambda: order == [9])
+    waiting = scheduler.lane(size=1)
+    second = Taker(scheduler, waiting, order)
+    eventually(lambda: waiting in scheduler._queued)
+    waiting.urgent = True
+    eventually(lambda: order == [9, 1])
+    for taker in (first, second):
+        taker.let_go.set()
+        taker.thread.join(10)
+
+
+def test_a_waiting_file_can_be_stopped() -> None:
+    scheduler, order = Scheduler(8, max_files=1), list[int | None]()
+    first = Taker(scheduler, scheduler.lane(size=9), order)
+    eventually(lambda: order == [9])
+    waiting = scheduler.lane(size=1)
+    second = Taker(scheduler, waiting, order)
+    waiting.stop.set()
+    scheduler.update()
+    second.thread.join(10)
+    assert second.was_stopped
+    first.let_go.set()
+    first.thread.join(10)
+    with pytest.raises(Stopped), scheduler.running(waiting):
+        pass
+
+
+def test_a_source_that_does_not_answer_holds_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "_ASKING_S", 0.1)
+    scheduler, order = Scheduler(8, max_files=1), list[int | None]()
+    with scheduler.asking(scheduler.lane()):
+        taker = Taker(scheduler, scheduler.lane(size=5), order)
+        eventually(lambda: order == [5])
+        taker.let_go.set()
+        taker.thread.join(10)
+
+
+# --- requests ----------------------------------------------------------------------------------------------
 
 
 class Waiting:
@@ -43,31 +125,31 @@ class Waiting:
 
 
 def test_a_limit_and_buffers_that_are_used_again() -> None:
-    gate = Gate(2)
-    lane = gate.lane()
+    scheduler = Scheduler(2)
+    lane = scheduler.lane()
     one, two, three = lane.ticket(), lane.ticket(), lane.ticket()
     first = one.take()
     two.take()
     waiting = Waiting(three)
-    eventually(lambda: gate._waiting)
+    eventually(lambda: scheduler._waiting)
     assert not waiting.has_it
     one.give()
     assert waiting.join() is first
     two.give()
     three.give()
     three.give()  # twice is once
-    assert gate._free == 2
+    assert scheduler._free == 2
 
 
 def test_the_urgent_one_goes_first() -> None:
-    gate = Gate(1)
-    holder = gate.lane().ticket()
+    scheduler = Scheduler(1)
+    holder = scheduler.lane().ticket()
     holder.take()
-    early = Waiting(gate.lane().ticket())
-    eventually(lambda: len(gate._waiting) == 1)
-    late_lane = gate.lane()
+    early = Waiting(scheduler.lane().ticket())
+    eventually(lambda: len(scheduler._waiting) == 1)
+    late_lane = scheduler.lane()
     late = Waiting(late_lane.ticket())
-    eventually(lambda: len(gate._waiting) == 2)
+    eventually(lambda: len(scheduler._waiting) == 2)
     late_lane.urgent = True
     holder.give()
     late.join()
@@ -77,19 +159,19 @@ def test_the_urgent_one_goes_first() -> None:
 
 
 def test_others_hand_theirs_back_and_go_on_after_it() -> None:
-    gate = Gate(4)
-    calm = gate.lane().ticket()
+    scheduler = Scheduler(4)
+    calm = scheduler.lane().ticket()
     calm.take()
-    urgent_lane = gate.lane(urgent=True)
+    urgent_lane = scheduler.lane(urgent=True)
     urgent = urgent_lane.ticket()
     urgent.take()
     gone_on = threading.Event()
 
-    def breathe() -> None:
-        calm.breathe()
+    def go_on() -> None:
+        calm.yield_turn()
         gone_on.set()
 
-    thread = threading.Thread(target=breathe)
+    thread = threading.Thread(target=go_on)
     thread.start()
     eventually(lambda: calm.buffer is None)
     # There is room, but while a job waits for the urgent one it has the line for itself.
@@ -101,26 +183,26 @@ def test_others_hand_theirs_back_and_go_on_after_it() -> None:
 
 
 def test_an_urgent_one_that_ends_lets_them_go_on() -> None:
-    gate = Gate(4)
-    urgent = gate.lane(urgent=True).ticket()
+    scheduler = Scheduler(4)
+    urgent = scheduler.lane(urgent=True).ticket()
     urgent.take()
-    calm = Waiting(gate.lane().ticket())
-    eventually(lambda: gate._waiting)
+    calm = Waiting(scheduler.lane().ticket())
+    eventually(lambda: scheduler._waiting)
     assert not calm.has_it
     urgent.give()
     calm.join()
 
 
 def test_ranges_of_two_downloads_take_turns() -> None:
-    gate = Gate(1)
-    one, two = gate.lane().ticket(), gate.lane().ticket()
+    scheduler = Scheduler(1)
+    one, two = scheduler.lane().ticket(), scheduler.lane().ticket()
     one.take()
-    assert one.breathe(between_ranges=True) is one.buffer
+    assert one.yield_turn(between_ranges=True) is one.buffer
     other = Waiting(two)
-    eventually(lambda: gate._waiting)
+    eventually(lambda: scheduler._waiting)
     # Between two chunks of a range it keeps its turn.
-    assert one.breathe() is one.buffer
-    again = threading.Thread(target=one.breathe, kwargs={"between_ranges": True})
+    assert one.yield_turn() is one.buffer
+    again = threading.Thread(target=one.yield_turn, kwargs={"between_ranges": True})
     again.start()
     other.join()
     assert one.buffer is None
@@ -130,18 +212,18 @@ def test_ranges_of_two_downloads_take_turns() -> None:
 
 
 def test_a_ticket_that_is_cancelled_while_it_waits() -> None:
-    gate = Gate(1)
-    holder = gate.lane().ticket()
+    scheduler = Scheduler(1)
+    holder = scheduler.lane().ticket()
     holder.take()
-    waiting = Waiting(gate.lane(urgent=True).ticket())
-    eventually(lambda: gate.rush)
+    waiting = Waiting(scheduler.lane(urgent=True).ticket())
+    eventually(lambda: scheduler.has_urgent)
     waiting.ticket.cancel()
     assert waiting.join() == "stopped"
-    assert not gate.rush
+    assert not scheduler.has_urgent
     with pytest.raises(Stopped):
         waiting.ticket.take()
     holder.give()
-    assert gate._free == 1
+    assert scheduler._free == 1
 
 
 @pytest.fixture
@@ -151,10 +233,10 @@ def server() -> Iterator[FileServer]:
 
 
 def test_no_more_requests_at_once_than_allowed(server: FileServer, tmp_path: Path) -> None:
-    gate = Gate(2)
+    scheduler = Scheduler(2)
     server.rule = lambda ask, reply: setattr(reply, "rate", 20_000_000.0)
     threads = [
-        threading.Thread(target=fetch, args=(server.url, tmp_path / str(i)), kwargs={"lane": gate.lane()})
+        threading.Thread(target=fetch, args=(server.url, tmp_path / str(i)), kwargs={"lane": scheduler.lane()})
         for i in range(3)
     ]
     for thread in threads:
@@ -170,13 +252,13 @@ def test_no_more_requests_at_once_than_allowed(server: FileServer, tmp_path: Pat
 
 def test_the_file_that_a_job_waits_for(server: FileServer, tmp_path: Path) -> None:
     """Two calm downloads are under way when an urgent one begins: it gets the line, then they go on."""
-    gate = Gate(4)
+    scheduler = Scheduler(4)
     limits = replace(SMALL, stall_s=20)
     server.rule = lambda ask, reply: setattr(reply, "rate", 1_000_000.0 if "calm" in ask.path else 8_000_000.0)
     order: list[str] = []
 
     def run(name: str, urgent: bool) -> None:
-        fetch(f"{server.url}?{name}", tmp_path / name, lane=gate.lane(urgent=urgent), limits=limits)
+        fetch(f"{server.url}?{name}", tmp_path / name, lane=scheduler.lane(urgent=urgent), limits=limits)
         order.append(name)
 
     calm = [threading.Thread(target=run, args=(f"calm{i}", False)) for i in range(2)]
@@ -200,15 +282,17 @@ def test_a_body_that_is_overtaken_is_closed_and_asked_for_again_from_where_it_wa
     server: FileServer, tmp_path: Path
 ) -> None:
     """Left open, it would go on taking its share of a slow line until the buffers in between are full."""
-    gate = Gate(4)
+    scheduler = Scheduler(4)
     limits = replace(SMALL, range_bytes=len(DATA), stall_s=20)
     server.rule = lambda ask, reply: setattr(reply, "rate", 800_000.0 if "calm" in ask.path else 5_000_000.0)
     thread = threading.Thread(
-        target=fetch, args=(f"{server.url}?calm", tmp_path / "calm"), kwargs={"lane": gate.lane(), "limits": limits}
+        target=fetch,
+        args=(f"{server.url}?calm", tmp_path / "calm"),
+        kwargs={"lane": scheduler.lane(), "limits": limits},
     )
     thread.start()
     eventually(lambda: [ask for ask in server.gets if ask.sent > 100_000])
-    fetch(f"{server.url}?urgent", tmp_path / "urgent", lane=gate.lane(urgent=True), limits=limits)
+    fetch(f"{server.url}?urgent", tmp_path / "urgent", lane=scheduler.lane(urgent=True), limits=limits)
     thread.join(20)
     first, second = (ask for ask in server.gets if "calm" in ask.path and ask.span != (0, 0))
     assert first.span is not None
@@ -220,9 +304,9 @@ def test_a_body_that_is_overtaken_is_closed_and_asked_for_again_from_where_it_wa
 
 def test_a_body_that_is_overtaken_before_its_first_byte_is_closed_too(server: FileServer, tmp_path: Path) -> None:
     """The urgent one wants the line while this one's request is on its way."""
-    gate = Gate(4)
+    scheduler = Scheduler(4)
     limits = replace(SMALL, range_bytes=len(DATA), stall_s=20)
-    urgent = gate.lane(urgent=True).ticket()
+    urgent = scheduler.lane(urgent=True).ticket()
     begun = threading.Event()
 
     def rule(ask: Ask, reply: Reply) -> None:
@@ -233,7 +317,9 @@ def test_a_body_that_is_overtaken_before_its_first_byte_is_closed_too(server: Fi
 
     server.rule = rule
     thread = threading.Thread(
-        target=fetch, args=(f"{server.url}?calm", tmp_path / "calm"), kwargs={"lane": gate.lane(), "limits": limits}
+        target=fetch,
+        args=(f"{server.url}?calm", tmp_path / "calm"),
+        kwargs={"lane": scheduler.lane(), "limits": limits},
     )
     thread.start()
     assert begun.wait(10)

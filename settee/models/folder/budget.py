@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from settee.errors import NoSpace
-from settee.models.bar_text import amount
+from settee.models.bars import amount
 from settee.models.entry import ModelEntry
-from settee.models.placed import Shelf
-from settee.models.places import PART, relative
-from settee.models.records import Placed
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.place import PART, relative
+from settee.models.folder.records import Placed
 from settee.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,49 +38,49 @@ class _Reservation:
     device: int | None
 
     def outstanding(self) -> int:
-        """What it still takes from the disk. The transfer allocates the part's room when it begins."""
+        """Return what it still takes from the disk. The transfer allocates the part's room when it begins."""
         for path in (self.target + PART, self.target):
             with contextlib.suppress(OSError):
                 info = os.lstat(path)
-                # At its end the part is renamed to the target; anything else there is what it will replace.
+                # At its end the part is renamed to the target; any other file there will be replaced.
                 if path != self.target or info.st_size == self.need:
                     return max(0, self.need - info.st_blocks * 512)
         return self.need
 
 
 class Budget:
-    """The room of one models folder. One for the process: its parallel downloads know of one another by it."""
+    """The room of one models folder. One for the process: all its downloads are reserved here."""
 
-    def __init__(self, shelf: Shelf, settings: Settings, *, margin_bytes: int = MARGIN_BYTES) -> None:
-        self._shelf = shelf
+    def __init__(self, folder: ModelFolder, settings: Settings, *, margin_bytes: int = MARGIN_BYTES) -> None:
+        self._folder = folder
         limit = settings.models_disk_budget_gb
         self._limit = None if limit is None else int(limit * _GB)
         self._margin = margin_bytes
         self._mutex = threading.Lock()
         self._reserved: list[_Reservation] = []
-        #: What jobs have asked for, and may not use yet.
+        #: Models that jobs have asked for, and may not use yet.
         self._kept: Counter[str] = Counter()
 
     def keep(self, paths: Iterable[str]) -> None:
-        """A job wants these from now on: none makes room for another of its models."""
+        """Protect a job's models: none is removed to make room for another of them."""
         with self._mutex:
             self._kept.update(paths)
 
     def let_go(self, paths: Iterable[str]) -> None:
-        """It wants them no longer."""
+        """End the protection of :meth:`keep`."""
         with self._mutex:
             self._kept.subtract(paths)
             self._kept += Counter()  # drops the zeroes
 
     @contextlib.contextmanager
     def reserve(self, entry: ModelEntry, need: int) -> Iterator[Callable[[int], None]]:
-        """Around a download of ``need`` bytes (0: nobody knows). Makes room first. Raises NoSpace, UnsafePath.
+        """Make room for a download of ``need`` bytes (0: unknown), and hold it. Raises NoSpace, UnsafePath.
 
-        Gives what is to be told how many bytes there are by now: it makes room for more than ``need``, or raises
-        NoSpace. A server that names no size could fill the disk.
+        Yields a function to call with the bytes in place: it makes room for more than ``need``, or raises NoSpace. A
+        server that states no size could fill the disk.
         """
         rel = relative(entry)
-        target = f"{self._shelf.root}/{rel}"
+        target = f"{self._folder.root}/{rel}"
         with self._mutex:
             asked = _Reservation(rel, target, need, entry.from_job, _device(target))
             self._make_room(asked)
@@ -105,26 +105,24 @@ class Budget:
         evictable = self._evictable(asked)
         self._check(asked, excess, lack, evictable)
         for placed in evictable:
-            on_disk = _device(f"{self._shelf.root}/{placed.path}") == asked.device
+            on_disk = _device(f"{self._folder.root}/{placed.path}") == asked.device
             if not (excess > 0 or (lack > 0 and on_disk)):
                 continue
             try:
-                freed = self._shelf.remove(placed)
+                freed = self._folder.remove(placed)
             except OSError as error:
                 log.warning("a model that a job brought cannot be removed to make room: %s", error.strerror)
                 continue
             if freed is None:
                 continue
-            # Without names: a job's are its own affair.
-            log.info(
-                "removed a model of %s that a job brought and that was not used for the longest", amount(placed.size)
-            )
+            # Without its name, which may be private.
+            log.info("removed a model of %s that a job brought, the least recently used", amount(placed.size))
             # Measured again: a file that a process still has open keeps its room until it is closed.
             excess, lack = excess - placed.size, self._lack(asked)
         self._check(asked, excess, lack, [])
 
     def _excess(self, asked: _Reservation) -> int:
-        """Bytes over the budget with this one."""
+        """Return the bytes over the budget with this one."""
         if self._limit is None or not asked.from_job:
             return 0
         coming = {other.path: other.need for other in self._reserved if other.from_job} | {asked.path: asked.need}
@@ -132,7 +130,7 @@ class Budget:
         return there + sum(coming.values()) - self._limit
 
     def _lack(self, asked: _Reservation) -> int:
-        """Bytes that the disk has too few with this one."""
+        """Return the bytes that the disk lacks with this one."""
         if asked.device is None:
             return 0
         others = [other for other in self._reserved if other.device == asked.device and other.path != asked.path]
@@ -140,16 +138,16 @@ class Budget:
         return still + self._margin - free_at(asked.target)
 
     def _brought(self) -> Iterator[Placed]:
-        """Plain files that jobs brought."""
-        return (p for p in self._shelf.records() if p.from_job and not p.pending and p.link is None)
+        """Return plain files that jobs brought."""
+        return (p for p in self._folder.records() if p.from_job and not p.pending and p.link is None)
 
     def _evictable(self, asked: _Reservation) -> list[Placed]:
         busy = {other.path for other in self._reserved} | {asked.path} | self._kept.keys()
-        found = [p for p in self._brought() if p.path not in busy and not self._shelf.in_use(p.path)]
+        found = [p for p in self._brought() if p.path not in busy and not self._folder.in_use(p.path)]
         return sorted(found, key=lambda placed: placed.last_used)
 
     def _check(self, asked: _Reservation, excess: int, lack: int, evictable: list[Placed]) -> None:
-        """Raises NoSpace when removing all of these would not do: then none is removed in vain."""
+        """Raise NoSpace when removing all of these would not suffice: then none is removed."""
         what, details = f"{asked.path} needs {amount(asked.need)}", {"model": asked.path, "needed_bytes": asked.need}
         if excess > sum(placed.size for placed in evictable):
             raise NoSpace(
@@ -157,7 +155,7 @@ class Budget:
                 "other downloads take: send fewer or smaller models, or raise it",
                 details={**details, "budget_bytes": self._limit},
             )
-        here = [p for p in evictable if _device(f"{self._shelf.root}/{p.path}") == asked.device]
+        here = [p for p in evictable if _device(f"{self._folder.root}/{p.path}") == asked.device]
         if lack > sum(placed.size for placed in here):
             free = free_at(asked.target)
             kept = lack + free - asked.outstanding()
@@ -170,7 +168,7 @@ class Budget:
 
 
 def _existing(path: str) -> str:
-    """The nearest folder above that is there."""
+    """Return the nearest folder above that exists."""
     folder = os.path.dirname(path)
     while folder != "/" and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -185,7 +183,7 @@ def _device(path: str) -> int | None:
 
 
 def free_at(path: str) -> int:
-    """Bytes that this user may still write there; a very large number where nobody can tell."""
+    """Return the bytes that this user may still write there; a very large number where that is not known."""
     try:
         room = os.statvfs(_existing(path))
     except OSError:

@@ -1,14 +1,13 @@
-"""What is remembered of each placed file: a small JSON file of its own, in a hidden folder of the models folder.
+"""The record of each placed file: a small JSON file of its own, in a hidden folder of the models folder.
 
 ``checkpoints/sd15.safetensors`` has its record in ``.settee/checkpoints/sd15.safetensors.json``. A record is written
-whole or not at all (temporary name, rename) and believed only when it makes sense; one that does not is none. Its
-modification time is when the file was last used, and a shared flock on it says that a job uses the file now.
+whole or not at all (temporary name, rename); one that is not valid is ignored. Its modification time is when the file
+was last used, and a shared flock on it means that a job uses the file now.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import logging
 import os
@@ -17,42 +16,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from settee.base.files import WAIT_S, Lock, hold, write_whole
-from settee.models.entry import HubFile, S3Object, Source
 
 log = logging.getLogger(__name__)
 
 #: In the models folder. ComfyUI looks in named folders only and never lists it.
 FOLDER = ".settee"
-#: How a temporary name of ours begins, here and beside models. No entry may have a hidden name.
+#: Begins temporary names, here and next to models. No entry may have a hidden name.
 TEMPORARY = ".settee-"
-#: The lock, beside the record, of who places the file.
+#: Ends the lock, next to the record, of the process that places the file.
 PLACING = ".placing"
-#: A record is some 400 bytes; what is larger is none of ours.
-_MOST_BYTES = 16 * 1024
+#: A record has some 400 bytes; a larger file is not a record.
+_MAX_BYTES = 16 * 1024
 _counter = itertools.count()
-
-
-def identity(source: Source) -> str:
-    """Which file of which revision was asked for. No secret: of a URL's credentials and query only a hash is kept."""
-    if isinstance(source, HubFile):
-        return f"hf:{source.repo}@{source.revision}:{source.filename}"
-    if isinstance(source, S3Object):
-        host = f"@{_host(source.endpoint)}" if source.endpoint else ""
-        return f"{source.where}{host}{f'#{source.version}' if source.version else ''}"
-    parts = urlsplit(source.url)
-    private = f"{parts.netloc.rpartition('@')[0]}?{parts.query}"
-    mark = "" if private == "?" else f"?{hashlib.sha256(private.encode()).hexdigest()[:32]}"
-    return f"{source.where}{mark}"
-
-
-def _host(url: str) -> str:
-    """Without credentials, which an endpoint's address may hold."""
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,35 +40,35 @@ class Placed:
 
     #: Below the models folder: ``checkpoints/sd15.safetensors``.
     path: str
-    #: :func:`identity` of what was asked for.
+    #: :func:`settee.models.entry.identity` of the requested source.
     source: str
-    #: Of the file, or of the file that the link leads to.
+    #: Bytes of the file, or of the file that the link leads to.
     size: int
     mtime_ns: int
-    #: Hex; None when nobody has computed it, or known it from a trusted place.
+    #: Hex; None when it was neither computed nor known from a trusted source.
     sha256: str | None = None
-    #: Hex of the 64-bit XXH3 of the bytes that were right; None for links and for what was never read whole.
+    #: Hex of the 64-bit XXH3 of the right bytes; None for links and for files that were never read whole.
     xxh3: str | None = None
-    #: What the symbolic link says; None for a plain file.
+    #: The symbolic link's target; None for a plain file.
     link: str | None = None
     #: Brought by a job: may be evicted.
     from_job: bool = False
     #: Brought by a sealed job: to be wiped when no job uses it.
     sealed: bool = False
-    #: Not placed yet: a download for it has begun. Size, time and link are those of what lay there before (size -1:
-    #: nothing), so that what the download leaves there is told from it, even when nobody lived to record it.
+    #: Not placed yet: a download for it has begun. Size, time and link are those of the earlier file (size -1: none),
+    #: so that the download's result is told from it, even when the process was killed before it could record it.
     pending: bool = False
     #: ``time.time()`` of the placing.
     placed_at: float = 0.0
-    #: The same of its last use. Not written: it is the record file's modification time.
+    #: ``time.time()`` of the last use. Not written: it is the record file's modification time.
     last_used: float = field(default=0.0, compare=False)
 
     def matches(self, size: int, mtime_ns: int, link: str | None) -> bool:
-        """Whether what lies there now is still what was recorded."""
+        """Return True if a file with these facts is still the recorded one."""
         return self.size == size and self.link == link and self.same_time(mtime_ns)
 
     def same_time(self, mtime_ns: int) -> bool:
-        """Image layers keep whole seconds only (Docker's archiver truncates them), and baked models are in layers."""
+        """Compare times. Layers of images, where baked models are, have whole seconds only (Docker's archiver)."""
         return mtime_ns in (self.mtime_ns, self.mtime_ns // 10**9 * 10**9)
 
 
@@ -110,7 +89,7 @@ assert set(_TYPES) == {item.name for item in fields(Placed)} - {"last_used"}
 
 
 def _parse(text: bytes, rel: str, last_used: float) -> Placed | None:
-    """None for what is no record of this very file."""
+    """Return None for anything but a record of this very file."""
     try:
         data = orjson.loads(text)
     except ValueError:
@@ -127,17 +106,17 @@ class Records:
 
     def __init__(self, models_dir: str) -> None:
         self._root = f"{models_dir}/{FOLDER}"
-        #: Those that could not be written (a read-only folder) or must not be replaced just now (in use).
-        #: With each, what the disk said then: another process's later word counts for more.
+        #: Records that could not be written (a read-only folder) or must not be replaced just now (in use), each with
+        #: the record on disk at that time: another process's later record takes precedence.
         self._unwritten: dict[str, tuple[Placed, Placed | None]] = {}
         self._has_warned = False
 
     def file(self, rel: str) -> str:
-        """Where the record of ``checkpoints/sd15.safetensors`` is, or would be."""
+        """Return the path of the record of ``checkpoints/sd15.safetensors``, which need not exist."""
         return f"{self._root}/{rel}.json"
 
     def read(self, rel: str) -> Placed | None:
-        """The record, or None. One open, one read."""
+        """Return the record, or None. One open, one read."""
         written = self._read(rel)
         remembered = self._unwritten.get(rel)
         if remembered is None:
@@ -153,16 +132,16 @@ class Records:
         except OSError:
             return None
         try:
-            return _parse(os.read(fd, _MOST_BYTES), rel, os.fstat(fd).st_mtime)
+            return _parse(os.read(fd, _MAX_BYTES), rel, os.fstat(fd).st_mtime)
         except OSError:
             return None
         finally:
             os.close(fd)
 
     def write(self, placed: Placed, *, wait_s: float = 0.0) -> bool:
-        """Replace the record. Where that cannot be, it is kept for this process only, with a warning, once.
+        """Replace the record. If the folder is read-only, it is kept for this process only, with one warning.
 
-        False when users are in the way (for longer than ``wait_s``), whose lock is on the record that is there.
+        False when running jobs hold the lock of the existing record for longer than ``wait_s``.
         """
         with self.lock(placed.path, exclusive=True, wait_s=wait_s) as lock:
             if lock is Lock.BUSY:
@@ -174,10 +153,10 @@ class Records:
     def rewrite(
         self, seen: Placed | None, placed: Placed, *, is_still: Callable[[], bool] = lambda: True, wait_s: float = 0.0
     ) -> bool:
-        """The same, for what was concluded from the record ``seen``: nothing, and False, when it is another by now.
+        """Replace the record that ``placed`` was derived from. False, and no change, when it has changed since.
 
-        Nor when ``is_still`` says no, which is asked while nobody else may change the record. With users in the way it
-        is kept for this process, for as long as the record stays the one that was seen.
+        The same when ``is_still``, called while the record is locked, returns False. While running jobs hold the
+        record's lock, the new one is kept for this process, for as long as the record stays the one that was seen.
         """
         remembered = self._unwritten.get(placed.path)
         on_disk = remembered[1] if remembered is not None and remembered[0] == seen else seen
@@ -191,7 +170,7 @@ class Records:
             return True
 
     def write_locked(self, placed: Placed) -> None:
-        """The same, for who has the exclusive lock."""
+        """Replace the record. The caller holds the exclusive lock."""
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
         try:
@@ -208,25 +187,25 @@ class Records:
         self._unwritten[placed.path] = (replace(placed, last_used=time.time()), on_disk)
 
     def forget(self, rel: str) -> None:
-        """Let go of what only this process knows of a file."""
+        """Drop a record that only this process has."""
         self._unwritten.pop(rel, None)
 
     def _warn(self, error: OSError) -> None:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "what is placed cannot be recorded in the models folder (%s): it will be checked again at every start",
+                "placed models cannot be recorded in the models folder (%s): they will be checked again at every start",
                 error.strerror,
             )
 
     def delete(self, rel: str) -> None:
-        """Forget a file. Raises OSError; a record that stays does no harm, as it no longer fits what lies there."""
+        """Delete a record. Raises OSError; one that stays does no harm, as it no longer matches the file."""
         self._unwritten.pop(rel, None)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(self.file(rel))
 
     def touch(self, rel: str) -> None:
-        """The file is used now."""
+        """Note that the file is used now."""
         remembered = self._unwritten.get(rel)
         if remembered is not None:
             self._remember(*remembered)
@@ -234,7 +213,7 @@ class Records:
             os.utime(self.file(rel))
 
     def __iter__(self) -> Iterator[Placed]:
-        """All records that make sense, sorted by path."""
+        """Yield all valid records, sorted by path."""
         names = set(self._unwritten)
         for folder, _, files in os.walk(self._root):
             below = folder[len(self._root) + 1 :]
@@ -248,14 +227,14 @@ class Records:
 
     @contextlib.contextmanager
     def lock(self, rel: str, *, exclusive: bool, wait_s: float = 0.0) -> Iterator[Lock]:
-        """Hold the lock of a record: shared by who uses the file, exclusive to remove or replace it.
+        """Hold the lock of a record: shared to use the file, exclusive to remove or replace it.
 
-        Nobody waits for a job's end: an exclusive one is not had while there are users for longer than ``wait_s``.
-        Both wait for the moment that a removal takes. Locks of the same process exclude one another too. BUSY and
-        NONE enter the block as well: what they mean is up to it.
+        An exclusive one waits for users no longer than ``wait_s``, not for a job's end. Both wait for the moment that
+        a removal takes. Locks of the same process exclude one another too. The block is entered with BUSY and NONE as
+        well, and decides what they mean.
         """
         with contextlib.ExitStack() as stack:
-            # One exclusive lock at a time in the whole folder: so whoever still is in the way is a user.
+            # One exclusive lock at a time in the whole folder: any other holder of this one is a user.
             if exclusive:
                 whole = hold(stack, f"{self._root}/.lock", exclusive=True, wait_s=WAIT_S, create=True)
                 if whole is Lock.BUSY:
@@ -265,7 +244,7 @@ class Records:
 
     @contextlib.contextmanager
     def placing(self, rel: str, wait_s: float) -> Iterator[Lock]:
-        """Be the only one who puts a file there, among all processes."""
+        """Hold the right to put a file there, among all processes."""
         path = f"{self._root}/{rel}{PLACING}"
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -275,13 +254,13 @@ class Records:
                 yield lock
             finally:
                 if lock is Lock.HELD:
-                    # While it is held: who waits for it sees that it is gone, and makes its own.
+                    # While it is held: a waiting process sees that it is gone, and makes its own.
                     with contextlib.suppress(OSError):
                         os.unlink(path)
 
 
 def temporary_name() -> str:
-    """A name that nobody else uses: other processes and threads may write beside."""
+    """Return a name that no other process or thread uses."""
     return f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns():x}-{next(_counter)}.tmp"
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from settee.comfyui.problems import near_matches
 from settee.errors import DownloadFailed, ModelMissing
-from settee.models.address import Address
 from settee.models.entry import ModelEntry, S3Object
+from settee.models.transfer.address import Address
 from settee.request import Bucket
 from settee.s3.client import client_for, url_for
 from settee.s3.errors import Kind, S3Error, explained

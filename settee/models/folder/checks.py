@@ -1,7 +1,7 @@
-"""Is this file a model at all, and whole? Only its first bytes are read, and a few of its last: no hash here.
+"""Checks that a file is a whole model, by its first bytes and a few of its last; no hash is computed.
 
-A problem is returned as what follows the file's name in a sentence ("is a web page, not a model: …"); None is no
-problem found. The rules for safetensors are those of its format page and of the library's own validation
+A problem follows the file's name in a sentence ("is a web page, not a model: …"); None means that none was found. The
+rules for safetensors are those of its format page and of the library's own validation
 (github.com/huggingface/safetensors): a file that passes here is not refused there for its header.
 """
 
@@ -28,10 +28,10 @@ _BITS = {
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
 #: NumPy's limit; PyTorch's tensors have fewer.
-_MOST_DIMENSIONS = 64
+_MAX_DIMENSIONS = 64
 _SAFETENSORS = (".safetensors", ".sft")
 _TORCH = (".pt", ".pth", ".ckpt")
-#: Of files that lie beside models and may well be text.
+#: Suffixes of files next to models that may well be text.
 _TEXT = (".json", ".jsonc", ".yaml", ".yml", ".txt", ".md", ".jinja", ".html", ".xml", ".csv", ".toml", ".py")
 _HEAD_BYTES = 1024
 #: An error body or an LFS pointer is small; nothing larger is parsed to find out.
@@ -42,7 +42,7 @@ _AGAIN = "delete it and let it be fetched again"
 
 
 def model_problem(path: Path, name: str | None = None) -> str | None:
-    """What is wrong with the file, by what its suffix promises. ``name`` gives the suffix of a `.part`."""
+    """Return what is wrong with the file, by its suffix. ``name`` gives the suffix of a `.part`."""
     suffix = os.path.splitext(name or path.name)[1].lower()
     try:
         with _open(path) as file:
@@ -63,7 +63,7 @@ def model_problem(path: Path, name: str | None = None) -> str | None:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Raises OSError, also for what is not a regular file (a named pipe would block for ever)."""
+    """Raises OSError, also for what is not a regular file (a named pipe would block indefinitely)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -72,12 +72,12 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _not_a_model(file: BinaryIO, head: bytes, size: int, suffix: str) -> str | None:
-    """Text that servers send, and repositories hold, in a model's place."""
+    """Recognise text that servers send, and repositories hold, in place of a model."""
     if size == 0:
         return f"is empty: {_AGAIN}"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return (
-            "is a git-lfs pointer, a text that stands for the model: fetch the model itself "
+            "is a git-lfs pointer, a short text in place of the model: fetch the model itself "
             "(git lfs pull, or an address that serves the file and not the repository's text)"
         )
     if suffix in _TEXT:
@@ -119,7 +119,7 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
     if size < 8 or (length <= MAX_HEADER_BYTES and 8 + length > size):
         return f"is cut short ({size} bytes, not even a whole header): {_AGAIN}"
     if length > MAX_HEADER_BYTES or length < 2:
-        return f"is not a safetensors file (its first 8 bytes are no header length): {_AGAIN}, or correct its name"
+        return f"is not a safetensors file (its first 8 bytes are not a header length): {_AGAIN}, or correct its name"
     try:
         header = loads_strict(_pread_all(file, length, 8))
     except ValueError:
@@ -130,7 +130,7 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
-        return f"is a damaged safetensors file (its __metadata__ is not a table of texts): {_AGAIN}"
+        return f"is a damaged safetensors file (its __metadata__ is not a table of strings): {_AGAIN}"
     ranges = []
     for name, tensor in header.items():
         span = _range(tensor)
@@ -141,7 +141,7 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
 
 
 def _pread_all(file: BinaryIO, count: int, offset: int) -> bytes:
-    """One read ends early on a signal and on some network file systems. A file that shrinks ends it too."""
+    """Read in a loop: one read ends early on a signal and on some network file systems."""
     data = bytearray()
     while len(data) < count:
         more = os.pread(file.fileno(), count - len(data), offset + len(data))
@@ -152,7 +152,7 @@ def _pread_all(file: BinaryIO, count: int, offset: int) -> bytes:
 
 
 def _range(tensor: Any) -> tuple[int, int] | None:
-    """Where a tensor's bytes lie, relative to the end of the header; None when its entry makes no sense."""
+    """Return where a tensor's bytes are, relative to the end of the header; None for an invalid entry."""
     if not isinstance(tensor, dict):
         return None
     dtype, shape, offsets = tensor.get("dtype"), _counts(tensor.get("shape")), _counts(tensor.get("data_offsets"))
@@ -166,15 +166,15 @@ def _range(tensor: Any) -> tuple[int, int] | None:
 
 
 def _counts(value: Any) -> list[int] | None:
-    """A list of numbers from 0 up, as short as a shape is: a product of millions of them would take hours."""
+    """Return a list of numbers from 0 up, as short as a shape is: a product of millions would take hours."""
     # `type`, as True is an int too.
-    if isinstance(value, list) and len(value) <= _MOST_DIMENSIONS and all(type(x) is int and x >= 0 for x in value):
+    if isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(type(x) is int and x >= 0 for x in value):
         return value
     return None
 
 
 def _layout(ranges: list[tuple[int, int]], data_bytes: int) -> str | None:
-    """The library wants the tensors back to back, from the header's end to the file's."""
+    """Check that the tensors are back to back, from the header's end to the file's, as the library demands."""
     ranges.sort()
     if ranges and (ranges[0][0] != 0 or any(one[1] != other[0] for one, other in pairwise(ranges))):
         return f"is a damaged safetensors file (its tensors overlap, or leave gaps): {_AGAIN}"

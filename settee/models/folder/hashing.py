@@ -1,4 +1,4 @@
-"""Hashes of files that may be larger than memory, and that somebody may stop waiting for."""
+"""Hashes of files that may be larger than memory; hashing can be stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHUNK = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Hashes:
-    """Hex of what was asked for, and of which file: size and time from before the first byte was read."""
+    """Hex digests, with the file's size and time from before the first byte was read."""
 
     sha256: str | None
     xxh3: str
@@ -32,7 +32,7 @@ def hash_file(
     stop: threading.Event | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Hashes:
-    """Read the file once. ``on_bytes`` hears of each chunk. Raises OSError, Stopped when ``stop`` is set meanwhile."""
+    """Read the file once. ``on_bytes`` gets the size of each chunk. Raises OSError, Stopped."""
     import xxhash
 
     slow, fast = hashlib.sha256() if sha256 else None, xxhash.xxh3_64()
