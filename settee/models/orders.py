@@ -27,7 +27,7 @@ from settee.models.store import ModelStore
 from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.request import Bucket
+    from settee.s3.target import CallersBucket
 
 #: A cancel token, progress and a download's end are looked at this often: they cannot be waited for together, and a
 #: job's progress is reported about as often anyway.
@@ -77,7 +77,7 @@ class Order:
         store: ModelStore,
         workflow: Workflow,
         own: Sequence[ModelEntry] = (),
-        bucket: Bucket | None = None,
+        bucket: CallersBucket | None = None,
         *,
         is_sealed: bool = False,
     ) -> Order:
@@ -158,7 +158,7 @@ def _progress_of(pending: Sequence[Placing]) -> str:
 
 
 def checked(
-    own: Sequence[ModelEntry], entries: Iterable[ModelEntry], settings: Settings, bucket: Bucket | None
+    own: Sequence[ModelEntry], entries: Iterable[ModelEntry], settings: Settings, bucket: CallersBucket | None
 ) -> list[ModelEntry]:
     """Return a job's entries, those that the worker has anyway as the worker's own.
 
@@ -201,7 +201,7 @@ def _clash(entry: ModelEntry, other: ModelEntry | None, settings: Settings) -> s
     return None
 
 
-def _at(entry: ModelEntry, bucket: Bucket | None) -> ModelEntry:
+def _at(entry: ModelEntry, bucket: CallersBucket | None) -> ModelEntry:
     """Return the entry with the endpoint of its job's s3Config: equal keys at two endpoints are two files."""
     if bucket is None or not isinstance(entry.source, S3Object):
         return entry

@@ -27,7 +27,7 @@ from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.models.transfer.attempt import Fetched
-    from settee.request import Bucket
+    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Placing:
         entry: ModelEntry,
         tools: Tools,
         on_progress: Progressed,
-        bucket: Bucket | None = None,
+        bucket: CallersBucket | None = None,
         *,
         stop: threading.Event | None = None,
     ) -> None:

@@ -31,7 +31,7 @@ from settee.net.retry import retried
 from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.request import Bucket
+    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 MAX_FILES = 5000
 
 
-def new_placing(entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: Bucket | None) -> Placing:
+def new_placing(entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: CallersBucket | None) -> Placing:
     """Return the placing of a file, or of a repository."""
     kind = Repository if entry.is_repository else Placing
     return kind(entry, tools, on_progress, bucket)
@@ -48,7 +48,9 @@ def new_placing(entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket
 class Repository(Placing):
     """Places the files of a repository, one after another: each has several connections of its own."""
 
-    def __init__(self, entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: Bucket | None = None) -> None:
+    def __init__(
+        self, entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: CallersBucket | None = None
+    ) -> None:
         super().__init__(entry, tools, on_progress, bucket)
         self._files: tuple[Placing, ...] = ()
         self._bytes: dict[str, int] = {}

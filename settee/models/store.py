@@ -28,7 +28,7 @@ from settee.models.repositories import new_placing
 from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.request import Bucket
+    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class ModelStore:
                     pool.submit(self._work, placing, is_shared=True)
         return begun
 
-    def begin(self, entry: ModelEntry, bucket: Bucket | None, *, urgent: bool = False) -> Placing:
+    def begin(self, entry: ModelEntry, bucket: CallersBucket | None, *, urgent: bool = False) -> Placing:
         """Return the placing of this entry that is under way, or a new one. A model in place costs one look, here.
 
         An urgent one gets its thread at once; any other waits for one.

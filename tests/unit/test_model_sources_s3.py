@@ -331,3 +331,13 @@ def test_a_signed_address_for_one_object_opens_no_other(s3: S3Server, bucket: st
     address = ask(own(s3), bucket, "folder/plain.bin")
     with pytest.raises(HTTPError, match="403"):
         urlopen(address.url.replace("folder/plain.bin", "said.bin"), timeout=10)
+
+
+def test_an_object_that_was_asked_about_before_is_not_asked_about_again(s3: S3Server, bucket: str) -> None:
+    """The agent knows size and ETag from its own HEAD: no second one is sent, which would fail here."""
+    known = entry_of(S3Object(bucket, "absent.bin", version="e7ag"), size=5)
+    (origin,) = addresses(known, own(s3))
+    address = origin.ask()
+    assert (address.size, address.validator, address.sha256) == (5, '"e7ag"', None)
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(address.url, timeout=10)

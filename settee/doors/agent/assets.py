@@ -69,7 +69,7 @@ def resolve(
             source=S3Object(asset.bucket, asset.key, version=found.version),
             target=folders[folder],
             name="",
-            sha256=asset.checksum,
+            sha256=asset.checksum or found.sha256,
             size=found.size,
             position=position,
             from_job=not stays,

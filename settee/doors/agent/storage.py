@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from settee.base import threads
 from settee.errors import DownloadFailed, InvalidRequest
+from settee.models.sources.s3_object import sha256_of
 from settee.s3.client import client_for
 from settee.s3.errors import S3Error, explained
 from settee.s3.objects import head, read
@@ -27,6 +28,8 @@ class Found:
     size: int
     #: Its ETag: another one after every upload of other bytes.
     version: str | None = None
+    #: Hex, where its uploader or S3 states it.
+    sha256: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,9 +56,8 @@ class Storage:
     def head(self, bucket: str, key: str, what: str, check: Check = _no_check) -> Found:
         """Size, ETag and metadata. Raises InvalidRequest when it does not exist, DownloadFailed when S3 fails."""
         answer = self._ask(what, bucket, key, check, lambda target: head(target, key))
-        return Found(
-            int(answer["ContentLength"]), answer.get("ETag", "").strip('"') or None, dict(answer.get("Metadata") or {})
-        )
+        version = answer.get("ETag", "").strip('"') or None
+        return Found(int(answer["ContentLength"]), version, sha256_of(answer), dict(answer.get("Metadata") or {}))
 
     def workflow(self, bucket: str, key: str, check: Check = _no_check) -> dict[str, Any]:
         """The workflow in an object. Raises InvalidRequest for what is none, and what :meth:`head` does."""

@@ -36,7 +36,7 @@ from settee.net.retry import Backoff, retried
 from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.request import Bucket
+    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class Origin:
         return retried(self.once, self.backoff, tries=self.tries, stop=stop)
 
 
-def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = None) -> Iterator[Origin]:
+def addresses(entry: ModelEntry, settings: Settings, bucket: CallersBucket | None = None) -> Iterator[Origin]:
     """Yield the places that may have a model, in the order in which they should be asked.
 
     ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
@@ -144,7 +144,7 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: Bucket | None = Non
     yield _own(entry, settings, bucket if entry.from_job else None)
 
 
-def _own(entry: ModelEntry, settings: Settings, bucket: Bucket | None) -> Origin:
+def _own(entry: ModelEntry, settings: Settings, bucket: CallersBucket | None) -> Origin:
     source = entry.source
     if isinstance(source, HubFile):
         return Origin("Hugging Face", partial(_held_to, entry, partial(hub.address, entry, source, settings)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,10 @@ from settee.comfyui.problems import near_matches
 from settee.errors import DownloadFailed, ModelMissing
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.transfer.address import Address
-from settee.request import Bucket
 from settee.s3.client import client_for, url_for
 from settee.s3.errors import Kind, S3Error, explained
 from settee.s3.objects import head
-from settee.s3.target import Target, bucket_problem, callers_target, models_target, workers_target
+from settee.s3.target import CallersBucket, Target, bucket_problem, callers_target, models_target, workers_target
 from settee.settings import Settings
 
 #: Life of a signed address, seconds. Longer than one range takes; a download that outlives it asks for another.
@@ -27,8 +27,8 @@ _SIGNED_S = 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Bucket | None = None) -> Address:
-    """Ask S3 about an object, and sign an address for it.
+def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: CallersBucket | None = None) -> Address:
+    """Ask S3 about an object, unless that was done before (``version``), and sign an address for it.
 
     Raises ModelMissing when it does not exist, else DownloadFailed with what to look at.
     """
@@ -37,7 +37,11 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Buck
     target = _target(found, settings, bucket)
     try:
         with explained(target, reads=True):
-            described = head(target, found.key)
+            if found.version is not None and entry.size is not None:
+                # The agent has asked before, with the same request: the rest of its answer is the entry's sha256.
+                described: dict[str, Any] = {"ContentLength": entry.size, "ETag": f'"{found.version}"'}
+            else:
+                described = head(target, found.key)
             url = url_for(target, found.key)
     except S3Error as error:
         message, details = f"{found.where}: {error.message}", dict(error.details)
@@ -51,7 +55,7 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Buck
         url=url,
         where=found.where,
         size=described.get("ContentLength"),
-        sha256=_sha256(described),
+        sha256=sha256_of(described),
         validator=described.get("ETag"),
         public_only=target.guarded,
         verify_tls=target.verify_tls,
@@ -65,7 +69,7 @@ def mirrored(entry: ModelEntry, mirror: str) -> S3Object:
     return S3Object(bucket, "/".join(part for part in (prefix.strip("/"), str(entry.path)) if part))
 
 
-def _target(found: S3Object, settings: Settings, bucket: Bucket | None) -> Target:
+def _target(found: S3Object, settings: Settings, bucket: CallersBucket | None) -> Target:
     """Return the object's bucket at the job's endpoint, the models' own, or the outputs'. Raises DownloadFailed."""
     try:
         target = (
@@ -100,8 +104,8 @@ def _near(target: Target, key: str) -> list[str]:
     return []
 
 
-def _sha256(head: dict[str, Any]) -> str | None:
-    """Of the whole object, when its uploader said it (metadata ``sha256``) or S3 computed it over all of it."""
+def sha256_of(head: Mapping[str, Any]) -> str | None:
+    """Return an object's sha256 by its HEAD: its uploader's (metadata ``sha256``), or S3's over the whole object."""
     given = str(head.get("Metadata", {}).get("sha256", "")).lower()
     if _SHA256.fullmatch(given):
         return given
