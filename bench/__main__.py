@@ -23,7 +23,7 @@ BENCHES = (
     "engine",
     "delivery_memory",
     "links",
-    "models_shelf",
+    "model_folder",
     "readahead",
     "runpod_loop",
     "runpod_memory",

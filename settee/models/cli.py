@@ -41,7 +41,7 @@ EXIT_CODES = """exit codes: 0 all is well; 1 a required model could not be place
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code; see EXIT_CODES. One line on stderr says what is wrong."""
+    """Run a command and return its exit code (EXIT_CODES). Errors go to stderr."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -221,19 +221,8 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     aside = list(set_aside_in(folder.root))
     placed = [(item, _is_there(folder.root, item)) for item in folder.records() if not item.pending]
     if arguments.json:
-        rows = [
-            {
-                "path": item.path,
-                "size": item.size,
-                "sha256": item.sha256,
-                "source": item.source,
-                "link": item.link,
-                "from_job": item.from_job,
-                "last_used": item.last_used,
-                "is_there": is_there,
-            }
-            for item, is_there in placed
-        ]
+        keys = ("path", "size", "sha256", "source", "link", "from_job", "last_used")
+        rows = [{**{key: getattr(item, key) for key in keys}, "is_there": is_there} for item, is_there in placed]
         print(json.dumps([*rows, *({"path": path, "set_aside": True} for path in aside)], indent=2))
         return 0
     lines = [
@@ -300,6 +289,3 @@ def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
     verb = "would be removed" if arguments.dry_run else "removed"
     print(f"{len(removed)} {verb}, {amount(sum(item.bytes for item in removed))}")
     return 0
-
-
-__all__ = ["main"]

@@ -257,7 +257,7 @@ class ModelStore:
             self._changed.wait_for(lambda: any(placing.outcome is not None for placing in placings), timeout_s)
 
     def leave(self, placings: Sequence[Placing]) -> None:
-        """A job waits for these no longer: those without another use are given up."""
+        """End a job's wait for these: those without another use are given up."""
         paths = {str(one.entry.path) for placing in placings for one in (placing, *placing.parts)}
         self.tools.budget.let_go(paths)
         with self._changed:

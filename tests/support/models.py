@@ -34,31 +34,33 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put(shelf: ModelFolder, asked: ModelEntry, data: bytes = DATA) -> Path:
+def put(models: ModelFolder, asked: ModelEntry, data: bytes = DATA) -> Path:
     """As a download, or something else than settee, does it."""
-    path = shelf.path_of(asked)
+    path = models.path_of(asked)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name("unfinished").write_bytes(data)
     return path.with_name("unfinished").replace(path)
 
 
-def download(shelf: ModelFolder, asked: ModelEntry, data: bytes = DATA, *, xxh3: str | None = "", **known: Any) -> Path:
+def download(
+    models: ModelFolder, asked: ModelEntry, data: bytes = DATA, *, xxh3: str | None = "", **known: Any
+) -> Path:
     import xxhash
 
-    with shelf.claim(asked):
-        path = put(shelf, asked, data)
+    with models.claim(asked):
+        path = put(models, asked, data)
         known = {
             "size": len(data),
             "sha256": None,
             "xxh3": xxhash.xxh3_64_hexdigest(data) if xxh3 == "" else xxh3,
             **known,
         }
-        shelf.record(asked, **known)
+        models.record(asked, **known)
     return path
 
 
-def record_file(shelf: ModelFolder, path: str = "loras/m.safetensors") -> Path:
-    return shelf.models_dir / ".settee" / f"{path}.json"
+def record_file(models: ModelFolder, path: str = "loras/m.safetensors") -> Path:
+    return models.models_dir / ".settee" / f"{path}.json"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tests.support.wiping import outside, root  # noqa: F401
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> ModelFolder:
+def models(tmp_path: Path) -> ModelFolder:
     return ModelFolder(tmp_path / "models")
 
 

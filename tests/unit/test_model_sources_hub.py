@@ -207,7 +207,7 @@ def test_a_hub_in_trouble_may_be_asked_again(hub: HubServer, status: int) -> Non
     hub.faults.heads = [(status, {"Retry-After": "7"})]
     error = refused(hub, DownloadFailed, "org/open", "config.json")
     assert error.retryable
-    assert f"the Hub says HTTP {status}: it wants you to wait 7 s" in error.message
+    assert f"the Hub answers HTTP {status}: it wants you to wait 7 s" in error.message
 
 
 def test_forbidden_and_disabled(hub: HubServer) -> None:

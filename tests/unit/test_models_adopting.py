@@ -26,67 +26,67 @@ from tests.support.models import DATA, download, entry, put, safetensors, sha256
         ({"sha256": "0" * 64}, f"has the sha256 {sha256(DATA)} instead of {'0' * 64}"),
     ],
 )
-def test_adopting_an_unrecorded_file(shelf: ModelFolder, known: dict[str, Any], problem: str | None) -> None:
-    put(shelf, entry())
-    assert shelf.state(entry()) is (FileState.UNKNOWN)
-    assert shelf.adopt(entry(), **known) == problem
-    assert (shelf.state(entry()) is FileState.RIGHT) == (problem is None)
-    assert shelf.state(entry(sha256=sha256(DATA))) is (
+def test_adopting_an_unrecorded_file(models: ModelFolder, known: dict[str, Any], problem: str | None) -> None:
+    put(models, entry())
+    assert models.state(entry()) is (FileState.UNKNOWN)
+    assert models.adopt(entry(), **known) == problem
+    assert (models.state(entry()) is FileState.RIGHT) == (problem is None)
+    assert models.state(entry(sha256=sha256(DATA))) is (
         FileState.RIGHT if known.get("sha256") == sha256(DATA) else FileState.UNKNOWN
     )
 
 
-def test_adopting_reads_a_file_once(shelf: ModelFolder) -> None:
-    put(shelf, entry())
+def test_adopting_reads_a_file_once(models: ModelFolder) -> None:
+    put(models, entry())
     read: list[int] = []
     asked = entry(sha256=sha256(DATA))
-    assert shelf.adopt(asked, on_bytes=read.append) is None
-    assert shelf.adopt(asked, on_bytes=read.append) is None
+    assert models.adopt(asked, on_bytes=read.append) is None
+    assert models.adopt(asked, on_bytes=read.append) is None
     assert sum(read) == len(DATA)
 
 
-def test_nothing_broken_is_adopted(shelf: ModelFolder) -> None:
-    put(shelf, entry(), DATA[:-1])
-    assert "cut short" in str(shelf.adopt(entry()))
-    assert shelf.adopt(entry("loras/absent.safetensors")) == "does not exist"
+def test_nothing_broken_is_adopted(models: ModelFolder) -> None:
+    put(models, entry(), DATA[:-1])
+    assert "cut short" in str(models.adopt(entry()))
+    assert models.adopt(entry("loras/absent.safetensors")) == "does not exist"
 
 
-def test_another_sources_file_is_adopted_by_its_sha256_alone(shelf: ModelFolder) -> None:
-    download(shelf, entry())
+def test_another_sources_file_is_adopted_by_its_sha256_alone(models: ModelFolder) -> None:
+    download(models, entry())
     other = entry(source=HubFile("org/other", "m.safetensors"))
-    assert "another source" in str(shelf.adopt(other, size=len(DATA)))
-    assert shelf.adopt(other, sha256=sha256(DATA)) is None
-    assert shelf.state(other) is FileState.RIGHT
+    assert "another source" in str(models.adopt(other, size=len(DATA)))
+    assert models.adopt(other, sha256=sha256(DATA)) is None
+    assert models.state(other) is FileState.RIGHT
 
 
-def test_a_changed_file_is_told_by_its_bytes(shelf: ModelFolder) -> None:
-    path = download(shelf, entry())
+def test_a_changed_file_is_told_by_its_bytes(models: ModelFolder) -> None:
+    path = download(models, entry())
     path.write_bytes(safetensors(fill=1))
-    assert shelf.adopt(entry()) == "was changed since it was placed"
+    assert models.adopt(entry()) == "was changed since it was placed"
     path.write_bytes(DATA)
-    assert shelf.state(entry()) is FileState.UNKNOWN
-    assert shelf.adopt(entry()) is None
+    assert models.state(entry()) is FileState.UNKNOWN
+    assert models.adopt(entry()) is None
 
 
-def test_a_hash_can_be_given_up(shelf: ModelFolder) -> None:
-    put(shelf, entry())
+def test_a_hash_can_be_given_up(models: ModelFolder) -> None:
+    put(models, entry())
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        shelf.adopt(entry(), sha256=sha256(DATA), stop=stop)
-    assert shelf.state(entry()) is FileState.UNKNOWN
+        models.adopt(entry(), sha256=sha256(DATA), stop=stop)
+    assert models.state(entry()) is FileState.UNKNOWN
 
 
-def test_a_file_that_is_replaced_while_it_is_read(shelf: ModelFolder) -> None:
-    path = put(shelf, entry())
+def test_a_file_that_is_replaced_while_it_is_read(models: ModelFolder) -> None:
+    path = put(models, entry())
     os.utime(path, (1, 1))
 
     def replaced_first(path: Any, **named: Any) -> Any:
-        put(shelf, entry())
+        put(models, entry())
         return real(path, **named)
 
     real = model_folder.hash_file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_folder, "hash_file", replaced_first)
-        assert shelf.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
-    assert shelf.adopt(entry(), sha256=sha256(DATA)) is None
+        assert models.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
+    assert models.adopt(entry(), sha256=sha256(DATA)) is None

@@ -17,8 +17,8 @@ from settee.models.folder.model_folder import ModelFolder
 from settee.settings import Settings
 from tests.support.models import entry
 
-shelf, chance = ModelFolder(Path(sys.argv[1])), random.Random(sys.argv[2])
-room = Budget(shelf, Settings(models_disk_budget_gb=2.5e-6), margin_bytes=0)
+models, chance = ModelFolder(Path(sys.argv[1])), random.Random(sys.argv[2])
+room = Budget(models, Settings(models_disk_budget_gb=2.5e-6), margin_bytes=0)
 used = tries = 0
 while used < 60 and tries < 5000:
     tries += 1
@@ -26,21 +26,21 @@ while used < 60 and tries < 5000:
     asked = entry(f"loras/{chance.randrange(3)}.bin", from_job=True, source=HubFile(f"org/{which}", "m"))
     body = b"AB"[which : which + 1] * 1000
     try:
-        if shelf.state(asked) is FileState.UNKNOWN:
-            shelf.adopt(asked)
-        if shelf.state(asked) is not FileState.RIGHT:
-            with room.reserve(asked, 1000), shelf.claim(asked) as is_needed:
+        if models.state(asked) is FileState.UNKNOWN:
+            models.adopt(asked)
+        if models.state(asked) is not FileState.RIGHT:
+            with room.reserve(asked, 1000), models.claim(asked) as is_needed:
                 if is_needed:
-                    path = shelf.path_of(asked)
+                    path = models.path_of(asked)
                     part = path.with_name(f"{os.getpid()}")
                     part.write_bytes(body)
                     part.replace(path)
-                    shelf.record(asked, size=1000, sha256=None, xxh3=None)
-        with shelf.use([asked]) as gone:
+                    models.record(asked, size=1000, sha256=None, xxh3=None)
+        with models.use([asked]) as gone:
             if not gone:
                 used += 1
                 for _ in range(3):
-                    assert shelf.path_of(asked).read_bytes() == body, "another model's bytes"
+                    assert models.path_of(asked).read_bytes() == body, "another model's bytes"
     except SetteeError:  # in use, or no room just now
         continue
 assert used == 60, f"used {used} times in {tries} tries"

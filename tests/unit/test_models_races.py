@@ -38,84 +38,84 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, meanwhi
     monkeypatch.setattr(module, name, function)
 
 
-def unrecorded(shelf: ModelFolder, asked: ModelEntry, data: bytes) -> None:
+def unrecorded(models: ModelFolder, asked: ModelEntry, data: bytes) -> None:
     """As a worker that was killed between its download's last rename and its record leaves it."""
-    with contextlib.suppress(KeyboardInterrupt), shelf.claim(asked):
-        put(shelf, asked, data)
-        note = record_file(shelf).read_bytes()
+    with contextlib.suppress(KeyboardInterrupt), models.claim(asked):
+        put(models, asked, data)
+        note = record_file(models).read_bytes()
         raise KeyboardInterrupt
-    record_file(shelf).write_bytes(note)
+    record_file(models).write_bytes(note)
 
 
-def test_what_was_replaced_since_the_look_is_not_adopted(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    unrecorded(shelf, brought(1), OTHER)
-    other = ModelFolder(shelf.models_dir)
+def test_what_was_replaced_since_the_look_is_not_adopted(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    unrecorded(models, brought(1), OTHER)
+    other = ModelFolder(models.models_dir)
     interrupted(monkeypatch, model_folder, "model_problem", lambda: download(other, brought(0), xxh3=None))
-    assert shelf.state(brought(1)) is FileState.UNKNOWN
-    assert shelf.adopt(brought(1)) == "was replaced while it was looked at"
-    assert shelf.state(brought(1)) is not FileState.RIGHT
-    assert shelf.state(brought(0)) is FileState.RIGHT
-    assert shelf.path_of(brought(0)).read_bytes() == DATA
+    assert models.state(brought(1)) is FileState.UNKNOWN
+    assert models.adopt(brought(1)) == "was replaced while it was looked at"
+    assert models.state(brought(1)) is not FileState.RIGHT
+    assert models.state(brought(0)) is FileState.RIGHT
+    assert models.path_of(brought(0)).read_bytes() == DATA
 
 
 def test_what_another_worker_adopted_since_the_look_is_right(
-    shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch
+    models: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unrecorded(shelf, brought(1), OTHER)
-    interrupted(monkeypatch, model_folder, "model_problem", lambda: ModelFolder(shelf.models_dir).adopt(brought(1)))
-    assert shelf.adopt(brought(1)) is None
-    assert shelf.state(brought(1)) is FileState.RIGHT
+    unrecorded(models, brought(1), OTHER)
+    interrupted(monkeypatch, model_folder, "model_problem", lambda: ModelFolder(models.models_dir).adopt(brought(1)))
+    assert models.adopt(brought(1)) is None
+    assert models.state(brought(1)) is FileState.RIGHT
 
 
-def test_a_jobs_file_that_changed_is_not_taken_on_its_name_alone(shelf: ModelFolder) -> None:
-    path = download(shelf, brought(0), xxh3=None)
+def test_a_jobs_file_that_changed_is_not_taken_on_its_name_alone(models: ModelFolder) -> None:
+    path = download(models, brought(0), xxh3=None)
     before = path.stat().st_mtime_ns
     path.write_bytes(OTHER)
     os.utime(path, ns=(before + 1, before + 1))
-    assert shelf.state(brought(0)) is FileState.UNKNOWN
-    problem = shelf.adopt(brought(0))
+    assert models.state(brought(0)) is FileState.UNKNOWN
+    problem = models.adopt(brought(0))
     assert problem is not None
     assert "was changed since it was placed" in problem
 
 
-def test_a_newer_file_of_the_same_size_and_time_is_not_removed(shelf: ModelFolder) -> None:
-    path = download(shelf, brought(0), xxh3=None)
-    old = next(shelf.records())
-    download(ModelFolder(shelf.models_dir), brought(1), OTHER, xxh3=None)
+def test_a_newer_file_of_the_same_size_and_time_is_not_removed(models: ModelFolder) -> None:
+    path = download(models, brought(0), xxh3=None)
+    old = next(models.records())
+    download(ModelFolder(models.models_dir), brought(1), OTHER, xxh3=None)
     # What a clock of 4 ms gives two files that are written one after the other.
     os.utime(path, ns=(old.mtime_ns, old.mtime_ns))
-    ModelFolder(shelf.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
-    assert shelf.remove(old) is None
+    ModelFolder(models.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
+    assert models.remove(old) is None
     assert path.read_bytes() == OTHER
-    assert shelf.state(brought(1)) is FileState.RIGHT
+    assert models.state(brought(1)) is FileState.RIGHT
 
 
-def test_a_failed_placing_brings_back_only_what_it_replaced(shelf: ModelFolder) -> None:
-    download(shelf, brought(0), xxh3=None)
-    with contextlib.suppress(KeyboardInterrupt), shelf.claim(brought(1)):
-        put(shelf, brought(1), OTHER)
-        assert ModelFolder(shelf.models_dir).adopt(brought(1)) is None
+def test_a_failed_placing_brings_back_only_what_it_replaced(models: ModelFolder) -> None:
+    download(models, brought(0), xxh3=None)
+    with contextlib.suppress(KeyboardInterrupt), models.claim(brought(1)):
+        put(models, brought(1), OTHER)
+        assert ModelFolder(models.models_dir).adopt(brought(1)) is None
         raise KeyboardInterrupt
-    assert shelf.state(brought(1)) is FileState.RIGHT
-    assert shelf.state(brought(0)) is not FileState.RIGHT
+    assert models.state(brought(1)) is FileState.RIGHT
+    assert models.state(brought(0)) is not FileState.RIGHT
 
 
-def test_a_file_that_could_not_be_claimed_is_what_it_was(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    download(shelf, brought(0), xxh3=None)
-    other = ModelFolder(shelf.models_dir)
+def test_a_file_that_could_not_be_claimed_is_what_it_was(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    download(models, brought(0), xxh3=None)
+    other = ModelFolder(models.models_dir)
     with other.use([brought(0)]) as gone:
         assert not gone
-        monkeypatch.setattr(shelf, "in_use", lambda rel: False)  # it is from now on
-        with pytest.raises(SetteeError, match="in use"), shelf.claim(brought(1)):
+        monkeypatch.setattr(models, "in_use", lambda rel: False)  # it is from now on
+        with pytest.raises(SetteeError, match="in use"), models.claim(brought(1)):
             raise AssertionError("claimed")
-        assert shelf.state(brought(0)) is FileState.RIGHT
+        assert models.state(brought(0)) is FileState.RIGHT
 
 
 def test_a_file_that_is_its_own_source_is_recorded_only_while_it_is_the_one_that_was_looked_at(
-    shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch
+    models: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An extra folder may be the models folder itself."""
-    path = put(shelf, brought(0))
+    path = put(models, brought(0))
 
     def replace() -> None:
         path.write_bytes(OTHER)
@@ -124,7 +124,7 @@ def test_a_file_that_is_its_own_source_is_recorded_only_while_it_is_the_one_that
     mine = entry(source=HubFile("org/0", "m.safetensors"))
     interrupted(monkeypatch, model_folder, "link_in_place", replace)
     with pytest.raises(SetteeError, match="was replaced while it was looked at"):
-        shelf.link(mine, path)
-    assert not record_file(shelf).exists()
-    shelf.link(mine, path)
-    assert shelf.state(mine) is FileState.RIGHT
+        models.link(mine, path)
+    assert not record_file(models).exists()
+    models.link(mine, path)
+    assert models.state(mine) is FileState.RIGHT

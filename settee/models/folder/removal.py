@@ -1,4 +1,4 @@
-"""Who uses the files of a models folder; removing those that have no user, wiped where that was asked for.
+"""The users of files in a models folder; removal of files without users, wiped where that was asked for.
 
 Only what is known to be settee's is removed.
 """

@@ -175,9 +175,9 @@ class _Hub:
         if is_transient(status):
             asked_s = retry_after_s(_response(error).headers.get("Retry-After"))
             wait = f": it wants you to wait {asked_s:.0f} s" if asked_s else ""
-            return self._failed(f"the Hub says HTTP {status}{wait}")
+            return self._failed(f"the Hub answers HTTP {status}{wait}")
         if status:
-            return self._failed(f"the Hub says HTTP {status}", retryable=False)
+            return self._failed(f"the Hub answers HTTP {status}", retryable=False)
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"UnsupportedProtocol", "InvalidURL"}:
             return ConfigError("HF_ENDPOINT is not the address of a Hub")

@@ -64,7 +64,7 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Call
 
 
 def mirrored(entry: ModelEntry, mirror: str) -> S3Object:
-    """Where a mirror (``s3://bucket/prefix``) would have a model: ``prefix/Target/LocalName``."""
+    """Return where a mirror (``s3://bucket/prefix``) would have a model: ``prefix/Target/LocalName``."""
     bucket, _, prefix = mirror[len("s3://") :].partition("/")
     return S3Object(bucket, "/".join(part for part in (prefix.strip("/"), str(entry.path)) if part))
 

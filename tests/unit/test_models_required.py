@@ -1,4 +1,4 @@
-"""Which models a workflow names, which entries supply them, and what is said of those that nobody has."""
+"""Which models a workflow names, which entries supply them, and advice for missing ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the shelf says of files, and what of a placing that did not end."""
+"""The states of files in the models folder, and the end of an unfinished placing."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.models import DATA, download, entry, other_process, put, reco
 # --- states ------------------------------------------------------------------------------------------------
 
 
-def test_a_download_is_right_for_this_process_and_the_next(shelf: ModelFolder) -> None:
+def test_a_download_is_right_for_this_process_and_the_next(models: ModelFolder) -> None:
     asked = entry()
-    assert shelf.state(asked) is FileState.ABSENT
-    assert not shelf.models_dir.exists()
-    download(shelf, asked)
-    assert shelf.state(asked) is FileState.RIGHT
-    assert ModelFolder(shelf.models_dir).state(asked) is FileState.RIGHT
+    assert models.state(asked) is FileState.ABSENT
+    assert not models.models_dir.exists()
+    download(models, asked)
+    assert models.state(asked) is FileState.RIGHT
+    assert ModelFolder(models.models_dir).state(asked) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -47,37 +47,37 @@ def test_a_download_is_right_for_this_process_and_the_next(shelf: ModelFolder) -
         ({"sha256": sha256(DATA)}, {"sha256": sha256(DATA), "source": S3Object("b", "k")}, FileState.RIGHT),
     ],
 )
-def test_states(shelf: ModelFolder, recorded: dict[str, Any], asked: dict[str, Any], state: FileState) -> None:
-    download(shelf, entry(), **recorded)
-    assert shelf.state(entry(**asked)) is state
+def test_states(models: ModelFolder, recorded: dict[str, Any], asked: dict[str, Any], state: FileState) -> None:
+    download(models, entry(), **recorded)
+    assert models.state(entry(**asked)) is state
 
 
-def test_a_file_that_changed(shelf: ModelFolder) -> None:
+def test_a_file_that_changed(models: ModelFolder) -> None:
     asked = entry()
-    path = download(shelf, asked)
+    path = download(models, asked)
     path.write_bytes(DATA[:-1])
-    assert shelf.state(asked) is FileState.WRONG
+    assert models.state(asked) is FileState.WRONG
     path.write_bytes(safetensors(fill=1))
-    assert shelf.state(asked) is FileState.UNKNOWN
+    assert models.state(asked) is FileState.UNKNOWN
     path.unlink()
-    assert shelf.state(asked) is FileState.ABSENT
+    assert models.state(asked) is FileState.ABSENT
     path.mkdir()
-    assert shelf.state(asked) is FileState.WRONG
+    assert models.state(asked) is FileState.WRONG
     with pytest.raises(IntegrityError, match="is a folder"):
-        shelf.make_way(asked)
+        models.make_way(asked)
 
 
-def test_a_baked_model_keeps_whole_seconds_only(shelf: ModelFolder) -> None:
+def test_a_baked_model_keeps_whole_seconds_only(models: ModelFolder) -> None:
     asked = entry()
-    path = download(shelf, asked)
+    path = download(models, asked)
     seconds = path.stat().st_mtime_ns // 10**9
     os.utime(path, ns=(0, seconds * 10**9))
-    assert shelf.state(asked) is FileState.RIGHT
+    assert models.state(asked) is FileState.RIGHT
     os.utime(path, ns=(0, (seconds - 1) * 10**9))
-    assert shelf.state(asked) is FileState.UNKNOWN
+    assert models.state(asked) is FileState.UNKNOWN
     # Its bytes were recorded: they tell.
-    assert shelf.adopt(asked) is None
-    assert shelf.state(asked) is FileState.RIGHT
+    assert models.adopt(asked) is None
+    assert models.state(asked) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_a_baked_model_keeps_whole_seconds_only(shelf: ModelFolder) -> None:
         b"x" * 100_000,
     ],
 )
-def test_a_broken_record_is_none(shelf: ModelFolder, garbage: bytes) -> None:
-    download(shelf, entry())
-    record_file(shelf).write_bytes(garbage)
-    assert shelf.state(entry()) is FileState.UNKNOWN
-    assert list(shelf.records()) == []
-    assert shelf.adopt(entry()) is None
-    assert shelf.state(entry()) is FileState.RIGHT
+def test_a_broken_record_is_none(models: ModelFolder, garbage: bytes) -> None:
+    download(models, entry())
+    record_file(models).write_bytes(garbage)
+    assert models.state(entry()) is FileState.UNKNOWN
+    assert list(models.records()) == []
+    assert models.adopt(entry()) is None
+    assert models.state(entry()) is FileState.RIGHT
 
 
 @pytest.mark.parametrize(
@@ -115,29 +115,29 @@ def test_a_broken_record_is_none(shelf: ModelFolder, garbage: bytes) -> None:
         {"link": []},
     ],
 )
-def test_a_record_with_a_wrong_type_is_none(shelf: ModelFolder, change: dict[str, Any]) -> None:
-    download(shelf, entry())
-    file = record_file(shelf)
+def test_a_record_with_a_wrong_type_is_none(models: ModelFolder, change: dict[str, Any]) -> None:
+    download(models, entry())
+    file = record_file(models)
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    assert shelf.state(entry()) is FileState.UNKNOWN
+    assert models.state(entry()) is FileState.UNKNOWN
 
 
 @given(garbage=st.binary(max_size=300))
 def test_no_garbage_breaks_a_look(tmp_path_factory: pytest.TempPathFactory, garbage: bytes) -> None:
-    shelf = ModelFolder(tmp_path_factory.getbasetemp() / "garbage")
-    put(shelf, entry())
-    record_file(shelf).parent.mkdir(parents=True, exist_ok=True)
-    record_file(shelf).write_bytes(garbage)
-    assert shelf.state(entry()) is FileState.UNKNOWN
+    models = ModelFolder(tmp_path_factory.getbasetemp() / "garbage")
+    put(models, entry())
+    record_file(models).parent.mkdir(parents=True, exist_ok=True)
+    record_file(models).write_bytes(garbage)
+    assert models.state(entry()) is FileState.UNKNOWN
 
 
-def test_a_record_that_is_a_folder_or_a_pipe_is_none(shelf: ModelFolder) -> None:
-    put(shelf, entry())
-    record_file(shelf).mkdir(parents=True)
-    assert shelf.state(entry()) is FileState.UNKNOWN
-    record_file(shelf).rmdir()
-    os.mkfifo(record_file(shelf))
-    assert shelf.state(entry()) is FileState.UNKNOWN
+def test_a_record_that_is_a_folder_or_a_pipe_is_none(models: ModelFolder) -> None:
+    put(models, entry())
+    record_file(models).mkdir(parents=True)
+    assert models.state(entry()) is FileState.UNKNOWN
+    record_file(models).rmdir()
+    os.mkfifo(record_file(models))
+    assert models.state(entry()) is FileState.UNKNOWN
 
 
 def test_identities_tell_files_apart_and_no_secrets() -> None:
@@ -180,33 +180,33 @@ def test_identities_tell_files_apart_and_no_secrets() -> None:
         "loras/..",
     ],
 )
-def test_names_that_are_refused(shelf: ModelFolder, path: str) -> None:
+def test_names_that_are_refused(models: ModelFolder, path: str) -> None:
     with pytest.raises(UnsafePath):
-        shelf.state(entry(path))
+        models.state(entry(path))
     with pytest.raises(UnsafePath):
-        shelf.link(entry(path), Path(__file__))
+        models.link(entry(path), Path(__file__))
 
 
-def test_a_name_with_a_folder_is_refused(shelf: ModelFolder) -> None:
+def test_a_name_with_a_folder_is_refused(models: ModelFolder) -> None:
     with pytest.raises(UnsafePath):
-        shelf.state(replace(entry(), name="sub/m.safetensors"))
+        models.state(replace(entry(), name="sub/m.safetensors"))
 
 
-def test_a_folder_may_be_the_operators_link_to_a_volume(shelf: ModelFolder, tmp_path: Path) -> None:
+def test_a_folder_may_be_the_operators_link_to_a_volume(models: ModelFolder, tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
-    shelf.models_dir.mkdir()
-    (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
-    download(shelf, entry())
+    models.models_dir.mkdir()
+    (models.models_dir / "loras").symlink_to(tmp_path / "volume")
+    download(models, entry())
     assert (tmp_path / "volume" / "m.safetensors").read_bytes() == DATA
-    assert shelf.state(entry()) is FileState.RIGHT
+    assert models.state(entry()) is FileState.RIGHT
 
 
-def test_a_volume_that_is_not_mounted_is_said(shelf: ModelFolder, tmp_path: Path) -> None:
-    shelf.models_dir.mkdir()
-    (shelf.models_dir / "loras").symlink_to(tmp_path / "volume")
-    assert shelf.state(entry()) is FileState.ABSENT
+def test_a_volume_that_is_not_mounted_is_said(models: ModelFolder, tmp_path: Path) -> None:
+    models.models_dir.mkdir()
+    (models.models_dir / "loras").symlink_to(tmp_path / "volume")
+    assert models.state(entry()) is FileState.ABSENT
     with pytest.raises(StagingError, match="see that it is mounted") as failure:
-        shelf.make_way(entry())
+        models.make_way(entry())
     assert str(tmp_path) not in failure.value.message
 
 
@@ -217,9 +217,9 @@ import os, signal, sys
 from pathlib import Path
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry, safetensors
-shelf, asked = ModelFolder(Path(sys.argv[1])), entry(from_job=sys.argv[2] == "job")
-with shelf.claim(asked):
-    path = shelf.path_of(asked)
+models, asked = ModelFolder(Path(sys.argv[1])), entry(from_job=sys.argv[2] == "job")
+with models.claim(asked):
+    path = models.path_of(asked)
     part = path.with_name(path.name + ".part")
     part.write_bytes(safetensors(fill=2))
     if sys.argv[3] == "after":
@@ -230,65 +230,65 @@ with shelf.claim(asked):
 
 
 @pytest.mark.parametrize("who", ["MODELS", "job"])
-def test_killed_between_rename_and_record(shelf: ModelFolder, who: str) -> None:
+def test_killed_between_rename_and_record(models: ModelFolder, who: str) -> None:
     asked = entry(from_job=who == "job")
-    with other_process(_DIE, shelf.models_dir, who, "after") as process:
+    with other_process(_DIE, models.models_dir, who, "after") as process:
         process.wait()
-    assert shelf.state(asked) is FileState.UNKNOWN
-    assert shelf.adopt(asked) is None
-    assert shelf.state(asked) is FileState.RIGHT
-    assert next(shelf.records()).from_job == asked.from_job
+    assert models.state(asked) is FileState.UNKNOWN
+    assert models.adopt(asked) is None
+    assert models.state(asked) is FileState.RIGHT
+    assert next(models.records()).from_job == asked.from_job
 
 
-def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(shelf: ModelFolder) -> None:
-    download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
-    with other_process(_DIE, shelf.models_dir, "MODELS", "before") as process:
+def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(models: ModelFolder) -> None:
+    download(models, entry(source=HubFile("org/old", "m.safetensors")))
+    with other_process(_DIE, models.models_dir, "MODELS", "before") as process:
         process.wait()
-    assert shelf.state(entry()) is FileState.WRONG
-    assert shelf.adopt(entry(), size=len(DATA)) is not None
+    assert models.state(entry()) is FileState.WRONG
+    assert models.adopt(entry(), size=len(DATA)) is not None
 
 
-def test_killed_after_the_rename_over_an_old_file(shelf: ModelFolder) -> None:
-    download(shelf, entry(source=HubFile("org/old", "m.safetensors")))
-    with other_process(_DIE, shelf.models_dir, "MODELS", "after") as process:
+def test_killed_after_the_rename_over_an_old_file(models: ModelFolder) -> None:
+    download(models, entry(source=HubFile("org/old", "m.safetensors")))
+    with other_process(_DIE, models.models_dir, "MODELS", "after") as process:
         process.wait()
-    assert shelf.state(entry()) is FileState.UNKNOWN
-    assert shelf.adopt(entry()) is None
-    assert shelf.path_of(entry()).read_bytes() == safetensors(fill=2)
+    assert models.state(entry()) is FileState.UNKNOWN
+    assert models.adopt(entry()) is None
+    assert models.path_of(entry()).read_bytes() == safetensors(fill=2)
 
 
-def test_a_failed_download_leaves_the_record_of_what_was_there(shelf: ModelFolder) -> None:
+def test_a_failed_download_leaves_the_record_of_what_was_there(models: ModelFolder) -> None:
     old, new = entry(), entry(source=HubFile("org/new", "m.safetensors"))
-    download(shelf, old)
-    with pytest.raises(OSError, match="cut"), shelf.claim(new):
+    download(models, old)
+    with pytest.raises(OSError, match="cut"), models.claim(new):
         raise OSError("cut")
-    assert shelf.state(old) is FileState.RIGHT
-    with pytest.raises(OSError, match="cut"), shelf.claim(entry("loras/other.safetensors")):
+    assert models.state(old) is FileState.RIGHT
+    with pytest.raises(OSError, match="cut"), models.claim(entry("loras/other.safetensors")):
         raise OSError("cut")
-    assert [placed.path for placed in shelf.records()] == ["loras/m.safetensors"]
+    assert [placed.path for placed in models.records()] == ["loras/m.safetensors"]
 
 
-def test_a_file_that_vanished_is_not_recorded(shelf: ModelFolder) -> None:
-    with pytest.raises(IntegrityError, match="gone again"), shelf.claim(entry()):
-        shelf.record(entry(), size=3, sha256=None, xxh3=None)
-    assert list(shelf.records()) == []
+def test_a_file_that_vanished_is_not_recorded(models: ModelFolder) -> None:
+    with pytest.raises(IntegrityError, match="gone again"), models.claim(entry()):
+        models.record(entry(), size=3, sha256=None, xxh3=None)
+    assert list(models.records()) == []
 
 
-def test_another_file_in_a_downloads_place_is_not_recorded(shelf: ModelFolder) -> None:
-    put(shelf, entry())
+def test_another_file_in_a_downloads_place_is_not_recorded(models: ModelFolder) -> None:
+    put(models, entry())
     with pytest.raises(IntegrityError, match="another file"):
-        shelf.record(entry(), size=3, sha256=None, xxh3=None)
-    assert list(shelf.records()) == []
+        models.record(entry(), size=3, sha256=None, xxh3=None)
+    assert list(models.records()) == []
 
 
 # --- a folder that cannot be written ---------------------------------------------------------------------------
 
 
 @pytest.fixture
-def read_only(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
+def read_only(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
     """What a read-only file system answers (the tests may run as root, whom modes do not stop)."""
-    put(shelf, entry())
-    root, real_open = str(shelf.models_dir), os.open
+    put(models, entry())
+    root, real_open = str(models.models_dir), os.open
 
     def refuse(path: Any, *more: Any, **named: Any) -> Any:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
@@ -301,7 +301,7 @@ def read_only(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> ModelFolde
     monkeypatch.setattr(os, "open", open_)
     for name in ("symlink", "replace", "rename", "unlink", "makedirs", "utime"):
         monkeypatch.setattr(os, name, refuse)
-    return shelf
+    return models
 
 
 def test_a_read_only_folder_is_used_and_warned_of_once(

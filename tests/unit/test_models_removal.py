@@ -37,41 +37,41 @@ sys.stdin.readline()
 """
 
 
-def test_a_file_in_use_by_another_process_stays(shelf: ModelFolder, source: Path) -> None:
-    download(shelf, entry(from_job=True))
-    placed = next(shelf.records())
-    with other_process(_USE, shelf.models_dir) as process:
+def test_a_file_in_use_by_another_process_stays(models: ModelFolder, source: Path) -> None:
+    download(models, entry(from_job=True))
+    placed = next(models.records())
+    with other_process(_USE, models.models_dir) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert shelf.in_use(placed.path)
-        assert shelf.remove(placed) is None
+        assert models.in_use(placed.path)
+        assert models.remove(placed) is None
         with pytest.raises(IntegrityError, match="in use by a running job") as failure:
-            shelf.link(entry(source=OTHER), source)
+            models.link(entry(source=OTHER), source)
         assert failure.value.retryable
         # Two jobs may use one file.
-        with shelf.use([entry()]) as gone:
+        with models.use([entry()]) as gone:
             assert gone == ()
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline()
-        assert not shelf.in_use(placed.path)
-        assert shelf.remove(placed) == len(DATA)
-    assert shelf.state(entry()) is FileState.ABSENT
+        assert not models.in_use(placed.path)
+        assert models.remove(placed) == len(DATA)
+    assert models.state(entry()) is FileState.ABSENT
 
 
-def test_a_killed_process_uses_nothing(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
-    with other_process(_USE, shelf.models_dir) as process:
-        assert shelf.in_use("loras/m.safetensors")
+def test_a_killed_process_uses_nothing(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
+    with other_process(_USE, models.models_dir) as process:
+        assert models.in_use("loras/m.safetensors")
         process.kill()
         process.wait()
-        assert not shelf.in_use("loras/m.safetensors")
+        assert not models.in_use("loras/m.safetensors")
 
 
-def test_a_forked_child_does_not_keep_a_file_in_use(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
+def test_a_forked_child_does_not_keep_a_file_in_use(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
     ready, end = os.pipe(), os.pipe()
-    with shelf.use([entry()]):
+    with models.use([entry()]):
         child = os.fork()
         if child == 0:
             os.write(ready[1], b"1")
@@ -79,7 +79,7 @@ def test_a_forked_child_does_not_keep_a_file_in_use(shelf: ModelFolder) -> None:
             os._exit(0)
         os.read(ready[0], 1)
     try:
-        assert not shelf.in_use("loras/m.safetensors")
+        assert not models.in_use("loras/m.safetensors")
     finally:
         os.write(end[1], b"1")
         os.waitpid(child, 0)
@@ -87,59 +87,59 @@ def test_a_forked_child_does_not_keep_a_file_in_use(shelf: ModelFolder) -> None:
             os.close(fd)
 
 
-def test_use_counts_within_the_process_and_touches(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
-    os.utime(record_file(shelf), (1, 1))
-    placed = next(shelf.records())
+def test_use_counts_within_the_process_and_touches(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
+    os.utime(record_file(models), (1, 1))
+    placed = next(models.records())
     assert placed.last_used == 1
-    with shelf.use([entry(), entry()]), shelf.use([entry()]):
-        assert ModelFolder(shelf.models_dir).remove(placed) is None
-        assert shelf.remove(placed) is None
-    assert next(shelf.records()).last_used == pytest.approx(time.time(), abs=60)
-    assert shelf.remove(placed) == len(DATA)
+    with models.use([entry(), entry()]), models.use([entry()]):
+        assert ModelFolder(models.models_dir).remove(placed) is None
+        assert models.remove(placed) is None
+    assert next(models.records()).last_used == pytest.approx(time.time(), abs=60)
+    assert models.remove(placed) == len(DATA)
 
 
-def test_use_says_what_is_gone(shelf: ModelFolder) -> None:
-    download(shelf, entry())
-    with shelf.use([entry(), entry("loras/n.safetensors")]) as gone:
+def test_use_says_what_is_gone(models: ModelFolder) -> None:
+    download(models, entry())
+    with models.use([entry(), entry("loras/n.safetensors")]) as gone:
         assert [item.name for item in gone] == ["n.safetensors"]
 
 
-def test_without_locks_this_process_still_counts(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_this_process_still_counts(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(fd: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    download(shelf, entry(from_job=True))
-    placed = next(shelf.records())
-    with shelf.use([entry()]) as gone:
+    download(models, entry(from_job=True))
+    placed = next(models.records())
+    with models.use([entry()]) as gone:
         assert gone == ()
-        assert shelf.remove(placed) is None
-    assert shelf.remove(placed) == len(DATA)
+        assert models.remove(placed) is None
+    assert models.remove(placed) == len(DATA)
 
 
-def test_a_record_is_not_replaced_under_a_job(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
-    other = ModelFolder(shelf.models_dir)
-    with shelf.use([entry()]):
+def test_a_record_is_not_replaced_under_a_job(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
+    other = ModelFolder(models.models_dir)
+    with models.use([entry()]):
         other.keep(entry())
         assert not next(other.records()).from_job
         assert other.in_use("loras/m.safetensors")
-    assert next(ModelFolder(shelf.models_dir).records()).from_job
+    assert next(ModelFolder(models.models_dir).records()).from_job
 
 
-def test_another_processs_later_record_counts_for_more_than_a_remembered_one(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
-    other = ModelFolder(shelf.models_dir)
-    with shelf.use([entry()]):
+def test_another_processs_later_record_counts_for_more_than_a_remembered_one(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
+    other = ModelFolder(models.models_dir)
+    with models.use([entry()]):
         other.keep(entry())
-    download(shelf, entry(source=OTHER), safetensors(fill=1))
+    download(models, entry(source=OTHER), safetensors(fill=1))
     assert other.state(entry(source=OTHER)) is FileState.RIGHT
 
 
-def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: ModelFolder) -> None:
-    download(shelf, entry(from_job=True))
-    records, file = Records(str(shelf.models_dir)), record_file(shelf)
+def test_a_lock_of_a_record_that_was_replaced_does_not_count(models: ModelFolder) -> None:
+    download(models, entry(from_job=True))
+    records, file = Records(str(models.models_dir)), record_file(models)
     fd = os.open(file, os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
     got: list[Lock] = []
@@ -159,11 +159,11 @@ def test_a_lock_of_a_record_that_was_replaced_does_not_count(shelf: ModelFolder)
     assert got == [Lock.HELD, Lock.BUSY]
 
 
-def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: ModelFolder) -> None:
+def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(models: ModelFolder) -> None:
     """One thread uses it, one removes it, one puts it back: whoever is told it is there finds it there."""
     asked = entry(from_job=True)
-    download(shelf, asked)
-    other, stop, wrong = ModelFolder(shelf.models_dir), threading.Event(), []
+    download(models, asked)
+    other, stop, wrong = ModelFolder(models.models_dir), threading.Event(), []
 
     def remove() -> None:
         while not stop.is_set():
@@ -175,15 +175,15 @@ def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: ModelFo
     used = 0
     deadline = time.monotonic() + 30
     while used < 50 and time.monotonic() < deadline:
-        if shelf.state(asked) is not FileState.RIGHT:
-            with shelf.claim(asked):
-                put(shelf, asked)
-                if not _record(shelf, asked):
+        if models.state(asked) is not FileState.RIGHT:
+            with models.claim(asked):
+                put(models, asked)
+                if not _record(models, asked):
                     continue
-        with shelf.use([asked]) as gone:
+        with models.use([asked]) as gone:
             if not gone:
                 used += 1
-                if not shelf.path_of(asked).exists():
+                if not models.path_of(asked).exists():
                     wrong.append(used)
     stop.set()
     removing.join()
@@ -191,9 +191,9 @@ def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(shelf: ModelFo
     assert not wrong
 
 
-def _record(shelf: ModelFolder, asked: ModelEntry) -> bool:
+def _record(models: ModelFolder, asked: ModelEntry) -> bool:
     try:
-        shelf.record(asked, size=len(DATA), sha256=None, xxh3=None)
+        models.record(asked, size=len(DATA), sha256=None, xxh3=None)
     except IntegrityError:
         return False
     return True
@@ -202,58 +202,58 @@ def _record(shelf: ModelFolder, asked: ModelEntry) -> bool:
 # --- removing ----------------------------------------------------------------------------------------------
 
 
-def test_removing_a_link_leaves_what_it_leads_to(shelf: ModelFolder, source: Path) -> None:
-    shelf.link(entry(from_job=True), source)
-    assert shelf.remove(next(shelf.records())) == 0
+def test_removing_a_link_leaves_what_it_leads_to(models: ModelFolder, source: Path) -> None:
+    models.link(entry(from_job=True), source)
+    assert models.remove(next(models.records())) == 0
     assert source.read_bytes() == DATA
-    assert not os.path.lexists(shelf.path_of(entry()))
-    assert list(shelf.records()) == []
+    assert not os.path.lexists(models.path_of(entry()))
+    assert list(models.records()) == []
 
 
 @pytest.mark.parametrize("data", [safetensors(fill=1), DATA[:-1]])
-def test_what_somebody_put_there_since_is_not_removed(shelf: ModelFolder, data: bytes) -> None:
-    path = download(shelf, entry(from_job=True))
-    placed = next(shelf.records())
+def test_what_somebody_put_there_since_is_not_removed(models: ModelFolder, data: bytes) -> None:
+    path = download(models, entry(from_job=True))
+    placed = next(models.records())
     path.write_bytes(data)
     os.utime(path, ns=(0, 10**9))
-    assert shelf.remove(placed) == 0
+    assert models.remove(placed) == 0
     assert path.read_bytes() == data
-    assert list(shelf.records()) == []
+    assert list(models.records()) == []
 
 
-def test_wiping_what_a_sealed_job_brought(shelf: ModelFolder, tmp_path: Path) -> None:
+def test_wiping_what_a_sealed_job_brought(models: ModelFolder, tmp_path: Path) -> None:
     asked = entry(from_job=True)
-    path = download(shelf, asked)
+    path = download(models, asked)
     part = path.with_name("m.safetensors.part")
     part.write_bytes(DATA)
     os.link(path, tmp_path / "witness")
     os.link(part, tmp_path / "witness.part")
-    with shelf.use([asked]):
-        assert not shelf.wipe(asked)
-    assert shelf.wipe(asked)
+    with models.use([asked]):
+        assert not models.wipe(asked)
+    assert models.wipe(asked)
     assert os.listdir(path.parent) == []
     # Overwritten where it lay: another name of the same file has no byte of it.
     assert not (tmp_path / "witness").read_bytes().strip(b"\0")
     assert not (tmp_path / "witness.part").read_bytes().strip(b"\0")
-    assert shelf.wipe(asked)
+    assert models.wipe(asked)
 
 
-def test_wiping_leaves_models_files(shelf: ModelFolder) -> None:
-    path = download(shelf, entry())
-    assert shelf.wipe(entry(from_job=True))
+def test_wiping_leaves_models_files(models: ModelFolder) -> None:
+    path = download(models, entry())
+    assert models.wipe(entry(from_job=True))
     assert path.read_bytes() == DATA
-    assert shelf.state(entry()) is FileState.RIGHT
+    assert models.state(entry()) is FileState.RIGHT
 
 
-def test_nobody_waits_while_bytes_are_overwritten(shelf: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_while_bytes_are_overwritten(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which takes seconds for a model: another worker places, uses and removes its own meanwhile."""
     asked, theirs = entry(from_job=True), entry("loras/n.safetensors", from_job=True)
-    download(shelf, asked)
-    other, freed = ModelFolder(shelf.models_dir), []
+    download(models, asked)
+    other, freed = ModelFolder(models.models_dir), []
 
     def slowly(path: str) -> None:
         monkeypatch.undo()  # the part and its journal are overwritten too
-        assert shelf.state(asked) is FileState.ABSENT
+        assert models.state(asked) is FileState.ABSENT
         download(other, theirs)
         with other.use([theirs]) as gone:
             assert gone == ()
@@ -261,6 +261,6 @@ def test_nobody_waits_while_bytes_are_overwritten(shelf: ModelFolder, monkeypatc
         overwrite(path)
 
     monkeypatch.setattr(removal, "overwrite", slowly)
-    assert shelf.wipe(asked)
+    assert models.wipe(asked)
     assert freed == [len(DATA)]
-    assert os.listdir(shelf.path_of(asked).parent) == []
+    assert os.listdir(models.path_of(asked).parent) == []

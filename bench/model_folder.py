@@ -56,16 +56,16 @@ def names(folder: Path) -> None:
             os.symlink(cache / item.name, target / item.name)
 
     def link(number: int) -> None:
-        shelf = ModelFolder(folder / f"shelf{number}")
+        models = ModelFolder(folder / f"models{number}")
         for item in entries:
-            shelf.link(item, cache / item.name)
+            models.link(item, cache / item.name)
 
     def look(number: int) -> None:
-        shelf = ModelFolder(folder / f"shelf{number}")
-        assert all(shelf.state(item) is FileState.RIGHT for item in entries)
+        models = ModelFolder(folder / f"models{number}")
+        assert all(models.state(item) is FileState.RIGHT for item in entries)
 
     def use(number: int) -> None:
-        with ModelFolder(folder / f"shelf{number}").use(entries) as gone:
+        with ModelFolder(folder / f"models{number}").use(entries) as gone:
             assert not gone
 
     def stat(number: int) -> None:
