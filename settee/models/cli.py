@@ -22,10 +22,9 @@ from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, Set
 from settee.models import spec
 from settee.models.bars import Bars, amount
 from settee.models.entry import ModelEntry
-from settee.models.folder.budget import free_at
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.place import relative, set_aside_in
+from settee.models.folder.place import free_at, relative, set_aside_in
 from settee.models.folder.records import Placed
 from settee.models.folder.upkeep import Verdict, prune, verify
 from settee.models.repositories import expanded, known_files, listed

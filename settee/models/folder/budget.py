@@ -18,7 +18,7 @@ from settee.errors import NoSpace
 from settee.models.bars import amount
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.place import PART, relative
+from settee.models.folder.place import PART, existing, free_at, relative
 from settee.models.folder.records import Placed
 from settee.settings import Settings
 
@@ -167,25 +167,8 @@ class Budget:
             )
 
 
-def _existing(path: str) -> str:
-    """Return the nearest folder above that exists."""
-    folder = os.path.dirname(path)
-    while folder != "/" and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return folder
-
-
 def _device(path: str) -> int | None:
     try:
-        return os.stat(_existing(path)).st_dev
+        return os.stat(existing(path)).st_dev
     except OSError:
         return None
-
-
-def free_at(path: str) -> int:
-    """Return the bytes that this user may still write there; a very large number where that is not known."""
-    try:
-        room = os.statvfs(_existing(path))
-    except OSError:
-        return 1 << 62
-    return room.f_bavail * room.f_frsize

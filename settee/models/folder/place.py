@@ -89,6 +89,23 @@ def models_in(root: str) -> Iterator[str]:
             yield rel
 
 
+def existing(path: str) -> str:
+    """Return the nearest folder above that exists."""
+    folder = os.path.dirname(os.path.abspath(path))
+    while folder != "/" and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def free_at(path: str) -> int:
+    """Return the bytes that this user may still write there; a very large number where that is not known."""
+    try:
+        room = os.statvfs(existing(path))
+    except OSError:
+        return 1 << 62
+    return room.f_bavail * room.f_frsize
+
+
 # --- files set aside, and links ----------------------------------------------------------------------------
 
 

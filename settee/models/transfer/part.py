@@ -29,8 +29,9 @@ from typing import Any
 
 from settee.base.files import Lock, is_at, sync_folder, try_lock, unlock
 from settee.base.threads import Stopped
+from settee.models.folder.place import JOURNAL, PART, free_at
 from settee.models.transfer.address import Address
-from settee.models.transfer.trouble import failed, free_bytes, of_disk
+from settee.models.transfer.trouble import failed, of_disk
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Part:
     def check_room(self, size: int) -> int:
         """Return how many bytes more a file of that size takes. Raises NoSpace when the disk has fewer."""
         needed = max(0, size - os.fstat(self.fd).st_blocks * 512)
-        if needed > free_bytes(self.target.parent):
+        if needed > free_at(str(self.target)):
             raise of_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), self.target, needed)
         return needed
 
@@ -170,7 +171,7 @@ class Part:
 
 def paths(target: Path) -> tuple[Path, Path]:
     """Return the part and its journal."""
-    return target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
+    return target.with_name(target.name + PART), target.with_name(target.name + JOURNAL)
 
 
 def open_part(target: Path, address: Address, stop: threading.Event, deadline: float) -> tuple[Part, bool]:

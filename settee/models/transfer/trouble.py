@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settee.errors import DownloadFailed, NoSpace, SetteeError, StagingError
+from settee.models.folder.place import free_at
 from settee.net.failures import Broken, Refused
 from settee.net.retry import Backoff
 from settee.settings import MIB
@@ -88,7 +89,7 @@ def advised(refused: Refused) -> Refused:
 def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
     """Return the error for a failed write, without the folder's name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = free_bytes(path.parent)
+        free = free_at(str(path))
         numbers = "" if needed is None else f" it needs {needed:,} bytes more,"
         return NoSpace(
             f"there is no room for {path.name} on the worker's disk:{numbers} {free:,} bytes are free. "
@@ -97,15 +98,6 @@ def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
         )
     why = os.strerror(error.errno) if error.errno else "it failed"
     return StagingError(f"{path.name} cannot be written to the models folder: {why}")
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that may still be written to a folder's disk; 0 where that is not known."""
-    try:
-        disk = os.statvfs(folder)
-    except OSError:
-        return 0
-    return disk.f_bavail * disk.f_frsize
 
 
 class Retries:
