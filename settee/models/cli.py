@@ -15,22 +15,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from settee import __version__
 from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
-from settee.models import spec
 from settee.models.bars import Bars, amount
-from settee.models.entry import ModelEntry
-from settee.models.folder.file_state import FileState
-from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.place import free_at, relative, set_aside_in
-from settee.models.folder.records import Placed
-from settee.models.folder.upkeep import Verdict, prune, verify
-from settee.models.repositories import expanded, known_files, listed
-from settee.models.sources import addresses, linked
-from settee.models.store import ModelStore
 from settee.settings import Settings, load
+
+if TYPE_CHECKING:
+    from settee.models.entry import ModelEntry
+    from settee.models.folder.records import Placed
+    from settee.models.store import ModelStore
 
 #: Exit codes. The first of these that fits a failure wins.
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
@@ -101,6 +96,11 @@ def _models(count: int) -> str:
 
 
 def _place(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models import spec
+    from settee.models.folder.file_state import FileState
+    from settee.models.folder.model_folder import ModelFolder
+    from settee.models.repositories import expanded
+
     configured = spec.configured(settings)
     for doubt in spec.doubts(configured):
         _say(f"warning: {doubt}")
@@ -118,6 +118,8 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int:
+    from settee.models.store import ModelStore
+
     with Bars(sys.stderr) as bars:
 
         def on_progress(entry: ModelEntry, done: int, size: int | None, source: str) -> None:
@@ -148,6 +150,9 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
 
 
 def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.folder.place import free_at
+    from settee.models.store import ModelStore
+
     store = ModelStore(settings)
     store.load()
     rows = [row for entry in store.entries for row in _planned_files(entry, store)]
@@ -172,6 +177,8 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _planned_files(entry: ModelEntry, store: ModelStore) -> list[dict[str, Any]]:
+    from settee.models.repositories import known_files, listed
+
     entries: list[ModelEntry] = [entry]
     if entry.is_repository:
         try:
@@ -195,6 +202,9 @@ def _row(entry: ModelEntry) -> dict[str, Any]:
 
 
 def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
+    from settee.models.folder.file_state import FileState
+    from settee.models.sources import addresses, linked
+
     row = _row(entry)
     found = store.tools.folder.inspect(entry)
     if found.state is FileState.RIGHT:
@@ -216,6 +226,9 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.folder.model_folder import ModelFolder
+    from settee.models.folder.place import set_aside_in
+
     folder = ModelFolder(settings.models_folder)
     aside = list(set_aside_in(folder.root))
     placed = [(item, _is_there(folder.root, item)) for item in folder.records() if not item.pending]
@@ -257,6 +270,9 @@ def _table(rows: Iterable[Sequence[str]]) -> None:
 
 
 def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models.folder.model_folder import ModelFolder
+    from settee.models.folder.upkeep import Verdict, verify
+
     folder = ModelFolder(settings.models_folder)
     rows, bad, unseen = [], 0, []
     for finding in verify(folder):
@@ -280,6 +296,12 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
+    from settee.models import spec
+    from settee.models.folder.model_folder import ModelFolder
+    from settee.models.folder.place import relative
+    from settee.models.folder.upkeep import prune
+    from settee.models.repositories import expanded
+
     folder = ModelFolder(settings.models_folder)
     wanted = {relative(entry) for entry in expanded(spec.configured(settings), folder)}
     removed = prune(folder, wanted, dry_run=arguments.dry_run)

@@ -31,7 +31,6 @@ from settee.errors import DownloadFailed, IntegrityError, ModelMissing
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import host_cache, hub
 from settee.models.transfer.address import Address
-from settee.net.http import split_login
 from settee.net.retry import Backoff, retried
 from settee.settings import Settings
 
@@ -170,6 +169,8 @@ def web_address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address
         host = None
     if not host or parts.scheme.lower() not in ("http", "https"):
         raise DownloadFailed(f"{entry.position or entry.path}: this is not an http(s) address", retryable=False)
+    from settee.net.http import split_login  # urllib3, which a warm start does not need
+
     url, headers = split_login(file.url)
     if entry.token is not None:
         headers = {"Authorization": f"Bearer {entry.token.get_secret_value()}"}
