@@ -147,7 +147,7 @@ class StagingError(SetteeError):
 
 
 class ModelMissing(StagingError):
-    """The workflow names a model that nobody can supply."""
+    """The workflow names a model that no entry supplies."""
 
     code = "model_missing"
 
