@@ -26,36 +26,39 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EROFS)
 
 
 def write_whole(
-    path: Path,
+    path: Path | str,
     content: bytes | Iterable[bytes | memoryview],
     *,
     mode: int = 0o600,
     is_lasting: bool = True,
-    part: Path | None = None,
+    part: Path | str | None = None,
 ) -> None:
     """Put ``content`` in the place of ``path``: written to ``part`` (default: ``<path>.part``), then renamed.
 
     With ``is_lasting`` it survives a power cut on return. No link is followed. Raises OSError, and what ``content``
     raises; what was there before stays then.
     """
-    part = part or path.with_name(path.name + PART)
+    part = part or f"{path}{PART}"
     chunks = (content,) if isinstance(content, bytes) else content
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        with open(os.open(part, flags, mode), "wb", buffering=0) as file:
+        fd = os.open(part, flags, mode)
+        try:
             for chunk in chunks:
                 view = memoryview(chunk)
                 while view:
-                    view = view[file.write(view) :]
+                    view = view[os.write(fd, view) :]
             if is_lasting:
-                os.fsync(file.fileno())
+                os.fsync(fd)
+        finally:
+            os.close(fd)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            os.unlink(part)
         raise
     if is_lasting:
-        sync_folder(path.parent)
+        sync_folder(Path(path).parent)
 
 
 def sweep(folder: Path) -> None:

@@ -130,7 +130,7 @@ DIGEST = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
 )
 def test_which_hashes_count(head: dict[str, Any], sha256: str | None) -> None:
     """The server for tests keeps no such checksums."""
-    assert s3_source._sha256(head) == sha256
+    assert s3_source.sha256_of(head) == sha256
 
 
 @pytest.mark.parametrize("status", [400, 501])

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import orjson
@@ -174,9 +174,13 @@ class Records:
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
         try:
-            os.makedirs(folder, exist_ok=True)
             # Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds.
-            write_whole(Path(file), _render(placed), is_lasting=False, part=Path(folder, temporary_name()))
+            write = partial(write_whole, file, _render(placed), is_lasting=False, part=f"{folder}/{temporary_name()}")
+            try:
+                write()
+            except FileNotFoundError:
+                os.makedirs(folder, exist_ok=True)
+                write()
         except OSError as error:
             self._remember(placed, self._read(placed.path))
             self._warn(error)
