@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import PIL
 import pytest
 
 from tests.contract.driver import Comfy
@@ -23,6 +24,8 @@ def uploaded(comfy: Comfy) -> Comfy:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_graph_gives_the_recorded_pixels(uploaded: Comfy, name: str) -> None:
+    if "lanczos" in name and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow 12, the last for Python 3.10, weighs pixels otherwise than the Pillow of the recording")
     got, want = pixels(uploaded, GRAPHS[name]), RECORDED[name]
     assert [(p["size"], p["mode"]) for p in got] == [(p["size"], p["mode"]) for p in want]
     for mine, theirs in zip(got, want, strict=True):
