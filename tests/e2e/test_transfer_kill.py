@@ -75,8 +75,9 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
         assert not ranges_of(server.asked[asked:]) & whole
         assert target.read_bytes() == DATA
         assert left(tmp_path) == ["m"]
-        # Lost each time: what was in the buffers of four sockets and streams, on both sides.
-        assert server.sent - len(DATA) < KILLS * 4 * 500_000
+        # Lost each time: what was in the buffers of four sockets and streams, on both sides; half a range at most, also
+        # where a busy machine lets them fill.
+        assert server.sent - len(DATA) < KILLS * 4 * RANGE / 2
 
 
 class TestS3:
