@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 
 from settee import __version__
 from settee.embedded.faults import Faults, UnknownFault, parse_assignment
-from settee.embedded.folders import Folders
-from settee.embedded.model_folders import model_folders
+from settee.embedded.folders import Folders, model_folders
 
 log = logging.getLogger("settee.embedded")
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from settee.embedded import files, information, jobs, prompts, replacements, sockets, switches
+from settee.embedded import files, information, prompts, sockets, switches
 from settee.embedded.cli import Options
 from settee.embedded.state import STATE, State, build_state
 from settee.net.addresses import is_loopback
@@ -41,13 +41,12 @@ def build_app(state: State) -> web.Application:
     app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only, hang_if_asked])
     app[STATE] = state
     app.add_routes(switches.routes)
-    app.add_routes(jobs.routes)
-    for table in (prompts.routes, files.routes, information.routes, sockets.routes, replacements.routes):
+    for table in (prompts.routes, files.routes, information.routes, sockets.routes):
         app.add_routes(table)
         app.add_routes(
             web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)
             for route in table
-            if isinstance(route, web.RouteDef)
+            if isinstance(route, web.RouteDef) and not route.path.startswith("/api/")
         )
     app.router.add_get("/{path:.*}", not_found)
     return app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settee.embedded.ordering import ExecutionOrder
+from settee.embedded.caching import ExecutionOrder
 from tests.contract import recording
 
 

@@ -8,20 +8,17 @@ from settee.embedded.nodes import (
     images,
     latents,
     loading,
-    masks,
     media,
     models,
     own,
     packs,
-    sampling,
     saving,
-    text,
     values,
 )
 from settee.embedded.nodes.base import Node
 
 NODES: dict[str, type[Node]] = {
     node_class.spec.name: node_class
-    for module in (images, blending, masks, loading, saving, values, models, text, latents, sampling, own, media, packs)
+    for module in (images, blending, loading, saving, values, models, latents, own, media, packs)
     for node_class in module.NODES
 }
