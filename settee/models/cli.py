@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(settings, arguments))
     except SetteeError as error:
         for line in error.lines():
-            _say(line)
+            _report(line)
         return _code(error)
     except KeyboardInterrupt:
-        _say("interrupted; what was downloaded so far is kept, and resumed next time")
+        _report("interrupted; what was downloaded so far is kept, and resumed next time")
         return 130
 
 
@@ -84,7 +84,7 @@ def _code(error: SetteeError) -> int:
     return next(code for kind, code in CODES if isinstance(error, kind))
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(f"utils.py: {text}", file=sys.stderr)
 
 
@@ -103,7 +103,7 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
 
     configured = spec.configured(settings)
     for doubt in spec.doubts(configured):
-        _say(f"warning: {doubt}")
+        _report(f"warning: {doubt}")
     entries = [entry for entry in configured if arguments.lazy or not entry.lazy]
     if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
         raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
@@ -171,7 +171,7 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
     code = max((row["code"] for row in rows if row["required"]), default=0)
     free = free_at(f"{settings.models_folder}/any")
     if wanted > free:
-        _say(f"its disk has {amount(free)} free: give it more room, or leave models out")
+        _report(f"its disk has {amount(free)} free: give it more room, or leave models out")
         code = max(code, 4)
     return code
 
@@ -248,7 +248,7 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     ]
     _table([*lines, *((path, "set aside", "", "yours to delete") for path in aside)])
     if not lines and not aside:
-        _say(f"nothing was placed in {settings.models_folder}")
+        _report(f"nothing was placed in {settings.models_folder}")
     return 0
 
 
@@ -291,7 +291,7 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
     if bad:
         # Placing decides by size and time: a file with the recorded ones counts as right.
         first = f"remove {', '.join(unseen)}, and " if unseen else ""
-        _say(f"{bad} of {len(rows)} are not what they were: {first}run utils.py to place them again")
+        _report(f"{bad} of {len(rows)} are not what they were: {first}run utils.py to place them again")
     return 3 if bad else 0
 
 

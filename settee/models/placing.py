@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Sources that are asked about their files at once.
-_ASKING = 8
 IN_PLACE = "in place"
 
 #: Called with (entry, bytes in place, bytes in all or None, where from), by many threads.
@@ -47,7 +45,6 @@ class Tools:
     folder: ModelFolder
     budget: Budget
     scheduler: Scheduler
-    asking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ASKING))
 
     @classmethod
     def of(cls, settings: Settings) -> Tools:
@@ -104,7 +101,8 @@ class Placing:
 
     @urgent.setter
     def urgent(self, value: bool) -> None:
-        self._lane.urgent = value
+        for one in (self, *self.parts):
+            one._lane.urgent = value
 
     def give_up(self) -> None:
         """Stop it. What was downloaded stays for a later try."""
@@ -187,7 +185,7 @@ class Placing:
 
     def _from(self, origin: Origin) -> str:
         tools, entry, lane = self._tools, self.entry, self._lane
-        with tools.scheduler.asking(lane), tools.asking:
+        with tools.scheduler.asking(lane):
             address = origin.ask(self.stop)
         lane.size = address.size
         self.done = (0, address.size)

@@ -59,16 +59,6 @@ class Repository(Placing):
     def parts(self) -> tuple[Placing, ...]:
         return self._files
 
-    @property
-    def urgent(self) -> bool:
-        return self._lane.urgent
-
-    @urgent.setter
-    def urgent(self, value: bool) -> None:
-        self._lane.urgent = value
-        for part in self._files:
-            part.urgent = value
-
     def at_once(self) -> str | None:
         entries = known_files(self.entry, self._tools.folder)
         if entries is None:

@@ -153,13 +153,14 @@ def _yaml(text: str) -> Any:
 
 def _entry(item: Any, position: str, keys: tuple[str, ...]) -> ModelEntry:
     if isinstance(item, str):
-        return _from_text(item, position, keys)
-    if isinstance(item, dict):
-        return _from_mapping(item, position, keys)
-    raise _Bad(f"must be a string ({_FORMS}) or a mapping with source and target, not {type(item).__name__}")
+        item = _from_text(item, keys)
+    elif not isinstance(item, dict):
+        raise _Bad(f"must be a string ({_FORMS}) or a mapping with source and target, not {type(item).__name__}")
+    return _build(_checked(item, keys), position, from_job="token" not in keys)
 
 
-def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
+def _from_text(text: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the mapping that a string stands for."""
     text = text.strip()
     options: dict[str, str] = {}
     if match := _OPTIONS.search(text):
@@ -173,17 +174,9 @@ def _from_text(text: str, position: str, keys: tuple[str, ...]) -> ModelEntry:
     for name in ("lazy", "preload"):
         if name in options and name not in keys:
             raise _Bad(f"#{name} is for MODELS: a job's models are fetched when the job runs")
-    source, target, name_ = _cut(text)
-    return _build(
-        source,
-        target,
-        name_,
-        position,
-        keys,
-        sha256=options.get("sha256"),
-        lazy="lazy" in options,
-        preload="preload" in options,
-    )
+    source, target, local_name = _cut(text)
+    flags: dict[str, Any] = {name: True for name in ("lazy", "preload") if name in options}
+    return {"source": source, "target": target, "name": local_name, "sha256": options.get("sha256"), **flags}
 
 
 def _cut(text: str) -> tuple[str, str, str | None]:
@@ -210,7 +203,8 @@ def _safely(text: str) -> str:
     return shown(re.sub(r"//.*@", "//", text.partition("?")[0], flags=re.DOTALL))
 
 
-def _from_mapping(item: Mapping[Any, Any], position: str, keys: tuple[str, ...]) -> ModelEntry:
+def _checked(item: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the given keys with their values, each of its type."""
     unknown = [str(key)[:50] for key in item if key not in keys]
     if unknown:
         raise _Bad(f"has unknown keys ({', '.join(unknown)}); the keys are {', '.join(keys)}")
@@ -224,59 +218,32 @@ def _from_mapping(item: Mapping[Any, Any], position: str, keys: tuple[str, ...])
     for key in ("source", "target"):
         if key not in given:
             raise _Bad(f"has no {key}")
-    token = given.pop("token", None)
-    return _build(
-        given.pop("source"), given.pop("target"), given.pop("name", None), position, keys, token_name=token, **given
+    return given
+
+
+def _build(given: dict[str, Any], position: str, *, from_job: bool) -> ModelEntry:
+    source = _source(given.pop("source").strip())
+    name = given.pop("name", None)
+    folder, name = _place(
+        given.pop("target").strip().rstrip("/"), (_own_name(source) if name is None else name).strip()
     )
-
-
-def _build(
-    source: str,
-    target: str,
-    name: str | None,
-    position: str,
-    keys: tuple[str, ...],
-    *,
-    sha256: str | None = None,
-    size: int | None = None,
-    required: bool = True,
-    lazy: bool = False,
-    preload: bool = False,
-    token_name: str | None = None,
-) -> ModelEntry:
-    parsed = _source(source.strip())
-    if name is None:
-        name = _own_name(parsed)
-    if sha256 is not None:
-        sha256 = sha256.strip().lower()
-        if not _SHA256.fullmatch(sha256):
+    if "sha256" in given:
+        given["sha256"] = given["sha256"].strip().lower()
+        if not _SHA256.fullmatch(given["sha256"]):
             raise _Bad("sha256 must be 64 hexadecimal digits")
-    if size is not None and size < 0:
+    if given.get("size", 0) < 0:
         raise _Bad("size must be a number of bytes")
-    folder, name = _place(target.strip().rstrip("/"), name.strip())
-    entry = ModelEntry(
-        source=parsed,
-        target=folder,
-        name=name,
-        sha256=sha256,
-        size=size,
-        required=required,
-        lazy=lazy,
-        preload=preload,
-        token=_token(token_name),
-        position=position,
-        from_job="token" not in keys,
-    )
+    if "token" in given:
+        given["token"] = _token(given["token"])
+    entry = ModelEntry(source, folder, name, position=position, from_job=from_job, **given)
     if entry.is_repository:
-        if sha256 is not None or size is not None:
+        if "sha256" in given or "size" in given:
             raise _Bad("sha256 and size are those of one file: leave them out for many")
         _place(str(entry.path), "model")  # a folder
     return entry
 
 
-def _token(name: str | None) -> SecretStr | None:
-    if name is None:
-        return None
+def _token(name: str) -> SecretStr:
     token = secret_named(name)
     if token is None:
         raise _Bad(f"token names the environment variable {shown(name)}, which is not set")

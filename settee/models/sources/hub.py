@@ -144,7 +144,7 @@ class _Hub:
         if isinstance(error, kinds.RevisionNotFoundError):
             problem = f"{file.repo} has no revision {revision!r}: give a branch, a tag or a full commit hash"
             return ModelMissing(f"{file.where}: {problem}", details={"reason": "revision"})
-        if status == 401 and self.token and "Invalid credentials" in _said(error):
+        if status == 401 and self.token and "Invalid credentials" in _message(error):
             return self._failed(
                 f"the Hub does not accept {self.token_name}: has it expired, or been revoked?",
                 retryable=False,
@@ -166,7 +166,7 @@ class _Hub:
         return self._no_answer(error, status)
 
     def _no_answer(self, error: Exception, status: int) -> SetteeError:
-        if status == 403 and "disabled" in _said(error):
+        if status == 403 and "disabled" in _message(error):
             return self._failed("the Hub has disabled this repository", retryable=False)
         if status == 403:
             return self._failed(
@@ -256,5 +256,5 @@ def _status(error: Exception) -> int:
     return int(getattr(_response(error), "status_code", 0) or 0)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(_response(error).headers.get("X-Error-Message", ""))

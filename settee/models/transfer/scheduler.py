@@ -19,6 +19,8 @@ from settee.base.threads import Stopped
 
 #: Files downloaded at once; each has several connections.
 MAX_FILES = 3
+#: Sources that are asked about their files at once.
+MAX_QUESTIONS = 8
 #: How long a source may take to state a file's size before others begin, seconds.
 _ASKING_S = 3.0
 #: Small enough for a core's cache, so that what is received is still there when it is written; half of it cost 40 %
@@ -41,6 +43,7 @@ class Scheduler:
         self._asking: set[Lane] = set()
         self._queued: set[Lane] = set()
         self._running: set[Lane] = set()
+        self._questions = threading.Semaphore(MAX_QUESTIONS)
         self._free = max(1, connections)
         self._buffers: list[memoryview] = []
         #: Tickets in order of arrival.
@@ -71,7 +74,8 @@ class Scheduler:
         with self._changed:
             self._asking.add(lane)
         try:
-            yield
+            with self._questions:
+                yield
         finally:
             self._discard(self._asking, lane)
 
