@@ -128,8 +128,9 @@ def test_pip_installs_the_client_and_says_what_the_worker_needs(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     installed = {path.name.split("-")[0].lower() for path in tmp_path.rglob("*.dist-info")}
     assert installed - {"pip", "setuptools"} == {
-        *("settee", "pillow", "requests", "websocket_client"),
+        *("settee", "pillow", "requests", "rich", "websocket_client"),
         *("certifi", "charset_normalizer", "idna", "urllib3"),  # of requests
+        *("markdown_it_py", "mdurl", "pygments"),  # of rich
     }
     for command in ("settee-client", "settee"):
         done = in_bare(tmp_path, command, "--help")
