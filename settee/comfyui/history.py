@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from settee.base.text import neutral
@@ -35,6 +35,10 @@ _TEMP_NAMES = ("preview3d_advanced_", "preview_splat_", "preview_pointcloud_")
 _MAX_DEPTH = 10
 #: Keys whose texts are names of files.
 _NAMING = {"result", "3d"}
+
+
+#: (folder type, subfolder, filename)
+Place = tuple[str, str, str]
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -145,7 +149,7 @@ class Reported:
     node_id: str
     key: str
     #: (folder type, subfolder, filename), not checked.
-    place: tuple[str, str, str] | None = None
+    place: Place | None = None
     text: str | None = None
 
 
@@ -196,12 +200,55 @@ def _has_files(value: Any, depth: int = 0) -> bool:
     return depth < _MAX_DEPTH and any(_has_files(each, depth + 1) for each in within)
 
 
+def reported_by_job(
+    prompts: Iterable[Mapping[str, Any]], graph: Workflow, output_nodes: Collection[str]
+) -> Iterator[Reported]:
+    """Yield everything that a job's prompts reported, under the ids of the job's own nodes.
+
+    ``prompts``: the outputs of its own prompt, then of those that its nodes started. These repeat what cached nodes
+    reported, so their known texts are left out.
+    """
+    known: set[tuple[str, str]] = set()
+    for number, outputs in enumerate(prompts):
+        for found in reported(outputs, lambda node_id: node_id in graph and node_id not in output_nodes):
+            item = replace(found, node_id=own_node(graph, found.node_id))
+            if item.text is not None:
+                if number and (item.node_id, item.text) in known:
+                    continue
+                known.add((item.node_id, item.text))
+            yield item
+
+
+def without_previews(
+    files: Mapping[Place, str],
+    graph: Workflow,
+    output_nodes: Collection[str],
+    *,
+    has_others: bool,
+    include_temp: bool | None,
+) -> tuple[dict[Place, str], list[str]]:
+    """Return (the files to return, with their nodes; warnings): previews where asked for, or where nothing else is.
+
+    ``has_others``: the job has texts or pictures. ``include_temp``: None where the door has no such option.
+    """
+    previews = {place: node for place, node in files.items() if place[0] == "temp"}
+    kept = {place: node for place, node in files.items() if place not in previews or include_temp}
+    made = {place: node for place, node in previews.items() if node in output_nodes or node not in graph}
+    if made and not (kept or has_others):
+        hint = "" if include_temp is None else " (delivery.include_temp returns them always)"
+        return made, [f"the workflow made nothing but previews, which are returned{hint}"]
+    if len(kept) == len(files):
+        return kept, []
+    hint = "" if include_temp is None else "; delivery.include_temp returns them"
+    return kept, [f"{len(previews)} preview file(s) were not returned{hint}"]
+
+
 def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:
     """Ids of the nodes that reported files."""
     return {item.node_id for item in reported(outputs) if item.place is not None}
 
 
-def named_file(key: str, item: Any) -> tuple[str, str, str] | None:
+def named_file(key: str, item: Any) -> Place | None:
     """(folder type, subfolder, filename) when the item is the name of a file, as Preview3D's `result` has it."""
     if key not in _NAMING or not isinstance(item, str) or "\n" in item or len(item) > 500:
         return None

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settee.backends.comfy.session import Ended
-from settee.comfyui.history import Reported, named_file, reported, text_name
+from settee.comfyui.history import Place, Reported, named_file, reported_by_job, text_name, without_previews
 from settee.comfyui.isolation import restore
 from settee.comfyui.media import kind_of
 from settee.comfyui.messages import ImageEvent
@@ -26,8 +26,6 @@ from settee.errors import DeliveryError, OutputMissing, UnsafePath
 from settee.job import Artifact, Kind
 from settee.workspace import Workspace, is_being_written
 
-#: (folder type, subfolder, filename)
-Place = tuple[str, str, str]
 #: Names that a warning shows.
 _SHOWN = 5
 #: How long files that are still being written are waited for, and one of them that does not grow, seconds.
@@ -96,24 +94,20 @@ class _Collector:
     def collected(self, include_temp: bool | None) -> Collected:
         found = self._found
         texts: list[Artifact] = []
-        for number, outputs in enumerate(self._ended.outputs):
-            for item in reported(outputs, lambda node_id: node_id in self._graph and node_id not in self._outputs):
-                text = self._take(replace(item, node_id=own_node(self._graph, item.node_id)))
-                # A prompt that was started again repeats what its cached nodes said.
-                if text is not None and not (number and text in texts):
-                    texts.append(text)
+        for item in reported_by_job(self._ended.outputs, self._graph, self._outputs):
+            if (text := self._take(item)) is not None:
+                texts.append(text)
         if self._workspace is not None:
             self._look_around(self._workspace)
-        previews = {place: node for place, node in self._files.items() if place[0] == "temp"}
-        kept = {place: node for place, node in self._files.items() if place not in previews or include_temp}
         pictures = list(self._pictures())
-        made = {place: node for place, node in previews.items() if node in self._outputs or node not in self._graph}
-        if made and not (kept or texts or pictures):
-            kept, hint = made, " (delivery.include_temp returns them always)" if include_temp is not None else ""
-            found.warnings.append(f"the workflow made nothing but previews, which are returned{hint}")
-        elif len(kept) < len(self._files):
-            hint = "" if include_temp is None else "; delivery.include_temp returns them"
-            found.warnings.append(f"{len(previews)} preview file(s) were not returned{hint}")
+        kept, warnings = without_previews(
+            self._files,
+            self._graph,
+            self._outputs,
+            has_others=bool(texts or pictures),
+            include_temp=include_temp,
+        )
+        found.warnings += warnings
         files = []
         for place, node_id in kept.items():
             try:
