@@ -15,10 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from settee.client.arguments import Environment, JobOptions
     from settee.client.asynchronous import AsyncEndpoint, AsyncJob
-    from settee.client.endpoint import Endpoint, Job, JobOptions
-    from settee.client.environment import Environment
-    from settee.client.errors import (
+    from settee.client.client_errors import (
         Ambiguous,
         AuthError,
         ClientError,
@@ -28,13 +27,14 @@ if TYPE_CHECKING:
         Rejected,
         UsageError,
     )
-    from settee.client.following import Interrupted
-    from settee.client.inject.media import Given
-    from settee.client.inject.parameters import Parameters
-    from settee.client.plan import Prepared, Wishes
-    from settee.client.results import Output, Result
+    from settee.client.endpoint import Endpoint, Job
+    from settee.client.follow import Interrupted, Result
+    from settee.client.inject import Given
+    from settee.client.inject.parameter_places import Parameters
+    from settee.client.job_outputs import Output
+    from settee.client.prepare import Prepared, Wishes
     from settee.client.saving import Saved
-    from settee.client.targets.target import Answer, Status
+    from settee.client.targets import Answer, Status
 
 __all__ = [
     "Ambiguous",
@@ -64,16 +64,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "arguments": ("Environment", "JobOptions"),
     "asynchronous": ("AsyncEndpoint", "AsyncJob"),
-    "endpoint": ("Endpoint", "Job", "JobOptions"),
-    "environment": ("Environment",),
-    "following": ("Interrupted",),
-    "inject.media": ("Given",),
-    "inject.parameters": ("Parameters",),
-    "plan": ("Prepared", "Wishes"),
-    "results": ("Output", "Result"),
+    "endpoint": ("Endpoint", "Job"),
+    "follow": ("Interrupted", "Result"),
+    "inject": ("Given",),
+    "inject.parameter_places": ("Parameters",),
+    "job_outputs": ("Output",),
+    "prepare": ("Prepared", "Wishes"),
     "saving": ("Saved",),
-    "targets.target": ("Answer", "Status"),
+    "targets": ("Answer", "Status"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -81,4 +81,4 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'client_errors')}"), name)

@@ -10,33 +10,33 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from settee.base.threads import Call
+from settee.client.arguments import WorkflowLike
 from settee.client.endpoint import WAIT_S, Endpoint, Job
-from settee.client.given import WorkflowLike
-from settee.client.results import Result
-from settee.client.targets.target import Answer
+from settee.client.follow import Result
+from settee.client.targets import Answer
 
 T = TypeVar("T")
 
 
-async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """The call in a thread of its own: asyncio's are a handful, and jobs that are waited for would keep them all.
+async def _in_thread(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call ``fn`` in a thread of its own: asyncio has few, and jobs that are awaited would take them all.
 
-    A caller that is canceled is not held up by the call, which goes on, and neither is the program's end.
+    A caller that is canceled does not wait for the call, which goes on; nor does the program's end.
     """
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    call = Call(lambda: fn(*args, **kwargs), name="settee-client")
 
     def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the result is not wanted
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(ended.set)
 
-    running = Call(partial(call, *args, **kwargs), name="settee-client")
-    running.when_ended(wake)
+    call.when_ended(wake)
     await ended.wait()
-    return running.result()
+    return call.result()
 
 
 @dataclass
@@ -56,7 +56,7 @@ class AsyncJob:
         await _in_thread(self.job.cancel)
 
     async def wait(self, timeout_s: float = WAIT_S, *, on_update: Callable[[Answer], None] = lambda _: None) -> Result:
-        """:meth:`Job.wait`. ``on_update`` is called on the event loop."""
+        """Wait as :meth:`Job.wait` does. ``on_update`` is called on the event loop."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
 
         def update(answer: Answer) -> None:

@@ -1,6 +1,6 @@
 """Many jobs from one file: JSONL (an object a line) or CSV (a header of option names).
 
-What a row does not say is as on the command line.
+What a row does not set is as on the command line.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ import csv
 import hashlib
 import io
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from settee.base.files import sha256_of
-from settee.client.errors import UsageError
-from settee.client.inject.media import parse_given
-from settee.client.ledger import LEDGER
-from settee.client.options import ROW_KEYS
-from settee.client.results import Output
+from settee.base.files import Lock, sha256_of, try_lock
+from settee.client.arguments import parse_given
+from settee.client.cli_options import ROW_KEYS
+from settee.client.client_errors import UsageError
+from settee.client.job_outputs import LEDGER, Output
 
 _LISTS = ("img", "mask", "video", "audio", "lora", "set")
 _EXCLUSIVE = {"seed": "keep_seed", "keep_seed": "seed"}
 #: Problems that are named at once.
-_MOST_PROBLEMS = 20
+_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
 class _Unreadable:
-    """What stands where a row should."""
+    """An entry that is not a row."""
 
     why: str
 
@@ -53,12 +54,12 @@ class Row:
 
 
 def repeated(args: argparse.Namespace, count: int) -> list[Row]:
-    """The command itself, so many times."""
+    """Return the command itself, ``count`` times."""
     return _keyed([(_number(number, count), args) for number in range(1, count + 1)])
 
 
 def read(path: str, args: argparse.Namespace, parse: Callable[[list[str], argparse.Namespace], Any]) -> list[Row]:
-    """The rows of a batch. ``parse`` is the command line's parser. Raises UsageError with every problem."""
+    """Return the rows of a batch. ``parse`` is the command line's parser. Raises UsageError with every problem."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -79,8 +80,8 @@ def read(path: str, args: argparse.Namespace, parse: Callable[[list[str], argpar
         if count > 1
     ]
     if problems:
-        more = f"\n  … and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
-        raise UsageError(f"--batch {path}:\n  " + "\n  ".join(problems[:_MOST_PROBLEMS]) + more)
+        more = f"\n  … and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
+        raise UsageError(f"--batch {path}:\n  " + "\n  ".join(problems[:_MAX_PROBLEMS]) + more)
     if not found:
         raise UsageError(f"--batch {path} holds no jobs")
     return _keyed(found)
@@ -91,13 +92,13 @@ def _number(number: int, count: int) -> str:
 
 
 def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): JSON's texts may hold what Unicode calls the end of a line.
+    # Not splitlines(): JSON's strings may hold what Unicode calls the end of a line.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, _Unreadable(f"is not JSON: {error}")
+                yield number, _Unreadable(f"is not valid JSON: {error}")
 
 
 def _csv(text: str) -> Iterator[tuple[int, Any]]:
@@ -107,7 +108,7 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
             if None in row:
                 yield reader.line_num, _Unreadable("has more cells than the header")
                 continue
-            # A spreadsheet's cell holds one text: several files are parted by ";".
+            # A spreadsheet's cell holds one string: several files are separated by ";".
             yield (
                 reader.line_num,
                 {
@@ -117,7 +118,7 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
                 },
             )
     except csv.Error as error:
-        yield reader.line_num, _Unreadable(f"is not CSV: {error}")
+        yield reader.line_num, _Unreadable(f"is not valid CSV: {error}")
 
 
 def _row(
@@ -146,12 +147,12 @@ def _row(
     # argparse sets a positional that is not among the texts to its default.
     found.workflow = args.workflow
     if values.get("workflow") is not None:
-        found.workflow = _beside(str(values["workflow"]), folder)
+        found.workflow = _found_from(str(values["workflow"]), folder)
     if found.workflow is None:
-        raise UsageError("names no workflow, and neither does the command line")
+        raise UsageError("names no workflow, nor does the command line")
     for name in ("img", "mask", "video", "audio"):
         if name in values:
-            setattr(found, name, [_given_beside(text, folder) for text in getattr(found, name)])
+            setattr(found, name, [_given_from(text, folder) for text in getattr(found, name)])
     return _safe(values.get("name"), number), found
 
 
@@ -168,39 +169,40 @@ def _option(name: str, value: Any) -> list[str]:
     else:
         items = [value]
     if any(not isinstance(item, (str, int, float)) or isinstance(item, bool) for item in items):
-        raise UsageError(f"{name} must be text or a number" + (", or a list of them" if name in _LISTS else ""))
+        raise UsageError(f"{name} must be a string or a number" + (", or a list of them" if name in _LISTS else ""))
     return [f"{flag}={item}" for item in items]
 
 
-def _beside(text: str, folder: Path) -> str:
-    """A file is looked for as the command line would, and else beside the batch."""
+def _found_from(text: str, folder: Path) -> str:
+    """Return the path as the command line would read it, or else the one next to the batch file."""
     path = Path(text)
     beside = folder / path
     return str(beside) if not path.is_absolute() and not path.exists() and beside.exists() else text
 
 
-def _given_beside(text: str, folder: Path) -> str:
-    if _beside(text, folder) != text or Path(text).exists():
-        return _beside(text, folder)
+def _given_from(text: str, folder: Path) -> str:
+    if _found_from(text, folder) != text or Path(text).exists():
+        return _found_from(text, folder)
     node, equals, path = text.partition("=")
-    return f"{node}={_beside(path, folder)}" if equals else text
+    return f"{node}={_found_from(path, folder)}" if equals else text
 
 
 def _safe(name: Any, number: str) -> str:
-    """A row's name as a folder's, by the rules for files."""
+    """Return a row's name as the name of its folder, by the rules for files."""
     if name is None:
         return number
-    from settee.client.saving.names import plain_name
+    from settee.client.job_outputs import plain_name
 
     name = str(name).replace("/", "_").replace("\\", "_")
     safe = plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
     if safe.casefold() == LEDGER:
-        raise UsageError(f"the name {name!r} is the ledger's")
+        raise UsageError(f"the name {name!r} belongs to the ledger")
     return safe
 
 
 def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
-    """A row's key covers what is asked for and the bytes of the files that it names; equal rows are told by order."""
+    """Return the rows with their keys, which cover all options and the bytes of the named files; equal rows differ by
+    their order."""
     digests: dict[str, str] = {}
     asked: dict[int, str] = {}
     seen: Counter[str] = Counter()
@@ -216,7 +218,7 @@ def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
 
 
 def _asked_for(args: argparse.Namespace, digests: dict[str, str]) -> str:
-    """All that decides what a job makes, as one text."""
+    """Return a digest of everything that decides what a job makes."""
     asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
     asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
     files = {text: _digest(text, digests) for text in _named(args)}
@@ -226,17 +228,17 @@ def _asked_for(args: argparse.Namespace, digests: dict[str, str]) -> str:
 
 def _named(args: argparse.Namespace) -> Iterator[str]:
     for text in [*args.img, *args.mask, *args.video, *args.audio]:
-        with contextlib.suppress(UsageError):  # the job will be told
+        with contextlib.suppress(UsageError):  # the job will report it
             yield str(parse_given(text).path)
 
 
 def _workflow_digest(text: str, known: dict[str, str]) -> str:
-    """Of the workflow that is meant, be it by a name; "" for none, as the job will be told."""
-    from settee.client import sources
+    """Return the digest of the named workflow; "" where there is none, which the job will report."""
+    from settee.client import workflow_files
 
     if (key := f"workflow {text}") not in known:
         try:
-            data = sources.read(text, stdin=io.BytesIO()).data
+            data = workflow_files.read(text, stdin=io.BytesIO()).data
             known[key] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
         except UsageError:
             known[key] = ""
@@ -247,6 +249,113 @@ def _digest(path: str, known: dict[str, str]) -> str:
     if path not in known:
         try:
             known[path] = sha256_of(path)
-        except (OSError, ValueError):  # the job will be told that it is missing
+        except (OSError, ValueError):  # the job will report that it is missing
             known[path] = ""
     return known[path]
+
+
+# --- the ledger ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Entry:
+    """The ledger's record of one job."""
+
+    key: str
+    name: str
+    #: ``sent``, ``done`` or ``failed``.
+    status: str
+    job_id: str | None = None
+    target: str | None = None
+    files: list[str] = field(default_factory=list)
+    seeds: dict[str, int] = field(default_factory=dict)
+    error: str | None = None
+
+
+class Ledger:
+    """The ledger's file, locked while it is entered; then every method may be called from any thread.
+
+    Raises UsageError when it cannot be read or written, or another run has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+        self._mutex = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Ledger:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as opened:
+                file = opened.enter_context(self.path.open("a+b"))
+                # Two runs of one batch would send every job twice. Windows and some network shares have no locks.
+                if try_lock(file.fileno()) is Lock.BUSY:
+                    raise UsageError(
+                        f"another run is writing to {self.path.parent} now: wait for it, or choose another --out"
+                    )
+                file.seek(0)
+                content = file.read()
+                if content and not content.endswith(b"\n"):
+                    # A run that was killed while it wrote leaves half a line.
+                    file.write(b"\n")
+                opened.pop_all()
+                self._file = file
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be used: {error.strerror}") from error
+        for line in content.split(b"\n"):
+            if (entry := _entry(line)) is not None:
+                self._entries[entry.key] = entry
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            file, self._file = self._file, None
+            if file is None:
+                return
+            with contextlib.suppress(OSError), file:
+                if not self._entries:
+                    # While the lock is ours.
+                    self.path.unlink(missing_ok=True)
+                    return
+            if not self._entries:
+                # Windows does not remove an open file.
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
+
+    def get(self, key: str) -> Entry | None:
+        with self._mutex:
+            return self._entries.get(key)
+
+    def is_done(self, key: str) -> bool:
+        """Return True if a job has succeeded and all its files still exist."""
+        entry = self.get(key)
+        folder = self.path.parent
+        return entry is not None and entry.status == "done" and all((folder / name).exists() for name in entry.files)
+
+    def write(self, entry: Entry) -> None:
+        """Write an entry; it is on disk when this returns: what was paid for must not be forgotten."""
+        line = json.dumps({name: value for name, value in vars(entry).items() if value})
+        with self._mutex:
+            if self._file is None:
+                return  # the run is over, and this thread was not waited for
+            self._entries[entry.key] = entry
+            try:
+                self._file.write(line.encode("ascii") + b"\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Forget all entries, so that the file is removed."""
+        with self._mutex:
+            self._entries.clear()
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        data = json.loads(line)
+        return Entry(**data) if isinstance(data, dict) and isinstance(data.get("status"), str) else None
+    except (ValueError, TypeError, RecursionError):
+        return None

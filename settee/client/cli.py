@@ -1,4 +1,4 @@
-"""``settee-client``: send a workflow, wait, save what it made. Exit codes are those of :mod:`settee.client.errors`."""
+"""``settee-client``: send a workflow, wait, save what it made. Exit codes: :mod:`settee.client.client_errors`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from settee.base.text import printable
-from settee.client import options, streams
-from settee.client.errors import ClientError, JobStopped, UsageError, command_line, spelled
+from settee.client import cli_options, streams
+from settee.client.client_errors import ClientError, JobStopped, NetworkError, UsageError, command_line, spelled
 
 PROG = "settee-client"
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: list[str], prog: str, *, is_command: bool) -> int:
     outcome = _run(argv, prog)
     if is_command:
-        # All is over; a Ctrl-C now would only spoil how it is told.
+        # Everything is done; a Ctrl-C now would only spoil the report.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     code = failed(outcome, prog, as_json="--json" in argv) if isinstance(outcome, ClientError) else outcome
     if problem := streams.lost():
@@ -41,15 +41,13 @@ def _main(argv: list[str], prog: str, *, is_command: bool) -> int:
 
 
 def _run(argv: list[str], prog: str) -> int | ClientError:
-    """The exit code, or why there is none yet."""
+    """Return the exit code, or why there is none yet."""
     try:
         if argv[:1] == ["keygen"]:
             return _keygen(argv[1:], prog)
         args = _workflow_found(_parser(prog).parse_args(argv))
         _check(args)
-        from settee.client import running
-
-        return running.run(args, parse=_reparse(prog))
+        return _dispatch(args, prog)
     except ClientError as error:
         return error
     except KeyboardInterrupt:
@@ -58,13 +56,52 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
         if (error.name or "").split(".")[0] == "settee":
             raise
         return UsageError(f"the package {error.name} is missing: pip install settee (or run in its .venv)")
-    except Exception as error:  # the door's edge: whoever reads the document gets one
+    except Exception as error:  # the edge of the command: with --json there is a document in any case
         traceback.print_exc()
-        return ClientError(f"a fault of the client's own: {type(error).__name__}")
+        return ClientError(f"an internal error of the client: {type(error).__name__}")
+
+
+def _dispatch(args: argparse.Namespace, prog: str) -> int:
+    """Do what the options ask for. Returns the exit code; raises ClientError."""
+    from settee.client.endpoint import Endpoint
+
+    with Endpoint(
+        args.comfy or args.url or args.endpoint,
+        comfy=bool(args.comfy),
+        sync=args.sync,
+        key_file=args.key_file,
+        registry=args.registry,
+    ) as endpoint:
+        try:
+            if args.health:
+                streams.document(endpoint.health(), indent=None if args.json else 2)
+                return 0
+            if args.cancel:
+                endpoint.cancel(args.cancel)
+                if args.json:
+                    streams.document({"status": "cancel_requested", "job_id": args.cancel})
+                else:
+                    streams.line(f"{args.cancel}: asked to end")
+                return 0
+            if args.repeat or args.batch:
+                from settee.client import run_many
+
+                return run_many.run(endpoint, args, _reparse(prog))
+            from settee.client import run_one
+
+            return run_one.resume(endpoint, args) if args.resume else run_one.run(endpoint, args)
+        except NetworkError as error:
+            # An error about a job that was sent is not about the address.
+            if endpoint.is_named or error.job_id is not None or type(error) is not NetworkError:
+                raise
+            words = (
+                "the default address, as neither --endpoint, --url nor --comfy is given; to try: settee-worker --demo"
+            )
+            raise NetworkError(f"{error.message} ({words})", code=error.code, details=error.details) from error
 
 
 def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> int:
-    """Say what went wrong: the line and its code on stderr, and with --json the document on stdout."""
+    """Report an error: the line and its code on stderr, and with --json the document on stdout."""
     if as_json:
         found = {"status": "error", "error": error.message, "code": error.code, "job_id": error.job_id}
         streams.document({**found, "details": error.details})
@@ -76,7 +113,7 @@ def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> in
 
 
 def _problems(error: ClientError) -> list[str]:
-    """What a worker listed beside its line, when there is more than the line says."""
+    """Return the problems that a worker listed, when there are more than its line states."""
     problems = error.details.get("problems")
     if not isinstance(problems, list) or len(problems) < 2:
         return []
@@ -92,10 +129,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    return options.parser(_Parser, prog)
+    return cli_options.parser(_Parser, prog)
 
 
-def _reparse(prog: str) -> options.Parse:
+def _reparse(prog: str) -> cli_options.Parse:
     def parse(texts: list[str], base: argparse.Namespace) -> argparse.Namespace:
         return _parser(prog).parse_args(texts, base)
 
@@ -103,8 +140,8 @@ def _reparse(prog: str) -> options.Parse:
 
 
 def _workflow_found(args: argparse.Namespace) -> argparse.Namespace:
-    """``--img a.png workflow.json``: an option that takes several files takes the workflow too, but no loader takes
-    JSON. Only where there is no doubt."""
+    """Take the workflow back from an option that takes several files (``--img a.png workflow.json``), as no loader
+    takes JSON. Only where there is no doubt."""
     if args.workflow or args.resume or args.cancel or args.health:
         return args
     given = [texts for texts in (args.img, args.mask, args.video, args.audio) if texts]
@@ -115,10 +152,10 @@ def _workflow_found(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What no option can tell on its own. Raises UsageError."""
+    """Check the options against each other. Raises UsageError."""
     apart = [name for name in ("resume", "cancel", "health") if getattr(args, name)]
     if apart and args.workflow:
-        why = "it asks the target, not for a job" if args.health else "the job is there already"
+        why = "it asks about the target, not for a job" if args.health else "the job exists already"
         raise UsageError(f"--{apart[0]} takes no workflow: {why}")
     if not apart and not args.workflow and not args.batch:
         last = next((texts[-1] for texts in (args.img, args.mask, args.video, args.audio) if texts), None)
@@ -133,7 +170,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.seed is not None and args.repeat and args.repeat > 1:
         raise UsageError("--repeat with one --seed would make the same result every time: leave --seed out")
     if args.save_workflow == "-" and args.json:
-        raise UsageError("--save-workflow - and --json both want standard output: --dry-run --json has the workflow")
+        raise UsageError(
+            "--save-workflow - and --json both write to standard output: --dry-run --json includes the workflow"
+        )
     if args.sync and args.detach:
         raise UsageError("--sync waits for the result: leave it out with --detach")
 
@@ -142,13 +181,13 @@ def _keygen(argv: list[str], prog: str) -> int:
     parser = _Parser(
         prog=f"{prog} keygen", description="Make a key for sealed jobs: give it to the worker as ENCRYPTION_KEY."
     )
-    parser.add_argument("file", nargs="?", type=Path, help="where to; only its owner may read it (default: stdout)")
+    parser.add_argument("file", nargs="?", type=Path, help="output file, readable by its owner only (default: stdout)")
     file = parser.parse_args(argv).file
-    from settee.client import sealing
+    from settee.client import sealed_jobs
 
     if file is None:
-        streams.line(sealing.new_key())
+        streams.line(sealed_jobs.new_key())
     else:
-        sealing.write_key(file)
+        sealed_jobs.write_key(file)
         streams.line(file)
     return 0

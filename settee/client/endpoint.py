@@ -12,17 +12,25 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from settee.client.environment import Environment
-from settee.client.errors import JobStopped, UsageError
-from settee.client.given import Files, WorkflowLike, files_from, parameters_from, sets_from, workflow_from
-from settee.client.plan import Prepared, Wishes, in_api_format, prepared
-from settee.client.results import Result
-from settee.client.targets.http import Unsure, patience
-from settee.client.targets.target import Answer, Target
+from settee.client.arguments import (
+    Environment,
+    Files,
+    JobOptions,
+    WorkflowLike,
+    files_from,
+    parameters_from,
+    sets_from,
+    workflow_from,
+)
+from settee.client.client_errors import JobStopped, Unsure, UsageError
+from settee.client.follow import Result
+from settee.client.prepare import Prepared, Wishes, in_api_format, prepared
+from settee.client.targets import Answer, Target
+from settee.client.targets.json_http import limited
 from settee.comfyui.workflow import ObjectInfo, Workflow
 
 if TYPE_CHECKING:
-    from settee.client.sealing import Sealer
+    from settee.client.sealed_jobs import Sealer
     from settee.client.uploads import Uploader
 
 log = logging.getLogger(__name__)
@@ -33,35 +41,9 @@ LOCAL_URL = "http://127.0.0.1:8000"
 WAIT_S = 3600.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """How a job is to run, beside what is put into its workflow."""
-
-    #: ``auto``, ``base64``, ``s3``, or an object as in docs/api.md.
-    delivery: str | Mapping[str, Any] | None = None
-    #: The worker's limit, seconds.
-    timeout_s: float | None = None
-    #: Models that the job brings (docs/models.md).
-    models: tuple[Any, ...] = ()
-    allow_partial: bool = False
-    #: Scale larger images down to this, pixels; send them as JPEG of this quality.
-    max_side: int | None = None
-    jpeg: int | None = None
-
-    def as_input(self, environment: Environment) -> dict[str, Any]:
-        """The keys of the request's input (docs/api.md)."""
-        given = {
-            "delivery": self.delivery,
-            "timeout_s": self.timeout_s,
-            "models": list(self.models) or None,
-            "allow_partial": self.allow_partial or None,
-            "comfy_org_api_key": environment.comfy_org_api_key,
-        }
-        return {name: value for name, value in given.items() if value is not None}
-
-
 def _extra_data(ready: Prepared) -> dict[str, Any]:
-    """The editor's graph, as the editor itself sends it: some savers read it, and all write it beside the picture."""
+    """Return the editor's graph as the editor itself sends it: some savers read it, and all write it into the picture's
+    metadata."""
     return {"extra_data": {"extra_pnginfo": {"workflow": ready.editor}}} if ready.editor is not None else {}
 
 
@@ -80,7 +62,7 @@ class Job:
         return self.answer.job_id
 
     def status(self) -> Answer:
-        """How it stands now."""
+        """Ask for its status now."""
         if not self.answer.status.is_terminal:
             self.answer = self.endpoint.target.status(self.id)
         if self.answer.status.is_terminal:
@@ -88,7 +70,7 @@ class Job:
         return self.answer
 
     def cancel(self) -> None:
-        """Ask for its end."""
+        """Ask the target to cancel it."""
         self.endpoint.target.cancel(self.id)
         self._drop_uploads()
 
@@ -100,7 +82,7 @@ class Job:
         stop: threading.Event | None = None,
     ) -> Result:
         """Wait for its end. Raises Rejected, JobFailed, JobStopped, NetworkError; Interrupted when ``stop`` is set."""
-        from settee.client.following import follow, result_of
+        from settee.client.follow import follow, result_of
 
         self.answer = follow(self.endpoint.target, self.answer, timeout_s=timeout_s, on_update=on_update, stop=stop)
         self._drop_uploads()
@@ -109,7 +91,7 @@ class Job:
         return replace(result, unseal=sealer.open_file) if sealer is not None else result
 
     def _drop_uploads(self) -> None:
-        """Its input files in the bucket, which nobody fetches any more."""
+        """Remove its input files from the bucket; they are not fetched any more."""
         if self._uploader is not None:
             self._uploader.remove()
 
@@ -120,8 +102,8 @@ class Endpoint:
     ``where``: a RunPod endpoint's id, the base URL of a worker's API, or of a bare ComfyUI (``comfy=True``). Without
     one RUNPOD_ENDPOINT_ID, and without that a worker on this machine. ``api_key``: RunPod's, or RUNPOD_API_KEY.
     ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a
-    file with its /object_info, to convert the editor's format with. Nothing is asked of anybody before the first call.
-    Its methods may be called from any thread.
+    file with its /object_info, to convert the editor's format with. No request is made before the first call. Its
+    methods may be called from any thread.
     """
 
     def __init__(
@@ -138,7 +120,7 @@ class Endpoint:
     ) -> None:
         self.environment = environment or Environment.read()
         self._where, self.is_comfy, self._sync = where, comfy, sync
-        #: Whether somebody has said where, or it is the worker that may be on this machine.
+        #: Whether an address was given, or it is the default, a worker on this machine.
         self.is_named = bool(where or self.environment.endpoint_id)
         self._given_key, self._api_key = api_key, api_key or self.environment.api_key
         self._encryption_key, self._key_file = encryption_key, key_file
@@ -153,7 +135,7 @@ class Endpoint:
         self.close()
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         if self._target is not None:
             self._target.close()
 
@@ -161,7 +143,8 @@ class Endpoint:
 
     @property
     def target(self) -> Target:
-        """One for all threads, as it remembers its jobs. Raises UsageError for what is no address, or without a key."""
+        """Return the one target for all threads; it remembers its jobs. Raises UsageError for an invalid address, or
+        without a key."""
         with self._making:
             if self._target is None:
                 self._target = self._new_target()
@@ -172,7 +155,7 @@ class Endpoint:
         is_url = where.startswith(("http://", "https://"))
         if self.is_comfy:
             if not is_url:
-                raise UsageError(f"{where!r} is no ComfyUI: give its address, such as http://127.0.0.1:8188")
+                raise UsageError(f"{where!r} is not the address of a ComfyUI: give one such as http://127.0.0.1:8188")
             if self._sync:
                 raise UsageError("--sync is for workers: ComfyUI has no /runsync")
             if self._encryption_key is not None or self._key_file is not None:
@@ -199,39 +182,39 @@ class Endpoint:
 
     @cached_property
     def sealer(self) -> Sealer | None:
-        """Raises UsageError for a key that is none."""
-        from settee.client import sealing
+        """Return what seals jobs, if a key is given. Raises UsageError for an invalid key."""
+        from settee.client import sealed_jobs
 
         if self._encryption_key is not None:
-            return sealing.Sealer(self._encryption_key, origin="encryption_key")
+            return sealed_jobs.Sealer(self._encryption_key, origin="encryption_key")
         file = None if self._key_file is None else Path(self._key_file)
-        return sealing.sealer(self.environment, file, lambda text: log.warning("%s", text))
+        return sealed_jobs.sealer(self.environment, file, lambda text: log.warning("%s", text))
 
     def _unsealed(self, output: Mapping[str, Any]) -> dict[str, Any]:
-        from settee.client import sealing
+        from settee.client import sealed_jobs
 
-        return sealing.opened(output, self.sealer)
+        return sealed_jobs.opened(output, self.sealer)
 
     @cached_property
     def object_info(self) -> ObjectInfo | None:
         """ComfyUI's node registry, where it can be asked: the target's, or the one named for it."""
         if self._registry is None:
             return self.target.object_info()
-        from settee.client import registry
+        from settee.client.targets import comfy_api
 
-        return registry.read(self._registry)
+        return comfy_api.read_registry(self._registry)
 
     def _extensions(self) -> list[str] | None:
-        """The scripts of the custom nodes whose registry :attr:`object_info` is, where they can be asked for."""
-        from settee.client import registry
+        """Return the scripts of the custom nodes whose registry :attr:`object_info` is, where they can be asked for."""
+        from settee.client.targets import comfy_api
 
         where = self._registry or (self._where if self.is_comfy else None)
-        return registry.extensions(where) if where is not None else None
+        return comfy_api.extensions_of(where) if where is not None else None
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
-        """The workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
+        """Return the workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
         data, shown = workflow_from(workflow)
         graph = in_api_format(data, shown, lambda: self.object_info, self._extensions)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
@@ -241,14 +224,14 @@ class Endpoint:
         )
 
     def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:
-        """That the job's files can be read, and would fit into a request; nothing is sent. Raises UsageError."""
+        """Check that the job's files can be read and would fit into a request; nothing is sent. Raises UsageError."""
         from settee.client import payload
 
         payload.check(ready.workflow, ready.files, **self._within(ready, options or JobOptions()))
 
     def _within(self, ready: Prepared, options: JobOptions, stop: threading.Event | None = None) -> dict[str, Any]:
-        """What a request has to keep to."""
-        from settee.client.pictures import Shrink
+        """Return the limits and options of a request."""
+        from settee.client.shrink import Shrink
         from settee.client.uploads import uploader_for
 
         return {
@@ -273,7 +256,7 @@ class Endpoint:
         try:
             if stop.is_set():
                 raise JobStopped("given up; no job was sent")
-            with patience(stop, lambda: math.inf):
+            with limited(stop, lambda: math.inf):
                 answer = self.target.submit(request)
         except BaseException as error:
             # A job that was taken all the same needs its files.
@@ -326,11 +309,11 @@ class Endpoint:
         on_update: Callable[[Answer], None] = lambda _: None,
         **wishes: Any,
     ) -> Result:
-        """:meth:`submit`, and wait for the result. Raises what it does; JobFailed, JobStopped."""
+        """Call :meth:`submit` and wait for the result. Raises what it raises; JobFailed, JobStopped."""
         return self.submit(workflow, **wishes).wait(wait_s, on_update=on_update)
 
     def job(self, job_id: str) -> Job:
-        """A job that was sent before."""
+        """Return a job that was sent before."""
         return Job(self, self.target.status(job_id))
 
     def status(self, job_id: str) -> Answer:

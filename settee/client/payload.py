@@ -10,15 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from settee.client import pictures
-from settee.client.changes import InputFile
-from settee.client.errors import UsageError
-from settee.client.pictures import Shrink
-from settee.client.sealing import Sealer
+from settee.client.client_errors import UsageError
+from settee.client.inject import InputFile
+from settee.client.sealed_jobs import Sealer
+from settee.client.shrink import Shrink, fitted
 from settee.client.uploads import URL_SIZE, Uploader
 from settee.comfyui.workflow import Workflow
 
-#: What a job may say beside its workflow and files (docs/api.md).
+#: What a job may have in addition to its workflow and files (docs/api.md).
 OPTIONS = ("models", "delivery", "timeout_s", "debug", "allow_partial", "seeds", "extra_data", "comfy_org_api_key")
 _PICTURES = ("image", "mask")
 #: Bytes read at a time: a multiple of three, so that the pieces' base64 is the whole's, and a small part of most files.
@@ -39,7 +38,7 @@ class _Part:
 
     @property
     def cost(self) -> int:
-        """Characters of its data in the request."""
+        """Return the characters of its data in the request."""
         return len(json.dumps(self.url)) - 2 if self.url is not None else _encoded_size(self.size)
 
 
@@ -53,12 +52,12 @@ def build(
     upload: Uploader | None = None,
     seal: Sealer | None = None,
 ) -> dict[str, Any]:
-    """``{"input": {…}}`` for a target that takes ``cap`` bytes of JSON (None: any).
+    """Return ``{"input": {…}}`` for a target that takes ``cap`` bytes of JSON (None: any).
 
     ``options`` are those of :data:`OPTIONS`; one that is None is left out. Pictures and masks are made smaller as
     ``shrink`` says, masks never with loss. While the whole is over the cap, the largest files go by ``upload``; what
     is uploaded when something fails is removed. With ``seal`` all of it becomes one token, and nothing is uploaded:
-    it would lie there unsealed. A large file is held once, as its base64, or sealed as its token.
+    it would be unsealed there. A large file is held once, as its base64, or sealed as its token.
 
     Raises UsageError before anything is sent or uploaded, and what uploading raises.
     """
@@ -100,7 +99,7 @@ def check(
 
 
 def _fields(workflow: Workflow, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a job but its files. Raises UsageError for an option that no worker knows."""
+    """Return all of a job but its files. Raises UsageError for an option that no worker knows."""
     for name in options:
         if name not in OPTIONS:
             near = difflib.get_close_matches(name, OPTIONS, n=1)
@@ -113,7 +112,7 @@ def _part(file: InputFile, shrink: Shrink | None) -> _Part:
     if shrink is not None and file.kind in _PICTURES:
         # JPEG's noise around a mask's edges would be part of the mask.
         jpeg = shrink.jpeg if file.kind == "image" else None
-        content = pictures.fitted(file.path, max_side=shrink.max_side, jpeg=jpeg)
+        content = fitted(file.path, max_side=shrink.max_side, jpeg=jpeg)
     if content is not None:
         return _Part(file, len(content), content)
     try:
@@ -130,7 +129,7 @@ def _encoded_size(size: int) -> int:
 
 
 def _request_size(fields: Mapping[str, Any], parts: Iterable[_Part], seal: Sealer | None) -> int:
-    """Bytes of the whole request as JSON, as ``json.dumps`` writes it when nobody asks it to save space."""
+    """Return the bytes of the whole request as JSON, as ``json.dumps`` writes it by default."""
     costs = list(parts)
     empty = [replace(part, size=0, content=None, url=None) for part in costs]
     size = len(_dumped(_plain(fields, empty))) + sum(part.cost for part in costs)
@@ -142,7 +141,8 @@ def _request_size(fields: Mapping[str, Any], parts: Iterable[_Part], seal: Seale
 def _over_cap(
     fields: Mapping[str, Any], parts: Sequence[_Part], cap: int | None, may_upload: bool, seal: Sealer | None
 ) -> list[int]:
-    """Which parts must go by S3, the largest first. Raises UsageError when that is not to be had, or not enough."""
+    """Return the parts that must go by S3, the largest first. Raises UsageError when that is impossible or not
+    enough."""
     size = _request_size(fields, parts, seal)
     if cap is None or size <= cap:
         return []
@@ -159,7 +159,7 @@ def _over_cap(
 
 
 def _check_size(fields: Mapping[str, Any], parts: Sequence[_Part], cap: int | None, seal: Sealer | None) -> None:
-    """Once more, with URLs as they are."""
+    """Check the size again, with the URLs as they are."""
     size = _request_size(fields, parts, seal)
     if cap is not None and size > cap:
         raise UsageError(_too_large(size, cap, parts, True, seal))
@@ -167,7 +167,7 @@ def _check_size(fields: Mapping[str, Any], parts: Sequence[_Part], cap: int | No
 
 def _too_large(size: int, cap: int, parts: Sequence[_Part], may_upload: bool, seal: Sealer | None) -> str:
     sealed = "sealed " if seal is not None else ""
-    lines = [f"the {sealed}request would have {_megabytes(size)}, and the target takes at most {_megabytes(cap)}:"]
+    lines = [f"the {sealed}request would be {_megabytes(size)}, and the target accepts at most {_megabytes(cap)}:"]
     inline = sorted((part for part in parts if part.url is None), key=lambda part: -part.size)
     for part in inline[:_SHOWN_FILES]:
         lines.append(f"  {part.file.path}: {_megabytes(part.size)}, {_megabytes(part.cost)} as base64")
@@ -177,10 +177,10 @@ def _too_large(size: int, cap: int, parts: Sequence[_Part], may_upload: bool, se
     if any(part.file.kind in _PICTURES for part in inline):
         ways.append("make the pictures smaller (--max-side 2048, --jpeg 90)")
     if seal is not None and parts:
-        ways.append("do not seal the job: its files would lie unsealed in S3, so none is sent that way")
+        ways.append("do not seal the job: a sealed job's files are not sent by S3, where they would be unsealed")
     elif not may_upload and parts:
         ways.append(
-            "have large files go by S3: set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
+            "send large files by S3: set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY and "
             "BUCKET_NAME"
         )
     elif not ways:
@@ -197,7 +197,8 @@ def _megabytes(size: int) -> str:
 
 
 def _plain(fields: Mapping[str, Any], parts: Iterable[_Part]) -> dict[str, Any]:
-    """The input as an object. Pictures go under ``images``, where the worker decodes them; all else under ``files``."""
+    """Return the input as an object. Pictures go under ``images``, where the worker decodes them; all else under
+    ``files``."""
     from settee.base.text import join_ascii
 
     whole = dict(fields)
@@ -211,7 +212,7 @@ def _plain(fields: Mapping[str, Any], parts: Iterable[_Part]) -> dict[str, Any]:
 
 
 def _json(fields: Mapping[str, Any], parts: Sequence[_Part]) -> Iterator[bytes]:
-    """The JSON of :func:`_plain`, in pieces that are never together in memory."""
+    """Yield the JSON of :func:`_plain`, in pieces that are never together in memory."""
     yield _dumped(fields)[:-1].encode("ascii")
     for key, data_key, among in (
         ("images", "image", [part for part in parts if part.file.kind in _PICTURES]),
@@ -229,11 +230,11 @@ def _dumped(value: Mapping[str, Any]) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError as error:
-        raise UsageError("the job holds NaN or an infinite number, which JSON has no word for") from error
+        raise UsageError("the job holds NaN or an infinite number, which JSON cannot express") from error
 
 
 def _base64(part: _Part) -> Iterator[str]:
-    """The base64 of a part, in pieces. Raises UsageError when its file is not what it was when it was measured."""
+    """Yield the base64 of a part, in pieces. Raises UsageError when its file has changed since it was measured."""
     if part.content is not None:
         for start in range(0, len(part.content), _CHUNK):
             yield _encoded(part.content[start : start + _CHUNK])

@@ -1,7 +1,9 @@
 """Pictures where they were made to be seen: in a terminal that can show them, or in the desktop's own program.
 
-Terminals are told by their environment, not asked: an answer that comes late would end up in the user's shell. Pictures
-are decoded and encoded anew, small, so that what reaches the terminal is ours, whatever the worker sent.
+Terminals are known by their environment, not asked: a late answer would end up in the user's shell. Pictures are
+decoded and encoded again, small, so that what reaches the terminal is ours, whatever the worker sent. (textual-image
+asks the terminal when it is imported, writes to standard output alone, and does not know iTerm2's pictures; chafa's
+own detection asks too.)
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from settee.client.errors import ClientError, UsageError
+from settee.client.client_errors import ClientError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +30,7 @@ Protocol = Literal["kitty", "iterm2", "sixel"]
 
 #: What no terminal's cell is smaller than, pixels: a picture of so many per cell fits everywhere.
 _CELL = (8, 16)
-_MOST_PIXELS = (1024, 768)
+_MAX_PIXELS = (1024, 768)
 #: Pillow reads more, some of it (EPS) by starting other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: kitty takes base64 in pieces of at most so many characters.
@@ -45,7 +47,7 @@ _OPENER_S = 2.0
 
 
 def protocol_of(env: Mapping[str, str]) -> Protocol | None:
-    """How this terminal takes pictures; None where it takes none, or nothing tells."""
+    """Return the terminal's protocol for pictures; None where it has none, or none is known."""
     term, program = env.get("TERM", ""), env.get("TERM_PROGRAM", "")
     if env.get("TMUX") or env.get("STY") or term.startswith(("tmux", "screen")):
         # They keep the screen themselves, and know nothing of pictures.
@@ -74,7 +76,7 @@ def show(path: Path, stream: TextIO, env: Mapping[str, str], *, size: tuple[int,
             "foot, mlterm, contour do, outside of tmux and screen); --open shows them in a window"
         )
     columns, lines = size
-    most = (min(_MOST_PIXELS[0], columns * _CELL[0]), min(_MOST_PIXELS[1], max(1, lines - 2) * _CELL[1]))
+    most = (min(_MAX_PIXELS[0], columns * _CELL[0]), min(_MAX_PIXELS[1], max(1, lines - 2) * _CELL[1]))
     picture = _decoded(path, most)
     encoded = {"kitty": _kitty, "iterm2": _iterm2, "sixel": _sixel}[protocol](picture)
     with contextlib.suppress(BrokenPipeError):
@@ -103,7 +105,7 @@ def open_file(path: Path, env: Mapping[str, str], *, platform: str = sys.platfor
         return
     if platform != "darwin" and not (env.get("DISPLAY") or env.get("WAYLAND_DISPLAY")):
         # xdg-open would start a browser in this very terminal.
-        raise UsageError(f"--open: there is no desktop here to show {path.name} on")
+        raise UsageError(f"--open: this machine has no desktop to show {path.name} on")
     _run("open" if platform == "darwin" else "xdg-open", target)
 
 
@@ -124,7 +126,7 @@ def _run(opener: str, target: str) -> None:
     try:
         code = process.wait(_OPENER_S)
     except subprocess.TimeoutExpired:
-        # Some openers are the program itself; somebody has to take their exit code.
+        # Some openers are the program itself; their exit code has to be collected.
         threading.Thread(target=process.wait, name="opener", daemon=True).start()
         return
     if code != 0:
@@ -132,7 +134,7 @@ def _run(opener: str, target: str) -> None:
 
 
 def _decoded(path: Path, most: tuple[int, int]) -> Image:
-    """The picture, upright, in RGB or RGBA, and no larger than ``most`` pixels. Raises ClientError."""
+    """Return the picture, upright, in RGB or RGBA, and no larger than ``most`` pixels. Raises ClientError."""
     from PIL import Image
 
     try:
@@ -143,7 +145,7 @@ def _decoded(path: Path, most: tuple[int, int]) -> Image:
                 if picture.format not in _FORMATS:
                     raise ValueError(picture.format)
                 return _small(picture, most)
-    except Exception as error:  # Pillow's decoders raise anything on data that is none
+    except Exception as error:  # Pillow's decoders raise anything on invalid data
         raise ClientError(f"--preview: {path.name} is not a picture that can be shown") from error
 
 

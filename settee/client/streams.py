@@ -1,4 +1,4 @@
-"""The command's standard streams. What a job made is worth more than a line about it: nobody reading ends nothing."""
+"""The command's standard streams. Outputs are worth more than a line about them: a closed stream ends no job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _broken: list[OSError] = []
 
 
 def prepare() -> None:
-    """A stream that was closed when we came (``>&-``, a service) is nobody's; without one, even a file we open could
+    """Open the null device for each stream that was closed at the start (``>&-``, a service): a file that we open could
     get its number. Call before anything is written."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -26,7 +26,7 @@ def prepare() -> None:
 
 
 def line(text: object) -> None:
-    """A line to standard output. One that is closed by its reader (``| head``), or full, gets no more of them."""
+    """Write a line to standard output. One that its reader closed (``| head``), or that is full, gets no more."""
     if _broken:
         return
     try:
@@ -47,10 +47,10 @@ def line(text: object) -> None:
 
 
 def document(found: object, *, indent: int | None = None) -> None:
-    """JSON to standard output, whatever characters and numbers are in it."""
+    """Write JSON to standard output, whatever characters and numbers are in it."""
     text = _json(found, indent)
     with contextlib.suppress(UnicodeError):
-        # A name that the locale's characters did not reach for is UTF-8 nearly always, as the document is.
+        # A name beyond the locale's characters is nearly always UTF-8, as the document is.
         text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     try:
         text.encode("utf-8")
@@ -61,13 +61,13 @@ def document(found: object, *, indent: int | None = None) -> None:
 
 
 def say(text: str) -> None:
-    """Lines to standard error. An error's may quote a worker, a server or a file: nothing in them steers a terminal."""
+    """Write lines to standard error. They may quote a worker, a server or a file: nothing in them steers a terminal."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def lost() -> str | None:
-    """Why not all of standard output was written; None when it was, or nobody wanted more of it."""
+    """Return why standard output was not written completely; None when it was, or when its reader closed it."""
     if _broken and _broken[0].errno != errno.EPIPE:
         return f"standard output cannot be written: {_broken[0].strerror}"
     return None
@@ -77,6 +77,14 @@ def _json(found: object, indent: int | None) -> str:
     try:
         return json.dumps(found, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
-        # A worker's NaN or infinity, for which JSON has no word.
+        # A worker's NaN or infinity, which JSON cannot express.
         known: Any = json.loads(json.dumps(found), parse_constant=lambda _: None)
         return json.dumps(known, ensure_ascii=False, indent=indent)
+
+
+def columns() -> int:
+    """Return the width of the terminal that standard error is; 200 for a pipe, whose lines are not cut much."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 200

@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from settee.client.environment import Environment
-from settee.client.errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
+from settee.client.arguments import Environment
+from settee.client.client_errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.s3.client import url_for
 from settee.s3.errors import Kind, S3Error, explained
 from settee.s3.objects import Bucket, Object, UploadStopped
@@ -35,8 +35,8 @@ _PATIENCE_S = 10.0
 class Uploader:
     """The input files of one job in the bucket of BUCKET_ENDPOINT_URL. Its methods may be called from any thread.
 
-    Nothing is asked of S3 until the first file, nor is the environment looked at: half a bucket in it is nobody's
-    trouble while every file fits into its request. ``stop`` gives up an upload under way, with JobStopped.
+    No request is made and the environment is not checked before the first file: half a bucket in it does no harm
+    while every file fits into its request. ``stop`` gives up an upload under way, with JobStopped.
     """
 
     def __init__(self, environment: Environment, *, stop: threading.Event | None = None) -> None:

@@ -25,8 +25,8 @@ _TYPES: dict[Kind, dict[str, str]] = {
         "heic": "image/heic",
         "jxl": "image/jxl",
         "bmp": "image/bmp",
-        "tif": "image/tiff",
         "tiff": "image/tiff",
+        "tif": "image/tiff",
         "tga": "image/x-tga",
         "svg": "image/svg+xml",
         "exr": "image/x-exr",
@@ -44,8 +44,8 @@ _TYPES: dict[Kind, dict[str, str]] = {
         "flac": "audio/flac",
         "mp3": "audio/mpeg",
         "wav": "audio/wav",
-        "opus": "audio/ogg",
         "ogg": "audio/ogg",
+        "opus": "audio/ogg",
         "m4a": "audio/mp4",
         "aac": "audio/aac",
     },
@@ -84,3 +84,10 @@ _BY_SUFFIX = {suffix: (kind, media) for kind, types in _TYPES.items() for suffix
 def kind_of(filename: str) -> tuple[Kind, str]:
     """The kind of a file and its media type. Anything unknown (latents, weights) is a FILE of plain octets."""
     return _BY_SUFFIX.get(PurePosixPath(filename).suffix[1:].lower(), (Kind.FILE, _OCTETS))
+
+
+def suffix_of(media_type: str) -> str | None:
+    """Return the usual suffix of a media type, without its dot; None for an unknown type and for plain octets."""
+    plain = media_type.split(";")[0].strip().lower()
+    suffixes = (suffix for suffix, (_, known) in _BY_SUFFIX.items() if known.split(";")[0] == plain != _OCTETS)
+    return next(suffixes, None)

@@ -15,12 +15,16 @@ from urllib3 import exceptions as kinds
 
 
 class Broken(Exception):
-    """``wait_s``: how long the server asked to be left alone; None without such a wish."""
+    """``wait_s``: how long the server asked to be left alone; None without such a wish.
 
-    def __init__(self, reason: str, *, wait_s: float | None = None) -> None:
+    ``unsent``: the request was certainly not received.
+    """
+
+    def __init__(self, reason: str, *, wait_s: float | None = None, unsent: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.wait_s = wait_s
+        self.unsent = unsent
 
 
 class Refused(Exception):
@@ -63,12 +67,14 @@ def of_connection(error: BaseException) -> Broken | Refused:
     if has(kinds.LocationValueError):
         return Refused("its address is not valid", 0)
     if has(kinds.NameResolutionError):
-        return Broken("its host name cannot be resolved")
+        return Broken("its host name cannot be resolved", unsent=True)
     if has(kinds.ProxyError):
-        return Broken("the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)")
+        return Broken("the proxy cannot be reached (HTTPS_PROXY, HTTP_PROXY)", unsent=True)
     # Before timeouts: urllib3 has it for one.
     if has(kinds.NewConnectionError, ConnectionRefusedError):
-        return Broken("the server cannot be reached")
+        return Broken("the server cannot be reached", unsent=True)
+    if has(kinds.ConnectTimeoutError):
+        return Broken("the connection took too long", unsent=True)
     if has(TimeoutError, kinds.TimeoutError):
         return Broken("the server fell silent")
     return Broken("the connection broke off")

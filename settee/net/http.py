@@ -14,6 +14,7 @@ import base64
 import contextlib
 import functools
 import http.client
+import io
 import os
 import re
 import socket
@@ -29,7 +30,7 @@ from urllib3.exceptions import LocationParseError
 
 from settee import __version__
 from settee.base.threads import Stopped
-from settee.net.addresses import connect_public
+from settee.net.addresses import connect_public, leads_here
 from settee.net.failures import Broken, Refused, mapped
 from settee.net.retry import is_transient, retry_after_s
 
@@ -109,10 +110,20 @@ class Http:
     """The connections of one download, used by its threads together."""
 
     def __init__(
-        self, *, public_only: bool, connect_s: float, read_s: float, connections: int, unchecked: str | None = None
+        self,
+        *,
+        public_only: bool,
+        connect_s: float,
+        read_s: float,
+        connections: int,
+        unchecked: str | None = None,
+        proxies_local: bool = True,
     ) -> None:
-        """``unchecked``: the URL whose host's certificate is not checked; those of other hosts are."""
-        self._public_only = public_only
+        """``unchecked``: the URL whose host's certificate is not checked; those of other hosts are.
+
+        ``proxies_local``: also ask the environment's proxy for this machine's own ports, unless NO_PROXY lists them.
+        """
+        self._public_only, self._proxies_local = public_only, proxies_local
         self._unchecked = None if unchecked is None else urlsplit(unchecked)[:2]
         self._timeout = urllib3.Timeout(connect=connect_s, read=read_s)
         self._connections = connections
@@ -122,16 +133,37 @@ class Http:
         self._makers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._by_host: dict[tuple[str, str], urllib3.PoolManager] = {}
 
-    def open(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
+    def open(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        content: bytes | None = None,
+        timeout: tuple[float, float] | None = None,
+    ) -> Answer:
         """Send one request and return the head of its answer, a redirect's too.
 
-        Raises Broken, Refused, Stopped, NotPublic.
+        ``timeout``: seconds for the connection and of silence, for this request. Raises Broken, Refused, Stopped,
+        NotPublic.
         """
         # Bodies as they are: a compressed one would have neither the length nor the bytes that are asked for.
         sent = {"User-Agent": _USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **headers}
+        limits = self._timeout if timeout is None else urllib3.Timeout(connect=timeout[0], read=timeout[1])
+        body = None
+        if content:
+            # As a file: all of a bytes object would have to go out within one timeout, however large it is.
+            body, sent["Content-Length"] = io.BytesIO(content), str(len(content))
         with mapped():
             response = self._maker(url).urlopen(
-                method, url, headers=sent, timeout=self._timeout, retries=False, redirect=False, preload_content=False
+                method,
+                url,
+                body=body,
+                headers=sent,
+                timeout=limits,
+                retries=False,
+                redirect=False,
+                preload_content=False,
             )
         return Answer(url, response)
 
@@ -194,7 +226,7 @@ class Http:
         with self._lock:
             if host not in self._by_host:
                 proxy, verify = environment_of(url)
-                if self._public_only:
+                if self._public_only or (not self._proxies_local and leads_here(url)):
                     proxy = None
                 kind = proxy, host == self._unchecked
                 if kind not in self._makers:

@@ -119,7 +119,7 @@ def test_a_batch_that_was_ended_goes_on(client: Command, api: PublicApi, killed:
     assert states["COMPLETED"] == 7 + len(unheard), "nothing that succeeded was sent twice"
     if killed == "killed":
         assert len(sent) == 7 + len(unheard), "what was sent was picked up"
-    # One that was killed between the last byte and the ledger's line is fetched twice, and stays beside its twin.
+    # One that was killed between the last byte and the ledger's line is fetched twice, and stays next to its twin.
     assert len({path.parent for path in client.folder.glob("out/job */*.png")}) == 7
     third = client.run("--batch", name, "--json")
     assert (third.document["skipped"], done(third), third.code) == (7, [], 0)
@@ -172,7 +172,7 @@ def test_nothing_more_is_sent_when_the_disk_is_full(client: Command, api: Public
     before = len(api.jobs())
 
     def full_disk() -> None:
-        # Of one file: the ledger's first line, or the first picture.
+        # Of one file: the first line of the ledger, or the first picture.
         resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, full_at))
 
     found = client.run("quick.json", "--batch", name, "--jobs", "1", "--json", preexec_fn=full_disk)

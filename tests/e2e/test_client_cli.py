@@ -110,7 +110,7 @@ def test_who_named_no_target_is_told_where_jobs_go(
     nowhere = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr("settee.client.endpoint.LOCAL_URL", nowhere)
     monkeypatch.delenv("RUNPOD_ENDPOINT_ID", raising=False)
-    words = "unless --endpoint, --url or --comfy says where; to try it: settee-worker --demo"
+    words = "the default address, as neither --endpoint, --url nor --comfy is given; to try: settee-worker --demo"
     assert cli.main(["--health", "--url", nowhere]) == 6
     assert words not in capsys.readouterr().err
     assert cli.main(["--health"]) == 6

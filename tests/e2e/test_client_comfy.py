@@ -13,10 +13,10 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.client.errors import JobStopped, NetworkError, Rejected, UsageError
-from settee.client.following import Interrupted, follow, result_of
+from settee.client.client_errors import JobStopped, NetworkError, Rejected, UsageError
+from settee.client.follow import Interrupted, follow, result_of
+from settee.client.targets import Answer, Status
 from settee.client.targets.comfy import Comfy
-from settee.client.targets.target import Answer, Status
 from tests.support.bare_comfy import end, fetched, image, images, is_idle, loading, ran, running, sent
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import b64, empty, failing, files_below, png, slow
@@ -348,7 +348,7 @@ def test_health_and_registry(target: Comfy) -> None:
 def test_nothing_there_or_something_else(server: EmbeddedServer) -> None:
     nobody = Comfy("http://127.0.0.1:9")
     nobody._wire._http.first_s = 0.1
-    with pytest.raises(NetworkError, match="nothing answers"):
+    with pytest.raises(NetworkError, match="the server cannot be reached"):
         nobody.health()
     other = Comfy(f"{server.url}/settee")
     with pytest.raises(NetworkError, match="there is no ComfyUI"):

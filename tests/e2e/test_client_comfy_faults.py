@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.client.errors import NetworkError
-from settee.client.targets import comfy, comfy_events
+from settee.client.client_errors import NetworkError
+from settee.client.targets import Status, comfy, comfy_events
 from settee.client.targets.comfy import Comfy
-from settee.client.targets.target import Status
 from settee.net.retry import Backoff
 from tests.support.bare_comfy import Clock, end, image, images, is_idle, loading, ran, running, sent
 from tests.support.embedded import EmbeddedServer

@@ -26,7 +26,8 @@ from settee.client import (
     Status,
     UsageError,
 )
-from settee.client.environment import Environment
+from settee.client.arguments import Environment
+from settee.backends.comfy.process import free_port
 from tests.support.client_command import INVERT, PICTURE, runpod_with_worker
 from tests.support.editor_files import OBJECT_INFO, pair
 from tests.support.public_api import PublicApi
@@ -196,7 +197,7 @@ def test_errors_name_keywords_and_methods_not_options(endpoint: Endpoint, tmp_pa
 
 
 def test_the_command_names_options_also_in_a_workers_words() -> None:
-    from settee.client.errors import command_line, of_code
+    from settee.client.client_errors import command_line, of_code
 
     worker = (
         "workflow.1: loads 'a.png', which did not come with the job: add it to `images` or `files`; raise timeout_s"

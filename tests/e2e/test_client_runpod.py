@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import (
+from settee.client.client_errors import (
     AuthError,
     ClientError,
     JobFailed,
@@ -20,10 +20,9 @@ from settee.client.errors import (
     Rejected,
     UsageError,
 )
-from settee.client.following import Interrupted, follow, result_of
-from settee.client.targets import runpod
+from settee.client.follow import Interrupted, follow, result_of
+from settee.client.targets import Answer, Status, Target, runpod
 from settee.client.targets.runpod import RunPod
-from settee.client.targets.target import Answer, Status, Target
 from tests.support.client_jobs import run, sent, target_of
 from tests.support.public_api import PublicApi
 from tests.support.stub_rig import does

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from settee.client.errors import JobStopped, NetworkError, Rejected, UsageError
-from settee.client.following import Interrupted, follow
+from settee.client.client_errors import JobStopped, NetworkError, Rejected, UsageError
+from settee.client.follow import Interrupted, follow
+from settee.client.targets import Answer, Status
 from settee.client.targets.runpod import RunPod
-from settee.client.targets.target import Answer, Status
 from tests.e2e.test_runpod_local import serving
 from tests.support.client_command import Command
 from tests.support.client_jobs import run, sent
@@ -87,7 +87,7 @@ def test_a_local_worker_that_ends_meanwhile() -> None:
         target.status(answer.job_id)
         api.worker.wait_log("the stub engine begins")
         api.worker.process.kill()
-        with pytest.raises(NetworkError, match=r"the connection was lost"):
+        with pytest.raises(NetworkError, match=r"the connection broke off"):
             follow(target, answer, timeout_s=20)
 
 

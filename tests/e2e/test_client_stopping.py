@@ -64,7 +64,7 @@ def test_an_interrupt_while_the_job_is_sent_waits_for_its_id(client: Command, ap
     interrupt(process)
     found = ended(process)
     assert found.code == 5
-    assert "when it is known whether the job was taken" in found.err
+    assert "whether the job was accepted" in found.err
     [job_id] = api.jobs()[before:]
     assert state(api, job_id) == "CANCELLED"
 
@@ -79,7 +79,7 @@ def test_two_interrupts_while_the_job_is_sent_say_what_is_not_known(client: Comm
         pass
     interrupt(process)
     found = ended(process, 15)
-    assert (found.code, "may have been taken" in found.out) == (5, True), found
+    assert (found.code, "may have been accepted" in found.out) == (5, True), found
 
 
 def test_an_interrupt_between_tries_sends_nothing(client: Command, api: PublicApi) -> None:

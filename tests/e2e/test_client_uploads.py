@@ -17,9 +17,9 @@ import requests
 from PIL import Image
 
 from settee.client import Endpoint, Job, Status, payload
-from settee.client.changes import InputFile
-from settee.client.environment import Environment
-from settee.client.errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
+from settee.client.arguments import Environment
+from settee.client.client_errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
+from settee.client.inject import InputFile
 from settee.client.uploads import Uploader, uploader_for
 from settee.s3.client import url_for
 from tests.support.public_api import PublicApi
@@ -243,8 +243,8 @@ def test_half_of_a_bucket(given: dict[str, str], words: str, tmp_path: Path) -> 
 _BARE = """
 import sys
 sys.modules["boto3"] = None
-from settee.client.environment import Environment
-from settee.client.errors import UsageError
+from settee.client.arguments import Environment
+from settee.client.client_errors import UsageError
 from settee.client.uploads import Uploader
 given = {"bucket_endpoint_url": "https://s3.example", "bucket_access_key_id": "a", "bucket_secret_access_key": "b"}
 try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from settee.client.targets.http import Http
+from settee.client.targets.json_http import Http
 from tests.support.public_api import PublicApi
 
 KEY = "rpa_SECRET"

@@ -7,8 +7,8 @@ from typing import Any
 
 import requests
 
+from settee.client.targets import Answer, Status
 from settee.client.targets.comfy import Comfy
-from settee.client.targets.target import Answer, Status
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import b64
 from tests.support.waiting import eventually

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from settee.client.following import follow, result_of
-from settee.client.results import Result
+from settee.client.follow import Result, follow, result_of
+from settee.client.targets import Target
 from settee.client.targets.runpod import RunPod
-from settee.client.targets.target import Target
 from tests.support.public_api import PublicApi
 
 

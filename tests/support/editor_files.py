@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from settee.client.client_errors import UsageError
 from settee.client.convert import converted
-from settee.client.errors import UsageError
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = sorted(path.name.removesuffix(".ui.json") for path in (DATA / "real-workflows").glob("*.ui.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from settee.client.inject.parameters import Parameters, parameter_changes
+from settee.client.inject.parameter_places import Parameters, parameter_changes
 
 
 def on(**names: Any) -> Parameters:

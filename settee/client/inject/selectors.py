@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.classes import NO_OUTPUT
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject import Change
+from settee.client.inject.vocabulary import NO_OUTPUT
 from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
-from settee.comfyui.workflow import ObjectInfo, Workflow, links, listed_nodes, shown_node, title
+from settee.comfyui.workflow import ObjectInfo, Workflow, is_link, links, listed_nodes, shown_node, title, unwrapped
 
 # --- nodes by name ---------------------------------------------------------------------------------------
 
 
 def node_of(workflow: Workflow, text: str) -> str:
-    """The id of the node that ``text`` names: an id ("12", "57:8"), else a title, else a class.
+    """Return the id of the node that ``text`` names: an id ("12", "57:8"), else a title, else a class.
 
     A title counts exactly before it counts in any case; a class only where no title fits (a workflow written by hand
     has no titles). Raises Ambiguous for several, UsageError with near matches for none.
@@ -40,7 +43,8 @@ def node_of(workflow: Workflow, text: str) -> str:
 
 
 def _near_nodes(workflow: Workflow, text: str) -> list[str]:
-    """Up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix too."""
+    """Return up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix
+    too."""
     inside = [i for i in workflow if re.split(r"[:.]", i)[-1] == text]
     names: dict[str, str] = {}
     for node_id, node in workflow.items():
@@ -51,7 +55,7 @@ def _near_nodes(workflow: Workflow, text: str) -> list[str]:
 
 
 def near(text: str, names: Iterable[str]) -> str:
-    """``did you mean 'a'`` for a message, or all the names when none is like it; "" without names."""
+    """Return ``did you mean 'a'`` for a message, or all the names when none is like it; "" without names."""
     known = sorted(names)
     close = difflib.get_close_matches(text, known, n=2)
     if close:
@@ -60,7 +64,7 @@ def near(text: str, names: Iterable[str]) -> str:
 
 
 def declared(object_info: ObjectInfo | None, class_type: str) -> dict[str, list[Any]]:
-    """The inputs that a registry declares for a class: name → ``[type or choices, options?]``; {} without."""
+    """Return the inputs that a registry declares for a class: name → ``[type or choices, options?]``; {} without."""
     entry = (object_info or {}).get(class_type)
     inputs = entry.get("input") if isinstance(entry, Mapping) else None
     groups = [inputs.get(group) for group in ("required", "optional")] if isinstance(inputs, Mapping) else []
@@ -80,8 +84,8 @@ def live_nodes(workflow: Workflow, object_info: ObjectInfo | None = None) -> set
     """Ids of the nodes that ComfyUI runs: those that an output is made from.
 
     A class that ``object_info`` does not know (API nodes; every class without it) counts as an output where nothing
-    uses it, unless it is one of ComfyUI's own that is none. Where there is no output at all, every node counts: ComfyUI
-    will say so itself.
+    uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
+    ComfyUI will refuse it itself.
     """
     used = users(workflow)
     pending = []
@@ -106,7 +110,8 @@ def live_nodes(workflow: Workflow, object_info: ObjectInfo | None = None) -> set
 
 
 def place_of(workflow: Workflow, node_id: str, name: str) -> Place:
-    """Where the value of this input is written: there, or in the primitive that it is linked to, through reroutes.
+    """Return where the value of this input is written: there, or in the primitive that it is linked to, through
+    reroutes.
 
     Raises UsageError when the link comes from a node that computes it, naming that node.
     """
@@ -122,7 +127,7 @@ def place_of(workflow: Workflow, node_id: str, name: str) -> Place:
 
 
 def only_place(workflow: Workflow, node_id: str, name: str) -> Place:
-    """As :func:`place_of`, where no other input gets the value too. Raises UsageError naming those that do."""
+    """Return :func:`place_of`, where no other input gets the value too. Raises UsageError naming those that do."""
     asked, place = Place(node_id, name), place_of(workflow, node_id, name)
     others = [use for use in fed_by(workflow, place, users(workflow)) if use != asked] if place != asked else []
     if others:
@@ -132,3 +137,116 @@ def only_place(workflow: Workflow, node_id: str, name: str) -> Place:
             f"too: if all of them are to change, --set {place.shown()}=…"
         )
     return place
+
+
+_FORM = 'write NODE.INPUT=VALUE, such as 6.inputs.text=… or "Title.text=…"'
+#: ComfyUI takes a fraction for these and cuts it off.
+_WHOLE = ("seed", "noise_seed", "steps", "width", "height", "length", "batch_size", "start_at_step", "end_at_step")
+
+
+def set_changes(workflow: Workflow, texts: Sequence[str]) -> list[Change]:
+    """Return the changes that ``--set`` asks for, one each, in their order.
+
+    ``6.inputs.text=…``, ``6.text=…``, ``Title.text=…``; titles and inputs may hold dots and equals signs themselves.
+    A value keeps the type of the present one: a plain string for a string, else JSON. A linked input is set in the
+    primitive that it comes from, if nothing else comes from it. Raises UsageError (Ambiguous) naming the option, the
+    node and what to do.
+    """
+    changes = []
+    for text in texts:
+        place, value = _split(workflow, text)
+        shown = f"--set {text if len(text) < 80 else text[:79] + '…'}"
+        try:
+            source = only_place(workflow, place.node_id, place.input)
+        except UsageError as error:
+            raise UsageError(f"{shown}: {error.message}") from error
+        present = workflow[source.node_id]["inputs"][source.input]
+        changes.append(Change(source.node_id, source.input, _typed(present, value, source, shown), "--set"))
+    return changes
+
+
+def _split(workflow: Workflow, text: str) -> tuple[Place, str]:
+    """Return (the named input, the value as a string): of the ways to read it, the first that names an input."""
+    ends = [at for at, char in enumerate(text) if char == "="]
+    if not ends:
+        raise UsageError(f"--set {text}: {_FORM}")
+    ambiguous: Ambiguous | None = None
+    for end in ends:
+        left = text[:end].strip()
+        for dot in (at for at, char in enumerate(left) if char == "."):
+            try:
+                node_id = node_of(workflow, left[:dot])
+            except Ambiguous as error:
+                ambiguous = ambiguous or error
+                continue
+            except UsageError:
+                continue
+            asked = left[dot + 1 :]
+            for name in (asked, asked.removeprefix("inputs.")):
+                if name in workflow[node_id]["inputs"]:
+                    return Place(node_id, name), text[end + 1 :]
+    if ambiguous:
+        raise Ambiguous(f"--set {text[: ends[0]]}: {ambiguous.message}") from ambiguous
+    raise _unknown(workflow, text[: ends[0]].strip())
+
+
+def _unknown(workflow: Workflow, left: str) -> UsageError:
+    """Return the error that names the wrong half of NODE.INPUT."""
+    if "." not in left:
+        having = [node_id for node_id, node in workflow.items() if left in node["inputs"]]
+        where = f"; an input {left!r} have:\n{listed_nodes(workflow, having)}" if left and having else ""
+        return UsageError(f"--set {left}: which node? {_FORM}{where}")
+    wrong: dict[str, UsageError] = {}
+    for dot in (at for at, char in enumerate(left) if char == "."):
+        try:
+            node_id = node_of(workflow, left[:dot])
+        except UsageError as error:
+            wrong[left[:dot]] = error
+            continue
+        name = left[dot + 1 :].removeprefix("inputs.")
+        known = near(name, workflow[node_id]["inputs"])
+        return UsageError(
+            f"--set {left}: node {shown_node(workflow, node_id)} has no input {name!r}; {known}".rstrip("; ")
+        )
+    first = wrong.get(left.split(".inputs.")[0]) or next(iter(wrong.values()))
+    return UsageError(f"--set {left}: {first.message}")
+
+
+def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
+    """Return ``text`` as a value of the present one's type. Raises UsageError."""
+    if isinstance(present, str):
+        return text
+    try:
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        value = _NOT_JSON
+    inside = unwrapped(present)
+    if isinstance(inside, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(inside, (int, float)):
+        fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
+        if fits and isinstance(value, float) and value.is_integer() and isinstance(inside, int):
+            value = int(value)
+        if fits and isinstance(value, float) and place.input in _WHOLE:
+            fits, wanted = False, "a whole number"
+    elif isinstance(inside, list):
+        fits, wanted = isinstance(value, list) and not is_link(value), "a JSON list (that is not a link)"
+    elif isinstance(inside, dict):
+        fits, wanted = isinstance(value, dict), "a JSON object"
+    else:
+        fits, wanted = value is not _NOT_JSON and not is_link(value), "JSON (a string in double quotes)"
+    if not fits:
+        now = json.dumps(inside, ensure_ascii=False)
+        raise UsageError(f"{shown}: must be {wanted}; it is {now if len(now) < 60 else now[:59] + '…'} now")
+    return {**present, "__value__": value} if inside is not present else value
+
+
+_NOT_JSON = object()
+
+
+def _finite(number: str) -> float:
+    """Return a finite number; JSON has no others, which Python's reader accepts, also inside lists."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(number)
+    return value

@@ -1,6 +1,6 @@
 """From what a sampler takes as positive and negative back to the texts that it is made of.
 
-A walk answers with every text input it meets, and decides nothing: that is :mod:`settee.client.inject.prompts`'s.
+A walk answers with every text input it meets, and decides nothing: that is :mod:`settee.client.inject.prompt_places`'s.
 Nothing here recurses or trusts a graph to be free of loops.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from settee.client.inject import classes, vocabulary
-from settee.client.inject.graph import Graph, Link
+from settee.client.inject import vocabulary
 from settee.client.inject.vocabulary import Side
+from settee.client.inject.workflow_graph import Graph, Link
 from settee.comfyui.literals import Place, Use
 
 #: ``middle`` is either side's (DualCFGGuider's second condition, that of a model's patch), ``empty`` guides by no
@@ -43,7 +43,7 @@ class Encoder:
 
 @dataclass
 class Reach:
-    """What one role's ways lead to."""
+    """The end of one role's paths through the graph."""
 
     encoders: dict[str, Encoder] = field(default_factory=dict)
     visited: set[str] = field(default_factory=set)
@@ -57,7 +57,7 @@ class Reach:
 
 class _Step(NamedTuple):
     at: Link
-    #: It came out of a bundle, whose outputs' numbers say nothing about the inputs'.
+    #: It came out of a bundle, whose outputs' numbers are unrelated to the inputs'.
     is_carried: bool = False
 
 
@@ -66,22 +66,22 @@ class Tracing:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        #: Outputs that nodes of two sides were left by, where only custom says which is whose.
+        #: Outputs by which paths left nodes of two sides, where only custom assigns them.
         self._left_by: dict[str, dict[Role, set[int]]] = {}
         self.reaches: dict[Role, Reach] = {role: self._walked(role) for role in _WALKED}
         self.reaches["erased"] = self._walked("erased")
 
     @property
     def visited(self) -> set[str]:
-        """Nodes of which the part they play is known."""
+        """Return the nodes whose role is known."""
         return set().union(*(reach.visited for reach in self.reaches.values()))
 
     @property
     def doubtful(self) -> list[str]:
-        """Nodes with a positive and a negative input, of which it cannot be told what output is whose.
+        """Return the nodes with a positive and a negative input whose outputs cannot be assigned to a side.
 
-        The first output positive and the second negative is everybody's custom. Nodes that have other outputs before
-        those still have them in this order, which shows where both are used. All else may be anything.
+        By custom the first output is positive and the second negative. Nodes that have other outputs before those still
+        have them in this order, which shows where both are used. All else may be anything.
         """
         found = []
         for node_id, slots in self._left_by.items():
@@ -93,7 +93,8 @@ class Tracing:
         return found
 
     def strays(self, role: Role) -> list[Use]:
-        """Inputs that take this role's conditioning for a purpose that is not known: they may be the other side's."""
+        """Return the inputs that take this role's conditioning for an unknown purpose: they may belong to the other
+        side."""
         known = self.visited.union(self.graph.samplers)
         return [
             use
@@ -127,7 +128,7 @@ class Tracing:
         return reach
 
     def _starts(self, role: Role) -> Iterable[tuple[str, list[str]]]:
-        """The inputs that a role begins at."""
+        """Return the inputs that a role begins at."""
         if role == "erased":
             for node_id in set().union(*(reach.zeroed for reach in self.reaches.values())):
                 yield node_id, [name for names in self.graph.sides(node_id).values() for name in names]
@@ -151,7 +152,7 @@ class Tracing:
                 yield node_id, sides[Side.EMPTY]
 
     def _neutral(self, sampler: str) -> Role:
-        """Whose the conditioning is that a sampler takes under no side's name."""
+        """Return the role of the conditioning that a sampler takes under a name of neither side."""
         sides = self.graph.sides(sampler)
         if vocabulary.is_kept_away_from(self.graph.class_of(sampler)):
             return "negative"
@@ -159,12 +160,13 @@ class Tracing:
         return "positive" if is_only_one and not self.graph.is_patch(sampler) else "middle"
 
     def _left_unused(self, node_id: str) -> list[str]:
-        """Inputs of a node of ComfyUI's own whose conditioning nothing takes: it may be there for its latent only."""
+        """Return the inputs of a node of ComfyUI's own whose conditioning is unused: the node may serve for its latent
+        only."""
         kind, sides = self.graph.class_of(node_id), self.graph.sides(node_id)
         slots = {use.slot for use in self.graph.live_uses(node_id) if not vocabulary.is_other_kind(use.input)}
-        if kind in classes.ONE_SIDED and 0 not in slots:
+        if kind in vocabulary.ONE_SIDED and 0 not in slots:
             return [name for names in sides.values() for name in names]
-        if kind in classes.TWO_SIDED:
+        if kind in vocabulary.TWO_SIDED:
             return ([] if 0 in slots else sides[Side.POSITIVE]) + ([] if slots - {0} else sides[Side.NEGATIVE])
         return []
 
@@ -182,14 +184,14 @@ class Tracing:
         if texts:
             known = reach.encoders.get(node_id)
             merged = {text.place: text for text in (*(known.texts if known else ()), *texts)}
-            is_one_prompt = self.graph.class_of(node_id) in classes.ENCODERS or all(
+            is_one_prompt = self.graph.class_of(node_id) in vocabulary.ENCODERS or all(
                 place.input in vocabulary.PARTS for place in merged
             )
             reach.encoders[node_id] = Encoder(node_id, tuple(merged.values()), is_one_prompt)
         return steps
 
     def _beyond(self, step: _Step, role: Role, reach: Reach) -> list[_Step]:
-        """One node of a way: its texts are found, and where it goes on is answered."""
+        """Visit one node of a path: note its texts, and return where the path goes on."""
         node_id = step.at.node_id
         if vocabulary.empties(self.graph.class_of(node_id)) and role != "erased":
             reach.zeroed.add(node_id)
@@ -201,7 +203,7 @@ class Tracing:
         if positive and negative:
             taken = positive if self._side(step, role) is Side.POSITIVE else negative
         elif bundles:
-            # A link beside a bundle takes the place of what is in the bundle.
+            # A link next to a bundle replaces the one in the bundle.
             taken = (positive if role == "positive" else negative) or bundles
         elif step.is_carried and role == "negative" and (positive or sides[Side.NEUTRAL] or texts):
             # A bundle without sides holds a prompt, and no negative one.
@@ -218,7 +220,7 @@ class Tracing:
         return steps if any(sides.values()) else [one._replace(is_carried=step.is_carried) for one in steps]
 
     def _side(self, step: _Step, role: Role) -> Side:
-        """Which of a node's two sides a way goes on to."""
+        """Return the one of a node's two sides that a path goes on to."""
         known = self.graph.side_of_output(step.at)
         if known is not None and not step.is_carried:
             return known
@@ -229,11 +231,11 @@ class Tracing:
         return Side.POSITIVE if role == "positive" else Side.NEGATIVE
 
     def own_texts(self, node_id: str, *, only_named: bool = False) -> list[str]:
-        """The inputs of a node that hold its prompt, if it is an encoder."""
+        """Return the inputs of a node that hold its prompt, if it is an encoder."""
         name, inputs = self.graph.class_of(node_id), self.graph.inputs(node_id)
-        if name in classes.ENCODERS:
-            return [text for text in classes.ENCODERS[name] if text in inputs]
-        if name in classes.CONDITIONING:
+        if name in vocabulary.ENCODERS:
+            return [text for text in vocabulary.ENCODERS[name] if text in inputs]
+        if name in vocabulary.CONDITIONING:
             return []
         texts = [text for text in inputs if self.graph.may_be_text(node_id, text)]
         named = [text for text in texts if vocabulary.is_text_name(text)]
@@ -247,7 +249,7 @@ class Tracing:
     # --- texts --------------------------------------------------------------------------------------------
 
     def text(self, place: Place, role: Role, reach: Reach) -> Text:
-        """A text input, followed to the literals that it is made of; the nodes on the way count as visited."""
+        """Return a text input, followed to the literals that it is made of; the nodes on the way count as visited."""
         literals: dict[Place, None] = {}
         makers: dict[str, None] = {}
         waiting, seen = [place], set()
@@ -264,17 +266,17 @@ class Tracing:
             parts = self._parts(value, role)
             if not parts:
                 makers[value.node_id] = None
-            # Where a text is put together, a part left empty is nobody's prompt.
+            # Where a text is put together, an empty part is not a prompt.
             filled = [name for name in parts if self.graph.inputs(value.node_id)[name] != ""]
             waiting += [Place(value.node_id, name) for name in reversed(filled or parts)]
         return Text(place, tuple(literals), tuple(makers))
 
     def _parts(self, link: Link, role: Role) -> list[str]:
-        """The inputs that a node's text is made of; none when it makes it of something else."""
+        """Return the inputs that a node's text is made of; none when it makes it of something else."""
         node_id, name = link.node_id, self.graph.class_of(link.node_id)
         inputs = self.graph.inputs(node_id)
-        if name in classes.TEXT_FUNCTIONS:
-            return [part for part in classes.TEXT_FUNCTIONS[name] if part in inputs]
+        if name in vocabulary.TEXT_FUNCTIONS:
+            return [part for part in vocabulary.TEXT_FUNCTIONS[name] if part in inputs]
         passed = self.graph.passed_through(node_id)
         if passed:
             return passed

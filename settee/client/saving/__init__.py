@@ -1,13 +1,179 @@
 """A job's outputs, saved into a folder under names of our own choosing.
 
-save ──┬─▶ names    from the server's hint, or the media type
-       ├─▶ part     the bytes on their way: counted, hashed, checked
-       ├─▶ fetch    from S3 or a ComfyUI: resumed, retried
-       └─▶ placing  the free name, taken at once, and the JSON beside it
+save ──┬─▶ job_outputs   names, from the server's hint or the media type
+       ├─▶ part_file     the bytes on their way: counted, hashed, checked; then the free name, taken at once
+       └─▶ fetch_output  from S3 or a ComfyUI: resumed, retried
 """
 
-from settee.client.saving.names import plain_name
-from settee.client.saving.part import Damaged
-from settee.client.saving.save import Saved, make_folder, save
+from __future__ import annotations
 
-__all__ = ["Damaged", "Saved", "make_folder", "plain_name", "save"]
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from settee.base.text import printable
+from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
+from settee.client.job_outputs import Output, Unseal, plain_name
+from settee.client.saving.fetch_output import Fetcher
+from settee.client.saving.part_file import Part, check, open_part, place, write_base64, write_text
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An output, and where it is now."""
+
+    path: Path
+    output: Output
+    #: Bytes, and hex, of the file as it was written.
+    size: int
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``--json`` reports of the file."""
+        output = self.output
+        found = {"path": str(self.path), "kind": output.kind, "node_id": output.node_id}
+        return {**found, "media_type": output.media_type, "size": self.size, "sha256": self.sha256}
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder, and check that files can be written to it, before a job is sent. Raises UsageError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with open_part(out):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into {out}: {_reason(error)}; choose another folder with --out") from error
+
+
+def save(
+    outputs: Sequence[Output],
+    out: Path,
+    *,
+    job_id: str,
+    unseal: Unseal | None = None,
+    overwrite: bool = False,
+    note: Mapping[str, Any] | None = None,
+    on_saved: Callable[[Saved], None] = lambda _: None,
+    timeout_s: float = 3600.0,
+    stop: threading.Event | None = None,
+) -> list[Saved]:
+    """Save a job's outputs, in their order, into the folder ``out``, which is made.
+
+    Names are of our own choosing (:func:`settee.client.job_outputs.plain_name`). Nothing is ever overwritten, also
+    not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job never
+    share a name. A file exists whole and checked, or not at all. With ``note``, what it holds is written next to each
+    file as JSON, with what is known of the file: ``a.png.json``. ``unseal`` opens sealed files.
+
+    ``on_saved`` is called for each file once it is saved. ``timeout_s`` limits each download; ``stop`` ends them.
+
+    Raises one ClientError that names all outputs that were not saved, after the others were: JobStopped when ``stop``
+    was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else JobFailed;
+    ``details["saved"]`` are the paths of the others. UsageError when ``out`` takes no files.
+    """
+    if not outputs:
+        return []
+    make_folder(out)
+    saved: list[Saved] = []
+    failures: list[tuple[Output, ClientError]] = []
+    taken: set[str] = set()
+    with Fetcher(timeout_s=timeout_s, stop=stop) as fetcher:
+        for output in outputs:
+            try:
+                with open_part(out) as part:
+                    _fill(part, output, fetcher, unseal)
+                    part.finish()
+                    written = None if note is None else _noted(note, output, part)
+                    path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=written)
+                    saved.append(Saved(path, output, part.size, part.sha256))
+            except ClientError as error:
+                failures.append((output, error))
+            except OSError as error:
+                failures.append((output, UsageError(f"cannot write into {out}: {_reason(error)}")))
+            else:
+                on_saved(saved[-1])
+    if failures:
+        raise _summed_up(job_id, len(outputs), failures, saved)
+    return saved
+
+
+def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -> None:
+    """Write the output's bytes into the part. Raises ClientError, OSError."""
+    if unseal is not None and output.type == "s3_url" and urlsplit(output.data).path.endswith(".sealed"):
+        with open_part(part.path.parent) as sealed:
+            # Size and hash are those of what is inside.
+            fetcher.fetch(replace(output, size=None, sha256=None), sealed)
+            sealed.finish()
+            unseal(sealed.path, part)
+        check(part, output)
+    elif output.type in ("s3_url", "url"):
+        fetcher.fetch(output, part)
+    elif output.type == "base64":
+        write_base64(output.data, part)
+        check(part, output)
+    elif output.type == "text":
+        # Not checked: a node's text that was no UTF-8 came with replaced characters, and JSON cannot damage the rest.
+        write_text(output.data, part)
+    elif output.type == "path":
+        raise JobFailed(
+            f"it is on the worker's network volume, as {printable(output.data[:300], '?')}: copy it from there "
+            "(a pod with the volume, or RunPod's S3 API for volumes), or have the worker deliver to S3"
+        )
+    else:
+        raise JobFailed(
+            f"the worker delivered it as {printable(output.type[:300], '?')}, which this client does not know"
+        )
+
+
+def _noted(note: Mapping[str, Any], output: Output, part: Part) -> Callable[[str], bytes]:
+    """Return what writes a file's note once the file's name is known."""
+
+    def written(name: str) -> bytes:
+        content = {
+            "file": name,
+            "kind": output.kind,
+            "node_id": output.node_id,
+            "media_type": output.media_type,
+            "size": part.size,
+            "sha256": part.sha256,
+            **note,
+        }
+        # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
+        return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
+
+    return written
+
+
+def _summed_up(
+    job_id: str, count: int, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]
+) -> ClientError:
+    """Return one error for all outputs that were not saved."""
+    errors = [error for _, error in failures]
+    kind: type[ClientError] = JobFailed
+    if any(isinstance(error, JobStopped) for error in errors):
+        kind = JobStopped
+    elif any(isinstance(error, NetworkError) for error in errors):
+        kind = NetworkError
+    elif all(isinstance(error, UsageError) for error in errors):
+        kind = UsageError
+    if len(failures) == 1:
+        message = f"{plain_name(failures[0][0])} was not saved: {errors[0].message}"
+    else:
+        message = f"{len(failures)} of {count} outputs were not saved:"
+        message += "".join(f"\n  {plain_name(output)}: {error.message}" for output, error in failures)
+    if kind is not JobFailed:
+        message += "\n" if len(failures) > 1 else "; "
+        message += f"--resume {printable(job_id[:300], '?')} fetches the result again"
+    details = {
+        "saved": [str(one.path) for one in saved],
+        "not_saved": [{"file": plain_name(output), "problem": error.message} for output, error in failures],
+    }
+    return kind(message, details=details, job_id=job_id)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__)

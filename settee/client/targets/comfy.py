@@ -4,7 +4,7 @@ What a worker would do, as far as a stranger to that machine can: files are uplo
 are loaded, the prompt has an id of our own, history and queue decide how it stands, and results are addresses to be
 fetched. What stays behind there: uploaded files, as ComfyUI has no way to delete them (below input/settee, a folder
 for each content, so that sending a file again stores nothing), the outputs and the entry in its history, where
-somebody who looks at its page wants to find them.
+a user of its page expects them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from settee.client.errors import ClientError, JobStopped, NetworkError
-from settee.client.targets import comfy_request, comfy_result
+from settee.client.client_errors import ClientError, JobStopped, NetworkError, Unsure
+from settee.client.targets import Answer, Status, comfy_request, comfy_result
+from settee.client.targets.comfy_api import Queue, Wire, json_of
 from settee.client.targets.comfy_events import Events, Heard
 from settee.client.targets.comfy_request import Asked
 from settee.client.targets.comfy_result import Entry
-from settee.client.targets.comfy_wire import Queue, Wire, json_of
-from settee.client.targets.http import Reply, Unsure, patience
-from settee.client.targets.target import Answer, Status
+from settee.client.targets.json_http import Reply, limited
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.messages import PICTURE_NODE
 from settee.comfyui.node_registry import NodeRegistry
@@ -34,9 +33,9 @@ from settee.comfyui.workflow import ObjectInfo, Workflow
 LOOK_S, GONE_S = 10.0, 3.0
 #: How long it may take to take back a prompt, seconds.
 WITHDRAW_S = 5.0
-#: After so long without a word over the socket the queue is asked again, seconds.
+#: After this long without a message over the socket the queue is asked again, seconds.
 FRESH_S = 10.0
-#: A queue in which nothing runs for so long is told of, seconds.
+#: A queue in which nothing runs for this long is reported, seconds.
 STALL_S = 15.0
 #: How long pictures may come after the history entry, seconds.
 PICTURES_S = 10.0
@@ -46,7 +45,7 @@ GONE = "{name} does not know job {job_id} (any more): its history is lost when i
 
 @dataclass
 class _Sent:
-    """What is remembered of a job while it has not ended. Times are the clock's."""
+    """State of a job that has not ended. Times are the clock's."""
 
     workflow: Workflow
     #: Nodes whose outputs may be pictures that are only sent.
@@ -62,7 +61,7 @@ class _Sent:
 
 
 class Comfy:
-    """A Target. ``api_key`` is of comfy.org, for API nodes: it goes with the jobs that bring none themselves."""
+    """A Target. ``api_key`` is of comfy.org, for API nodes: it is sent with the jobs that have none themselves."""
 
     request_cap: int | None = None
 
@@ -73,7 +72,7 @@ class Comfy:
         api_key: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Asks nothing yet. Raises UsageError for an address that is none."""
+        """Make no request yet. Raises UsageError for an invalid address."""
         base = base_url.rstrip("/")
         self.name = f"ComfyUI at {base}"
         self._api_key, self._clock = api_key, clock
@@ -81,7 +80,7 @@ class Comfy:
         self._events = Events(base, clock=clock)
         self._lock = threading.Lock()
         self._info_lock = threading.Lock()
-        self._info: ObjectInfo | None = None
+        self._registry: NodeRegistry | None = None
         self._sent: dict[str, _Sent] = {}
 
     def close(self) -> None:
@@ -89,20 +88,23 @@ class Comfy:
         self._wire.close()
 
     def keeps(self, job_id: str) -> bool:
-        """Always: history has it."""
+        """Return True: history keeps every job."""
         return True
 
     def health(self) -> dict[str, Any]:
-        """``/system_stats``, and how many prompts run and wait."""
+        """Return ``/system_stats``, and how many prompts run and wait."""
         stats, queue = self._wire.system_stats(), self._wire.queue()
         return {**stats, "queue": {"running": len(queue.running), "pending": len(queue.pending)}}
 
     def object_info(self) -> ObjectInfo:
-        """Asked once."""
+        """Return the node registry, asked for once."""
+        return self._classes().classes
+
+    def _classes(self) -> NodeRegistry:
         with self._info_lock:
-            if self._info is None:
-                self._info = self._wire.object_info()
-            return self._info
+            if self._registry is None:
+                self._registry = NodeRegistry(self._wire.object_info())
+            return self._registry
 
     # --- sending -----------------------------------------------------------------------------------------------
 
@@ -110,25 +112,25 @@ class Comfy:
         """Upload the files and queue the prompt. A workflow that ComfyUI refuses is a FAILED answer.
 
         Raises UsageError for what only a worker can do, Rejected for a file that it does not take, NetworkError; one
-        with a ``job_id`` when nobody knows whether the prompt was queued under that id.
+        with a ``job_id`` when it is not known whether the prompt was queued under that id.
         """
         asked = comfy_request.read(payload)
-        info = self.object_info()
+        registry = self._classes()
         places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
         job_id = str(uuid.uuid4())
         workflow = comfy_request.with_files(asked.workflow, places)
-        senders = frozenset(NodeRegistry(info).picture_senders(workflow))
-        # Before the prompt: ComfyUI repeats nothing that was said before.
+        senders = frozenset(registry.picture_senders(workflow))
+        # Before the prompt: ComfyUI does not repeat messages.
         self._events.open()
         self._events.watch(job_id, workflow, senders)
         sent = _Sent(workflow, senders=senders, timeout_s=asked.timeout_s)
         with self._lock:
             self._sent[job_id] = sent
         try:
-            answer = self._queue_prompt(job_id, sent, asked, comfy_request.salted(workflow, info, job_id))
+            answer = self._queue_prompt(job_id, sent, asked, comfy_request.salted(workflow, registry, job_id))
         except BaseException as error:
             if not isinstance(error, Exception):
-                self._withdraw(job_id)  # Ctrl-C: nobody has been told its id
+                self._withdraw(job_id)  # Ctrl-C: its id is known nowhere else
             self._forget(job_id)
             raise
         if answer.status.is_terminal:
@@ -151,9 +153,9 @@ class Comfy:
                 return self._refusal(job_id, reply, workflow)
             refused = mapping(json_of(reply).get("node_errors"))
         if refused:
-            line, details = comfy_request.refusal({}, refused, sent.workflow, self.object_info())
+            line, details = comfy_request.refusal({}, refused, sent.workflow, self._classes())
             if not asked.allow_partial:
-                # 200 all the same: ComfyUI runs the good outputs, and says nothing of the others afterwards.
+                # 200 all the same: ComfyUI runs the valid outputs, and reports nothing about the others later.
                 self._withdraw(job_id)
                 return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
             sent.warnings = tuple(
@@ -165,7 +167,7 @@ class Comfy:
         if reply.status == 400:
             said = json_of(reply)
             error, node_errors = mapping(said.get("error")), mapping(said.get("node_errors"))
-            line, details = comfy_request.refusal(error, node_errors, workflow, self.object_info())
+            line, details = comfy_request.refusal(error, node_errors, workflow, self._classes())
         else:
             line, details = f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log", {}
         return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
@@ -180,19 +182,19 @@ class Comfy:
             if self._clock() >= give_up:
                 message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
                 raise NetworkError(message, job_id=job_id) from unsure
-            # Nothing tells when ComfyUI has validated.
+            # No event reports that ComfyUI has validated.
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
         runs = item[4] if len(item) > 4 and isinstance(item[4], list) else []
         error = {"type": "not_run", "message": "it would not run; the reason was lost with ComfyUI's answer"}
         return {
             node_id: {"errors": [error], "class_type": workflow[node_id]["class_type"]}
-            for node_id in NodeRegistry(self.object_info()).output_nodes(workflow)
+            for node_id in self._classes().output_nodes(workflow)
             if node_id not in runs
         }
 
     def _seen(self, job_id: str, give_up: float) -> list[Any] | None:
-        with contextlib.suppress(NetworkError), patience(threading.Event(), lambda: give_up - self._clock()):
+        with contextlib.suppress(NetworkError), limited(threading.Event(), lambda: give_up - self._clock()):
             return self._wire.item(job_id)
         return None
 
@@ -205,7 +207,7 @@ class Comfy:
             sent = self._sent.get(job_id)
         entry = self._wire.history(job_id)
         if entry is None:
-            # While the socket says that it runs there is no need for the queue, which holds everybody's graphs.
+            # While the socket reports that it runs the queue is not needed, which holds all graphs.
             if sent is not None and heard is not None and _surely_runs(heard):
                 return self._under_way(job_id, sent, heard)
             queue = self._wire.queue()
@@ -221,9 +223,9 @@ class Comfy:
         return answer
 
     def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
-        """A job that another process sent."""
+        """Return a job that another process sent."""
         workflow = mapping(item[2]) if len(item) > 2 else {}
-        senders = frozenset(NodeRegistry(self.object_info()).picture_senders(workflow))
+        senders = frozenset(self._classes().picture_senders(workflow))
         client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
         if isinstance(client_id, str):
             self._events.adopt(client_id, job_id, workflow, senders)
@@ -260,7 +262,7 @@ class Comfy:
         return Answer(job_id, Status.IN_PROGRESS, progress=known)
 
     def _vanished(self, job_id: str, sent: _Sent | None) -> Answer:
-        """Neither history nor queue has it."""
+        """Answer for a job that neither history nor queue has."""
         if sent is None:
             raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         now = self._clock()
@@ -300,7 +302,7 @@ class Comfy:
         for each in started:
             if (failure := comfy_result.failure(job_id, each)) is not None:
                 return failure
-        found, pictures = comfy_result.found_in(entry, self.object_info(), started), self._events.forget(job_id)
+        found, pictures = comfy_result.found_in(entry, self._classes(), started), self._events.forget(job_id)
         only_sent = {i for i, node in entry.workflow.items() if node.get("class_type") == PICTURE_NODE} | set(
             found.sent
         )
@@ -327,7 +329,7 @@ class Comfy:
         return Answer(job_id, Status.COMPLETED, output=output)
 
     def _awaits_pictures(self, sent: _Sent, heard: Heard | None, entry: Entry) -> bool:
-        """Whether pictures may still come: they are sent after history is stored, before the last message."""
+        """Return True if pictures may still come: they are sent after history is stored, before the last message."""
         may_come = sent.senders - saving_nodes(entry.outputs)
         if not may_come or heard is None or heard.has_ended or not heard.is_whole:
             return False
@@ -364,9 +366,9 @@ class Comfy:
             self._wire.interrupt(job_id)
 
     def _withdraw(self, job_id: str) -> None:
-        """Cancel without a word, if that can be done soon: what led here is what is told."""
+        """Cancel without an error, if that can be done soon: the error that led here is the one to report."""
         give_up = self._clock() + WITHDRAW_S
-        with contextlib.suppress(ClientError), patience(threading.Event(), lambda: give_up - self._clock()):
+        with contextlib.suppress(ClientError), limited(threading.Event(), lambda: give_up - self._clock()):
             self.cancel(job_id)
 
     def _forget(self, job_id: str) -> None:

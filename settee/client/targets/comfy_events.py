@@ -1,5 +1,7 @@
-"""What a bare ComfyUI tells over its event socket, heard by a thread: how far each job is, and pictures that come no
-other way. Never the truth about a job: the socket may break, or fall silent, and its last message be lost."""
+"""The event socket of a bare ComfyUI, read by a thread: how far each job is, and pictures that come no other way.
+
+Never the truth about a job: the socket may break, or fall silent, and its last message be lost.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Ours begin like this: nobody else's connection, such as that of an editor in a browser, is ever taken over.
+#: Ours begin like this: no other connection, such as that of an editor in a browser, is taken over.
 CLIENT_PREFIX = "settee-"
 #: How long a new connection and its greeting may take, seconds.
 CONNECT_S = 5.0
-#: After so long without a word the server is pinged, and after as long again it counts as gone.
+#: After this long without a message the server is pinged, and after as long again it counts as gone.
 SILENCE_S = 15.0
-#: Pauses between attempts to connect, seconds: the first, and the longest.
-BACKOFF = Backoff(0.5, 5.0)
+#: Pauses between attempts to connect.
+BACKOFF = Backoff(first_s=0.5, longest_s=5.0)
 
 
 class Lost(Exception):
@@ -38,7 +40,7 @@ class Lost(Exception):
 
 @dataclass(frozen=True)
 class Heard:
-    """What was heard of one job so far."""
+    """The socket's reports about one job so far."""
 
     node_id: str | None = None
     value: int | None = None
@@ -68,9 +70,9 @@ class _Watched:
 
 
 class Events:
-    """One connection for all jobs that one target sends, opened when the first is.
+    """One connection for all jobs that one target sends, opened with the first.
 
-    ``base_url`` is http(s)://…. It is opened again when it breaks, while there are jobs to hear of: the old one closed
+    ``base_url`` is http(s)://…. It is opened again when it breaks, while there are jobs to watch: the old one closed
     first, as ComfyUI forgets the newer of two with one client id when the older closes (reconnect_takeover.json).
     """
 
@@ -85,7 +87,7 @@ class Events:
         #: None while the first attempt is under way.
         self._is_open: bool | None = None
         self._jobs: dict[str, _Watched] = {}
-        #: The job that runs, as far as was heard: pictures do not say whose they are.
+        #: The job that runs, by the last messages: pictures do not name theirs.
         self._running: str | None = None
         #: How many prompts wait or run, by the server's last word.
         self._remaining: int | None = None
@@ -94,15 +96,15 @@ class Events:
     # --- for the target, from any thread ---------------------------------------------------------------------
 
     def watch(self, job_id: str, workflow: Workflow, sending: frozenset[str], *, is_new: bool = True) -> None:
-        """Note from now on what is said of a job; ``sending``: nodes whose pictures are outputs.
+        """Note from now on what is reported about a job; ``sending``: nodes whose pictures are outputs.
 
-        ``is_new``: it has not been sent yet, so all of it can be heard.
+        ``is_new``: it has not been sent yet, so that no message about it is missed.
         """
         with self._changed:
             self._jobs[job_id] = _Watched(Meter(workflow), sending, is_new and self._is_open is True, self._clock())
 
     def open(self, timeout_s: float = CONNECT_S) -> bool:
-        """Whether the server listens. Waits for the first attempt only, at most so long; others go on behind."""
+        """Return True if the server listens. Waits for the first attempt only, at most so long; others go on behind."""
         with self._changed:
             if self._closed.is_set():
                 return False
@@ -114,7 +116,7 @@ class Events:
             return self._is_open is True
 
     def adopt(self, client_id: str, job_id: str, workflow: Workflow, sending: frozenset[str]) -> None:
-        """Hear of a job that another process of ours sent, which is gone by now or will hear nothing more.
+        """Listen for a job that another process of ours sent, which has ended or will receive nothing more.
 
         Only where this one has not begun to listen for jobs of its own, and only for a client id of ours.
         """
@@ -126,7 +128,7 @@ class Events:
         self.open(timeout_s=1.0)
 
     def heard(self, job_id: str) -> Heard | None:
-        """None for a job that is not watched."""
+        """Return what was reported about a job; None when it is not watched."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is None:
@@ -145,7 +147,7 @@ class Events:
             )
 
     def forget(self, job_id: str) -> list[ImageEvent]:
-        """Hear no more of a job; its pictures."""
+        """Stop watching a job. Returns its pictures."""
         with self._changed:
             job = self._jobs.pop(job_id, None)
             return job.pictures if job is not None else []
@@ -193,7 +195,7 @@ class Events:
                 return
 
     def _is_idle(self) -> bool:
-        """Whether there is nothing to listen for, so that the thread ends; the next job starts another."""
+        """Return True if there is nothing to listen for, so that the thread ends; the next job starts another."""
         with self._changed:
             if self._jobs:
                 return False
@@ -210,7 +212,7 @@ class Events:
             self._changed.notify_all()
 
     def _connect(self) -> websocket.WebSocket:
-        """A connection that the server has greeted: events of what is submitted from now on have an address."""
+        """Return a connection that the server has greeted: events of what is submitted from now on have an address."""
         import websocket
 
         try:
@@ -239,7 +241,7 @@ class Events:
             raise
 
     def _read(self, ws: websocket.WebSocket, *, is_new: bool = False) -> Event | ImageEvent | None:
-        """The next message; None for one that says nothing. Raises Lost."""
+        """Return the next message; None for one without content. Raises Lost."""
         import websocket
 
         try:
@@ -268,14 +270,14 @@ class Events:
                 return
             if event.type == "status":
                 self._remaining = remaining(event)
-            told = event.data.get("prompt_id")
-            if told is None and event.type == "executing" and event.data.get("node") is not None:
+            prompt_id = event.data.get("prompt_id")
+            if prompt_id is None and event.type == "executing" and event.data.get("node") is not None:
                 # After a reconnect the server repeats it without a prompt id (reconnect_midrun.json).
-                told = self._running or (next(iter(self._jobs)) if len(self._jobs) == 1 else None)
-            job = self._jobs.get(told) if isinstance(told, str) else None
+                prompt_id = self._running or (next(iter(self._jobs)) if len(self._jobs) == 1 else None)
+            job = self._jobs.get(prompt_id) if isinstance(prompt_id, str) else None
             if job is None:
                 return
-            self._running, job.has_begun, job.last = told, True, self._clock()
+            self._running, job.has_begun, job.last = prompt_id, True, self._clock()
             if event.type == "executing" and event.data.get("node") is None:
                 self._running, job.has_ended, job.had_others = None, True, self._remaining != 0
             else:

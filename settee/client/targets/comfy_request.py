@@ -4,20 +4,18 @@ cannot is an error before anything is sent."""
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import unicodedata
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from settee.base.json_io import decode_base64
-from settee.client.errors import UsageError
+from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import salted as with_salt
 from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.problems import explain, registry_problems, sentence
 from settee.comfyui.workflow import (
-    ObjectInfo,
     Workflow,
     link_problems,
     links,
@@ -33,7 +31,7 @@ FOLDER = "settee"
 _KEYS = frozenset(
     ["workflow", "images", "files", "models", "delivery", "timeout_s", "debug", "allow_partial", "extra_data"]
 ) | {"comfy_org_api_key", "encrypted_input", "is_encrypted"}
-#: Of `delivery`; the others change files on their way, which nobody does here.
+#: Keys of `delivery`; the others change files on their way, which is not done here.
 _DELIVERY = frozenset(("mode", "include_temp"))
 _DATA_URI = re.compile(r"data:[^,]{0,1024};base64,", re.IGNORECASE)
 #: ComfyUI cuts these off a file name and looks in that folder instead.
@@ -43,7 +41,7 @@ _MAX_NODES = 100_000
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks for."""
+    """The content of a request."""
 
     workflow: Workflow = field(repr=False)
     #: Base64 by name.
@@ -56,7 +54,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it goes to POST /upload/image: the whole form, so that the file is held once."""
+    """A file as it goes to POST /upload/image: the whole form."""
 
     filename: str
     #: Below ComfyUI's input folder.
@@ -68,7 +66,7 @@ class Upload:
 
 
 def read(payload: Mapping[str, Any]) -> Asked:
-    """Raises UsageError for what a bare ComfyUI cannot do, or what would harm it."""
+    """Read a request. Raises UsageError for what a bare ComfyUI cannot do, or what would harm it."""
     asked = payload.get("input")
     if not isinstance(asked, Mapping):
         raise UsageError('the request has no "input" object')
@@ -99,7 +97,8 @@ def _workflow(workflow: Any) -> Workflow:
 
 
 def _extra_data(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Always an object: null would end ComfyUI's executor (worker_death.json), and so would what is too deep."""
+    """Return an object in any case: null would end ComfyUI's executor (worker_death.json), and so would deep
+    nesting."""
     extra = asked.get("extra_data")
     if not isinstance(extra, (dict, type(None))):
         raise UsageError("extra_data must be an object")
@@ -114,17 +113,17 @@ def _extra_data(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _delivery(delivery: Any) -> bool:
-    """Whether previews are wanted."""
+    """Return True if previews are wanted."""
     given = {"mode": delivery} if isinstance(delivery, str) else (delivery or {})
     if not isinstance(given, Mapping):
-        raise UsageError("delivery must be a word or an object")
+        raise UsageError("delivery must be a string or an object")
     if given.get("mode") == "s3":
         raise UsageError(
             "a bare ComfyUI delivers nothing to S3: leave --delivery out, and its files are fetched from it"
         )
     for name, value in given.items():
         if value not in (None, False) and name not in _DELIVERY:
-            raise UsageError(f"delivery.{name}: a bare ComfyUI hands its files over as they are")
+            raise UsageError(f"delivery.{name}: a bare ComfyUI returns its files as they are")
     return given.get("include_temp") is True
 
 
@@ -170,37 +169,28 @@ def _bad_name(name: str) -> str | None:
 
 
 def upload(name: str, data: str) -> Upload:
-    """The form that carries a file. Raises UsageError for data that is no base64.
+    """Return the form that carries a file. Raises UsageError for data that is not base64.
 
     Its folder is named after its content: sent again it is the same file, so nothing is stored twice, ComfyUI's cache
     still knows what it made of it, and no two files can be taken for each other.
     """
+    from urllib3.filepost import encode_multipart_formdata
+
+    content = b"".join(_decoded(name, data))
+    subfolder = f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}"
     filename = name.rpartition("/")[2]
-    # Chosen at random: no file holds it.
-    boundary = uuid.uuid4().hex
-    form, digest, size = io.BytesIO(), hashlib.sha256(), 0
-    # As browsers write it; ComfyUI would keep percent-encoded names so (uploads.json).
-    quoted = filename.replace('"', "%22")
-    form.write(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{quoted}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n".encode()
+    form, content_type = encode_multipart_formdata(
+        [("image", (filename, content, "application/octet-stream")), ("type", "input"), ("subfolder", subfolder)]
     )
-    for piece in _decoded(name, data):
-        form.write(piece)
-        digest.update(piece)
-        size += len(piece)
-    subfolder = f"{FOLDER}/{digest.hexdigest()[:16]}"
-    for field_name, value in (("type", "input"), ("subfolder", subfolder)):
-        form.write(f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="{field_name}"\r\n\r\n{value}'.encode())
-    form.write(f"\r\n--{boundary}--\r\n".encode())
-    return Upload(quoted, subfolder, size, form.getvalue(), f"multipart/form-data; boundary={boundary}")
+    # urllib3 writes quotes as browsers do, and ComfyUI keeps percent-encoded names so (uploads.json).
+    return Upload(filename.replace('"', "%22"), subfolder, len(content), form, content_type)
 
 
 def _decoded(name: str, data: str) -> Iterator[bytes]:
-    """The file, about 768 KiB at a time."""
+    """Yield the file, about 768 KiB at a time."""
     match = _DATA_URI.match(data)
     if match is None and re.match(r"[A-Za-z][A-Za-z0-9+.-]{1,15}:", data):
-        raise UsageError(f"{name}: a bare ComfyUI fetches no addresses: give the file itself")
+        raise UsageError(f"{name}: a bare ComfyUI fetches nothing from addresses: give the file itself")
     try:
         yield from decode_base64(data, match.end() if match else 0)
     except ValueError as error:
@@ -208,9 +198,10 @@ def _decoded(name: str, data: str) -> Iterator[bytes]:
 
 
 def with_files(workflow: Workflow, places: Mapping[str, str]) -> Workflow:
-    """A copy whose nodes name the files where they were put: ``places`` is by the name that the request gave them.
+    """Return a copy whose nodes name the files where they were put: ``places`` is by the name that the request gave
+    them.
 
-    Raises UsageError for a file that no input names, which would have been sent for nothing.
+    Raises UsageError for a file that no input names, which would be sent without use.
     """
     unused, placed = set(places), {}
     for node_id, node in workflow.items():
@@ -232,31 +223,28 @@ def with_files(workflow: Workflow, places: Mapping[str, str]) -> Workflow:
 # --- the graph -----------------------------------------------------------------------------------------------
 
 
-def salted(workflow: Workflow, object_info: ObjectInfo, salt: str) -> Workflow:
-    """A copy in which every node with an output of its own runs, also when ComfyUI has seen the graph before.
+def salted(workflow: Workflow, registry: NodeRegistry, salt: str) -> Workflow:
+    """Return a copy in which every node with an output of its own runs, also when ComfyUI has seen the graph before.
 
-    It would answer from its cache, with names of files that may be gone since (resubmit_cached.json). Beside the
-    registry's output nodes these are all whose output nobody uses, as the registry may be older than the server.
+    It would answer from its cache, with names of files that may be gone since (resubmit_cached.json). In addition to
+    the registry's output nodes these are all whose output is unused, as the registry may be older than the server.
     """
     used = {source for node in workflow.values() for _, source, _ in links(node)}
-    ends = set(NodeRegistry(object_info).output_nodes(workflow)) | (workflow.keys() - used)
+    ends = set(registry.output_nodes(workflow)) | (workflow.keys() - used)
     return {
-        node_id: {**node, "inputs": with_salt(node, NodeRegistry(object_info), salt)} if node_id in ends else node
+        node_id: {**node, "inputs": with_salt(node, registry, salt)} if node_id in ends else node
         for node_id, node in workflow.items()
     }
 
 
 def refusal(
-    error: Mapping[str, Any], node_errors: Mapping[str, Any], workflow: Workflow, info: ObjectInfo
+    error: Mapping[str, Any], node_errors: Mapping[str, Any], workflow: Workflow, registry: NodeRegistry
 ) -> tuple[str, dict[str, Any]]:
-    """What ComfyUI has against a workflow: (for a person, details as a worker's ``workflow_rejected`` has them)."""
-    from settee.comfyui import problems as reasons
-
+    """Return why ComfyUI refuses a workflow: (a line for a person, details as in a worker's ``workflow_rejected``)."""
     # A class that it does not know it names, and no more.
-    registry = NodeRegistry(info)
-    problems = reasons.explain(node_errors, workflow, registry) or reasons.registry_problems(workflow, registry)
+    problems = explain(node_errors, workflow, registry) or registry_problems(workflow, registry)
     if not problems:
-        return f"ComfyUI refuses the workflow: {reasons.sentence(error)}", {"problems": []}
+        return f"ComfyUI refuses the workflow: {sentence(error)}", {"problems": []}
     first = problems[0]
     node_id = str(first["node_id"])
     where = shown_node(workflow, node_id) if node_id in workflow else node_id

@@ -1,4 +1,4 @@
-"""What ComfyUI's history says of a job that ended, as an answer like a worker's (docs/api.md)."""
+"""ComfyUI's history of a job that ended, as an answer like a worker's (docs/api.md)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.client.results import KINDS
-from settee.client.targets.target import Answer, Status
-from settee.comfyui.history import ending, mapping, messages, named_file, reported, text_name
+from settee.client.job_outputs import KINDS
+from settee.client.targets import Answer, Status
+from settee.comfyui import history
+from settee.comfyui.history import ending, mapping, messages, text_name
 from settee.comfyui.media import kind_of
 from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
-from settee.comfyui.workflow import ObjectInfo, Workflow, own_node
+from settee.comfyui.workflow import Workflow
 
 #: Key of our own in a prompt's extra_data, which ComfyUI keeps: what another process needs that resumes the job.
 NOTES = "settee"
@@ -29,8 +30,8 @@ class Place:
     filename: str
     subfolder: str
     type: str
-    #: What the node said, where that only looks like the name of this file.
-    said: str | None = None
+    #: The node's own string, where that only looks like the name of this file.
+    text: str | None = None
 
     @property
     def params(self) -> dict[str, str]:
@@ -39,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class File:
-    """What was found at a place. ``size``: bytes, None when the server does not tell."""
+    """A file as the server has it. ``size``: bytes, None when the server does not state it."""
 
     url: str
     size: int | None
@@ -47,15 +48,13 @@ class File:
 
 @dataclass
 class Found:
-    """What a prompt left, as its history names it."""
+    """The outputs of a prompt, as its history names them."""
 
     places: list[Place] = field(default_factory=list)
     #: (node id, text)
     texts: list[tuple[str, str]] = field(default_factory=list)
-    #: Nodes that sent pictures over the socket, as often as they say so.
+    #: Nodes that sent pictures over the socket, once for each that they report.
     sent: list[str] = field(default_factory=list)
-    #: Nodes that reported anything.
-    nodes: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -74,7 +73,7 @@ class Entry:
 
     @property
     def execution_ms(self) -> float | None:
-        """From ComfyUI's own clock."""
+        """Return the run time by ComfyUI's own clock, milliseconds."""
         times = {name: data.get("timestamp") for name, data in messages(self.status)}
         begun, ended = times.get("execution_start"), times.get("execution_success")
         if isinstance(begun, (int, float)) and isinstance(ended, (int, float)) and ended >= begun:
@@ -83,7 +82,7 @@ class Entry:
 
 
 def failure(job_id: str, entry: Entry) -> Answer | None:
-    """How a job failed or was stopped; None when it succeeded."""
+    """Return how a job failed or was stopped; None when it succeeded."""
     end = ending(entry.status, entry.workflow)
     if end.kind == "success":
         return None
@@ -92,49 +91,50 @@ def failure(job_id: str, entry: Entry) -> Answer | None:
     if end.kind == "out_of_memory":
         line = f"{end.where} ran out of memory: use a smaller size or batch, or free what else is loaded in ComfyUI"
         return Answer(job_id, Status.FAILED, error=line, code="out_of_memory", details=end.details)
-    line = f"{end.where} failed: {end.said}" if end.where else "ComfyUI says that the workflow failed, but not why"
+    line = f"{end.where} failed: {end.said}" if end.where else "ComfyUI reports that the workflow failed, but not why"
     return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)
 
 
-def found_in(entry: Entry, object_info: ObjectInfo, started: Sequence[Entry] = ()) -> Found:
-    """What the nodes left, by node in natural order; previews where nothing else was made, or the job's notes ask.
+def found_in(entry: Entry, registry: NodeRegistry, started: Sequence[Entry] = ()) -> Found:
+    """Return the nodes' outputs, by node in natural order; previews where nothing else was made, or the job's notes
+    ask.
 
     ``started``: of the prompts that its nodes started.
     """
-    found, places = Found(), dict[tuple[str, str, str], Place]()
-    outputs = NodeRegistry(object_info).output_nodes(entry.workflow)
-    for each in (entry, *started):
-        for made in reported(each.outputs, lambda node_id: node_id in entry.workflow and node_id not in outputs):
-            node_id = own_node(entry.workflow, made.node_id)
-            found.nodes.add(node_id)
-            named = made.place or named_file(made.key, made.text)
-            if named is not None:
-                place = _place(node_id, *named, said=made.text)
-                places.setdefault((place.type, place.subfolder, place.filename), place)
-            elif made.text is None:
-                found.sent.append(node_id)
-            elif each is entry or (node_id, made.text) not in found.texts:
-                found.texts.append((node_id, made.text))
+    found, texts = Found(), dict[history.Place, str | None]()
+    outputs, files = registry.output_nodes(entry.workflow), dict[history.Place, str]()
+    prompts = [each.outputs for each in (entry, *started)]
+    for made in history.reported_by_job(prompts, entry.workflow, outputs):
+        named = made.place or history.named_file(made.key, made.text)
+        if named is not None:
+            place = _normal(named)
+            if place[0] in ("output", "temp") and place not in files:
+                files[place], texts[place] = made.node_id, made.text
+        elif made.text is None:
+            found.sent.append(made.node_id)
+        else:
+            found.texts.append((made.node_id, made.text))
     if started:
         found.warnings.append(f"the workflow started {len(started)} more prompt(s), whose outputs are among these")
-    found.places = [place for place in places.values() if place.type == "output"]
-    previews = [place for place in places.values() if place.type == "temp"]
-    if entry.notes.get("include_temp") is True:
-        found.places += previews
-    elif previews and not (found.places or found.texts or found.sent):
-        found.places = [place for place in previews if place.node_id in outputs]
-        found.warnings.append(
-            "the workflow made nothing but previews, which are returned (delivery.include_temp returns them always)"
-        )
-    elif previews:
-        found.warnings.append(f"{len(previews)} preview file(s) were not returned; delivery.include_temp returns them")
+    kept, warnings = history.without_previews(
+        files,
+        entry.workflow,
+        outputs,
+        has_others=bool(found.texts or found.sent),
+        include_temp=entry.notes.get("include_temp") is True,
+    )
+    found.warnings += warnings
+    # Previews last.
+    for kind in ("output", "temp"):
+        found.places += [Place(node, p[2], p[1], p[0], texts[p]) for p, node in kept.items() if p[0] == kind]
     return found
 
 
-def _place(node_id: str, folder_type: str, subfolder: str, filename: str, *, said: str | None) -> Place:
-    """A node may report "sub/a.png" as a name, of which /view would look at the last part only."""
-    subfolder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
-    return Place(node_id, name, subfolder, folder_type, said)
+def _normal(place: history.Place) -> history.Place:
+    """Return the place as /view reads it: of "sub/a.png" as a name, which a node may report, it takes the last part."""
+    kind, subfolder, filename = place
+    folder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
+    return kind, folder, name
 
 
 def output(
@@ -145,16 +145,16 @@ def output(
     execution_ms: float | None,
     warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[Place]]:
-    """(a worker's result with the files' addresses in it, the files that are not there). ``look`` asks for one."""
+    """Return (a worker's result with the files' addresses in it, the missing files). ``look`` asks for a file."""
     items: list[tuple[str, dict[str, Any]]] = []
     missing = []
     for place in found.places:
         file = look(place)
         if file is None:
-            if place.said is None:
+            if place.text is None:
                 missing.append(place)
             else:
-                found.texts.append((place.node_id, place.said))
+                found.texts.append((place.node_id, place.text))
             continue
         kind, media_type = kind_of(place.filename)
         item = _item(place.filename, "url", file.url, place.node_id, place.subfolder, media_type, file.size)
@@ -173,7 +173,7 @@ def output(
 
 
 def _pictures(pictures: Sequence[ImageEvent]) -> Iterator[dict[str, Any]]:
-    """What came over the socket: history knows nothing of it (big_ws_message.json)."""
+    """Yield the pictures that came over the socket, which are not in history (big_ws_message.json)."""
     for count, picture in enumerate(pictures, 1):
         name = f"websocket_{count:05}.{picture.media_type.rpartition('/')[2]}"
         data = base64.b64encode(picture.content).decode("ascii")

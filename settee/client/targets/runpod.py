@@ -3,22 +3,24 @@
 The SDK's local API has the routes but not their meaning: /run only notes a job, POST /status runs it and answers when
 it has ended, and there is neither /cancel nor /health. It is known by its answer to GET /status, which is 405. There
 a thread waits for each job, so that asking how it stands is as quick as elsewhere; and /runsync is not used, as nothing
-could be told of the job meanwhile.
+could be reported about the job meanwhile.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from settee import errors
 from settee.base.threads import Call
-from settee.client.errors import ClientError, JobStopped, NetworkError, Rejected, UsageError
-from settee.client.targets import envelope
-from settee.client.targets.envelope import Unseal
-from settee.client.targets.http import Http, StatusError, Unsure
-from settee.client.targets.target import Answer, Status
+from settee.client.client_errors import ClientError, JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
+from settee.client.targets import Answer, Status
+from settee.client.targets.json_http import Http
 from settee.comfyui.workflow import ObjectInfo
 
 API = "https://api.runpod.ai/v2"
@@ -50,13 +52,13 @@ def endpoint(
     base_url: str = API,
     unseal: Unseal | None = None,
 ) -> RunPod:
-    """The serverless endpoint with this id. Raises UsageError for what is no id, or without a key."""
+    """Return the serverless endpoint with this id. Raises UsageError for an invalid id, or without a key."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", endpoint_id):
         raise UsageError(
             f"{endpoint_id[:100]!r} is not an endpoint id: it is the word after /v2/ in the endpoint's address"
         )
     if not api_key:
-        raise UsageError(f"endpoint {endpoint_id} wants an API key: set {KEY_NAME}")
+        raise UsageError(f"endpoint {endpoint_id} requires an API key: set {KEY_NAME}")
     return RunPod(
         f"{base_url.rstrip('/')}/{endpoint_id}",
         name=f"endpoint {endpoint_id}",
@@ -83,7 +85,7 @@ class RunPod:
         wait_s: float = WAIT_S,
         unseal: Unseal | None = None,
     ) -> None:
-        """Raises UsageError for an address or a key that cannot be one."""
+        """Raises UsageError for an invalid address or key."""
         self.name = name or base_url.rstrip("/")
         self._http = Http(base_url, name=self.name, key=api_key, key_name=KEY_NAME)
         self._sync, self._wait_s, self._unseal = sync, min(300.0, max(1.0, wait_s)), unseal
@@ -98,7 +100,7 @@ class RunPod:
 
     def submit(self, payload: dict[str, Any]) -> Answer:
         """Begin a job. Raises Rejected when it is refused as it is, and NetworkError; with the words "not known" in
-        it when the job may have been accepted all the same (see :mod:`settee.client.targets.http`)."""
+        it when the job may have been accepted all the same (see :mod:`settee.client.targets.json_http`)."""
         sync = self._sync and not self._probe()
         try:
             if sync:
@@ -111,7 +113,7 @@ class RunPod:
             else:
                 data = self._http.post("/run", payload)
         except Unsure as error:
-            if (job_id := envelope.job_id_in(error.head)) is None:
+            if (job_id := job_id_in(error.head)) is None:
                 raise
             # Half an answer, but the half with the id in it: the rest can be asked for.
             return Answer(job_id, Status.IN_QUEUE)
@@ -120,7 +122,7 @@ class RunPod:
         return self._read(data)
 
     def status(self, job_id: str) -> Answer:
-        """How the job stands. Raises JobStopped for a job that the target does not know (any more)."""
+        """Ask for the job's status. Raises JobStopped for a job that the target does not know (any more)."""
         if self._is_local:
             return self._local_status(job_id)
         try:
@@ -145,13 +147,14 @@ class RunPod:
         raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
 
     def keeps(self, job_id: str) -> bool:
-        """Not one that the SDK's local API has begun: it cannot be ended, its result goes to who had it begun, and who
-        asks for it again begins it again."""
+        """Return False for a job that the SDK's local API has begun: it cannot be canceled, its result is returned to
+        the request that began it, and asking for it again would begin it again."""
         with self._lock:
             return job_id not in self._runs
 
     def health(self) -> dict[str, Any]:
-        """``{"jobs": {…}, "workers": {…}}``: how many in which state. Raises UsageError with the SDK's local API."""
+        """Return ``{"jobs": {…}, "workers": {…}}``: how many in which state. Raises UsageError with the SDK's local
+        API."""
         if not self._is_local:
             try:
                 data = self._http.get("/health")
@@ -161,10 +164,10 @@ class RunPod:
             except StatusError as error:
                 if error.status not in (404, 405) or not self._probe():
                     raise self._absent(error) from error
-        raise UsageError(LOCAL.format(name=self.name, what="tell its health; it answers, so it is up"))
+        raise UsageError(LOCAL.format(name=self.name, what="report its health; it answers, so it is up"))
 
     def object_info(self) -> ObjectInfo | None:
-        """None: RunPod has no route to the worker's ComfyUI."""
+        """Return None: RunPod has no route to the worker's ComfyUI."""
         return None
 
     def close(self) -> None:
@@ -174,7 +177,7 @@ class RunPod:
     # --- answers ------------------------------------------------------------------------------------------
 
     def _read(self, data: Any, job_id: str | None = None) -> Answer:
-        return envelope.read(data, name=self.name, job_id=job_id, unseal=self._unseal)
+        return read_envelope(data, name=self.name, job_id=job_id, unseal=self._unseal)
 
     def _not_taken(self, error: StatusError) -> ClientError:
         words = f": {error.words}" if error.words else ""
@@ -186,7 +189,7 @@ class RunPod:
 
     def _absent(self, error: StatusError) -> ClientError:
         if error.status in (404, 405):
-            return NetworkError(f"{self.name}: no RunPod API is there (HTTP {error.status}): check the id or address")
+            return NetworkError(f"{self.name}: there is no RunPod API (HTTP {error.status}): check the id or address")
         return error
 
     def _gone(self, error: StatusError, job_id: str) -> ClientError:
@@ -198,7 +201,7 @@ class RunPod:
     # --- the SDK's local API --------------------------------------------------------------------------------
 
     def _probe(self) -> bool:
-        """Whether this is the SDK's local API; asked once."""
+        """Return True if this is the SDK's local API; asked once."""
         if self._is_local is None:
             try:
                 self._http.get("/status/settee-probe")
@@ -214,7 +217,7 @@ class RunPod:
             run = self._runs.get(job_id)
             if run is None:
                 run = self._runs[job_id] = Call(lambda: self._run_local(job_id), name="local-job")
-        # Nothing can be told of it before its end, so that is worth a moment.
+        # Nothing is known about it before its end, so that is worth a moment.
         if not run.ended.wait(LOCAL_MOMENT_S):
             return Answer(job_id, Status.IN_PROGRESS)
         with self._lock:
@@ -224,7 +227,7 @@ class RunPod:
             return run.result()
         except ClientError:
             raise
-        except Exception as error:
+        except Exception as error:  # a thread's edge
             raise NetworkError(f"reading the answer failed: {type(error).__name__}") from error
 
     def _run_local(self, job_id: str) -> Answer:
@@ -238,6 +241,138 @@ class RunPod:
 
 
 def _path(route: str, job_id: str) -> str:
-    if not envelope.JOB_ID.fullmatch(job_id):
+    if not JOB_ID.fullmatch(job_id):
         raise UsageError(f"{job_id[:100]!r} is not a job id")
     return f"/{route}/{quote(job_id, safe='')}"
+
+
+#: Opens a sealed result: ``{"encrypted_output": token, …}`` to what the token holds. Raises ClientError.
+Unseal = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+#: Codes of settee's workers: the last word of an error line is one of these, in brackets.
+CODES = frozenset(
+    kind.code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SetteeError)
+)
+#: The longest error line and progress text that is kept, characters.
+MAX_LINE, MAX_TEXT = 4000, 500
+
+_STATUSES = {status.value: status for status in Status} | {"CANCELED": Status.CANCELLED}
+_CODE = re.compile(r"\s*\[([a-z_]+)\]$")
+_ID = re.compile(rb'^\s*\{[^{}\[\]]*"id"\s*:\s*"([\w.-]{1,200})"')
+#: A job's id: it is printed, and put into addresses and commands.
+JOB_ID = re.compile(r"(?=.*[A-Za-z0-9])[\w.:-]{1,200}", re.ASCII)
+
+LOST = (
+    "RunPod reports the job as completed, without a result: it was over RunPod's limit (10 MB for /run, 20 MB for "
+    "/runsync) or has expired; let the worker deliver to S3, or ask for less"
+)
+NO_WORKER = "the job completed, but its result is not an object with outputs: is a settee worker behind this address?"
+TIMED_OUT = (
+    "RunPod ended the job: it ran longer than the endpoint's execution timeout (10 minutes unless set), or waited in "
+    "the queue beyond its time to live"
+)
+
+
+def job_id_in(head: bytes) -> str | None:
+    """Return the job's id in the first bytes of an answer that broke off; None unless it is certainly the envelope's
+    own."""
+    match = _ID.match(head)
+    return match[1].decode("ascii", "replace") if match else None
+
+
+def read_envelope(data: Any, *, name: str, job_id: str | None = None, unseal: Unseal | None = None) -> Answer:
+    """Return a job's state. ``name`` is the target's, for errors; ``job_id`` is the one asked for, None for a new job.
+
+    Raises NetworkError for anything but such an envelope, and what ``unseal`` raises.
+    """
+    if not isinstance(data, dict):
+        raise NetworkError(f"{name}: the answer is not RunPod's: check the address", job_id=job_id)
+    given = data.get("id")
+    job_id = job_id or (given if isinstance(given, str) and JOB_ID.fullmatch(given) else None)
+    if job_id is None:
+        raise NetworkError(f"{name}: the answer has no job id: check the address")
+    status = _STATUSES.get(str(data.get("status")).upper())
+    if status is None:
+        raise NetworkError(f"{name}: the answer has no status that RunPod has: check the address", job_id=job_id)
+    timings = {key: float(data[key]) for key in ("delayTime", "executionTime") if _is_number(data.get(key))}
+    output = data.get("output")
+    if unseal is not None and status.is_terminal and isinstance(output, dict) and "encrypted_output" in output:
+        try:
+            output = {**output, **unseal(output)}
+        except UsageError as error:
+            # Of a failure, what stands outside the seal is enough: with another key, the worker could not open the job.
+            if status is not Status.FAILED:
+                error.job_id = job_id
+                raise
+        for key in ("encrypted_output", "is_encrypted"):
+            output.pop(key, None)
+        if status is Status.FAILED and isinstance(output.get("error"), str):
+            # The line outside the seal has less detail.
+            data = {**data, "error": output["error"]}
+    if not status.is_terminal:
+        return Answer(job_id, status, progress=_progress(output), timings=timings)
+    if status is Status.COMPLETED:
+        if isinstance(output, dict) and output and not output.get("error"):
+            return Answer(job_id, status, output=output, timings=timings)
+        # A worker that returned its error under a key that RunPod does not read, or a result that got lost.
+        if isinstance(output, dict) and output:
+            data = {**data, "error": output["error"]}
+        else:
+            words = LOST if output is None or output == {} else NO_WORKER
+            return Answer(job_id, Status.FAILED, error=words, timings=timings)
+        status = Status.FAILED
+    line, code, details = _failure(data.get("error"), output)
+    if status is Status.TIMED_OUT and not line:
+        line = TIMED_OUT
+    return Answer(job_id, status, error=line, code=code, details=details, timings=timings)
+
+
+def _failure(error: Any, output: Any) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Line, code and details of a job that ended badly, wherever its worker put them."""
+    detail: dict[str, Any] = dict(output) if isinstance(output, dict) else {}
+    found = _as_object(error)
+    if found is not None:
+        detail, error = {**detail, **found}, None
+    if not error:
+        # The SDK reports an exception of the handler as error_type, error_message and error_traceback.
+        error = next((detail[key] for key in ("error", "error_message", "message", "errors") if detail.get(key)), None)
+        if (inner := _as_object(error)) is not None:
+            detail, error = {**detail, **inner}, inner.get("message") or inner.get("error")
+    if isinstance(error, list):
+        error = "; ".join(str(part) for part in error if isinstance(part, (str, int, float)))
+    line = error.strip()[:MAX_LINE] if isinstance(error, str) else ""
+    code = detail["code"] if isinstance(detail.get("code"), str) else None
+    match = _CODE.search(line)
+    if match and (match[1] in CODES or match[1] == code):
+        line, code = line[: match.start()], code or match[1]
+    return line or None, code, detail["details"] if isinstance(detail.get("details"), dict) else {}
+
+
+def _as_object(error: Any) -> dict[str, Any] | None:
+    """Return an error that is an object, or a JSON string of one."""
+    if isinstance(error, str) and error.lstrip().startswith("{"):
+        try:
+            error = json.loads(error)
+        except (ValueError, RecursionError):
+            return None
+    return error if isinstance(error, dict) else None
+
+
+def _progress(output: Any) -> dict[str, Any]:
+    """Return a worker's last progress report of a running job, as far as it is valid."""
+    if isinstance(output, str):
+        return {"message": output[:MAX_TEXT]} if output else {}
+    if not isinstance(output, dict):
+        return {}
+    texts = {
+        key: str(output[key])[:MAX_TEXT]
+        for key in ("phase", "node", "node_type", "message")
+        if isinstance(output.get(key), (str, int)) and not isinstance(output[key], bool)
+    }
+    return texts | {key: output[key] for key in ("percent", "step", "max") if _is_number(output.get(key))}
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from settee.client.errors import command_line
+from settee.client.client_errors import command_line
 from tests.support.asking import api, http, server, sleeps  # noqa: F401
 from tests.support.media_graphs import png  # noqa: F401
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from settee.client import batch, cli
-from settee.client.errors import UsageError
-from settee.client.ledger import LEDGER, Entry, Ledger
+from settee.client.batch import LEDGER, Entry, Ledger
+from settee.client.client_errors import UsageError
 from tests.support.client_command import INVERT, PICTURE
 from tests.support.worker import ROOT
 
@@ -85,12 +85,12 @@ def test_csv() -> None:
         ({"promt": "x"}, "'promt' is not an option of a row"),
         ({"out": "/"}, "'out' is not an option of a row"),
         ({"seed": 1.5}, "whole number"),
-        ({"seed": True}, "must be text or a number"),
-        ({"prompt": ["a", "b"]}, "must be text or a number"),
+        ({"seed": True}, "must be a string or a number"),
+        ({"prompt": ["a", "b"]}, "must be a string or a number"),
         ({"keep_seed": "perhaps"}, "true or false"),
         ({"steps": "many"}, "invalid int"),
         ({"seed": 1, "keep_seed": True}, "not allowed with"),
-        ({"name": LEDGER}, "the ledger's"),
+        ({"name": LEDGER}, "belongs to the ledger"),
         ([1], "is not an object"),
         ("text", "is not an object"),
     ],
@@ -206,7 +206,7 @@ def test_a_ledger_goes_where_open_files_cannot_be_removed(tmp_path: Path, monkey
 
 def test_a_ledger_is_one_runs(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; from settee.client.ledger import Ledger\n"
+        "import sys, pathlib; from settee.client.batch import Ledger\n"
         "with Ledger(pathlib.Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

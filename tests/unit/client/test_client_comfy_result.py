@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from settee.client.results import outputs_of
-from settee.client.targets import comfy_request, comfy_result
+from settee.client.job_outputs import outputs_of
+from settee.client.targets import Status, comfy_request, comfy_result
 from settee.client.targets.comfy_result import Entry, File, Place
-from settee.client.targets.target import Status
 from settee.comfyui.isolation import SALT_INPUT
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from tests.contract.recording import http_events, load
 
 
@@ -30,7 +30,7 @@ def entries(name: str) -> list[dict[str, Any]]:
 
 def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place.filename}", 1)) -> dict[str, Any]:
     output, missing = comfy_result.output(
-        comfy_result.found_in(entry, {}), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
+        comfy_result.found_in(entry, UNKNOWN), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
     )
     assert not missing
     return output
@@ -69,11 +69,11 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
         "9": {"gifs": [{"filename": "b.gif", "subfolder": "", "type": "output"}, {"filename": "b.gif"}]},
         "57:8": {"result": ["3d/c.glb", None, "camera.json"], "audio": [{"filename": "d.flac", "type": "output"}]},
     }
-    found = comfy_result.found_in(Entry({"outputs": outputs}), {})
+    found = comfy_result.found_in(Entry({"outputs": outputs}), UNKNOWN)
     assert found.places == [
         Place("9", "b.gif", "", "output"),
         Place("10", "a.mp4", "v/sub", "output"),
-        Place("57:8", "c.glb", "3d", "output", said="3d/c.glb"),
+        Place("57:8", "c.glb", "3d", "output", text="3d/c.glb"),
         Place("57:8", "d.flac", "", "output"),
     ]
     assert found.texts == [("57:8", "camera.json")], "no file of a 3D preview's, so a word"
@@ -90,7 +90,7 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
 def test_files_that_are_not_there_are_told_of() -> None:
     entry = Entry({"outputs": {"9": {"images": [{"filename": "a.png"}, {"filename": "b.png"}]}}})
     output, missing = comfy_result.output(
-        comfy_result.found_in(entry, {}),
+        comfy_result.found_in(entry, UNKNOWN),
         look=lambda place: None if place.filename == "b.png" else File("http://c/a", None),
         pictures=(),
         execution_ms=None,
@@ -126,7 +126,7 @@ def test_every_end_of_a_graph_is_salted_and_nothing_else() -> None:
         "2": {"class_type": "Show", "inputs": {"a": ["1", 0]}},
         "3": {"class_type": "Unknown", "inputs": {"a": ["2", 0], "text": "kept"}},
     }
-    salted = comfy_request.salted(graph, {"Show": {"output_node": True}, "Load": {}}, "s")
+    salted = comfy_request.salted(graph, NodeRegistry({"Show": {"output_node": True}, "Load": {}}), "s")
     assert {node_id for node_id, node in salted.items() if SALT_INPUT in node["inputs"]} == {"2", "3"}
     assert salted["3"]["inputs"] == {"a": ["2", 0], "text": "kept", SALT_INPUT: "s"}
     assert SALT_INPUT not in graph["3"]["inputs"], "the caller's graph is not changed"
@@ -146,7 +146,7 @@ def test_recorded_refusals_are_readable(version: str) -> None:
             whole = {i: n for i, n in graph.items() if isinstance(n, dict) and isinstance(n.get("inputs"), dict)}
             if len(whole) < len(graph) or any(not isinstance(node.get("class_type"), str) for node in whole.values()):
                 continue  # shape_problems refuses these before they are sent
-            line, _ = comfy_request.refusal(body["error"], body["node_errors"], whole, info)
+            line, _ = comfy_request.refusal(body["error"], body["node_errors"], whole, NodeRegistry(info))
             lines.append(line)
     assert len(lines) > 8
     assert all(line.startswith("ComfyUI refuses the workflow:") and len(line) > 35 for line in lines)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from settee.client.convert import converted, is_editor_format, texts
-from settee.client.errors import UsageError
+from settee.client.client_errors import UsageError
+from settee.client.convert import converted, is_editor_format, widgets
 from settee.comfyui.literals import with_values
 from settee.comfyui.rewrite import filled_prefixes
 from tests.support.editor_files import (
@@ -182,4 +182,4 @@ def test_what_is_no_editor_file_is_told() -> None:
     ],
 )
 def test_dynamic_prompts(text: str, said: str | None) -> None:
-    assert texts.dynamic(text) == said
+    assert widgets.dynamic(text) == said

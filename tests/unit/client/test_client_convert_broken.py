@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from settee.client.client_errors import UsageError
 from settee.client.convert import converted
-from settee.client.errors import UsageError
 from settee.comfyui.workflow import links
 from tests.support.editor_files import OBJECT_INFO, comparable, graphs, pair, real, refusal
 
@@ -41,7 +41,7 @@ def test_a_link_that_only_one_end_knows_is_refused(name: str) -> None:
         for number in range(len(graph["links"])):
             broken = copy.deepcopy(editor)
             del graphs(broken)[place]["links"][number]
-            assert "is not there" in refusal(broken)
+            assert "does not exist" in refusal(broken)
 
 
 @pytest.mark.parametrize("name", BREAKABLE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from settee.client import convert
-from settee.client.errors import UsageError
+from settee.client.client_errors import UsageError
 
 DATA = Path(__file__).parents[2] / "data"
 PUBLISHED = DATA / "real-workflows"

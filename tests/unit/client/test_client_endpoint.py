@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from settee.client import Endpoint, Environment, UsageError
-from settee.client.given import files_from, parameters_from, sets_from
+from settee.client.arguments import files_from, parameters_from, sets_from
 from settee.sealing import generate_key
 from tests.support.file_server import FileServer
 
@@ -83,10 +83,10 @@ LOADER: dict[str, Any] = {"class_type": "LoadImage", "inputs": {"image": "a.png"
         ({}, "the workflow has no nodes"),
         ({"1": [LOADER]}, "a node must be an object"),
         ({"1": {"inputs": {}}}, "the workflow: 1: the node has no class_type"),
-        ({"input": {"workflow": {"1": LOADER}}}, "give what is inside its 'input.workflow'"),
+        ({"input": {"workflow": {"1": LOADER}}}, "give the content of its 'input.workflow'"),
         ({"1": {**LOADER, "inputs": {"x": float("nan")}}}, r"the workflow: 1\.x holds NaN"),
-        ({"1": {**LOADER, "inputs": {"image": Path("a.png")}}}, r"the workflow: 1\.image is not a value that JSON has"),
-        ({1: LOADER}, "the node id 1 must be text"),
+        ({"1": {**LOADER, "inputs": {"image": Path("a.png")}}}, r"the workflow: 1\.image is not a JSON value"),
+        ({1: LOADER}, "the node id 1 must be a string"),
         ({"nodes": [], "links": []}, "Export"),
     ],
 )

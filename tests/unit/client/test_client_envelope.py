@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import settee.errors
-from settee.client.errors import ClientError, NetworkError
-from settee.client.targets.envelope import CODES, job_id_in, read
-from settee.client.targets.target import Answer, Status
+from settee.client.client_errors import ClientError, NetworkError
+from settee.client.targets import Answer, Status
+from settee.client.targets.runpod import CODES, job_id_in, read_envelope
 
 
 def of(status: str, **rest: Any) -> Answer:
-    return read({"id": "j-u1", "status": status, **rest}, name="endpoint e1")
+    return read_envelope({"id": "j-u1", "status": status, **rest}, name="endpoint e1")
 
 
 def test_the_codes_are_those_of_the_workers_errors() -> None:
@@ -30,7 +30,7 @@ def test_the_codes_are_those_of_the_workers_errors() -> None:
 @pytest.mark.parametrize("job_id", [None, "", 7, "a b", "a\x1b[2J", "..", "x" * 201, "a/b", "日本"])
 def test_an_id_that_cannot_be_asked_for_is_none(job_id: Any) -> None:
     with pytest.raises(NetworkError, match="has no job id"):
-        read({"id": job_id, "status": "IN_QUEUE"}, name="endpoint e1")
+        read_envelope({"id": job_id, "status": "IN_QUEUE"}, name="endpoint e1")
 
 
 def test_queued_and_running() -> None:
@@ -143,7 +143,7 @@ SEALED = {"encrypted_output": "token", "is_encrypted": True}
 
 
 def test_a_sealed_result_is_opened() -> None:
-    answer = read({"id": "j", "status": "COMPLETED", "output": SEALED}, name="n", unseal=opened)
+    answer = read_envelope({"id": "j", "status": "COMPLETED", "output": SEALED}, name="n", unseal=opened)
     assert answer.output == {"images": []}
 
 
@@ -153,7 +153,9 @@ def test_without_a_key_it_stays_sealed() -> None:
 
 def test_a_sealed_failure_is_told_in_its_own_words() -> None:
     outside = {"error": "ComfyUI does not accept the workflow. [workflow_rejected]", "status": "FAILED", "id": "j"}
-    answer = read({**outside, "output": {"code": "workflow_rejected", **SEALED}}, name="n", unseal=opened_error)
+    answer = read_envelope(
+        {**outside, "output": {"code": "workflow_rejected", **SEALED}}, name="n", unseal=opened_error
+    )
     assert (answer.error, answer.code) == ("node 3 is wrong", "workflow_rejected")
     assert answer.details == {"node": "3"}
 
@@ -173,7 +175,7 @@ def test_a_sealed_failure_is_told_in_its_own_words() -> None:
 )
 def test_what_is_no_envelope(data: Any) -> None:
     with pytest.raises(NetworkError, match="check the address"):
-        read(data, name="endpoint e1")
+        read_envelope(data, name="endpoint e1")
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ ANYTHING = st.recursive(
 def test_no_answer_breaks_it(status: str, error: Any, output: Any, times: Any) -> None:
     data = {"id": "j", "status": status, "error": error, "output": output, "delayTime": times}
     try:
-        answer = read(json.loads(json.dumps(data)), name="n")
+        answer = read_envelope(json.loads(json.dumps(data)), name="n")
     except ClientError:
         assert status == "?"
     else:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import ClientError, JobFailed, JobStopped, NetworkError
-from settee.client.results import Output, Result
-from settee.client.saving import fetch, save
-from settee.client.saving.fetch import Fetcher
-from settee.client.saving.part import open_part
+from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError
+from settee.client.job_outputs import Output
+from settee.client.saving import fetch_output, save
+from settee.client.saving.fetch_output import Fetcher
+from settee.client.saving.part_file import open_part
 from settee.net.retry import Backoff
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.s3 import S3Server
@@ -46,14 +46,14 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "BACKOFF", Backoff(0.001, 0.001))
+    monkeypatch.setattr(fetch_output, "BACKOFF", Backoff(first_s=0.001, longest_s=0.01))
 
 
 def saved(server: FileServer, folder: Path, *, filename: str = "a.png", **keys: Any) -> bytes:
     """The file that was saved; its address has a signature."""
     address = keys.pop("url", f"{server.url}?{SECRET}")
     output = Output("images", filename, keys.pop("type", "s3_url"), address, **keys.pop("about", {}))
-    (one,) = save(Result("job-1", (output,)), folder, **keys)
+    (one,) = save((output,), folder, job_id="job-1", **keys)
     assert [path.name for path in folder.iterdir()] == [filename]
     return one.path.read_bytes()
 
@@ -172,13 +172,14 @@ def test_trouble_without_end_has_an_end(server: FileServer, tmp_path: Path) -> N
     server.rule = lambda ask, reply: setattr(reply, "status", 503)
     message = refused(server, tmp_path, NetworkError)
     assert (
-        message == "a.png was not saved: 127.0.0.1: it answers with HTTP 503; --resume job-1 fetches the result again"
+        message
+        == "a.png was not saved: 127.0.0.1: the server answers HTTP 503; --resume job-1 fetches the result again"
     )
-    assert len(server.asked) == fetch.MOST_TRIES
+    assert len(server.asked) == fetch_output.MAX_TRIES
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(403, "expire"), (404, "not there"), (400, "HTTP 400"), (204, "HTTP 204")]
+    ("status", "words"), [(403, "expire"), (404, "does not exist"), (400, "HTTP 400"), (204, "HTTP 204")]
 )
 def test_what_will_not_pass_is_an_error_at_once(server: FileServer, tmp_path: Path, status: int, words: str) -> None:
     def rule(ask: Ask, reply: Reply) -> None:
@@ -198,7 +199,7 @@ def test_nobody_there(tmp_path: Path) -> None:
     server = FileServer(DATA)
     with server.running():
         pass
-    assert "cannot be reached" in refused(server, tmp_path, NetworkError)
+    assert "the server cannot be reached" in refused(server, tmp_path, NetworkError)
 
 
 @pytest.mark.parametrize("about", [{"size": 299_999}, {"size": 300_001}, {"sha256": "0" * 64}])

@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import AuthError, ClientError, JobFailed, JobStopped, NetworkError, Rejected, UsageError
-from settee.client.following import Interrupted, failure_of, follow, result_of
-from settee.client.targets.target import Answer, Status
+from settee.client.client_errors import (
+    AuthError,
+    ClientError,
+    JobFailed,
+    JobStopped,
+    NetworkError,
+    Rejected,
+    UsageError,
+)
+from settee.client.follow import Interrupted, failure_of, follow, result_of
+from settee.client.targets import Answer, Status
 
 QUEUED = Answer("j", Status.IN_QUEUE)
 RUNNING = Answer("j", Status.IN_PROGRESS)
@@ -220,7 +228,7 @@ def test_warnings_of_the_official_worker() -> None:
         (Answer("j", Status.FAILED, error="node 3", code="execution_failed"), JobFailed, "node 3"),
         (Answer("j", Status.FAILED, error="over", code="timeout"), JobStopped, "over"),
         (Answer("j", Status.FAILED, error="over", code="canceled"), JobStopped, "over"),
-        (Answer("j", Status.FAILED), JobFailed, "did not say why"),
+        (Answer("j", Status.FAILED), JobFailed, "did not report why"),
         (Answer("j", Status.CANCELLED), JobStopped, "was canceled"),
         (Answer("j", Status.TIMED_OUT), JobStopped, "out of time"),
         (Answer("j", Status.COMPLETED), JobFailed, "without a result"),

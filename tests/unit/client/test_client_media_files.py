@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from settee.client.errors import UsageError
-from settee.client.inject.media import Given, _free_name, media_changes, parse_given, unfed
+from settee.client.arguments import parse_given
+from settee.client.client_errors import UsageError
+from settee.client.inject import Given
+from settee.client.inject.media_files import _free_name, media_changes, unfed
 from settee.workspace import safe_relative
 from tests.support.media_graphs import file_of, graph, inpainting, sent, two_pictures
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from settee.client.changes import applied
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.loaders import loaders
-from settee.client.inject.media import Given, media_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject import Given, applied
+from settee.client.inject.media_files import loaders, media_changes
 from tests.support.editor_files import DATA
 from tests.support.editor_files import OBJECT_INFO as INFO
 from tests.support.media_graphs import file_of, graph, inpainting, sent, two_pictures

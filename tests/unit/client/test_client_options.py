@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from settee.client import cli
-from settee.client.errors import ClientError
+from settee.client.client_errors import ClientError
 from tests.support.client_command import INVERT, PICTURE
 from tests.support.rig import empty
 
@@ -57,7 +57,7 @@ SLIPS: dict[str, tuple[tuple[object, ...], str]] = {
     "a slip in an address": (("quick.json", "--url", "localhost:8000"), "http://"),
     "an endpoint without a key": (("quick.json", "--endpoint", "abc"), "RUNPOD_API_KEY"),
     "two places": (("quick.json", "--endpoint", "abc", "--comfy", NOWHERE), "not allowed with"),
-    "standard output twice": (("quick.json", "--save-workflow", "-"), "both want standard output"),
+    "standard output twice": (("quick.json", "--save-workflow", "-"), "both write to standard output"),
     "two workflows": (("quick.json", "slow.json"), "unrecognized arguments: slow.json"),
     "a shortened option": (("quick.json", "--neg", "x"), "unrecognized arguments"),
     "a seed that is not a number": (("quick.json", "--seed", "-2"), "whole number"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.parameters import Parameters, parameter_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject.parameter_places import Parameters, parameter_changes
 from tests.support.editor_files import DATA
 from tests.support.editor_files import OBJECT_INFO as INFO
 from tests.support.parameters import ksampler, node, on, places, simple

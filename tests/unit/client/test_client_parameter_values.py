@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.loras import Lora, parse_lora
-from settee.client.inject.parameters import parameter_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject.parameter_places import Lora, parameter_changes, parse_lora
 from tests.support.editor_files import OBJECT_INFO as INFO
 from tests.support.parameters import ksampler, node, on, places, simple
 from tests.support.published import real

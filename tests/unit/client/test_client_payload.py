@@ -16,10 +16,10 @@ from PIL import Image
 from settee import request
 from settee.base.json_io import decode_base64
 from settee.client import payload
-from settee.client.changes import InputFile
-from settee.client.errors import NetworkError, UsageError
-from settee.client.pictures import Shrink
-from settee.client.sealing import Sealer, new_key
+from settee.client.client_errors import NetworkError, UsageError
+from settee.client.inject import InputFile
+from settee.client.sealed_jobs import Sealer, new_key
+from settee.client.shrink import Shrink
 from settee.doors.runpod import sealed
 from settee.sealing import Sealer as WorkersSealer
 from settee.settings import Settings
@@ -130,7 +130,7 @@ def test_too_large_says_sizes_and_ways_out(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         build(files, cap=2_000_000)
     lines = error.value.message.splitlines()
-    assert lines[0] == "the request would have 4.1 MB, and the target takes at most 2.0 MB:"
+    assert lines[0] == "the request would be 4.1 MB, and the target accepts at most 2.0 MB:"
     assert lines[1] == f"  {tmp_path / 'large.png'}: 3.0 MB, 4.0 MB as base64"
     assert "small.png: 0.1 MB" in lines[2]
     assert "--max-side" in lines[3]
@@ -151,7 +151,7 @@ def test_too_large_without_a_picture_or_a_file(tmp_path: Path) -> None:
 
 def test_a_sealed_request_that_is_too_large_goes_nowhere_unsealed(tmp_path: Path) -> None:
     shelf = Shelf()
-    with pytest.raises(UsageError, match="would lie unsealed in S3"):
+    with pytest.raises(UsageError, match="where they would be unsealed"):
         build([file(tmp_path / "a.png", 9000)], cap=9000, upload=shelf, seal=Sealer(new_key()))
     assert not shelf.kept
 
@@ -190,7 +190,7 @@ def test_a_smaller_picture_is_what_is_uploaded(tmp_path: Path) -> None:
 
 def test_nothing_is_uploaded_when_that_would_not_be_enough(tmp_path: Path) -> None:
     shelf = Shelf()
-    with pytest.raises(UsageError, match="would have"):
+    with pytest.raises(UsageError, match="would be"):
         build([file(tmp_path / f"{i}.png", 4000) for i in range(9)], cap=10_000, upload=shelf)
     assert not shelf.kept
 
@@ -270,8 +270,8 @@ _MEASURE = """
 import sys
 from pathlib import Path
 from settee.client import payload
-from settee.client.changes import InputFile
-from settee.client.sealing import Sealer, new_key
+from settee.client.inject import InputFile
+from settee.client.sealed_jobs import Sealer, new_key
 from tests.support.memory import reset_peak, resident
 seal = Sealer(new_key()) if sys.argv[2] == "sealed" else None
 files = [InputFile("1_a.bin", Path(sys.argv[1]), "video")]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from settee.client.errors import UsageError
-from settee.client.pictures import Shrink, fitted
+from settee.client.client_errors import UsageError
+from settee.client.shrink import Shrink, fitted
 
 
 def photo(size: tuple[int, int] = (320, 200)) -> Image.Image:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat, PngImagePlugin
 
 from settee.client import preview
-from settee.client.errors import ClientError, UsageError
+from settee.client.client_errors import ClientError, UsageError
 from settee.client.preview import open_file, protocol_of, show
 from tests.support.waiting import eventually
 

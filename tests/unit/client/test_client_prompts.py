@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from settee.client.changes import applied
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.prompts import prompt_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject import applied
+from settee.client.inject.prompt_places import prompt_changes
 from settee.comfyui.workflow import is_link, link_problems, shape_problems
 from tests.unit.client.prompt_shapes import SHAPES
 from tests.unit.client.prompt_shapes.building import encoder, node, sd15

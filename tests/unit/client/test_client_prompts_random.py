@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.prompts import prompt_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject.prompt_places import prompt_changes
 from tests.unit.client.prompt_shapes.building import encoder, joined, node, sampler, sd15
 
 DATA = Path(__file__).parents[2] / "data"

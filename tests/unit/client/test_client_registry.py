@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from settee.client import Endpoint
+from settee.client.client_errors import NetworkError, UsageError
+from settee.client.targets import comfy_api
 from settee.backends.comfy.process import free_port
-from settee.client import Endpoint, registry
-from settee.client.errors import NetworkError, UsageError
 from tests.support.file_server import Ask, FileServer, Reply
 
 INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}
@@ -18,7 +19,7 @@ INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]
 
 def test_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text(json.dumps(INFO))
-    assert registry.read(tmp_path / "info.json") == INFO
+    assert comfy_api.read_registry(tmp_path / "info.json") == INFO
 
 
 @pytest.mark.parametrize("path", ["", "/", "/object_info", "/object_info/"])
@@ -26,7 +27,7 @@ def test_from_a_server(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with FileServer(json.dumps(INFO).encode()).running() as server:
-        assert registry.read(server.url.replace("/file.bin", path)) == INFO
+        assert comfy_api.read_registry(server.url.replace("/file.bin", path)) == INFO
         (asked,) = server.asked
         assert asked.path == "/object_info"
         assert "Authorization" not in asked.headers
@@ -38,7 +39,7 @@ def test_one_that_is_busy_is_asked_again() -> None:
             reply.status = 503
 
     with FileServer(json.dumps(INFO).encode(), rule=rule).running() as server:
-        assert registry.read(server.url.replace("/file.bin", "")) == INFO
+        assert comfy_api.read_registry(server.url.replace("/file.bin", "")) == INFO
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_one_that_is_busy_is_asked_again() -> None:
 def test_a_class_that_is_described_badly_spoils_no_other(spoilt: Any, tmp_path: Path) -> None:
     content = json.dumps({"Bad": spoilt, **INFO})
     (tmp_path / "info.json").write_text(content)
-    assert registry.read(tmp_path / "info.json") == INFO
+    assert comfy_api.read_registry(tmp_path / "info.json") == INFO
     bad = {"1": {"class_type": "Bad", "inputs": {"image": "a.png", "steps": 1, "seed": 2}}}
     with FileServer(content.encode()).running() as server:
         address = server.url.replace("/file.bin", "")
@@ -60,21 +61,21 @@ def test_a_class_that_is_described_badly_spoils_no_other(spoilt: Any, tmp_path: 
 def test_what_is_no_registry(content: str, tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text(content)
     with pytest.raises(UsageError, match=r"--registry .*info\.json: "):
-        registry.read(tmp_path / "info.json")
+        comfy_api.read_registry(tmp_path / "info.json")
     with pytest.raises(UsageError, match=r"--registry .*absent\.json: No such file"):
-        registry.read(tmp_path / "absent.json")
+        comfy_api.read_registry(tmp_path / "absent.json")
 
 
 def test_a_server_that_is_no_comfyui() -> None:
     with FileServer(b"[]").running() as server, pytest.raises(NetworkError, match="does not answer as ComfyUI does"):
-        registry.read(server.url.replace("/file.bin", ""))
+        comfy_api.read_registry(server.url.replace("/file.bin", ""))
     with FileServer(b"{}").running() as server, pytest.raises(UsageError, match="that is not a node registry"):
-        registry.read(server.url.replace("/file.bin", ""))
+        comfy_api.read_registry(server.url.replace("/file.bin", ""))
 
 
 def test_a_server_that_is_not_there() -> None:
-    with pytest.raises(NetworkError, match=r"--registry http://127\.0\.0\.1:\d+: nothing answers"):
-        registry.read(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(NetworkError, match=r"--registry http://127\.0\.0\.1:\d+: the server cannot be reached"):
+        comfy_api.read_registry(f"http://127.0.0.1:{free_port()}")
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.base import json_io
-from settee.client.errors import ClientError, JobFailed, NetworkError, UsageError
-from settee.client.results import KINDS, Output, Result, outputs_of
-from settee.client.saving import Saved, make_folder, plain_name, save
-from settee.client.saving.names import MOST_BYTES
-from settee.client.saving.part import Damaged, open_part, write_base64
+from settee.client.client_errors import ClientError, JobFailed, NetworkError, UsageError
+from settee.client.follow import Result
+from settee.client.job_outputs import KINDS, MAX_BYTES, Output, outputs_of
+from settee.client.saving import Saved, make_folder, plain_name
+from settee.client.saving.part_file import Damaged, open_part, write_base64
 
 DATA = bytes(range(256)) * 5
 
@@ -52,7 +52,7 @@ def test_every_output_is_saved_in_the_results_order(tmp_path: Path) -> None:
         output("a.png", size=len(DATA), sha256=hashlib.sha256(DATA).hexdigest().upper()),
         output("node_5.txt", "größer\r\n\ud800", kind="texts", type="text", size=3, sha256="of other bytes"),
     ]
-    saved = save(result(*given), tmp_path / "new" / "out", on_saved=told.append)
+    saved = result(*given).save(tmp_path / "new" / "out", on_saved=told.append)
     assert [(one.path.name, one.output) for one in saved] == [("a.png", given[0]), ("node_5.txt", given[1])]
     assert told == saved
     assert files(tmp_path / "new" / "out") == {"a.png": DATA, "node_5.txt": "größer\r\n?".encode()}
@@ -60,7 +60,7 @@ def test_every_output_is_saved_in_the_results_order(tmp_path: Path) -> None:
 
 
 def test_nothing_to_save_makes_no_folder(tmp_path: Path) -> None:
-    assert save(result(), tmp_path / "out") == []
+    assert result().save(tmp_path / "out") == []
     assert not (tmp_path / "out").exists()
 
 
@@ -97,7 +97,7 @@ def test_base64_is_decoded_without_a_second_copy(tmp_path: Path) -> None:
     given = result(output(data=b"\0" * 24_000_000))
     tracemalloc.start()
     try:
-        save(given, tmp_path)
+        given.save(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -106,14 +106,14 @@ def test_base64_is_decoded_without_a_second_copy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [{"size": 7}, {"sha256": "0" * 64}])
 def test_what_is_not_as_the_worker_said_is_not_saved(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(JobFailed, match=r"^a\.png was not saved: "):
-        save(result(output(**wrong)), tmp_path)
+        result(output(**wrong)).save(tmp_path)
     assert files(tmp_path) == {}
 
 
 def test_a_path_on_the_volume_is_named(tmp_path: Path) -> None:
     there = output("film.mp4", "/runpod-volume/results/job-1/film.mp4\x1b[2J", type="path")
     with pytest.raises(JobFailed, match=r"film\.mp4 was not saved.*network volume, as /runpod-volume/results/job-1/"):
-        save(result(there), tmp_path)
+        result(there).save(tmp_path)
 
 
 def test_one_failure_takes_no_other_output_with_it(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_one_failure_takes_no_other_output_with_it(tmp_path: Path) -> None:
     ]
     told: list[Saved] = []
     with pytest.raises(ClientError) as caught:
-        save(result(*given), tmp_path, on_saved=told.append)
+        result(*given).save(tmp_path, on_saved=told.append)
     assert caught.value.message.startswith("3 of 5 outputs were not saved:\n  b.png: ")
     assert "\n  c.mp4: " in caught.value.message
     assert (type(caught.value), caught.value.job_id) == (JobFailed, "job-1")
@@ -139,7 +139,7 @@ def test_one_failure_takes_no_other_output_with_it(tmp_path: Path) -> None:
 def test_one_that_could_be_fetched_later_makes_it_a_network_error(tmp_path: Path) -> None:
     gone = output("b.png", "http://[broken", type="s3_url")
     with pytest.raises(NetworkError, match="--resume job-1"):
-        save(result(output("a.png", "!"), gone), tmp_path)
+        result(output("a.png", "!"), gone).save(tmp_path)
 
 
 @pytest.mark.parametrize("at", ["out", "out/below"])
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path, at: str) 
     with pytest.raises(UsageError, match="--out"):
         make_folder(tmp_path / at)
     with pytest.raises(UsageError, match="--out"):
-        save(result(output()), tmp_path / at)
+        result(output()).save(tmp_path / at)
 
 
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
     script = f"""
         import base64, resource
         from pathlib import Path
-        from settee.client.errors import UsageError
-        from settee.client.results import Output, Result
-        from settee.client.saving import save
+        from settee.client.client_errors import UsageError
+        from settee.client.follow import Result
+        from settee.client.job_outputs import Output
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
         def output(name, size):
             return Output("images", name, "base64", base64.b64encode(b"x" * size).decode())
         try:
-            save(Result("job-1", (output("large.png", 200_000), output("small.png", 100))), Path({str(tmp_path)!r}))
+            Result("job-1", (output("large.png", 200_000), output("small.png", 100))).save(Path({str(tmp_path)!r}))
         except UsageError as error:
             print(error.message)
     """
@@ -234,14 +234,14 @@ def test_without_a_suffix_the_media_type_gives_one(keys: dict[str, Any], name: s
 def test_long_names_are_cut_between_characters(hint: str, tmp_path: Path) -> None:
     name = plain_name(output(hint, media_type="image/png"))
     assert name.endswith(".png")
-    assert len(name.encode()) <= MOST_BYTES
-    assert save(result(output(hint)), tmp_path)[0].path.parent == tmp_path
+    assert len(name.encode()) <= MAX_BYTES
+    assert result(output(hint)).save(tmp_path)[0].path.parent == tmp_path
 
 
 @given(st.text(), st.sampled_from(KINDS), st.none() | st.text())
 def test_no_hint_makes_a_bad_name(hint: str, kind: str, media_type: str | None) -> None:
     name = plain_name(output(hint, kind=kind, media_type=media_type))
-    assert len(name.encode()) <= MOST_BYTES  # also: it is valid Unicode
+    assert len(name.encode()) <= MAX_BYTES  # also: it is valid Unicode
     assert not set(name) & set('/\\\0\n\r\t<>:"|?*\u202e\u2066')
     assert name[0] not in ". -~"
     assert name[-1] not in ". "
@@ -256,7 +256,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"mine")
     os.symlink("nowhere", tmp_path / "a-2.png")
     (tmp_path / "a-3.png").mkdir()
-    saved = save(result(output(), output()), tmp_path)
+    saved = result(output(), output()).save(tmp_path)
     assert [one.path.name for one in saved] == ["a-4.png", "a-5.png"]
     assert (tmp_path / "a.png").read_bytes() == b"mine"
     assert not (tmp_path / "nowhere").exists()
@@ -266,12 +266,12 @@ def test_overwrite_replaces_what_is_there_but_no_output_of_the_same_job(tmp_path
     (tmp_path / "elsewhere").write_bytes(b"mine")
     os.symlink("elsewhere", tmp_path / "a.png")
     (tmp_path / "a-2.png").mkdir()
-    saved = save(result(output(data=b"1"), output(data=b"2"), output("A.PNG", b"3")), tmp_path, overwrite=True)
+    saved = result(output(data=b"1"), output(data=b"2"), output("A.PNG", b"3")).save(tmp_path, overwrite=True)
     assert [one.path.name for one in saved] == ["a.png", "a-3.png", "A-2.PNG"] or os.name == "nt"
     assert (tmp_path / "a.png").read_bytes() == b"1"
     assert not (tmp_path / "a.png").is_symlink()
     assert (tmp_path / "elsewhere").read_bytes() == b"mine"
-    again = save(result(output(data=b"4")), tmp_path, overwrite=True)
+    again = result(output(data=b"4")).save(tmp_path, overwrite=True)
     assert (again[0].path.name, again[0].path.read_bytes()) == ("a.png", b"4")
 
 
@@ -290,7 +290,7 @@ def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def test_many_jobs_save_into_one_folder_at_once(tmp_path: Path, links: str, metadata: bool) -> None:
     contents = [b"%d" % number for number in range(48)]
     with ThreadPoolExecutor(8) as pool:
-        saved = list(pool.map(lambda data: save(result(output(data=data)), tmp_path, metadata=metadata)[0], contents))
+        saved = list(pool.map(lambda data: result(output(data=data)).save(tmp_path, metadata=metadata)[0], contents))
     assert len({one.path for one in saved}) == len(contents)
     assert [one.path.read_bytes() for one in saved] == contents
     notes = [path for path in tmp_path.iterdir() if path.suffix == ".json"]
@@ -302,7 +302,7 @@ def test_many_jobs_save_into_one_folder_at_once(tmp_path: Path, links: str, meta
 
 def test_a_file_has_the_modes_that_any_new_file_has(tmp_path: Path, links: str) -> None:
     (tmp_path / "plain").write_bytes(b"")
-    saved = save(result(output()), tmp_path)
+    saved = result(output()).save(tmp_path)
     assert saved[0].path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -318,7 +318,7 @@ def test_metadata_lies_beside_each(tmp_path: Path) -> None:
         warnings=("a word",),
         workflow={"3": {"class_type": "KSampler", "inputs": {"text": "ネコ \ud800"}}},
     )
-    save(made, tmp_path, metadata=True)
+    made.save(tmp_path, metadata=True)
     assert set(files(tmp_path)) == {"a.png", "a.png.json", "a.mp4", "a.mp4.json"}
     assert "ネコ" in (tmp_path / "a.png.json").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "a.png.json").read_text(encoding="utf-8")) == {
@@ -339,7 +339,7 @@ def test_metadata_lies_beside_each(tmp_path: Path) -> None:
 def test_a_file_and_its_metadata_have_one_number(tmp_path: Path) -> None:
     (tmp_path / "a.png.json").write_text("mine")
     (tmp_path / "a-2.png").write_text("mine")
-    saved = save(result(output(), output("a.png.json", kind="files")), tmp_path, metadata=True)
+    saved = result(output(), output("a.png.json", kind="files")).save(tmp_path, metadata=True)
     assert [one.path.name for one in saved] == ["a-3.png", "a.png-2.json"]
     assert set(files(tmp_path)) == {
         *("a.png.json", "a-2.png", "a-3.png", "a-3.png.json", "a.png-2.json", "a.png-2.json.json")
@@ -367,6 +367,6 @@ def test_saving_is_stopped_before_it_begins(tmp_path: Path) -> None:
     stop.set()
     given = [output(), output("b.png", "http://127.0.0.1:9/b.png", type="url")]
     with pytest.raises(ClientError, match="stopped") as caught:
-        save(result(*given), tmp_path, stop=stop)
+        result(*given).save(tmp_path, stop=stop)
     assert caught.value.exit_code == 5
     assert files(tmp_path) == {"a.png": DATA}

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from settee import sealing
-from settee.client.errors import UsageError
-from settee.client.results import Result, outputs_of
-from settee.client.sealing import Sealer
+from settee.client.client_errors import UsageError
+from settee.client.follow import Result
+from settee.client.job_outputs import outputs_of
+from settee.client.sealed_jobs import Sealer
 from tests.support.file_server import FileServer
 
 

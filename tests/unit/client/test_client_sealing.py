@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from settee.client import sealing
-from settee.client.environment import Environment
-from settee.client.errors import UsageError
-from settee.client.sealing import Sealer, new_key
+from settee.client import sealed_jobs
+from settee.client.arguments import Environment
+from settee.client.client_errors import UsageError
+from settee.client.sealed_jobs import Sealer, new_key
 from settee.doors.runpod.sealed import closed, closed_error
 from settee.errors import ExecutionFailed
 from settee.sealing import Sealer as WorkersSealer
@@ -50,17 +50,17 @@ def test_a_new_key_is_fernets() -> None:
 )
 def test_a_key_file_however_it_was_written(tmp_path: Path, content: str) -> None:
     path = key_file(tmp_path / "key", content)
-    keys = sealing.sealer(Environment(encryption_key=OTHER), path, unheard)
+    keys = sealed_jobs.sealer(Environment(encryption_key=OTHER), path, unheard)
     assert keys is not None
     token = keys.seal([b'{"a": 1}'])
     assert Fernet(KEY).decrypt(token) == b'{"a": 1}', "the file goes before the environment, its first key seals"
 
 
 def test_the_environment_and_none() -> None:
-    keys = sealing.sealer(Environment(encryption_key=KEY), None, unheard)
+    keys = sealed_jobs.sealer(Environment(encryption_key=KEY), None, unheard)
     assert keys is not None
     assert Fernet(KEY).decrypt(keys.seal([b"1"])) == b"1"
-    assert sealing.sealer(Environment(), None, unheard) is None
+    assert sealed_jobs.sealer(Environment(), None, unheard) is None
 
 
 @pytest.mark.skipif(not POSIX, reason="permissions of POSIX")
@@ -68,7 +68,7 @@ def test_the_environment_and_none() -> None:
 def test_a_file_that_others_may_read_is_told_of(tmp_path: Path, mode: int) -> None:
     path = key_file(tmp_path / "key", KEY, mode)
     warnings: list[str] = []
-    assert sealing.read_key(path, warnings.append) == KEY
+    assert sealed_jobs.read_key(path, warnings.append) == KEY
     assert warnings == [f"{path} holds a key, and others on this machine may read it: chmod 600 {path}"]
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_others_may_read_is_told_of(tmp_path: Path, mode: int) -> No
 def test_what_is_no_key_is_told_without_it(tmp_path: Path, content: str | bytes) -> None:
     path = key_file(tmp_path / "key", content)
     with pytest.raises(UsageError) as error:
-        sealing.sealer(Environment(), path, unheard)
+        sealed_jobs.sealer(Environment(), path, unheard)
     assert error.value.message.startswith(f"{path} holds no Fernet key")
     assert "settee-client keygen" in error.value.message
     assert KEY not in error.value.message
@@ -85,25 +85,25 @@ def test_what_is_no_key_is_told_without_it(tmp_path: Path, content: str | bytes)
 
 def test_a_key_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        sealing.read_key(tmp_path / "key", unheard)
+        sealed_jobs.read_key(tmp_path / "key", unheard)
     with pytest.raises(UsageError, match="cannot be read"):
-        sealing.read_key(tmp_path, unheard)
+        sealed_jobs.read_key(tmp_path, unheard)
     with pytest.raises(UsageError, match="too large for a key file"):
-        sealing.read_key(key_file(tmp_path / "key", "x" * 100_000), unheard)
+        sealed_jobs.read_key(key_file(tmp_path / "key", "x" * 100_000), unheard)
 
 
 def test_a_written_key_is_its_owners_and_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    sealing.write_key(path)
+    sealed_jobs.write_key(path)
     if POSIX:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = path.read_text()
-    assert sealing.sealer(Environment(), path, unheard) is not None
-    with pytest.raises(UsageError, match="is there already"):
-        sealing.write_key(path)
+    assert sealed_jobs.sealer(Environment(), path, unheard) is not None
+    with pytest.raises(UsageError, match="exists already"):
+        sealed_jobs.write_key(path)
     assert path.read_text() == first
     with pytest.raises(UsageError, match="cannot be written: No such file"):
-        sealing.write_key(tmp_path / "none" / "key")
+        sealed_jobs.write_key(tmp_path / "none" / "key")
 
 
 def test_a_sealer_shows_no_key() -> None:
@@ -116,26 +116,26 @@ def test_a_sealer_shows_no_key() -> None:
 def test_what_the_worker_sealed_opens() -> None:
     answer = {"status": "success", "images": [{"data": "A" * 100_000}], "texts": ["Grüße"]}
     output = closed(answer, WorkersSealer(KEY))
-    assert sealing.is_sealed(output)
-    assert sealing.opened(output, Sealer(f"{OTHER},{KEY}")) == answer
-    assert sealing.opened({"status": "success"}, None) == {"status": "success"}
+    assert sealed_jobs.is_sealed(output)
+    assert sealed_jobs.opened(output, Sealer(f"{OTHER},{KEY}")) == answer
+    assert sealed_jobs.opened({"status": "success"}, None) == {"status": "success"}
 
 
 def test_an_error_keeps_its_own_words_under_the_seal() -> None:
     output = closed_error(ExecutionFailed("node 6: a private prompt"), WorkersSealer(KEY))
     assert "private" not in str(output)
-    assert "a private prompt" in sealing.opened(output, Sealer(KEY))["error"]
+    assert "a private prompt" in sealed_jobs.opened(output, Sealer(KEY))["error"]
 
 
 def test_the_wrong_key_or_none() -> None:
     output = closed({"status": "success"}, WorkersSealer(KEY))
     with pytest.raises(UsageError) as error:
-        sealing.opened(output, Sealer(OTHER, origin="my.key"))
+        sealed_jobs.opened(output, Sealer(OTHER, origin="my.key"))
     assert error.value.message.startswith("the answer does not open with the key of my.key")
     with pytest.raises(UsageError, match="set ENCRYPTION_KEY, or give --key-file"):
-        sealing.opened(output, None)
+        sealed_jobs.opened(output, None)
     with pytest.raises(UsageError, match="holds no result"):
-        sealing.opened(closed(["x"], WorkersSealer(KEY)), Sealer(KEY))  # type: ignore[arg-type]
+        sealed_jobs.opened(closed(["x"], WorkersSealer(KEY)), Sealer(KEY))  # type: ignore[arg-type]
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -193,10 +193,10 @@ _BARE = """
 import sys
 for name in sys.argv[1].split(","):
     sys.modules[name] = None
-from settee.client import sealing
-from settee.client.errors import UsageError
+from settee.client import sealed_jobs
+from settee.client.client_errors import UsageError
 try:
-    keys = sealing.Sealer(sealing.new_key())
+    keys = sealed_jobs.Sealer(sealed_jobs.new_key())
     token = keys.seal([b'{"a": ', b'"\\xc3\\xbc"}'])
     print(keys.open({"encrypted_output": token}), len(token) == keys.size(11))
 except UsageError as error:

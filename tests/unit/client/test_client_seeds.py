@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from settee.client.changes import applied
-from settee.client.errors import UsageError
-from settee.client.inject.seeds import seed_changes
-from settee.client.plan import Wishes, prepared
+from settee.client.client_errors import UsageError
+from settee.client.inject import applied
+from settee.client.prepare import Wishes, prepared, seed_changes
 from settee.comfyui.seeds import MAX_SEED
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"

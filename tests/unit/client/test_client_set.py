@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settee.client.errors import Ambiguous, UsageError
-from settee.client.inject.selectors import live_nodes, node_of
-from settee.client.inject.settings import set_changes
+from settee.client.client_errors import Ambiguous, UsageError
+from settee.client.inject.selectors import live_nodes, node_of, set_changes
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from settee.client import embedded, sources
-from settee.client.errors import UsageError
+from settee.client import media_metadata, workflow_files
+from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import isolate
 from settee.comfyui.node_registry import NodeRegistry
 
@@ -30,8 +30,8 @@ EDITOR = {"nodes": [], "links": [], "version": 0.4}
 FIFO = hasattr(os, "mkfifo")
 
 
-def read(text: str | Path, *, stdin: bytes = b"", folder: Path | None = None) -> sources.Source:
-    return sources.read(str(text), stdin=io.BytesIO(stdin), folder=folder)
+def read(text: str | Path, *, stdin: bytes = b"", folder: Path | None = None) -> workflow_files.Source:
+    return workflow_files.read(str(text), stdin=io.BytesIO(stdin), folder=folder)
 
 
 def refusal(text: str | Path, **how: Any) -> str:
@@ -51,11 +51,11 @@ def written(path: Path, content: bytes | str) -> Path:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_a_file_in_any_spelling_of_unicode(tmp_path: Path, encoding: str) -> None:
     path = written(tmp_path / "a.json", json.dumps(GRAPH, ensure_ascii=False).encode(encoding))
-    assert read(path) == sources.Source(GRAPH, str(path))
+    assert read(path) == workflow_files.Source(GRAPH, str(path))
 
 
 def test_standard_input() -> None:
-    assert read("-", stdin=json.dumps(GRAPH).encode()) == sources.Source(GRAPH, "standard input")
+    assert read("-", stdin=json.dumps(GRAPH).encode()) == workflow_files.Source(GRAPH, "standard input")
 
 
 def test_a_picture_through_standard_input() -> None:
@@ -138,7 +138,7 @@ def test_the_editors_format_is_passed_on_for_the_converter(tmp_path: Path) -> No
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b'{\n "1": }', "is not JSON: Expecting value at line 2, column 7"),
+        (b'{\n "1": }', "is not valid JSON: Expecting value at line 2, column 7"),
         (b"\xff\xd8\xff\xe0 a JPEG", "a workflow is JSON, or a PNG"),
         (b"\x00\x01\x02\x03", "a workflow is JSON, or a PNG"),
         (b"[" * 100_000, "nested too deeply"),
@@ -147,9 +147,9 @@ def test_the_editors_format_is_passed_on_for_the_converter(tmp_path: Path) -> No
         (b'"text"', "must be an object of nodes"),
         (b"null", "must be an object of nodes"),
         (b"{}", "has no nodes"),
-        (b'{"input": {"workflow": {"1": {}}}}', "give what is inside its 'input.workflow'"),
-        (b'{"workflow": {"1": {}}, "images": []}', "give what is inside its 'workflow'"),
-        (b'{"prompt": {"1": {}}, "client_id": "x"}', "give what is inside its 'prompt'"),
+        (b'{"input": {"workflow": {"1": {}}}}', "give the content of its 'input.workflow'"),
+        (b'{"workflow": {"1": {}}, "images": []}', "give the content of its 'workflow'"),
+        (b'{"prompt": {"1": {}}, "client_id": "x"}', "give the content of its 'prompt'"),
         (b'{"1": 5}', "1: a node must be an object"),
         (b'{"1": {"class_type": "A"}}', '1: the node has no "inputs" object'),
         (b'{"1": {"inputs": {}}}', "1: the node has no class_type"),
@@ -177,7 +177,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with path.open("wb") as file:
         file.write(b"{")
-        file.truncate(sources.MAX_BYTES + 10)
+        file.truncate(workflow_files.MAX_BYTES + 10)
     assert "too large for a workflow (over 64 MiB)" in refusal(path)
 
 
@@ -197,9 +197,9 @@ def test_what_comfyui_and_isolation_left_is_taken_out(tmp_path: Path) -> None:
 
 def test_names_that_only_look_like_isolation_stay() -> None:
     graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "settee-mine/a"}}}
-    assert sources.cleaned(graph) == graph
+    assert workflow_files.cleaned(graph) == graph
     linked = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": ["2", 0]}}}
-    assert sources.cleaned(linked) == linked
+    assert workflow_files.cleaned(linked) == linked
 
 
 # --- pictures and films that ComfyUI made ------------------------------------------------------------
@@ -271,13 +271,13 @@ def test_a_picture_cut_off_after_its_prompt_is_enough(tmp_path: Path) -> None:
     ("chunk", "crc", "words"),
     [
         ((b"tEXt", b"parameters\0steps: 20"), None, "holds no workflow: this PNG was not made by ComfyUI"),
-        ((b"tEXt", b"prompt\0a fox in the snow"), None, "the prompt in {} is not JSON"),
+        ((b"tEXt", b"prompt\0a fox in the snow"), None, "the prompt in {} is not valid JSON"),
         ((b"tEXt", b"prompt\0[1]"), None, "must be an object of nodes"),
-        ((b"tEXt", b"prompt\0" + TEXT), 7, "{} is damaged: the checksum of its prompt does not fit"),
+        ((b"tEXt", b"prompt\0" + TEXT), 7, "{} is damaged: the checksum of its prompt does not match"),
         ((b"zTXt", b"prompt\0\0xxxx"), None, "{} is damaged: its metadata does not inflate"),
         ((b"zTXt", b"prompt\0\0" + zlib.compress(TEXT)[:-6]), None, "is cut off, or too much of it"),
-        ((b"iTXt", b"prompt\0"), None, "the prompt in {} is not JSON"),
-        ((b"iTXt", b"prompt"), None, "the prompt in {} is not JSON"),
+        ((b"iTXt", b"prompt\0"), None, "the prompt in {} is not valid JSON"),
+        ((b"iTXt", b"prompt"), None, "the prompt in {} is not valid JSON"),
     ],
 )
 def test_what_a_png_may_have_instead(tmp_path: Path, chunk: tuple[bytes, bytes], crc: int | None, words: str) -> None:
@@ -286,12 +286,12 @@ def test_what_a_png_may_have_instead(tmp_path: Path, chunk: tuple[bytes, bytes],
 
 
 def test_a_text_that_inflates_without_end(tmp_path: Path) -> None:
-    bomb = zlib.compress(b"[" * (embedded.MAX_TEXT + 1), 9)
+    bomb = zlib.compress(b"[" * (media_metadata.MAX_TEXT + 1), 9)
     assert "too much of it for a workflow" in refusal(png(tmp_path / "a.png", (b"zTXt", b"prompt\0\0" + bomb)))
 
 
 def test_only_the_first_of_many_texts_is_inflated(tmp_path: Path) -> None:
-    bomb = zlib.compress(b"[" * (embedded.MAX_TEXT // 2), 9)
+    bomb = zlib.compress(b"[" * (media_metadata.MAX_TEXT // 2), 9)
     path = png(tmp_path / "a.png", *[(b"zTXt", b"workflow\0\0" + bomb)] * 100, (b"tEXt", b"prompt\0" + TEXT))
     assert read(path).data == GRAPH
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.base.text import for_terminal
-from settee.client.changes import Change
-from settee.client.display import table
-from settee.client.display.text import cells, cut, duration, padded
+from settee.client.display import cells, cut, duration, padded, table
+from settee.client.inject import Change
 
 WORKFLOW = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 1}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from settee.client.errors import Ambiguous, UsageError
+from settee.client.client_errors import Ambiguous, UsageError
 
 Graph = dict[str, Any]
 #: ``node.input`` of every place, or the error and words of its message.

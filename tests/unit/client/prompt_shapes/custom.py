@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settee.client.errors import Ambiguous
+from settee.client.client_errors import Ambiguous
 from tests.unit.client.prompt_shapes.building import DIFFER, NONE, SHARED, Shape, encoder, node, sampler, sd15
 
 CUSTOM = {
@@ -13,8 +13,8 @@ CUSTOM = {
     ),
     "a sampler nobody knows, with names of its own": Shape(
         sd15(n3=node("FancySampler", model="@1", c="@6", uc="@7", latent="@5")),
-        (Ambiguous, "a prompt, a negative one or neither"),
-        (Ambiguous, "a prompt, a negative one or neither"),
+        (Ambiguous, "a prompt, a negative prompt or neither"),
+        (Ambiguous, "a prompt, a negative prompt or neither"),
     ),
     "cond and uncond": Shape(
         sd15(n3=node("FancySampler", model="@1", cond="@6", uncond="@7", latent="@5")), ["6.text"], ["7.text"]
@@ -47,8 +47,8 @@ CUSTOM = {
     "a controlnet nobody knows, the wrong way round": Shape(
         sd15("@12/1", "@12", n12=node("FancyControl", positive="@6", negative="@7", image="@14"))
         | {"14": node("LoadImage", image="a.png")},
-        (Ambiguous, "it cannot be told which output"),
-        (Ambiguous, "it cannot be told which output"),
+        (Ambiguous, "it is not known which output"),
+        (Ambiguous, "it is not known which output"),
     ),
     "the prompt goes somewhere nobody knows": Shape(
         sd15(
@@ -144,8 +144,8 @@ CUSTOM = {
             n21=node("Context (rgthree)", base_ctx="@20", positive="@6"),
             n22=encoder("replaced"),
         ),
-        (Ambiguous, "a prompt, a negative one or neither"),
-        (Ambiguous, "a prompt, a negative one or neither"),
+        (Ambiguous, "a prompt, a negative prompt or neither"),
+        (Ambiguous, "a prompt, a negative prompt or neither"),
     ),
     "a context": Shape(
         sd15(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settee.client.errors import Ambiguous
+from settee.client.client_errors import Ambiguous
 from tests.unit.client.prompt_shapes.building import (
     DIFFER,
     NONE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settee.client.errors import Ambiguous, UsageError
+from settee.client.client_errors import Ambiguous, UsageError
 from tests.unit.client.prompt_shapes.building import SHARED, Shape, encoder, joined, node, sampler, sd15
 
 TEXTS = {
@@ -104,8 +104,8 @@ TEXTS = {
             n7=encoder("@20"),
             n20=node("SDXLPromptStyler", text_positive="a fox", text_negative="blurry", style="base", log_prompt="No"),
         ),
-        (Ambiguous, "it cannot be told which output"),
-        (Ambiguous, "it cannot be told which output"),
+        (Ambiguous, "it is not known which output"),
+        (Ambiguous, "it is not known which output"),
     ),
     "a switch between two texts": Shape(
         sd15(n6=encoder("@20"), n20=node("Any Switch", any_01="@21", any_02="@22"), n21=joined("a fox", ""))

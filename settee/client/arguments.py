@@ -1,0 +1,210 @@
+"""The callers' side: their environment, arguments in Python, options at the command line."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from settee.client.client_errors import UsageError
+from settee.client.inject import Given
+from settee.client.inject.parameter_places import Parameters
+from settee.client.prepare import Wishes
+
+#: A workflow: API format (or the editor's, where the target knows its nodes), or where to read it.
+WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
+#: Files for loaders in natural order of their node ids, or by node id or title.
+Files: TypeAlias = "Sequence[str | PathLike[str]] | Mapping[str, str | PathLike[str]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """The variables that the client reads. None: not set; so are empty ones, which templates leave behind."""
+
+    endpoint_id: str | None = None
+    #: Of RunPod's API, as the RunPod SDK reads it.
+    endpoint_base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    encryption_key: str | None = field(default=None, repr=False)
+    #: Of worker-comfyui, as the worker's: the address holds the bucket, or BUCKET_NAME does.
+    bucket_endpoint_url: str | None = None
+    bucket_access_key_id: str | None = None
+    bucket_secret_access_key: str | None = field(default=None, repr=False)
+    bucket_name: str | None = None
+    #: None: read from the endpoint.
+    bucket_region: str | None = None
+    #: Address as endpoint/bucket/key.
+    bucket_path_style: bool = True
+    comfy_org_api_key: str | None = field(default=None, repr=False)
+
+    #: All of it, for who has to know the terminal and the desktop.
+    all: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls) -> Environment:
+        """Return those of this process, now."""
+
+        def value(name: str) -> str | None:
+            return os.environ.get(name, "").strip() or None
+
+        return cls(
+            endpoint_id=value("RUNPOD_ENDPOINT_ID"),
+            endpoint_base_url=value("RUNPOD_ENDPOINT_BASE_URL"),
+            api_key=value("RUNPOD_API_KEY"),
+            encryption_key=value("ENCRYPTION_KEY"),
+            bucket_endpoint_url=value("BUCKET_ENDPOINT_URL"),
+            bucket_access_key_id=value("BUCKET_ACCESS_KEY_ID"),
+            bucket_secret_access_key=value("BUCKET_SECRET_ACCESS_KEY"),
+            bucket_name=value("BUCKET_NAME"),
+            bucket_region=value("BUCKET_REGION"),
+            bucket_path_style=(value("BUCKET_PATH_STYLE") or "true").lower()
+            not in ("false", "0", "no", "off", "f", "n"),
+            comfy_org_api_key=value("COMFY_ORG_API_KEY"),
+            all=os.environ,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options of a job, in addition to what is put into its workflow."""
+
+    #: ``auto``, ``base64``, ``s3``, or an object as in docs/api.md.
+    delivery: str | Mapping[str, Any] | None = None
+    #: The worker's limit, seconds.
+    timeout_s: float | None = None
+    #: Models that the job brings (docs/models.md).
+    models: tuple[Any, ...] = ()
+    allow_partial: bool = False
+    #: Scale larger images down to this, pixels; send them as JPEG of this quality.
+    max_side: int | None = None
+    jpeg: int | None = None
+
+    def as_input(self, environment: Environment) -> dict[str, Any]:
+        """Return the keys of the request's input (docs/api.md)."""
+        given = {
+            "delivery": self.delivery,
+            "timeout_s": self.timeout_s,
+            "models": list(self.models) or None,
+            "allow_partial": self.allow_partial or None,
+            "comfy_org_api_key": environment.comfy_org_api_key,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+# --- in Python ------------------------------------------------------------------------------------------------
+
+
+def files_from(files: Files) -> tuple[Given, ...]:
+    """Return files as a caller gives them in Python: a name with a "=" in it is a name."""
+    if isinstance(files, (str, bytes)):
+        raise UsageError("give files as a list, even of one, or as a mapping of nodes to files")
+    if isinstance(files, Mapping):
+        return tuple(Given(Path(path), str(node)) for node, path in files.items())
+    return tuple(Given(Path(path), None) for path in files)
+
+
+def parameters_from(values: Mapping[str, Any]) -> Parameters:
+    """Return the parameters. Raises TypeError for an unknown name, as Python does."""
+    if unknown := values.keys() - Parameters.__dataclass_fields__.keys():
+        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
+    lora = values.get("lora", ())
+    return Parameters(**{**values, "lora": (lora,) if isinstance(lora, str) else tuple(lora or ())})
+
+
+def sets_from(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
+    """Return ``--set``'s texts: as they are, or of a mapping of places to values."""
+    if isinstance(values, str):
+        return (values,)
+    if isinstance(values, Mapping):
+        return tuple(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
+    return tuple(values)
+
+
+def workflow_from(workflow: WorkflowLike) -> tuple[dict[str, Any], str]:
+    """Return (the checked workflow, its name in messages). Raises UsageError."""
+    from settee.client import workflow_files
+
+    if isinstance(workflow, Mapping):
+        return workflow_files.checked(workflow, "the workflow"), "the workflow"
+    # A service has no standard input.
+    stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
+    source = workflow_files.read(os.fspath(workflow), stdin=stdin)
+    return source.data, source.shown
+
+
+# --- at the command line --------------------------------------------------------------------------------------
+
+
+def wishes_of(args: argparse.Namespace) -> Wishes:
+    """Return what the options put into the workflow. Raises UsageError."""
+    return Wishes(
+        images=files_from_texts(args.img),
+        masks=files_from_texts(args.mask),
+        videos=files_from_texts(args.video),
+        audio=files_from_texts(args.audio),
+        prompt=args.prompt,
+        negative=args.negative,
+        seed=args.seed,
+        keep_seed=args.keep_seed,
+        parameters=Parameters(
+            **{
+                name: getattr(args, name)
+                for name in ("steps", "cfg", "width", "height", "denoise", "sampler", "scheduler", "ckpt")
+            },
+            lora=tuple(args.lora),
+        ),
+        sets=tuple(args.set),
+    )
+
+
+def options_of(args: argparse.Namespace) -> JobOptions:
+    """Return the job's options as the command line has them."""
+    return JobOptions(
+        delivery=args.delivery,
+        timeout_s=args.job_timeout,
+        models=tuple(args.model),
+        allow_partial=args.allow_partial,
+        max_side=args.max_side,
+        jpeg=args.jpeg,
+    )
+
+
+def files_from_texts(texts: Sequence[str]) -> tuple[Given, ...]:
+    """Return files as the command line has them: ``a.png``, ``12=a.png``, ``Title=a.png``."""
+    return tuple(parse_given(text) for text in texts)
+
+
+def parse_given(text: str) -> Given:
+    """Parse ``a.png``, ``12=a.png`` or ``Title=a.png``. An existing file whose name is all of ``text`` is that file.
+
+    Of several equals signs, the first counts that an existing file's name follows, else the first. ``~`` is the home
+    folder (a shell does not see it behind an equals sign). Raises UsageError for an empty half.
+    """
+    if not text:
+        raise UsageError("the name of a file is empty")
+    cuts = [at for at, char in enumerate(text) if char == "="]
+    if not cuts or _is_file(text):
+        return Given(_path(text))
+    cut = next((at for at in cuts if _is_file(text[at + 1 :])), cuts[0])
+    node, path = text[:cut].strip(), text[cut + 1 :]
+    if not node or not path:
+        raise UsageError(f"{text!r}: write NODE=FILE, such as 12=photo.png, or just FILE")
+    return Given(_path(path), node)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return bool(text) and _path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a NUL: no file's name
+        return False

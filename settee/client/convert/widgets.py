@@ -1,0 +1,359 @@
+"""Widgets of the nodes: what the server's registry declares for a class, and which value of the file belongs to which.
+
+``widgets_values`` is a list without names, so a node that changed since it was saved would get its values shifted, in
+the editor too. Therefore the count must be right and each value must be of its widget's type, or the node is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from settee.client.convert.editor_file import Node, shown
+from settee.comfyui.workflow import ObjectInfo
+
+#: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
+WIDGETS = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"])
+#: Types whose widgets draw, record or build more inputs: what they export is made in the browser.
+BROWSER_WIDGETS = frozenset(
+    [
+        "AUDIO_RECORD",
+        "AUDIO_UI",
+        "AUDIOUPLOAD",
+        "BOUNDING_BOX",
+        "BOUNDING_BOXES",
+        "CHART",
+        "COLOR",
+        "COLORS",
+        "CURVE",
+        "FILEUPLOAD",
+        "GALLERIA",
+        "HISTOGRAM",
+        "IMAGECOMPARE",
+        "IMAGECROP",
+        "IMAGEUPLOAD",
+        "LOAD_3D",
+        "LOAD_3D_ADVANCED",
+        "LOAD_3D_ANIMATION",
+        "MARKDOWN",
+        "MULTISELECT",
+        "PAINTER",
+        "RANGE",
+        "SELECTBUTTON",
+        "TEXTAREA",
+        "TEXTPREVIEW",
+        "TREESELECT",
+        "WEBCAM",
+    ]
+)
+#: Begins the types of inputs that make other inputs (dynamic combos, growing lists, matched types).
+DYNAMIC = "COMFY_"
+#: Custom nodes of ComfyUI's own repository.
+_OWN_CUSTOM_NODES = frozenset(["custom_nodes.websocket_image_save"])
+SEEDS = frozenset(["seed", "noise_seed"])
+
+
+@dataclass(frozen=True)
+class Input:
+    name: str
+    #: Of its slot; ``COMBO`` for a list of choices.
+    type: str
+    is_widget: bool
+    optional: bool
+    options: Mapping[str, Any]
+    #: Of a combo, where the registry lists them.
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def controls(self) -> int:
+        """Return how many widgets for "control after generate" follow this one: a combo's also has a filter."""
+        controlled = self.options.get("control_after_generate", self.type == "INT" and self.name in SEEDS)
+        if not controlled or self.type not in ("INT", "COMBO"):
+            return 0
+        return 1 if self.type == "INT" else 2
+
+
+@dataclass(frozen=True)
+class Definition:
+    name: str
+    display_name: str
+    #: In the order of the editor's widgets.
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    #: Why no node of this class can be converted; None when they can.
+    scripted: str | None
+    #: Why none can that runs: a browser makes one of its inputs.
+    browser_made: str | None
+
+    @property
+    def slots(self) -> tuple[Input, ...]:
+        """Return the inputs as the editor's node has them: those without a widget first."""
+        return tuple(sorted(self.inputs, key=lambda item: item.is_widget))
+
+    def input(self, name: str) -> Input | None:
+        return next((item for item in self.inputs if item.name == name), None)
+
+
+def definition(class_type: str, object_info: ObjectInfo, extensions: Iterable[str] | None) -> Definition | None:
+    """Return a class of the registry; None when it is missing, or not described as /object_info describes classes."""
+    entry = object_info.get(class_type)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), Mapping):
+        return None
+    inputs = [
+        _input(name, spec, optional=kind == "optional")
+        for kind in ("required", "optional")
+        for name, spec in _in_order(entry, kind)
+    ]
+    outputs = entry.get("output") or []
+    if None in inputs or not isinstance(outputs, list):
+        return None
+    known = [item for item in inputs if item is not None]
+    return Definition(
+        name=class_type,
+        display_name=str(entry.get("display_name") or class_type),
+        inputs=tuple(known),
+        outputs=tuple(kind if isinstance(kind, str) else "COMBO" for kind in outputs),
+        scripted=_script(entry.get("python_module"), extensions),
+        browser_made=_browser_made(known),
+    )
+
+
+def _in_order(entry: Mapping[str, Any], kind: str) -> list[tuple[Any, Any]]:
+    """Return the declared inputs of a kind; an unreadable one where ``input_order`` does not list them all."""
+    named, orders = entry["input"].get(kind) or {}, entry.get("input_order") or {}
+    order = orders.get(kind) if isinstance(orders, Mapping) else None
+    if order is None and isinstance(named, Mapping):
+        order = list(named)
+    if not isinstance(named, Mapping) or not isinstance(order, list):
+        return [("", None)]
+    if len(order) != len(named) or any(not isinstance(name, str) or name not in named for name in order):
+        return [("", None)]
+    return [(name, named[name]) for name in order]
+
+
+def _input(name: str, spec: Any, *, optional: bool) -> Input | None:
+    if not isinstance(spec, (list, tuple)) or not spec:
+        return None
+    options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
+    kind = "COMBO" if isinstance(spec[0], list) else spec[0]
+    if not isinstance(kind, str):
+        return None
+    return Input(
+        name=name,
+        type=kind,
+        is_widget=kind in WIDGETS and not options.get("forceInput"),
+        optional=optional,
+        options=options,
+        choices=tuple(choices) if kind == "COMBO" and isinstance(choices, list) else (),
+    )
+
+
+def _script(module: Any, extensions: Iterable[str] | None) -> str | None:
+    """Return why a class cannot be converted: its pack of custom nodes may change with a script what the editor
+    exports."""
+    if not isinstance(module, str):
+        return "is of a class whose origin the server does not state"
+    if not module.startswith("custom_nodes.") or module in _OWN_CUSTOM_NODES:
+        return None
+    pack = module.split(".", 1)[1]
+    if extensions is None:
+        return f"is of the custom nodes {pack}, which may bring an editor script that changes what is exported"
+    if any(path.startswith(f"/extensions/{pack}/") for path in extensions):
+        return f"is of the custom nodes {pack}, whose editor script may change what is exported"
+    return None
+
+
+def _browser_made(inputs: Iterable[Input]) -> str | None:
+    for item in inputs:
+        if item.type in BROWSER_WIDGETS or item.type.startswith(DYNAMIC) or item.options.get("widgetType"):
+            return f"has an input {item.name} of type {item.type}, which only a browser can export"
+        if item.options.get("remote"):
+            return f"has an input {item.name} whose choices the browser asks the server for"
+    return None
+
+
+#: Values of the widget "control after generate"; old editors had a switch.
+_CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap", True, False)
+#: Classes with widgets of the editor's own after those of the registry: previews of sound and of 3D, and text.
+_PREVIEWS = {
+    "Preview3D": 1,
+    "Preview3DAnimation": 1,
+    "PreviewAny": 3,
+    "PreviewAudio": 1,
+    "SaveAudio": 1,
+    "SaveAudioMP3": 1,
+    "SaveAudioOpus": 1,
+    "SaveGLB": 1,
+}
+#: As a JavaScript number no larger one is exact.
+_LARGEST = 2**53
+
+
+class Misfit(ValueError):
+    """The values do not fit the class; the message continues a sentence that begins with the node."""
+
+
+def by_name(node: Node, definition: Definition) -> dict[str, Any]:
+    """Return the node's values by input, as the file has them. Raises :class:`Misfit`."""
+    values = [] if node.values is None else node.values
+    if not isinstance(values, list):
+        raise Misfit("keeps its values in a way of its own (widgets_values is not a list)")
+    _check_controls(values, definition)
+    named, place, missing = _read(values, definition)
+    # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
+    if missing:
+        raise Misfit(
+            f"has no value in the file for {missing[0]} ({len(values)} in all): another version of it was saved"
+        )
+    # Names prove that what comes after is the server's lack: of a newer node's inputs.
+    if len(values) > place + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
+        raise Misfit(
+            f"has more values in the file ({len(values)}) than its class takes ({place}): another version was saved"
+        )
+    if node.named_values is not None:
+        _agree(named, node.named_values)
+    for other in _without_forced(values, definition):
+        if not same(_read(other, definition)[0], named):
+            raise Misfit("has a value in the file that may be for an input which takes none now")
+    return named
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return True if two values are exported alike; true is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], int, list[str]]:
+    """Return the values by input, how many the class has places for, and the inputs that got none."""
+    named: dict[str, Any] = {}
+    missing = []
+    place = 0
+    for item in definition.inputs:
+        if not item.is_widget:
+            continue
+        if place < len(values):
+            named[item.name] = values[place]
+        elif item.optional and "default" in item.options:
+            # The node is older than this input: the editor takes the default.
+            named[item.name] = item.options["default"]
+        else:
+            missing.append(item.name)
+        place += 1 + item.controls
+    return named, place, missing
+
+
+def _check_controls(values: list[Any], definition: Definition) -> None:
+    place = 0
+    for item in definition.inputs:
+        if item.is_widget:
+            place += 1 + item.controls
+            if item.controls and place - item.controls < len(values):
+                control = values[place - item.controls]
+                if not isinstance(control, (str, bool)) or control not in _CONTROLS:
+                    raise Misfit(f"has {shown(control)} after {item.name}, where its control after a run should stand")
+
+
+def _without_forced(values: list[Any], definition: Definition) -> Iterator[list[Any]]:
+    """Yield the values without those of inputs that lost their widget (forceInput), which old files still have. Editors
+    recognise such a file by its number of values, counted in two ways, and drop the values at the inputs' own
+    places."""
+    takers = [item for item in definition.inputs if item.type in WIDGETS]
+    forced = [place for place, item in enumerate(takers) if not item.is_widget]
+    controls = sum(item.controls for item in takers if item.is_widget)
+    if forced and len(values) in (len(takers), len(takers) + controls):
+        yield [value for place, value in enumerate(values) if place not in forced]
+
+
+def _own_widgets(definition: Definition) -> int:
+    """Return how many values the editor's own widgets may add at the end: upload buttons, players, previews."""
+    flags = {flag for item in definition.inputs for flag, on in item.options.items() if on}
+    uploads = 2 if "audio_upload" in flags else 1 if flags & {"image_upload", "video_upload"} else 0
+    return uploads + _PREVIEWS.get(definition.name, 0)
+
+
+def _agree(named: Mapping[str, Any], said: Any) -> None:
+    for name, value in named.items():
+        if not isinstance(said, Mapping) or name not in said or not same(said[name], value):
+            raise Misfit(f"has {shown(value)} for {name} by its place, and another value by its name")
+
+
+def exported(item: Input, value: Any, *, raw: bool = False) -> Any:
+    """Return a widget's value as the editor exports it. ``raw``: it comes from a subgraph's widget, on which the
+    widget's own changes are not certain, so that a string which they would change is refused.
+
+    Raises :class:`Misfit` for a value that this widget cannot have.
+    """
+    name = item.name
+    if isinstance(value, list) and (item.options.get("multiselect") or item.options.get("multi_select")):
+        if not all(isinstance(part, str) for part in value):
+            raise Misfit(f"has a choice for {name} that is not text")
+        # Else ComfyUI would take a list of two for a link.
+        return {"__value__": list(value)}
+    if not _fits(item, value):
+        raise Misfit(
+            f"has {shown(value)} for {name}, which is not a value of type {item.type}: another version of it was saved"
+        )
+    if isinstance(value, str):
+        return _text(item, value, raw=raw)
+    # JavaScript has one kind of number: 1.0 is written as 1.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST else value
+
+
+def _fits(item: Input, value: Any) -> bool:
+    if item.type == "BOOLEAN":
+        return isinstance(value, bool)
+    if item.type == "STRING":
+        return isinstance(value, str)
+    if item.type == "COMBO":
+        kinds = {type(choice) for choice in item.choices} or {str}
+        return _is_number(value) if type(value) in (int, float) and kinds & {int, float} else type(value) in kinds
+    return _is_number(value) and (item.type == "FLOAT" or float(value).is_integer())
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _LARGEST and math.isfinite(value)
+
+
+def _text(item: Input, text: str, *, raw: bool) -> str:
+    if item.name == "sampler_name" and text.startswith("sample_"):
+        raise Misfit(f"has the old name {shown(text)} for its sampler, which editors rename")
+    if item.name == "filename_prefix" and has_pattern(text):
+        raise Misfit(f"has the pattern {shown(text)} for {item.name}, which the editor fills in as it exports")
+    if item.options.get("multiline") and "\r" in text:
+        raise Misfit(f"has old line ends in {item.name}, which some editors change")
+    if not item.options.get("dynamicPrompts"):
+        return text
+    said = dynamic(text)
+    if said is None:
+        raise Misfit(f"has a dynamic prompt for {item.name}, of which the editor draws one by chance as it exports")
+    if raw and said != text:
+        raise Misfit(f"has a comment or an escape in its {item.name}, which is its subgraph's widget")
+    return said
+
+
+#: Comments in dynamic prompts. JavaScript's "." stops at these four line ends, and Python's only at the first.
+_COMMENT = re.compile(r"/\*[\s\S]*?\*/|//[^\n\r\u2028\u2029]*")
+_ESCAPED = re.compile(r"\\([{}|])")
+#: ``%KSampler.seed%``; what else stands between two % is for comfyui.rewrite (a date) or the server (``%width%``).
+_PATTERN = re.compile(r"%[^%.]+\.[^%.]+%")
+
+
+def dynamic(text: str) -> str | None:
+    """Return a dynamic prompt as it is exported: without comments, escapes undone. None where the editor draws by
+    chance (``{a|b}``), or where it may."""
+    text = _COMMENT.sub("", text)
+    if re.search(r"(?<!\\)\{", text) or "\\\\" in text:
+        return None
+    return _ESCAPED.sub(r"\1", text)
+
+
+def has_pattern(text: str) -> bool:
+    """Return True if the editor would put another node's value into this file name, by a name that its export lacks."""
+    return _PATTERN.search(text) is not None

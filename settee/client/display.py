@@ -1,0 +1,378 @@
+"""The display of jobs: the changes before they are sent, and how the jobs stand while they run.
+
+    with Display(sys.stderr) as display:
+        follow(target, answer, on_update=display.update, …)
+
+On a terminal there are rows that rich redraws, elsewhere a line for every change of status. Without colours, so that
+NO_COLOR has nothing to switch off. No failure here fails a job, and nothing that a worker states steers the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+
+from settee.base.text import encodable, for_terminal
+from settee.client.inject import Change
+from settee.client.targets import Answer, Status
+from settee.comfyui.workflow import Workflow, shown_node
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+FRAMES_PER_S = 10
+#: Of many jobs, those under way get a row each while they are at most this many.
+MAX_ROWS = 4
+#: Characters that are shown of a worker's own words, and of a workflow's value.
+_MAX_WORDS, _MAX_VALUE = 200, 2000
+#: A row has room for a bar from this width on.
+_BAR_FROM, _BAR_CELLS = 73, 16
+#: Cells that these columns of the table take at most, and the value at least.
+_MAX_WHY, _MAX_INPUT, _MIN_VALUE = 12, 24, 12
+
+WORDS = {
+    Status.IN_QUEUE: "in queue",
+    Status.IN_PROGRESS: "running",
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "canceled",
+    Status.TIMED_OUT: "timed out",
+}
+
+
+@dataclass
+class _Followed:
+    """A job that is followed, and when it was first seen."""
+
+    name: str
+    answer: Answer
+    begun: float
+
+
+class Display:
+    """A context manager; every method may be called from any thread. On leaving, a terminal is clean again.
+
+    ``is_terminal`` decides between rows and lines (default: what the stream states). ``width``: columns (default: the
+    terminal's). ``total`` is how many jobs there will be: with more than one there is a summary, and every job is
+    named. ``quiet``: only :meth:`line` writes.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        is_terminal: bool | None = None,
+        width: int | None = None,
+        quiet: bool = False,
+        total: int = 1,
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream, self._clock, self._quiet = _Stream(stream), clock, quiet
+        self._has_rows = not quiet and (stream.isatty() if is_terminal is None else is_terminal)
+        self._width = width
+        #: For the jobs; and for what is written. A frame takes the second first.
+        self._lock, self._writing = threading.Lock(), threading.RLock()
+        self._jobs: dict[str, _Followed] = {}
+        self._total, self._done_before, self._begun = total, done, clock()
+        #: Whether each job that has ended succeeded.
+        self._ends: dict[str, bool] = {}
+        self._live: Live | None = None
+        #: How many callers want the rows hidden.
+        self._hidden = 0
+
+    @classmethod
+    def on_stderr(cls, env: Mapping[str, str], *, quiet: bool, total: int = 1, done: int = 0) -> Display:
+        """Return one for standard error, with rows only where the terminal can move its cursor."""
+        term = env.get("TERM", "dumb" if os.name == "posix" else "")
+        return cls(sys.stderr, is_terminal=sys.stderr.isatty() and term != "dumb", quiet=quiet, total=total, done=done)
+
+    def update(self, answer: Answer, name: str | None = None) -> None:
+        """Take how a job stands now; the first call begins its row. ``name``: what it is called (default: its id)."""
+        key = name if name is not None else answer.job_id
+        with self._lock:
+            job = self._jobs.get(key)
+            is_new = job is None or job.answer.status is not answer.status
+            if job is None:
+                job = _Followed(key, answer, self._clock())
+            job.answer = answer
+            if answer.status.is_terminal:
+                self._jobs.pop(key, None)
+                self._ends[key] = answer.status is Status.COMPLETED
+            else:
+                self._jobs[key] = job
+        if is_new and not self._has_rows and not self._quiet:
+            state = f"{WORDS[answer.status]} after {duration(self._clock() - job.begun)}"
+            self._stream.write(f"{for_terminal(key)}: {state if answer.status.is_terminal else _waiting(answer)}\n")
+
+    def lost(self, name: str) -> None:
+        """Count a job as failed that an error ended: it is not followed, was not sent, or its outputs are not saved.
+
+        It counts once, also when it has ended already.
+        """
+        with self._lock:
+            self._jobs.pop(name, None)
+            self._ends[name] = False
+
+    def line(self, text: str) -> None:
+        """Write one line or more above the rows, also with ``quiet``, indented as they are."""
+        lines = [f"{line[: len(line) - len(line.lstrip(' '))]}{for_terminal(line)}" for line in text.split("\n")]
+        with self._writing:
+            if self._live is None:
+                self._stream.write("\n".join(lines) + "\n")
+            else:
+                self._live.console.print("\n".join(lines), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the rows away, for a question or for other output to the same terminal."""
+        with self._writing:
+            self._hidden += 1
+            self._stop()
+        try:
+            yield
+        finally:
+            with self._writing:
+                self._hidden -= 1
+                self._start()
+
+    def __enter__(self) -> Display:
+        with self._writing:
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._writing:
+            self._hidden += 1
+            self._stop()
+
+    def _start(self) -> None:
+        if not self._has_rows or self._hidden or self._live is not None:
+            return
+        from rich.console import Console
+        from rich.live import Live
+
+        console = Console(
+            file=cast(IO[str], self._stream),
+            force_terminal=True,
+            force_interactive=True,
+            color_system=None,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+        self._live = Live(
+            get_renderable=lambda: self._rows(console),
+            console=console,
+            refresh_per_second=FRAMES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        )
+        self._live.start()
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def _rows(self, console: Console) -> Text:
+        """Return what the next frame shows, at the width that the terminal has now."""
+        from rich.text import Text
+
+        # rich would look at standard input first, which may be another terminal.
+        console.width = width = self._width or self._stream.columns()
+        with self._lock:
+            jobs, now, is_named = list(self._jobs.values()), self._clock(), self._total > 1
+            rows = []
+            if is_named and (jobs or self._done_before + len(self._ends) < self._total):
+                rows.append(self._summary(jobs, now))
+            if not is_named or len(jobs) <= MAX_ROWS:
+                rows += [_job_row(job, now, width, self._stream.encoding, is_named=is_named) for job in jobs[:MAX_ROWS]]
+        separator = symbol(" · ", " - ", self._stream.encoding)
+        return Text("\n".join(separator.join(filter(None, row)) for row in rows), no_wrap=True, overflow="ellipsis")
+
+    def _summary(self, jobs: list[_Followed], now: float) -> list[str]:
+        """Return ``12 of 50 done · 1 failed · 3 running · 1 in queue · 26% · 1:42``."""
+        running = [job.answer.progress for job in jobs if job.answer.status is Status.IN_PROGRESS]
+        done = self._done_before + len(self._ends)
+        failed = len(self._ends) - sum(self._ends.values())
+        whole = done + sum(_percent(progress) or 0.0 for progress in running) / 100
+        return [
+            f"{done} of {self._total} done",
+            f"{failed} failed" if failed else "",
+            f"{len(running)} running" if running else "",
+            f"{len(jobs) - len(running)} in queue" if len(jobs) > len(running) else "",
+            f"{min(100.0, 100 * whole / self._total):.0f}%",
+            duration(now - self._begun),
+        ]
+
+
+class _Stream:
+    """A stream that takes every character, with ``?`` for those it cannot encode, and nothing once it is gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._is_broken = stream, False
+        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        if not self._is_broken:
+            try:
+                self._stream.write(encodable(text, self.encoding))
+                self._stream.flush()
+            except (OSError, ValueError):  # the terminal or the pipe is gone; the jobs go on
+                self._is_broken = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: every write is flushed."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
+
+# --- one job ---------------------------------------------------------------------------------------------------
+
+
+def _job_row(job: _Followed, now: float, width: int, encoding: str, *, is_named: bool) -> list[str]:
+    """Return status, percent, step, time, node and message, the most important first: a narrow row loses its end.
+
+    ``running ████░░░░ 41% · step 8/20 · 0:12 · 12 KSampler``
+    """
+    elapsed = duration(now - job.begun)
+    name = [cut(for_terminal(job.name, most=_MAX_WORDS), max(8, width // 4), encoding)] if is_named else []
+    if job.answer.status is not Status.IN_PROGRESS:
+        return [*name, _waiting(job.answer), elapsed]
+    progress: Any = job.answer.progress if isinstance(job.answer.progress, dict) else {}
+    shown, percent = WORDS[Status.IN_PROGRESS], _percent(progress)
+    if percent is not None:
+        shown += f"{_bar(percent, encoding) if width >= _BAR_FROM else ''} {percent:.0f}%"
+    step, maximum = _number(progress.get("step")), _number(progress.get("max"))
+    steps = "" if step is None or maximum is None or maximum <= 1 else f"step {step:.0f}/{maximum:.0f}"
+    node = " ".join(filter(None, (_word(progress.get("node")), _word(progress.get("node_type")))))
+    return [*name, shown, steps, elapsed, node or _word(progress.get("phase")), _word(progress.get("message"))]
+
+
+def _waiting(answer: Answer) -> str:
+    ahead = answer.queue_position
+    if answer.status is not Status.IN_QUEUE or ahead is None:
+        return WORDS[answer.status]
+    return f"in queue, {ahead} ahead" if ahead > 0 else "in queue, next"
+
+
+def _bar(percent: float, encoding: str) -> str:
+    full, empty = symbol("█", "#", encoding), symbol("░", "-", encoding)
+    filled = int(_BAR_CELLS * percent / 100)
+    return f" {full * filled}{empty * (_BAR_CELLS - filled)}"
+
+
+def _percent(progress: Any) -> float | None:
+    found = _number(progress.get("percent")) if isinstance(progress, dict) else None
+    return None if found is None else min(100.0, max(0.0, found))
+
+
+def _number(value: Any) -> float | None:
+    """Return a worker's number; None for what is not one, or is beyond counting."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if -1e9 < value < 1e9 else None
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return ""
+    text = value if isinstance(value, str) else f"{value:d}" if abs(value) < 10**9 else ""
+    return for_terminal(text, most=_MAX_WORDS)
+
+
+# --- the table of changes --------------------------------------------------------------------------------------
+
+
+def table(workflow: Workflow, changes: Iterable[Change], width: int, encoding: str = "utf-8") -> str:
+    """Return a line for every input that changes, at most ``width`` cells wide: option, node, input, new value.
+
+    Of several changes to one input the last counts, as in :func:`settee.client.inject.applied`. Values are cut at
+    their end and shown as one line. "" without changes.
+    """
+    rows = []
+    for change in {(change.node_id, change.input): change for change in changes}.values():
+        texts = (change.why, shown_node(workflow, change.node_id), change.input, _value(change.value))
+        rows.append([for_terminal(text, encoding, most=_MAX_VALUE) for text in texts])
+    if not rows:
+        return ""
+    widest = [max(cells(row[column]) for row in rows) for column in range(4)]
+    why, name = min(widest[0], _MAX_WHY), min(widest[2], _MAX_INPUT)
+    left = width - why - name - 6
+    # The value is what one looks for; the node may take what the value leaves, and half of the rest in any case.
+    node = max(4, min(widest[1], max(left // 2, left - widest[3])))
+    value = max(_MIN_VALUE, left - node)
+    lines = []
+    for row in rows:
+        front = [padded(text, size, encoding) for text, size in zip(row, (why, node, name), strict=False)]
+        lines.append(cut("  ".join([*front, cut(row[3], value, encoding)]), width, encoding))
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    """Return the value as the workflow has it, text without quotes unless there is nothing else to see."""
+    if isinstance(value, str) and value.strip():
+        return value[:_MAX_VALUE]
+    return json.dumps(value, ensure_ascii=False, default=str)[:_MAX_VALUE]
+
+
+# --- text ------------------------------------------------------------------------------------------------------
+
+
+def cells(text: str) -> int:
+    """Return how many columns a terminal gives to the text."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def cut(text: str, width: int, encoding: str = "utf-8") -> str:
+    """Return the text in at most ``width`` cells, with a mark at its end when it was longer."""
+    if cells(text) <= width:
+        return text
+    from rich.cells import set_cell_size
+
+    mark = symbol("…", "...", encoding)[: max(0, width)]
+    return set_cell_size(text, width - len(mark)).rstrip() + mark
+
+
+def padded(text: str, width: int, encoding: str = "utf-8") -> str:
+    """Return the text in exactly ``width`` cells."""
+    text = cut(text, width, encoding)
+    return text + " " * (width - cells(text))
+
+
+def symbol(nice: str, plain: str, encoding: str) -> str:
+    """Return ``nice``, or ``plain`` where the stream cannot encode it."""
+    try:
+        nice.encode(encoding)
+    except (UnicodeError, LookupError):
+        return plain
+    return nice
+
+
+def duration(seconds: float) -> str:
+    """Return ``0:06``, ``12:30``, ``1:02:03``."""
+    minutes, second = divmod(int(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,220 @@
+"""From a job that was sent to what came of it: asking how it stands until it has ended, and reading its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from settee.client import client_errors
+from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
+from settee.client.job_outputs import KINDS, Output, Unseal, outputs_of
+from settee.client.targets.json_http import limited
+
+if TYPE_CHECKING:
+    from settee.client.saving import Saved
+from settee.client.targets import Answer, Status, Target
+
+#: Seconds between questions: at first, after something moved, at the slowest; and by how much they grow.
+FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
+
+
+#: Of a job that its target does not keep (:meth:`Target.keeps`).
+NOT_KEPT = "the SDK's local API runs it to completion all the same, and returns its result to no other command"
+
+
+class Interrupted(Exception):
+    """Following was stopped; the job goes on."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(f"stopped following job {answer.job_id}")
+        #: How the job stood when it was last asked for.
+        self.answer = answer
+        self.job_id = answer.job_id
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a job that succeeded."""
+
+    job_id: str
+    outputs: tuple[Output, ...]
+    #: Milliseconds by phase, the worker's and RunPod's.
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    #: The seeds that the client put in and the worker drew, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+    #: As it was sent.
+    workflow: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: Opens what a sealed job has put on S3: each address leads to a token.
+    unseal: Unseal | None = field(default=None, repr=False, compare=False)
+
+    def save(
+        self,
+        out: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        metadata: bool = False,
+        on_saved: Callable[[Saved], None] = lambda _: None,
+        stop: threading.Event | None = None,
+    ) -> list[Saved]:
+        """Save every output into a folder; :func:`settee.client.saving.save` has the rules for names and errors.
+
+        ``metadata``: write the job's id, seeds, timings, warnings and workflow next to each file as JSON.
+        """
+        from settee.client.saving import save
+
+        note = {
+            "job_id": self.job_id,
+            "seeds": self.seeds,
+            "timings": self.timings,
+            "warnings": list(self.warnings),
+            "workflow": self.workflow,
+        }
+        return save(
+            self.outputs,
+            Path(out),
+            job_id=self.job_id,
+            unseal=self.unseal,
+            overwrite=overwrite,
+            note=note if metadata else None,
+            on_saved=on_saved,
+            stop=stop,
+        )
+
+
+def follow(
+    target: Target,
+    answer: Answer,
+    *,
+    timeout_s: float,
+    on_update: Callable[[Answer], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Answer:
+    """Ask for the job of ``answer`` until it has ended, and return the answer that says so.
+
+    Asks soon at first (at once for a job under way) and then ever less often, and again more often when the job's
+    status or progress moves.
+    ``on_update`` gets every answer, the one given and the last included. ``stop`` may be set from any thread.
+
+    Raises Interrupted when ``stop`` is set; JobStopped after ``timeout_s`` seconds (the job goes on) or when the
+    target knows the job no more; NetworkError when it cannot be asked.
+    """
+    stop = stop or threading.Event()
+    deadline = clock() + timeout_s
+    # One that is under way may be done, and the SDK's local API begins with it when it is first asked for.
+    interval_s = 0.0 if answer.status is Status.IN_PROGRESS else FIRST_S
+    on_update(answer)
+    while not answer.status.is_terminal:
+        if (left := deadline - clock()) <= 0:
+            raise _out_of_time(target, answer, timeout_s)
+        if stop.wait(min(interval_s, left)):
+            raise Interrupted(answer)
+        if clock() >= deadline:
+            raise _out_of_time(target, answer, timeout_s)
+        try:
+            with limited(stop, lambda: deadline - clock()):
+                fresh = target.status(answer.job_id)
+        except NetworkError as error:
+            if stop.is_set():
+                raise Interrupted(answer) from error
+            if clock() >= deadline:
+                raise _out_of_time(target, answer, timeout_s) from error
+            raise _lost_touch(error, answer.job_id) from error
+        has_moved = (fresh.status, fresh.progress, fresh.queue_position) != (
+            answer.status,
+            answer.progress,
+            answer.queue_position,
+        )
+        interval_s = MOVED_S if has_moved else min(SLOWEST_S, max(FIRST_S, interval_s * GROWTH))
+        answer = fresh
+        on_update(answer)
+    return answer
+
+
+def _out_of_time(target: Target, answer: Answer, timeout_s: float) -> JobStopped:
+    return JobStopped(
+        f"{target.name}: job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value}); "
+        + (f"it goes on there: {ways_back(answer.job_id)}" if target.keeps(answer.job_id) else NOT_KEPT),
+        job_id=answer.job_id,
+    )
+
+
+def ways_back(job_id: str) -> str:
+    """Return the options that reach a job which goes on without us."""
+    return f"--resume {job_id} picks it up, --cancel {job_id} ends it"
+
+
+def _lost_touch(error: NetworkError, job_id: str) -> NetworkError:
+    """Return the same error, with how to get back to the job."""
+    message = f"{error.message}; the job may go on: --resume {job_id} picks it up"
+    kind = client_errors.AuthError if isinstance(error, client_errors.AuthError) else NetworkError
+    return kind(message, code=error.code, details=error.details, job_id=job_id)
+
+
+def result_of(
+    answer: Answer, *, seeds: Mapping[str, int] | None = None, workflow: Mapping[str, Any] | None = None
+) -> Result:
+    """Return the result of a job that has ended: its outputs, its timings (the worker's, and RunPod's ``delayTime`` and
+    ``executionTime``), its warnings. ``seeds`` and ``workflow`` are what the caller sent; the worker's seeds are added.
+
+    Raises what :func:`failure_of` returns for a job that did not succeed; JobFailed for a result without outputs.
+    """
+    if (error := failure_of(answer)) is not None:
+        raise error
+    output = answer.output or {}
+    if not any(kind in output for kind in KINDS):
+        raise JobFailed(
+            "the job completed, but its result has none of the lists for outputs: is a settee worker there?",
+            job_id=answer.job_id,
+        )
+    timings = {
+        str(name): float(value)
+        for name, value in _mapping(output.get("timings")).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    # worker-comfyui has warnings under "errors" only; settee's workers have them under both.
+    warnings = output.get("warnings") or output.get("errors")
+    drawn = _mapping(output.get("seeds"))
+    return Result(
+        job_id=answer.job_id,
+        outputs=outputs_of(output, answer.job_id),
+        timings={**timings, **answer.timings},
+        warnings=tuple(str(warning) for warning in warnings) if isinstance(warnings, list) else (),
+        seeds={**(seeds or {}), **{str(at): seed for at, seed in drawn.items() if type(seed) is int}},
+        workflow=dict(workflow or {}),
+    )
+
+
+def failure_of(answer: Answer) -> ClientError | None:
+    """Return the error for how a job ended: Rejected, JobFailed or JobStopped; None for one that succeeded.
+
+    UsageError for a result that is still sealed.
+    """
+    assert answer.status.is_terminal, "the job has not ended"
+    if answer.status is Status.COMPLETED:
+        if answer.output is None:
+            return JobFailed("the job ended without a result", job_id=answer.job_id)
+        if "encrypted_output" in answer.output:
+            return UsageError(
+                "the result is sealed: set ENCRYPTION_KEY (or give --key-file) and --resume the job",
+                job_id=answer.job_id,
+            )
+        return None
+    kind = client_errors.of_code(answer.code) if answer.status is Status.FAILED else JobStopped
+    words = {
+        Status.FAILED: "the job failed, and the worker did not report why: see its log",
+        Status.CANCELLED: "the job was canceled",
+        Status.TIMED_OUT: "the job ran out of time",
+    }
+    message = answer.error or words[answer.status]
+    return kind(message, code=answer.code, details=answer.details, job_id=answer.job_id)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

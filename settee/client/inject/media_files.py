@@ -1,0 +1,334 @@
+"""Files for the nodes that load some: which goes where, under which name, and whether it is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from settee.client.client_errors import UsageError
+from settee.client.inject import Change, Given, InputFile
+from settee.client.inject.selectors import declared, node_of, only_place
+from settee.client.inject.workflow_graph import Graph
+from settee.comfyui.literals import Place, Use, users
+from settee.comfyui.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
+
+#: class → (input, kind, slots that give a mask). For what a registry does not state, or without one: ComfyUI's
+#: own, VideoHelperSuite's (whose upload buttons are its own, without a flag) and KJNodes'.
+_LOADERS: dict[str, tuple[str, str, frozenset[int]]] = {
+    "LoadImage": ("image", "image", frozenset([1])),
+    "LoadImageOutput": ("image", "image", frozenset([1])),
+    "LoadImageMask": ("image", "image", frozenset([0])),
+    "LoadVideo": ("file", "video", frozenset()),
+    "LoadAudio": ("audio", "audio", frozenset()),
+    "VHS_LoadVideo": ("video", "video", frozenset()),
+    "VHS_LoadVideoFFmpeg": ("video", "video", frozenset()),
+    "VHS_LoadAudioUpload": ("audio", "audio", frozenset()),
+    "LoadAndResizeImage": ("image", "image", frozenset([1])),
+}
+#: What ComfyUI's editor shows an upload button for.
+_FLAGS = {"image_upload": "image", "animated_image_upload": "image", "video_upload": "video", "audio_upload": "audio"}
+#: Inputs that name a file, in a class of which nothing else is known.
+_FILE_INPUTS = frozenset(["image", "mask", "video", "audio", "file", "filename"])
+
+
+@dataclass(frozen=True)
+class Loader:
+    """An input that takes the name of a file."""
+
+    place: Place
+    #: ``image``, ``mask``, ``image+mask`` (both from one file, the mask from its alpha channel), ``video``, ``audio``.
+    kind: str
+    #: Whether an output is made from it.
+    live: bool
+
+    @property
+    def takes(self) -> str:
+        """Return the kind of file for it: ``image``, ``mask``, ``video`` or ``audio``."""
+        return "image" if self.kind == "image+mask" else self.kind
+
+
+def loaders(workflow: Workflow, object_info: ObjectInfo | None = None) -> list[Loader]:
+    """Return every input that takes a file's name, in natural order of node ids.
+
+    The registry's upload flags and a table of the usual classes decide what is one. A picture's loader is a mask's
+    where only its mask goes anywhere.
+    """
+    graph, found = Graph(workflow, object_info), []
+    for node_id in sorted(workflow, key=natural_key):
+        node = workflow[node_id]
+        for name, (kind, masks) in _file_inputs(str(node["class_type"]), object_info).items():
+            if name in node["inputs"]:
+                live = graph.live_uses(node_id)
+                uses = live or graph.users[node_id]
+                found.append(Loader(Place(node_id, name), _kind(kind, masks, uses), bool(live)))
+    return found
+
+
+def unlisted(workflow: Workflow, node_id: str, kind: str, object_info: ObjectInfo | None = None) -> Loader | None:
+    """Return the one input that names a file in a node that :func:`loaders` does not list, for a file of ``kind``.
+
+    Where its class is known, the input must be a choice: a free text would be a path on the worker.
+    """
+    node = workflow[node_id]
+    specs = declared(object_info, str(node["class_type"]))
+    names = [
+        name
+        for name, value in node["inputs"].items()
+        if name in _FILE_INPUTS and isinstance(value, str) and specs.get(name, [None])[0] != "STRING"
+    ]
+    return Loader(Place(node_id, names[0]), kind, bool(users(workflow)[node_id])) if len(names) == 1 else None
+
+
+def _file_inputs(class_type: str, object_info: ObjectInfo | None) -> dict[str, tuple[str, frozenset[int]]]:
+    """input → (``image``, ``video`` or ``audio``; slots that give a mask)."""
+    found: dict[str, tuple[str, frozenset[int]]] = {}
+    if class_type in _LOADERS:
+        name, kind, masks = _LOADERS[class_type]
+        found[name] = kind, masks
+    known = (object_info or {}).get(class_type) or {}
+    masks = frozenset(slot for slot, kind in enumerate(known.get("output") or ()) if kind == "MASK")
+    for name, spec in declared(object_info, class_type).items():
+        options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
+        for flag, kind in _FLAGS.items():
+            if options.get(flag):
+                found[name] = kind, masks
+    return found
+
+
+def _kind(kind: str, masks: frozenset[int], uses: Iterable[Use]) -> str:
+    slots = {use.slot for use in uses}
+    if kind != "image" or not slots & masks:
+        return kind
+    return "mask" if slots <= masks else "image+mask"
+
+
+_OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
+_NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}
+
+
+# --- which file goes where -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Match:
+    """One file, and the loader it is for."""
+
+    loader: Loader
+    file: Given
+    option: str
+
+    def __str__(self) -> str:
+        return f"{self.option} {self.file}"
+
+
+def media_changes(
+    workflow: Workflow,
+    *,
+    images: Sequence[Given],
+    masks: Sequence[Given] = (),
+    videos: Sequence[Given] = (),
+    audio: Sequence[Given] = (),
+    object_info: ObjectInfo | None = None,
+) -> tuple[list[Change], list[InputFile]]:
+    """Return the names that loaders get, and the files that go with them.
+
+    A file with a node goes there; the others go to the rest of the live loaders of their kind in natural order of
+    ids, and must be as many (none leaves them as they are). A loader whose picture and mask are both used takes an
+    image; one whose mask alone is used, a mask. Files are looked at, not read: each must be there and not empty, and
+    pictures must begin as one. Raises UsageError (Ambiguous) naming the option, the file as given, and the nodes.
+    """
+    known = loaders(workflow, object_info)
+    matches: list[_Match] = []
+    for kind, files in (("image", images), ("mask", masks), ("video", videos), ("audio", audio)):
+        named = _by_name(workflow, known, kind, files, object_info)
+        matches += sorted(
+            [*named, *_in_order(workflow, known, kind, files, named)], key=lambda m: natural_key(m.loader.place.node_id)
+        )
+    places: dict[Place, _Match] = {}
+    for match in matches:
+        try:
+            place = only_place(workflow, match.loader.place.node_id, match.loader.place.input)
+        except UsageError as error:
+            raise UsageError(f"{match}: {error.message}") from error
+        if place in places:
+            raise UsageError(f"{match}: node {shown_node(workflow, place.node_id)} gets {places[place].file} already")
+        _check_file(match)
+        places[place] = match
+    return _changes(workflow, places)
+
+
+def _by_name(
+    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], object_info: ObjectInfo | None
+) -> list[_Match]:
+    """Return the files that name their node. Two for a node of two loading inputs take them in turn."""
+    option = _OPTIONS[kind]
+    found: list[_Match] = []
+    for file in files:
+        if file.node is None:
+            continue
+        try:
+            node_id = node_of(workflow, file.node)
+        except UsageError as error:
+            raise type(error)(f"{option} {file}: {error.message}") from error
+        own = [loader for loader in known if loader.place.node_id == node_id]
+        if not own and (guess := unlisted(workflow, node_id, kind, object_info)):
+            own = [guess]
+        free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
+        fitting = [loader for loader in free if not _unfit(kind, loader)]
+        loader = next(iter(fitting or free or own), None)
+        problem = _unfit(kind, loader)
+        if problem or loader is None:
+            raise UsageError(f"{option} {file}: node {shown_node(workflow, node_id)} {problem}")
+        found.append(_Match(loader, file, option))
+    return found
+
+
+def _unfit(kind: str, loader: Loader | None) -> str | None:
+    """Return why a file of this kind cannot go into that loader; None when it can. A mask's loader takes an image that
+    is given for it by name."""
+    if loader is None:
+        return "loads no file"
+    if not loader.live:
+        return "is connected to no output: the file would do nothing"
+    if kind == "mask" and loader.kind == "image+mask":
+        return "takes its mask from the alpha channel of its image: give one file for both, with --img"
+    if kind != loader.takes and (kind, loader.takes) != ("image", "mask"):
+        return f"loads {_NOUNS[loader.takes]}: use {_OPTIONS[loader.takes]}"
+    return None
+
+
+def _in_order(
+    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], named: Sequence[_Match]
+) -> list[_Match]:
+    """Return the files that name no node, for the loaders that are left."""
+    loose = [file for file in files if file.node is None]
+    taken = {match.loader.place for match in named}
+    left = [loader for loader in known if loader.live and loader.takes == kind and loader.place not in taken]
+    if loose and len(loose) != len(left):
+        raise UsageError(_miscounted(workflow, known, kind, len(loose), left))
+    return [_Match(loader, file, _OPTIONS[kind]) for loader, file in zip(left, loose, strict=False)]
+
+
+def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: int, left: Sequence[Loader]) -> str:
+    """Return the message for another number of files than of loaders."""
+    option = _OPTIONS[kind]
+    if left:
+        nodes = listed_nodes(workflow, [loader.place.node_id for loader in left])
+        take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
+        named = f"{option} {left[0].place.node_id}=FILE"
+        return f"{option}: {count} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
+    fits = any(loader.takes == kind for loader in known if loader.live)
+    message = f"{option}: {count} given, and no node is {'left that loads' if fits else 'known to load'} {_NOUNS[kind]}"
+    both = [loader.place.node_id for loader in known if loader.live and loader.kind == "image+mask"]
+    if kind == "mask" and both:
+        why = "the alpha channel of the image is the mask here, so give one file for both with --img"
+        return f"{message}; {why}:\n{listed_nodes(workflow, both)}"
+    others = [loader for loader in known if not (loader.live and loader.takes == kind)]
+    if others:
+        lines = [
+            f"  {shown_node(workflow, loader.place.node_id)}: "
+            + (f"for {_OPTIONS[loader.takes]}" if loader.live else "connected to no output")
+            for loader in others
+        ]
+        return f"{message}; those that load files are:\n" + "\n".join(lines)
+    return message
+
+
+def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
+    """Return a line for every live loader that names a file of the machine where the workflow was made and gets no
+    file."""
+    changed = {(change.node_id, change.input) for change in changes}
+    lines = []
+    for loader in loaders(workflow):
+        node = workflow[loader.place.node_id]
+        name = node["inputs"].get(loader.place.input)
+        if not loader.live or not isinstance(name, str) or node["class_type"] == "LoadImageOutput":
+            continue
+        if (loader.place.node_id, loader.place.input) not in changed:
+            what = f"{shown_node(workflow, loader.place.node_id)} loads {name[:200]!r}"
+            lines.append(f"{what}, and no file is given for it: {_OPTIONS[loader.takes]} FILE")
+    return lines
+
+
+# --- the files -------------------------------------------------------------------------------------------
+
+#: First bytes of what Pillow, and so ComfyUI's LoadImage, opens as a picture.
+_PICTURES = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0|"
+    rb"II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|"
+    rb"8BPS|qoif|P[1-6]\s|\0\0[\x01\x02]\0",
+    re.DOTALL,
+)
+_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx])", re.DOTALL)
+_HEAD = 32
+
+
+def _check_file(match: _Match) -> None:
+    """Check a file. Raises UsageError when it cannot be read, is empty, or is not a picture where one is needed."""
+    path = match.file.path
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(f"{match}: is a folder; name the files in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{match}: is not an ordinary file")
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError as error:
+        raise UsageError(f"{match}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{match}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not head:
+        raise UsageError(f"{match}: the file is empty")
+    if match.option not in ("--img", "--mask") or path.suffix.lower() == ".tga":  # Targa has no first bytes of its own
+        return
+    if _HEIC.match(head):
+        raise UsageError(f"{match}: HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
+    if not _PICTURES.match(head):
+        raise UsageError(f"{match}: is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
+
+
+def _changes(workflow: Workflow, places: dict[Place, _Match]) -> tuple[list[Change], list[InputFile]]:
+    """Return the changes and files: one name for each file, and none that an unchanged loader reads already."""
+    taken = {
+        value.removesuffix("[input]").strip().casefold()
+        for node_id, node in workflow.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, str) and Place(node_id, name) not in places
+    }
+    changes: list[Change] = []
+    files: dict[tuple[str, str], InputFile] = {}
+    for place, match in places.items():
+        kind = match.loader.takes
+        # Not by path alone: what is done to an image before it is sent (JPEG) would spoil a mask.
+        same = (os.path.realpath(match.file.path), kind)
+        if same not in files:
+            files[same] = InputFile(_free_name(place.node_id, match.file.path, kind, taken), match.file.path, kind)
+        changes.append(Change(place.node_id, place.input, files[same].name, match.option))
+    return changes, list(files.values())
+
+
+def _free_name(node_id: str, path: Path, kind: str, taken: set[str]) -> str:
+    """Return ``57_8_photo.png``: ASCII letters, digits, ``_``, ``-`` and dots, at most 120 of them; added to
+    ``taken``."""
+    stem, suffix = (_ascii(part) for part in os.path.splitext(path.name))
+    if len(suffix) > 12:
+        stem, suffix = stem + suffix, ""
+    # Cut from the left: names that differ do so at their end more often than not.
+    base = f"{_ascii(node_id)[:40]}_{stem[-60:].strip('._') or kind}"
+    name, count = base + suffix, 2
+    while name.casefold() in taken:
+        name, count = f"{base}-{count}{suffix}", count + 1
+    taken.add(name.casefold())
+    return name
+
+
+def _ascii(text: str) -> str:
+    """Return the string as part of a file's name: accents are dropped, other special characters become ``_``."""
+    plain = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9._-]", "_", plain)).removesuffix(".")

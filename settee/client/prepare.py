@@ -1,0 +1,157 @@
+"""From what a caller wishes for to a workflow that is ready to be sent: every change, and the files that go with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from settee.client.client_errors import UsageError
+from settee.client.inject import Change, Given, InputFile, applied
+from settee.client.inject.media_files import media_changes
+from settee.client.inject.parameter_places import Parameters, parameter_changes
+from settee.client.inject.prompt_places import prompt_changes
+from settee.client.inject.selectors import set_changes
+from settee.comfyui.literals import Place
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.rewrite import filled_prefixes
+from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
+from settee.comfyui.workflow import EXPORT_HINT, ObjectInfo, Workflow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The values to put into a workflow. Nothing that is unset is touched, except seeds, which are drawn again."""
+
+    images: tuple[Given, ...] = ()
+    masks: tuple[Given, ...] = ()
+    videos: tuple[Given, ...] = ()
+    audio: tuple[Given, ...] = ()
+    prompt: str | None = None
+    negative: str | None = None
+    #: For every seed; None or -1 draws one for each that differs from the others now.
+    seed: int | None = None
+    keep_seed: bool = False
+    parameters: Parameters = field(default_factory=Parameters)
+    #: ``6.inputs.text=…``, ``Title.text=…``. They count for more than all else.
+    sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workflow as it will be sent."""
+
+    workflow: Workflow = field(repr=False)
+    changes: tuple[Change, ...] = ()
+    files: tuple[InputFile, ...] = ()
+    #: The seeds that were put in, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+    #: The file as the editor saved it, for nodes that read it; None where it was API format.
+    editor: dict[str, Any] | None = field(default=None, repr=False)
+    #: Seeds that were to be drawn and could not be.
+    warnings: tuple[str, ...] = ()
+
+
+def prepared(
+    workflow: Workflow,
+    wishes: Wishes,
+    object_info: ObjectInfo | None = None,
+    *,
+    draw: Draw = random_seed,
+) -> Prepared:
+    """Find every place and its new value. Nothing is read or sent. Raises UsageError (Ambiguous)."""
+    media, files = media_changes(
+        workflow,
+        images=wishes.images,
+        masks=wishes.masks,
+        videos=wishes.videos,
+        audio=wishes.audio,
+        object_info=object_info,
+    )
+    seeds, warnings = seed_changes(
+        workflow, seed=wishes.seed, keep=wishes.keep_seed, object_info=object_info, draw=draw
+    )
+    found = [
+        *media,
+        *prompt_changes(workflow, prompt=wishes.prompt, negative=wishes.negative, object_info=object_info),
+        *seeds,
+        *parameter_changes(workflow, wishes.parameters, object_info=object_info),
+    ]
+    # Of what the rest has made of it, so that `--set` has the last word about one place of several.
+    found += set_changes(applied(workflow, found), wishes.sets)
+    if object_info is not None:
+        # A -1 that was kept, or set; a worker's node registry decides where there is none here.
+        late = draw_seeds(applied(workflow, found), NodeRegistry(object_info), every=False, draw=draw)
+        kept = as_changes(late.values)
+        found, seeds, warnings = [*found, *kept], [*seeds, *kept], (*warnings, *late.stuck)
+    prefixes = filled_prefixes(applied(workflow, found), time.localtime())
+    found += [Change(place.node_id, place.input, value, "pattern") for place, value in prefixes.items()]
+    last = {(change.node_id, change.input): change for change in found}
+    changed = applied(workflow, last.values())
+    return Prepared(
+        workflow=changed,
+        changes=tuple(last.values()),
+        files=tuple(files),
+        seeds={f"{c.node_id}.{c.input}": changed[c.node_id]["inputs"][c.input] for c in seeds},
+        warnings=warnings,
+    )
+
+
+def in_api_format(
+    data: Mapping[str, Any],
+    shown: str,
+    registry: Callable[[], ObjectInfo | None],
+    extensions: Callable[[], Iterable[str] | None] = lambda: None,
+) -> Workflow:
+    """Return a checked workflow in API format: as it is, or converted from the editor's format.
+
+    ``registry`` and ``extensions``, the target's, are asked only then. Raises UsageError.
+    """
+    if not isinstance(data.get("nodes"), list):  # no node of API format is a list
+        return dict(data)
+    from settee.client import convert
+
+    info = registry()
+    if info is None:
+        raise UsageError(
+            f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
+        )
+    return convert.converted(data, info, extensions=extensions())
+
+
+def seed_changes(
+    workflow: Workflow,
+    *,
+    seed: int | None,
+    keep: bool,
+    object_info: ObjectInfo | None = None,
+    draw: Draw = random_seed,
+) -> tuple[list[Change], tuple[str, ...]]:
+    """Return the changes that set every seed to ``seed``, or with None or -1 to a drawn one; a line for each that
+    cannot be set.
+
+    ``keep`` changes nothing. Raises UsageError for a seed that ComfyUI does not take, and for one that has no place.
+    """
+    if keep and seed is not None:
+        raise UsageError("--seed sets the seeds and --keep-seed keeps them: use one of the two")
+    if keep:
+        return [], ()
+    if seed is None or seed == DRAW_ONE:
+        drawn = draw_seeds(workflow, NodeRegistry(object_info or {}), every=True, draw=draw)
+        return as_changes(drawn.values), drawn.stuck
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}, or -1 to draw one")
+    found, stuck = find_seeds(workflow, NodeRegistry(object_info or {}))
+    if not found and stuck:
+        raise UsageError(
+            f"--seed has no place; set it with --set where it is made: {'; '.join(one.why for one in stuck)}"
+        )
+    if not found:
+        raise UsageError("--seed: no node of this workflow has a seed")
+    values = {one.place: seed for one in found}
+    return as_changes(values), tuple(one.why for one in stuck if not one.is_behind(workflow, values))
+
+
+def as_changes(values: Mapping[Place, int]) -> list[Change]:
+    return [Change(place.node_id, place.input, value, "seed") for place, value in values.items()]

@@ -1,0 +1,158 @@
+"""Jobs that are encrypted on the way (docs/api.md, "Sealed jobs"): the key, sealing requests, opening answers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from settee.client.arguments import Environment
+from settee.client.client_errors import UsageError
+
+if TYPE_CHECKING:
+    from settee.sealing import Writes
+
+#: Of a sealed answer: what it holds instead of its outputs.
+_TOKEN = "encrypted_output"  # noqa: S105 - a key's name
+_MAX_KEY_FILE = 64 * 1024
+_NEW_KEY = "make one with `settee-client keygen`"
+
+
+class Sealer:
+    """Seals jobs with the first of its keys, and opens answers with any of them.
+
+    ``keys``: Fernet keys, comma-separated, newest first. ``origin``: what to call where they come from. Raises
+    UsageError for invalid keys, and where `cryptography` is not installed.
+    """
+
+    def __init__(self, keys: str, *, origin: str = "ENCRYPTION_KEY") -> None:
+        from settee import sealing
+        from settee.errors import ConfigError
+
+        try:
+            import cryptography.fernet  # noqa: F401
+        except ImportError as error:
+            raise UsageError("sealed jobs need one more package: pip install 'settee[sealed]'") from error
+        self.origin = origin
+        try:
+            self._keys = sealing.Sealer(keys)
+        except ConfigError:
+            # `from None`: its words are the worker's.
+            raise UsageError(
+                f"{origin} holds no Fernet key, or something in addition to one (a key is 32 bytes in url-safe base64, "
+                f"44 characters): {_NEW_KEY}"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"Sealer({self.origin})"
+
+    @staticmethod
+    def size(size: int) -> int:
+        """Characters of the token around ``size`` bytes."""
+        from settee.sealing import sealed_size
+
+        return sealed_size(size)
+
+    def seal(self, pieces: Iterable[bytes]) -> str:
+        """Return the token around JSON that comes in pieces, in memory for the token and a piece."""
+        from settee.base.text import join_ascii
+
+        return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
+
+    def open(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sealed content of a job's answer (``{"encrypted_output": token, …}``). Raises UsageError where the
+        keys do not open it."""
+        from settee.errors import SealBroken
+
+        try:
+            answer = self._keys.open(output[_TOKEN])
+        except SealBroken:
+            raise UsageError(
+                f"the answer does not open with the key of {self.origin}: give the key that the job was sealed with"
+            ) from None
+        if not isinstance(answer, dict):
+            raise UsageError("the sealed answer holds no result: is it a settee worker's?")
+        return answer
+
+    def open_file(self, sealed: Path, target: Writes) -> None:
+        """Write the content of a sealed file (``….sealed``, from S3) to ``target``; nothing when it does not open.
+
+        Raises UsageError where the keys do not open it, and OSError.
+        """
+        from settee.errors import SealBroken
+
+        with sealed.open("rb") as source:
+            try:
+                self._keys.open_file(source, target)
+            except SealBroken:
+                raise UsageError(
+                    f"it does not open with the key of {self.origin}: give the key that the job was sealed with, or "
+                    "fetch it again"
+                ) from None
+
+
+def sealer(environment: Environment, key_file: Path | None, warn: Callable[[str], None]) -> Sealer | None:
+    """Return what seals jobs, by the key of the file, else of ENCRYPTION_KEY; None without either.
+
+    ``warn`` is called for a file that others may read. Raises UsageError.
+    """
+    if key_file is not None:
+        return Sealer(read_key(key_file, warn), origin=str(key_file))
+    return Sealer(environment.encryption_key) if environment.encryption_key else None
+
+
+def read_key(path: Path, warn: Callable[[str], None]) -> str:
+    """Return the keys in a file, one a line or comma-separated, as a comma-separated string. ``#`` begins a comment
+    line."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_KEY_FILE + 1)
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise UsageError(f"the key file {path} cannot be read: {error.strerror or type(error).__name__}") from error
+    if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
+        warn(f"{path} holds a key, and others on this machine may read it: chmod 600 {path}")
+    if len(content) > _MAX_KEY_FILE:
+        raise UsageError(f"{path} is too large for a key file: {_NEW_KEY}")
+    # A key is ASCII; whatever else stands there is refused as one.
+    lines = content.decode("utf-8", "replace").removeprefix("\ufeff").splitlines()
+    return ",".join(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def new_key() -> str:
+    """Return a key for ENCRYPTION_KEY, the worker's and the client's."""
+    from settee.sealing import generate_key
+
+    return generate_key()
+
+
+def write_key(path: Path) -> None:
+    """Write a new key to a new file that only its owner may read. Raises UsageError; a key is never overwritten."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{new_key()}\n")
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path} exists already: jobs sealed with an overwritten key could not be opened any more"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"the key file {path} cannot be written: {error.strerror}") from error
+
+
+def is_sealed(output: Mapping[str, Any]) -> bool:
+    """Return True if a job's output is sealed."""
+    return isinstance(output.get(_TOKEN), str)
+
+
+def opened(output: Mapping[str, Any], keys: Sealer | None) -> dict[str, Any]:
+    """Return a job's output, opened where it is sealed. Raises UsageError without a key, or where it does not fit."""
+    if not is_sealed(output):
+        return dict(output)
+    if keys is None:
+        raise UsageError(
+            "the answer is sealed: set ENCRYPTION_KEY, or give --key-file, with the key that the job was sealed with"
+        )
+    return keys.open(output)
