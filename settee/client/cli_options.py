@@ -21,7 +21,7 @@ or a bare ComfyUI, and save its outputs.
 """
 
 EPILOG = """\
-exit codes: 0 all outputs are saved; 2 usage (nothing was sent);
+exit codes: 0 all is saved; 2 usage (nothing was sent);
 3 the worker refused the job; 4 the job failed;
 5 canceled or out of time; 6 network or key.
 

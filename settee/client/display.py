@@ -80,7 +80,7 @@ class Display:
         self._stream, self._clock, self._quiet = _Stream(stream), clock, quiet
         self._has_rows = not quiet and (stream.isatty() if is_terminal is None else is_terminal)
         self._width = width
-        #: For the jobs; and for what is written. A frame takes the second first.
+        #: For the jobs (a frame takes this one alone); for what is written.
         self._lock, self._writing = threading.Lock(), threading.RLock()
         self._jobs: dict[str, _Followed] = {}
         self._total, self._done_before, self._begun = total, done, clock()
@@ -112,7 +112,9 @@ class Display:
                 self._jobs[key] = job
         if is_new and not self._has_rows and not self._quiet:
             state = f"{WORDS[answer.status]} after {duration(self._clock() - job.begun)}"
-            self._stream.write(f"{for_terminal(key)}: {state if answer.status.is_terminal else _waiting(answer)}\n")
+            self._stream.write(
+                f"{for_terminal(key, most=_MAX_WORDS)}: {state if answer.status.is_terminal else _waiting(answer)}\n"
+            )
 
     def lost(self, name: str) -> None:
         """Count a job as failed that an error ended: it is not followed, was not sent, or its outputs are not saved.

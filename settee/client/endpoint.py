@@ -27,7 +27,8 @@ from settee.client.follow import Result
 from settee.client.prepare import Prepared, Wishes, in_api_format, prepared
 from settee.client.targets import Answer, Target
 from settee.client.targets.json_http import limited
-from settee.comfyui.workflow import ObjectInfo, Workflow
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow
 
 if TYPE_CHECKING:
     from settee.client.sealed_jobs import Sealer
@@ -196,16 +197,16 @@ class Endpoint:
         return sealed_jobs.opened(output, self.sealer)
 
     @cached_property
-    def object_info(self) -> ObjectInfo | None:
+    def node_registry(self) -> NodeRegistry | None:
         """ComfyUI's node registry, where it can be asked: the target's, or the one named for it."""
         if self._registry is None:
-            return self.target.object_info()
+            return self.target.node_registry()
         from settee.client.targets import comfy_api
 
         return comfy_api.read_registry(self._registry)
 
     def _extensions(self) -> list[str] | None:
-        """Return the scripts of the custom nodes whose registry :attr:`object_info` is, where they can be asked for."""
+        """Return the scripts of the custom nodes in :attr:`node_registry`, where they can be asked for."""
         from settee.client.targets import comfy_api
 
         where = self._registry or (self._where if self.is_comfy else None)
@@ -216,11 +217,12 @@ class Endpoint:
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """Return the workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
         data, shown = workflow_from(workflow)
-        graph = in_api_format(data, shown, lambda: self.object_info, self._extensions)
+        graph = in_api_format(data, shown, lambda: self.node_registry, self._extensions)
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
-        info = self.object_info if self.is_comfy or self._registry is not None else None
+        known = self.node_registry if self.is_comfy or self._registry is not None else None
         return replace(
-            prepared(graph, wishes or Wishes(), info), editor=data if isinstance(data.get("nodes"), list) else None
+            prepared(graph, wishes or Wishes(), known or UNKNOWN),
+            editor=data if isinstance(data.get("nodes"), list) else None,
         )
 
     def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:

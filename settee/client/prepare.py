@@ -14,10 +14,10 @@ from settee.client.inject.parameter_places import Parameters, parameter_changes
 from settee.client.inject.prompt_places import prompt_changes
 from settee.client.inject.selectors import set_changes
 from settee.comfyui.literals import Place
-from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.rewrite import filled_prefixes
 from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
-from settee.comfyui.workflow import EXPORT_HINT, ObjectInfo, Workflow
+from settee.comfyui.workflow import EXPORT_HINT, Workflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Prepared:
 def prepared(
     workflow: Workflow,
     wishes: Wishes,
-    object_info: ObjectInfo | None = None,
+    registry: NodeRegistry = UNKNOWN,
     *,
     draw: Draw = random_seed,
 ) -> Prepared:
@@ -67,22 +67,20 @@ def prepared(
         masks=wishes.masks,
         videos=wishes.videos,
         audio=wishes.audio,
-        object_info=object_info,
+        registry=registry,
     )
-    seeds, warnings = seed_changes(
-        workflow, seed=wishes.seed, keep=wishes.keep_seed, object_info=object_info, draw=draw
-    )
+    seeds, warnings = seed_changes(workflow, seed=wishes.seed, keep=wishes.keep_seed, registry=registry, draw=draw)
     found = [
         *media,
-        *prompt_changes(workflow, prompt=wishes.prompt, negative=wishes.negative, object_info=object_info),
+        *prompt_changes(workflow, prompt=wishes.prompt, negative=wishes.negative, registry=registry),
         *seeds,
-        *parameter_changes(workflow, wishes.parameters, object_info=object_info),
+        *parameter_changes(workflow, wishes.parameters, registry=registry),
     ]
     # Of what the rest has made of it, so that `--set` has the last word about one place of several.
     found += set_changes(applied(workflow, found), wishes.sets)
-    if object_info is not None:
+    if registry:
         # A -1 that was kept, or set; a worker's node registry decides where there is none here.
-        late = draw_seeds(applied(workflow, found), NodeRegistry(object_info), every=False, draw=draw)
+        late = draw_seeds(applied(workflow, found), registry, every=False, draw=draw)
         kept = as_changes(late.values)
         found, seeds, warnings = [*found, *kept], [*seeds, *kept], (*warnings, *late.stuck)
     prefixes = filled_prefixes(applied(workflow, found), time.localtime())
@@ -101,7 +99,7 @@ def prepared(
 def in_api_format(
     data: Mapping[str, Any],
     shown: str,
-    registry: Callable[[], ObjectInfo | None],
+    registry: Callable[[], NodeRegistry | None],
     extensions: Callable[[], Iterable[str] | None] = lambda: None,
 ) -> Workflow:
     """Return a checked workflow in API format: as it is, or converted from the editor's format.
@@ -112,12 +110,12 @@ def in_api_format(
         return dict(data)
     from settee.client import convert
 
-    info = registry()
-    if info is None:
+    classes = registry()
+    if classes is None:
         raise UsageError(
             f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
         )
-    return convert.converted(data, info, extensions=extensions())
+    return convert.converted(data, classes, extensions=extensions())
 
 
 def seed_changes(
@@ -125,7 +123,7 @@ def seed_changes(
     *,
     seed: int | None,
     keep: bool,
-    object_info: ObjectInfo | None = None,
+    registry: NodeRegistry = UNKNOWN,
     draw: Draw = random_seed,
 ) -> tuple[list[Change], tuple[str, ...]]:
     """Return the changes that set every seed to ``seed``, or with None or -1 to a drawn one; a line for each that
@@ -138,11 +136,11 @@ def seed_changes(
     if keep:
         return [], ()
     if seed is None or seed == DRAW_ONE:
-        drawn = draw_seeds(workflow, NodeRegistry(object_info or {}), every=True, draw=draw)
+        drawn = draw_seeds(workflow, registry, every=True, draw=draw)
         return as_changes(drawn.values), drawn.stuck
     if not 0 <= seed <= MAX_SEED:
         raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}, or -1 to draw one")
-    found, stuck = find_seeds(workflow, NodeRegistry(object_info or {}))
+    found, stuck = find_seeds(workflow, registry)
     if not found and stuck:
         raise UsageError(
             f"--seed has no place; set it with --set where it is made: {'; '.join(one.why for one in stuck)}"

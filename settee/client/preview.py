@@ -199,7 +199,7 @@ def _sixel(picture: Image) -> str:
     try:
         chafa: Any = importlib.import_module("chafa")
     except (ImportError, OSError) as error:  # OSError: its library does not load here
-        raise UsageError("--preview: for this terminal it needs a package more: pip install chafa.py") from error
+        raise UsageError("--preview needs one more package for this terminal: pip install chafa.py") from error
     flat = picture.convert("RGBA")
     config = chafa.CanvasConfig()
     config.pixel_mode = chafa.PixelMode.CHAFA_PIXEL_MODE_SIXELS

@@ -342,7 +342,7 @@ def test_health_and_registry(target: Comfy) -> None:
     health = target.health()
     assert health["queue"] == {"running": 0, "pending": 0}
     assert "system" in health
-    assert "KSampler" in target.object_info() or "SaveImage" in target.object_info()
+    assert "KSampler" in target.node_registry() or "SaveImage" in target.node_registry()
 
 
 def test_nothing_there_or_something_else(server: EmbeddedServer) -> None:

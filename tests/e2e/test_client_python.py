@@ -27,7 +27,6 @@ from settee.client import (
     UsageError,
 )
 from settee.client.arguments import Environment
-from settee.backends.comfy.process import free_port
 from tests.support.client_command import INVERT, PICTURE, runpod_with_worker
 from tests.support.editor_files import OBJECT_INFO, pair
 from tests.support.public_api import PublicApi

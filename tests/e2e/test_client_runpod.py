@@ -268,7 +268,7 @@ def test_a_wrong_key_and_a_missing_one(api: PublicApi) -> None:
 def test_an_endpoint_that_is_not_there(api: PublicApi) -> None:
     with closing(RunPod(f"{api.url}x", api_key=api.key)) as target:
         for ask in (lambda: target.submit(sent({})), target.health):
-            with pytest.raises(NetworkError, match="no RunPod API is there"):
+            with pytest.raises(NetworkError, match="there is no RunPod API"):
                 ask()
 
 
@@ -276,7 +276,7 @@ def test_health(target: RunPod) -> None:
     health = target.health()
     assert health["workers"]["ready"] == 1
     assert health["jobs"].keys() >= {"inQueue", "inProgress", "completed", "failed"}
-    assert target.object_info() is None
+    assert target.node_registry() is None
 
 
 def test_fifty_jobs_at_once_some_of_which_fail(api: PublicApi, target: RunPod) -> None:

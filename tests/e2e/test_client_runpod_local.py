@@ -58,7 +58,7 @@ def test_local_time_runs_out_and_stopping_is_at_once(local: RunPod) -> None:
     answer = local.submit(sent(does("Wait", seconds=3)))
     begun = time.monotonic()
     assert local.keeps(answer.job_id), "it has not begun"
-    with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s .* tells no other command") as late:
+    with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s .* to no other command") as late:
         follow(local, answer, timeout_s=0.5)
     assert "--" not in late.value.message, "there is no way back to it"
     assert not local.keeps(answer.job_id)
@@ -73,7 +73,7 @@ def test_local_time_runs_out_and_stopping_is_at_once(local: RunPod) -> None:
 def test_what_the_local_api_lacks(local: RunPod) -> None:
     for ask, words in (
         (lambda: local.cancel("test-1"), "cannot cancel a job"),
-        (local.health, "cannot tell its health"),
+        (local.health, "cannot report its health"),
     ):
         with pytest.raises(UsageError, match=words):
             ask()
@@ -97,6 +97,6 @@ def test_an_interrupt_promises_no_way_back_to_a_local_job(tmp_path: Path) -> Non
     with serving(SHUTDOWN_GRACE_S="0.1") as api, client.terminal("waits.json", "--url", api.url) as terminal:
         api.worker.wait_log("the stub engine begins")
         terminal.interrupt()
-        terminal.read_until("tells no other command what came of it")
+        terminal.read_until("returns its result to no other command")
         assert terminal.process.wait(10) == 5
     assert not any(words in terminal.written for words in ("Cancel it", "--resume", "--cancel")), terminal.written

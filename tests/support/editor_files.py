@@ -6,14 +6,16 @@ See tests/data/editor-pairs/README.md and tests/data/real-workflows/README.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from settee.client import convert
 from settee.client.client_errors import UsageError
-from settee.client.convert import converted
+from settee.client.targets.comfy_api import well_described
+from settee.comfyui.workflow import Workflow
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = sorted(path.name.removesuffix(".ui.json") for path in (DATA / "real-workflows").glob("*.ui.json"))
@@ -50,6 +52,13 @@ def comparable(workflow: Mapping[str, Any]) -> dict[str, Any]:
         }
         for node_id, node in workflow.items()
     }
+
+
+def converted(
+    editor: Mapping[str, Any], object_info: Mapping[str, Any], *, extensions: Iterable[str] | None = None
+) -> Workflow:
+    """The API format, by a registry as a server answers with it."""
+    return convert.converted(editor, well_described(object_info), extensions=extensions)
 
 
 def refusal(editor: Mapping[str, Any], object_info: Mapping[str, Any] = OBJECT_INFO) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from settee.client.inject.parameter_places import Parameters, parameter_changes
+from settee.client.targets.comfy_api import well_described
 
 
 def on(**names: Any) -> Parameters:
@@ -12,7 +13,10 @@ def on(**names: Any) -> Parameters:
 
 
 def places(workflow: dict[str, Any], info: Any = None, **wanted: Any) -> list[str]:
-    return [f"{change.node_id}.{change.input}" for change in parameter_changes(workflow, on(**wanted), info)]
+    return [
+        f"{change.node_id}.{change.input}"
+        for change in parameter_changes(workflow, on(**wanted), well_described(info or {}))
+    ]
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:

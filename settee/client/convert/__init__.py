@@ -1,6 +1,6 @@
 """A workflow as ComfyUI's editor saves it → API format, exactly as the editor exports it, or a refusal.
 
-    workflow = converted(editor, object_info)
+    workflow = converted(editor, classes)
 
 Whatever could make the graph differ is a UsageError that names the node; nothing is guessed. The rules were found by
 asking the real editor: comfyui-frontend-package 1.27.10, whose export is the reference, and later ones up to 1.58.1.
@@ -31,24 +31,23 @@ from settee.client.convert.scopes import (
     types_meet,
 )
 from settee.client.convert.widgets import Definition, Input
-from settee.comfyui.workflow import ObjectInfo, Workflow, natural_key
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.workflow import Workflow, natural_key
 
 __all__ = ["converted", "is_editor_format"]
 
 
-def converted(
-    editor: Mapping[str, Any], object_info: ObjectInfo, *, extensions: Iterable[str] | None = None
-) -> Workflow:
+def converted(editor: Mapping[str, Any], classes: NodeRegistry, *, extensions: Iterable[str] | None = None) -> Workflow:
     """Return the API format of a workflow as the editor saves it, with titles, in natural order of its ids.
 
-    ``object_info`` is the registry of the server that is to run it. ``extensions`` is what that server's
+    ``classes`` are those of the server that is to run it. ``extensions`` is what that server's
     ``GET /extensions`` answers; without it, custom nodes are refused, for their packs may bring scripts that change
     what the editor exports. Inputs that only the editor knows (previews) are left out.
 
     Raises UsageError that names the node which prevents it.
     """
     file = read(editor)
-    registry = Registry(file, object_info, extensions)
+    registry = Registry(file, classes, extensions)
     workflow: Workflow = {}
     for scope, node in _running(registry, Scope(file.graph)):
         definition = registry.definition(scope, node)

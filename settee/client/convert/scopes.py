@@ -10,7 +10,7 @@ from typing import Any
 from settee.client.client_errors import UsageError
 from settee.client.convert.editor_file import INPUTS_EDGE, MAX_NODES, Edge, File, Graph, Link, Node, refused, shown
 from settee.client.convert.widgets import BROWSER_WIDGETS, Definition, Input, definition
-from settee.comfyui.workflow import ObjectInfo
+from settee.comfyui.node_registry import NodeRegistry
 
 MUTED, BYPASSED = 2, 4
 REROUTE, PRIMITIVE = "Reroute", "PrimitiveNode"
@@ -39,11 +39,11 @@ class Scope:
 class Registry:
     """The file's subgraphs and the server's classes, looked up by a node's type."""
 
-    def __init__(self, file: File, object_info: ObjectInfo, extensions: Iterable[str] | None) -> None:
+    def __init__(self, file: File, classes: NodeRegistry, extensions: Iterable[str] | None) -> None:
         self._file = file
         #: The version of the editor that saved the file.
         self.editor = file.editor
-        self._object_info = object_info
+        self._classes = classes
         self._extensions = None if extensions is None else tuple(extensions)
         self._definitions: dict[str, Definition] = {}
         self._inside: dict[str, Scope] = {}
@@ -73,7 +73,7 @@ class Registry:
         if node.type not in self._definitions:
             if node.type.startswith(("workflow>", "workflow/")):
                 raise self.refused(scope, node, "is a group node")
-            found = definition(node.type, self._object_info, self._extensions)
+            found = definition(node.type, self._classes, self._extensions)
             if found is None:
                 raise self.refused(scope, node, "is of a class that the server does not know")
             if found.scripted:

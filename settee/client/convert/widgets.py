@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.client.convert.editor_file import Node, shown
-from settee.comfyui.workflow import ObjectInfo
+from settee.comfyui.node_registry import NodeRegistry
 
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
 WIDGETS = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"])
@@ -98,9 +98,9 @@ class Definition:
         return next((item for item in self.inputs if item.name == name), None)
 
 
-def definition(class_type: str, object_info: ObjectInfo, extensions: Iterable[str] | None) -> Definition | None:
+def definition(class_type: str, classes: NodeRegistry, extensions: Iterable[str] | None) -> Definition | None:
     """Return a class of the registry; None when it is missing, or not described as /object_info describes classes."""
-    entry = object_info.get(class_type)
+    entry = classes.entry(class_type)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), Mapping):
         return None
     inputs = [

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from settee.client.client_errors import UsageError
 from settee.client.inject import Change, Given, InputFile
-from settee.client.inject.selectors import declared, node_of, only_place
+from settee.client.inject.selectors import node_of, only_place
 from settee.client.inject.workflow_graph import Graph
-from settee.comfyui.literals import Place, Use, users
-from settee.comfyui.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
+from settee.comfyui.literals import Place, Use
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow, listed_nodes, natural_key, shown_node
 
 #: class → (input, kind, slots that give a mask). For what a registry does not state, or without one: ComfyUI's
 #: own, VideoHelperSuite's (whose upload buttons are its own, without a flag) and KJNodes'.
@@ -52,47 +53,46 @@ class Loader:
         return "image" if self.kind == "image+mask" else self.kind
 
 
-def loaders(workflow: Workflow, object_info: ObjectInfo | None = None) -> list[Loader]:
+def loaders(graph: Graph) -> list[Loader]:
     """Return every input that takes a file's name, in natural order of node ids.
 
     The registry's upload flags and a table of the usual classes decide what is one. A picture's loader is a mask's
     where only its mask goes anywhere.
     """
-    graph, found = Graph(workflow, object_info), []
-    for node_id in sorted(workflow, key=natural_key):
-        node = workflow[node_id]
-        for name, (kind, masks) in _file_inputs(str(node["class_type"]), object_info).items():
-            if name in node["inputs"]:
+    found = []
+    for node_id in sorted(graph.workflow, key=natural_key):
+        for name, (kind, masks) in _file_inputs(graph, node_id).items():
+            if name in graph.workflow[node_id]["inputs"]:
                 live = graph.live_uses(node_id)
                 uses = live or graph.users[node_id]
                 found.append(Loader(Place(node_id, name), _kind(kind, masks, uses), bool(live)))
     return found
 
 
-def unlisted(workflow: Workflow, node_id: str, kind: str, object_info: ObjectInfo | None = None) -> Loader | None:
+def unlisted(graph: Graph, node_id: str, kind: str) -> Loader | None:
     """Return the one input that names a file in a node that :func:`loaders` does not list, for a file of ``kind``.
 
     Where its class is known, the input must be a choice: a free text would be a path on the worker.
     """
-    node = workflow[node_id]
-    specs = declared(object_info, str(node["class_type"]))
+    specs = graph.declared(node_id)
     names = [
         name
-        for name, value in node["inputs"].items()
+        for name, value in graph.workflow[node_id]["inputs"].items()
         if name in _FILE_INPUTS and isinstance(value, str) and specs.get(name, [None])[0] != "STRING"
     ]
-    return Loader(Place(node_id, names[0]), kind, bool(users(workflow)[node_id])) if len(names) == 1 else None
+    return Loader(Place(node_id, names[0]), kind, bool(graph.users[node_id])) if len(names) == 1 else None
 
 
-def _file_inputs(class_type: str, object_info: ObjectInfo | None) -> dict[str, tuple[str, frozenset[int]]]:
-    """input → (``image``, ``video`` or ``audio``; slots that give a mask)."""
+def _file_inputs(graph: Graph, node_id: str) -> dict[str, tuple[str, frozenset[int]]]:
+    """Return input → (``image``, ``video`` or ``audio``; slots that give a mask)."""
+    class_type = graph.class_of(node_id)
     found: dict[str, tuple[str, frozenset[int]]] = {}
     if class_type in _LOADERS:
         name, kind, masks = _LOADERS[class_type]
         found[name] = kind, masks
-    known = (object_info or {}).get(class_type) or {}
-    masks = frozenset(slot for slot, kind in enumerate(known.get("output") or ()) if kind == "MASK")
-    for name, spec in declared(object_info, class_type).items():
+    outputs = graph.registry.entry(class_type).get("output") or ()
+    masks = frozenset(slot for slot, kind in enumerate(outputs) if kind == "MASK")
+    for name, spec in graph.declared(node_id).items():
         options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
         for flag, kind in _FLAGS.items():
             if options.get(flag):
@@ -133,7 +133,7 @@ def media_changes(
     masks: Sequence[Given] = (),
     videos: Sequence[Given] = (),
     audio: Sequence[Given] = (),
-    object_info: ObjectInfo | None = None,
+    registry: NodeRegistry = UNKNOWN,
 ) -> tuple[list[Change], list[InputFile]]:
     """Return the names that loaders get, and the files that go with them.
 
@@ -142,10 +142,11 @@ def media_changes(
     image; one whose mask alone is used, a mask. Files are looked at, not read: each must be there and not empty, and
     pictures must begin as one. Raises UsageError (Ambiguous) naming the option, the file as given, and the nodes.
     """
-    known = loaders(workflow, object_info)
+    graph = Graph(workflow, registry)
+    known = loaders(graph)
     matches: list[_Match] = []
     for kind, files in (("image", images), ("mask", masks), ("video", videos), ("audio", audio)):
-        named = _by_name(workflow, known, kind, files, object_info)
+        named = _by_name(graph, known, kind, files)
         matches += sorted(
             [*named, *_in_order(workflow, known, kind, files, named)], key=lambda m: natural_key(m.loader.place.node_id)
         )
@@ -162,9 +163,7 @@ def media_changes(
     return _changes(workflow, places)
 
 
-def _by_name(
-    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], object_info: ObjectInfo | None
-) -> list[_Match]:
+def _by_name(graph: Graph, known: Sequence[Loader], kind: str, files: Sequence[Given]) -> list[_Match]:
     """Return the files that name their node. Two for a node of two loading inputs take them in turn."""
     option = _OPTIONS[kind]
     found: list[_Match] = []
@@ -172,18 +171,18 @@ def _by_name(
         if file.node is None:
             continue
         try:
-            node_id = node_of(workflow, file.node)
+            node_id = node_of(graph.workflow, file.node)
         except UsageError as error:
             raise type(error)(f"{option} {file}: {error.message}") from error
         own = [loader for loader in known if loader.place.node_id == node_id]
-        if not own and (guess := unlisted(workflow, node_id, kind, object_info)):
+        if not own and (guess := unlisted(graph, node_id, kind)):
             own = [guess]
         free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
         fitting = [loader for loader in free if not _unfit(kind, loader)]
         loader = next(iter(fitting or free or own), None)
         problem = _unfit(kind, loader)
         if problem or loader is None:
-            raise UsageError(f"{option} {file}: node {shown_node(workflow, node_id)} {problem}")
+            raise UsageError(f"{option} {file}: node {shown_node(graph.workflow, node_id)} {problem}")
         found.append(_Match(loader, file, option))
     return found
 
@@ -244,7 +243,7 @@ def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
     file."""
     changed = {(change.node_id, change.input) for change in changes}
     lines = []
-    for loader in loaders(workflow):
+    for loader in loaders(Graph(workflow)):
         node = workflow[loader.place.node_id]
         name = node["inputs"].get(loader.place.input)
         if not loader.live or not isinstance(name, str) or node["class_type"] == "LoadImageOutput":

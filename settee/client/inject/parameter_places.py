@@ -12,7 +12,8 @@ from settee.client.inject import Change
 from settee.client.inject.selectors import near, only_place, place_of
 from settee.client.inject.workflow_graph import Graph, Samplers
 from settee.comfyui.literals import Place, fed_by
-from settee.comfyui.workflow import ObjectInfo, Workflow, is_link, listed_nodes, natural_key, shown_node, unwrapped
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow, is_link, listed_nodes, natural_key, shown_node, unwrapped
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ _KINDS = {
 }
 
 
-def parameter_changes(
-    workflow: Workflow, parameters: Parameters, object_info: ObjectInfo | None = None
-) -> list[Change]:
+def parameter_changes(workflow: Workflow, parameters: Parameters, registry: NodeRegistry = UNKNOWN) -> list[Change]:
     """Return the changes that these parameters ask for.
 
     - A place is an input of that name (``sampler_name``, ``ckpt_name``) in a node that an output is made from,
@@ -87,7 +86,7 @@ def parameter_changes(
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked and not parameters.lora:
         return []
-    search = _Search(Graph(workflow, object_info))
+    search = _Search(Graph(workflow, registry))
     for name, value in asked.items():
         value = _checked(f"--{name}", value, _KINDS[name])
         for place in search.places(name):

@@ -11,7 +11,8 @@ from settee.client.inject import Change, vocabulary
 from settee.client.inject.tracing import Encoder, Reach, Role, Text, Tracing
 from settee.client.inject.workflow_graph import Graph, Link
 from settee.comfyui.literals import Place
-from settee.comfyui.workflow import ObjectInfo, Workflow, listed_nodes, natural_key, shown_node
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow, listed_nodes, natural_key, shown_node
 
 
 @dataclass
@@ -83,14 +84,14 @@ _WANTED: dict[Side, str] = {"positive": "prompt", "negative": "negative prompt"}
 
 
 def prompt_changes(
-    workflow: Workflow, *, prompt: str | None, negative: str | None, object_info: ObjectInfo | None = None
+    workflow: Workflow, *, prompt: str | None, negative: str | None, registry: NodeRegistry = UNKNOWN
 ) -> list[Change]:
     """Return the inputs that get the prompt, then those that get the negative one, each in natural order of their
     nodes.
 
     Found by following what every sampler takes as positive and as negative back to its text encoders, through any
     conditioning nodes, and a text that comes by a link to where it is written; for nodes that take a prompt themselves
-    (API nodes), by the names of their inputs. ``object_info``, the target's registry, describes the classes in
+    (API nodes), by the names of their inputs. ``registry``, the target's, describes the classes in
     it. Only what an output needs counts. Several encoders are all set when their texts are equal now, the texts for
     several language models of one encoder always.
 
@@ -100,7 +101,7 @@ def prompt_changes(
     asked: dict[Side, str | None] = {"positive": prompt, "negative": negative}
     if prompt is None and negative is None:
         return []
-    search = _Search(Tracing(Graph(workflow, object_info)))
+    search = _Search(Tracing(Graph(workflow, registry)))
     return [
         Change(place.node_id, place.input, text, _OPTIONS[side])
         for side, text in asked.items()

@@ -6,14 +6,15 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.vocabulary import NO_OUTPUT
 from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
-from settee.comfyui.workflow import ObjectInfo, Workflow, is_link, links, listed_nodes, shown_node, title, unwrapped
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow, is_link, links, listed_nodes, shown_node, title, unwrapped
 
 # --- nodes by name ---------------------------------------------------------------------------------------
 
@@ -63,38 +64,22 @@ def near(text: str, names: Iterable[str]) -> str:
     return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
 
 
-def declared(object_info: ObjectInfo | None, class_type: str) -> dict[str, list[Any]]:
-    """Return the inputs that a registry declares for a class: name → ``[type or choices, options?]``; {} without."""
-    entry = (object_info or {}).get(class_type)
-    inputs = entry.get("input") if isinstance(entry, Mapping) else None
-    groups = [inputs.get(group) for group in ("required", "optional")] if isinstance(inputs, Mapping) else []
-    return {
-        name: spec
-        for group in groups
-        if isinstance(group, Mapping)
-        for name, spec in group.items()
-        if isinstance(spec, list) and spec
-    }
-
-
 # --- what is connected -----------------------------------------------------------------------------------
 
 
-def live_nodes(workflow: Workflow, object_info: ObjectInfo | None = None) -> set[str]:
+def live_nodes(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> set[str]:
     """Ids of the nodes that ComfyUI runs: those that an output is made from.
 
-    A class that ``object_info`` does not know (API nodes; every class without it) counts as an output where nothing
+    A class that ``registry`` does not know (API nodes; every class without it) counts as an output where nothing
     uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
     ComfyUI will refuse it itself.
     """
     used = users(workflow)
     pending = []
     for node_id, node in workflow.items():
-        known = (object_info or {}).get(node["class_type"])
-        if isinstance(known, Mapping):
-            is_output = bool(known.get("output_node"))
-        else:
-            is_output = not used[node_id] and node["class_type"] not in NO_OUTPUT
+        class_type = str(node["class_type"])
+        is_end = not used[node_id] and class_type not in NO_OUTPUT
+        is_output = registry.is_output(class_type) if class_type in registry else is_end
         if is_output:
             pending.append(node_id)
     found: set[str] = set()

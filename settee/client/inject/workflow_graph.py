@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from settee.client.inject import vocabulary
-from settee.client.inject.selectors import declared, live_nodes
+from settee.client.inject.selectors import live_nodes
 from settee.client.inject.vocabulary import Side
 from settee.comfyui.literals import Use, users
-from settee.comfyui.workflow import ObjectInfo, Workflow, links, natural_key
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.workflow import Workflow, links, natural_key
 
 #: Types of ComfyUI's registry that are neither conditioning nor a text.
 _OTHER_TYPES = frozenset(
@@ -27,12 +28,12 @@ class Link(NamedTuple):
 
 
 class Graph:
-    """The links and texts of a workflow. ``object_info`` describes the classes that it has; the others are known by
+    """The links and texts of a workflow. ``registry`` describes the classes that it has; the others are known by
     names."""
 
-    def __init__(self, workflow: Workflow, object_info: ObjectInfo | None = None) -> None:
+    def __init__(self, workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> None:
         self.workflow = workflow
-        self._object_info = object_info or {}
+        self.registry = registry
         self._inputs: dict[str, dict[str, str | Link]] = {}
         self._sides: dict[str, dict[Side, list[str]]] = {}
 
@@ -60,7 +61,7 @@ class Graph:
     @cached_property
     def live(self) -> dict[str, None]:
         """Return the nodes that an output needs, in natural order."""
-        return dict.fromkeys(sorted(live_nodes(self.workflow, self._object_info), key=natural_key))
+        return dict.fromkeys(sorted(live_nodes(self.workflow, self.registry), key=natural_key))
 
     def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
         """Return where an output goes, or all of a node's, as far as it matters."""
@@ -81,17 +82,13 @@ class Graph:
 
     # --- the registry ---------------------------------------------------------------------------
 
-    def _entry(self, node_id: str) -> Mapping[str, Any] | None:
-        entry = self._object_info.get(self.class_of(node_id))
-        return entry if isinstance(entry, Mapping) else None
-
     def _of_output(self, node_id: str, slot: int, key: str) -> str | None:
-        listed = (self._entry(node_id) or {}).get(key)
+        listed = self.registry.entry(self.class_of(node_id)).get(key)
         return str(listed[slot]) if isinstance(listed, list) and slot < len(listed) else None
 
     def is_api_node(self, node_id: str) -> bool:
         """Return True if a node calls a service, which takes the prompt itself."""
-        return bool((self._entry(node_id) or {}).get("api_node"))
+        return bool(self.registry.entry(self.class_of(node_id)).get("api_node"))
 
     def may_be_text(self, node_id: str, name: str) -> bool:
         """Return True if an input takes a text, as far as the registry knows."""
@@ -106,7 +103,8 @@ class Graph:
 
     def declared(self, node_id: str) -> dict[str, list[Any]]:
         """Return the inputs that the registry declares for a node's class: name → ``[type or choices, options?]``."""
-        return declared(self._object_info, self.class_of(node_id))
+        declared = self.registry.inputs(self.class_of(node_id))
+        return {name: spec for name, spec in declared.items() if isinstance(spec, list) and spec}
 
     def gives_text(self, link: Link) -> bool:
         """Return True if what a link takes is known to be a text."""
@@ -165,7 +163,7 @@ class Graph:
             return False
         if len(self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS) > 1:
             return True
-        given = (self._entry(node_id) or {}).get("output")
+        given = self.registry.entry(self.class_of(node_id)).get("output")
         gives_conditioning = isinstance(given, list) and "CONDITIONING" in given
         return not (is_passed_on or gives_conditioning or vocabulary.keeps_texts(name))
 

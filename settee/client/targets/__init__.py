@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from settee.comfyui.workflow import ObjectInfo
+from settee.comfyui.node_registry import NodeRegistry
 
 
 class Status(str, Enum):
@@ -73,7 +73,7 @@ class Target(Protocol):
         """Return the target's own health report, as it is."""
         ...
 
-    def object_info(self) -> ObjectInfo | None:
+    def node_registry(self) -> NodeRegistry | None:
         """ComfyUI's node registry, where it can be asked."""
         ...
 

@@ -27,7 +27,7 @@ from settee.client.targets.json_http import Reply, limited
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.messages import PICTURE_NODE
 from settee.comfyui.node_registry import NodeRegistry
-from settee.comfyui.workflow import ObjectInfo, Workflow
+from settee.comfyui.workflow import Workflow
 
 #: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
 LOOK_S, GONE_S = 10.0, 3.0
@@ -96,14 +96,11 @@ class Comfy:
         stats, queue = self._wire.system_stats(), self._wire.queue()
         return {**stats, "queue": {"running": len(queue.running), "pending": len(queue.pending)}}
 
-    def object_info(self) -> ObjectInfo:
+    def node_registry(self) -> NodeRegistry:
         """Return the node registry, asked for once."""
-        return self._classes().classes
-
-    def _classes(self) -> NodeRegistry:
         with self._info_lock:
             if self._registry is None:
-                self._registry = NodeRegistry(self._wire.object_info())
+                self._registry = self._wire.node_registry()
             return self._registry
 
     # --- sending -----------------------------------------------------------------------------------------------
@@ -115,7 +112,7 @@ class Comfy:
         with a ``job_id`` when it is not known whether the prompt was queued under that id.
         """
         asked = comfy_request.read(payload)
-        registry = self._classes()
+        registry = self.node_registry()
         places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
         job_id = str(uuid.uuid4())
         workflow = comfy_request.with_files(asked.workflow, places)
@@ -153,7 +150,7 @@ class Comfy:
                 return self._refusal(job_id, reply, workflow)
             refused = mapping(json_of(reply).get("node_errors"))
         if refused:
-            line, details = comfy_request.refusal({}, refused, sent.workflow, self._classes())
+            line, details = comfy_request.refusal({}, refused, sent.workflow, self.node_registry())
             if not asked.allow_partial:
                 # 200 all the same: ComfyUI runs the valid outputs, and reports nothing about the others later.
                 self._withdraw(job_id)
@@ -167,7 +164,7 @@ class Comfy:
         if reply.status == 400:
             said = json_of(reply)
             error, node_errors = mapping(said.get("error")), mapping(said.get("node_errors"))
-            line, details = comfy_request.refusal(error, node_errors, workflow, self._classes())
+            line, details = comfy_request.refusal(error, node_errors, workflow, self.node_registry())
         else:
             line, details = f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log", {}
         return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
@@ -189,7 +186,7 @@ class Comfy:
         error = {"type": "not_run", "message": "it would not run; the reason was lost with ComfyUI's answer"}
         return {
             node_id: {"errors": [error], "class_type": workflow[node_id]["class_type"]}
-            for node_id in self._classes().output_nodes(workflow)
+            for node_id in self.node_registry().output_nodes(workflow)
             if node_id not in runs
         }
 
@@ -225,7 +222,7 @@ class Comfy:
     def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
         """Return a job that another process sent."""
         workflow = mapping(item[2]) if len(item) > 2 else {}
-        senders = frozenset(self._classes().picture_senders(workflow))
+        senders = frozenset(self.node_registry().picture_senders(workflow))
         client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
         if isinstance(client_id, str):
             self._events.adopt(client_id, job_id, workflow, senders)
@@ -302,7 +299,7 @@ class Comfy:
         for each in started:
             if (failure := comfy_result.failure(job_id, each)) is not None:
                 return failure
-        found, pictures = comfy_result.found_in(entry, self._classes(), started), self._events.forget(job_id)
+        found, pictures = comfy_result.found_in(entry, self.node_registry(), started), self._events.forget(job_id)
         only_sent = {i for i, node in entry.workflow.items() if node.get("class_type") == PICTURE_NODE} | set(
             found.sent
         )

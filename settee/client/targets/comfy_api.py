@@ -16,7 +16,7 @@ from settee.client.targets.comfy_request import Upload
 from settee.client.targets.comfy_result import File, Place
 from settee.client.targets.json_http import Http, Reply, Request, json_bytes
 from settee.comfyui.history import mapping
-from settee.comfyui.workflow import ObjectInfo
+from settee.comfyui.node_registry import NodeRegistry
 
 #: ComfyUI answers POST /prompt when it has validated, which may hash files and ask custom nodes; seconds.
 SUBMIT_S = 120.0
@@ -161,9 +161,9 @@ class Wire:
     def system_stats(self) -> dict[str, Any]:
         return self._object("/system_stats")
 
-    def object_info(self) -> dict[str, Any]:
+    def node_registry(self) -> NodeRegistry:
         """Return its node registry, without the classes that are not described properly."""
-        return dict(well_described(self._object("/object_info", timeout_s=60.0)))
+        return well_described(self._object("/object_info", timeout_s=60.0))
 
     def extensions(self) -> list[str]:
         """Return the scripts that its custom nodes show to the editor."""
@@ -198,28 +198,34 @@ def json_of(reply: Reply) -> dict[str, Any]:
         return {}
 
 
-def read_registry(where: str | PathLike[str]) -> ObjectInfo:
+def read_registry(where: str | PathLike[str]) -> NodeRegistry:
     """Read a registry from a server or a file. Raises NetworkError for a server that does not answer as ComfyUI does,
     UsageError for anything that is not a registry."""
     text = str(where)
-    data = _asked(text) if text.startswith(("http://", "https://")) else _from_file(Path(text))
-    known = well_described(data) if isinstance(data, dict) else {}
+    if text.startswith(("http://", "https://")):
+        with closing(_wire(text)) as wire:
+            known = wire.node_registry()
+    else:
+        data = _from_file(Path(text))
+        known = well_described(data if isinstance(data, dict) else {})
     if not known:
         raise UsageError(f"--registry {text}: that is not a node registry: name a ComfyUI, or its saved /object_info")
     return known
 
 
-def well_described(data: Mapping[str, Any]) -> ObjectInfo:
-    """Return the classes of a registry that are described as ComfyUI describes them. One that a custom node describes
-    wrongly counts as unknown."""
-    return {
-        name: entry
-        for name, entry in data.items()
-        if isinstance(entry, dict)
-        and isinstance(inputs := entry.get("input"), dict)
-        and all(isinstance(group, dict) for group in inputs.values())
-        and isinstance(entry.get("output") or [], list)
-    }
+def well_described(data: Mapping[str, Any]) -> NodeRegistry:
+    """Return the classes that are described as ComfyUI describes them; the others, which a custom node describes
+    wrongly, count as unknown."""
+    return NodeRegistry(
+        {
+            name: entry
+            for name, entry in data.items()
+            if isinstance(entry, dict)
+            and isinstance(inputs := entry.get("input"), dict)
+            and all(isinstance(group, dict) for group in inputs.values())
+            and isinstance(entry.get("output") or [], list)
+        }
+    )
 
 
 def _from_file(path: Path) -> Any:
@@ -241,11 +247,6 @@ def extensions_of(where: str | PathLike[str]) -> list[str] | None:
         return None
     with closing(_wire(text)) as wire:
         return wire.extensions()
-
-
-def _asked(url: str) -> ObjectInfo:
-    with closing(_wire(url)) as wire:
-        return wire.object_info()
 
 
 def _wire(url: str) -> Wire:

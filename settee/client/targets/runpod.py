@@ -21,7 +21,7 @@ from settee.base.threads import Call
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
 from settee.client.targets import Answer, Status
 from settee.client.targets.json_http import Http
-from settee.comfyui.workflow import ObjectInfo
+from settee.comfyui.node_registry import NodeRegistry
 
 API = "https://api.runpod.ai/v2"
 KEY_NAME = "RUNPOD_API_KEY"
@@ -166,7 +166,7 @@ class RunPod:
                     raise self._absent(error) from error
         raise UsageError(LOCAL.format(name=self.name, what="report its health; it answers, so it is up"))
 
-    def object_info(self) -> ObjectInfo | None:
+    def node_registry(self) -> NodeRegistry | None:
         """Return None: RunPod has no route to the worker's ComfyUI."""
         return None
 

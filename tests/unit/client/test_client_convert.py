@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from settee.client.client_errors import UsageError
-from settee.client.convert import converted, is_editor_format, widgets
+from settee.client.convert import is_editor_format, widgets
 from settee.comfyui.literals import with_values
 from settee.comfyui.rewrite import filled_prefixes
 from tests.support.editor_files import (
@@ -21,6 +21,7 @@ from tests.support.editor_files import (
     PAIRS,
     REAL,
     comparable,
+    converted,
     exported,
     pair,
     real,

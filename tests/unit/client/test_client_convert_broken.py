@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from settee.client.client_errors import UsageError
-from settee.client.convert import converted
 from settee.comfyui.workflow import links
-from tests.support.editor_files import OBJECT_INFO, comparable, graphs, pair, real, refusal
+from tests.support.editor_files import OBJECT_INFO, comparable, converted, graphs, pair, real, refusal
 
 # --- the published workflows, broken --------------------------------------------------------------------------
 

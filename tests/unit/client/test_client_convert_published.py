@@ -11,6 +11,7 @@ import pytest
 
 from settee.client import convert
 from settee.client.client_errors import UsageError
+from settee.client.targets.comfy_api import well_described
 
 DATA = Path(__file__).parents[2] / "data"
 PUBLISHED = DATA / "real-workflows"
@@ -58,10 +59,10 @@ def test_a_published_workflow_is_what_the_editor_exports_or_refused(name: str) -
     assert convert.is_editor_format(editor)
     assert not convert.is_editor_format(exported)
     if all(node["class_type"] in OBJECT_INFO for node in exported.values()):
-        assert said(convert.converted(editor, OBJECT_INFO)) == said(exported)
+        assert said(convert.converted(editor, well_described(OBJECT_INFO))) == said(exported)
         return
     with pytest.raises(UsageError, match=re.escape("Export (API)")) as refusal:
-        convert.converted(editor, OBJECT_INFO)
+        convert.converted(editor, well_described(OBJECT_INFO))
     assert any(node_id in refusal.value.message for node_id in unknown_nodes(editor)), refusal.value.message
 
 
@@ -70,7 +71,7 @@ def test_most_of_them_are_converted() -> None:
     converted = []
     for name in NAMES:
         try:
-            convert.converted(load(f"{name}.ui.json"), OBJECT_INFO)
+            convert.converted(load(f"{name}.ui.json"), well_described(OBJECT_INFO))
         except UsageError:
             continue
         converted.append(name)

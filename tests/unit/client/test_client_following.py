@@ -76,7 +76,7 @@ class Scripted:
     def health(self) -> dict[str, Any]:
         return {}
 
-    def object_info(self) -> None:
+    def node_registry(self) -> None:
         return None
 
     def close(self) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from settee.backends.comfy.process import free_port
 from settee.client.client_errors import AuthError, NetworkError, StatusError, UsageError
 from settee.client.targets.json_http import Http
-from settee.backends.comfy.process import free_port
 from tests.support.asking import KEY, Sleeps, asking
 from tests.support.public_api import PublicApi
 

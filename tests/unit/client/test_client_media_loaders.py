@@ -11,6 +11,8 @@ import pytest
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Given, applied
 from settee.client.inject.media_files import loaders, media_changes
+from settee.client.inject.workflow_graph import Graph
+from settee.client.targets.comfy_api import well_described
 from tests.support.editor_files import DATA
 from tests.support.editor_files import OBJECT_INFO as INFO
 from tests.support.media_graphs import file_of, graph, inpainting, sent, two_pictures
@@ -25,7 +27,9 @@ OPTIONS = {"image": "images", "mask": "masks", "video": "videos", "audio": "audi
 @pytest.mark.parametrize("info", [None, INFO], ids=["alone", "registry"])
 @pytest.mark.parametrize("name", LABELS)
 def test_loaders_are_those_of_the_labels(name: str, info: Any) -> None:
-    found = [(x.place.node_id, x.place.input, x.kind, x.live) for x in loaders(real(name), info)]
+    found = [
+        (x.place.node_id, x.place.input, x.kind, x.live) for x in loaders(Graph(real(name), well_described(info or {})))
+    ]
     assert found == [(m["id"], m["input"], m["kind"], m["live"]) for m in LABELS[name]["media"]]
 
 
@@ -42,7 +46,7 @@ def test_every_file_comes_to_its_loader_and_to_nothing_else(name: str, info: Any
         given[OPTIONS[kind]].append(Given(path))
         expected[media["id"], media["input"]] = path
     workflow = real(name)
-    changes, files = media_changes(workflow, **given, object_info=info)
+    changes, files = media_changes(workflow, **given, registry=well_described(info or {}))
     by_name = {file.name: file.path for file in files}
     assert {(c.node_id, c.input): by_name[c.value] for c in changes} == expected
     assert len(by_name) == len(files) == len(live)
@@ -149,7 +153,7 @@ def test_a_loader_that_nothing_uses_is_none(png: Path) -> None:
     workflow["3"] = {"class_type": "LoadImage", "inputs": {"image": "c.png"}}
     workflow["4"] = {"class_type": "LoadImage", "inputs": {"image": "d.png"}}
     workflow["5"] = {"class_type": "ImageInvert", "inputs": {"image": ["4", 0]}}
-    changes, _ = media_changes(workflow, images=[Given(png)] * 2, object_info=INFO)
+    changes, _ = media_changes(workflow, images=[Given(png)] * 2, registry=well_described(INFO))
     assert sorted(sent(changes)) == ["57:8.image", "9.image"]
     assert len(media_changes(workflow, images=[Given(png)] * 3)[0]) == 3
     with pytest.raises(UsageError, match="node 3 LoadImage is connected to no output"):
@@ -179,8 +183,8 @@ def test_a_loader_of_both_takes_one_image_for_both(png: Path) -> None:
 def test_a_mask_that_only_a_dead_end_uses_does_not_count(png: Path) -> None:
     workflow = inpainting(0)
     workflow["9"] = {"class_type": "InvertMask", "inputs": {"mask": ["1", 1]}}
-    assert [loader.kind for loader in loaders(workflow, INFO)] == ["image"]
-    assert [loader.kind for loader in loaders(workflow)] == ["image+mask"]
+    assert [loader.kind for loader in loaders(Graph(workflow, well_described(INFO)))] == ["image"]
+    assert [loader.kind for loader in loaders(Graph(workflow))] == ["image+mask"]
 
 
 @pytest.mark.parametrize(
@@ -209,10 +213,12 @@ def test_a_registry_tells_other_loaders(png: Path) -> None:
         "Save": {"input": {}, "output": [], "output_node": True},
     }
     workflow = graph(n1=("Custom", {"picture": "a", "clip": "b", "picture2": "c"}), n2=("Save", {"x": ["1", 0]}))
-    found = [(x.place.input, x.kind) for x in loaders(workflow, info)]
+    found = [(x.place.input, x.kind) for x in loaders(Graph(workflow, well_described(info)))]
     assert found == [("picture", "mask"), ("clip", "video")]
-    assert loaders(workflow) == []
-    changes, _ = media_changes(workflow, images=[], masks=[Given(png)], videos=[Given(png, "1")], object_info=info)
+    assert loaders(Graph(workflow)) == []
+    changes, _ = media_changes(
+        workflow, images=[], masks=[Given(png)], videos=[Given(png, "1")], registry=well_described(info or {})
+    )
     assert sent(changes) == {"1.picture": "1_photo.png", "1.clip": "1_photo-2.png"}
 
 
@@ -224,7 +230,7 @@ def test_a_named_node_of_an_unknown_class_has_one_input_for_a_file(png: Path) ->
     # A text instead of a choice is a path on the worker.
     info = {"MyLoader": {"input": {"required": {"image": ["STRING", {}]}}, "output": ["IMAGE"]}}
     with pytest.raises(UsageError, match="loads no file"):
-        media_changes(workflow, images=[Given(png, "1")], object_info=info)
+        media_changes(workflow, images=[Given(png, "1")], registry=well_described(info or {}))
 
 
 def test_a_loader_fed_by_a_primitive(png: Path) -> None:

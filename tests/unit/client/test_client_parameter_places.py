@@ -9,6 +9,7 @@ import pytest
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject.parameter_places import Parameters, parameter_changes
+from settee.client.targets.comfy_api import well_described
 from tests.support.editor_files import DATA
 from tests.support.editor_files import OBJECT_INFO as INFO
 from tests.support.parameters import ksampler, node, on, places, simple
@@ -144,7 +145,7 @@ def outcome(workflow: dict[str, Any], info: Any, parameter: str) -> str:
 
 def test_values_and_reasons() -> None:
     wanted = on(steps=30, cfg=6.5, width=640, height=768, denoise=0.5, sampler="heun", scheduler="karras", ckpt="b")
-    found = {(c.node_id, c.input): (c.value, c.why) for c in parameter_changes(simple(), wanted, INFO)}
+    found = {(c.node_id, c.input): (c.value, c.why) for c in parameter_changes(simple(), wanted, well_described(INFO))}
     assert found == {
         ("3", "steps"): (30, "--steps"),
         ("3", "cfg"): (6.5, "--cfg"),

@@ -13,6 +13,7 @@ import pytest
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import applied
 from settee.client.inject.prompt_places import prompt_changes
+from settee.client.targets.comfy_api import well_described
 from settee.comfyui.workflow import is_link, link_problems, shape_problems
 from tests.unit.client.prompt_shapes import SHAPES
 from tests.unit.client.prompt_shapes.building import encoder, node, sd15
@@ -43,7 +44,7 @@ def asked(workflow: Workflow, side: str, registry: dict[str, Any] | None = None)
         workflow,
         prompt="X" if side == "positive" else None,
         negative="X" if side == "negative" else None,
-        object_info=registry,
+        registry=well_described(registry or {}),
     )
     assert {change.value for change in changes} == {"X"}
     assert {change.why for change in changes} == {"--prompt" if side == "positive" else "--negative"}

@@ -15,6 +15,7 @@ import pytest
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject.prompt_places import prompt_changes
+from settee.client.targets.comfy_api import well_described
 from tests.unit.client.prompt_shapes.building import encoder, joined, node, sampler, sd15
 
 DATA = Path(__file__).parents[2] / "data"
@@ -104,7 +105,10 @@ def both(graph: Graph, side: str) -> tuple[Made, Made]:
 
 def placed(graph: Graph, side: str, registry: dict[str, Any] | None = None) -> set[str]:
     option = {"prompt": None, "negative": None, "prompt" if side == "positive" else "negative": "X"}
-    return {f"{change.node_id}.{change.input}" for change in prompt_changes(graph, **option, object_info=registry)}
+    return {
+        f"{change.node_id}.{change.input}"
+        for change in prompt_changes(graph, **option, registry=well_described(registry or {}))
+    }
 
 
 def check(graph: Graph, side: str, registry: dict[str, Any] | None) -> str:

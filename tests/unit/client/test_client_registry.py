@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from settee.backends.comfy.process import free_port
 from settee.client import Endpoint
 from settee.client.client_errors import NetworkError, UsageError
 from settee.client.targets import comfy_api
-from settee.backends.comfy.process import free_port
+from settee.comfyui.node_registry import NodeRegistry
 from tests.support.file_server import Ask, FileServer, Reply
 
 INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}
@@ -19,7 +20,7 @@ INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]
 
 def test_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text(json.dumps(INFO))
-    assert comfy_api.read_registry(tmp_path / "info.json") == INFO
+    assert comfy_api.read_registry(tmp_path / "info.json").classes == INFO
 
 
 @pytest.mark.parametrize("path", ["", "/", "/object_info", "/object_info/"])
@@ -27,7 +28,7 @@ def test_from_a_server(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with FileServer(json.dumps(INFO).encode()).running() as server:
-        assert comfy_api.read_registry(server.url.replace("/file.bin", path)) == INFO
+        assert comfy_api.read_registry(server.url.replace("/file.bin", path)).classes == INFO
         (asked,) = server.asked
         assert asked.path == "/object_info"
         assert "Authorization" not in asked.headers
@@ -39,7 +40,7 @@ def test_one_that_is_busy_is_asked_again() -> None:
             reply.status = 503
 
     with FileServer(json.dumps(INFO).encode(), rule=rule).running() as server:
-        assert comfy_api.read_registry(server.url.replace("/file.bin", "")) == INFO
+        assert comfy_api.read_registry(server.url.replace("/file.bin", "")).classes == INFO
 
 
 @pytest.mark.parametrize(
@@ -48,12 +49,12 @@ def test_one_that_is_busy_is_asked_again() -> None:
 def test_a_class_that_is_described_badly_spoils_no_other(spoilt: Any, tmp_path: Path) -> None:
     content = json.dumps({"Bad": spoilt, **INFO})
     (tmp_path / "info.json").write_text(content)
-    assert comfy_api.read_registry(tmp_path / "info.json") == INFO
+    assert comfy_api.read_registry(tmp_path / "info.json").classes == INFO
     bad = {"1": {"class_type": "Bad", "inputs": {"image": "a.png", "steps": 1, "seed": 2}}}
     with FileServer(content.encode()).running() as server:
         address = server.url.replace("/file.bin", "")
         with Endpoint(address, comfy=True) as endpoint:
-            assert endpoint.object_info == INFO
+            assert endpoint.node_registry == NodeRegistry(INFO)
             assert endpoint.prepare(bad).workflow["1"]["class_type"] == "Bad"
 
 

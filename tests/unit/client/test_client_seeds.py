@@ -12,6 +12,7 @@ import pytest
 from settee.client.client_errors import UsageError
 from settee.client.inject import applied
 from settee.client.prepare import Wishes, prepared, seed_changes
+from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.seeds import MAX_SEED
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
@@ -111,12 +112,12 @@ INFO = {"KSampler": {"input": {"required": {"seed": ["INT", {"min": 0, "max": MA
 
 @pytest.mark.parametrize("wishes", [Wishes(seed=-1), Wishes(keep_seed=True), Wishes(sets=("1.seed=-1",))])
 def test_minus_one_is_drawn_before_a_bare_comfyui_sees_it(wishes: Wishes) -> None:
-    ready = prepared({"1": node("KSampler", seed=-1)}, wishes, INFO, draw=lambda least, most: 42)
+    ready = prepared({"1": node("KSampler", seed=-1)}, wishes, NodeRegistry(INFO), draw=lambda least, most: 42)
     assert (ready.workflow["1"]["inputs"], ready.seeds) == ({"seed": 42}, {"1.seed": 42})
 
 
 def test_minus_one_that_is_kept_is_the_workers_to_draw_where_no_registry_is_known() -> None:
-    ready = prepared({"1": node("KSampler", seed=-1)}, Wishes(keep_seed=True), None, draw=never)
+    ready = prepared({"1": node("KSampler", seed=-1)}, Wishes(keep_seed=True), draw=never)
     assert (ready.workflow["1"]["inputs"], ready.seeds) == ({"seed": -1}, {})
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject.selectors import live_nodes, node_of, set_changes
+from settee.comfyui.node_registry import NodeRegistry
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
 
@@ -280,10 +281,10 @@ def test_what_an_output_is_made_from_is_live() -> None:
         "7": node("Api", a=["gone", 0]),
     }
     info = {"LoadImage": {}, "ImageInvert": {"output_node": False}, "PreviewImage": {"output_node": True}}
-    assert live_nodes(graph, info) == {"1", "2", "3", "5", "7"}
+    assert live_nodes(graph, NodeRegistry(info)) == {"1", "2", "3", "5", "7"}
     assert live_nodes(graph) == graph.keys() - {"6"}
     del graph["3"], graph["5"], graph["6"], graph["7"]
-    assert live_nodes(graph, info) == set(graph)
+    assert live_nodes(graph, NodeRegistry(info)) == set(graph)
 
 
 # --- the published workflows -----------------------------------------------------------------------------
