@@ -40,7 +40,7 @@ secret_from_file() {
 }
 
 # usage: setup_folders
-# Sets COMFY_DIR, WORKSPACE_DIR, SETTEE_DIR and SETTEE_PYTHON where they are not; settee/settings.py has the same
+# Sets COMFY_DIR, WORKSPACE_DIR, SETTEE_DIR and SETTEE_PYTHON where they are not; settee/base/settings.py has the same
 # defaults, and what is set here wins there too.
 setup_folders() {
 	local ram_disk="${TMPDIR:-/tmp}"

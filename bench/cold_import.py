@@ -19,7 +19,7 @@ OURS = """
 import rp_handler
 from settee.doors.runpod import loop
 from settee.doors.runpod.worker import Worker
-from settee.settings import load
+from settee.base.settings import load
 door = Worker(load()).door
 """
 

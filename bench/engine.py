@@ -25,10 +25,10 @@ from typing import Any
 
 import websocket
 
+from settee.base.job import Job
+from settee.base.settings import load
 from settee.engine import Engine
-from settee.job import Job
 from settee.request import parse
-from settee.settings import load
 
 
 class IdealClient:

@@ -19,7 +19,7 @@ from typing import Any
 import requests
 
 from settee.backends.comfy.process import SupervisedServer
-from settee.settings import Settings, load
+from settee.base.settings import Settings, load
 from settee.workspace import Folders
 
 JOBS = 4

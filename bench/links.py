@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ROUNDS = 5
 FEW = 8
 COMMIT = "c0ffee" + "0" * 34
-SETTINGS_ONLY = "from settee.settings import load; load()"
+SETTINGS_ONLY = "from settee.base.settings import load; load()"
 
 
 def seconds(action: Callable[[], object]) -> float:

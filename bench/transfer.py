@@ -94,11 +94,11 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
     """The Hub asked for address and hash as a worker does, then the file, verified."""
     import huggingface_hub.file_download  # noqa: F401 - as above, as in the other run
 
+    from settee.base.settings import load
     from settee.models.entry import HubFile, ModelEntry
     from settee.models.sources import addresses
     from settee.models.transfer.download import download
     from settee.models.transfer.scheduler import Scheduler
-    from settee.settings import load
 
     entry = ModelEntry(HubFile("org/model", "model.bin"), "checkpoints", "model.bin")
     settings = load(hf_endpoint=given["endpoint"])

@@ -14,7 +14,7 @@ COMMANDS = {
     "worker": ("settee.doors.runpod.worker", "worker", "the RunPod worker; --demo needs no ComfyUI"),
     "agent": ("settee.doors.agent.serve", "agent", "the GPU agent: render jobs over HTTP"),
     "models": ("settee.models.cli", "worker", "place, list and verify models"),
-    "keygen": ("settee.sealing", None, "print a key for sealed jobs"),
+    "keygen": ("settee.base.sealing", None, "print a key for sealed jobs"),
     "embedded": ("settee.embedded.cli", "embedded", "a small ComfyUI for nodes without models"),
     "interactive": ("settee.interactive", "worker", "ComfyUI with its editor, and no worker"),
     "health": ("settee.health", "worker", "the container's health check"),

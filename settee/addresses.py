@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from settee.base.errors import DownloadFailed
+from settee.base.settings import Settings
 from settee.base.text import shown
-from settee.errors import DownloadFailed
 from settee.net.failures import Refused
 from settee.net.http import origin, split_login
 from settee.request import Bucket
 from settee.s3.client import url_for
 from settee.s3.errors import S3Error
 from settee.s3.target import Target, bucket_problem, callers_target, workers_target
-from settee.settings import Settings
 
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
 _SIGNED_S = 6 * 3600

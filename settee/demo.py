@@ -20,7 +20,7 @@ import requests
 from settee import __version__
 from settee.backends.comfy.process import free_port
 from settee.backends.comfy.process_group import end
-from settee.settings import Settings, child_environment
+from settee.base.settings import Settings, child_environment
 
 ROOT = Path(__file__).parents[1]
 START_S = 60.0

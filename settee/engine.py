@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from settee.backends.comfy.backend import ComfyBackend
+from settee.base.errors import Busy, ComfyUnavailable
+from settee.base.job import Cancel, Job, OnProgress, Progress, Result
+from settee.base.settings import Settings
 from settee.comfyui.node_registry import NodeRegistry
-from settee.errors import Busy, ComfyUnavailable
-from settee.job import Cancel, Job, OnProgress, Progress, Result
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.store import ModelStore
 from settee.run import JobRun
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from settee.addresses import Remote
+from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
+from settee.base.job import Cancel
+from settee.base.settings import MIB
 from settee.base.text import shown
 from settee.base.threads import Stopped
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
-from settee.job import Cancel
 from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http, environment_of, split_login
 from settee.net.retry import Backoff, retried
-from settee.settings import MIB
 
 _THREADS = 4
 _CHUNK = 256 * 1024

@@ -13,8 +13,8 @@ import time
 
 from settee import __version__
 from settee.backends.comfy.client import Client
-from settee.errors import SetteeError
-from settee.settings import Settings, load
+from settee.base.errors import SetteeError
+from settee.base.settings import Settings, load
 
 _TIMEOUT_S = 3.0
 #: Between the end of one prompt and the start of the next nothing runs either, for milliseconds; a collector's round

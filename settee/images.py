@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from settee.errors import InvalidRequest, PayloadTooLarge
+from settee.base.errors import InvalidRequest, PayloadTooLarge
 from settee.image_walk import (
     PNG,
     Broken,

@@ -20,15 +20,15 @@ from pathlib import Path, PurePosixPath
 
 from settee import addresses, fetch
 from settee.addresses import Remote
+from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
+from settee.base.job import Cancel
 from settee.base.json_io import BadData, decode_base64, decode_data_uri
+from settee.base.settings import MIB, Settings
 from settee.base.text import shown
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
 from settee.images import HEAD, check_image, looks_like_image
-from settee.job import Cancel
 from settee.request import Bucket, InputFile
-from settee.settings import MIB, Settings
 from settee.workspace import Workspace, safe_relative
 
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)

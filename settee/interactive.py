@@ -17,11 +17,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from settee import __version__, logs
+from settee import __version__
 from settee.backends.comfy.process import SupervisedServer
 from settee.backends.comfy.process_group import end
-from settee.errors import ConfigError, SetteeError
-from settee.settings import Settings, load
+from settee.base import logs
+from settee.base.errors import ConfigError, SetteeError
+from settee.base.settings import Settings, load
 from settee.workspace import Folders, Workspace
 
 log = logging.getLogger("settee.interactive")  # __name__ is __main__ here

@@ -24,12 +24,12 @@ from pydantic import (
     field_validator,
 )
 
+from settee.base.errors import InvalidRequest, PayloadTooLarge, wrong_value
+from settee.base.settings import MIB, Settings
 from settee.comfyui import workflow as graph
 from settee.comfyui.workflow import Problem, measure
-from settee.errors import InvalidRequest, PayloadTooLarge, wrong_value
 from settee.models import spec
 from settee.models.entry import ModelEntry
-from settee.settings import MIB, Settings
 
 
 class _Strict(BaseModel):

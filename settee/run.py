@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from settee.backends.backend import Backend, Limits, Notify
+from settee.base.errors import JobCanceled, JobTimeout, SetteeError, StagingError
+from settee.base.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
+from settee.base.settings import Settings
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.delivery.plan import MAX_WARNINGS
-from settee.errors import JobCanceled, JobTimeout, SetteeError, StagingError
 from settee.inputs import Staged, stage
-from settee.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.models.orders import Order
 from settee.models.store import ModelStore
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from settee.base.text import shown
-from settee.errors import (
+from settee.base.errors import (
     ConfigError,
     InvalidRequest,
     NoSpace,
@@ -28,7 +27,8 @@ from settee.errors import (
     StagingError,
     UnsafePath,
 )
-from settee.settings import MIB, Settings
+from settee.base.settings import MIB, Settings
+from settee.base.text import shown
 from settee.wipe import Wiped, wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)

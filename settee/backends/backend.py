@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from settee.base.job import Artifact, Cancel, Job
 from settee.inputs import Staged
-from settee.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
 from settee.workspace import Workspace
 

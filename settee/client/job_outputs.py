@@ -13,7 +13,7 @@ from settee.client.client_errors import JobFailed
 from settee.comfyui.media import suffix_of
 
 if TYPE_CHECKING:
-    from settee.sealing import Writes
+    from settee.base.sealing import Writes
 
 #: Outputs of every kind come in these lists of a worker's result, by what a file is.
 KINDS = ("images", "videos", "audio", "models_3d", "texts", "files")

@@ -12,7 +12,7 @@ from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
 
 if TYPE_CHECKING:
-    from settee.sealing import Writes
+    from settee.base.sealing import Writes
 
 #: Of a sealed answer: what it holds instead of its outputs.
 _TOKEN = "encrypted_output"  # noqa: S105 - a key's name
@@ -28,8 +28,8 @@ class Sealer:
     """
 
     def __init__(self, keys: str, *, origin: str = "ENCRYPTION_KEY") -> None:
-        from settee import sealing
-        from settee.errors import ConfigError
+        from settee.base import sealing
+        from settee.base.errors import ConfigError
 
         try:
             import cryptography.fernet  # noqa: F401
@@ -51,7 +51,7 @@ class Sealer:
     @staticmethod
     def size(size: int) -> int:
         """Characters of the token around ``size`` bytes."""
-        from settee.sealing import sealed_size
+        from settee.base.sealing import sealed_size
 
         return sealed_size(size)
 
@@ -64,7 +64,7 @@ class Sealer:
     def open(self, output: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sealed content of a job's answer (``{"encrypted_output": token, …}``). Raises UsageError where the
         keys do not open it."""
-        from settee.errors import SealBroken
+        from settee.base.errors import SealBroken
 
         try:
             answer = self._keys.open(output[_TOKEN])
@@ -81,7 +81,7 @@ class Sealer:
 
         Raises UsageError where the keys do not open it, and OSError.
         """
-        from settee.errors import SealBroken
+        from settee.base.errors import SealBroken
 
         with sealed.open("rb") as source:
             try:
@@ -123,7 +123,7 @@ def read_key(path: Path, warn: Callable[[str], None]) -> str:
 
 def new_key() -> str:
     """Return a key for ENCRYPTION_KEY, the worker's and the client's."""
-    from settee.sealing import generate_key
+    from settee.base.sealing import generate_key
 
     return generate_key()
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from settee.base.errors import ComfyError, ExecutionFailed, OutOfMemory, PromptLost
+from settee.base.job import Kind
 from settee.base.text import neutral
 from settee.comfyui.media import kind_of
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node, title
-from settee.errors import ComfyError, ExecutionFailed, OutOfMemory, PromptLost
-from settee.job import Kind
 
 #: Keys of core nodes that say something about the files beside them, or hold the editor's state.
 _ABOUT = {

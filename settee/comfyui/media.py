@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from settee.job import Kind
+from settee.base.job import Kind
 
 _OCTETS = "application/octet-stream"
 

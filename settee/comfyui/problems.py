@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from settee.base.errors import WorkflowRejected
 from settee.base.text import neutral
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic
 from settee.comfyui.workflow import Problem, Workflow, is_link, links, natural_key, own_node, problem_at
-from settee.errors import WorkflowRejected
 
 #: So many different unknown names get near matches; a graph that is all wrong has no use for more.
 MAX_NEAR = 10

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.literals import Computed, Place, literal_of
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.workflow import Workflow, link_problems, links, texts, title, unwrapped
-from settee.errors import InvalidRequest
 
 PREFIX_INPUT = "filename_prefix"
 _PATTERN = re.compile("%([^%]+)%")

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
+from settee.base.job import Artifact, Cancel, Job, Output
+from settee.base.settings import Settings
 from settee.base.threads import TICK_S, Call
 from settee.delivery import plan
 from settee.delivery.blob import delivery_error
 from settee.delivery.item import Item, encode
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
-from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
-from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
 from settee.s3.client import is_seen, look
 from settee.s3.errors import S3Error
@@ -32,7 +33,6 @@ from settee.s3.target import (
     unreadable,
     workers_target,
 )
-from settee.settings import Settings
 
 __all__ = ["BucketLook", "Delivered", "check_request", "deliver"]
 
@@ -220,6 +220,6 @@ def _sealer(job: Job, settings: Settings) -> Any:
         return None
     if settings.encryption_key is None:
         raise ConfigError("the job is sealed, but ENCRYPTION_KEY is not set")
-    from settee.sealing import Sealer
+    from settee.base.sealing import Sealer
 
     return Sealer(settings.encryption_key.get_secret_value())

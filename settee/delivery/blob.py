@@ -15,14 +15,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from settee.errors import DeliveryError, OutputMissing
+from settee.base.errors import DeliveryError, OutputMissing
 from settee.s3.errors import S3Error
 from settee.s3.objects import UploadStopped
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-    from settee.job import Artifact
+    from settee.base.job import Artifact
 
 #: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
 CHUNK = 3 << 17

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from settee.base.errors import DeliveryError
+from settee.base.job import Artifact, Job, Kind, Output
+from settee.base.settings import Settings
 from settee.base.text import join_ascii
 from settee.delivery.blob import CHUNK, Blob, Digest, Size, Stream, image_size, open_file
-from settee.errors import DeliveryError
-from settee.job import Artifact, Job, Kind, Output
-from settee.settings import Settings
 
 Fetch = Callable[[Artifact], Iterator[bytes]]
 

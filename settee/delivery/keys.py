@@ -13,7 +13,7 @@ import time
 import unicodedata
 from pathlib import PurePosixPath
 
-from settee.job import Artifact, Job
+from settee.base.job import Artifact, Job
 
 FIELDS = ("job_id", "date", "time", "node_id", "kind")
 #: S3 takes keys of 1,024 bytes; this is the template's share, its fields filled in.

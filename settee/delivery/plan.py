@@ -14,11 +14,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from settee.base.errors import OutputTooLarge
+from settee.base.job import Job
+from settee.base.sealing import sealed_size
+from settee.base.settings import Settings
 from settee.delivery.item import Item
-from settee.errors import OutputTooLarge
-from settee.job import Job
-from settee.sealing import sealed_size
-from settee.settings import Settings
 
 #: Bytes for what surrounds the files: status, timings, warnings, the envelope.
 BODY = 8 * 1024

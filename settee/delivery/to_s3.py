@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from settee.base.errors import DeliveryError
+from settee.base.job import Job, Output
+from settee.base.sealing import Sealer
+from settee.base.settings import MIB
 from settee.base.threads import TICK_S, Call
 from settee.delivery.blob import Blob, Digest, Stream, Window, delivery_error
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
-from settee.errors import DeliveryError
-from settee.job import Job, Output
 from settee.s3.client import LANES, forget
 from settee.s3.errors import S3Error, explained
 from settee.s3.objects import Bucket, Object
 from settee.s3.target import Target
-from settee.sealing import Sealer
-from settee.settings import MIB
 
 log = logging.getLogger(__name__)
 

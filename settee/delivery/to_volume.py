@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from settee.base.errors import DeliveryError
 from settee.base.files import sync_folder, write_whole
+from settee.base.job import Job, Output
+from settee.base.sealing import Sealer
 from settee.delivery.blob import Digest
 from settee.delivery.item import Item
 from settee.delivery.keys import Namer
-from settee.errors import DeliveryError
-from settee.job import Job, Output
-from settee.sealing import Sealer
 
 log = logging.getLogger(__name__)
 

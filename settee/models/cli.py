@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from settee import __version__
-from settee.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
+from settee.base.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
+from settee.base.settings import Settings, load
 from settee.models.bars import Bars, amount
-from settee.settings import Settings, load
 
 if TYPE_CHECKING:
     from settee.models.entry import ModelEntry

@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, SetteeError, StagingError
+from settee.base.job import Cancel
+from settee.base.settings import Settings
 from settee.comfyui.model_folders import name_of
 from settee.comfyui.workflow import Problem, Workflow
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, SetteeError, StagingError
-from settee.job import Cancel
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.placing import Placing
 from settee.models.required import Named, named_models, wanted
 from settee.models.sources import volume_file
 from settee.models.store import ModelStore
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settee.errors import DownloadFailed, SetteeError
+from settee.base.errors import DownloadFailed, SetteeError
+from settee.base.settings import Settings
 from settee.models.bars import amount
 from settee.models.entry import ModelEntry
 from settee.models.folder.budget import Budget
@@ -23,7 +24,6 @@ from settee.models.sources import Origin, addresses, linked
 from settee.models.sources.host_cache import sha256_of
 from settee.models.transfer.address import Address
 from settee.models.transfer.scheduler import Scheduler
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.models.transfer.attempt import Fetched

@@ -18,9 +18,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from settee.base.errors import ModelMissing, PayloadTooLarge, SetteeError
 from settee.base.files import write_whole
+from settee.base.settings import Settings
 from settee.base.threads import Stopped
-from settee.errors import ModelMissing, PayloadTooLarge, SetteeError
 from settee.models.entry import HubFile, ModelEntry, identity
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import relative
@@ -28,7 +29,6 @@ from settee.models.folder.records import FOLDER, temporary_name
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.sources import BACKOFF, TRIES, host_cache, hub
 from settee.net.retry import retried
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from settee.base.errors import ModelMissing, WorkflowRejected
 from settee.comfyui.model_folders import SUFFIXES, folders_of
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.problems import MAX_NEAR, near_matches
 from settee.comfyui.workflow import Problem, Workflow, texts
-from settee.errors import ModelMissing, WorkflowRejected
 from settee.models.entry import ModelEntry
 
 #: `embedding:name` within a prompt, with or without suffix.

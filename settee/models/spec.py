@@ -22,13 +22,13 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
+from settee.base.errors import ConfigError, UnsafePath
+from settee.base.settings import Settings, secret_named
 from settee.base.text import shown
 from settee.comfyui.model_folders import KINDS
 from settee.comfyui.workflow import Problem
-from settee.errors import ConfigError, UnsafePath
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
 from settee.models.folder.place import place
-from settee.settings import Settings, secret_named
 from settee.workspace import safe_relative
 
 #: Keys of an entry that is a mapping.

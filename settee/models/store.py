@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from settee.base.errors import ConfigError, JobCanceled, SetteeError, StagingError
+from settee.base.settings import Settings
 from settee.base.threads import Stopped
 from settee.comfyui.model_folders import name_of
-from settee.errors import ConfigError, JobCanceled, SetteeError, StagingError
 from settee.models import spec
 from settee.models.bars import Bars
 from settee.models.entry import ModelEntry
@@ -25,7 +26,6 @@ from settee.models.folder.file_state import Content
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
 from settee.models.repositories import new_placing
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from enum import Enum
 
-from settee.errors import SetteeError
+from settee.base.errors import SetteeError
 from settee.net.addresses import NotPublic
 from settee.net.retry import is_transient as is_transient_status
 from settee.s3.target import NOT_PUBLIC, Target

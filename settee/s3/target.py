@@ -14,7 +14,7 @@ from settee.net.addresses import NotPublic, public_addresses
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from settee.settings import Settings
+    from settee.base.settings import Settings
 
 NOT_PUBLIC = "is not on the public Internet (ALLOW_PRIVATE_S3CONFIG permits it)"
 _UNREADABLE = "is not a URL: its host or port cannot be read"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from settee.backends.comfy.process import free_port
-from settee.sealing import Sealer, generate_key
+from settee.base.sealing import Sealer, generate_key
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import b64, empty, files_below
 from tests.support.stub_rig import does, working

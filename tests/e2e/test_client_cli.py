@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from settee.backends.comfy.process import free_port
+from settee.base.sealing import generate_key
 from settee.client import cli
-from settee.sealing import generate_key
 from tests.support.client_command import INVERT, PICTURE, Command, endpoint_env, runpod_with_worker
 from tests.support.public_api import PublicApi
 from tests.support.rig import empty, failing, png, slow

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from settee.backends.comfy.process import free_port
+from settee.base.sealing import Sealer, generate_key
 from settee.client.client_errors import JobFailed, Rejected, UsageError
 from settee.client.follow import follow
 from settee.client.targets import Answer, Status
-from settee.sealing import Sealer, generate_key
 from tests.support.client_jobs import run, sent, target_of
 from tests.support.public_api import PublicApi
 from tests.support.rig import b64, empty, failing, png, slow

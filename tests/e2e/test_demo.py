@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from settee import demo
-from settee.sealing import generate_key
+from settee.base.sealing import generate_key
 
 EXAMPLE = demo.ROOT / "workflows" / "example.png"
 

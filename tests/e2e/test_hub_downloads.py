@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from settee.base.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
 from settee.base.threads import Stopped
-from settee.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import addresses
 from settee.models.transfer.address import Address

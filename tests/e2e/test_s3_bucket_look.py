@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from settee import delivery
-from settee.errors import DeliveryError
-from settee.job import Status
+from settee.base.errors import DeliveryError
+from settee.base.job import Status
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.rig import Rig, empty
 from tests.support.s3 import S3Server

@@ -13,8 +13,8 @@ import pytest
 import requests
 from cryptography.fernet import Fernet
 
-from settee.errors import DeliveryError
-from settee.job import Artifact, Kind
+from settee.base.errors import DeliveryError
+from settee.base.job import Artifact, Kind
 from tests.support.delivering import bucket_settings, file_artifact, make_job, make_settings, only, run
 from tests.support.s3 import S3Server
 from tests.support.uploading import KEY, MIB, uploads_in, write

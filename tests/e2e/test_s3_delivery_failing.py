@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from settee.base.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing
+from settee.base.job import Artifact, Cancel
 from settee.delivery import to_s3
-from settee.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing
-from settee.job import Artifact, Cancel
 from settee.s3 import objects
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
 from tests.support.s3 import S3Server, free_ports

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import DeliveryError, JobCanceled, JobTimeout
+from settee.base.job import Artifact, Cancel
 from settee.delivery import to_s3
-from settee.errors import DeliveryError, JobCanceled, JobTimeout
-from settee.job import Artifact, Cancel
 from settee.s3 import client, objects
 from tests.support.delivering import bucket_settings, file_artifact, make_job, only, run
 from tests.support.faulty_s3 import CUT, ERROR, HANG, HTML, LOST, OK, SHORT, FaultyS3

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from settee.errors import DownloadFailed
+from settee.base.errors import DownloadFailed
 from settee.models.transfer.address import Address
 from settee.models.transfer.part import load
 from tests.support.file_server import Ask, FileServer, Reply

@@ -19,13 +19,13 @@ import pytest
 from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.process import SupervisedServer
 from settee.backends.comfy.session import Ended
+from settee.base.errors import ComfyUnavailable, SetteeError
+from settee.base.job import Status
+from settee.base.settings import load
 from settee.base.text import neutral
 from settee.comfyui.isolation import restore
 from settee.comfyui.node_registry import UNKNOWN
 from settee.comfyui.problems import explain
-from settee.errors import ComfyUnavailable, SetteeError
-from settee.job import Status
-from settee.settings import load
 from settee.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import QUICK, SLOW, Rig, empty, failing, png, slow

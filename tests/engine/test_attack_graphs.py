@@ -14,11 +14,11 @@ import pytest
 from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.client import Queue
 from settee.backends.comfy.watcher import Limits, Watcher
+from settee.base.errors import InvalidRequest, SetteeError
+from settee.base.job import Cancel
 from settee.comfyui import file_inputs, isolation, problems
 from settee.comfyui.messages import Event, ImageEvent, Meter, image_event
 from settee.comfyui.node_registry import NodeRegistry
-from settee.errors import InvalidRequest, SetteeError
-from settee.job import Cancel
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
 from tests.support.waiting import eventually
 

@@ -13,8 +13,8 @@ import requests
 
 from settee import health
 from settee.backends.comfy.process import SupervisedServer
-from settee.errors import ComfyUnavailable
-from settee.settings import load
+from settee.base.errors import ComfyUnavailable
+from settee.base.settings import load
 from settee.workspace import Folders
 from tests.support.embedded import EmbeddedServer
 from tests.support.waiting import eventually

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from settee.errors import SetteeError
+from settee.base.errors import SetteeError
 from tests.support.rig import EXTERNAL, Rig, b64, empty, files_below, png
 
 NAMES = st.sampled_from(

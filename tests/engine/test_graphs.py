@@ -12,7 +12,7 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.errors import InvalidRequest, PayloadTooLarge, WorkflowRejected
+from settee.base.errors import InvalidRequest, PayloadTooLarge, WorkflowRejected
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, picture, png
 

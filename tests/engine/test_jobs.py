@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from settee.errors import Busy, ComfyUnavailable, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
-from settee.job import Cancel, Kind, Status
+from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
+from settee.base.job import Cancel, Kind, Status
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import (
     EXTERNAL,

@@ -17,7 +17,7 @@ import pytest
 from cryptography.fernet import Fernet
 from PIL import Image
 
-from settee.errors import (
+from settee.base.errors import (
     ConfigError,
     DownloadFailed,
     IntegrityError,
@@ -26,7 +26,7 @@ from settee.errors import (
     JobTimeout,
     ModelMissing,
 )
-from settee.job import Result, Status
+from settee.base.job import Result, Status
 from tests.support.hub import HubServer
 from tests.support.rig import ROOT, Rig, empty
 from tests.support.waiting import eventually

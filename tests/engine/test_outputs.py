@@ -20,10 +20,10 @@ import requests
 from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.events import EventSocket
 from settee.backends.comfy.session import Ended
+from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
+from settee.base.job import Artifact, Cancel, Kind, Progress, Status
 from settee.comfyui.messages import Event, ImageEvent
 from settee.comfyui.node_registry import UNKNOWN
-from settee.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
-from settee.job import Artifact, Cancel, Kind, Progress, Status
 from settee.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.errors import ComfyUnavailable, ExecutionFailed, WorkflowRejected
+from settee.base.errors import ComfyUnavailable, ExecutionFailed, WorkflowRejected
 from tests.support.memory import resident
 from tests.support.rig import Rig, empty, files_below
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.job import Output
+from settee.base.job import Output
 from tests.support.real_inputs import OTHERS, Case
 from tests.support.real_jobs import BY_CLASS, PAID
 from tests.support.rig import EXTERNAL, Rig, b64, files_below

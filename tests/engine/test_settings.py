@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from settee.backends.comfy.process import SupervisedServer
-from settee.errors import ComfyUnavailable, ConfigError
-from settee.job import Status
-from settee.settings import load
+from settee.base.errors import ComfyUnavailable, ConfigError
+from settee.base.job import Status
+from settee.base.settings import load
 from settee.workspace import Folders
 from tests.support.embedded import comfyui_in
 from tests.support.rig import SLOW, Rig, empty, files_below, slow

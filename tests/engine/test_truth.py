@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from settee.backends.comfy import client
-from settee.errors import (
+from settee.base.errors import (
     ComfyError,
     ComfyUnavailable,
     ExecutionFailed,
@@ -22,7 +22,7 @@ from settee.errors import (
     PromptLost,
     WorkflowRejected,
 )
-from settee.job import Status
+from settee.base.job import Status
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import QUICK, SLOW, Rig, empty, failing, files_below, slow
 from tests.support.waiting import eventually

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from settee.base.job import Artifact, Cancel, Job, Output
+from settee.base.settings import Settings, load
 from settee.comfyui.media import kind_of
 from settee.delivery import Delivered, deliver
-from settee.job import Artifact, Cancel, Job, Output
 from settee.request import JobRequest
-from settee.settings import Settings, load
 
 WORKFLOW = {"9": {"class_type": "SaveImage", "inputs": {}}}
 

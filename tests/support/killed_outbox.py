@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from settee.base.job import Status
 from settee.doors.agent.callbacks.letters import Shelf
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Answer, Post, Poster
 from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, Urls
-from settee.job import Status
 from tests.support.waiting import eventually
 
 #: Where a kill may fall; the last three while it is delivered.

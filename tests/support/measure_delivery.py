@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from settee.job import Artifact
-from settee.sealing import Sealer, generate_key
+from settee.base.job import Artifact
+from settee.base.sealing import Sealer, generate_key
 from tests.support.delivering import bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.memory import reset_peak, resident
 from tests.support.s3 import S3Server

@@ -20,11 +20,11 @@ import requests
 from PIL import Image
 
 from settee.backends.comfy.process import SupervisedServer
+from settee.base.errors import InvalidRequest, SetteeError
+from settee.base.job import Cancel, Job, Output, Progress, Result, Status
+from settee.base.settings import Settings, load
 from settee.engine import Engine
-from settee.errors import InvalidRequest, SetteeError
-from settee.job import Cancel, Job, Output, Progress, Result, Status
 from settee.request import parse
-from settee.settings import Settings, load
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from settee.errors import InvalidRequest, SetteeError
+from settee.base.errors import InvalidRequest, SetteeError
+from settee.base.job import Cancel
+from settee.base.settings import Settings
 from settee.inputs import Staged, stage
-from settee.job import Cancel
 from settee.request import InputFile
-from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 
 

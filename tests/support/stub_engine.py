@@ -1,9 +1,9 @@
 """A small honest engine for the door's tests: the contract of settee.engine.Engine, and a "node" for each ending.
 
 The workflow's first node says what happens: ``Wait`` (inputs.seconds; stops when cancelled), ``Give``
-(inputs.size: a base64 file of that many bytes), ``Fail`` (inputs.error: a class of settee.errors), ``Crash`` (message),
-``Die`` (ComfyUI cannot be brought back), ``Steps`` (inputs.count, inputs.seconds each), ``Deaf`` (seconds; ends
-when it ends, however often it is told to stop).
+(inputs.size: a base64 file of that many bytes), ``Fail`` (inputs.error: a class of settee.base.errors),
+``Crash`` (message), ``Die`` (ComfyUI cannot be brought back), ``Steps`` (inputs.count, inputs.seconds each),
+``Deaf`` (seconds; ends when it ends, however often it is told to stop).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import threading
 import time
 from typing import Any
 
-from settee import errors
-from settee.job import Cancel, Job, Kind, OnProgress, Output, Progress, Result, Status
-from settee.settings import Settings
+from settee.base import errors
+from settee.base.job import Cancel, Job, Kind, OnProgress, Output, Progress, Result, Status
+from settee.base.settings import Settings
 
 log = logging.getLogger("settee.stub")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.settings import Settings
 from settee.models.folder.model_folder import ModelFolder
-from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 from tests.support.models import DATA
 from tests.support.staging import put  # noqa: F401

@@ -17,15 +17,16 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from settee import addresses, fetch, logs
+from settee import addresses, fetch
 from settee.addresses import Remote
+from settee.base import logs
+from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
+from settee.base.job import Cancel, Result, Status
 from settee.delivery import check_request, convert
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
-from settee.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.images import check_image
 from settee.inputs import stage
-from settee.job import Cancel, Result, Status
 from settee.net import addresses as net_addresses
 from settee.request import MAX_HINTS, InputFile, parse
 from settee.s3.target import endpoint_problem
@@ -311,8 +312,8 @@ def test_a_sealed_jobs_prefix_and_endpoint_are_in_no_log(tmp_path: Path) -> None
     stream = io.StringIO()
     logs.setup(make_settings(), stream)
     (tmp_path / "a.png").write_bytes(b"x")
+    from settee.base.sealing import generate_key
     from settee.s3 import objects
-    from settee.sealing import generate_key
 
     patience, objects.PATIENCE_S = objects.PATIENCE_S, 0.1
     try:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from settee.addresses import s3 as s3_input
+from settee.base.errors import DeliveryError, DownloadFailed
+from settee.base.job import Cancel
 from settee.doors.agent.storage import Storage
-from settee.errors import DeliveryError, DownloadFailed
 from settee.fetch import download_all
-from settee.job import Cancel
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3_object import address
 from tests.support.certificates import own_certificate

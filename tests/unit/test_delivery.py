@@ -18,11 +18,11 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base.errors import ConfigError, DeliveryError, JobCanceled, JobTimeout, OutputMissing, OutputTooLarge
+from settee.base.job import Artifact, Cancel, Job, Kind, Output
+from settee.base.sealing import Sealer
 from settee.delivery import plan
 from settee.delivery.blob import CHUNK
-from settee.errors import ConfigError, DeliveryError, JobCanceled, JobTimeout, OutputMissing, OutputTooLarge
-from settee.job import Artifact, Cancel, Job, Kind, Output
-from settee.sealing import Sealer
 from tests.support.delivering import file_artifact, make_job, make_settings, only, run
 
 KEY = Fernet.generate_key().decode()

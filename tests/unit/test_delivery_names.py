@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base.errors import ConfigError, InvalidRequest
+from settee.base.job import Artifact, Kind
 from settee.delivery import check_request, target_for
 from settee.delivery.keys import Namer, prefix_problem, safe_id, safe_segment
-from settee.errors import ConfigError, InvalidRequest
-from settee.job import Artifact, Kind
 from settee.s3.client import forget, url_for
 from settee.s3.objects import METADATA_BYTES, encode_metadata
 from settee.s3.target import endpoint_problem, plain_endpoint, region_of

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from settee.backends.comfy.launch import NODES, ExtraPaths, content
+from settee.base.errors import ConfigError
+from settee.base.settings import Settings, load
 from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.comfyui.history import ending
 from settee.comfyui.isolation import SALT_INPUT, salted
 from settee.comfyui.node_registry import NodeRegistry
 from settee.embedded.cli import options_from
-from settee.errors import ConfigError
-from settee.settings import Settings, load
 from settee.workspace import Folders
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from settee.settings import Settings
+from settee.base.settings import Settings
 from tests.support.dockerfile import ROOT, argument, instructions
 from tests.support.rig import Rig
 

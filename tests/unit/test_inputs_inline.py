@@ -11,8 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from settee.base import json_io
+from settee.base.errors import JobCanceled, JobTimeout, PayloadTooLarge, UnsafePath
 from settee.base.json_io import decode_base64
-from settee.errors import JobCanceled, JobTimeout, PayloadTooLarge, UnsafePath
 from settee.inputs import Staged
 from tests.support.staging import PNG, PNG64, Stage
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from settee.errors import DownloadFailed, InvalidRequest, SetteeError
+from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
+from settee.base.settings import Settings
 from settee.inputs import stage
 from settee.request import InputFile
-from settee.settings import Settings
 from tests.support.staging import Stage
 from tests.support.web import Web
 

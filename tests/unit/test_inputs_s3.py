@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
+from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
+from settee.base.job import Cancel
+from settee.base.settings import Settings
 from settee.inputs import Staged, stage
-from settee.job import Cancel
 from settee.request import Bucket, InputFile
-from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 from tests.support.delivering import bucket_settings
 from tests.support.s3 import S3Server

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from settee.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, SetteeError
+from settee.base.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, SetteeError
 from tests.support.staging import PNG, Stage
 from tests.support.waiting import eventually
 from tests.support.web import Answer, Web

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import JobCanceled, PayloadTooLarge, StagingError, UnsafePath
-from settee.job import Cancel
+from settee.base.errors import JobCanceled, PayloadTooLarge, StagingError, UnsafePath
+from settee.base.job import Cancel
 from tests.support.staging import PNG, Stage
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from settee import logs
-from settee.settings import Settings
+from settee.base import logs
+from settee.base.settings import Settings
 
 OURS = ("settee", "comfyui", *logs.QUIET)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from settee.base.job import Kind
 from settee.comfyui.media import kind_of
-from settee.job import Kind
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.errors import IntegrityError, StagingError, UnsafePath
+from settee.base.errors import IntegrityError, StagingError, UnsafePath
 from settee.models.entry import HubFile, S3Object, WebFile, identity
 from settee.models.folder import records
 from settee.models.folder.file_state import FileState

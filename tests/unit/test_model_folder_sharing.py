@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import InvalidRequest, StagingError
 from settee.base.threads import Stopped
-from settee.errors import InvalidRequest, StagingError
 from settee.models.entry import HubFile
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder

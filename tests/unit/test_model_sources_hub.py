@@ -15,11 +15,11 @@ from urllib.request import Request, urlopen
 import pytest
 from pydantic import SecretStr
 
-from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
+from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
+from settee.base.settings import Settings
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.sources import hub as hub_source
 from settee.models.transfer.address import Address
-from settee.settings import Settings
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 
@@ -292,7 +292,7 @@ _SCRIPT = """
 import sys
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.sources import hub
-from settee.settings import Settings
+from settee.base.settings import Settings
 assert "huggingface_hub" not in sys.modules
 file = HubFile("org/open", "config.json")
 hub.address(ModelEntry(file, "checkpoints", "m.bin"), file, Settings(hf_endpoint=sys.argv[1]))

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from settee.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.base.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.base.settings import load
 from settee.models.entry import HubFile, ModelEntry, Source, WebFile
 from settee.models.sources import Origin, addresses
 from settee.models.transfer.address import Address
 from settee.net.retry import Backoff
-from settee.settings import load
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from settee.errors import NoSpace
+from settee.base.errors import NoSpace
+from settee.base.settings import Settings
 from settee.models.entry import ModelEntry
 from settee.models.folder.budget import MARGIN_BYTES, Budget
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
-from settee.settings import Settings
 from tests.support.models import download, entry, other_process, record_file
 
 MB = 10**6

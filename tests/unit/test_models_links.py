@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import IntegrityError, StagingError
+from settee.base.errors import IntegrityError, StagingError
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, entry, put, safetensors, sha256

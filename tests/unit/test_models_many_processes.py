@@ -9,12 +9,12 @@ from pathlib import Path
 WORKER = """
 import os, random, sys
 from pathlib import Path
-from settee.errors import SetteeError
+from settee.base.errors import SetteeError
 from settee.models.folder.budget import Budget
 from settee.models.entry import HubFile
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
-from settee.settings import Settings
+from settee.base.settings import Settings
 from tests.support.models import entry
 
 models, chance = ModelFolder(Path(sys.argv[1])), random.Random(sys.argv[2])

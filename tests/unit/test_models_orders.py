@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from settee.errors import IntegrityError, InvalidRequest, NoSpace, StagingError
-from settee.job import Cancel
+from settee.base.errors import IntegrityError, InvalidRequest, NoSpace, StagingError
+from settee.base.job import Cancel
+from settee.base.settings import load
 from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.models.orders import Order
 from settee.models.store import ModelStore
 from settee.request import Bucket
-from settee.settings import load
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.hub import HubServer
 from tests.support.models import safetensors, sha256

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import DownloadFailed
-from settee.job import Cancel
+from settee.base.errors import DownloadFailed
+from settee.base.job import Cancel
+from settee.base.settings import load
 from settee.models.orders import Order
 from settee.models.placing import IN_PLACE, _mtime_changed
 from settee.models.store import LogLines, ModelStore
 from settee.request import Bucket
-from settee.settings import load
 from tests.support.models import download, entry
 
 

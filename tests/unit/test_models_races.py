@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.errors import SetteeError
+from settee.base.errors import SetteeError
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.folder import model_folder
 from settee.models.folder.file_state import FileState

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.errors import IntegrityError
 from settee.base.files import Lock
-from settee.errors import IntegrityError
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.folder import removal
 from settee.models.folder.file_state import FileState

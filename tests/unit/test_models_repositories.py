@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from settee.errors import ConfigError, IntegrityError, ModelMissing, SetteeError
-from settee.job import Cancel
+from settee.base.errors import ConfigError, IntegrityError, ModelMissing, SetteeError
+from settee.base.job import Cancel
 from settee.models import spec
 from settee.models.folder.upkeep import Verdict, verify
 from settee.models.orders import Order

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import ModelMissing, WorkflowRejected
+from settee.base.settings import load
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import explain
-from settee.errors import ModelMissing, WorkflowRejected
 from settee.models import spec
 from settee.models.required import as_missing, missing_models, named_models, supplying
-from settee.settings import load
 
 DATA = Path(__file__).parents[1] / "data"
 OBJECT_INFO = json.loads((DATA / "object_info.json").read_text())

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.errors import ConfigError
+from settee.base.errors import ConfigError
+from settee.base.settings import load
 from settee.models import spec
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
-from settee.settings import load
 
 SHA = "ab" * 32
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import WorkflowRejected
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of
 from settee.comfyui.problems import explain, explained, near_matches, registry_problems
 from settee.comfyui.rewrite import replaced, respelled, without_unknown
-from settee.errors import WorkflowRejected
 
 DATA = Path(__file__).parents[1] / "data"
 RECORDINGS = Path(__file__).parents[1] / "contract" / "recordings"

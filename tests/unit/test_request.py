@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.errors import InvalidRequest, PayloadTooLarge, SetteeError
+from settee.base.errors import InvalidRequest, PayloadTooLarge, SetteeError
+from settee.base.settings import Settings, load
 from settee.request import decode, parse
-from settee.settings import Settings, load
 
 GRAPH = {"1": {"class_type": "A", "inputs": {}}}
 

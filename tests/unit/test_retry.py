@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from settee.errors import DownloadFailed
+from settee.base.errors import DownloadFailed
 from settee.net.retry import Backoff, is_transient, retried, retry_after_s
 
 

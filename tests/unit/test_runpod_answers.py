@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from settee import errors
+from settee.base import errors
+from settee.base.job import Kind, Output, Progress, Result, Status
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import Unreadable
 from settee.doors.runpod.progress import ProgressFeed
 from settee.doors.runpod.take import TOO_MANY_S, Pace, as_job
-from settee.job import Kind, Output, Progress, Result, Status
 from tests.support.waiting import until
 
 # --- answers ------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from settee.base.sealing import Sealer, generate_key
+from settee.base.settings import Settings
 from settee.doors.runpod.door import ENVELOPE, Door
-from settee.sealing import Sealer, generate_key
-from settee.settings import Settings
 from tests.support.stub_engine import StubEngine
 from tests.support.stub_rig import does
 from tests.support.waiting import eventually, until

@@ -11,8 +11,8 @@ from cryptography.fernet import Fernet, MultiFernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.errors import ConfigError, SealBroken
-from settee.sealing import Sealer, generate_key, sealed_size
+from settee.base.errors import ConfigError, SealBroken
+from settee.base.sealing import Sealer, generate_key, sealed_size
 
 KEY = Fernet.generate_key().decode()
 
@@ -92,13 +92,13 @@ def test_a_key_that_is_none_is_a_clear_error_without_the_key(keys: str) -> None:
     with pytest.raises(ConfigError) as error:
         Sealer(keys)
     assert "ENCRYPTION_KEY" in error.value.message
-    assert "python -m settee.sealing" in error.value.message
+    assert "python -m settee keygen" in error.value.message
     assert not any(key and key in str(error.value.as_dict()) for key in keys.replace(" ", "").split(","))
 
 
 def test_the_command_that_the_error_names_makes_a_key() -> None:
     made = subprocess.run(
-        [sys.executable, "-m", "settee.sealing"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-m", "settee.base.sealing"], capture_output=True, text=True, check=True, timeout=60
     )
     assert Sealer(made.stdout.strip()).open(Sealer(made.stdout.strip()).seal("works")) == "works"
 

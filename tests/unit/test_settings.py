@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import ConfigError
-from settee.settings import child_environment, load
+from settee.base.errors import ConfigError
+from settee.base.settings import child_environment, load
 
 
 def test_every_bad_value_is_named_at_once_and_none_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

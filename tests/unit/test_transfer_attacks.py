@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.base.threads import Stopped
-from settee.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.models.transfer.address import Address, Facts
 from settee.models.transfer.attempt import Attempt, Mode
 from settee.models.transfer.part import open_part

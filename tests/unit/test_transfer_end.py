@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.base.threads import Stopped
-from settee.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.models.transfer import part
 from settee.models.transfer.address import Address
 from settee.models.transfer.attempt import Fetched

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import xxhash
 
-from settee.errors import DownloadFailed, IntegrityError
+from settee.base.errors import DownloadFailed, IntegrityError
 from settee.models.transfer.address import Address
 from settee.models.transfer.attempt import Fetched
 from tests.support.file_server import Ask, FileServer, Reply

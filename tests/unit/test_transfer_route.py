@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import DownloadFailed, InvalidRequest
+from settee.base.errors import DownloadFailed, InvalidRequest
 from settee.net import addresses
 from tests.support.file_server import Ask, FileServer, Reply, Rule
 from tests.support.transferring import SMALL, fetch, left, noise, sha256

@@ -13,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from settee.errors import ConfigError, InvalidRequest, NoSpace, PayloadTooLarge, SetteeError, StagingError, UnsafePath
-from settee.settings import Settings
+from settee.base.errors import (
+    ConfigError,
+    InvalidRequest,
+    NoSpace,
+    PayloadTooLarge,
+    SetteeError,
+    StagingError,
+    UnsafePath,
+)
+from settee.base.settings import Settings
 from settee.workspace import Folders, Workspace
 
 # --- folders ---------------------------------------------------------------------------------------------
@@ -217,7 +225,7 @@ def test_what_a_worker_left_is_its_own_the_next_time(tmp_path: Path) -> None:
 
 def test_two_workers_cannot_have_the_same_folders(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from settee.settings import Settings; "
+        "import sys; from pathlib import Path; from settee.base.settings import Settings; "
         "from settee.workspace import Folders, Workspace; root = Path(sys.argv[1]); "
         "Workspace(Folders(root / 'input', root / 'output', None), Settings()).claim(); "
         "print('mine', flush=True); sys.stdin.read()"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from settee.errors import OutputMissing, UnsafePath
-from settee.settings import Settings
+from settee.base.errors import OutputMissing, UnsafePath
+from settee.base.settings import Settings
 from settee.workspace import Folders, Workspace, safe_relative
 
 # --- names -----------------------------------------------------------------------------------------------

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settee.backends.comfy.session import Ended
+from settee.base.errors import DeliveryError, OutputMissing, UnsafePath
+from settee.base.job import Artifact, Kind
 from settee.comfyui.history import Place, Reported, named_file, reported_by_job, text_name, without_previews
 from settee.comfyui.isolation import restore
 from settee.comfyui.media import kind_of
 from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node
-from settee.errors import DeliveryError, OutputMissing, UnsafePath
-from settee.job import Artifact, Kind
 from settee.workspace import Workspace, is_being_written
 
 #: Names that a warning shows.

@@ -14,7 +14,10 @@ from settee.backends.comfy.artifacts import collect
 from settee.backends.comfy.process import ExternalServer, Server, SupervisedServer
 from settee.backends.comfy.prompts import check, prompt_ids
 from settee.backends.comfy.session import Ended, Hooks, Session
+from settee.base.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
 from settee.base.files import sha256_of
+from settee.base.job import Artifact, Cancel, Job
+from settee.base.settings import Settings
 from settee.comfyui.file_inputs import load_problems, path_problems
 from settee.comfyui.isolation import salts
 from settee.comfyui.literals import with_values
@@ -24,13 +27,10 @@ from settee.comfyui.problems import class_problems, registry_problems
 from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
 from settee.comfyui.seeds import draw_seeds
 from settee.comfyui.workflow import Workflow, own_node
-from settee.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
 from settee.images import unloadable
 from settee.inputs import Staged
-from settee.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
 from settee.models.required import as_missing, missing_models, names_of
-from settee.settings import Settings
 from settee.workspace import Folders, Workspace
 
 #: Mode long ComfyUI may take to show its queue, seconds.

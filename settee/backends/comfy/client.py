@@ -18,9 +18,16 @@ from urllib.parse import quote, urlencode, urlsplit
 import orjson
 import urllib3
 
+from settee.base.errors import (
+    ComfyError,
+    ComfyUnavailable,
+    InvalidRequest,
+    OutputMissing,
+    PayloadTooLarge,
+    WorkflowRejected,
+)
 from settee.base.json_io import loads
 from settee.comfyui.node_registry import NodeRegistry
-from settee.errors import ComfyError, ComfyUnavailable, InvalidRequest, OutputMissing, PayloadTooLarge, WorkflowRejected
 
 #: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
 #: front of it may have been started anew.)

@@ -12,9 +12,9 @@ from typing import Any
 
 import websocket
 
+from settee.base.job import Cancel
 from settee.base.json_io import loads
 from settee.comfyui.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
-from settee.job import Cancel
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from settee.base.errors import ConfigError
+from settee.base.settings import Settings
 from settee.comfyui.model_folders import KINDS
-from settee.errors import ConfigError
-from settee.settings import Settings
 from settee.workspace import Folders
 
 #: An option that says what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since

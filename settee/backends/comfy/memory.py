@@ -12,7 +12,7 @@ import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from settee.backends.comfy.client import Client
-from settee.errors import ComfyError
+from settee.base.errors import ComfyError
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from settee.backends.comfy.client import Client
 from settee.backends.comfy.console import Console
 from settee.backends.comfy.launch import ExtraPaths, check_program, command_line
 from settee.backends.comfy.process_group import exit_text, kill_group
+from settee.base.errors import ComfyError, ComfyUnavailable, ConfigError
+from settee.base.job import Cancel
+from settee.base.settings import Settings, child_environment
 from settee.base.text import neutral
-from settee.errors import ComfyError, ComfyUnavailable, ConfigError
-from settee.job import Cancel
 from settee.net.retry import Backoff
-from settee.settings import Settings, child_environment
 from settee.workspace import Folders
 
 log = logging.getLogger(__name__)

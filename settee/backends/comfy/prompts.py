@@ -21,11 +21,11 @@ from settee.backends.comfy.client import Client, NoAnswer, dumps
 from settee.backends.comfy.memory import Forgetter
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.watcher import ComfyDied
+from settee.base.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
+from settee.base.job import Cancel
+from settee.base.settings import Settings
 from settee.comfyui.history import mapping
 from settee.comfyui.workflow import Workflow
-from settee.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
-from settee.job import Cancel
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

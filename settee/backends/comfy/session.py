@@ -15,13 +15,7 @@ from settee.backends.comfy.memory import Forgetter, free
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.prompts import Prompts, check, folder_of, prompt_ids
 from settee.backends.comfy.watcher import ComfyDied, ComfyStalled, Limits, Watcher
-from settee.comfyui.history import failure_of, located, mapping
-from settee.comfyui.isolation import Salts, isolate
-from settee.comfyui.messages import ImageEvent, Report
-from settee.comfyui.node_registry import UNKNOWN
-from settee.comfyui.problems import explain, explained
-from settee.comfyui.workflow import Workflow, own_node
-from settee.errors import (
+from settee.base.errors import (
     ComfyError,
     ComfyUnavailable,
     ExecutionFailed,
@@ -29,8 +23,14 @@ from settee.errors import (
     WorkflowRejected,
     problem_line,
 )
-from settee.job import Cancel, Job
-from settee.settings import Settings
+from settee.base.job import Cancel, Job
+from settee.base.settings import Settings
+from settee.comfyui.history import failure_of, located, mapping
+from settee.comfyui.isolation import Salts, isolate
+from settee.comfyui.messages import ImageEvent, Report
+from settee.comfyui.node_registry import UNKNOWN
+from settee.comfyui.problems import explain, explained
+from settee.comfyui.workflow import Workflow, own_node
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from settee.backends.comfy.client import Client, NoAnswer
 from settee.backends.comfy.events import EventSocket, SocketLost
+from settee.base.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
+from settee.base.job import Cancel
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.messages import Event, ImageEvent, Meter, Report
 from settee.comfyui.workflow import Workflow
-from settee.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
-from settee.job import Cancel
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from settee import errors
+from settee.base import errors
 from settee.base.threads import Call
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
 from settee.client.targets import Answer, Status

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from settee import __version__
+from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, wrong_value
 from settee.doors.agent.auth import Auth
 from settee.doors.agent.callbacks.reasons import reason
 from settee.doors.agent.desk import Desk, OtherBody
@@ -23,7 +24,6 @@ from settee.doors.agent.following import add_following
 from settee.doors.agent.gate import Gate, problem
 from settee.doors.agent.metrics import Metrics
 from settee.doors.agent.openapi import add_page, body_of, schema_of
-from settee.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, wrong_value
 
 SERVICE = "settee GPU agent"
 #: The largest body of a cancel: it is read on the event loop.

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from settee.base.errors import SetteeError, UnsafePath
 from settee.comfyui.model_folders import SUFFIXES
 from settee.delivery.keys import safe_segment
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.dispatch.envelope import Asset, Envelope
 from settee.doors.agent.graph.parameters import ModelNames
 from settee.doors.agent.storage import Storage
-from settee.errors import SetteeError, UnsafePath
 from settee.models.entry import ModelEntry, S3Object, identity
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder

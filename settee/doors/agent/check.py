@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from settee.backends.comfy.client import Client
+from settee.base.errors import ConfigError, SetteeError
+from settee.base.settings import Settings
 from settee.base.threads import StillRunning, call
 from settee.doors.agent.options import AgentConfig
-from settee.errors import ConfigError, SetteeError
 from settee.s3.client import client_for
 from settee.s3.errors import S3Error, explained
 from settee.s3.target import workers_target
-from settee.settings import Settings
 
 #: How long S3 and ComfyUI may take to answer, seconds.
 _ANSWER_S = 5.0

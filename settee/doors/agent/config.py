@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from settee.base.errors import ConfigError, wrong_value
 from settee.doors.agent.options import (
     REQUIRED_SAMPLING,
     TOKEN_RULE,
@@ -33,7 +34,6 @@ from settee.doors.agent.options import (
     options,
     subsections,
 )
-from settee.errors import ConfigError, wrong_value
 from settee.net.addresses import is_loopback
 
 VARIABLE = "VISION_SUITE_AGENT_CONFIG"

@@ -9,7 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee import logs
+from settee.base import logs
+from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, StagingError
+from settee.base.job import Cancel, Progress, Result, Status
+from settee.base.settings import Settings
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.seeds import MAX_DRAWN
 from settee.comfyui.workflow import Workflow
@@ -28,11 +31,8 @@ from settee.doors.agent.records import Records
 from settee.doors.agent.secrets_out import secret_values
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
-from settee.errors import InvalidRequest, JobCanceled, JobTimeout, ModelMissing, SetteeError, StagingError
-from settee.job import Cancel, Progress, Result, Status
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from settee.base.errors import Busy, ComfyUnavailable, SetteeError, StagingError
+from settee.base.settings import Settings
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.callbacks.outbox import Outbox
@@ -27,8 +29,6 @@ from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
 from settee.doors.agent.storage import Storage
 from settee.engine import Engine
-from settee.errors import Busy, ComfyUnavailable, SetteeError, StagingError
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

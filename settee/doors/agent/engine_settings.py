@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from settee import settings
+from settee.base import settings
+from settee.base.errors import ConfigError
+from settee.base.settings import Settings
 from settee.doors.agent.options import AgentConfig
-from settee.errors import ConfigError
-from settee.settings import Settings
 
 #: How this door's users know what the engine calls by another name: options, and what a dispatch says itself.
 SPELLINGS = {

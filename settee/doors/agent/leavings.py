@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from settee.backends.comfy.prompts import folder_of, prompt_ids
+from settee.base.errors import SetteeError
 from settee.base.files import write_whole
 from settee.engine import Engine
-from settee.errors import SetteeError
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.removal import remove_part

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from settee.settings import MIB
+from settee.base.settings import MIB
 
 #: What a job's request must say itself: no default may stand in for it; only a seed is drawn.
 REQUIRED_SAMPLING = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from settee.base.job import Status
 from settee.doors.agent.callbacks.payloads import STATES
 from settee.doors.agent.timestamps import parsed, stamp
-from settee.job import Status
 
 #: Events that somebody who comes late is told of.
 _KEPT = 200

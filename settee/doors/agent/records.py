@@ -18,14 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from settee.base.errors import SetteeError
 from settee.base.files import sweep, write_whole
+from settee.base.job import Status
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks.interruption import AgentRestarted
 from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.callbacks.payloads import ended, failure_shown
 from settee.doors.agent.record import Record
-from settee.errors import SetteeError
-from settee.job import Status
 
 log = logging.getLogger(__name__)
 

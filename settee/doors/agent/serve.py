@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from settee import __version__, logs
+from settee import __version__
+from settee.base import logs
+from settee.base.errors import ConfigError, SetteeError
 from settee.doors.agent import check
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import make_folders, spelled, to_settings
-from settee.errors import ConfigError, SetteeError
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from settee.base import threads
-from settee.errors import DownloadFailed, InvalidRequest
+from settee.base.errors import DownloadFailed, InvalidRequest
+from settee.base.settings import Settings
 from settee.models.sources.s3_object import sha256_of
 from settee.s3.client import client_for
 from settee.s3.errors import S3Error, explained
 from settee.s3.objects import head, read
 from settee.s3.target import Target, workers_target
-from settee.settings import Settings
 
 #: A workflow is some 100 kB; what is larger is none.
 MOST_BYTES = 20_000_000

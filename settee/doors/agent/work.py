@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from settee.base.job import Artifact, Destination, Job, JobOptions, Result
+from settee.base.settings import Settings
 from settee.comfyui.literals import with_values
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.rewrite import linked, replaced, respelled
@@ -26,10 +28,8 @@ from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
-from settee.job import Artifact, Destination, Job, JobOptions, Result
 from settee.models.required import names_of
 from settee.request import Delivery, JobRequest
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

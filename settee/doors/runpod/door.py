@@ -15,10 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from settee import logs
-from settee.doors.runpod import render, sealed
-from settee.doors.runpod.progress import ProgressFeed
-from settee.errors import (
+from settee.base import logs
+from settee.base.errors import (
     ComfyUnavailable,
     ConfigError,
     InvalidRequest,
@@ -28,12 +26,14 @@ from settee.errors import (
     SetteeError,
     WorkflowRejected,
 )
-from settee.job import Cancel, Job, OnProgress, Progress, Result
+from settee.base.job import Cancel, Job, OnProgress, Progress, Result
+from settee.base.settings import Settings
+from settee.doors.runpod import render, sealed
+from settee.doors.runpod.progress import ProgressFeed
 from settee.request import JobRequest, decode, misspelt, parse
-from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.sealing import Sealer
+    from settee.base.sealing import Sealer
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import aiohttp
 
+from settee.base.errors import InvalidRequest
 from settee.doors.runpod import render, sdk, wire
 from settee.doors.runpod.door import Door
 from settee.doors.runpod.take import TOO_MANY_S, Pace, Taken, TooMany, take
-from settee.errors import InvalidRequest
 
 sdk.load()
 from runpod.http_client import AsyncClientSession  # noqa: E402 - the SDK is imported our way first

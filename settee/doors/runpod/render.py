@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from settee.errors import OutputTooLarge, SetteeError
-from settee.job import Kind, Output, Progress, Result
+from settee.base.errors import OutputTooLarge, SetteeError
+from settee.base.job import Kind, Output, Progress, Result
 
 #: The longest error line, in characters; the whole text is in details.
 MAX_LINE = 2000

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from settee.base.errors import InvalidRequest, SetteeError
+from settee.base.settings import Settings
 from settee.doors.runpod import render
-from settee.errors import InvalidRequest, SetteeError
-from settee.settings import Settings
 
 if TYPE_CHECKING:
-    from settee.sealing import Sealer
+    from settee.base.sealing import Sealer
 
 KEYS = ("encrypted_input", "is_encrypted")
 
@@ -35,7 +35,7 @@ def sealer(settings: Settings) -> Sealer:
     """The worker's keys. Raises InvalidRequest when it has none: the caller must know before it trusts us."""
     if settings.encryption_key is None:
         raise InvalidRequest("this worker cannot open encrypted jobs: it has no ENCRYPTION_KEY")
-    from settee.sealing import Sealer  # cryptography is imported for those who use it
+    from settee.base.sealing import Sealer  # cryptography is imported for those who use it
 
     return Sealer(settings.encryption_key.get_secret_value())
 

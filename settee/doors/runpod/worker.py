@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from settee import __version__, logs
+from settee import __version__
+from settee.base import logs
+from settee.base.errors import ConfigError, SetteeError
+from settee.base.job import Cancel
+from settee.base.settings import Settings, load
 from settee.doors.runpod import sdk, sealed
 from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
 from settee.doors.runpod.signals import Signals
-from settee.errors import ConfigError, SetteeError
-from settee.job import Cancel
-from settee.settings import Settings, load
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from settee.errors import NoSpace
+from settee.base.errors import NoSpace
+from settee.base.settings import Settings
 from settee.models.bars import amount
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import PART, existing, free_at, relative
 from settee.models.folder.records import Placed
-from settee.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from settee.base.errors import IntegrityError, StagingError
 from settee.base.files import WAIT_S, Lock
 from settee.base.threads import Stopped
 from settee.comfyui.model_folders import namesakes
-from settee.errors import IntegrityError, StagingError
 from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import model_problem
 from settee.models.folder.file_state import (

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from settee.base.errors import IntegrityError, InvalidRequest, NoSpace, StagingError, UnsafePath
 from settee.base.text import shown
 from settee.comfyui.model_folders import SUFFIXES
-from settee.errors import IntegrityError, InvalidRequest, NoSpace, StagingError, UnsafePath
 from settee.models.entry import ModelEntry
 from settee.models.folder.checks import model_problem
 from settee.models.folder.records import temporary_name

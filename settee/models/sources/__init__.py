@@ -26,13 +26,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from settee.base.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.base.settings import Settings
 from settee.comfyui.model_folders import namesakes
-from settee.errors import DownloadFailed, IntegrityError, ModelMissing
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
 from settee.models.sources import host_cache, hub
 from settee.models.transfer.address import Address
 from settee.net.retry import Backoff, retried
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

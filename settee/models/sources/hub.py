@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from settee import __version__
-from settee.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
+from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
+from settee.base.settings import Settings
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.transfer.address import Address
 from settee.net.retry import is_transient, retry_after_s
-from settee.settings import Settings
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from settee.base.errors import DownloadFailed, ModelMissing
+from settee.base.settings import Settings
 from settee.comfyui.problems import near_matches
-from settee.errors import DownloadFailed, ModelMissing
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.transfer.address import Address
 from settee.s3.client import client_for, url_for
 from settee.s3.errors import Kind, S3Error, explained
 from settee.s3.objects import head
 from settee.s3.target import CallersBucket, Target, bucket_problem, callers_target, models_target, workers_target
-from settee.settings import Settings
 
 #: Life of a signed address, seconds. Longer than one range takes; a download that outlives it asks for another.
 _SIGNED_S = 3600

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from settee.errors import IntegrityError
+from settee.base.errors import IntegrityError
 
 
 @dataclass(frozen=True)

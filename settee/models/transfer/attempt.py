@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from settee.base.errors import SetteeError
 from settee.base.threads import Stopped
-from settee.errors import SetteeError
 from settee.models.folder.hashing import hash_file
 from settee.models.transfer.address import Address, Facts, wrong_hash, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from settee.base.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.base.threads import Call, Stopped
-from settee.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.models.folder.checks import model_problem
 from settee.models.transfer.address import Address, Facts, wrong_hash, wrong_size
 from settee.models.transfer.attempt import Attempt, Fetched, Mode, Progress, hashed

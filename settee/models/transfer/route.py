@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Mapping
 
-from settee.errors import InvalidRequest, SetteeError
+from settee.base.errors import InvalidRequest, SetteeError
 from settee.models.transfer.address import Address, Facts
 from settee.models.transfer.trouble import Limits, StartOver, advised, changed
 from settee.net.addresses import NotPublic

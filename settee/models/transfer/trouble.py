@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from settee.errors import DownloadFailed, NoSpace, SetteeError, StagingError
+from settee.base.errors import DownloadFailed, NoSpace, SetteeError, StagingError
+from settee.base.settings import MIB
 from settee.models.folder.place import free_at
 from settee.net.failures import Broken, Refused
 from settee.net.retry import Backoff
-from settee.settings import MIB
 
 _ADVICE = {
     401: "it wants credentials: give a token that may read it",

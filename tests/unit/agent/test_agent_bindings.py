@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.workflow import Workflow
 from settee.doors.agent.graph import places
 from settee.doors.agent.graph.bindings import bound
-from settee.errors import InvalidRequest
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, parsed
 
 SCRIPTS = [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from settee.base.errors import InvalidRequest
 from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed
-from settee.errors import InvalidRequest
 from settee.net.addresses import is_this_machine
 
 BASE = "https://control.example:8443/api/v1/"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.errors import ConfigError
 from settee.doors.agent import config
 from settee.doors.agent.options import AgentConfig
-from settee.errors import ConfigError
 
 MINIMAL = """
 minio:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import Busy, JobCanceled, ModelMissing, StagingError
+from settee.base.job import Job, Result, Status
 from settee.comfyui.node_registry import NodeRegistry
 from settee.doors.agent import config as configs
 from settee.doors.agent.archive import Archive
@@ -21,8 +23,6 @@ from settee.doors.agent.desk import Desk
 from settee.doors.agent.dispatch import envelope as envelopes
 from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.metrics import Metrics
-from settee.errors import Busy, JobCanceled, ModelMissing, StagingError
-from settee.job import Job, Result, Status
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.agent import HeldStore
 from tests.support.waiting import eventually

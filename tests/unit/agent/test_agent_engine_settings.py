@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import ConfigError
+from settee.base.settings import Settings
 from settee.doors.agent import config
 from settee.doors.agent.engine_settings import (
     SPELLINGS,
@@ -18,10 +20,8 @@ from settee.doors.agent.engine_settings import (
     to_settings,
 )
 from settee.doors.agent.options import AgentConfig, options
-from settee.errors import ConfigError
 from settee.models.entry import S3Object
 from settee.models.folder.model_folder import ModelFolder
-from settee.settings import Settings
 from tests.support.models import DATA, entry
 
 

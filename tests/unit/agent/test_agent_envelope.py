@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from settee.base.errors import InvalidRequest
 from settee.doors.agent.dispatch import envelope
 from settee.doors.agent.dispatch.example import EXAMPLE
-from settee.errors import InvalidRequest
 from tests.unit.agent.templates import TEMPLATE, dispatched, loras, parsed
 
 SHA = "0123456789abcdef" * 4

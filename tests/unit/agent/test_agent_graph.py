@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, link_problems, shape_problems
 from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
-from settee.errors import InvalidRequest
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, object_info, parsed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.problems import registry_problems
 from settee.comfyui.workflow import Workflow
@@ -16,7 +17,6 @@ from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.graph import landing
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained, is_pattern
-from settee.errors import InvalidRequest
 from tests.unit.agent.templates import DATA, REAL, TEMPLATE, binding, context_of, loras, node, object_info, parsed
 
 LABELS = json.loads((DATA / "real-workflows" / "labels.json").read_text())

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.workflow import Workflow, link_problems, links, shape_problems
 from settee.doors.agent.graph.loras import chained, is_pattern
 from settee.doors.agent.graph.strengths import LoraUse
-from settee.errors import InvalidRequest
 from tests.unit.agent.templates import REAL, TEMPLATE, node
 
 COUNTS = (0, 1, 2, 5)

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, SecretStr
 
+from settee.base.job import Kind
 from settee.doors.agent import answer_examples as examples
 from settee.doors.agent.answers import CompletionCallback, FailureCallback, Job, StatusCallback
 from settee.doors.agent.app import create_app
@@ -22,7 +23,6 @@ from settee.doors.agent.desk import Desk
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.gate import OPEN_PATHS
 from settee.doors.agent.metrics import Metrics
-from settee.job import Kind
 
 DOCS = Path(__file__).parents[3] / "docs"
 TOKEN = "a-token-of-the-tests"

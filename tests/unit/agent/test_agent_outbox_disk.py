@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import ConfigError, StagingError
+from settee.base.job import Status
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import letters
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Answer, Post, Poster
-from settee.errors import ConfigError, StagingError
-from settee.job import Status
 from tests.support.outbox import Make, begun, files, succeed
 from tests.support.receiver import OK, Receiver, Response, then
 from tests.support.waiting import eventually

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.errors import ConfigError, InvalidRequest
+from settee.base.job import Status
 from settee.doors.agent.callbacks.letters import Letter, Shelf
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Answer, Post, Poster
-from settee.errors import ConfigError, InvalidRequest
-from settee.job import Status
 from tests.support.outbox import Make, begun, files, succeed
 from tests.support.receiver import OK, Receiver, Response
 from tests.support.waiting import eventually

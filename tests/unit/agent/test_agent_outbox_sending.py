@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from settee.base.errors import InvalidRequest, JobCanceled
+from settee.base.job import Status
 from settee.doors.agent.callbacks.posting import Answer, Post
-from settee.errors import InvalidRequest, JobCanceled
-from settee.job import Status
 from tests.support.outbox import Make, begun, files, succeed
 from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, Response, then
 from tests.support.waiting import eventually

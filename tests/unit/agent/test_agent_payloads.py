@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee import errors
+from settee.base import errors
+from settee.base.job import Status
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import payloads
 from settee.doors.agent.callbacks.payloads import About, RenderParams
-from settee.job import Status
 
 ABOUT = About(job_id="job-1", client_id="agent")
 BEGUN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=timezone.utc)

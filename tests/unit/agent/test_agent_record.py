@@ -7,9 +7,9 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from settee.base.job import Status
 from settee.doors.agent.following import stream
 from settee.doors.agent.record import Record
-from settee.job import Status
 from tests.support.clock import Clock
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)

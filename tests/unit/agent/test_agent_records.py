@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import JobTimeout
+from settee.base.job import Status
 from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.record import Record
 from settee.doors.agent.records import Records
-from settee.errors import JobTimeout
-from settee.job import Status
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 IDS = ["plain", "../../etc/passwd", "日本/\N{PILE OF POO}", "half \ud800"]

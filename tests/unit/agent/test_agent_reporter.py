@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import (
+    ExecutionFailed,
+    IntegrityError,
+    InvalidRequest,
+    JobCanceled,
+    SetteeError,
+    WorkflowRejected,
+)
+from settee.base.job import Status
 from settee.doors.agent.callbacks import payloads
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.posting import Poster
 from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, UploadedArtifact, Urls
-from settee.errors import ExecutionFailed, IntegrityError, InvalidRequest, JobCanceled, SetteeError, WorkflowRejected
-from settee.job import Status
 from settee.models.transfer.address import wrong_hash, wrong_size
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from settee.base.errors import InvalidRequest
+from settee.base.job import Artifact, Kind
+from settee.base.settings import load
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow
 from settee.doors.agent import work
@@ -15,9 +18,6 @@ from settee.doors.agent.assets import Assets
 from settee.doors.agent.dispatch.envelope import Envelope
 from settee.doors.agent.dispatch.example import EXAMPLE
 from settee.doors.agent.options import AgentConfig
-from settee.errors import InvalidRequest
-from settee.job import Artifact, Kind
-from settee.settings import load
 from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from settee.base.sealing import generate_key
 from settee.client import Endpoint, Environment, UsageError
 from settee.client.arguments import files_from, parameters_from, sets_from
-from settee.sealing import generate_key
 from tests.support.file_server import FileServer
 
 KEY = "rpa_SECRET"

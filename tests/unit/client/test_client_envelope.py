@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import settee.errors
+import settee.base.errors
 from settee.client.client_errors import ClientError, NetworkError
 from settee.client.targets import Answer, Status
 from settee.client.targets.runpod import CODES, job_id_in, read_envelope
@@ -22,8 +22,8 @@ def of(status: str, **rest: Any) -> Answer:
 
 
 def test_the_codes_are_those_of_the_workers_errors() -> None:
-    kinds = [kind for kind in vars(settee.errors).values() if isinstance(kind, type)]
-    codes = {kind.code for kind in kinds if issubclass(kind, settee.errors.SetteeError)}
+    kinds = [kind for kind in vars(settee.base.errors).values() if isinstance(kind, type)]
+    codes = {kind.code for kind in kinds if issubclass(kind, settee.base.errors.SetteeError)}
     assert codes == CODES
 
 

@@ -18,7 +18,14 @@ ABSENT = (
 )
 LATE = ("PIL", "requests", "rich", "urllib3", "websocket")
 #: Ours that are the worker's.
-WORKERS = ("settee.settings", "settee.request", "settee.engine", "settee.workspace", "settee.delivery", "settee.doors")
+WORKERS = (
+    "settee.base.settings",
+    "settee.request",
+    "settee.engine",
+    "settee.workspace",
+    "settee.delivery",
+    "settee.doors",
+)
 
 CODE = f"""
 import sys

@@ -15,14 +15,14 @@ from PIL import Image
 
 from settee import request
 from settee.base.json_io import decode_base64
+from settee.base.sealing import Sealer as WorkersSealer
+from settee.base.settings import Settings
 from settee.client import payload
 from settee.client.client_errors import NetworkError, UsageError
 from settee.client.inject import InputFile
 from settee.client.sealed_jobs import Sealer, new_key
 from settee.client.shrink import Shrink
 from settee.doors.runpod import sealed
-from settee.sealing import Sealer as WorkersSealer
-from settee.settings import Settings
 
 GRAPH: dict[str, Any] = {"1": {"class_type": "LoadImage", "inputs": {"image": "1_a.png"}, "_meta": {"title": "Grün"}}}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settee import sealing
+from settee.base import sealing
 from settee.client.client_errors import UsageError
 from settee.client.follow import Result
 from settee.client.job_outputs import outputs_of

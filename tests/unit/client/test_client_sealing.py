@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
+from settee.base.errors import ExecutionFailed
+from settee.base.sealing import Sealer as WorkersSealer
 from settee.client import sealed_jobs
 from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
 from settee.client.sealed_jobs import Sealer, new_key
 from settee.doors.runpod.sealed import closed, closed_error
-from settee.errors import ExecutionFailed
-from settee.sealing import Sealer as WorkersSealer
 
 KEY, OTHER = new_key(), new_key()
 ROOT = Path(__file__).parents[3]

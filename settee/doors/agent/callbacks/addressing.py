@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from settee.errors import InvalidRequest
+from settee.base.errors import InvalidRequest
 from settee.net.addresses import holds_credentials, is_this_machine, normal_host
 
 _MAX_URL = 2000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from settee.base.errors import SetteeError
+from settee.base.job import Status
 from settee.doors.agent.callbacks import payloads
 from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.callbacks.posting import Post
-from settee.errors import SetteeError
-from settee.job import Status
 
 #: The heartbeat_seq of its last status: above that of any heartbeat before, which nobody wrote down.
 SEQ = 1_000_000_000

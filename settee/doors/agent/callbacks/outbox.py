@@ -25,15 +25,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from settee import logs
+from settee.base import logs
+from settee.base.errors import ConfigError, StagingError
 from settee.base.files import Lock, try_lock
+from settee.base.job import Status
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import interruption
 from settee.doors.agent.callbacks.letters import Letter, Running, Shelf
 from settee.doors.agent.callbacks.posting import Answer, Post, Sender, sent
 from settee.doors.agent.callbacks.status_lane import StatusLane, StatusPost
-from settee.errors import ConfigError, StagingError
-from settee.job import Status
 from settee.net.retry import Backoff
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from settee.base.errors import JobCanceled, SetteeError
+from settee.base.job import Status
 from settee.base.text import one_line
 from settee.doors.agent.callbacks.reasons import MAX_REASON, node_errors, problems, reason, reason_code
 from settee.doors.agent.timestamps import stamp
-from settee.errors import JobCanceled, SetteeError
-from settee.job import Status
 
 _MAX_MESSAGE = 500
 _MAX_PROBLEMS = 100

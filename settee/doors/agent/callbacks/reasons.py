@@ -6,9 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from settee.base.text import neutral, one_line
-from settee.doors.agent.engine_settings import spelled
-from settee.errors import (
+from settee.base.errors import (
     IntegrityError,
     InvalidRequest,
     JobCanceled,
@@ -18,6 +16,8 @@ from settee.errors import (
     WorkflowRejected,
     more,
 )
+from settee.base.text import neutral, one_line
+from settee.doors.agent.engine_settings import spelled
 
 #: Characters of `reason`, and of one problem.
 MAX_REASON = 500

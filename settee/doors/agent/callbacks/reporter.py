@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from settee import logs
+from settee.base import logs
+from settee.base.errors import SetteeError
+from settee.base.job import Status
 from settee.doors.agent import timestamps
 from settee.doors.agent.callbacks import payloads
 from settee.doors.agent.callbacks.addressing import Urls, addressed, allowed
@@ -28,8 +30,6 @@ from settee.doors.agent.callbacks.letters import Running
 from settee.doors.agent.callbacks.outbox import Outbox
 from settee.doors.agent.callbacks.payloads import About, RenderParams, UploadedArtifact
 from settee.doors.agent.callbacks.posting import Post
-from settee.errors import SetteeError
-from settee.job import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

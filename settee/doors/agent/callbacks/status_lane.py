@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from settee import logs
+from settee.base import logs
+from settee.base.job import Status
 from settee.doors.agent.callbacks.posting import Answer, Post, Sender, sent
-from settee.job import Status
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
+from settee.base.errors import wrong_value
 from settee.comfyui import workflow as graph
 from settee.comfyui.workflow import Problem
 from settee.doors.agent.dispatch.example import EXAMPLE
@@ -42,7 +43,6 @@ from settee.doors.agent.dispatch.fields import (
 )
 from settee.doors.agent.dispatch.json_values import kind_of, value_problems
 from settee.doors.agent.dispatch.refusals import MAX_PROBLEMS, refusal
-from settee.errors import wrong_value
 from settee.request import misspelt
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from settee.base.errors import InvalidRequest
 from settee.comfyui.workflow import Problem
-from settee.errors import InvalidRequest
 
 #: How many mistakes of one job are told.
 MAX_PROBLEMS = 100

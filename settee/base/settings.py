@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from settee.errors import ConfigError, wrong_value
+from settee.base.errors import ConfigError, wrong_value
 
 MIB = 1024 * 1024
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TextIO
 
+from settee.base.settings import Settings
 from settee.base.text import escaped
-from settee.settings import Settings
 
 #: Libraries whose warnings quote a job: urllib3's name the URL of a request that is tried again, signature and all
 #: ("Retrying (…) after connection broken by …: /bucket/key?X-Amz-Signature=…"), and so do those built on it; PIL's

@@ -22,9 +22,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from settee import __version__
+from settee.base.errors import ConfigError, SealBroken
 from settee.base.json_io import dumps, loads_strict
 from settee.base.text import join_ascii
-from settee.errors import ConfigError, SealBroken
 
 if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
@@ -61,13 +61,13 @@ class Sealer:
     def __init__(self, keys: str) -> None:
         self._keys = [key.strip() for key in keys.split(",") if key.strip()]
         if not self._keys:
-            raise ConfigError("ENCRYPTION_KEY is empty: make a key with `python -m settee.sealing`")
+            raise ConfigError("ENCRYPTION_KEY is empty: make a key with `python -m settee keygen`")
         for number, key in enumerate(self._keys, 1):
             if not _is_key(key):
                 which = f"key {number} of {len(self._keys)} in " if len(self._keys) > 1 else ""
                 raise ConfigError(
                     f"{which}ENCRYPTION_KEY is not a Fernet key (32 bytes in url-safe base64, 44 characters): "
-                    "make one with `python -m settee.sealing`"
+                    "make one with `python -m settee keygen`"
                 )
 
     def __repr__(self) -> str:
@@ -199,9 +199,9 @@ def _slices(data: bytes) -> Iterator[memoryview]:
 
 
 def main() -> None:
-    """Run ``python -m settee.sealing``, the command that the errors above name."""
+    """Run ``python -m settee keygen``, the command that the errors above name."""
     parser = argparse.ArgumentParser(
-        prog="python -m settee.sealing", description="Print a new key for ENCRYPTION_KEY (docs/api.md, sealed jobs)."
+        prog="python -m settee keygen", description="Print a new key for ENCRYPTION_KEY (docs/api.md, sealed jobs)."
     )
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.parse_args()
