@@ -27,10 +27,11 @@ demo: $(DEMO)    ## Run workflows/ on an embedded ComfyUI; pictures in out/
 test: $(ALL)     ## Every test, a real S3 server included
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-lint: $(ALL)     ## Style, types, shell, Dockerfile, workflows
+lint: $(ALL)     ## Style, types, arrows, shell, Dockerfile, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/shellcheck start.sh .ci/run docker/*.sh
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python tools/actionlint/run.py
