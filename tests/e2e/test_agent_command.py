@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from settee.backends.comfy.process import free_port
+from settee.service.store import PendingCallback, Store
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +114,70 @@ def test_without_a_configuration(args: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("settee agent: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def with_callbacks(folder: Path) -> Store:
+    """The state of an agent that has one callback to send, and two that were refused."""
+    store = Store(folder / "outputs" / "state")
+    store.open()
+    for number, key in enumerate(("waiting-SUCCESS", "refused-FAILED", "other-FAILED")):
+        url = f"http://me:a-password@receiver-{number}.example/secret-path"
+        body = f'{{"number": {number}}}'.encode()
+        added = store.add_callback(
+            PendingCallback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
+        )
+        assert added.id == number + 1
+        if number:
+            store.refuse(added.id, "HTTP 404")
+    return store
+
+
+def test_callbacks_are_listed_sent_again_and_dropped(tmp_path: Path) -> None:
+    """Also while an agent has the state folder: this process has it open."""
+    given, store = written(tmp_path), with_callbacks(tmp_path)
+    listed = command("callbacks", "list", "--config", given)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    lines = listed.stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [["1", "pending"], ["2", "refused"], ["3", "refused"]]
+    assert ("receiver-1.example" in lines[1], "HTTP 404" in lines[1], "1 try" in lines[1]) == (True, True, True)
+    assert "password" not in listed.stdout
+    assert "secret-path" not in listed.stdout
+    # The configuration may stand before the subcommand as well.
+    assert command("--config", given, "callbacks", "list", "--refused").stdout.splitlines() == lines[1:]
+
+    done = command("callbacks", "retry", "2", "--url", "https://moved.example/cb", "--config", given)
+    assert (done.returncode, done.stdout) == (0, "1 callback to be sent\n")
+    assert [(each.id, each.url, each.body) for each in store.callbacks()][1:] == [
+        (2, "https://moved.example/cb", b'{"number": 1}')
+    ]
+    assert command("callbacks", "drop", "1", "2", "--config", given).stdout == "2 callbacks dropped\n"
+    assert command("callbacks", "retry", "--refused", "--config", given).returncode == 0
+    assert [each.id for each in store.callbacks()] == [3]
+    assert store.callbacks(is_refused=True) == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["retry", "9"], "there is no callback 9"),
+        (["retry", "2", "--url", "nowhere"], "--url"),
+        (["retry"], "ID"),
+        (["drop"], "ID"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_commands_change_nothing(args: list[str], words: str, tmp_path: Path) -> None:
+    given, store = written(tmp_path), with_callbacks(tmp_path)
+    before = (store.callbacks(), store.callbacks(is_refused=True))
+    done = command("callbacks", *args, *(["--config", given] if args else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert (store.callbacks(), store.callbacks(is_refused=True)) == before
+    store.close()
+
+
+def test_callbacks_of_an_agent_that_never_ran(tmp_path: Path) -> None:
+    done = command("callbacks", "list", "--config", written(tmp_path))
+    assert (done.returncode, "state_dir" in done.stderr) == (2, True)
+    assert not (tmp_path / "outputs").exists()

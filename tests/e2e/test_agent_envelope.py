@@ -14,12 +14,14 @@ import requests
 from PIL import Image
 
 from settee.backends.comfy.prompts import folder_of
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.contract import example
 from tests.support.agent import TEMPLATE, Agent, Store, comfy, parameters
 from tests.support.models import safetensors
 from tests.support.receiver import Receiver
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 STATES = ["QUEUED", "PREPARING", "MATERIALIZING", "SUBMITTED", "RUNNING", "UPLOADING", "SUCCESS"]
 

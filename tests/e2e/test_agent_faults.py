@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.contract import example
 from tests.support.agent import HOLDS, TEMPLATE, Agent, HeldStore, Store, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import CUT, DENIED, ERROR, LOST
@@ -20,6 +20,8 @@ from tests.support.receiver import CUT as CUT_CALL
 from tests.support.receiver import OK, SILENT, Receiver, Response, then
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 
 @pytest.fixture(scope="module")

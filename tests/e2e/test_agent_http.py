@@ -14,13 +14,13 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from settee.doors.agent import answer_examples
-from settee.doors.agent.answers import CompletionCallback, FailureCallback, Job, StatusCallback
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.contract import CompletionCallback, FailureCallback, Job, StatusCallback, example
 from tests.support.agent import Agent, HeldStore, comfy, held_in, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.receiver import Receiver
 from tests.support.waiting import eventually
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 TOKEN = "a-token-of-the-tests"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -367,7 +367,7 @@ def test_answers_and_callbacks_are_as_documented(agent: Agent, store: HeldStore,
     assert [job["state"] for job in jobs] == ["RUNNING", "CANCELED", "SUCCESS", "FAILED"]
     for job in jobs:
         Job.model_validate(job, extra="forbid")
-    assert jobs[-1]["error"] == answer_examples.FAILED["error"]
+    assert jobs[-1]["error"] == example("jobs")[2]["error"]
     models = {"status": StatusCallback, "completion": CompletionCallback, "failure": FailureCallback}
     for call in receiver.delivered:
         models[call.path.rpartition("/")[2]].model_validate(call.body, extra="forbid")

@@ -18,13 +18,15 @@ import requests
 import yaml
 
 from settee.backends.comfy.process import free_port
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent.contract import example
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.models import safetensors
 from tests.support.receiver import Receiver
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 #: The template that the seed document's envelope binds its parameters into.
 TEMPLATE: dict[str, Any] = {

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.job import Status
-from settee.doors.agent.callbacks.letters import Shelf
-from settee.doors.agent.callbacks.outbox import Outbox
-from settee.doors.agent.callbacks.posting import Answer, Post, Poster
-from settee.doors.agent.callbacks.reporter import RenderParams, Reporter, Urls
+from settee.doors.agent.intake import report_interrupted
+from settee.service.callbacks import Outbox
+from settee.service.store import Store
+from settee.service.webhooks import Answer, Post, WebhookSender
+from tests.support.outbox import ReportedJob, succeed
 from tests.support.waiting import eventually
 
-#: Where a kill may fall; the last three while it is delivered.
-MOMENTS = ("begun", "running", "before-put", "after-put", "after-end", "before-post", "after-post", "after-remove")
+#: Where a kill may fall: the last three while it is delivered.
+MOMENTS = ("begun", "running", "before-end", "before-commit", "after-end", "before-post", "after-post", "after-remove")
 
 
 def die() -> None:
@@ -35,13 +36,13 @@ class Sender:
 
     def __init__(self, kill: str | None) -> None:
         self.kill = kill
-        self._poster = Poster()
+        self._sender = WebhookSender()
 
-    def __call__(self, post: Post, timeout_s: float) -> Answer:
+    async def __call__(self, post: Post, timeout_s: float) -> Answer:
         is_terminal = post.url.endswith("completion")
         if is_terminal and self.kill == "before-post":
             die()
-        answer = self._poster(post, timeout_s)
+        answer = await self._sender(post, timeout_s)
         if is_terminal and self.kill == "after-post":
             die()
         return answer
@@ -51,46 +52,53 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def killing(shelf: Shelf, name: str, before: bool, after: bool) -> None:
-    """Make a method of the shelf the last thing that happens, or what no longer happens."""
-    method: Callable[..., Any] = getattr(shelf, name)
+def killing(store: Store, name: str, before: bool, after: bool) -> None:
+    """Make a method of the store the last thing that happens, or what no longer happens."""
+    method: Callable[..., Any] = getattr(store, name)
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **more: Any) -> Any:
         if before:
             die()
-        value = method(*args)
+        value = method(*args, **more)
         if after:
             die()
         return value
 
-    setattr(shelf, name, run)
+    setattr(store, name, run)
+
+
+def kill_at_commit(store: Store) -> None:
+    assert store._db is not None
+    store._db.set_trace_callback(lambda statement: die() if statement == "COMMIT" else None)
 
 
 def main() -> None:
     given = json.loads(sys.argv[1])
     kill: str | None = given.get("kill")
-    sender = Sender(None)
-    outbox = Outbox(Path(given["folder"]), sender=sender, timeout_s=2, retry_backoff_s=0.01, longest_pause_s=0.05)
-    interrupted = outbox.start()
-    if interrupted is not None:
-        say(f"interrupted {interrupted.job_id}")
+    sender, store = Sender(None), Store(Path(given["folder"]))
+    store.open()
+    interrupted = report_interrupted(store)
+    outbox = Outbox(store, sender=sender, timeout_s=2, retry_backoff_s=0.01, longest_pause_s=0.05)
+    outbox.start()
+    for attempt in interrupted:
+        say(f"interrupted {attempt.job_id}")
     for job_id in given["jobs"]:
-        reporter = Reporter(job_id, "agent", Urls(**given["urls"]), outbox, heartbeat_s=0.01)
-        reporter.begin()
+        job = ReportedJob(outbox, given["urls"], job_id, heartbeat_s=0.01)
         say(job_id)
-        if job_id == given["jobs"][-1]:
+        is_last = job_id == given["jobs"][-1]
+        if is_last:
             sender.kill = kill
-            shelf = outbox._shelf
             if kill == "begun":
                 die()
-            killing(shelf, "put", kill == "before-put", kill == "after-put")
-            killing(shelf, "end", False, kill == "after-end")
-            killing(shelf, "remove", False, kill == "after-remove")
-        reporter.state(Status.PREPARING)
-        reporter.state(Status.RUNNING)
-        if kill == "running" and job_id == given["jobs"][-1]:
+            killing(store, "end", kill == "before-end", kill == "after-end")
+            killing(store, "remove", False, kill == "after-remove")
+        job.state(Status.PREPARING)
+        job.state(Status.RUNNING)
+        if is_last and kill == "running":
             die()
-        reporter.completed(artifacts=[], params=RenderParams(seed=1))
+        if is_last and kill == "before-commit":
+            kill_at_commit(store)
+        succeed(job)
     eventually(lambda: outbox.pending == 0, 60)
     outbox.close(5)
     say("done")

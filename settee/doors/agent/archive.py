@@ -1,10 +1,10 @@
-"""What is kept of a job for an operator to look up, in ``<outputs>/logs/<job>/``.
+"""The archive of a job for an operator to look up, in ``<outputs>/logs/<job>/``.
 
     manifest-<timestamp>.json   {envelope, resolvedParameters, workflow}
     applied-workflow.json       the graph as ComfyUI got it
     events.jsonl                {timestamp, event, details}, one a line
 
-Secrets are taken out (:mod:`settee.doors.agent.secrets_out`). A disk that is full or may not be written costs the
+Secrets are taken out (:mod:`settee.service.scrub`). A disk that is full or may not be written costs the
 archive, never the job: nothing here raises for it.
 """
 
@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.files import write_whole
-from settee.doors.agent import timestamps
-from settee.doors.agent.secrets_out import without_secrets
+from settee.service import timestamps
+from settee.service.events import Step
+from settee.service.scrub import without_secrets
 
 log = logging.getLogger(__name__)
 
 _SAFE = re.compile(r"[A-Za-z0-9._-]{1,100}")
-#: Other bytes of a path's part may be up to 255; of an id that is no name, this much is kept.
+#: Other bytes of a path's part may be up to 255; of an id that is not a plain name, this much is kept.
 _SHOWN = 60
 
 
@@ -44,7 +45,7 @@ class Archive:
         now: Callable[[], datetime] = timestamps.now,
     ) -> None:
         """``secrets``: values that must not appear in any text, wherever they stand: the cancel token, the agent's own,
-        and what :func:`settee.doors.agent.secrets_out.secret_values` finds."""
+        and what :func:`settee.service.scrub.secret_values` finds."""
         self.folder = outputs_dir / "logs" / folder_name(job_id)
         self._job_id = job_id
         self._secrets = tuple(secrets)
@@ -55,16 +56,29 @@ class Archive:
     def manifest(
         self, envelope: Mapping[str, Any], resolved_parameters: Mapping[str, Any], workflow: Mapping[str, Any]
     ) -> bool:
-        """Keep what was asked for and what was made of it. Whether it was kept."""
+        """Keep what was asked for and what was made of it. Return True if it was kept."""
         name = f"manifest-{timestamps.file_stamp(self._now())}.json"
         return self._keep(name, {"envelope": envelope, "resolvedParameters": resolved_parameters, "workflow": workflow})
 
     def applied_workflow(self, workflow: Mapping[str, Any]) -> bool:
-        """Keep the graph as it was submitted. Whether it was kept."""
+        """Keep the graph as it was submitted. Return True if it was kept."""
         return self._keep("applied-workflow.json", workflow)
 
+    def on_step(self, step: Step) -> None:
+        """Keep a state that was entered, and how the job ended."""
+        outcome = step.outcome
+        if outcome is not None:
+            body = outcome.body
+            is_result = "result" in body
+            details = (
+                {"artifacts": body["result"]["artifacts"], "timings": outcome.timings} if is_result else body["error"]
+            )
+            self.event(step.state.value, details)
+        elif step.is_new:
+            self.event(step.state.value, {"message": step.message} if step.message else None)
+
     def event(self, event: str, details: Mapping[str, Any] | None = None) -> bool:
-        """Add a line. Whether it was kept."""
+        """Add a line. Return True if it was kept."""
         said = {"timestamp": timestamps.stamp(self._now()), "event": event, "details": details or {}}
         line = _json_line(without_secrets(said, self._secrets))
         with self._lock:

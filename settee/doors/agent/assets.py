@@ -16,7 +16,7 @@ from settee.base.errors import SetteeError, UnsafePath
 from settee.comfyui.model_folders import SUFFIXES
 from settee.delivery.keys import safe_segment
 from settee.doors.agent.config import AgentConfig
-from settee.doors.agent.dispatch.envelope import Asset, Envelope
+from settee.doors.agent.envelope import Asset, Envelope
 from settee.doors.agent.graph.parameters import ModelNames
 from settee.doors.agent.storage import Storage
 from settee.models.entry import ModelEntry, S3Object, identity
@@ -110,7 +110,7 @@ def pretty_name(asset: Asset, metadata: Mapping[str, str]) -> str:
 
 
 def _suffix(name: str) -> str:
-    """Of a model's file, as ComfyUI knows them; a version's number ("v1.0") is none."""
+    """Return the suffix of a model's file, as ComfyUI knows them; a version's number ("v1.0") does not count."""
     suffix = PurePosixPath(name).suffix
     return suffix if suffix.lower() in SUFFIXES else ""
 
@@ -123,7 +123,7 @@ def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, 
         if (other is None or (other.bucket, other.key) == (asset.bucket, asset.key)) and not _is_anothers(named, shelf):
             taken[f"{named.target}/{candidate}".casefold()] = asset
             return named
-    # Also that one is somebody's: the engine says whose.
+    # That name is taken as well: the engine names the owner.
     return named
 
 
@@ -135,13 +135,13 @@ def hashed(name: str, asset: Asset) -> str:
 
 
 def _is_kept(entry: ModelEntry, shelf: ModelFolder) -> bool:
-    """Whether it lies there to stay. One that a job brought for itself, and could not remove, does not."""
+    """Return True if it is there to stay. One that a job brought for itself, and could not remove, is not."""
     look = shelf.inspect(entry)
     return look.state is FileState.RIGHT and not (look.placed is not None and look.placed.from_job)
 
 
 def _is_anothers(entry: ModelEntry, shelf: ModelFolder) -> bool:
-    """Whether another file lies there that must stay; one that may be this very file does not count."""
+    """Return True if another file is there that must stay; one that may be this very file does not count."""
     look = shelf.inspect(entry)
     if look.state in (FileState.ABSENT, FileState.RIGHT):
         return False
@@ -155,7 +155,7 @@ def _is_anothers(entry: ModelEntry, shelf: ModelFolder) -> bool:
 
 
 def _is_of(placed: Placed, entry: ModelEntry) -> bool:
-    """Whether this was the entry's object when it was placed, whatever it held then."""
+    """Return True if this was the entry's object when it was placed, whatever it held then."""
     assert isinstance(entry.source, S3Object)
     whichever = identity(replace(entry.source, version=None))
     return whichever in (placed.source, placed.source.rpartition("#")[0])

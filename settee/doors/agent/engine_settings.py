@@ -58,7 +58,7 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class ModelPlaces:
-    """Where the engine puts models: ``ModelEntry.target`` is one of the two targets."""
+    """The folders that the engine puts models in: ``ModelEntry.target`` is one of the two targets."""
 
     #: What the engine takes for ComfyUI's models folder.
     models_dir: Path
@@ -71,7 +71,7 @@ class ModelPlaces:
 
 
 def model_places(config: AgentConfig) -> ModelPlaces:
-    """Where models lie. Looks at names only.
+    """Return the folders of models. Looks at names only.
 
     A folder below one that is called `checkpoints` (or `loras`) is a subfolder of ComfyUI's, whose name ComfyUI puts
     before a model's: for `…/models/checkpoints/sdxl` the target is `checkpoints/sdxl`.

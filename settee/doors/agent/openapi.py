@@ -1,4 +1,4 @@
-"""What the agent tells of its HTTP interface: /openapi.json, and /docs to look at it without Internet."""
+"""The description of the HTTP interface: /openapi.json, and /docs to look at it without Internet."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from settee.doors.agent.answer_examples import CANCEL, EVENT
-from settee.doors.agent.answers import CompletionCallback, FailureCallback, Job, StatusCallback
-from settee.doors.agent.dispatch.envelope import Envelope
-from settee.doors.agent.dispatch.example import EXAMPLE
-from settee.doors.agent.gate import OPEN_PATHS
+from settee.doors.agent.contract import (
+    CancelRequest,
+    CompletionCallback,
+    FailureCallback,
+    Job,
+    StatusCallback,
+    example,
+)
+from settee.doors.agent.envelope import Envelope
+from settee.service.gate import OPEN_PATHS
 
 #: Files of Swagger UI, with their types.
 _ASSETS = {
@@ -33,26 +38,20 @@ _CALLBACKS: dict[str, tuple[type[BaseModel], str, str]] = {
 }
 
 
-class CancelRequest(BaseModel):
-    """The body of POST /jobs/cancel, which the route reads itself."""
-
-    token: str = Field(description="The job's cancelToken.", max_length=1000)
-
-
 # --- the document ----------------------------------------------------------------------------------------------
 
 
 def body_of(name: str) -> dict[str, Any]:
     """For a route that reads its body itself: the model of this name, and its example."""
-    example = {"Envelope": EXAMPLE, "CancelRequest": CANCEL}[name]
-    content = {"schema": {"$ref": _REF.format(model=name)}, "examples": {"example": {"value": example}}}
+    found = example({"Envelope": "envelope", "CancelRequest": "cancel"}[name])
+    content = {"schema": {"$ref": _REF.format(model=name)}, "examples": {"example": {"value": found}}}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 #: 200 of the events of a job.
 EVENTS: dict[str, Any] = {
     "description": "One event for each change, named state; its data is what GET /jobs/{id} would say, as one line",
-    "content": {"text/event-stream": {"examples": {"example": {"value": EVENT}}}},
+    "content": {"text/event-stream": {"examples": {"example": {"value": example("event")}}}},
 }
 
 
@@ -62,7 +61,7 @@ def schema_of(app: FastAPI, *, is_open: bool) -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         components = schema.setdefault("components", {})
         found = components.setdefault("schemas", {})
-        # Job once more: FastAPI has dropped every null of its examples.
+        # Job again: FastAPI has dropped every null of its examples.
         models: list[type[BaseModel]] = [Envelope, CancelRequest, Job, *(each[0] for each in _CALLBACKS.values())]
         for model in models:
             said = model.model_json_schema(by_alias=True, ref_template=_REF)
@@ -131,4 +130,4 @@ def add_page(app: FastAPI) -> None:
         return FileResponse(str(files("fastapi_offline") / "static" / name), media_type=_ASSETS[name])
 
 
-__all__ = ["EVENTS", "CancelRequest", "add_page", "body_of", "schema_of"]
+__all__ = ["EVENTS", "add_page", "body_of", "schema_of"]

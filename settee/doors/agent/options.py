@@ -1,21 +1,22 @@
 """The agent's options: what its YAML file may say (:mod:`settee.doors.agent.config` reads it).
 
-Each section is a model whose fields are strict: a number in quotes is no number. An empty section, or an empty option,
-means its default. deploy/config.example.yaml shows every option, and a test holds it to this file.
+Each section is a model whose fields are strict: a number in quotes is not a number. An empty section, or an empty
+option, means its default. deploy/config.example.yaml shows every option, and a test holds it to this file.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from settee.base.settings import MIB
+from settee.service.config_file import Section
+from settee.service.webhooks import SECRET_RULE, signing_key
 
 #: What a job's request must say itself: no default may stand in for it; only a seed is drawn.
 REQUIRED_SAMPLING = ("steps", "cfg_scale", "sampler", "scheduler", "width", "height", "seed")
@@ -41,7 +42,7 @@ def _http_url(url: str) -> str:
         raise ValueError("must be an http:// or https:// address")
     if parts.query or parts.fragment or parts.username is not None:
         raise ValueError("must be an address without credentials, query or fragment")
-    parts.port  # noqa: B018 - raises ValueError when it is no port
+    parts.port  # noqa: B018 - raises ValueError for what is not a port
     return url.rstrip("/")
 
 
@@ -56,12 +57,6 @@ def _host(text: str) -> str:
 
 
 Host = Annotated[str, Field(max_length=260), AfterValidator(_host)]
-
-
-class Section(BaseModel):
-    """A part of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 class Minio(Section):
@@ -97,9 +92,9 @@ class Minio(Section):
 
 
 class ComfyUI(Section):
-    """The ComfyUI beside the agent: one that runs already, or with `dir` one that the agent starts and restarts."""
+    """The ComfyUI of the agent: one that runs already, or with `dir` one that the agent starts and restarts."""
 
-    api_url: Url | None = Field(None, description="Its address; goes before scheme, host and port.")
+    api_url: Url | None = Field(None, description="Its address; takes precedence over scheme, host and port.")
     scheme: Literal["http", "https"] = Field("http", description="Scheme of its address.")
     host: Line = Field("127.0.0.1", description="Host of its address.")
     port: Port = Field(8188, description="Port of its address, or for the one that the agent starts.")
@@ -166,14 +161,14 @@ class Paths(Section):
 
 
 class Cleanup(Section):
-    """What goes when a job ends."""
+    """Models that are removed when a job ends."""
 
     delete_downloaded_loras: bool = Field(True, description="Remove ephemeral LoRAs that the job brought.")
     delete_downloaded_models: bool = Field(True, description="Remove ephemeral base models that the job brought.")
 
 
 class Callbacks(Section):
-    """How the control plane is told."""
+    """How the control plane is notified."""
 
     base_url: Url | None = Field(
         None, description="Put in place of scheme and host of relative and loopback callback addresses."
@@ -191,10 +186,31 @@ class Callbacks(Section):
         1, description="Pause before the first retry; each further one takes twice as long."
     )
     heartbeat_seconds: Seconds = Field(10, description="Time between two status callbacks while a state lasts.")
+    signing_secrets: tuple[SecretStr, ...] = Field(
+        (),
+        description="Secrets (`whsec_…`) that callbacks are signed with, as Standard Webhooks describes; all of them.",
+    )
+    signing_secrets_file: Folder | None = Field(
+        None, description="File with further ones, one a line; # begins a comment."
+    )
+    signing_secrets_env: Line | None = Field(
+        None, description="Environment variable with further ones, comma-separated."
+    )
+
+    @field_validator("signing_secrets")
+    @classmethod
+    def _can_sign(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, secret in enumerate(secrets):
+            if not is_signing_secret(secret.get_secret_value()):
+                raise ValueError(f"number {number + 1} {SECRET_RULE}")
+        return secrets
+
+    def signing_keys(self) -> list[bytes]:
+        return [signing_key(secret.get_secret_value()) for secret in self.signing_secrets]
 
 
 class Auth(Section):
-    """Who may use the agent. Without any token it listens on loopback only."""
+    """Access to the agent. Without any token it listens on loopback only."""
 
     tokens: tuple[SecretStr, ...] = Field((), description="Bearer tokens, each of which is enough.")
     tokens_file: Folder | None = Field(None, description="File with further ones, one a line; # begins a comment.")
@@ -214,12 +230,21 @@ TOKEN_RULE = "must be visible ASCII characters without spaces"  # noqa: S105 - n
 
 
 def is_token(text: str) -> bool:
-    """Whether a client can send this as a bearer token."""
+    """Return True if a client can send this as a bearer token."""
     return re.fullmatch(r"[\x21-\x7e]+", text) is not None
 
 
+def is_signing_secret(text: str) -> bool:
+    """Return True if callbacks can be signed with it."""
+    try:
+        signing_key(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Server(Section):
-    """Where the agent listens."""
+    """The address that the agent listens on."""
 
     host: Line | None = Field(
         None, description="Address to listen on. Unset: 0.0.0.0 when there is a token, else 127.0.0.1."
@@ -271,12 +296,13 @@ class AgentConfig(Section):
         return self
 
     def secrets(self) -> list[str]:
-        """What must not be kept, shown or logged of this file."""
-        return [each.get_secret_value() for each in (self.minio.access_key, self.minio.secret_key, *self.auth.tokens)]
+        """Return the values of this file that must not be kept, shown or logged."""
+        own = (self.minio.access_key, self.minio.secret_key, *self.auth.tokens, *self.callbacks.signing_secrets)
+        return [each.get_secret_value() for each in own]
 
     @property
     def state_folder(self) -> Path:
-        """Where the outbox and the journal of the running job lie."""
+        """The folder of the store."""
         return self.state_dir or self.paths.outputs / "state"
 
     @property
@@ -288,22 +314,3 @@ class AgentConfig(Section):
     def host(self) -> str:
         """The address to listen on."""
         return self.server.host or ("0.0.0.0" if self.auth.tokens else "127.0.0.1")  # noqa: S104 - with a token
-
-
-def subsections(section: type[Section]) -> dict[str, type[Section]]:
-    """The sections of a section by name."""
-    return {
-        name: field.annotation
-        for name, field in section.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-
-
-def options(section: type[Section] = AgentConfig, prefix: str = "") -> Iterator[str]:
-    """Every option by its dotted name."""
-    below = subsections(section)
-    for name in section.model_fields:
-        if name in below:
-            yield from options(below[name], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

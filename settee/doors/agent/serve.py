@@ -12,7 +12,7 @@ from pathlib import Path
 from settee import __version__
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
-from settee.doors.agent import check
+from settee.doors.agent import commands
 from settee.doors.agent import config as configs
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import make_folders, spelled, to_settings
@@ -20,7 +20,7 @@ from settee.doors.agent.engine_settings import make_folders, spelled, to_setting
 log = logging.getLogger(__name__)
 
 #: How long callbacks that were never tried may take at the end, seconds.
-_LETTERS_S = 5.0
+_CALLBACKS_S = 5.0
 #: How long requests that are being answered may take at the end, seconds: more than the ten that a silent S3 holds a
 #: job up for, so that a caller who follows it sees its end.
 _REQUESTS_S = 15
@@ -32,18 +32,19 @@ _SWITCH_S = 0.001
 def main(argv: Sequence[str] | None = None) -> int:
     """0: ended as told. 2: the configuration, or what it names, is wrong. 1: what it names does not answer."""
     parser = argparse.ArgumentParser(prog="settee agent", description="The GPU agent: render jobs over HTTP.")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"YAML (default: ${configs.VARIABLE}); see deploy/config.example.yaml",
-    )
+    _add_config(parser, default=None)
     parser.add_argument("--check", action="store_true", help="check the configuration and what it names, and stop")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
+    topics = parser.add_subparsers(dest="topic", metavar="[callbacks ...]")
+    callbacks = topics.add_parser("callbacks", help="completions and failures that are not delivered")
+    # What stands before the subcommand must not give way to a default behind it.
+    commands.add_commands(callbacks, lambda command: _add_config(command, default=argparse.SUPPRESS))
     args = parser.parse_args(argv)
     try:
         config = configs.load(args.config)
-        check.placeholders(config)
+        if args.topic == "callbacks":
+            return commands.run_callbacks(args, config)
+        commands.placeholders(config)
         if args.check:
             return _checked(config)
         code = run(config)
@@ -54,12 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _add_config(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=default,
+        help=f"YAML (default: ${configs.VARIABLE}); see deploy/config.example.yaml",
+    )
+
+
 def _checked(config: AgentConfig) -> int:
-    problems, notes = check.look(config, to_settings(config))
+    problems, notes = commands.look(config, to_settings(config))
     for problem in problems:
         print(f"settee agent: {spelled(problem)}", file=sys.stderr)
     print("the configuration can be read, but not be used as it is" if problems else "the configuration is right")
-    print("\n".join((check.summary(config), *(f"  {spelled(note)}" for note in notes))))
+    print("\n".join((commands.summary(config), *(f"  {spelled(note)}" for note in notes))))
     return 1 if problems else 0
 
 
@@ -81,14 +92,15 @@ def run(config: AgentConfig) -> int:
     import uvicorn
 
     from settee.doors.agent.app import create_app
-    from settee.doors.agent.auth import Auth
-    from settee.doors.agent.cache_folders import migrate
-    from settee.doors.agent.callbacks.outbox import Outbox
-    from settee.doors.agent.callbacks.posting import Poster
-    from settee.doors.agent.desk import Desk
-    from settee.doors.agent.metrics import Metrics
-    from settee.doors.agent.patience import Patient, Server
+    from settee.doors.agent.intake import Intake, report_interrupted
+    from settee.doors.agent.previous_state import PreviousState, move_cache
     from settee.engine import Engine
+    from settee.service.callbacks import Outbox
+    from settee.service.gate import Auth
+    from settee.service.http_server import Patient, Server
+    from settee.service.metrics import Metrics
+    from settee.service.store import Store
+    from settee.service.webhooks import WebhookSender
 
     sys.setswitchinterval(_SWITCH_S)
     settings = to_settings(config)
@@ -96,26 +108,28 @@ def run(config: AgentConfig) -> int:
     listening = _listening(config)
     make_folders(config)
     callbacks = config.callbacks
+    store, previous = Store(config.state_folder), PreviousState(config.state_folder)
+    store.open(adopt=previous.adopt)
+    previous.remove()
     outbox = Outbox(
-        config.state_folder,
-        sender=Poster(verify_tls=callbacks.verify_tls),
+        store,
+        sender=WebhookSender(verify_tls=callbacks.verify_tls, secrets=callbacks.signing_keys()),
         timeout_s=callbacks.timeout_seconds,
         max_retries=callbacks.max_retries,
         retry_backoff_s=callbacks.retry_backoff_seconds,
     )
-    interrupted = outbox.start()
+    interrupted = report_interrupted(store)
+    outbox.start()
     # From here on the state folder, and with it the rest, is this agent's alone.
     for folder in (config.paths.base_models, config.paths.loras):
-        migrate(folder)
-    if interrupted is not None:
-        log.warning("job %s was interrupted by a restart; its dispatcher is told", interrupted.job_id)
+        move_cache(folder)
     engine, metrics = Engine(settings), Metrics()
     try:
         engine.start()
-        desk = Desk(config, settings, engine, outbox, metrics)
-        desk.start(interrupted)
+        intake = Intake(config, settings, engine, store, outbox, metrics)
+        intake.start(interrupted)
         app = create_app(
-            desk,
+            intake,
             metrics,
             Auth(config.auth.tokens),
             max_body_bytes=config.server.max_body_bytes,
@@ -123,7 +137,7 @@ def run(config: AgentConfig) -> int:
         )
 
         def end() -> None:
-            desk.close(2 * settings.comfy_interrupt_s + 10)
+            intake.close(2 * settings.comfy_interrupt_s + 10)
 
         server = Server(
             uvicorn.Config(
@@ -138,7 +152,7 @@ def run(config: AgentConfig) -> int:
             ),
             on_signal=end,
         )
-        for line in check.summary(config).splitlines():
+        for line in commands.summary(config).splitlines():
             log.info("%s", line.strip())
         server.serve_until_told([listening])
         log.info("the agent ends")
@@ -149,5 +163,6 @@ def run(config: AgentConfig) -> int:
             engine.close()
         except SetteeError as error:
             log.error("ComfyUI could not be ended: %s", error.message)
-        outbox.close(_LETTERS_S)
+        outbox.close(_CALLBACKS_S)
+        store.close()
     return 0

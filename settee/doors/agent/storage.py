@@ -16,13 +16,13 @@ from settee.s3.errors import S3Error, explained
 from settee.s3.objects import head, read
 from settee.s3.target import Target, workers_target
 
-#: A workflow is some 100 kB; what is larger is none.
+#: A workflow is some 100 kB; what is larger is not one.
 MOST_BYTES = 20_000_000
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an object says of itself."""
+    """An object's own description."""
 
     #: Bytes.
     size: int
@@ -60,7 +60,7 @@ class Storage:
         return Found(int(answer["ContentLength"]), version, sha256_of(answer), dict(answer.get("Metadata") or {}))
 
     def workflow(self, bucket: str, key: str, check: Check = _no_check) -> dict[str, Any]:
-        """The workflow in an object. Raises InvalidRequest for what is none, and what :meth:`head` does."""
+        """Return the workflow in an object. Raises InvalidRequest for anything else, and what :meth:`head` does."""
         what = "workflow.minioKey"
         content = self._ask(what, bucket, key, check, lambda target: read(target, key, MOST_BYTES + 1))
         return parsed(content, what, f"s3://{bucket}/{key}")
@@ -91,5 +91,5 @@ def parsed(content: bytes, what: str, shown: str) -> dict[str, Any]:
 
 
 def wrong(path: str, problem: str) -> InvalidRequest:
-    """What is wrong with one field of the envelope."""
+    """Return an error for one field of the envelope."""
     return InvalidRequest.from_problems([{"path": path, "problem": problem}])

@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from settee.doors.agent.dispatch import envelope
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent import envelope
+from settee.doors.agent.contract import example
 from settee.doors.agent.graph import parameters
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 DATA = Path(__file__).parents[2] / "data"
 REAL = sorted((DATA / "real-workflows").glob("*.api.json"))

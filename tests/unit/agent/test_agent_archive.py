@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.doors.agent.archive import Archive, folder_name
-from settee.doors.agent.secrets_out import GONE, is_secret_name, secret_values, without_secrets
+from settee.service.scrub import GONE, is_secret_name, secret_values, without_secrets
 from tests.unit.agent.templates import parsed
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, 123000, tzinfo=timezone.utc)

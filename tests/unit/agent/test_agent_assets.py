@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from settee.doors.agent import assets, config
-from settee.doors.agent.dispatch.envelope import Asset
+from settee.doors.agent.envelope import Asset
 from settee.doors.agent.storage import Found
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from settee.base.errors import InvalidRequest
 from settee.comfyui.workflow import Workflow
-from settee.doors.agent.graph import places
-from settee.doors.agent.graph.bindings import bound
+from settee.doors.agent.graph.bindings import bound, find_path
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, parsed
 
 SCRIPTS = [
@@ -278,10 +277,10 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "a.b", "0"]), JSON), st.lists(st.sampled_from("ab01")))
 def test_a_place_that_is_found_can_be_read_and_written(root: dict[str, Any], parts: list[str]) -> None:
-    place = places.find(root, ".".join(parts))
+    place = find_path(root, ".".join(parts))
     if place is not None:
         place.holder[place.key] = "new"
-        again = places.find(root, ".".join(parts))
+        again = find_path(root, ".".join(parts))
         assert again is not None
         assert again.exists
         assert again.value == "new"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.doors.agent.cache_folders import migrate
+from settee.doors.agent.previous_state import move_cache
 
 
 def cached(folder: Path, name: str, text: str = "weights") -> Path:
@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_nothing_to_do(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_text("a")
-    assert migrate(tmp_path) == migrate(tmp_path / "none") == 0
+    assert move_cache(tmp_path) == move_cache(tmp_path / "none") == 0
     assert files(tmp_path) == {"a.safetensors": "a"}
 
 
@@ -35,7 +35,7 @@ def test_a_file_takes_the_place_of_the_link_that_shows_it(tmp_path: Path) -> Non
     cached(tmp_path, "same.safetensors", "same")
     (tmp_path / "styles").mkdir()
     (tmp_path / "styles" / "x.pt").symlink_to(cached(tmp_path, "x.pt", "x"))
-    assert migrate(tmp_path) == 3
+    assert move_cache(tmp_path) == 3
     assert files(tmp_path) == {"Pretty.safetensors": "abc", "same.safetensors": "same", "styles/x.pt": "x"}
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
     assert not (tmp_path / "cache").exists()
@@ -45,20 +45,20 @@ def test_two_links_to_one_file_go_on_showing_it(tmp_path: Path) -> None:
     path = cached(tmp_path, "abc.safetensors")
     for name in ("A.safetensors", "B.safetensors"):
         (tmp_path / name).symlink_to(path)
-    assert migrate(tmp_path) == 1
+    assert move_cache(tmp_path) == 1
     assert files(tmp_path) == {"A.safetensors": "weights", "B.safetensors": "weights"}
 
 
 def test_what_no_link_shows_keeps_its_name(tmp_path: Path) -> None:
     cached(tmp_path, "sub/abc.safetensors")
-    assert migrate(tmp_path) == 1
+    assert move_cache(tmp_path) == 1
     assert files(tmp_path) == {"sub/abc.safetensors": "weights"}
 
 
 def test_a_name_that_is_taken_is_not_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cached(tmp_path, "abc.safetensors", "cached")
     (tmp_path / "abc.safetensors").write_text("theirs")
-    assert migrate(tmp_path) == 0
+    assert move_cache(tmp_path) == 0
     assert files(tmp_path) == {"abc.safetensors": "theirs", "cache/abc.safetensors": "cached"}
     assert "its name is taken" in caplog.text
 
@@ -68,6 +68,6 @@ def test_a_link_to_somewhere_else_stays(tmp_path: Path) -> None:
     elsewhere.write_text("theirs")
     cached(folder, "abc.safetensors")
     (folder / "theirs.safetensors").symlink_to(elsewhere)
-    assert migrate(folder) == 1
+    assert move_cache(folder) == 1
     assert files(folder) == {"abc.safetensors": "weights", "theirs.safetensors": "theirs"}
     assert elsewhere.read_text() == "theirs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import textwrap
 from pathlib import Path
 
@@ -318,3 +319,34 @@ def test_a_source_of_tokens_without_one_is_an_error_not_an_open_door(
 @pytest.mark.parametrize("token", ["''", "'has space'", "'ümlaut'", '"line\\nbreak"'])
 def test_a_token_must_be_one_that_can_be_sent(file: File, token: str) -> None:
     assert "number 2 must be visible ASCII" in file.problems(f"auth: {{tokens: [fine, {token}]}}")["auth.tokens"]
+
+
+def signing_secret(number: int) -> str:
+    return f"whsec_{base64.b64encode(bytes([number]) * 32).decode()}"
+
+
+def test_signing_secrets_of_the_file_the_environment_and_a_file(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secrets").write_text(f"# the new one\n{signing_secret(2)}\n")
+    monkeypatch.setenv("AGENT_SIGNING", signing_secret(3))
+    loaded = file.load(
+        f"callbacks: {{signing_secrets: ['{signing_secret(1)}'], signing_secrets_file: {tmp_path / 'secrets'}, "
+        "signing_secrets_env: AGENT_SIGNING}"
+    )
+    assert loaded.callbacks.signing_keys() == [bytes([number]) * 32 for number in (1, 2, 3)]
+    assert set(map(signing_secret, (1, 2, 3))) <= set(loaded.secrets())
+    assert not any(signing_secret(number) in repr(loaded) for number in (1, 2, 3))
+
+
+def test_a_source_of_signing_secrets_without_one_is_an_error(
+    file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    monkeypatch.setenv("AGENT_SIGNING", "not-a-secret")
+    source = f"callbacks: {{signing_secrets_file: {tmp_path / 'empty'}, signing_secrets_env: AGENT_SIGNING}}"
+    problems = file.problems(source)
+    assert problems["callbacks.signing_secrets_file"] == "holds no secret"
+    assert "cannot sign" in problems["callbacks.signing_secrets_env"]
+    assert "not-a-secret" not in str(problems)
+    assert "number 1 must be whsec_" in file.problems("callbacks: {signing_secrets: [x]}")["callbacks.signing_secrets"]

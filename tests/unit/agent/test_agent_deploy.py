@@ -14,12 +14,13 @@ import yaml
 
 from settee.comfyui.node_registry import NodeRegistry
 from settee.doors.agent import config
-from settee.doors.agent.dispatch import envelope as envelopes
-from settee.doors.agent.dispatch.example import EXAMPLE as ENVELOPE
-from settee.doors.agent.graph import landing
+from settee.doors.agent import envelope as envelopes
+from settee.doors.agent.contract import example
+from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
-from settee.doors.agent.options import AgentConfig, Section, options, subsections
+from settee.doors.agent.options import AgentConfig
+from settee.service.config_file import Section, options, subsections
 from tests.unit.agent.templates import context_of, object_info
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -49,7 +50,7 @@ def test_the_example_can_be_loaded() -> None:
 def test_every_option_is_in_the_example() -> None:
     # What has no default stands behind a bare #, prose behind one and a space.
     text = re.sub(r"^( *)#(?=[a-z_]+:)", r"\1", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert set(dotted(yaml.safe_load(text))) == set(options())
+    assert set(dotted(yaml.safe_load(text))) == set(options(AgentConfig))
 
 
 def test_the_examples_values_are_the_defaults() -> None:
@@ -82,7 +83,7 @@ def shipped(name: str) -> Any:
 
 
 def test_the_envelope_is_the_documented_one() -> None:
-    assert shipped("envelope.example.json") == ENVELOPE
+    assert shipped("envelope.example.json") == example("envelope")
 
 
 @pytest.mark.parametrize("left_out", [(), ("loras", "callbacks")])
@@ -92,19 +93,19 @@ def test_the_envelope_goes_with_the_template(left_out: tuple[str, ...]) -> None:
     envelope = envelopes.parse({name: value for name, value in data.items() if name not in left_out})
     context = context_of(envelope)
     graph = chained(bound(shipped("workflow.example.json"), envelope, context), context.loras)
-    landing.check(graph, envelope, context, NodeRegistry(object_info()))
-    assert landing.unused(graph, envelope, context) == ()
+    validate.check(graph, envelope, context, NodeRegistry(object_info()))
+    assert validate.unused(graph, envelope, context) == ()
     assert len([node for node in graph.values() if node["class_type"] == "LoraLoader"]) == len(envelope.loras)
 
 
 def test_the_docs_first_job_names_what_is_shipped() -> None:
     text = (DEPLOY.parent / "docs" / "agent.md").read_text(encoding="utf-8")
-    source = ENVELOPE["workflow"]
-    template = f"s3://{ENVELOPE['baseModel']['bucket']}/{source['minioKey']}"
+    source = example("envelope")["workflow"]
+    template = f"s3://{example('envelope')['baseModel']['bucket']}/{source['minioKey']}"
     assert f"aws s3 cp deploy/workflow.example.json {template}\n" in text
-    assert f"s3://{ENVELOPE['baseModel']['bucket']}/{ENVELOPE['baseModel']['key']} " in text
-    assert f"aws s3 mb s3://{ENVELOPE['output']['bucket']}\n" in text
-    assert f"/jobs/{ENVELOPE['jobId']}/events\n" in text
+    assert f"s3://{example('envelope')['baseModel']['bucket']}/{example('envelope')['baseModel']['key']} " in text
+    assert f"aws s3 mb s3://{example('envelope')['output']['bucket']}\n" in text
+    assert f"/jobs/{example('envelope')['jobId']}/events\n" in text
 
 
 # --- the unit --------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from settee.doors.agent.engine_settings import (
     spelled,
     to_settings,
 )
-from settee.doors.agent.options import AgentConfig, options
+from settee.doors.agent.options import AgentConfig
 from settee.models.entry import S3Object
 from settee.models.folder.model_folder import ModelFolder
+from settee.service.config_file import options
 from tests.support.models import DATA, entry
 
 
@@ -96,7 +97,7 @@ def test_every_setting_that_this_door_gives_has_its_name(tmp_path: Path) -> None
     fixed = {"allow_job_models", "bucket_path_style", "bucket_public_url", "delivery", "require_encryption"}
     assert {name.upper() for name in made - fixed} <= SPELLINGS.keys()
     assert {name.lower() for name in SPELLINGS} - {"timeout_s"} <= Settings.model_fields.keys()
-    known = set(options())
+    known = set(options(AgentConfig))
     for option in " and ".join(SPELLINGS.values()).split(" and "):
         assert option in known or option == "output.bucket"
 

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settee.base.errors import InvalidRequest
-from settee.doors.agent.dispatch import envelope
-from settee.doors.agent.dispatch.example import EXAMPLE
+from settee.doors.agent import envelope
+from settee.doors.agent.contract import example
 from tests.unit.agent.templates import TEMPLATE, dispatched, loras, parsed
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 SHA = "0123456789abcdef" * 4
 

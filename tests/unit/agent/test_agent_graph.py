@@ -10,7 +10,7 @@ import pytest
 from settee.base.errors import InvalidRequest
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, link_problems, shape_problems
-from settee.doors.agent.graph import landing
+from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, object_info, parsed
@@ -20,7 +20,7 @@ def made(template: Workflow = TEMPLATE, **changes: Any) -> Workflow:
     given = parsed(**changes)
     context = context_of(given)
     graph = chained(bound(template, given, context), context.loras)
-    landing.check(graph, given, context, NodeRegistry(object_info()))
+    validate.check(graph, given, context, NodeRegistry(object_info()))
     assert shape_problems(graph, max_nodes=100) == link_problems(graph) == []
     return graph
 

@@ -14,21 +14,22 @@ from fastapi import FastAPI
 from pydantic import BaseModel, SecretStr
 
 from settee.base.job import Kind
-from settee.doors.agent import answer_examples as examples
-from settee.doors.agent.answers import CompletionCallback, FailureCallback, Job, StatusCallback
+from settee.doors.agent import contract
 from settee.doors.agent.app import create_app
-from settee.doors.agent.auth import Auth
-from settee.doors.agent.callbacks import payloads
-from settee.doors.agent.desk import Desk
-from settee.doors.agent.dispatch.example import EXAMPLE
-from settee.doors.agent.gate import OPEN_PATHS
-from settee.doors.agent.metrics import Metrics
+from settee.doors.agent.contract import CompletionCallback, FailureCallback, Job, StatusCallback
+from settee.doors.agent.intake import Intake
+from settee.service.gate import OPEN_PATHS, Auth
+from settee.service.metrics import Metrics
+
+EXAMPLE: dict[str, Any] = contract.example("envelope")
+RUNNING, SUCCEEDED, FAILED = JOBS = contract.example("jobs")
+
 
 DOCS = Path(__file__).parents[3] / "docs"
 TOKEN = "a-token-of-the-tests"
 
 
-class NoDesk:
+class NoIntake:
     """For routes that do not ask it."""
 
     is_busy = False
@@ -36,7 +37,7 @@ class NoDesk:
 
 def application(*tokens: str) -> FastAPI:
     auth = Auth([SecretStr(token) for token in tokens])
-    return create_app(cast(Desk, NoDesk()), Metrics(), auth, max_body_bytes=16_777_216, max_nodes=5000)
+    return create_app(cast(Intake, NoIntake()), Metrics(), auth, max_body_bytes=16_777_216, max_nodes=5000)
 
 
 class Asked:
@@ -92,7 +93,7 @@ def test_every_answer_and_body_has_a_schema() -> None:
                     assert content.get("schema") or is_text, (path, status, kind)
     job = told["paths"]["/jobs/{job_id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
     assert job == {"$ref": "#/components/schemas/Job"}
-    assert told["components"]["schemas"]["Job"]["examples"] == list(examples.JOBS)
+    assert told["components"]["schemas"]["Job"]["examples"] == JOBS
     events = told["paths"]["/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert events["text/event-stream"]["examples"]
 
@@ -107,7 +108,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_both_posts_have_an_example() -> None:
     paths = schema()["paths"]
-    for path, example in (("/jobs", EXAMPLE), ("/jobs/cancel", examples.CANCEL)):
+    for path, example in (("/jobs", EXAMPLE), ("/jobs/cancel", contract.example("cancel"))):
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         assert [each["value"] for each in content["examples"].values()] == [example]
 
@@ -135,18 +136,18 @@ def test_tokens_are_told_where_they_are_needed() -> None:
 
 def test_the_models_know_every_state_and_kind() -> None:
     schemas = schema()["components"]["schemas"]
-    assert set(schemas["StatusCallback"]["properties"]["state"]["enum"]) == set(payloads.STATES.values())
+    assert set(schemas["StatusCallback"]["properties"]["state"]["enum"]) == set(contract.STATES.values())
     assert set(schemas["Artifact"]["properties"]["kind"]["enum"]) == {kind.value for kind in Kind}
-    assert set(schemas["Params"]["properties"]) == {*payloads.RenderParams.__dataclass_fields__}
+    assert set(schemas["Params"]["properties"]) == {*contract.Params.model_fields}
 
 
 @pytest.mark.parametrize(
     ("model", "example"),
     [
-        (StatusCallback, examples.STATUS),
-        (CompletionCallback, examples.COMPLETION),
-        (FailureCallback, examples.FAILURE),
-        *((Job, job) for job in examples.JOBS),
+        (StatusCallback, contract.example("status")),
+        (CompletionCallback, contract.example("completion")),
+        (FailureCallback, contract.example("failure")),
+        *((Job, job) for job in JOBS),
     ],
 )
 def test_the_examples_are_of_their_models(model: type[BaseModel], example: dict[str, Any]) -> None:
@@ -202,7 +203,7 @@ def test_with_a_token_all_of_the_page_needs_it() -> None:
 def test_the_docs_show_the_examples() -> None:
     text = (DOCS / "agent-api.md").read_text(encoding="utf-8")
     shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
-    wanted = [examples.STATUS, examples.COMPLETION, examples.FAILURE, examples.RUNNING, examples.FAILED]
+    wanted = [contract.example("status"), contract.example("completion"), contract.example("failure"), RUNNING, FAILED]
     assert shown == wanted
 
 
@@ -220,7 +221,7 @@ def test_the_docs_name_every_field() -> None:
 def test_the_docs_name_every_metric() -> None:
     text = (DOCS / "agent.md").read_text(encoding="utf-8")
     metrics = Metrics()
-    metrics.watch(restarts=lambda: 0, depth=lambda: 0, letters=lambda: 0)
+    metrics.watch(restarts=lambda: 0, depth=lambda: 0, callbacks=lambda: 0)
     names = re.findall(r"^# HELP (\w+)", metrics.text().decode(), re.MULTILINE)
     names = [name for name in names if not name.endswith("_created")]
     assert len(names) == 8

@@ -7,18 +7,20 @@ from typing import Any
 
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow
-from settee.doors.agent.dispatch.example import EXAMPLE
-from settee.doors.agent.graph import landing
+from settee.doors.agent.contract import example
+from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from tests.unit.agent.templates import TEMPLATE, binding, context_of, node, object_info, parsed
+
+EXAMPLE: dict[str, Any] = example("envelope")
 
 
 def warned(graph: Workflow = TEMPLATE, **changes: Any) -> tuple[str, ...]:
     given = parsed(**changes)
     context = context_of(given)
     changed = chained(bound(graph, given, context), context.loras)
-    return landing.warnings(changed, given, context, NodeRegistry(object_info()))
+    return validate.warnings(changed, given, context, NodeRegistry(object_info()))
 
 
 def unused(graph: Workflow = TEMPLATE, **changes: Any) -> list[str]:

@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from settee.comfyui import workflow as graph
 from settee.comfyui.problems import MAX_NEAR, near_matches
 from settee.comfyui.workflow import Problem, Workflow, is_link
-from settee.doors.agent.dispatch.envelope import Binding, Envelope
-from settee.doors.agent.dispatch.json_values import kind_of, value_problems
-from settee.doors.agent.dispatch.refusals import refusal
-from settee.doors.agent.graph import places
+from settee.doors.agent.envelope import Binding, Envelope
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
+from settee.doors.agent.json_values import kind_of, refusal, value_problems
 
 #: What ComfyUI reads of a node; isolation drops anything else.
 _PARTS = ("inputs", "class_type", "_meta")
@@ -32,7 +30,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     """A copy of the template with the envelope's overrides, then its parameters, written into it.
 
     Raises InvalidRequest with every unknown parameter, every node and path that does not exist, and every value of
-    another kind than what is there; also for a template that is no workflow in API format.
+    another kind than what is there; also for a template that is not a workflow in API format.
     """
     problems = _shape_problems(workflow)
     if problems:
@@ -51,7 +49,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
 
 
 def _shape_problems(workflow: Any) -> list[Problem]:
-    """What is wrong with a graph by itself; the functions of this package rely on there being nothing."""
+    """Return what is wrong with a graph by itself; the functions of this package rely on an empty list."""
     if not isinstance(workflow, dict):
         return [{"path": "workflow", "problem": "the template is not an object of nodes in ComfyUI's API format"}]
     values = value_problems(workflow)
@@ -111,7 +109,7 @@ def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) ->
     if path.split(".")[0] not in (_PARTS if may_unlink else ("inputs",)) or (path == "inputs" and not may_unlink):
         hint = f"; did you mean 'inputs.{path}'?" if path in node["inputs"] else ""
         return {"class_type": class_type, "problem": f"{path!r} is not an input of a node: write inputs.NAME{hint}"}
-    place = places.find(node, path)
+    place = find_path(node, path)
     if place is None:
         return {
             "class_type": class_type,
@@ -130,7 +128,7 @@ def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) ->
     return None
 
 
-def _unfit(place: places.Place, value: Any, *, may_unlink: bool) -> str | None:
+def _unfit(place: InputPath, value: Any, *, may_unlink: bool) -> str | None:
     """Why a value must not take the place of what is there."""
     if not may_unlink:
         if value is None:
@@ -148,8 +146,62 @@ def _unfit(place: places.Place, value: Any, *, may_unlink: bool) -> str | None:
 
 
 def _kind(value: Any) -> str | None:
-    """What a value is, of kinds that never take each other's place; None for links and nothing."""
+    """Return the kind of a value, of those that never take each other's place; None for links and nothing."""
     return None if value is None or is_link(value) else kind_of(value)
 
 
-__all__ = ["bound"]
+# --- paths ----------------------------------------------------------------------------------------------------
+
+
+class InputPath(NamedTuple):
+    """A resolved path: a key of an object, or an index of a list."""
+
+    holder: Any
+    key: str | int
+
+    @property
+    def exists(self) -> bool:
+        return isinstance(self.holder, list) or self.key in self.holder
+
+    @property
+    def value(self) -> Any:
+        """The value at the path; None where there is nothing yet."""
+        return self.holder[self.key] if self.exists else None
+
+
+def find_path(root: Any, path: str) -> InputPath | None:
+    """Resolve a dotted path such as ``inputs.ckpt_name``; None where an object or a list on its way does not exist.
+
+    A number counts within a list, from 0. The names of some of ComfyUI's inputs have dots themselves ("values.a"), so
+    of several readings the one with the longest name that exists is taken. Only the last part may name a key that is
+    not there yet.
+    """
+    parts = path.split(".")
+    if not all(parts):
+        return None
+    holder, at = root, 0
+    while True:
+        left = parts[at:]
+        if isinstance(holder, list):
+            key: str | int | None = _index(left[0], len(holder))
+            taken = 1
+        elif isinstance(holder, dict):
+            taken = next((n for n in range(len(left), 0, -1) if ".".join(left[:n]) in holder), 0)
+            key = ".".join(left[:taken]) if taken else left[0] if len(left) == 1 else None
+            taken = taken or 1
+        else:
+            return None
+        if key is None:
+            return None
+        if taken == len(left):
+            return InputPath(holder, key)
+        holder, at = holder[key], at + taken
+
+
+def _index(text: str, length: int) -> int | None:
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        return None
+    return int(text) if int(text) < length else None
+
+
+__all__ = ["bound", "find_path"]

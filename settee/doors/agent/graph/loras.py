@@ -5,7 +5,7 @@ a copy of it with a name and strengths of its own. Without LoRAs it goes, and wh
 text encoder that it took. One whose title has the word "fixed" is the template's own, and stays as it is.
 
 Loaders in a row share the LoRAs: the first applies the first, and so on, the last all that are left; those that get
-none go. What takes from between two of a row gets what is applied up to there. Loaders beside each other (a base
+none go. What takes from between two of a row gets what is applied up to there. Loaders next to each other (a base
 model's and a refiner's, the two models of a video) each apply all of them.
 """
 
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from settee.comfyui.workflow import Workflow, is_link, links, natural_key, title
-from settee.doors.agent.dispatch.refusals import refusal
 from settee.doors.agent.graph.strengths import LoraUse
+from settee.doors.agent.json_values import refusal
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}
@@ -46,12 +46,12 @@ Link = tuple[str, int]
 
 
 def is_pattern(node: Mapping[str, Any]) -> bool:
-    """Whether the job's LoRAs take this node's place."""
+    """Return True if the job's LoRAs take this node's place."""
     return node["class_type"] in _LOADERS and not _FIXED.search(title(node))
 
 
 def primary_problem(node: Mapping[str, Any], parameter: str, path: str) -> str | None:
-    """Why one of :data:`PRIMARY` is in vain at this place of a pattern, whose LoRAs' values the chain writes itself."""
+    """Return why one of :data:`PRIMARY` has no effect here: the chain writes a pattern's LoRA values itself."""
     name, class_type = PRIMARY[parameter], node["class_type"]
     if name == "strength_clip" and "clip" not in _LOADERS[class_type]:
         return f"a {class_type} has no strength_clip: take the binding out, or make it a LoraLoader"
@@ -64,7 +64,7 @@ def texts(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def literals(node: Mapping[str, Any]) -> Iterator[Any]:
-    """Every value among a node's inputs that is no link, also within objects and lists."""
+    """Return every value among a node's inputs that is not a link, also within objects and lists."""
     waiting = list(node["inputs"].values())
     while waiting:
         value = waiting.pop()
@@ -110,7 +110,7 @@ def _of(workflow: Workflow, node_id: str) -> tuple[str, ...]:
 
 
 def _in_rows(workflow: Workflow, patterns: Sequence[str]) -> tuple[dict[str, int], set[str]]:
-    """How many patterns each one has before it, on the longest way to it, and which have none behind."""
+    """Return how many patterns each one has before it, on the longest way to it, and which have none behind."""
     chosen, order = set(patterns), _in_order(workflow)
     passed: dict[str, int] = {}
     depths: dict[str, int] = {}
@@ -169,7 +169,7 @@ def _grow(changed: Workflow, pattern: str, uses: Sequence[LoraUse], ids: Iterato
 
 
 def _passed_on(workflow: Workflow, pattern: str) -> dict[Link, Link]:
-    """What a loader that goes gave, as what it took."""
+    """Map what a removed loader gave to what it took."""
     linked = {name: (source, slot) for name, source, slot in links(workflow[pattern])}
     return {(pattern, slot): linked[name] for slot, name in enumerate(_of(workflow, pattern)) if name in linked}
 

@@ -5,8 +5,8 @@ base_model_name (both the name ComfyUI lists the file under), base_model_full_pa
 (an object for each), primary_lora_name, primary_lora_strength_model, primary_lora_strength_clip (None without a LoRA),
 and every key of the envelope's extra that is not one of these.
 
-A field of `parameters` goes before the same name in `extra`, and that before the agent's workflow_defaults, which fill
-gaps only and none of the sampling fields. What the agent itself decides (the names of models) nobody else can give.
+A field of `parameters` takes precedence over the same name in `extra`, and that over workflow_defaults, which
+fill gaps only and none of the sampling fields. What the agent itself decides (names of models) a caller cannot give.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.doors.agent.dispatch.envelope import Envelope
-from settee.doors.agent.dispatch.fields import MAX_SEED, MAX_SIDE, MAX_STEPS, whole
-from settee.doors.agent.dispatch.refusals import refusal
+from settee.doors.agent.envelope import Envelope
+from settee.doors.agent.fields import MAX_SEED, MAX_SIDE, MAX_STEPS, whole
 from settee.doors.agent.graph.strengths import LoraUse, lora_uses
+from settee.doors.agent.json_values import refusal
 from settee.doors.agent.options import REQUIRED_SAMPLING
 
 #: Where the envelope says what a name stands for, for errors.
@@ -36,7 +36,7 @@ _WRITTEN = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelNames:
-    """What the job's models are called where ComfyUI looks for them."""
+    """Names of the job's models where ComfyUI looks for them."""
 
     #: As ComfyUI lists it: "sdxl_base_1.0.safetensors".
     base_model: str
@@ -60,7 +60,7 @@ class Context:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What of the job is not taken as it was given, for a person."""
+        """Notes for a person on values that are not taken as they were given."""
         return tuple(f"loras[{at}]: {limited}" for at, use in enumerate(self.loras) for limited in use.limited)
 
     @property

@@ -1,4 +1,4 @@
-"""How strongly each LoRA of a job is applied: what `parameters.extra.loras` says, matched to the envelope's LoRAs."""
+"""The strengths of a job's LoRAs: entries of `parameters.extra.loras`, matched to the envelope's LoRAs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee.comfyui.workflow import Problem
-from settee.doors.agent.dispatch.envelope import Asset, Envelope
+from settee.doors.agent.envelope import Asset, Envelope
 
 #: Strengths beyond it spoil any picture; the contract's limit, ComfyUI takes up to 100.
 MAX_STRENGTH = 2.0
@@ -38,7 +38,7 @@ class LoraUse:
     limited: tuple[str, ...] = ()
 
     def shown(self) -> dict[str, Any]:
-        """What extra.loras says of it, and what became of that."""
+        """Return its entry in extra.loras, and the strengths that are applied."""
         strengths = {"strength_model": self.strength_model, "strength_clip": self.strength_clip}
         return {**self.metadata, "name": self.name, "key": self.key, **strengths}
 
@@ -112,7 +112,7 @@ def _read(given: Any, problems: list[Problem]) -> Iterator[_Said]:
 def _matched(
     assets: Sequence[Asset], names: Sequence[str], said: Sequence[_Said], problems: list[Problem]
 ) -> dict[int, _Said]:
-    """Which entry is about which LoRA, by its place in the envelope. Each is about one at most."""
+    """Match entries to LoRAs, by their places in the envelope; each to one at most."""
     found: dict[int, _Said] = {}
     left = list(said)
     called = [_called(asset, name) for asset, name in zip(assets, names, strict=True)]
@@ -156,8 +156,10 @@ def _value(said: _Said, kind: str) -> Any:
 
 
 def _strengths(said: _Said, problems: list[Problem]) -> tuple[float, float, tuple[str, ...]]:
-    """Of the model and of the text encoder: its own, else `strength`; the encoder's follows the model's. And which of
-    them are limited, for a person."""
+    """Return the strengths of the model and of the text encoder, and a note for each that is limited.
+
+    Each is its own, else `strength`; the encoder's follows the model's.
+    """
     values: dict[str, float] = {}
     for kind in _SPELLINGS:
         value = _value(said, kind)

@@ -1,1 +1,0 @@
-"""What a dispatcher is told, and how it gets there."""

@@ -1,0 +1,241 @@
+"""A lane: what is to be sent of one job id, one request at a time, in the order of its runs.
+
+Of each run its statuses go first, then the callback that must arrive. Lanes do not wait for each other, but a host has
+only a few of their requests at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from settee.base import logs
+from settee.base.job import Status
+from settee.net.retry import Backoff
+from settee.service.store import Ending, PendingCallback
+from settee.service.webhooks import Answer, Post, Sender
+
+log = logging.getLogger(__name__)
+
+#: Of a status; a terminal callback waits as long as it is asked to.
+_MAX_STATUS_PAUSE_S = 60.0
+#: Statuses of a job that wait; a job has nine states.
+_MAX_WAITING = 100
+#: Requests to one host at a time.
+_MAX_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class StatusPost:
+    """A status on its way."""
+
+    state: Status
+    post: Post
+
+
+@dataclass(eq=False)
+class Run:
+    """One attempt of a job, as far as its callbacks go."""
+
+    attempt_id: str
+    statuses: deque[StatusPost] = field(default_factory=deque)
+    #: It takes statuses.
+    is_open: bool = True
+    #: Once it has ended: until when its statuses may be sent before its terminal callback, by the clock.
+    until: float | None = None
+    terminal: PendingCallback | None = None
+    #: How it ended, while the disk has not taken that.
+    unstored: Ending | None = None
+    is_sending_status: bool = False
+    tries: int = 0
+    #: The next try is not waited for any longer.
+    is_due: bool = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing of it waits for its first try."""
+        return not (self.statuses or self.is_sending_status or (self.terminal is not None and not self.tries))
+
+    def put(self, status: StatusPost) -> None:
+        """Add a status; it takes the place of one of the same state that waits."""
+        if self.statuses and self.statuses[-1].state is status.state:
+            self.statuses.pop()
+        elif len(self.statuses) >= _MAX_WAITING:
+            self.statuses.popleft()
+        self.statuses.append(status)
+
+
+class Records(Protocol):
+    """The store's side of a terminal callback. No method raises."""
+
+    def current(self, run: Run) -> PendingCallback | None:
+        """Return it as it is to be sent now; None if it is not to be sent any more."""
+
+    def failed(self, run: Run, answer: Answer) -> None:
+        """Note a try that was not the last."""
+
+    def settle(self, run: Run, answer: Answer) -> None:
+        """Note that it is delivered, or refused for good."""
+
+
+@dataclass(kw_only=True)
+class Rules:
+    """How requests are sent, and sent again."""
+
+    sender: Sender
+    timeout_s: float
+    #: Of statuses.
+    max_retries: int
+    backoff: Backoff
+    rand: Callable[[], float] = random.random
+    at_once: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(_MAX_AT_ONCE))
+    )
+    #: A receiver that is down is worth one line, not one for each heartbeat.
+    has_failed: bool = False
+    is_closing: bool = False
+
+    def pause_s(self, failures: int) -> float:
+        """Return a pause that doubles, and varies so that services do not call in step."""
+        return self.backoff.pause_s(failures, rand=self.rand)
+
+
+class Lane:
+    """Its fields are guarded by ``lock``; :meth:`work` is a task of the event loop."""
+
+    def __init__(self, job_id: str, rules: Rules, records: Records, lock: threading.Condition) -> None:
+        """``lock`` is notified when something has changed."""
+        self.job_id = job_id
+        self.runs: deque[Run] = deque()
+        #: Set in the loop, whenever something has changed.
+        self.changed = asyncio.Event()
+        #: asyncio itself keeps no strong reference to a task.
+        self.task: asyncio.Task[None] | None = None
+        self._rules, self._records, self._lock = rules, records, lock
+
+    async def work(self, on_empty: Callable[[], None]) -> None:
+        """Send what there is, until there is nothing; ``on_empty`` is called with the lock held then."""
+        with logs.job(self.job_id):
+            while True:
+                with self._lock:
+                    if not self.runs:
+                        on_empty()
+                        return
+                    run = self.runs[0]
+                await self._send_statuses(run)
+                await self._send_terminal(run)
+                with self._lock:
+                    self.runs.popleft()
+                    self._lock.notify_all()
+
+    async def _wait(self, seconds: float | None, is_over: Callable[[], bool]) -> bool:
+        """Wait so many seconds (None: indefinitely), or until ``is_over``; return what that is then."""
+        until = None if seconds is None else time.monotonic() + seconds
+        while not is_over():
+            left_s = None if until is None else until - time.monotonic()
+            self.changed.clear()
+            try:
+                await asyncio.wait_for(self.changed.wait(), left_s)
+            except asyncio.TimeoutError:
+                break
+        self._check_closing()
+        return is_over()
+
+    def _check_closing(self) -> None:
+        """A cancel that meets the end of what is awaited may be lost (before Python 3.12)."""
+        if self._rules.is_closing:
+            raise asyncio.CancelledError
+
+    async def _post(self, post: Post, timeout_s: float) -> Answer:
+        """A fault of the sender counts as no answer: the lane goes on."""
+        try:
+            answer = await self._rules.sender(post, timeout_s)
+        except Exception as error:
+            # Its text may hold the address.
+            log.error("the callback %s could not be sent: %s", post.key, type(error).__name__)
+            answer = Answer(why=f"the agent could not send it ({type(error).__name__})")
+        if answer.status is None:
+            self._check_closing()
+        return answer
+
+    # --- statuses ---------------------------------------------------------------------------------------------
+
+    async def _send_statuses(self, run: Run) -> None:
+        """Send them until the run has ended; then each once, for no longer than one request may take."""
+        while True:
+            await self._wait(None, lambda: bool(run.statuses) or run.until is not None)
+            with self._lock:
+                if run.until is not None and (not run.statuses or time.monotonic() >= run.until):
+                    run.statuses.clear()
+                    return
+                status, run.is_sending_status = run.statuses.popleft(), True
+            self._report(status, await self._deliver(run, status))
+            with self._lock:
+                run.is_sending_status = False
+                self._lock.notify_all()
+
+    async def _deliver(self, run: Run, status: StatusPost) -> Answer:
+        answer = Answer(why="its job has ended")
+
+        def is_stale() -> bool:
+            """It is not worth another try: the job has ended, or a newer heartbeat states the same."""
+            with self._lock:
+                return not run.is_open or (bool(run.statuses) and run.statuses[0].state is status.state)
+
+        for failures in range(1, self._rules.max_retries + 2):
+            left_s = float("inf") if run.until is None else run.until - time.monotonic()
+            limit_s = min(self._rules.timeout_s, left_s)
+            if limit_s <= 0:
+                break
+            answer = await self._post(status.post, limit_s)
+            if answer.is_delivered or answer.is_refused or failures > self._rules.max_retries:
+                break
+            # A receiver that asks to be left alone is, also by newer heartbeats; they gather meanwhile.
+            asked_s = min(answer.retry_after_s, _MAX_STATUS_PAUSE_S)
+            if await self._wait(asked_s, lambda: not run.is_open):
+                break
+            if await self._wait(self._rules.pause_s(failures), is_stale):
+                break
+        return answer
+
+    def _report(self, status: StatusPost, answer: Answer) -> None:
+        if not answer.is_delivered:
+            level = logging.DEBUG if self._rules.has_failed else logging.WARNING
+            log.log(level, "the status callback %s is not delivered: %s", status.post.key, answer.why)
+        self._rules.has_failed = not answer.is_delivered
+
+    # --- terminal callbacks -----------------------------------------------------------------------------------
+
+    async def _send_terminal(self, run: Run) -> None:
+        while (terminal := self._records.current(run)) is not None:
+            async with self._rules.at_once[_host(terminal.url)]:
+                answer = await self._post(Post(terminal.url, terminal.key, terminal.body), self._rules.timeout_s)
+            with self._lock:
+                run.tries += 1
+                self._lock.notify_all()
+            if answer.is_delivered or answer.is_refused:
+                self._records.settle(run, answer)
+                return
+            pause_s = max(self._rules.pause_s(run.tries), answer.retry_after_s)
+            self._records.failed(run, answer)
+            log.warning("the callback %s is not delivered: %s; again in %.1f s", terminal.key, answer.why, pause_s)
+            await self._wait(pause_s, lambda: run.is_due)
+            run.is_due = False
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2].lower()
+    except ValueError:
+        return ""
+
+
+__all__ = ["Lane", "Records", "Rules", "Run", "StatusPost"]

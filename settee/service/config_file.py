@@ -1,0 +1,191 @@
+"""A service's configuration: one YAML file, checked whole before anything starts.
+
+Sections are pydantic models (:class:`Section`). :func:`checked` raises ConfigError with every problem at once, each
+under its dotted name, with near matches; no message holds a value. pydantic-settings' own YAML source keeps none of
+that: it takes the last of two equal keys, quotes the line that it cannot parse, and refuses an empty section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from settee.base.errors import ConfigError, wrong_value
+
+Problem = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A part of the file. Its fields are strict: a number in quotes is not a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def subsections(section: type[Section]) -> dict[str, type[Section]]:
+    """Return the sections of a section by name."""
+    return {
+        name: field.annotation
+        for name, field in section.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+
+
+def options(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield every option by its dotted name."""
+    below = subsections(section)
+    for name in section.model_fields:
+        if name in below:
+            yield from options(below[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def read(path: Path | str) -> object:
+    """Return what a YAML file holds. Raises ConfigError, which quotes nothing of it."""
+    name = f"the configuration {path}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{name} cannot be read: {why}") from error
+    return _yaml(text, name)
+
+
+def _yaml(text: str, name: str) -> object:
+    """An option that is there twice, of which YAML would take the last in silence, is refused."""
+    import yaml
+
+    def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for number, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:number]):
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{name} has {key.value} a second time in line {line}: leave one of them out")
+        return yaml.SafeLoader.construct_mapping(self, node, deep)
+
+    loader: Any = type("Loader", (yaml.SafeLoader,), {"construct_mapping": construct_mapping})
+    try:
+        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        # Neither the error nor its problem: both may quote the line, and that a secret.
+        line = f": see line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{name} is not valid YAML{line}") from None
+    except (yaml.YAMLError, RecursionError, ValueError):
+        raise ConfigError(f"{name} is not valid YAML") from None
+
+
+def filled(data: object, section: type[Section], name: str, example: str) -> dict[Any, Any]:
+    """Return the data without options that hold nothing, and with all sections. Raises ConfigError."""
+    if data is None:
+        data = {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{name} must hold options by name: see {example}")
+    return _without_empty(data, section)
+
+
+def _without_empty(data: Mapping[Any, Any], section: type[Section]) -> dict[Any, Any]:
+    below = subsections(section)
+    found = {name: value for name, value in data.items() if value is not None and name not in below}
+    for name, part in below.items():
+        value = {} if data.get(name) is None else data[name]
+        found[name] = _without_empty(value, part) if isinstance(value, Mapping) else value
+    return found
+
+
+def checked(section: type[S], data: Mapping[Any, Any], name: str, problems: Iterable[Problem] = ()) -> S:
+    """Return the section of the data. Raises ConfigError with its problems and those that were found before."""
+    found, config = list(problems), None
+    try:
+        # As JSON, in which a list may become a tuple and a string a path without anything else being bent.
+        config = section.model_validate_json(json.dumps(data, default=str, allow_nan=False))
+    except ValidationError as error:
+        found += _named(error, section)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{name}: numbers must be finite, keys simple, and nothing may hold itself") from error
+    if found or config is None:
+        found.sort(key=lambda problem: str(problem["path"]))
+        raise ConfigError(f"{name}: {'; '.join(map(_line, found))}", details={"problems": found})
+    return config
+
+
+def _line(problem: Problem) -> str:
+    near = f"; did you mean {problem['near'][0]!r}?" if problem.get("near") else ""
+    return f"{problem['path']}: {problem['problem']}{near}".removeprefix(": ")
+
+
+def _named(error: ValidationError, section: type[Section]) -> Iterator[Problem]:
+    own = {"missing": "is required", "extra_forbidden": "is not an option"}
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        where = [str(part) for part in item["loc"]]
+        problem: Problem = {"path": ".".join(where), "problem": own.get(item["type"]) or wrong_value(item)}
+        if item["type"] == "extra_forbidden":
+            problem["near"] = difflib.get_close_matches(where[-1], _known(section, where[:-1]), n=1)
+        yield problem
+
+
+def _known(section: type[Section], where: list[str]) -> list[str]:
+    for part in where:
+        section = subsections(section)[part]
+    return list(section.model_fields)
+
+
+# --- secrets in files and variables ---------------------------------------------------------------------------
+
+
+def with_secrets(
+    data: dict[Any, Any], section: str, option: str, is_valid: Callable[[str], bool], rule: str, problems: list[Problem]
+) -> tuple[dict[Any, Any], list[Any]]:
+    """Return the data with the values of ``<option>_file`` and ``<option>_env`` among those of ``<option>``, and these.
+
+    A name that leads to no value is a problem: a service that was meant to be guarded must not start without.
+    """
+    given = data.get(section)
+    if not isinstance(given, Mapping):
+        return data, []
+    written = given.get(option)
+    values = list(written) if isinstance(written, (list, tuple)) else []
+    for source, read in ((f"{option}_file", _file_values), (f"{option}_env", _variable_values)):
+        name = given.get(source)
+        if not isinstance(name, str) or not name:
+            continue
+        try:
+            found = read(name)
+            if not found:
+                raise ValueError(f"holds no {option.rstrip('s').rpartition('_')[2]}")
+            if not all(map(is_valid, found)):
+                raise ValueError(rule)
+        except ValueError as error:
+            problems.append({"path": f"{section}.{source}", "problem": str(error)})
+        else:
+            values += found
+    if written is None or isinstance(written, (list, tuple)):
+        data = {**data, section: {**given, option: values}}
+    return data, values
+
+
+def _file_values(name: str) -> list[str]:
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _variable_values(name: str) -> list[str]:
+    value = os.environ.get(name)
+    if value is None:
+        raise ValueError("names a variable that is not set")
+    return [each.strip() for each in value.split(",") if each.strip()]
+
+
+__all__ = ["Section", "checked", "filled", "options", "read", "subsections", "with_secrets"]

@@ -1,0 +1,216 @@
+"""A job's steps, published once: what GET shows, followers, callbacks, the archive and metrics subscribe.
+
+    Step ─▶ JobEvents.publish ─┬─▶ EventLog     numbered events: what GET shows and followers read
+                               ├─▶ callbacks    the dispatcher is notified
+                               └─▶ archive, metrics, log lines
+
+A door says how a step looks (:data:`Render`); everything else here is the same for every door.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from settee.base.job import Status
+from settee.service.store import MAX_JOBS, Ending, Store
+
+log = logging.getLogger(__name__)
+
+#: Events that a follower who comes late still gets.
+_MAX_EVENTS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job ended, in the door's own JSON and in numbers."""
+
+    #: What is shown: ``{"result": …}`` or ``{"error": …}``.
+    body: Mapping[str, Any] = field(repr=False)
+    #: The door's code for a failure; empty after a success.
+    reason_code: str = ""
+    #: Milliseconds by phase.
+    timings: Mapping[str, float] = field(default_factory=dict)
+    delivered_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A job is in this state now; with ``outcome`` it has ended."""
+
+    state: Status
+    moment: datetime
+    message: str | None = None
+    #: The door's own: ``{phase, percent, …}``.
+    progress: Mapping[str, Any] | None = None
+    #: True: the state was entered. False: more is known of it.
+    is_new: bool = True
+    outcome: Outcome | None = None
+
+
+Subscriber = Callable[[Step], None]
+#: A step as the door shows it: the JSON of GET, and of an event.
+Render = Callable[[Step], dict[str, Any]]
+
+
+class JobEvents:
+    """The steps of one job. :meth:`publish` is called by one thread at a time."""
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        self._subscribers = subscribers
+
+    def publish(self, step: Step) -> None:
+        """Pass the step to every subscriber, in their order. A fault of one does not reach the job, nor the others."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(step)
+            except Exception:
+                log.exception("a step of the job (%s) was not passed on", step.state.value)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A step as it was shown to followers."""
+
+    number: int
+    data: Mapping[str, Any]
+    is_new: bool = True
+    is_last: bool = False
+
+
+class EventLog:
+    """What is known of one job, and its numbered events. May be used from any thread; no method waits."""
+
+    def __init__(
+        self,
+        job_id: str,
+        first: int,
+        render: Render,
+        *,
+        shown: Mapping[str, Any] | None = None,
+        interval_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``first``: events are numbered from the next one on. ``shown``: before its first step. ``interval_s``: the
+        least time between two events within a state."""
+        self.job_id = job_id
+        self._render, self._interval_s, self._clock = render, interval_s, clock
+        self._lock = threading.Lock()
+        self._number, self._published_at = first, 0.0
+        self._state: Status | None = None
+        self._shown: Mapping[str, Any] = shown or {}
+        self._events: list[Event] = []
+        self._is_over = False
+        self._listeners: set[Callable[[], None]] = set()
+
+    @classmethod
+    def ended(cls, job_id: str, events: list[tuple[int, dict[str, Any]]]) -> EventLog:
+        """Return the log of a job that has ended, from what the store has of it."""
+        number, shown = events[-1]
+        found = cls(job_id, number, lambda step: {})
+        found._events = [Event(at, data) for at, data in events[:-1]] + [Event(number, shown, is_last=True)]
+        found._shown, found._is_over = shown, True
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
+
+    @property
+    def last_number(self) -> int:
+        """The number of the latest event."""
+        return self._number
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """The job as it stands, in the door's JSON."""
+        return self._shown
+
+    def __call__(self, step: Step) -> None:
+        """Take a step: a subscriber of :class:`JobEvents`."""
+        shown = self._render(step)
+        with self._lock:
+            if self._is_over:
+                return
+            is_new = step.state is not self._state
+            self._state, self._shown, self._is_over = step.state, shown, step.outcome is not None
+            if self._is_over:
+                # Its states may still be asked for; how far it was at each moment is not.
+                self._events = [event for event in self._events if event.is_new]
+            if is_new or self._clock() - self._published_at >= self._interval_s:
+                self._add(Event(self._number + 1, shown, is_new, self._is_over))
+
+    def ending(self, step: Step) -> Ending:
+        """Return what the store keeps of an end that is about to be published."""
+        with self._lock:
+            events = tuple((event.number, event.data) for event in self._events if event.is_new)
+            return Ending(
+                state=step.state,
+                moment=step.moment,
+                number=self._number + 1,
+                shown=self._render(step),
+                events=events,
+            )
+
+    def _add(self, event: Event) -> None:
+        self._number, self._published_at = event.number, self._clock()
+        self._events.append(event)
+        if len(self._events) > _MAX_EVENTS:
+            # A state that was entered is news for longer than how far it once was.
+            self._events.remove(next((each for each in self._events if not each.is_new), self._events[0]))
+        for listener in self._listeners:
+            listener()
+
+    # --- following --------------------------------------------------------------------------------------------
+
+    def follow(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` at every event from now on; it must not wait, nor raise."""
+        with self._lock:
+            self._listeners.add(listener)
+
+    def unfollow(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            self._listeners.discard(listener)
+
+    def since(self, number: int) -> list[Event]:
+        """Return the events with a number over this one, as far as they are kept."""
+        with self._lock:
+            return [event for event in self._events if event.number > number]
+
+
+class JobLogs:
+    """The logs of the latest jobs, and of those that ended before a restart. May be used from any thread."""
+
+    def __init__(self, store: Store, *, kept: int = MAX_JOBS) -> None:
+        self._store, self._kept = store, kept
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, EventLog] = OrderedDict()
+
+    def add(self, found: EventLog) -> None:
+        """A job begins."""
+        with self._lock:
+            self._known[found.job_id] = found
+            self._known.move_to_end(found.job_id)
+            while len(self._known) > self._kept:
+                self._known.popitem(last=False)
+
+    def get(self, job_id: str) -> EventLog | None:
+        """Return the log of the latest job of this id; None if it is not known any more. May wait for the disk.
+
+        Raises StoreError.
+        """
+        with self._lock:
+            found = self._known.get(job_id)
+        if found is not None:
+            return found
+        events = self._store.ended(job_id)
+        return None if events is None else EventLog.ended(job_id, events)
+
+
+__all__ = ["Event", "EventLog", "JobEvents", "JobLogs", "Outcome", "Render", "Step", "Subscriber"]

@@ -1,0 +1,163 @@
+"""A job's data without its secrets, for what is kept of it. Pure.
+
+Gone are the values under names that say so (``cancelToken``, ``api_key``, ``Authorization``), credentials and
+signatures in addresses wherever they stand, all of a callback address but scheme and host, and values that are known
+to be secret, as :func:`secret_values` finds them. Keys of objects (``minioKey``, ``key``) and numbers (``max_tokens``)
+are not secret.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+GONE = "[removed]"
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_SECRET = frozenset(
+    (
+        *("secret", "secrets", "password", "passwd", "passphrase", "pwd", "credential", "credentials"),
+        *("authorization", "apikey", "cookie", "bearer", "signature", "sig", "jwt"),
+    )
+)
+_TOKEN = frozenset(("token", "tokens"))
+#: In front of "key" they make it one.
+_OF_KEYS = frozenset(
+    ("api", "access", "secret", "private", "signing", "encryption", "auth", "account", "master", "service", "session")
+)
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)([^\s\"'<>\\]+)")
+#: Scheme, and host with port, of an absolute address.
+_HOST = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#\\]*@)?((?:\[[0-9A-Fa-f:.]+\]|[^/?#\\@:\[\]]+)(?::\d+)?)")
+_PARAMETER = re.compile(r"([?&;])([^=&#;]+)=([^&#;]*)")
+#: Parameters of signed addresses whose names do not say it.
+_SIGNED = frozenset(("x-amz-credential", "x-amz-signature", "x-amz-security-token", "awsaccesskeyid", "sig", "key"))
+_MIN_SECRET = 6
+_MAX_DEPTH = 100
+
+
+def without_secrets(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """A copy that JSON can hold. ``secrets`` shorter than 6 characters, which may be in any text, go as whole texts."""
+    return _clean(value, _Known(frozenset(filter(None, secrets))), _MAX_DEPTH, is_callback=False)
+
+
+def secret_values(shown: Mapping[str, Any]) -> set[str]:
+    """The secret texts of an envelope (Envelope.shown()), for wherever else they get: into the graph, say.
+
+    They are the texts under a secret name, those of an override whose path has one, and a key of extra that is bound
+    to such a path.
+    """
+    found: set[str] = set()
+    waiting: list[Any] = [shown]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            for name, each in value.items():
+                if is_secret_name(str(name)) and _may_be_secret(each):
+                    found |= _texts(each)
+                else:
+                    waiting.append(each)
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    for override in shown.get("workflowOverrides") or ():
+        if _is_secret_path(override["path"]) and _may_be_secret(override["value"]):
+            found |= _texts(override["value"])
+    extra = shown["parameters"].get("extra") or {}
+    for binding in shown.get("workflowParameters") or ():
+        value = extra.get(binding["parameter"])
+        if _is_secret_path(binding["path"]) and _may_be_secret(value):
+            found |= _texts(value)
+    return found
+
+
+def _is_secret_path(path: str) -> bool:
+    return any(map(is_secret_name, path.split(".")))
+
+
+def _texts(value: Any) -> set[str]:
+    """Every text in a value that is not empty."""
+    found: set[str] = set()
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            found.add(each)
+        elif _may_be_secret(each):
+            waiting += each.values() if isinstance(each, Mapping) else each
+    return found - {""}
+
+
+class _Known:
+    """Values that are known to be secret."""
+
+    def __init__(self, values: frozenset[str]) -> None:
+        self.whole = values
+        self.anywhere = sorted((each for each in values if len(each) >= _MIN_SECRET), key=len, reverse=True)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return True if a value under this name is a credential."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    if not words:
+        return False
+    if words[-1] in _TOKEN or _SECRET.intersection(words):
+        return True
+    return any(before in _OF_KEYS and word in ("key", "keys") for before, word in itertools.pairwise(words))
+
+
+def _clean(value: Any, known: _Known, depth: int, *, is_callback: bool) -> Any:
+    if isinstance(value, str):
+        return GONE if value in known.whole else _clean_text(value, known, is_callback)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth and isinstance(value, Mapping):
+        return {
+            _clean_text(str(name), known, False): GONE
+            if is_secret_name(str(name)) and _may_be_secret(each)
+            else _clean(each, known, depth - 1, is_callback=is_callback or str(name).lower() == "callbacks")
+            for name, each in value.items()
+        }
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(each, known, depth - 1, is_callback=is_callback) for each in value]
+    return _clean_text(str(value)[:1000], known, is_callback)
+
+
+def _may_be_secret(value: Any) -> bool:
+    """Numbers count tokens; None and "" hide nothing; a link of a graph is [node id, output number]."""
+    is_link = isinstance(value, (list, tuple)) and len(value) == 2 and type(value[1]) is int
+    return bool(value) and not isinstance(value, (bool, int, float)) and not is_link
+
+
+def _clean_text(text: str, known: _Known, is_callback: bool) -> str:
+    for secret in known.anywhere:
+        if secret in text:
+            text = text.replace(secret, GONE)
+    if is_callback:
+        return _host_only(text)
+    return _URL.sub(_clean_url, text) if "://" in text else text
+
+
+def _host_only(address: str) -> str:
+    """Some services have the secret in the path of their addresses; relative ones are nothing but path."""
+    host = _HOST.match(address)
+    shown, rest = (host[1] + host[2], address[host.end() :]) if host else ("", address)
+    return shown + ("/" if host and rest else "") + (GONE if rest.strip("/") else "")
+
+
+def _clean_url(match: re.Match[str]) -> str:
+    scheme, rest = match.groups()
+    host, slash, tail = re.fullmatch(r"([^/?#]*)([/?#]?)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "@" in host:
+        host = f"{GONE}@{host.rsplit('@', 1)[1]}"
+    return scheme + host + _PARAMETER.sub(_clean_parameter, slash + tail)
+
+
+def _clean_parameter(match: re.Match[str]) -> str:
+    separator, name, value = match.groups()
+    if value and (name.lower() in _SIGNED or is_secret_name(name)):
+        return f"{separator}{name}={GONE}"
+    return match[0]

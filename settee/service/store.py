@@ -1,0 +1,408 @@
+"""The state of a service in one SQLite file: after kill -9 at any moment this file alone states what is to be done.
+
+    attempts            a job as it was accepted once, running or ended; the same job id may come again
+    events              the states that an ended attempt went through, for followers that come late
+    callbacks           what must be delivered, or was refused for good
+    idempotency_keys    which job each key made
+    leftovers           what a killed attempt leaves behind on this host: models that were to be removed with it
+
+Each method is one short transaction, and on return its effect is on the disk (synchronous=FULL). The table ``jobs`` is
+left to the folder queue, whose columns are fixed by its contract; its attempts and callbacks are rows of these tables.
+Times are UTC text that compares with SQLite's CURRENT_TIMESTAMP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from settee.base.errors import ConfigError, StagingError
+from settee.base.files import Lock, digest_of, try_lock
+from settee.base.job import Status
+from settee.service import timestamps
+from settee.service.store_schema import journal_mode, migrate
+
+log = logging.getLogger(__name__)
+
+FILE = "service.sqlite3"
+#: How long a lock of another process is waited for, seconds.
+_BUSY_S = 10.0
+#: Idempotency keys, ended jobs and refused callbacks that are kept: the newest.
+MAX_KEYS, MAX_JOBS, MAX_REFUSED = 1000, 200, 500
+
+
+class StoreError(StagingError):
+    """The service's state cannot be written."""
+
+    retryable = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One acceptance of a job."""
+
+    id: str
+    job_id: str
+    started_at: datetime
+    prompt_id: str | None = None
+    #: JSON of the door's own: where callbacks go, for one. It may hold credentials.
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCallback:
+    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
+
+    attempt_id: str
+    job_id: str
+    key: str
+    #: May hold credentials: neither shown nor logged.
+    url: str = field(repr=False)
+    #: JSON.
+    body: bytes = field(repr=False)
+    #: None: the disk has not taken it.
+    id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCallback(PendingCallback):
+    """A callback as an operator looks at it."""
+
+    id: int
+    created_at: str
+    tries: int
+    last_error: str | None
+    refused_at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of an attempt: what its job shows from now on, and its events."""
+
+    state: Status
+    moment: datetime
+    #: The number of the last event, and what it shows.
+    number: int
+    shown: Mapping[str, Any]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A job that an idempotency key made."""
+
+    #: Hex, of the request's body.
+    digest: str
+    job_id: str
+
+
+class Store:
+    """May be used from any thread. Every method but :meth:`open` raises StoreError when the disk does not take part."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is touched before :meth:`open`."""
+        self._folder = folder
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = None
+        self._lock_fd = -1
+
+    @property
+    def path(self) -> Path:
+        return self._folder / FILE
+
+    # --- from open to close -----------------------------------------------------------------------------------
+
+    def open(self, adopt: Callable[[sqlite3.Connection], None] = lambda db: None, *, exclusive: bool = True) -> None:
+        """Open the file, or make it; ``adopt`` fills a new one in the transaction that makes it.
+
+        ``exclusive``: for the service itself, of which there is one for a folder. Without it: for a command that looks
+        at a file, which must exist. Raises ConfigError when the folder cannot be used.
+        """
+        try:
+            if exclusive:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._claim()
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            try:
+                self._db = self._connected(adopt, is_owner=exclusive)
+            except sqlite3.DatabaseError as error:
+                if not exclusive or not _is_damaged(error):
+                    raise
+                self._set_aside()
+                self._db = self._connected(adopt, is_owner=True)
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"the state folder cannot be used ({why}): set state_dir to a folder that this user may write, on a "
+                "disk that is not full"
+            ) from error
+        except ConfigError:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if try_lock(self._lock_fd) is Lock.BUSY:
+            raise ConfigError(
+                "another agent uses this state folder, and both would send the same callbacks: set state_dir to a "
+                "folder of its own"
+            )
+
+    def _connected(self, adopt: Callable[[sqlite3.Connection], None], *, is_owner: bool) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            f"file:{_quoted(self.path)}?mode=rw",
+            uri=True,
+            timeout=_BUSY_S,
+            isolation_level=None,  # transactions are begun here, and nowhere behind our back
+            check_same_thread=False,
+        )
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA synchronous=FULL")
+            if is_owner:
+                db.execute(f"PRAGMA journal_mode={journal_mode(self._folder)}")
+                migrate(db, adopt)
+            return db
+        except BaseException:
+            db.close()
+            raise
+
+    def _set_aside(self) -> None:
+        """A file that is not a database, or a broken one, must not keep the service from its work."""
+        aside = self.path.with_name(f"{FILE}.damaged-{timestamps.file_stamp(timestamps.now())}")
+        log.error("the state file %s is damaged: it is kept as %s, and a new one is begun", FILE, aside.name)
+        self.path.rename(aside)
+        for suffix in ("-journal", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(FILE + suffix).rename(aside.with_name(aside.name + suffix))
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    @contextlib.contextmanager
+    def _transaction(self, *, is_read: bool = False) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._db is None:
+                raise StoreError("the service's state is closed")
+            try:
+                if is_read:
+                    yield self._db
+                    return
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk has rolled it back already
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise StoreError(f"the service's state cannot be written ({error}): make room on its disk") from error
+
+    def changes(self) -> int:
+        """Return a number that another process's writing changes."""
+        with self._transaction(is_read=True) as db:
+            return int(db.execute("PRAGMA data_version").fetchone()[0])
+
+    # --- attempts ---------------------------------------------------------------------------------------------
+
+    def accept(self, attempt: Attempt, key: str | None = None, digest: str = "") -> None:
+        """Note that a job is accepted, and by which idempotency key: from now on a restart finds it."""
+        with self._transaction() as db:
+            # A key is kept as its hash: callers choose them, and some put a token in.
+            db.execute(
+                "INSERT INTO attempts (id, job_id, run_count, started_at, prompt_id, details) VALUES (?, ?, "
+                "(SELECT COALESCE(MAX(run_count), 0) + 1 FROM attempts WHERE job_id = ?), ?, ?, ?)",
+                (
+                    attempt.id,
+                    attempt.job_id,
+                    attempt.job_id,
+                    timestamps.column(attempt.started_at),
+                    attempt.prompt_id,
+                    json.dumps(attempt.details, default=str),
+                ),
+            )
+            if key is not None:
+                db.execute(
+                    "INSERT OR REPLACE INTO idempotency_keys (key_hash, digest, job_id) VALUES (?, ?, ?)",
+                    (digest_of(key), digest, attempt.job_id),
+                )
+                db.execute(
+                    "DELETE FROM idempotency_keys WHERE seq <= (SELECT MAX(seq) FROM idempotency_keys) - ?", (MAX_KEYS,)
+                )
+
+    def end(
+        self, attempt_id: str, ending: Ending, callbacks: Sequence[PendingCallback] = (), *, forget_key: bool = False
+    ) -> list[PendingCallback]:
+        """Note how an attempt ended, and the callbacks that report it; these are returned with their numbers.
+
+        ``forget_key``: the attempt never began, and the same request is to begin another.
+        """
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE attempts SET state = ?, ended_at = ?, number = ?, shown = ? WHERE id = ?",
+                (
+                    ending.state.value,
+                    timestamps.column(ending.moment),
+                    ending.number,
+                    json.dumps(ending.shown, default=str),
+                    attempt_id,
+                ),
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO events (attempt_id, number, data) VALUES (?, ?, ?)",
+                [(attempt_id, number, json.dumps(data, default=str)) for number, data in ending.events],
+            )
+            if forget_key:
+                job = "(SELECT job_id FROM attempts WHERE id = ?)"
+                last = f"(SELECT MAX(seq) FROM idempotency_keys WHERE job_id = {job})"  # noqa: S608 - no value in it
+                db.execute(f"DELETE FROM idempotency_keys WHERE seq = {last}", (attempt_id,))  # noqa: S608
+            db.execute(
+                "DELETE FROM attempts WHERE state <> 'running' AND rowid NOT IN "
+                "(SELECT MAX(rowid) FROM attempts GROUP BY job_id ORDER BY MAX(rowid) DESC LIMIT ?)",
+                (MAX_JOBS,),
+            )
+            return [_inserted(db, each) for each in callbacks]
+
+    def running(self) -> list[Attempt]:
+        """Return the attempts that have not ended, oldest first: at a start, those that were interrupted."""
+        with self._transaction(is_read=True) as db:
+            rows = db.execute("SELECT * FROM attempts WHERE state = 'running' ORDER BY rowid").fetchall()
+        return [
+            Attempt(
+                id=row["id"],
+                job_id=row["job_id"],
+                started_at=timestamps.parsed(row["started_at"]),
+                prompt_id=row["prompt_id"],
+                details=json.loads(row["details"]),
+            )
+            for row in rows
+        ]
+
+    def ended(self, job_id: str) -> list[tuple[int, dict[str, Any]]] | None:
+        """Return the events of the latest attempt of a job by their numbers, its end last; None if it is not known."""
+        with self._transaction(is_read=True) as db:
+            row = db.execute(
+                "SELECT id, number, shown FROM attempts WHERE job_id = ? AND state <> 'running' ORDER BY rowid DESC",
+                (job_id,),
+            ).fetchone()
+            if row is None:
+                return None
+            events = db.execute(
+                "SELECT number, data FROM events WHERE attempt_id = ? ORDER BY number", (row["id"],)
+            ).fetchall()
+        return [*((each["number"], json.loads(each["data"])) for each in events), (row["number"], _shown(row))]
+
+    def known_key(self, key: str) -> KnownKey | None:
+        """Return the job that this idempotency key made."""
+        with self._transaction(is_read=True) as db:
+            row = db.execute(
+                "SELECT digest, job_id FROM idempotency_keys WHERE key_hash = ?", (digest_of(key),)
+            ).fetchone()
+        return None if row is None else KnownKey(row["digest"], row["job_id"])
+
+    # --- callbacks --------------------------------------------------------------------------------------------
+
+    def add_callback(self, callback: PendingCallback) -> PendingCallback:
+        with self._transaction() as db:
+            return _inserted(db, callback)
+
+    def callbacks(self, *, is_refused: bool = False) -> list[StoredCallback]:
+        """Return those to be delivered, or those that were refused, oldest first."""
+        which = "IS NOT NULL" if is_refused else "IS NULL"
+        with self._transaction(is_read=True) as db:
+            rows = db.execute(f"SELECT * FROM callbacks WHERE refused_at {which} ORDER BY id").fetchall()  # noqa: S608
+        return [StoredCallback(**dict(row)) for row in rows]
+
+    def pending_callback(self, callback_id: int) -> StoredCallback | None:
+        """Return it as it is to be delivered now; None when it is not any more."""
+        with self._transaction(is_read=True) as db:
+            row = db.execute("SELECT * FROM callbacks WHERE id = ? AND refused_at IS NULL", (callback_id,)).fetchone()
+        return None if row is None else StoredCallback(**dict(row))
+
+    def failed(self, callback_id: int, why: str) -> None:
+        """Note a failed try."""
+        with self._transaction() as db:
+            db.execute("UPDATE callbacks SET tries = tries + 1, last_error = ? WHERE id = ?", (why, callback_id))
+
+    def refuse(self, callback_id: int, why: str) -> None:
+        """Keep it, but do not send it again."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE callbacks SET tries = tries + 1, last_error = ?, refused_at = CURRENT_TIMESTAMP WHERE id = ?",
+                (why, callback_id),
+            )
+            db.execute(
+                "DELETE FROM callbacks WHERE refused_at IS NOT NULL AND id NOT IN "
+                "(SELECT id FROM callbacks WHERE refused_at IS NOT NULL ORDER BY id DESC LIMIT ?)",
+                (MAX_REFUSED,),
+            )
+
+    def remove(self, callback_ids: Iterable[int]) -> None:
+        """Forget callbacks that are delivered, or not to be sent any more."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM callbacks WHERE id = ?", [(each,) for each in callback_ids])
+
+    def retry(self, callback_id: int, url: str | None = None) -> None:
+        """Have it sent again with the same key and body, to another address if one is given."""
+        with self._transaction() as db:
+            # SQLite does not write a row that stays the same, and the service would not notice: tries count from here.
+            db.execute(
+                "UPDATE callbacks SET refused_at = NULL, tries = 0, url = COALESCE(?, url) WHERE id = ?",
+                (url, callback_id),
+            )
+
+    # --- leftovers --------------------------------------------------------------------------------------------
+
+    def set_leftovers(self, names: Iterable[str], *, kind: str = "model") -> None:
+        """State what a kill would leave behind from now on, instead of what was stated before."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM leftovers WHERE kind = ?", (kind,))
+            db.executemany(
+                "INSERT OR IGNORE INTO leftovers (kind, name) VALUES (?, ?)", [(kind, each) for each in names]
+            )
+
+    def leftovers(self, kind: str = "model") -> list[str]:
+        with self._transaction(is_read=True) as db:
+            return [row["name"] for row in db.execute("SELECT name FROM leftovers WHERE kind = ?", (kind,))]
+
+
+def _inserted(db: sqlite3.Connection, callback: PendingCallback) -> PendingCallback:
+    values = (callback.attempt_id, callback.job_id, callback.key, callback.url, callback.body)
+    db.execute("INSERT OR IGNORE INTO callbacks (attempt_id, job_id, key, url, body) VALUES (?, ?, ?, ?, ?)", values)
+    row = db.execute(
+        "SELECT id FROM callbacks WHERE attempt_id = ? AND key = ?", (callback.attempt_id, callback.key)
+    ).fetchone()
+    return replace(callback, id=row["id"])
+
+
+def _shown(row: sqlite3.Row) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(row["shown"])
+    return shown
+
+
+def _quoted(path: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(path.absolute()))
+
+
+def _is_damaged(error: sqlite3.DatabaseError) -> bool:
+    return "not a database" in str(error) or "malformed" in str(error)

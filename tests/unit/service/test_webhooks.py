@@ -1,0 +1,371 @@
+"""One attempt, at a real receiver that fails in every way."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standardwebhooks
+
+from settee.service.webhooks import Answer, Post, WebhookSender, header_text, signing_key
+from tests.support.outbox import ask
+from tests.support.receiver import CUT, SILENT, Call, Receiver, Response
+from tests.support.waiting import eventually
+
+
+def post(url: str, key: str = "job-1-SUCCESS", body: bytes = b'{"state": "SUCCESS"}') -> Post:
+    return Post(url, key, body)
+
+
+def test_it_is_delivered() -> None:
+    with Receiver() as receiver:
+        answer = ask(WebhookSender(), post(receiver.url("completion")), 5)
+    assert answer.is_delivered
+    assert not answer.is_refused
+    (call,) = receiver.calls
+    assert call.raw == b'{"state": "SUCCESS"}'
+    assert call.key == "job-1-SUCCESS"
+    assert call.headers["content-type"] == "application/json"
+    assert "authorization" not in call.headers
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        (200, False),
+        (204, False),
+        (301, True),
+        (400, True),
+        (401, True),
+        (404, True),
+        (408, False),
+        (409, True),
+        (410, True),
+        (413, True),
+        (422, True),
+        (429, False),
+        (500, False),
+        (502, False),
+        (503, False),
+    ],
+)
+def test_what_an_answer_means(status: int, refused: bool) -> None:
+    headers = {"Content-Length": "0"} if status != 204 else {}
+    with Receiver(lambda call: Response(status, headers)) as receiver:
+        answer = ask(WebhookSender(), post(receiver.url()), 5)
+    assert answer.status == status
+    assert answer.is_delivered == (status < 300)
+    assert answer.is_refused == refused
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(status: int) -> None:
+    with Receiver() as private, Receiver(lambda call: Response(status, {"Location": private.url()})) as receiver:
+        answer = ask(WebhookSender(), post(receiver.url()), 5)
+    assert answer.is_refused
+    assert "redirect" in answer.why
+    assert private.calls == []
+
+
+def test_a_receiver_that_is_down() -> None:
+    with Receiver() as receiver:
+        url = receiver.url()
+    answer = ask(WebhookSender(), post(url), 5)
+    assert answer.status is None
+    assert not answer.is_delivered
+    assert not answer.is_refused
+
+
+def test_a_connection_that_is_cut() -> None:
+    with Receiver(lambda call: CUT) as receiver:
+        answer = ask(WebhookSender(), post(receiver.url()), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+
+
+@pytest.mark.parametrize("response", [SILENT, Response(delay_s=5), Response(drips_every_s=0.01)])
+def test_a_slow_one_costs_its_time_limit(response: Response) -> None:
+    """Also one that drips, which no socket timeout sees."""
+    with Receiver(lambda call: response) as receiver:
+        begun = time.monotonic()
+        answer = ask(WebhookSender(), post(receiver.url()), 0.2)
+        took = time.monotonic() - begun
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "0.2 s" in answer.why
+    assert took < 4.5
+
+
+def test_no_tls_where_some_is_expected() -> None:
+    with Receiver() as receiver:
+        answer = ask(WebhookSender(), post(receiver.url().replace("http://", "https://")), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "TLS" in answer.why
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """With a certificate that nobody trusts."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a receiver")])
+    now = datetime.now(timezone.utc)
+    hour = timedelta(hours=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - hour, now + hour)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "both.pem").write_bytes(pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    return context
+
+
+def test_a_certificate_is_checked(tls: ssl.SSLContext) -> None:
+    """An operator may renew it, so the callback waits for that."""
+    with Receiver(tls=tls) as receiver:
+        answer = ask(WebhookSender(), post(receiver.url()), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "TLS" in answer.why
+    assert receiver.calls == []
+
+
+def test_unless_the_operator_says_no(tls: ssl.SSLContext) -> None:
+    with Receiver(tls=tls) as receiver:
+        assert ask(WebhookSender(verify_tls=False), post(receiver.url()), 5).is_delivered
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://exa mple/",
+        "nonsense://host/",
+        "httpx://host/",
+        "/relative",
+        "http://[::1/",
+        "http://host:99999/",
+        "http://host:port/",
+        f"http://{'a' * 300}.example/",
+        "http://.example/",
+        "http://a..example/",
+    ],
+)
+def test_an_address_that_cannot_be_used_is_given_up(url: str) -> None:
+    answer = ask(WebhookSender(), post(url), 5)
+    assert answer.is_refused
+    assert "address" in answer.why
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets the environment's; the machine's own is not used."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return lambda address: monkeypatch.setenv("http_proxy", address)
+
+
+@pytest.mark.parametrize(
+    "address", ["socks5://127.0.0.1:9", "nonsense://127.0.0.1:9", "http:///proxy", "http://127.0.0.1:99999", "http://"]
+)
+def test_a_proxy_that_is_set_wrongly_is_put_right_some_day(address: str, proxy: Callable[[str], None]) -> None:
+    proxy(address)
+    answer = ask(WebhookSender(), post("http://dispatcher.example/callbacks"), 5)
+    assert (answer.status, answer.is_refused) == (None, False)
+    assert "dispatcher" not in answer.why
+
+
+def test_a_proxy_is_used(proxy: Callable[[str], None]) -> None:
+    with Receiver() as receiver:
+        proxy(f"http://127.0.0.1:{receiver.port}")
+        assert ask(WebhookSender(), post("http://dispatcher.example/callbacks"), 5).is_delivered
+    assert receiver.calls[0].path == "http://dispatcher.example/callbacks"
+
+
+class SlowLookup:
+    """Of one name, for which it has this machine's address once ``released`` is set."""
+
+    NAME = "slow.example"
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.answered = 0
+        self._lookup = socket.getaddrinfo
+
+    def __call__(self, host: str, *args: Any, **kwargs: Any) -> Any:
+        if host == self.NAME:
+            self.released.wait(20)
+            self.answered += 1
+            host = "127.0.0.1"
+        return self._lookup(host, *args, **kwargs)
+
+
+@pytest.fixture
+def lookup(monkeypatch: pytest.MonkeyPatch) -> SlowLookup:
+    slow = SlowLookup()
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    return slow
+
+
+@pytest.mark.parametrize("way", ["plain", "TLS", "proxy"])
+def test_what_was_given_up_is_not_written_later(
+    way: str, lookup: SlowLookup, tls: ssl.SSLContext, proxy: Callable[[str], None]
+) -> None:
+    """The name is looked up for longer than the request may take."""
+    with Receiver(tls=tls if way == "TLS" else None) as receiver:
+        url = receiver.url().replace("127.0.0.1", lookup.NAME)
+        if way == "proxy":
+            proxy(f"http://{lookup.NAME}:{receiver.port}")
+            url = "http://dispatcher.example/callbacks"
+        sender = WebhookSender(verify_tls=False)
+        assert ask(sender, post(url), 0.1).status is None
+        assert sender.lookups.running
+        lookup.released.set()
+        eventually(lambda: not sender.lookups.running)  # that thread is through
+        assert lookup.answered == 1
+        assert receiver.calls == []
+        assert ask(sender, post(url), 5).is_delivered
+        assert len(receiver.calls) == 1
+
+
+@pytest.mark.usefixtures("proxy")
+def test_lookups_that_were_given_up_are_few(lookup: SlowLookup) -> None:
+    """Each has a thread. Credentials make no other host of it, and none of them is kept."""
+    sender = WebhookSender()
+    for number in range(6):
+        assert ask(sender, post(f"http://me-{number}:secret@{lookup.NAME}:80/"), 0.02).status is None
+    assert dict(sender.lookups.running) == {lookup.NAME: 4}
+    why = ask(sender, post(f"http://{lookup.NAME.upper()}/"), 0.02).why
+    assert why == "earlier lookups of this host are still not answered"
+    lookup.released.set()
+    eventually(lambda: not sender.lookups.running)
+
+
+@pytest.mark.usefixtures("proxy")
+def test_a_machine_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sender = WebhookSender()
+    with Receiver() as receiver:
+        named = receiver.url().replace("127.0.0.1", "localhost")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            answer = ask(sender, post(named), 5)
+        assert (answer.status, answer.is_refused, "thread" in answer.why) == (None, False, True)
+        assert not sender.lookups.running
+        assert ask(sender, post(named), 5).is_delivered
+
+
+def test_credentials_are_those_of_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with Receiver() as receiver:
+        ask(WebhookSender(), post(receiver.url()), 5)
+        ask(WebhookSender(), post(receiver.url().replace("http://", "http://me:p%40ss@")), 5)
+    assert "authorization" not in receiver.calls[0].headers
+    assert receiver.calls[1].headers["authorization"] == f"Basic {base64.b64encode(b'me:p@ss').decode()}"
+
+
+def test_the_environments_proxy_is_not_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Receiver() as receiver:
+        assert ask(WebhookSender(), post(receiver.url()), 5).is_delivered
+
+
+def test_an_endless_answer_is_not_read() -> None:
+    with Receiver(lambda call: Response(200, {"Content-Length": str(1 << 40)})) as receiver:
+        assert ask(WebhookSender(), post(receiver.url()), 2).is_delivered
+
+
+def test_an_answer_that_is_no_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-nonsense\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        answer = ask(WebhookSender(), post(f"http://127.0.0.1:{server.getsockname()[1]}/"), 5)
+        thread.join(5)
+    assert (answer.status, answer.is_refused) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("c7c4-RUNNING-1", "c7c4-RUNNING-1"),
+        ("a b-SUCCESS", "a b-SUCCESS"),
+        ("日本-SUCCESS", "%E6%97%A5%E6%9C%AC-SUCCESS"),
+        ("a\r\nX: y-SUCCESS", "a%0D%0AX:%20y-SUCCESS"),
+        ("50%-SUCCESS", "50%25-SUCCESS"),
+    ],
+)
+def test_a_key_as_a_header_carries_it(key: str, expected: str) -> None:
+    assert header_text(key) == expected
+    with Receiver() as receiver:
+        assert ask(WebhookSender(), post(receiver.url(), key), 5).is_delivered
+    assert receiver.calls[0].key == expected
+
+
+def test_nothing_secret_is_shown() -> None:
+    assert "secret" not in repr(Post("http://me:secret@host/", "k", b"secret"))
+    assert Answer(200).is_delivered
+
+
+def test_signatures() -> None:
+    """A receiver with one of the secrets checks them, with lines of its own and with the package of the standard."""
+    secrets = [f"whsec_{base64.b64encode(bytes([number]) * 24).decode()}" for number in range(2)]
+    sender = WebhookSender(secrets=[signing_key(each) for each in secrets])
+    with Receiver() as receiver:
+        assert ask(sender, post(receiver.url(), "日本-SUCCESS", b'{"state": "\\u65e5"}'), 5).is_delivered
+    (call,) = receiver.calls
+    assert call.headers["webhook-id"] == call.key == "%E6%97%A5%E6%9C%AC-SUCCESS"
+    assert abs(int(call.headers["webhook-timestamp"]) - time.time()) < 60
+    for secret in secrets:
+        assert is_signed(secret, call)
+        standardwebhooks.Webhook(secret).verify(call.raw, call.headers)
+    other = f"whsec_{base64.b64encode(b'x' * 24).decode()}"
+    assert not is_signed(other, call)
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(other).verify(call.raw, call.headers)
+
+
+def is_signed(secret: str, call: Call) -> bool:
+    content = f"{call.headers['webhook-id']}.{call.headers['webhook-timestamp']}.".encode() + call.raw
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+    return f"v1,{digest}" in call.headers["webhook-signature"].split()
+
+
+def test_without_a_secret_nothing_is_signed() -> None:
+    with Receiver() as receiver:
+        assert ask(WebhookSender(), post(receiver.url()), 5).is_delivered
+    assert not [name for name in receiver.calls[0].headers if name.startswith("webhook-")]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["", "whsec_", "whsec_c2hvcnQ=", "whsec_!!!", base64.b64encode(b"x" * 24).decode(), "whsec_" + "eHh4" * 30],
+)
+def test_what_cannot_sign(secret: str) -> None:
+    with pytest.raises(ValueError, match="whsec_"):
+        signing_key(secret)
