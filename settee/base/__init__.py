@@ -1,1 +1,1 @@
-"""What every part needs: it knows neither ComfyUI nor HTTP, and imports nothing of settee but itself."""
+"""The mechanisms that every part needs. This package knows neither ComfyUI nor HTTP, and imports nothing of settee."""

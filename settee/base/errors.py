@@ -47,7 +47,7 @@ class SetteeError(Exception):
     """The job failed inside the worker; its log has the traceback under the job's id."""
 
     code: ClassVar[str] = "internal_error"
-    #: Whether the same request may well succeed when it is sent again.
+    #: The same request may well succeed when it is sent again.
     retryable: bool = False
 
     def __init__(
@@ -68,7 +68,7 @@ class SetteeError(Exception):
 
     @classmethod
     def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> Self:
-        """One error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
+        """Return one error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
         # One line, whatever a caller's keys hold.
         line = " ".join(f"invalid {what}: {problem_line(problems[0])}".split())
         return cls(line + more(len(problems) - 1), details={"problems": problems})
@@ -79,12 +79,12 @@ class SetteeError(Exception):
         return [problem_line(each) for each in problems if isinstance(each, dict)] or [self.message]
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as doors show it: ``{"error", "code", "details"}``."""
+        """Return the error as doors show it: ``{"error", "code", "details"}``."""
         return {"error": self.message, "code": self.code, "details": self.details}
 
 
 def problem_line(problem: dict[str, Any]) -> str:
-    """One problem for a person: where it is, and of which node class, what is wrong, and near matches."""
+    """Return one problem for a person: where it is, and of which node class, what is wrong, and near matches."""
     where, class_type = problem.get("path"), problem.get("class_type")
     if where and class_type:
         where = f"{where} ({str(class_type)[:100]})"
@@ -95,7 +95,7 @@ def problem_line(problem: dict[str, Any]) -> str:
 #: For pydantic's errors that speak of Python's types; people write JSON, YAML and variables.
 _WORDS = {
     "missing": "is missing",
-    "string_type": "should be a text",
+    "string_type": "should be a string",
     **dict.fromkeys(("tuple_type", "list_type"), "should be a list"),
     **dict.fromkeys(("dict_type", "model_type"), "should be an object"),
     **dict.fromkeys(("float_type", "float_parsing"), "should be a number"),
@@ -105,7 +105,7 @@ _WORDS = {
 
 
 def wrong_value(item: Mapping[str, Any]) -> str:
-    """Return what one of pydantic's errors says, in the words of the person who gave the value."""
+    """Return one of pydantic's errors in the words of the person who gave the value."""
     message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
     return _WORDS.get(item["type"], message.replace(" after validation", ""))
 

@@ -38,7 +38,7 @@ class Status(str, Enum):
 
 
 class Kind(str, Enum):
-    """What an output is; also the key it is reported under."""
+    """The kind of an output; also the key it is reported under."""
 
     IMAGE = "images"
     VIDEO = "videos"
@@ -55,13 +55,13 @@ class Destination:
     bucket: str
     #: The key of a file, by its number (from 0) in the result.
     key: Callable[[int, Artifact], str]
-    #: What the object says of itself, by artifact and hex sha256; text of any script.
+    #: The metadata of the object, by artifact and hex sha256; text of any script.
     metadata: Callable[[Artifact, str], dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """What one door asks of the engine beyond the request."""
+    """Wishes of one door beyond the request."""
 
     #: Instead of what the request and the settings say of delivery.
     destination: Destination | None = None
@@ -117,7 +117,7 @@ class Artifact:
     media_type: str
     #: Bytes.
     size: int
-    #: Where it lies, when ComfyUI's folders are shared with the worker.
+    #: Its place, when ComfyUI's folders are shared with the worker.
     path: Path | None = None
     #: The content itself, when there is no file (PreviewAny's text, SaveImageWebsocket's picture).
     content: bytes | None = None

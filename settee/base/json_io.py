@@ -75,7 +75,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 class BadData(ValueError):
-    """What is wrong with the data of one file."""
+    """The data of one file is wrong, in the words of the message."""
 
 
 def decode_data_uri(header: str, text: str, start: int) -> Iterable[bytes]:

@@ -36,18 +36,18 @@ _CHUNK = 3 << 17
 
 
 def generate_key() -> str:
-    """A new key for ENCRYPTION_KEY."""
+    """Return a new key for ENCRYPTION_KEY."""
     return base64.urlsafe_b64encode(os.urandom(32)).decode()
 
 
 def sealed_size(size: int) -> int:
-    """Bytes of the token for a message of ``size`` bytes."""
+    """Return the bytes of the token for a message of ``size`` bytes."""
     ciphertext = (size // _BLOCK + 1) * _BLOCK  # PKCS #7 pads a full block too
     return 4 * -(-(_HEADER + ciphertext + _HMAC) // 3)
 
 
 class Writes(Protocol):
-    """What takes bytes."""
+    """A file that takes bytes."""
 
     def write(self, data: bytes, /) -> object: ...
 
@@ -80,7 +80,7 @@ class Sealer:
         return MultiFernet([Fernet(key) for key in self._keys])
 
     def open(self, token: str | bytes) -> Any:
-        """The JSON value inside a token. Raises SealBroken, which never says what exactly was wrong."""
+        """Return the JSON value inside a token. Raises SealBroken, which never states what exactly was wrong."""
         from cryptography.fernet import InvalidToken
 
         try:
@@ -92,11 +92,11 @@ class Sealer:
             raise SealBroken from None
 
     def seal(self, value: Any) -> str:
-        """A token around a JSON value. Needs memory for its JSON and for the token, once each."""
+        """Return a token around a JSON value. Needs memory for its JSON and for the token, once each."""
         return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(_slices(dumps(value))))
 
     def seal_chunks(self, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-        """The token for a message that arrives in chunks, in pieces; together they are ``sealed_size`` bytes."""
+        """Give the token for a message that arrives in chunks, in pieces; together they are ``sealed_size`` bytes."""
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.hmac import HMAC
@@ -147,7 +147,7 @@ class Sealer:
             raise SealBroken from None
 
     def _key_of(self, source: BinaryIO) -> bytes:
-        """The key that a token is signed with. Raises ValueError when it is none of ours, or this is no token."""
+        """Return the key that a token is signed with. Raises ValueError when it is not ours, or this is not a token."""
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.hmac import HMAC
 
@@ -182,7 +182,7 @@ def _encode(data: bytes | memoryview) -> bytes:
 
 
 def _signed(source: BinaryIO, signature: bytearray) -> Iterator[bytes]:
-    """What a token in a file signs, decoded, in pieces; then its signature is in ``signature``. Raises ValueError."""
+    """Give what a token in a file signs, decoded, in pieces, and put its signature last. Raises ValueError."""
     rest = b""
     while chunk := source.read(4 * _CHUNK):
         rest += base64.b64decode(chunk, altchars=b"-_", validate=True)

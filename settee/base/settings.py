@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 def _default_workspace() -> Path:
-    """The RAM disk where there is one, else (a laptop) the folder for temporary files."""
+    """Return the RAM disk where there is one, else (a laptop) the folder for temporary files."""
     shm = Path("/dev/shm")  # noqa: S108 - the RAM disk, of which only our own folder below is used
     root = shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
     return root / "settee"
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_nodes", "custom_nodes_dirs", "denied_nodes", "models_extra_dirs", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """Comma-separated text becomes names."""
+        """Split comma-separated text into names."""
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
@@ -274,7 +274,7 @@ class Settings(BaseSettings):
 
     @property
     def models_folder(self) -> Path:
-        """ComfyUI's models folder."""
+        """Return ComfyUI's models folder."""
         return self.models_dir or self.comfy_dir / "models"
 
     @property
@@ -290,7 +290,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments first, then the environment. No .env file is read: nothing else may set a worker up."""
+        """Take arguments first, then the environment. No .env file is read: nothing else may set a worker up."""
         return init_settings, env_settings
 
 
@@ -306,7 +306,7 @@ SECRETS = (
 
 
 def _secrets_from_files() -> dict[str, str]:
-    """`NAME_FILE` for each secret whose `NAME` is unset, as container platforms mount them."""
+    """Read `NAME_FILE` for each secret whose `NAME` is unset, as container platforms mount them."""
     found = {}
     for name in SECRETS:
         path = os.environ.get(f"{name.upper()}_FILE")
@@ -331,13 +331,13 @@ def load(**overrides: Any) -> Settings:
 
 
 def secret_named(name: str) -> SecretStr | None:
-    """The environment variable that MODELS_FILE names as an entry's token; None when it is unset or empty."""
+    """Return the environment variable that MODELS_FILE names as an entry's token; None when it is unset or empty."""
     value = os.environ.get(name, "").strip()
     return SecretStr(value) if value else None
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for ComfyUI: the worker's, without secrets that custom nodes have no business with."""
+    """Return the environment for ComfyUI: the worker's, without secrets that custom nodes have no business with."""
     hidden = {name.upper() for name in SECRETS} | {f"{name.upper()}_FILE" for name in SECRETS}
     hidden |= {"RUNPOD_AI_API_KEY", "RUNPOD_API_KEY"}
     return {name: value for name, value in os.environ.items() if name.upper() not in hidden}

@@ -1,7 +1,7 @@
 """Calls that cannot be stopped, in threads that can be given up: daemons, which the end of Python does not wait for.
 
-botocore, huggingface_hub, a name lookup or a slow server may hold a call for minutes. Whoever waits for it must still
-notice a cancel or a deadline at once.
+botocore, huggingface_hub, a name lookup or a slow server may hold a call for minutes. The thread that waits for
+it must still notice a cancel or a deadline at once.
 """
 
 from __future__ import annotations

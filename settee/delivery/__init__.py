@@ -1,4 +1,4 @@
-"""Hands a job's artifacts over: as base64 in the result, to S3, or (over the platform's cap) on the network volume.
+"""Hand a job's artifacts over: as base64 in the result, to S3, or (over the platform's cap) on the network volume.
 
 All of a job's outputs are delivered or none: a failure takes back what was already uploaded. Files of a sealed job
 leave the worker only encrypted, each as one Fernet token in a file named ``….sealed``.
@@ -137,8 +137,8 @@ def deliver(
     """Deliver all artifacts where the request, the settings and the platform's cap say.
 
     ``fetch`` streams an artifact that has neither ``path`` nor ``content``; it is only called in this thread. Its
-    ``size`` is checked then; below 1 it is unknown. ``deadline`` is on ``time.monotonic()``'s clock. ``notify`` hears
-    ``(outputs delivered, all outputs)`` in this thread.
+    ``size`` is checked then; below 1 it is unknown. ``deadline`` is on ``time.monotonic()``'s clock. ``notify`` is
+    called with ``(outputs delivered, all outputs)`` in this thread.
 
     Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
     of the job is left in the bucket or on the volume then.
@@ -202,7 +202,7 @@ def _to_volume(items: Sequence[Item], job: Job, settings: Settings, **options: A
 
 def _sealed_warning(count: int) -> str:
     files, are = ("file", "is") if count == 1 else ("files", "are")
-    return f"{count} {files} {are} encrypted with the job's key: behind each url lies one Fernet token"
+    return f"{count} {files} {are} encrypted with the job's key: each url leads to one Fernet token"
 
 
 def _endpoint_problem(request: JobRequest, settings: Settings) -> str | None:

@@ -1,4 +1,4 @@
-"""The bytes to deliver: read where they lie, in pieces, as often as needed, and never all at once."""
+"""The bytes to deliver: read in place, in pieces, as often as needed, and never all at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
 CHUNK = 3 << 17
-#: Enough for the header of nearly every image.
+#: Enough for the header of nearly every image, bytes.
 _HEAD = 64 * 1024
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -55,7 +55,7 @@ class Blob:
         self.size = self._ends[-1] if self._ends else 0
 
     def rearranged(self, parts: Sequence[bytes | Span]) -> Blob:
-        """Other bytes made of parts of this one (spans count in its own bytes). Takes over: this one is closed."""
+        """Return other bytes made of parts of this one (spans count in its own bytes), which is closed."""
         pieces: list[bytes | Span] = []
         for part in parts:
             for piece in self._cut(part) if isinstance(part, Span) else [part]:
@@ -77,7 +77,7 @@ class Blob:
             start = end
 
     def read_into(self, buffer: WriteableBuffer, position: int) -> int:
-        """Fill the buffer with the bytes at ``position``; how many there were. Raises DeliveryError."""
+        """Fill the buffer with the bytes at ``position``; return their number. Raises DeliveryError."""
         view = memoryview(buffer).cast("B")
         index = bisect_right(self._ends, position)
         filled = 0
@@ -99,13 +99,13 @@ class Blob:
         return filled
 
     def read_at(self, position: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``position``."""
+        """Return at most ``length`` bytes from ``position``."""
         buffer = bytearray(max(0, min(length, self.size - position)))
         self.read_into(buffer, position)
         return bytes(buffer)
 
     def chunks(self) -> Iterator[memoryview]:
-        """All bytes in chunks of CHUNK (the last is shorter). Each is valid until the next one is taken."""
+        """Give all bytes in chunks of CHUNK (the last is shorter). Each is valid until the next one is taken."""
         buffer = memoryview(bytearray(min(CHUNK, self.size)))
         position = 0
         while position < self.size:
@@ -138,7 +138,7 @@ class Stream:
         self.size = artifact.size
 
     def chunks(self) -> Iterator[bytes]:
-        """All bytes. Raises DeliveryError when there are fewer or more of them than were announced."""
+        """Give all bytes. Raises DeliveryError when there are fewer or more of them than were announced."""
         count = 0
         for chunk in self._fetch(self._artifact):
             count += len(chunk)
@@ -151,7 +151,7 @@ class Stream:
             )
 
     def spooled(self, folder: Path) -> Blob:
-        """The same bytes, in a file without a name in ``folder``: to be read as often as needed."""
+        """Return the same bytes, in a file without a name in ``folder``: to be read as often as needed."""
         with tempfile.TemporaryFile(dir=folder) as file:
             for chunk in self.chunks():
                 file.write(chunk)
@@ -159,11 +159,11 @@ class Stream:
             return Blob([Span(0, file.tell())], os.dup(file.fileno()))
 
     def close(self) -> None:
-        """Nothing is held between reads."""
+        """Do nothing: no descriptor is held between reads."""
 
 
 class Digest:
-    """Passes chunks on and keeps count: ``size`` and ``sha256`` are those of all the bytes once they are through.
+    """A counter that passes chunks on: ``size`` and ``sha256`` are those of all the bytes once they are through.
 
     ``head`` is the first chunk.
     """
@@ -223,7 +223,7 @@ class Window(io.RawIOBase):
 
 
 def open_file(artifact: Artifact) -> Blob:
-    """The file of an artifact. Raises OutputMissing when it is gone or is not a plain file.
+    """Open the file of an artifact. Raises OutputMissing when it is gone or is not a plain file.
 
     A link is refused: it would hand over a file that ComfyUI never made.
     """
@@ -249,7 +249,7 @@ def delivery_error(error: S3Error) -> DeliveryError:
 
 
 def image_size(blob: Blob) -> Size | None:
-    """Width and height in pixels of a PNG, JPEG, WEBP, GIF or BMP as it will be shown; None for anything else."""
+    """Return width and height in pixels of a PNG, JPEG, WEBP, GIF or BMP as shown; None for anything else."""
     head = blob.read_at(0, 32)
     try:
         if head.startswith(PNG):
@@ -271,7 +271,7 @@ def image_size(blob: Blob) -> Size | None:
 
 
 def _webp(head: bytes) -> Size:
-    """Extended, lossless and lossy files keep their size in three ways (RFC 9649, 2.5 to 2.7)."""
+    """Read the size: extended, lossless and lossy files keep their size in three ways (RFC 9649, 2.5 to 2.7)."""
     kind = head[12:16]
     if kind == b"VP8X":
         return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1

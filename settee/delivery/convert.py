@@ -1,6 +1,6 @@
-"""Re-encodes an image, when the caller asks for another format than ComfyUI saved.
+"""Re-encode an image, when the caller asks for another format than ComfyUI saved.
 
-One image at a time is decoded. What cannot be converted without losing something that nobody offered (frames, a
+One image at a time is decoded. What cannot be converted without losing something that was not offered (frames, a
 picture that Pillow cannot read) is delivered as it is, with a warning.
 """
 
@@ -54,7 +54,7 @@ def convert(
     strip_metadata: bool = False,
     max_pixels: int,
 ) -> Converted:
-    """The image in ``image_format`` (png | jpeg | webp), or raises Kept. The blob is only read.
+    """Return the image in ``image_format`` (png | jpeg | webp), or raise Kept. The blob is only read.
 
     Colour profiles stay, the orientation is applied to the pixels, and unless ``strip_metadata`` the prompt and the
     workflow move along. PNGs are lossless whatever ``quality`` says.
@@ -86,7 +86,7 @@ def convert(
 
 @contextlib.contextmanager
 def _opened(blob: Blob, max_pixels: int) -> Iterator[Image]:
-    """A still image, decoded. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
+    """Decode a still image. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -107,7 +107,7 @@ def _opened(blob: Blob, max_pixels: int) -> Iterator[Image]:
 
 
 def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
-    """The image upright and in a mode that the format can hold; what that cost, if anything."""
+    """Return the image upright and in a mode that the format can hold; what that cost, if anything."""
     from PIL import ImageOps
 
     note = ""
@@ -130,7 +130,7 @@ def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
 
 
 def _profile(before: Image, after: Image, image_format: str) -> bytes | None:
-    """The colour profile, if it still fits: one for CMYK or grey says nothing about RGB."""
+    """Return the colour profile, if it still fits: one for CMYK or grey does not apply to RGB."""
     profile: bytes | None = before.info.get("icc_profile")
     was_grey = before.mode in ("1", "L", "LA") or before.mode.startswith("I")
     is_grey = after.mode in ("1", "L", "LA") or after.mode.startswith("I")
@@ -148,7 +148,7 @@ def _on_white(image: Image) -> Image:
 
 
 def _texts(image: Image) -> dict[str, str]:
-    """The texts of a PNG: ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo."""
+    """Return the texts of a PNG: ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo."""
     return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
 
 

@@ -50,12 +50,12 @@ class Item:
 
     @property
     def is_text(self) -> bool:
-        """Text that a node showed, not a file: it goes back as text."""
+        """Return True for text that a node showed, which goes back as text."""
         return self.artifact.kind is Kind.TEXT and self.artifact.content is not None
 
     @property
     def is_converted(self) -> bool:
-        """Whether its bytes, and so their number, are known only after work."""
+        """Return True if its bytes, and so their number, are known only after work."""
         wanted = self.job.request.delivery
         suffix = PurePosixPath(self.artifact.filename).suffix.lower()
         return (
@@ -65,7 +65,7 @@ class Item:
         )
 
     def prepare(self, *, keep: int = 0) -> Prepared:
-        """The bytes to deliver. A converted image of up to ``keep`` bytes is remembered for the next call.
+        """Return the bytes to deliver. A converted image of up to ``keep`` bytes is remembered for the next call.
 
         Raises OutputMissing, DeliveryError, and what ``fetch`` raises.
         """
@@ -103,7 +103,7 @@ class Item:
         self._kept = None
 
     def measure(self, check: Callable[[], None], *, keep: int = 0) -> int:
-        """Bytes to deliver, found in the cheapest way: usually no byte is read.
+        """Return the number of bytes to deliver, found in the cheapest way: usually no byte is read.
 
         What had to be made or fetched for it is remembered for the next ``prepare``, if it is ``keep`` bytes at most.
         """
@@ -173,7 +173,7 @@ class Item:
             prepared.content = stripped
 
     def output(self, prepared: Prepared, digest: Digest, type: str, **where: str) -> Output:
-        """The Output for its bytes, which all went through ``digest``; ``where`` is ``data`` or ``url``."""
+        """Return the Output for its bytes, which all went through ``digest``; ``where`` is ``data`` or ``url``."""
         pixels = prepared.pixels
         if pixels is None and self.artifact.kind is Kind.IMAGE:
             pixels = image_size(Blob([digest.head]))
@@ -195,7 +195,7 @@ class Item:
 
 
 def encode(item: Item, check: Callable[[], None]) -> Output:
-    """The item as an Output of type base64 (text for shown text).
+    """Return the item as an Output of type base64 (text for shown text).
 
     Raises OutputMissing, DeliveryError, what ``check`` raises between chunks, and what fetching raises.
     """
@@ -221,7 +221,7 @@ def _encoded(chunks: Iterator[bytes | memoryview]) -> Iterator[str]:
 
 
 def _regrouped(chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Chunks of any length, regrouped into CHUNK bytes: base64 joins only at multiples of three."""
+    """Regroup chunks of any length into CHUNK bytes: base64 joins only at multiples of three."""
     rest = bytearray()
     for chunk in chunks:
         rest += chunk

@@ -27,7 +27,7 @@ _UNSAFE = re.compile(r"[^\w\-.+=@,()\[\] ]", re.UNICODE)
 
 
 def safe_segment(text: str, limit: int = MAX_NAME_BYTES) -> str:
-    """One path segment for any text: letters and digits of any script, ``-_.+=@,()[]`` and inner spaces.
+    """Return one path segment for any text: letters and digits of any script, ``-_.+=@,()[]`` and inner spaces.
 
     At most ``limit`` bytes of UTF-8. Never empty, never dots only, no leading dot or space; a suffix survives.
     """
@@ -46,7 +46,7 @@ def safe_segment(text: str, limit: int = MAX_NAME_BYTES) -> str:
 
 
 def safe_id(text: str) -> str:
-    """One segment for an id. Ids that differ stay different: a changed one gets a short hash."""
+    """Return one segment for an id. Ids that differ stay different: a changed one gets a short hash."""
     safe = safe_segment(text, _ID_BYTES)
     if safe == text:
         return safe
@@ -54,7 +54,7 @@ def safe_id(text: str) -> str:
 
 
 def prefix_problem(template: str) -> str | None:
-    """What is wrong with a prefix template, for a person; None when nothing is."""
+    """Return the fault of a prefix template, for a person; None for a valid one."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

@@ -40,7 +40,7 @@ class Place(Enum):
 
 
 def text_size(text: str) -> int:
-    """Bytes of a string as the SDK's JSON has it: quoted, escaped, UTF-8."""
+    """Return the bytes of a string as the SDK's JSON has it: quoted, escaped, UTF-8."""
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
@@ -67,7 +67,7 @@ def _elsewhere(item: Item) -> int:
 
 
 def _warned(item: Item, *, measured: bool) -> int:
-    """Bytes for the warnings about an item: those it has when it was ``measured``, else those it may come to have."""
+    """Return the bytes for the warnings about an item: those it has if it was ``measured``, else those it may get."""
     if measured:
         return sum(2 * (text_size(warning) + 2) for warning in item.warnings)
     wanted = item.job.request.delivery
@@ -78,7 +78,7 @@ def _warned(item: Item, *, measured: bool) -> int:
 def choose(
     items: Sequence[Item], job: Job, settings: Settings, *, has_s3: bool, check: Callable[[], None]
 ) -> tuple[list[Place], list[str]]:
-    """A place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
+    """Return a place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
     if job.options.destination is not None:
         return [Place.S3] * len(items), []
     mode = job.request.delivery.mode or settings.delivery
@@ -160,7 +160,7 @@ def _mb(size: int) -> str:
 
 
 def mounted(folder: Path) -> bool:
-    """Whether the folder lies on a volume of its own (below some mount point other than the root) that we may write.
+    """Return True if the folder is on a writable volume of its own (below some mount point other than the root).
 
     RunPod mounts a network volume at /runpod-volume. Where none is attached, the folder can still be made: in the
     container's own file system, where a result would die with the worker.

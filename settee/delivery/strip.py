@@ -31,7 +31,7 @@ class Unreadable(Exception):
 
 
 def strip(blob: Blob) -> Blob | None:
-    """The image without its metadata, or None when its format is not one of PNG, JPEG and WEBP.
+    """Return the image without its metadata, or None when its format is not one of PNG, JPEG and WEBP.
 
     Takes the blob over when it returns another one. Raises Unreadable for a file that is cut off or damaged.
     """
@@ -102,7 +102,7 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
 
 
 def _jpeg_end(blob: Blob, position: int) -> int:
-    """Where the picture ends: after the end marker that follows its last scan.
+    """Return where the picture ends: after the end marker that follows its last scan.
 
     Between scans of a progressive file lie further segments; none of them carries text in practice, but a comment
     may, so a file that has one is refused rather than half cleaned.
@@ -123,7 +123,7 @@ def _jpeg_end(blob: Blob, position: int) -> int:
 
 
 def _jpeg_marker(blob: Blob, position: int) -> int:
-    """The first marker in entropy-coded data that is neither a stuffed byte nor a restart."""
+    """Find the first marker in entropy-coded data that is neither a stuffed byte nor a restart."""
     step = 1 << 18
     while position < blob.size - 1:
         data = blob.read_at(position, step)
@@ -135,7 +135,7 @@ def _jpeg_marker(blob: Blob, position: int) -> int:
 
 
 def _webp(blob: Blob) -> list[bytes | Span]:
-    """Chunks are ``name, size, body`` padded to even; VP8X has flags that must not promise what is gone."""
+    """Strip a WEBP: chunks are ``name, size, body``, padded to even; VP8X flags must not promise what is gone."""
     end = min(blob.size, 8 + int.from_bytes(blob.read_at(4, 4), "little"))
     kept: list[bytes | Span] = []
     orientation = 0
@@ -170,7 +170,7 @@ def _webp(blob: Blob) -> list[bytes | Span]:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block (TIFF 6.0: tag 0x0112 of the first directory), 0 where it is upright."""
+    """Return the orientation in an EXIF block (TIFF 6.0: tag 0x0112 of the first directory), 0 where it is upright."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
@@ -188,5 +188,5 @@ def _orientation(exif: bytes) -> int:
 
 
 def _exif(orientation: int) -> bytes:
-    """An EXIF block that says nothing but how the picture is turned. 26 bytes, so it needs no padding."""
+    """Return an EXIF block with nothing but the picture's orientation. 26 bytes, so it needs no padding."""
     return b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)

@@ -1,4 +1,4 @@
-"""Uploads the files of a job to S3: several at a time, never one of them whole in memory, all of them or none."""
+"""Upload the files of a job to S3: several at a time, never one of them whole in memory, all of them or none."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def upload(
 ) -> list[Output]:
     """Upload the items; with ``sealer``, each as one Fernet token. Their Outputs have type "s3_url".
 
-    ``notify`` is told of each that has arrived. Raises DeliveryError (also for what S3 says), OutputMissing, and what
-    ``check`` and fetching raise. The files that were already up are deleted then, as far as S3 lets us.
+    ``notify`` is called for each that has arrived. Raises DeliveryError (also for S3's errors), OutputMissing, and what
+    ``check`` and fetching raise. The files that were already up are deleted then, as far as S3 permits it.
     """
     return _Upload(job, target, sealer, check, notify).run(items)
 
@@ -74,7 +74,7 @@ class _File:
     requests: list[Call[Any]] = field(default_factory=list)
 
     def close_if_sent(self) -> bool:
-        """A file that a thread may still read closes when that thread lets go of it."""
+        """Close the file once no request reads it any more."""
         if all(request.ended.is_set() for request in self.requests):
             self.prepared.content.close()
             return True
@@ -181,7 +181,7 @@ class _Upload:
         file.requests.append(self._lanes.submit(call, file.object, *args, tell=last, width=width))
 
     def _begin(self, file: _File) -> None:
-        """A multipart upload's id is needed before anything else of the file can be sent."""
+        """Start a multipart upload: its id is needed before anything else of the file can be sent."""
         self._lanes.result(self._lanes.submit(self._bucket.begin, file.object))
 
     def _send(self, item: Item) -> None:
@@ -205,7 +205,7 @@ class _Upload:
         item.forget()
 
     def _object(self, item: Item, prepared: Prepared) -> Object:
-        """Its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
+        """Return its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
         artifact = item.artifact
         destination = self._job.options.destination
         if destination is not None:
@@ -229,11 +229,11 @@ class _Upload:
         return Object(self._namer.key(artifact, prepared.filename), prepared.media_type, metadata)
 
     def _close_sent(self) -> None:
-        """A job may have more files than a process may have open."""
+        """Close what was sent: a job may have more files than a process may have open."""
         self._open = [file for file in self._open if not file.close_if_sent()]
 
     def _send_blob(self, file: _File, blob: Blob) -> None:
-        """A put, or parts: threads read them from the file as they go."""
+        """Send a put, or parts: threads read them from the file as they go."""
         stop = self._lanes.stop
         file.object.size = blob.size
         if blob.size <= MULTIPART_BYTES:
@@ -246,7 +246,7 @@ class _Upload:
             self._submit(file, self._bucket.put_part, number, part)
 
     def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
-        """Parts from chunks of any size; a stream that ends within the first part needs no multipart upload."""
+        """Send parts made from chunks of any size; a stream within one part needs no multipart upload."""
         part = bytearray()
         number = 0
         for chunk in chunks:
@@ -299,14 +299,14 @@ class _Upload:
 
 
 def _part_bytes(size: int) -> int:
-    """PART_BYTES, or more for files that would have too many parts."""
+    """Return PART_BYTES, or more for files that would have too many parts."""
     least = -(-size // MAX_PARTS)
     return max(PART_BYTES, -(-least // MIB) * MIB)
 
 
 @contextlib.contextmanager
 def _explained(target: Target, job: Job) -> Iterator[None]:
-    """Errors of S3 become ours. The log keeps their kind only: their text has the URL, and so names."""
+    """Turn errors of S3 into ours. The log keeps their kind only: their text has the URL, and so names."""
     try:
         with explained(target):
             yield

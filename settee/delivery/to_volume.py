@@ -1,7 +1,7 @@
 """Results on the network volume: the last resort for what is over the platform's cap when there is no S3.
 
-Files lie in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job says so.
-Nobody but their owner removes them.
+Files are in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job ends.
+Only their owner removes them.
 """
 
 from __future__ import annotations

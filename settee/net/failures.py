@@ -1,4 +1,4 @@
-"""What went wrong with a request, told apart by what is to be done about it.
+"""Failures of requests, by what is to be done about them.
 
 Broken      this request failed; another one may not
 Refused     this URL will be refused again; a fresh one may not

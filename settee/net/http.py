@@ -197,7 +197,7 @@ class Http:
         raise Refused("it redirects without end", 0)
 
     def cut(self) -> None:
-        """Shut every connection down, from another thread, for good: whoever waits for bytes sees their end."""
+        """Shut every connection down, from another thread, for good: threads that wait for bytes see their end."""
         with self._lock:
             self._cut = True
             sockets, self._sockets = self._sockets, []

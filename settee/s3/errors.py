@@ -1,4 +1,4 @@
-"""What an S3 failure means, in one table: which setting to look at, and whether the same request may succeed later.
+"""The meaning of every S3 failure, in one table: which setting to look at, and whether a later request may succeed.
 
 Nothing here names a host, a key or a secret.
 """
@@ -23,7 +23,7 @@ _LATER = ("SlowDown", "InternalError", "RequestTimeout", "ServiceUnavailable")
 
 
 class Kind(Enum):
-    """What went wrong, for doors that have errors of their own for it."""
+    """Kinds of failure, for doors that have errors of their own for them."""
 
     NO_BUCKET = "no_bucket"
     NO_OBJECT = "no_object"

@@ -101,7 +101,7 @@ class Bucket:
         try:
             self._attempt(self._client.complete_multipart_upload, arguments)
         except ClientError as error:
-            # A first attempt whose answer got lost may have completed it: then it is there, whole.
+            # A first attempt whose answer got lost may have completed it: then it exists, whole.
             if code_of(error) != "NoSuchUpload" or self._stored(thing) != thing.size:
                 raise
         thing.upload_id = None
@@ -125,16 +125,16 @@ class Bucket:
         self._client.delete_object(**self._place(thing))
 
     def url(self, thing: Object) -> str:
-        """Where the object can be fetched."""
+        """Return the address where the object can be fetched."""
         return url_for(self._target, thing.key)
 
     def _take_back_if_late(self, thing: Object) -> None:
-        """The job is over, and the clearing up may have been here already."""
+        """Delete the object of a job that is over: the clearing up may have been here already."""
         if self._stop.is_set():
             self._client.delete_object(**self._place(thing))
 
     def _stored(self, thing: Object) -> int | None:
-        """Bytes of an object, 0 if it is not there; None where the keys may write but not read."""
+        """Return the bytes of an object, 0 if it does not exist; None where the keys may write but not read."""
         from botocore.exceptions import ClientError
 
         try:
@@ -198,7 +198,7 @@ def read(target: Target, key: str, limit: int) -> bytes:
 
 
 def encode_metadata(values: Mapping[str, str]) -> dict[str, str]:
-    """Object metadata for any text: percent-encoded UTF-8, so ``urllib.parse.unquote`` gives it back.
+    """Return object metadata for any text: percent-encoded UTF-8, so ``urllib.parse.unquote`` gives it back.
 
     S3 sends metadata as HTTP headers, which are ASCII. Spaces stay as they are inside a value. The whole keeps to
     Amazon's 2 KB: the longest values are cut, and end with "..." then.
@@ -250,7 +250,7 @@ def _md5(body: Body) -> str:
 
 @contextlib.contextmanager
 def _refusal_noted(thing: Object) -> Iterator[None]:
-    """Around a request that stores something: from here on S3 may hold it, unless S3 itself said no."""
+    """Around a request that stores something: from here on S3 may hold it, unless S3 itself refused it."""
     before, thing.doubtful = thing.doubtful, True
     try:
         yield
