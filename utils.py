@@ -5,7 +5,7 @@ Everything is in settee/models; this file is what the image's build and its oper
 
 import sys
 
-from settee.models.cli import main
+from settee.models.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

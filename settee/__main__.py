@@ -13,7 +13,7 @@ COMMANDS = {
     "client": ("settee.client.cli", None, "send a workflow, save what it makes"),
     "worker": ("settee.doors.runpod.worker", "worker", "the RunPod worker; --demo needs no ComfyUI"),
     "agent": ("settee.doors.agent.serve", "agent", "the GPU agent: render jobs over HTTP"),
-    "models": ("settee.models.cli", "worker", "place, list and verify models"),
+    "models": ("settee.models.command_line", "worker", "place, list and verify models"),
     "keygen": ("settee.base.sealing", None, "print a key for sealed jobs"),
     "embedded": ("settee.embedded.cli", "embedded", "a small ComfyUI for nodes without models"),
     "interactive": ("settee.interactive", "worker", "ComfyUI with its editor, and no worker"),

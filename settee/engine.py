@@ -20,7 +20,7 @@ from settee.base.settings import Settings
 from settee.comfyui.node_registry import NodeRegistry
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.store import ModelStore
+from settee.models.model_store import ModelStore
 from settee.run import JobRun
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from settee.base.settings import Settings
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.delivery.plan import MAX_WARNINGS
 from settee.inputs import Staged, stage
+from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from settee.models.store import ModelStore
 
 log = logging.getLogger(__name__)
 

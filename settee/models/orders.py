@@ -21,10 +21,10 @@ from settee.base.settings import Settings
 from settee.comfyui.model_folders import name_of
 from settee.comfyui.workflow import Problem, Workflow
 from settee.models.entry import ModelEntry, S3Object
+from settee.models.model_store import ModelStore
 from settee.models.placing import Placing
 from settee.models.required import Named, named_models, wanted
 from settee.models.sources import volume_file
-from settee.models.store import ModelStore
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

@@ -27,7 +27,7 @@ from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import relative
 from settee.models.folder.records import FOLDER, temporary_name
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
-from settee.models.sources import BACKOFF, TRIES, host_cache, hub
+from settee.models.sources import BACKOFF, TRIES, host_cache, hugging_face
 from settee.net.retry import retried
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def listed(
     """
     file = _source(entry)
     try:
-        commit, files = retried(lambda: hub.files_of(entry, file, settings), BACKOFF, tries=TRIES, stop=stop)
+        commit, files = retried(lambda: hugging_face.files_of(entry, file, settings), BACKOFF, tries=TRIES, stop=stop)
     except SetteeError as error:
         cached = host_cache.snapshot(file, settings.host_cache_dir) if error.retryable else None
         if cached is None:

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
 from settee.base.settings import Settings
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.sources import hub as hub_source
+from settee.models.sources import hugging_face as hub_source
 from settee.models.transfer.address import Address
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
@@ -291,11 +291,11 @@ def test_the_library_fetches_into_the_folder_and_nowhere_else(
 _SCRIPT = """
 import sys
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.sources import hub
+from settee.models.sources import hugging_face
 from settee.base.settings import Settings
 assert "huggingface_hub" not in sys.modules
 file = HubFile("org/open", "config.json")
-hub.address(ModelEntry(file, "checkpoints", "m.bin"), file, Settings(hf_endpoint=sys.argv[1]))
+hugging_face.address(ModelEntry(file, "checkpoints", "m.bin"), file, Settings(hf_endpoint=sys.argv[1]))
 """
 
 

@@ -15,8 +15,8 @@ from settee.base.job import Cancel
 from settee.base.settings import load
 from settee.models import spec
 from settee.models.entry import ModelEntry
+from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from settee.models.store import ModelStore
 from settee.request import Bucket
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.hub import HubServer

@@ -14,9 +14,9 @@ import pytest
 from settee.base.errors import DownloadFailed
 from settee.base.job import Cancel
 from settee.base.settings import load
+from settee.models.model_store import LogLines, ModelStore
 from settee.models.orders import Order
 from settee.models.placing import IN_PLACE, _mtime_changed
-from settee.models.store import LogLines, ModelStore
 from settee.request import Bucket
 from tests.support.models import download, entry
 

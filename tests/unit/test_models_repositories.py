@@ -13,10 +13,10 @@ from settee.base.errors import ConfigError, IntegrityError, ModelMissing, Settee
 from settee.base.job import Cancel
 from settee.models import spec
 from settee.models.folder.upkeep import Verdict, verify
+from settee.models.model_store import ModelStore
 from settee.models.orders import Order
 from settee.models.repositories import expanded
 from settee.models.required import named_models, supplying
-from settee.models.store import ModelStore
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 from tests.support.models import safetensors

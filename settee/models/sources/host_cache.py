@@ -60,7 +60,7 @@ def find(
 
 
 def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] | None:
-    """Return a revision's commit and the files of its snapshot, as settee.models.sources.hub.files_of lists them.
+    """Return a revision's commit and the files of its snapshot, in the form of hugging_face.files_of.
 
     None without a snapshot. It may lack files: the complete list is not known here.
     """

@@ -25,7 +25,7 @@ from settee.models.bars import Bars, amount
 if TYPE_CHECKING:
     from settee.models.entry import ModelEntry
     from settee.models.folder.records import Placed
-    from settee.models.store import ModelStore
+    from settee.models.model_store import ModelStore
 
 #: Exit codes. The first of these that fits a failure wins.
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
@@ -118,7 +118,7 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int:
-    from settee.models.store import ModelStore
+    from settee.models.model_store import ModelStore
 
     with Bars(sys.stderr) as bars:
 
@@ -151,7 +151,7 @@ def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int
 
 def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
     from settee.models.folder.place import free_at
-    from settee.models.store import ModelStore
+    from settee.models.model_store import ModelStore
 
     store = ModelStore(settings)
     store.load()
