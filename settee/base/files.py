@@ -61,12 +61,6 @@ def write_whole(
         sync_folder(Path(path).parent)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a kill left half-written. Raises OSError."""
-    for part in folder.glob(f"*{PART}"):
-        part.unlink(missing_ok=True)
-
-
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in the folder last, where its file system can. Raises OSError of a broken disk."""
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -61,14 +60,6 @@ def dumps(value: Any) -> bytes:
         except TypeError:
             pass
     return json.dumps(value).encode("ascii")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises OSError, and ValueError for anything else."""
-    found = loads(path.read_bytes())
-    if not isinstance(found, dict):
-        raise ValueError("not an object")
-    return found
 
 
 # --- base64 ---------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
 _SHOWN = 80
@@ -59,6 +58,8 @@ def for_terminal(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> 
     what Unicode does not know. White space becomes a single space. Of what is longer than ``most`` characters only the
     front is looked at.
     """
+    import unicodedata  # the client's --help does without it
+
     kept = []
     for char in text[:most]:
         category = unicodedata.category(char)
