@@ -69,7 +69,7 @@ class Engine:
         return self._backend.unrecoverable
 
     @property
-    def shelf(self) -> ModelFolder:
+    def model_folder(self) -> ModelFolder:
         """The models folder: for a door that has models of its own to name and to remove."""
         return self._models.tools.folder
 

@@ -48,7 +48,7 @@ def resolve(
     envelope: Envelope,
     config: AgentConfig,
     storage: Storage,
-    shelf: ModelFolder,
+    model_folder: ModelFolder,
     folders: Mapping[str, str],
     check: Callable[[], None],
 ) -> Assets:
@@ -74,20 +74,20 @@ def resolve(
             position=position,
             from_job=not stays,
         )
-        entry = _named(entry, pretty_name(asset, found.metadata), taken, asset, shelf)
+        entry = _named(entry, pretty_name(asset, found.metadata), taken, asset, model_folder)
         entries.append(entry)
         is_wanted_gone = (
             config.cleanup.delete_downloaded_models
             if folder == "base_models"
             else config.cleanup.delete_downloaded_loras
         )
-        if not stays and is_wanted_gone and not _is_kept(entry, shelf):
+        if not stays and is_wanted_gone and not _is_kept(entry, model_folder):
             passing.append(entry)
     names = ModelNames(
         base_model=entries[0].name,
-        base_model_full_path=str(shelf.path_of(entries[0])),
+        base_model_full_path=str(model_folder.path_of(entries[0])),
         loras=tuple(entry.name for entry in entries[1:]),
-        lora_paths=tuple(str(shelf.path_of(entry)) for entry in entries[1:]),
+        lora_paths=tuple(str(model_folder.path_of(entry)) for entry in entries[1:]),
     )
     return Assets(tuple(dict.fromkeys(entries)), names, tuple(dict.fromkeys(passing)))
 
@@ -115,12 +115,16 @@ def _suffix(name: str) -> str:
     return suffix if suffix.lower() in SUFFIXES else ""
 
 
-def _named(entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, shelf: ModelFolder) -> ModelEntry:
+def _named(
+    entry: ModelEntry, name: str, taken: dict[str, Asset], asset: Asset, model_folder: ModelFolder
+) -> ModelEntry:
     """Under its name, or that with a hash when another file has it: of this job, or in the folder."""
     for candidate in (name, hashed(name, asset)):
         named = replace(entry, name=candidate)
         other = taken.get(f"{named.target}/{candidate}".casefold())
-        if (other is None or (other.bucket, other.key) == (asset.bucket, asset.key)) and not _is_anothers(named, shelf):
+        if (other is None or (other.bucket, other.key) == (asset.bucket, asset.key)) and not _is_anothers(
+            named, model_folder
+        ):
             taken[f"{named.target}/{candidate}".casefold()] = asset
             return named
     # That name is taken as well: the engine names the owner.
@@ -134,15 +138,15 @@ def hashed(name: str, asset: Asset) -> str:
     return f"{path.stem}-{digest}{path.suffix}"
 
 
-def _is_kept(entry: ModelEntry, shelf: ModelFolder) -> bool:
+def _is_kept(entry: ModelEntry, model_folder: ModelFolder) -> bool:
     """Return True if it is there to stay. One that a job brought for itself, and could not remove, is not."""
-    look = shelf.inspect(entry)
+    look = model_folder.inspect(entry)
     return look.state is FileState.RIGHT and not (look.placed is not None and look.placed.from_job)
 
 
-def _is_anothers(entry: ModelEntry, shelf: ModelFolder) -> bool:
+def _is_anothers(entry: ModelEntry, model_folder: ModelFolder) -> bool:
     """Return True if another file is there that must stay; one that may be this very file does not count."""
-    look = shelf.inspect(entry)
+    look = model_folder.inspect(entry)
     if look.state in (FileState.ABSENT, FileState.RIGHT):
         return False
     if look.placed is None or not look.is_ours:
@@ -161,14 +165,14 @@ def _is_of(placed: Placed, entry: ModelEntry) -> bool:
     return whichever in (placed.source, placed.source.rpartition("#")[0])
 
 
-def remove(passing: Iterable[ModelEntry], shelf: ModelFolder) -> list[ModelEntry]:
+def remove(passing: Iterable[ModelEntry], model_folder: ModelFolder) -> list[ModelEntry]:
     """Remove what jobs brought for themselves, half downloaded or whole; those that stay, which is logged."""
     left = []
     for entry in passing:
         try:
-            placed = shelf.inspect(entry).placed
-            is_gone = placed is None or not placed.from_job or shelf.remove(placed) is not None
-            if not (remove_part(str(shelf.path_of(entry))) and is_gone):
+            placed = model_folder.inspect(entry).placed
+            is_gone = placed is None or not placed.from_job or model_folder.remove(placed) is not None
+            if not (remove_part(str(model_folder.path_of(entry))) and is_gone):
                 log.warning("a model of the job stays: it is in use, or still fetched")
                 left.append(entry)
         except (SetteeError, OSError) as error:

@@ -175,8 +175,8 @@ class JobRun:
         graph = prepare.template(self._envelope, parts.storage, parts.config.paths.workflows, self._check)
         self._check()
         folders = {"base_models": parts.places.base_models, "loras": parts.places.loras}
-        shelf = parts.engine.shelf
-        models = assets.resolve(self._envelope, parts.config, parts.storage, shelf, folders, self._check)
+        model_folder = parts.engine.model_folder
+        models = assets.resolve(self._envelope, parts.config, parts.storage, model_folder, folders, self._check)
         self._check()
         ready = self._planned(graph, models)
         self._archive.manifest(self._envelope.shown(), ready.context.values, ready.workflow)
@@ -222,7 +222,7 @@ class JobRun:
             parts.metrics.staged.inc(sum(entry.size or 0 for entry in missing if entry not in still))
             # What a cancel gave up may land a moment later, and would then stay for good.
             engine.await_models(models.passing, _MODELS_S)
-            self._left = assets.remove(models.passing, engine.shelf)
+            self._left = assets.remove(models.passing, engine.model_folder)
 
     def _listed(self, run: Callable[[], Result], missing: Sequence[ModelEntry]) -> Result:
         """ComfyUI may list what was just placed a little later: then it is asked again."""
@@ -245,7 +245,7 @@ class JobRun:
             ) from error
 
     def _missing(self, entries: Sequence[ModelEntry]) -> list[ModelEntry]:
-        return [entry for entry in entries if self._parts.engine.shelf.state(entry) is not FileState.RIGHT]
+        return [entry for entry in entries if self._parts.engine.model_folder.state(entry) is not FileState.RIGHT]
 
     # --- its steps --------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Leftovers:
             if attempt.prompt_id is not None:
                 engine.take_back(attempt.prompt_id)
                 self._wipe(attempt.prompt_id)
-        self._left |= _remove(self._stored, engine.shelf)
+        self._left |= _remove(self._stored, engine.model_folder)
         self._write(set(self._left))
 
     def _wipe(self, prompt_id: str) -> None:
@@ -99,19 +99,19 @@ class Leftovers:
                         os.close(folder_fd)
 
 
-def _remove(models: Iterable[str], shelf: ModelFolder) -> set[str]:
+def _remove(models: Iterable[str], model_folder: ModelFolder) -> set[str]:
     """Remove of these, by their paths, what a job brought by its record, and what was half fetched; return the rest."""
     wanted = {name for name in models if _is_plain(name)}
     left = set()
     try:
-        brought = {placed.path: placed for placed in shelf.records() if placed.from_job}
+        brought = {placed.path: placed for placed in model_folder.records() if placed.from_job}
     except OSError as error:
         log.warning("models of a killed job stay: %s", error.strerror)
         return wanted
     for name in wanted:
         try:
-            is_gone = name not in brought or shelf.remove(brought[name]) is not None
-            if not (remove_part(f"{shelf.root}/{name}") and is_gone):
+            is_gone = name not in brought or model_folder.remove(brought[name]) is not None
+            if not (remove_part(f"{model_folder.root}/{name}") and is_gone):
                 log.warning("a model of a killed job stays: it is in use, or still fetched")
                 left.add(name)
         except (OSError, SetteeError) as error:

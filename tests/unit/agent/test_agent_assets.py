@@ -38,21 +38,25 @@ def options(tmp_path: Path, **more: Any) -> config.AgentConfig:
 
 class Host:
     def __init__(self, folder: Path, **more: Any) -> None:
-        self.shelf, self.options, self.storage = ModelFolder(folder / "models"), options(folder, **more), Storage()
+        self.model_folder, self.options, self.storage = (
+            ModelFolder(folder / "models"),
+            options(folder, **more),
+            Storage(),
+        )
 
     def resolve(self, *loras: dict[str, Any], base: dict[str, Any] = BASE) -> assets.Assets:
         given = parsed(baseModel=base, loras=[{"bucket": "b", **lora} for lora in loras], parameters__extra=EXTRA)
-        return assets.resolve(given, self.options, self.storage, self.shelf, FOLDERS, lambda: None)  # type: ignore[arg-type]
+        return assets.resolve(given, self.options, self.storage, self.model_folder, FOLDERS, lambda: None)  # type: ignore[arg-type]
 
     def place(self, found: assets.Assets, data: bytes = b"x" * 10) -> None:
         """As the engine does, in the place of what may be replaced."""
         for entry in found.entries:
-            if self.shelf.state(entry) is FileState.RIGHT:
+            if self.model_folder.state(entry) is FileState.RIGHT:
                 continue
-            self.shelf.make_way(entry)
-            path = self.shelf.path_of(entry)
+            self.model_folder.make_way(entry)
+            path = self.model_folder.path_of(entry)
             path.write_bytes(data[: entry.size])
-            self.shelf.record(entry, size=entry.size or 0, sha256=None, xxh3=None)
+            self.model_folder.record(entry, size=entry.size or 0, sha256=None, xxh3=None)
 
 
 EXTRA = {"sampler": "euler", "scheduler": "normal"}
@@ -111,7 +115,7 @@ def test_two_objects_never_share_a_name(host: Host) -> None:
 
 
 def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
-    path = Path(host.shelf.root, "loras", "style.safetensors")
+    path = Path(host.model_folder.root, "loras", "style.safetensors")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"the operator's")
     found = host.resolve({"key": "style.safetensors"})
@@ -128,15 +132,15 @@ def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
 def test_an_object_that_was_uploaded_anew_is_fetched_anew(strategy: str, size: int, host: Host) -> None:
     lora = {"key": "style.safetensors", "cacheStrategy": strategy}
     host.place(host.resolve(lora))
-    assert all(host.shelf.state(entry) is FileState.RIGHT for entry in host.resolve(lora).entries)
+    assert all(host.model_folder.state(entry) is FileState.RIGHT for entry in host.resolve(lora).entries)
     host.storage.found["b/style.safetensors"] = Found(size, "v2")
     found = host.resolve(lora)
     [entry] = loras_of(found)
-    assert host.shelf.state(entry) is not FileState.RIGHT
+    assert host.model_folder.state(entry) is not FileState.RIGHT
     assert entry.name == "style.safetensors", "in its own place"
     host.place(found, b"y" * 10)
-    assert Path(host.shelf.path_of(entry)).read_bytes() == b"y" * size
-    assert host.shelf.state(loras_of(host.resolve(lora))[0]) is FileState.RIGHT
+    assert Path(host.model_folder.path_of(entry)).read_bytes() == b"y" * size
+    assert host.model_folder.state(loras_of(host.resolve(lora))[0]) is FileState.RIGHT
 
 
 def test_a_passing_job_does_not_touch_what_is_kept(host: Host) -> None:
@@ -147,9 +151,9 @@ def test_a_passing_job_does_not_touch_what_is_kept(host: Host) -> None:
     [entry] = loras_of(found)
     assert entry.name.startswith("style-")
     host.place(found, b"y" * 10)
-    assert assets.remove(found.passing, host.shelf) == []
-    assert not Path(host.shelf.path_of(entry)).exists()
-    assert Path(host.shelf.path_of(replace(entry, name="style.safetensors"))).read_bytes() == b"x" * 10
+    assert assets.remove(found.passing, host.model_folder) == []
+    assert not Path(host.model_folder.path_of(entry)).exists()
+    assert Path(host.model_folder.path_of(replace(entry, name="style.safetensors"))).read_bytes() == b"x" * 10
 
 
 # --- what goes ---------------------------------------------------------------------------------------------
@@ -173,8 +177,8 @@ def test_what_is_ephemeral_goes(
     found = host.resolve({"key": "style.safetensors", **lora}, base={**BASE, **base})
     assert [entry.name for entry in found.passing] == passing
     host.place(found)
-    assert assets.remove(found.passing, host.shelf) == []
-    there = {entry.name for entry in found.entries if Path(host.shelf.path_of(entry)).exists()}
+    assert assets.remove(found.passing, host.model_folder) == []
+    there = {entry.name for entry in found.entries if Path(host.model_folder.path_of(entry)).exists()}
     assert there == {"base.safetensors", "style.safetensors"} - set(passing)
 
 

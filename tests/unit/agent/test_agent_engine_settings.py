@@ -156,15 +156,15 @@ def test_a_model_placed_through_a_link_lies_where_comfyui_looks(tmp_path: Path) 
     made = configured(tmp_path, {"base_models": "big/sd", "loras": "fast/lora"})
     make_folders(made)
     places = model_places(made)
-    shelf = ModelFolder(places.models_dir)
+    model_folder = ModelFolder(places.models_dir)
     model = entry(f"{places.loras}/m.safetensors", source=S3Object("bucket", "key"), from_job=True)
-    with shelf.claim(model) as is_ours:
+    with model_folder.claim(model) as is_ours:
         assert is_ours
-        shelf.path_of(model).write_bytes(DATA)
-        shelf.record(model, size=len(DATA), sha256=None, xxh3=None)
+        model_folder.path_of(model).write_bytes(DATA)
+        model_folder.record(model, size=len(DATA), sha256=None, xxh3=None)
     assert (tmp_path / "fast/lora/m.safetensors").read_bytes() == DATA
-    (placed,) = shelf.records()
-    assert shelf.remove(placed) == len(DATA)
+    (placed,) = model_folder.records()
+    assert model_folder.remove(placed) == len(DATA)
     assert list((tmp_path / "fast/lora").iterdir()) == []
 
 

@@ -38,7 +38,7 @@ class Engine:
     output_dir = None
 
     def __init__(self, models: Path, ends: list[Any]) -> None:
-        self.shelf, self.ends, self.jobs = ModelFolder(models), ends, list[Job]()
+        self.model_folder, self.ends, self.jobs = ModelFolder(models), ends, list[Job]()
         self.is_idle = threading.Event()
         self.is_idle.set()
 
@@ -57,10 +57,10 @@ class Engine:
     def run(self, job: Job, on_progress: object, cancel: object) -> Result:
         self.jobs.append(job)
         for entry in job.request.models:
-            path = self.shelf.path_of(entry)
+            path = self.model_folder.path_of(entry)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x" * (entry.size or 0))
-            self.shelf.record(entry, size=entry.size or 0, sha256=None, xxh3=None)
+            self.model_folder.record(entry, size=entry.size or 0, sha256=None, xxh3=None)
         end = self.ends.pop(0)
         if isinstance(end, Exception):
             raise end

@@ -21,7 +21,7 @@ PROMPT = str(uuid.uuid4())
 
 class Engine:
     def __init__(self, models: Path) -> None:
-        self.shelf, self.taken_back = ModelFolder(models), list[str]()
+        self.model_folder, self.taken_back = ModelFolder(models), list[str]()
 
     def take_back(self, prompt_id: str) -> None:
         self.taken_back.append(prompt_id)
@@ -31,11 +31,11 @@ def entry(name: str) -> ModelEntry:
     return ModelEntry(source=S3Object("b", name), target="loras", name=name, position="loras[0]", from_job=True)
 
 
-def placed(shelf: ModelFolder, name: str) -> Path:
-    path = shelf.path_of(entry(name))
+def placed(model_folder: ModelFolder, name: str) -> Path:
+    path = model_folder.path_of(entry(name))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x" * 10)
-    shelf.record(entry(name), size=10, sha256=None, xxh3=None)
+    model_folder.record(entry(name), size=10, sha256=None, xxh3=None)
     return path
 
 
@@ -57,7 +57,7 @@ def killed(store: Store, *names: str) -> None:
 
 def test_what_the_job_brought_goes(tmp_path: Path, store: Store) -> None:
     engine: Any = Engine(tmp_path / "models")
-    brought, kept = placed(engine.shelf, "brought.safetensors"), placed(engine.shelf, "kept.safetensors")
+    brought, kept = placed(engine.model_folder, "brought.safetensors"), placed(engine.model_folder, "kept.safetensors")
     half = kept.with_name("half.safetensors.part")
     half.write_bytes(b"x")
     killed(store, "brought.safetensors", "half.safetensors", "never.safetensors")
@@ -95,7 +95,7 @@ def test_what_cannot_be_removed_is_noted_for_the_next_start(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine: Any = Engine(tmp_path / "models")
-    path = placed(engine.shelf, "busy.safetensors")
+    path = placed(engine.model_folder, "busy.safetensors")
     killed(store, "busy.safetensors")
     with monkeypatch.context() as patched:
         patched.setattr(ModelFolder, "remove", lambda *_: None)  # another agent's job uses it
