@@ -27,8 +27,8 @@ import websocket
 
 from settee.base.job import Job
 from settee.base.settings import load
-from settee.engine import Engine
-from settee.request import parse
+from settee.engine.engine import Engine
+from settee.engine.request import parse
 
 
 class IdealClient:

@@ -20,7 +20,7 @@ import requests
 
 from settee.backends.comfy.process import SupervisedServer
 from settee.base.settings import Settings, load
-from settee.workspace import Folders
+from settee.staging.workspace import Folders
 
 JOBS = 4
 #: ComfyUI collects when more than 10 s have passed since it last did.

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from settee.wipe import wipe_tree
+from settee.staging.wipe import wipe_tree
 
 MIB = 1024 * 1024
 ZEROES = bytes(MIB)

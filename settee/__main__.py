@@ -15,7 +15,7 @@ COMMANDS = {
     "agent": ("settee.doors.agent.serve", "agent", "the GPU agent: render jobs over HTTP"),
     "models": ("settee.models.command_line", "worker", "place, list and verify models"),
     "keygen": ("settee.base.sealing", None, "print a key for sealed jobs"),
-    "embedded": ("settee.embedded.cli", "embedded", "a small ComfyUI for nodes without models"),
+    "embedded": ("settee.embedded.__main__", "embedded", "a small ComfyUI for nodes without models"),
     "interactive": ("settee.interactive", "worker", "ComfyUI with its editor, and no worker"),
     "health": ("settee.health", "worker", "the container's health check"),
 }

@@ -23,7 +23,7 @@ from settee.backends.comfy.process_group import end
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings, load
-from settee.workspace import Folders, Workspace
+from settee.staging.workspace import Folders, Workspace
 
 log = logging.getLogger("settee.interactive")  # __name__ is __main__ here
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from settee.base.job import Artifact, Cancel, Job
-from settee.inputs import Staged
 from settee.models.entry import ModelEntry
-from settee.workspace import Workspace
+from settee.staging.inputs import Staged
+from settee.staging.workspace import Workspace
 
 
 @dataclass(frozen=True)

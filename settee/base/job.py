@@ -1,6 +1,6 @@
 """A job and what becomes of it: the types that every door, the engine and its parts share.
 
-All are frozen dataclasses, except :class:`settee.request.JobRequest`, which parses a caller's payload.
+All are frozen dataclasses, except :class:`settee.engine.request.JobRequest`, which parses a caller's payload.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from settee.request import JobRequest
+    from settee.engine.request import JobRequest
 
 
 class Status(str, Enum):

@@ -17,7 +17,7 @@ from pathlib import Path
 from settee.client.arguments import Environment
 from settee.client.client_errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.s3.client import url_for
-from settee.s3.errors import Kind, S3Error, explained
+from settee.s3.error_table import Kind, S3Error, explained
 from settee.s3.objects import Bucket, Object, UploadStopped
 from settee.s3.target import Target, bucket_problem, plain_endpoint, region_of
 

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.base.job import Artifact, Cancel, Job, Output
@@ -21,9 +21,8 @@ from settee.delivery.blob import delivery_error
 from settee.delivery.item import Item, encode
 from settee.delivery.keys import prefix_problem
 from settee.delivery.plan import Place
-from settee.request import JobRequest
 from settee.s3.client import is_seen, look
-from settee.s3.errors import S3Error
+from settee.s3.error_table import S3Error
 from settee.s3.target import (
     Target,
     bucket_problem,
@@ -33,6 +32,9 @@ from settee.s3.target import (
     unreadable,
     workers_target,
 )
+
+if TYPE_CHECKING:
+    from settee.engine.request import JobRequest
 
 __all__ = ["BucketLook", "Delivered", "check_request", "deliver"]
 

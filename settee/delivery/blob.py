@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from settee.base.errors import DeliveryError, OutputMissing
-from settee.s3.errors import S3Error
+from settee.s3.error_table import S3Error
 from settee.s3.objects import UploadStopped
 
 if TYPE_CHECKING:

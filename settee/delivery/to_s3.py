@@ -20,7 +20,7 @@ from settee.delivery.blob import Blob, Digest, Stream, Window, delivery_error
 from settee.delivery.item import Item, Prepared
 from settee.delivery.keys import Namer
 from settee.s3.client import LANES, forget
-from settee.s3.errors import S3Error, explained
+from settee.s3.error_table import S3Error, explained
 from settee.s3.objects import Bucket, Object
 from settee.s3.target import Target
 

@@ -1,8 +1,51 @@
 """``python -m settee.embedded``: start the embedded ComfyUI."""
 
-import sys
+from __future__ import annotations
 
-from settee.embedded.cli import main
+import errno
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from settee.embedded.arguments import options_from
+
+log = logging.getLogger("settee.embedded")
+
+
+class _Colours(logging.Formatter):
+    """ComfyUI's: the level in its colour before each message, of which only the first line has it."""
+
+    _CODES: ClassVar = {"INFO": "\033[32m", "WARNING": "\033[1m\033[33m", "ERROR": "\033[1m\033[31m"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{self._CODES.get(record.levelname, '')}[{record.levelname}]\033[0m {super().format(record)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is killed. As with ComfyUI, SIGTERM ends it at once with exit status -15."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Colours("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    options = options_from(sys.argv[1:] if argv is None else argv)
+    if options.faults.get("die_at_start"):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    time.sleep(float(options.faults.get("slow_start") or 0))
+    from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
+
+    log.info("This is settee's embedded ComfyUI: it runs nodes that need no model, and makes up what models would.")
+    try:
+        serve(options)
+    except KeyboardInterrupt:
+        log.info("\nStopped server")
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        log.error("%s port %d cannot be listened on: choose another --port or --listen", options.listen, options.port)
+        return 1
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from settee.embedded.broadcast import PREVIEW, Hub, PreviewImage, Progress
 from settee.embedded.caching import Cache, ExecutionOrder, Fingerprints, Prompt
 from settee.embedded.faults import Faults, Stats
-from settee.embedded.hub import PREVIEW, Hub, PreviewImage, Progress
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.base import Interrupted, Node, NodeEnv, Outcome, is_link
 from settee.embedded.nodes.own import exit_soon, out_of_memory

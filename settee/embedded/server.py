@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from settee.embedded import files, information, prompts, sockets, switches
-from settee.embedded.cli import Options
+from settee.embedded import file_routes, information, prompt_routes, sockets, switches
+from settee.embedded.arguments import Options
 from settee.embedded.state import STATE, State, build_state
 from settee.net.addresses import is_loopback
 
@@ -41,7 +41,7 @@ def build_app(state: State) -> web.Application:
     app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only, hang_if_asked])
     app[STATE] = state
     app.add_routes(switches.routes)
-    for table in (prompts.routes, files.routes, information.routes, sockets.routes):
+    for table in (prompt_routes.routes, file_routes.routes, information.routes, sockets.routes):
         app.add_routes(table)
         app.add_routes(
             web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)

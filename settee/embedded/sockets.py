@@ -8,7 +8,7 @@ import uuid
 
 from aiohttp import WSMsgType, web
 
-from settee.embedded.hub import Client
+from settee.embedded.broadcast import Client
 from settee.embedded.state import STATE, State, queue_info
 
 log = logging.getLogger("settee.embedded")

@@ -29,7 +29,7 @@ from settee.comfyui.model_folders import KINDS
 from settee.comfyui.workflow import Problem
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
 from settee.models.folder.place import place
-from settee.workspace import safe_relative
+from settee.staging.workspace import safe_relative
 
 #: Keys of an entry that is a mapping.
 KEYS = ("source", "target", "name", "sha256", "size", "required", "lazy", "preload", "token")

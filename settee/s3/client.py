@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from settee.net.addresses import connect_public
-from settee.s3.errors import CERTAIN, S3Error, code_of, explain, status_of
+from settee.s3.error_table import CERTAIN, S3Error, code_of, explain, status_of
 from settee.s3.target import Target
 
 CONNECT_TIMEOUT_S = 10

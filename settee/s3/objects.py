@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from settee.net.retry import Backoff, retried
 from settee.s3.client import client_for, url_for
-from settee.s3.errors import Kind, S3Error, code_of, is_transient, status_of, was_refused
+from settee.s3.error_table import Kind, S3Error, code_of, is_transient, status_of, was_refused
 from settee.s3.target import Target
 
 #: What is uploaded took GPU time to make, and botocore's own attempts are over within a second: no new attempt is made
@@ -56,7 +56,7 @@ class Object:
 class Bucket:
     """Requests to one bucket, made from many threads. Once ``stop`` is set they end early and store nothing.
 
-    They raise botocore's errors (see :func:`settee.s3.errors.explained`), S3Error, and UploadStopped.
+    They raise botocore's errors (see :func:`settee.s3.error_table.explained`), S3Error, and UploadStopped.
     """
 
     def __init__(self, target: Target, stop: threading.Event, *, patience_s: float | None = None) -> None:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from settee.base.errors import Busy, ComfyUnavailable
 from settee.base.job import Cancel
-from settee.engine import Engine
+from settee.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from typing import Any
 import requests
 from PIL import Image
 
-from settee.embedded.hub import PREVIEW_WITH_METADATA
+from settee.embedded.broadcast import PREVIEW_WITH_METADATA
 from tests.contract.driver import Binary, Listener, Message, label
 
 PATIENCE_S = 8.0

@@ -22,7 +22,7 @@ from PIL import Image
 
 from settee.backends.comfy.process import free_port
 from settee.base.sealing import Sealer, generate_key
-from settee.workspace import MARKER
+from settee.staging.workspace import MARKER
 from tests.support.control_plane import ControlPlane
 from tests.support.rig import b64, empty, failing, files_below, png, slow
 from tests.support.worker import REAL, WorkerProcess

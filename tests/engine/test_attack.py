@@ -26,7 +26,7 @@ from settee.base.text import neutral
 from settee.comfyui.isolation import restore
 from settee.comfyui.node_registry import UNKNOWN
 from settee.comfyui.problems import explain
-from settee.workspace import Folders, Workspace
+from settee.staging.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import QUICK, SLOW, Rig, empty, failing, png, slow
 from tests.support.waiting import eventually

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from settee.backends.comfy.artifacts import collect
-from settee.backends.comfy.client import Queue
+from settee.backends.comfy.http_api import Queue
 from settee.backends.comfy.watcher import Limits, Watcher
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
@@ -257,7 +257,7 @@ def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         kept.append(len(args[0].pictures))
         return collect(*args, **named)
 
-    monkeypatch.setattr("settee.backends.comfy.backend.collect", spy)
+    monkeypatch.setattr("settee.backends.comfy.comfy_backend.collect", spy)
     with Rig(tmp_path, embedded=True, comfy_args="--preview-method auto") as rig:
         assert rig.run(slow(steps=20, delay_ms=5)).outputs
     assert kept == [0]

@@ -15,7 +15,7 @@ from settee import health
 from settee.backends.comfy.process import SupervisedServer
 from settee.base.errors import ComfyUnavailable
 from settee.base.settings import load
-from settee.workspace import Folders
+from settee.staging.workspace import Folders
 from tests.support.embedded import EmbeddedServer
 from tests.support.waiting import eventually
 

@@ -24,7 +24,7 @@ from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputM
 from settee.base.job import Artifact, Cancel, Kind, Progress, Status
 from settee.comfyui.messages import Event, ImageEvent
 from settee.comfyui.node_registry import UNKNOWN
-from settee.workspace import Workspace
+from settee.staging.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow
 from tests.support.waiting import eventually

@@ -14,7 +14,7 @@ from settee.backends.comfy.process import SupervisedServer
 from settee.base.errors import ComfyUnavailable, ConfigError
 from settee.base.job import Status
 from settee.base.settings import load
-from settee.workspace import Folders
+from settee.staging.workspace import Folders
 from tests.support.embedded import comfyui_in
 from tests.support.rig import SLOW, Rig, empty, files_below, slow
 from tests.support.waiting import eventually

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from settee.backends.comfy.process import free_port
-from settee.workspace import MARKER
+from settee.staging.workspace import MARKER
 from tests.support.control_plane import ControlPlane
 from tests.support.hub import HubServer
 from tests.support.rig import empty, files_below, slow

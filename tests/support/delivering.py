@@ -12,7 +12,7 @@ from settee.base.job import Artifact, Cancel, Job, Output
 from settee.base.settings import Settings, load
 from settee.comfyui.media import kind_of
 from settee.delivery import Delivered, deliver
-from settee.request import JobRequest
+from settee.engine.request import JobRequest
 
 WORKFLOW = {"9": {"class_type": "SaveImage", "inputs": {}}}
 

@@ -128,6 +128,6 @@ def comfyui_in(folder: Path, *args: str) -> Path:
     folder.mkdir()
     (folder / "main.py").write_text(
         f"import sys\nsys.path.insert(0, {str(_ROOT)!r})\nsys.argv += {list(args)!r}\n"
-        "from settee.embedded.cli import main\nsys.exit(main())\n"
+        "from settee.embedded.__main__ import main\nsys.exit(main())\n"
     )
     return folder

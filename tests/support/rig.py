@@ -23,8 +23,8 @@ from settee.backends.comfy.process import SupervisedServer
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel, Job, Output, Progress, Result, Status
 from settee.base.settings import Settings, load
-from settee.engine import Engine
-from settee.request import parse
+from settee.engine.engine import Engine
+from settee.engine.request import parse
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

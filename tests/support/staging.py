@@ -16,9 +16,9 @@ from PIL import Image
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
 from settee.base.settings import Settings
-from settee.inputs import Staged, stage
-from settee.request import InputFile
-from settee.workspace import Folders, Workspace
+from settee.engine.request import InputFile
+from settee.staging.inputs import Staged, stage
+from settee.staging.workspace import Folders, Workspace
 
 
 def png(side: int = 8) -> bytes:

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from settee import fetch
 from settee.net.retry import Backoff
+from settee.staging import fetch
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

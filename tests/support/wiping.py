@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.wipe import wipe_tree
+from settee.staging.wipe import wipe_tree
 
 PAGES = 64 * 1024  # what a pipe holds
 WORD = b"secret!!"

@@ -8,7 +8,7 @@ import pytest
 
 from settee.base.settings import Settings
 from settee.models.folder.model_folder import ModelFolder
-from settee.workspace import Folders, Workspace
+from settee.staging.workspace import Folders, Workspace
 from tests.support.models import DATA
 from tests.support.staging import put  # noqa: F401
 from tests.support.web import web  # noqa: F401

@@ -18,19 +18,19 @@ import pytest
 from PIL import Image
 
 from settee import addresses, fetch
-from settee.addresses import Remote
 from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Result, Status
 from settee.delivery import check_request, convert
 from settee.doors.runpod import render, wire
 from settee.doors.runpod.door import ENVELOPE
-from settee.images import check_image
-from settee.inputs import stage
+from settee.engine.request import MAX_HINTS, InputFile, parse
 from settee.net import addresses as net_addresses
-from settee.request import MAX_HINTS, InputFile, parse
 from settee.s3.target import endpoint_problem
-from settee.workspace import Folders, Workspace
+from settee.staging.images import check_image
+from settee.staging.inputs import stage
+from settee.staging.remote import Remote
+from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
 

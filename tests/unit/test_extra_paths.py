@@ -22,8 +22,8 @@ from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.comfyui.history import ending
 from settee.comfyui.isolation import SALT_INPUT, salted
 from settee.comfyui.node_registry import NodeRegistry
-from settee.embedded.cli import options_from
-from settee.workspace import Folders
+from settee.embedded.arguments import options_from
+from settee.staging.workspace import Folders
 
 
 def settings(tmp_path: Path, **more: Any) -> Settings:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from settee import image_walk
 from settee.base.errors import InvalidRequest, PayloadTooLarge
-from settee.images import check_image, looks_like_image
+from settee.staging.images import check_image, looks_like_image
 
 SIDE = 24
 MANY = 10**6
@@ -285,7 +285,7 @@ def test_bombs_are_refused_before_they_are_decoded(name: str, file: Path) -> Non
     file.write_bytes(BOMBS[name])
     program = (
         "import sys, resource; from pathlib import Path; from PIL import Image\n"
-        "from settee.images import check_image; from settee.base.errors import PayloadTooLarge\n"
+        "from settee.staging.images import check_image; from settee.base.errors import PayloadTooLarge\n"
         "limit = 300 << 20; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
         "try: check_image(Path(sys.argv[1]), 10**8)\n"
         "except PayloadTooLarge as error: print(error.message)\n"

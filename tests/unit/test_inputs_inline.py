@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from settee.base import json_io
 from settee.base.errors import JobCanceled, JobTimeout, PayloadTooLarge, UnsafePath
 from settee.base.json_io import decode_base64
-from settee.inputs import Staged
+from settee.staging.inputs import Staged
 from tests.support.staging import PNG, PNG64, Stage
 
 # --- inline data -----------------------------------------------------------------------------------------

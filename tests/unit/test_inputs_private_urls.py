@@ -8,8 +8,8 @@ import pytest
 
 from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
 from settee.base.settings import Settings
-from settee.inputs import stage
-from settee.request import InputFile
+from settee.engine.request import InputFile
+from settee.staging.inputs import stage
 from tests.support.staging import Stage
 from tests.support.web import Web
 
@@ -53,7 +53,7 @@ def test_the_callers_own_s3_endpoint_may_not_be_private_either(
     put: Stage, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else s3Config would be a way to read anything inside the worker's network."""
-    from settee.request import Bucket
+    from settee.engine.request import Bucket
 
     monkeypatch.delenv("RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS")
     monkeypatch.delenv("http_proxy", raising=False)

@@ -12,9 +12,9 @@ import pytest
 from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
 from settee.base.job import Cancel
 from settee.base.settings import Settings
-from settee.inputs import Staged, stage
-from settee.request import Bucket, InputFile
-from settee.workspace import Folders, Workspace
+from settee.engine.request import Bucket, InputFile
+from settee.staging.inputs import Staged, stage
+from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import bucket_settings
 from tests.support.s3 import S3Server
 

@@ -17,11 +17,11 @@ import pytest
 
 from settee.base.errors import DownloadFailed, IntegrityError, ModelMissing, SetteeError
 from settee.base.settings import Settings
+from settee.engine.request import Bucket
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
 from settee.models.sources import Origin, addresses
 from settee.models.sources import s3_object as s3_source
 from settee.models.transfer.address import Address
-from settee.request import Bucket
 from settee.s3.client import client_for, forget
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.s3 import S3Server

@@ -13,11 +13,11 @@ import pytest
 from settee.base.errors import IntegrityError, InvalidRequest, NoSpace, StagingError
 from settee.base.job import Cancel
 from settee.base.settings import load
+from settee.engine.request import Bucket
 from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from settee.request import Bucket
 from tests.support.file_server import Ask, FileServer, Reply
 from tests.support.hub import HubServer
 from tests.support.models import safetensors, sha256

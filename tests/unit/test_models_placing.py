@@ -14,10 +14,10 @@ import pytest
 from settee.base.errors import DownloadFailed
 from settee.base.job import Cancel
 from settee.base.settings import load
+from settee.engine.request import Bucket
 from settee.models.model_store import LogLines, ModelStore
 from settee.models.orders import Order
 from settee.models.placing import IN_PLACE, _mtime_changed
-from settee.request import Bucket
 from tests.support.models import download, entry
 
 

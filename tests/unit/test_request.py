@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge, SetteeError
 from settee.base.settings import Settings, load
-from settee.request import decode, parse
+from settee.engine.request import decode, parse
 
 GRAPH = {"1": {"class_type": "A", "inputs": {}}}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.wipe import Wiped, wipe_file, wipe_tree
+from settee.staging.wipe import Wiped, wipe_file, wipe_tree
 from tests.support.wiping import PAGES, SECRET, WORD, put
 
 

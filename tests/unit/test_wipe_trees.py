@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from settee.wipe import Wiped, wipe_tree
+from settee.staging.wipe import Wiped, wipe_tree
 from tests.support.wiping import put
 
 # --- everything goes, and nothing else -------------------------------------------------------------------
@@ -193,7 +193,7 @@ UNPRIVILEGED = textwrap.dedent(
     """
     import os, sys
     from pathlib import Path
-    from settee.wipe import wipe_tree
+    from settee.staging.wipe import wipe_tree
     if os.geteuid() == 0:
         os.setgroups([]); os.setgid(65534); os.setuid(65534)
     print(wipe_tree(Path(sys.argv[1])))

@@ -23,7 +23,7 @@ from settee.base.errors import (
     UnsafePath,
 )
 from settee.base.settings import Settings
-from settee.workspace import Folders, Workspace
+from settee.staging.workspace import Folders, Workspace
 
 # --- folders ---------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ def test_what_a_worker_left_is_its_own_the_next_time(tmp_path: Path) -> None:
 def test_two_workers_cannot_have_the_same_folders(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from settee.base.settings import Settings; "
-        "from settee.workspace import Folders, Workspace; root = Path(sys.argv[1]); "
+        "from settee.staging.workspace import Folders, Workspace; root = Path(sys.argv[1]); "
         "Workspace(Folders(root / 'input', root / 'output', None), Settings()).claim(); "
         "print('mine', flush=True); sys.stdin.read()"
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from settee.base.errors import OutputMissing, UnsafePath
 from settee.base.settings import Settings
-from settee.workspace import Folders, Workspace, safe_relative
+from settee.staging.workspace import Folders, Workspace, safe_relative
 
 # --- names -----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from settee.comfyui.media import kind_of
 from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node
-from settee.workspace import Workspace, is_being_written
+from settee.staging.workspace import Workspace, is_being_written
 
 #: Names that a warning shows.
 _SHOWN = 5

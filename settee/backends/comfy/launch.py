@@ -21,7 +21,7 @@ from pathlib import Path
 from settee.base.errors import ConfigError
 from settee.base.settings import Settings
 from settee.comfyui.model_folders import KINDS
-from settee.workspace import Folders
+from settee.staging.workspace import Folders
 
 #: An option that says what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since
 #: 0.33 keeps the tensors of all prompts while the host has memory, and sees no container's limit.

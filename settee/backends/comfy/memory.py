@@ -11,7 +11,7 @@ import logging
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from settee.backends.comfy.client import Client
+from settee.backends.comfy.http_api import Client
 from settee.base.errors import ComfyError
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from settee.backends.comfy.client import Client
 from settee.backends.comfy.console import Console
+from settee.backends.comfy.http_api import Client
 from settee.backends.comfy.launch import ExtraPaths, check_program, command_line
 from settee.backends.comfy.process_group import exit_text, kill_group
 from settee.base.errors import ComfyError, ComfyUnavailable, ConfigError
@@ -26,7 +26,7 @@ from settee.base.job import Cancel
 from settee.base.settings import Settings, child_environment
 from settee.base.text import neutral
 from settee.net.retry import Backoff
-from settee.workspace import Folders
+from settee.staging.workspace import Folders
 
 log = logging.getLogger(__name__)
 

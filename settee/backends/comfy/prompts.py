@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import dropwhile
 from typing import Any
 
-from settee.backends.comfy.client import Client, NoAnswer, dumps
+from settee.backends.comfy.http_api import Client, NoAnswer, dumps
 from settee.backends.comfy.memory import Forgetter
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.watcher import ComfyDied

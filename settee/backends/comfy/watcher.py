@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from settee.backends.comfy.client import Client, NoAnswer
 from settee.backends.comfy.events import EventSocket, SocketLost
+from settee.backends.comfy.http_api import Client, NoAnswer
 from settee.base.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
 from settee.base.job import Cancel
 from settee.comfyui.history import mapping, saving_nodes

@@ -24,7 +24,7 @@ from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.records import Placed
 from settee.models.folder.removal import remove_part
-from settee.workspace import safe_relative
+from settee.staging.workspace import safe_relative
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from settee.backends.comfy.client import Client
+from settee.backends.comfy.http_api import Client
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings
 from settee.base.threads import StillRunning, call
 from settee.doors.agent.options import AgentConfig
 from settee.s3.client import client_for
-from settee.s3.errors import S3Error, explained
+from settee.s3.error_table import S3Error, explained
 from settee.s3.target import workers_target
 from settee.service.callback_urls import addressed
 from settee.service.store import Store, StoredCallback

@@ -42,7 +42,7 @@ from settee.doors.agent.fields import (
     Steps,
 )
 from settee.doors.agent.json_values import MAX_PROBLEMS, kind_of, refusal, value_problems
-from settee.request import misspelt
+from settee.engine.request import misspelt
 
 
 class _Part(BaseModel):

@@ -20,7 +20,7 @@ from settee.doors.agent.heartbeats import AgentRestarted, JobCallbacks, interrup
 from settee.doors.agent.job import JobRun, Parts, Registry, event_log, failure
 from settee.doors.agent.leftovers import Leftovers
 from settee.doors.agent.storage import Storage
-from settee.engine import Engine
+from settee.engine.engine import Engine
 from settee.service import timestamps
 from settee.service.callback_urls import Urls
 from settee.service.callbacks import Outbox

@@ -26,7 +26,7 @@ from settee.doors.agent.heartbeats import AgentRestarted, JobCallbacks
 from settee.doors.agent.leftovers import Leftovers
 from settee.doors.agent.reasons import job_error, reason_code
 from settee.doors.agent.storage import Storage
-from settee.engine import Engine
+from settee.engine.engine import Engine
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
 from settee.service import timestamps

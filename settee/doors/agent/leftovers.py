@@ -13,12 +13,12 @@ from pathlib import Path
 
 from settee.backends.comfy.prompts import folder_of, prompt_ids
 from settee.base.errors import SetteeError
-from settee.engine import Engine
+from settee.engine.engine import Engine
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.removal import remove_part
 from settee.service.store import Attempt, Store, StoreError
-from settee.wipe import wipe_file, wipe_tree
+from settee.staging.wipe import wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.doors.agent.storage import MOST_BYTES, Storage, parsed, wrong
+from settee.engine.request import Delivery, JobRequest
 from settee.models.required import names_of
-from settee.request import Delivery, JobRequest
 
 log = logging.getLogger(__name__)
 

@@ -94,7 +94,7 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.app import create_app
     from settee.doors.agent.intake import Intake, report_interrupted
     from settee.doors.agent.previous_state import PreviousState, move_cache
-    from settee.engine import Engine
+    from settee.engine.engine import Engine
     from settee.service.callbacks import Outbox
     from settee.service.gate import Auth
     from settee.service.http_server import Patient, Server

@@ -12,7 +12,7 @@ from settee.base.errors import DownloadFailed, InvalidRequest
 from settee.base.settings import Settings
 from settee.models.sources.s3_object import sha256_of
 from settee.s3.client import client_for
-from settee.s3.errors import S3Error, explained
+from settee.s3.error_table import S3Error, explained
 from settee.s3.objects import head, read
 from settee.s3.target import Target, workers_target
 

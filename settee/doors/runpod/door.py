@@ -30,7 +30,7 @@ from settee.base.job import Cancel, Job, OnProgress, Progress, Result
 from settee.base.settings import Settings
 from settee.doors.runpod import render, sealed
 from settee.doors.runpod.progress import ProgressFeed
-from settee.request import JobRequest, decode, misspelt, parse
+from settee.engine.request import JobRequest, decode, misspelt, parse
 
 if TYPE_CHECKING:
     from settee.base.sealing import Sealer

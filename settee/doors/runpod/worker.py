@@ -183,7 +183,7 @@ class Worker:
 
 
 def _engine(settings: Settings) -> AnyEngine:
-    from settee.engine import Engine
+    from settee.engine.engine import Engine
 
     return Engine(settings)
 

@@ -4,14 +4,14 @@ models, settee's own, and some that do what popular packs do."""
 from __future__ import annotations
 
 from settee.embedded.nodes import (
+    audio_video,
     blending,
-    images,
     latents,
     loading,
-    media,
     models,
     own,
     packs,
+    pictures,
     saving,
     values,
 )
@@ -19,6 +19,6 @@ from settee.embedded.nodes.base import Node
 
 NODES: dict[str, type[Node]] = {
     node_class.spec.name: node_class
-    for module in (images, blending, loading, saving, values, models, latents, own, media, packs)
+    for module in (pictures, blending, loading, saving, values, models, latents, own, audio_video, packs)
     for node_class in module.NODES
 }

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from settee.embedded.broadcast import PreviewImage
 from settee.embedded.faults import Faults, Stats
 from settee.embedded.folders import Folders
-from settee.embedded.hub import PreviewImage
 
 MAX_RESOLUTION = 16384
 """The largest width or height ComfyUI's nodes accept, in pixels."""

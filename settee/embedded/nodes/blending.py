@@ -19,7 +19,7 @@ from settee.embedded.nodes.base import (
     integer,
     inverted,
 )
-from settee.embedded.nodes.images import scaled
+from settee.embedded.nodes.pictures import scaled
 
 Formula = Callable[[dict[str, Any]], Any]
 """Blends ``a`` and ``b``, mode F pictures of 0…1, given as ImageMath operands."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from settee.embedded.hub import PreviewImage
+from settee.embedded.broadcast import PreviewImage
 from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, decimal, integer
 from settee.embedded.nodes.models import PIXEL_SPACE, Conditioning, Weights, digest_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageFilter
 
+from settee.embedded.broadcast import PreviewImage
 from settee.embedded.folders import Folders
-from settee.embedded.hub import PreviewImage
 from settee.embedded.nodes.base import ImageBatch, Inputs, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
 
 _MODULE = "settee.embedded.nodes.own"

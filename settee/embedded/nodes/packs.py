@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from settee.embedded.hub import PreviewImage
+from settee.embedded.broadcast import PreviewImage
 from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, choice, integer
 from settee.embedded.nodes.saving import PREFIX, SaveImage
 

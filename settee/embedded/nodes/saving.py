@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from settee.embedded.broadcast import PreviewImage
 from settee.embedded.folders import Slot
-from settee.embedded.hub import PreviewImage
 from settee.embedded.nodes.base import ImageBatch, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
-from settee.embedded.nodes.images import ImageCrop
+from settee.embedded.nodes.pictures import ImageCrop
 
 FILE_HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
 PREFIX = ("STRING", {"default": "ComfyUI"})

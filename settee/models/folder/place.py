@@ -17,7 +17,7 @@ from settee.comfyui.model_folders import SUFFIXES
 from settee.models.entry import ModelEntry
 from settee.models.folder.checks import model_problem
 from settee.models.folder.records import temporary_name
-from settee.workspace import safe_relative
+from settee.staging.workspace import safe_relative
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from settee.base.files import Lock, try_lock, unlock
 from settee.models.folder.place import JOURNAL, PART
 from settee.models.folder.records import Placed, Records, temporary_name
-from settee.wipe import wipe_file
+from settee.staging.wipe import wipe_file
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from settee.comfyui.problems import near_matches
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.transfer.address import Address
 from settee.s3.client import client_for, url_for
-from settee.s3.errors import Kind, S3Error, explained
+from settee.s3.error_table import Kind, S3Error, explained
 from settee.s3.objects import head
 from settee.s3.target import CallersBucket, Target, bucket_problem, callers_target, models_target, workers_target
 

@@ -20,9 +20,9 @@ LATE = ("PIL", "requests", "rich", "urllib3", "websocket")
 #: Ours that are the worker's.
 WORKERS = (
     "settee.base.settings",
-    "settee.request",
+    "settee.engine.request",
     "settee.engine",
-    "settee.workspace",
+    "settee.staging.workspace",
     "settee.delivery",
     "settee.doors",
 )

@@ -14,7 +14,7 @@ from settee.client.arguments import parse_given
 from settee.client.client_errors import UsageError
 from settee.client.inject import Given
 from settee.client.inject.media_files import _free_name, media_changes, unfed
-from settee.workspace import safe_relative
+from settee.staging.workspace import safe_relative
 from tests.support.media_graphs import file_of, graph, inpainting, sent, two_pictures
 
 # --- files -----------------------------------------------------------------------------------------------

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from io import FileIO
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from settee import addresses, fetch
-from settee.addresses import Remote
 from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
 from settee.base.job import Cancel
 from settee.base.json_io import BadData, decode_base64, decode_data_uri
@@ -27,9 +26,14 @@ from settee.base.settings import MIB, Settings
 from settee.base.text import shown
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
-from settee.images import HEAD, check_image, looks_like_image
-from settee.request import Bucket, InputFile
-from settee.workspace import Workspace, safe_relative
+from settee.staging import fetch
+from settee.staging import remote as addresses
+from settee.staging.images import HEAD, check_image, looks_like_image
+from settee.staging.remote import Remote
+from settee.staging.workspace import Workspace, safe_relative
+
+if TYPE_CHECKING:
+    from settee.engine.request import Bucket, InputFile
 
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")

@@ -29,7 +29,7 @@ from settee.base.errors import (
 )
 from settee.base.settings import MIB, Settings
 from settee.base.text import shown
-from settee.wipe import Wiped, wipe_file, wipe_tree
+from settee.staging.wipe import Wiped, wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Workspace:
         return self.wipe()
 
     def wipe(self, *kinds: str) -> Wiped:
-        """Wipe input, output and temp, or only those named; see :func:`settee.wipe.wipe_tree`.
+        """Wipe input, output and temp, or only those named; see :func:`settee.staging.wipe.wipe_tree`.
 
         ``left`` names start with the folder.
         """

@@ -1,23 +1,26 @@
 """Addresses that an input file may come from: http(s) URLs, and s3:// as URLs signed here.
 
 Nothing is asked of anybody here. Which address may be reached is decided when it is fetched
-(:mod:`settee.fetch`): a caller's only when it is public.
+(:mod:`settee.staging.fetch`): a caller's only when it is public.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from settee.base.errors import DownloadFailed
 from settee.base.settings import Settings
 from settee.base.text import shown
 from settee.net.failures import Refused
 from settee.net.http import origin, split_login
-from settee.request import Bucket
 from settee.s3.client import url_for
-from settee.s3.errors import S3Error
+from settee.s3.error_table import S3Error
 from settee.s3.target import Target, bucket_problem, callers_target, workers_target
+
+if TYPE_CHECKING:
+    from settee.engine.request import Bucket
 
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
 _SIGNED_S = 6 * 3600

@@ -1,8 +1,8 @@
 """Downloads of input files, several at a time, under a time limit that no server can stretch.
 
 A caller's URL may point anywhere, so it is only fetched from public hosts, redirects included
-(:mod:`settee.net.http`). Only an operator's own S3 endpoint is reached directly (:mod:`settee.addresses`). URLs may
-carry signatures: errors never show one.
+(:mod:`settee.net.http`). Only an operator's own S3 endpoint is reached directly (:mod:`settee.staging.remote`). URLs
+may carry signatures: errors never show one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from settee.addresses import Remote
 from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
 from settee.base.job import Cancel
 from settee.base.settings import MIB
@@ -25,6 +24,7 @@ from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http, environment_of, split_login
 from settee.net.retry import Backoff, retried
+from settee.staging.remote import Remote
 
 _THREADS = 4
 _CHUNK = 256 * 1024

@@ -27,11 +27,11 @@ from settee.comfyui.problems import class_problems, registry_problems
 from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
 from settee.comfyui.seeds import draw_seeds
 from settee.comfyui.workflow import Workflow, own_node
-from settee.images import unloadable
-from settee.inputs import Staged
 from settee.models.entry import ModelEntry
 from settee.models.required import as_missing, missing_models, names_of
-from settee.workspace import Folders, Workspace
+from settee.staging.images import unloadable
+from settee.staging.inputs import Staged
+from settee.staging.workspace import Folders, Workspace
 
 #: Mode long ComfyUI may take to show its queue, seconds.
 _ASKED_S = 2.0

@@ -1,17 +1,14 @@
-"""Starting the embedded server with ComfyUI's own arguments."""
+"""The embedded server's options: ComfyUI's own arguments."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import itertools
 import logging
 import os
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from settee import __version__
 from settee.embedded.faults import Faults, UnknownFault, parse_assignment
@@ -25,15 +22,6 @@ CACHED_RESULTS = 50
 DESCRIPTION = (
     "A small server with ComfyUI's protocol that runs nodes without models. ComfyUI's other options do nothing."
 )
-
-
-class _Colours(logging.Formatter):
-    """ComfyUI's: the level in its colour before each message, of which only the first line has it."""
-
-    _CODES: ClassVar = {"INFO": "\033[32m", "WARNING": "\033[1m\033[33m", "ERROR": "\033[1m\033[31m"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{self._CODES.get(record.levelname, '')}[{record.levelname}]\033[0m {super().format(record)}"
 
 
 @dataclass(frozen=True)
@@ -116,27 +104,3 @@ def options_from(argv: Sequence[str]) -> Options:
         faults=faults,
         argv=list(argv),
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server until it is killed. As with ComfyUI, SIGTERM ends it at once with exit status -15."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Colours("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    options = options_from(sys.argv[1:] if argv is None else argv)
-    if options.faults.get("die_at_start"):
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    time.sleep(float(options.faults.get("slow_start") or 0))
-    from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
-
-    log.info("This is settee's embedded ComfyUI: it runs nodes that need no model, and makes up what models would.")
-    try:
-        serve(options)
-    except KeyboardInterrupt:
-        log.info("\nStopped server")
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
-            raise
-        log.error("%s port %d cannot be listened on: choose another --port or --listen", options.listen, options.port)
-        return 1
-    return 0

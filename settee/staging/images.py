@@ -2,7 +2,7 @@
 
 ComfyUI loads half a PNG or JPEG without a word: its ``node_helpers.pillow`` answers a truncated file by switching
 Pillow's LOAD_TRUNCATED_IMAGES on. So inputs are looked through to their last byte here
-(:mod:`settee.image_walk`), and every pixel is decoded in the cheapest way that still notices what is missing.
+(:mod:`settee.staging.image_walk`), and every pixel is decoded in the cheapest way that still notices what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge
-from settee.image_walk import (
+from settee.staging.image_walk import (
     PNG,
     Broken,
     Extent,

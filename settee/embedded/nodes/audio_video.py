@@ -88,7 +88,7 @@ class SetteeSaveFiles(Node):
         optional={"image": ("IMAGE",), "text": ("STRING", {"default": "hello", "multiline": True})},
         hidden=FILE_HIDDEN,
         output_node=True,
-        module="settee.embedded.nodes.media",
+        module="settee.embedded.nodes.audio_video",
         display_name="Settee Save Files",
     )
 

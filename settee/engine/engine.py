@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from settee.backends.comfy.backend import ComfyBackend
+from settee.backends.comfy.comfy_backend import ComfyBackend
 from settee.base.errors import Busy, ComfyUnavailable
 from settee.base.job import Cancel, Job, OnProgress, Progress, Result
 from settee.base.settings import Settings
 from settee.comfyui.node_registry import NodeRegistry
+from settee.engine.job_run import JobRun
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.model_store import ModelStore
-from settee.run import JobRun
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from settee.base.job import Artifact, Cancel, Job, OnProgress, Progress, Result,
 from settee.base.settings import Settings
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.delivery.plan import MAX_WARNINGS
-from settee.inputs import Staged, stage
 from settee.models.model_store import ModelStore
 from settee.models.orders import Order
+from settee.staging.inputs import Staged, stage
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""One job at a time, from its request to its result."""

@@ -1,0 +1,1 @@
+"""Around a job: its folders, wiped before and after, and the files that it brings."""
