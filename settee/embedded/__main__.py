@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from settee.embedded.arguments import options_from
+from settee.embedded.server_options import options_from
 
 log = logging.getLogger("settee.embedded")
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from settee.embedded import file_routes, information, prompt_routes, sockets, switches
-from settee.embedded.arguments import Options
+from settee.embedded.server_options import Options
 from settee.embedded.state import STATE, State, build_state
 from settee.net.addresses import is_loopback
 

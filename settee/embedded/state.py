@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from settee.embedded.arguments import Options
 from settee.embedded.broadcast import Hub
 from settee.embedded.caching import Cache
 from settee.embedded.executor import Executor
 from settee.embedded.faults import Faults, Stats
 from settee.embedded.nodes.base import Memory, NodeEnv
 from settee.embedded.pending import PromptQueue
+from settee.embedded.server_options import Options
 
 
 @dataclass

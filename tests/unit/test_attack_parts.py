@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from settee import addresses, fetch
 from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Result, Status
@@ -27,6 +26,8 @@ from settee.doors.runpod.door import ENVELOPE
 from settee.engine.request import MAX_HINTS, InputFile, parse
 from settee.net import addresses as net_addresses
 from settee.s3.target import endpoint_problem
+from settee.staging import fetch
+from settee.staging import remote as addresses
 from settee.staging.images import check_image
 from settee.staging.inputs import stage
 from settee.staging.remote import Remote

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from settee import request
 from settee.base import errors
 from settee.base.errors import SetteeError
 from settee.base.settings import SECRETS, Settings
+from settee.engine import request
 from tests.support import real_jobs
 
 ROOT = Path(__file__).parents[2]

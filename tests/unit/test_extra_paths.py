@@ -22,7 +22,7 @@ from settee.comfy_nodes import settee_folders, settee_salt, settee_thread
 from settee.comfyui.history import ending
 from settee.comfyui.isolation import SALT_INPUT, salted
 from settee.comfyui.node_registry import NodeRegistry
-from settee.embedded.arguments import options_from
+from settee.embedded.server_options import options_from
 from settee.staging.workspace import Folders
 
 

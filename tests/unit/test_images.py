@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from settee import image_walk
 from settee.base.errors import InvalidRequest, PayloadTooLarge
+from settee.staging import image_walk
 from settee.staging.images import check_image, looks_like_image
 
 SIDE = 24

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from settee import request
 from settee.base.json_io import decode_base64
 from settee.base.sealing import Sealer as WorkersSealer
 from settee.base.settings import Settings
@@ -23,6 +22,7 @@ from settee.client.inject import InputFile
 from settee.client.sealed_jobs import Sealer, new_key
 from settee.client.shrink import Shrink
 from settee.doors.runpod import sealed
+from settee.engine import request
 
 GRAPH: dict[str, Any] = {"1": {"class_type": "LoadImage", "inputs": {"image": "1_a.png"}, "_meta": {"title": "Grün"}}}
 
