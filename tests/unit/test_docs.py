@@ -87,19 +87,14 @@ def test_ports_are_published_on_this_machine_alone() -> None:
             assert port.startswith("127.0.0.1:"), f"{path.name}: {port}"
 
 
-def test_the_architecture_names_every_module_of_models_and_no_file_twice_or_in_vain() -> None:
+def test_the_architecture_names_every_folder_of_the_package_once_and_nothing_else() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    named: list[Path] = []
-    for cell in re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE):
-        folder = ""
-        for name in re.findall(r"`([^`]+)`", cell):
-            path = name if "/" in name.rstrip("/") or not folder else f"{folder}/{name}"
-            folder = path.rstrip("/").rpartition("/")[0]
-            named.append(ROOT / path)
-    assert [path for path in named if not path.exists()] == []
-    assert len(named) == len(set(named))
-    models = ROOT / "settee" / "models"
-    assert {path for path in models.glob("*.py") if path.name != "__init__.py"} <= set(named)
+    named = [ROOT / name for cell in re.findall(r"^\| (`settee[^|]+) \|", text, re.M) for name in cell.split("`")[1::2]]
+    nodes = ROOT / "settee" / "comfy_nodes"
+    folders = {path.parent for path in (ROOT / "settee").rglob("*.py") if nodes not in path.parents} | {nodes}
+    assert sorted(named) == sorted(folders - {ROOT / "settee"})
+    for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_the_changelog_has_the_version() -> None:

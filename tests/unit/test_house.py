@@ -27,5 +27,4 @@ def test_no_module_needs_itself(house: grimp.ImportGraph) -> None:
 def test_no_two_modules_have_one_name(house: grimp.ImportGraph) -> None:
     packages = {module for module in house.modules if house.find_children(module)}
     names = Counter(module.rpartition(".")[2] for module in house.modules - packages)
-    # The agent's two go with its stores.
-    assert {name for name, count in names.items() if count > 1} - _SHARED - {"keys", "records"} == set()
+    assert {name for name, count in names.items() if count > 1} - _SHARED == set()
