@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from settee.client.inject import Given
     from settee.client.inject.parameter_places import Parameters
     from settee.client.job_outputs import Output
-    from settee.client.prepare import Prepared, Wishes
+    from settee.client.prepared import Prepared, Wishes
     from settee.client.saving import Saved
     from settee.client.targets import Answer, Status
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from settee.client.client_errors import UsageError
 from settee.client.inject import Given
 from settee.client.inject.parameter_places import Parameters
-from settee.client.prepare import Wishes
+from settee.client.prepared import Wishes
 
 #: A workflow: API format (or the editor's, where the target knows its nodes), or where to read it.
 WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"

@@ -24,7 +24,7 @@ from settee.client.arguments import (
 )
 from settee.client.client_errors import JobStopped, Unsure, UsageError
 from settee.client.follow import Result
-from settee.client.prepare import Prepared, Wishes, in_api_format, prepared
+from settee.client.prepared import Prepared, Wishes, in_api_format, prepared
 from settee.client.targets import Answer, Target
 from settee.client.targets.json_http import limited
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry

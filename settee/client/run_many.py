@@ -18,7 +18,7 @@ from settee.client.client_errors import ClientError, JobStopped, NetworkError, U
 from settee.client.display import Display
 from settee.client.endpoint import Endpoint, Job
 from settee.client.follow import Interrupted
-from settee.client.prepare import Prepared
+from settee.client.prepared import Prepared
 from settee.client.run_one import END_S, LOOK_S, MOMENT_S, SENDING, interrupted, left_as_is
 from settee.client.targets import Status
 

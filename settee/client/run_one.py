@@ -19,7 +19,7 @@ from settee.client.display import Display, table
 from settee.client.endpoint import Endpoint, Job
 from settee.client.follow import NOT_KEPT, Result, ways_back
 from settee.client.inject.media_files import unfed
-from settee.client.prepare import Prepared
+from settee.client.prepared import Prepared
 
 if TYPE_CHECKING:
     from settee.client.saving import Saved

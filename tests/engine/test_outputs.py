@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from settee.backends.comfy.artifacts import collect
-from settee.backends.comfy.events import EventSocket
+from settee.backends.comfy.event_socket import EventSocket
 from settee.backends.comfy.session import Ended
 from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
 from settee.base.job import Artifact, Cancel, Kind, Progress, Status

@@ -14,9 +14,9 @@ import pytest
 from settee.base.errors import SetteeError
 from settee.base.job import Status
 from settee.doors.agent import contract
+from settee.doors.agent.agent_job import event_log, failure
 from settee.doors.agent.contract import JobResult, Meta, Params, UserShown, WorkflowShown
 from settee.doors.agent.heartbeats import JobCallbacks
-from settee.doors.agent.job import event_log, failure
 from settee.service import timestamps
 from settee.service.callback_urls import Urls
 from settee.service.callbacks import Outbox

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from settee.backends.comfy.events import EventSocket, SocketLost
+from settee.backends.comfy.event_socket import EventSocket, SocketLost
 from settee.backends.comfy.http_api import NoAnswer
 from settee.backends.comfy.memory import Forgetter, free
 from settee.backends.comfy.process import Server

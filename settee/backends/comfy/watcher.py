@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from settee.backends.comfy.events import EventSocket, SocketLost
+from settee.backends.comfy.event_socket import EventSocket, SocketLost
 from settee.backends.comfy.http_api import Client, NoAnswer
 from settee.base.errors import ComfyError, ComfyUnavailable, JobCanceled, JobTimeout, PromptLost
 from settee.base.job import Cancel

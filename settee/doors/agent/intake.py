@@ -13,11 +13,11 @@ from typing import Any
 from settee.base.errors import SetteeError, StagingError
 from settee.base.job import Status
 from settee.base.settings import Settings
+from settee.doors.agent.agent_job import JobRun, Parts, Registry, event_log, failure
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import model_places
 from settee.doors.agent.envelope import Envelope
 from settee.doors.agent.heartbeats import AgentRestarted, JobCallbacks, interrupted
-from settee.doors.agent.job import JobRun, Parts, Registry, event_log, failure
 from settee.doors.agent.leftovers import Leftovers
 from settee.doors.agent.storage import Storage
 from settee.engine.engine import Engine

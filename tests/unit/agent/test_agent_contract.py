@@ -14,9 +14,9 @@ from settee.base import errors
 from settee.base.job import Status
 from settee.base.text import one_line
 from settee.doors.agent import contract
+from settee.doors.agent.agent_job import failure as failure_step
 from settee.doors.agent.contract import Activity, LoraParams, Timing
 from settee.doors.agent.heartbeats import JobCallbacks, as_json, status_post
-from settee.doors.agent.job import failure as failure_step
 from settee.doors.agent.reasons import reason_code
 from settee.service import timestamps
 from settee.service.callback_urls import Urls

@@ -11,7 +11,7 @@ import pytest
 
 from settee.client.client_errors import UsageError
 from settee.client.inject import applied
-from settee.client.prepare import Wishes, prepared, seed_changes
+from settee.client.prepared import Wishes, prepared, seed_changes
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.seeds import MAX_SEED
 

@@ -11,7 +11,7 @@ import pytest
 
 from settee.base.errors import InvalidRequest, JobCanceled
 from settee.base.job import Status
-from settee.doors.agent.job import failure
+from settee.doors.agent.agent_job import failure
 from settee.service.store import Store
 from settee.service.webhooks import Answer, Post
 from tests.support.outbox import Make, begun, stored, succeed, tries
