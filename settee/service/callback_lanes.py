@@ -130,8 +130,13 @@ class Lane:
                         on_empty()
                         return
                     run = self.runs[0]
-                await self._send_statuses(run)
-                await self._send_terminal(run)
+                try:
+                    await self._send_statuses(run)
+                    await self._send_terminal(run)
+                except Exception:  # nothing would start the task again, and what must arrive would wait for a restart
+                    log.exception("a callback was held up by a fault of the agent's own")
+                    await asyncio.sleep(self._rules.backoff.longest_s)
+                    continue
                 with self._lock:
                     self.runs.popleft()
                     self._lock.notify_all()

@@ -288,14 +288,14 @@ class JobRun:
         log.info("%s: %s, %s (its archive has more)", step.state.name, code, type(error).__name__)
 
     def _end(self, step: Step, *, forget_key: bool = False) -> None:
-        """How it ended is in the store before anything of that is sent or shown, and the slot is free by then."""
+        """Store how it ended before anything of that is sent or shown; the slot is free before anything is sent."""
         last, terminal = self._callbacks.closing(step)
+
+        def on_stored() -> None:
+            self.log(step)
+            self._parts.slot.ended(self._slot_job)
+
         self._parts.outbox.finish(
-            self._attempt,
-            self.log.ending(step),
-            last,
-            terminal,
-            on_stored=lambda: self._parts.slot.ended(self._slot_job),
-            forget_key=forget_key,
+            self._attempt, self.log.ending(step), last, terminal, on_stored=on_stored, forget_key=forget_key
         )
         self._events.publish(step)

@@ -19,7 +19,7 @@ from settee.backends.comfy.http_api import Client
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings
 from settee.base.threads import StillRunning, call
-from settee.doors.agent.options import AgentConfig
+from settee.doors.agent.config import AgentConfig
 from settee.s3.client import client_for
 from settee.s3.error_table import S3Error, explained
 from settee.s3.target import workers_target

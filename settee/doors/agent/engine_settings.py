@@ -17,7 +17,7 @@ from typing import Any
 from settee.base import settings
 from settee.base.errors import ConfigError
 from settee.base.settings import Settings
-from settee.doors.agent.options import AgentConfig
+from settee.doors.agent.config import AgentConfig
 
 #: How this door's users know what the engine calls by another name: options, and what a dispatch says itself.
 SPELLINGS = {

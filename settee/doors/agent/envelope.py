@@ -23,6 +23,7 @@ from settee.comfyui.workflow import Problem
 from settee.doors.agent.contract import example
 from settee.doors.agent.fields import (
     EMPTY_IS_NONE,
+    MAX_PROBLEMS,
     NULL_IS_LIST,
     NULL_IS_OBJECT,
     Address,
@@ -40,8 +41,10 @@ from settee.doors.agent.fields import (
     Sha256,
     Side,
     Steps,
+    kind_of,
+    refusal,
+    value_problems,
 )
-from settee.doors.agent.json_values import MAX_PROBLEMS, kind_of, refusal, value_problems
 from settee.engine.request import misspelt
 
 

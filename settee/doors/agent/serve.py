@@ -99,7 +99,7 @@ def run(config: AgentConfig) -> int:
     from settee.service.gate import Auth
     from settee.service.http_server import Patient, Server
     from settee.service.metrics import Metrics
-    from settee.service.store import Store
+    from settee.service.store import Store, StoreError
     from settee.service.webhooks import WebhookSender
 
     sys.setswitchinterval(_SWITCH_S)
@@ -118,8 +118,11 @@ def run(config: AgentConfig) -> int:
         max_retries=callbacks.max_retries,
         retry_backoff_s=callbacks.retry_backoff_seconds,
     )
-    interrupted = report_interrupted(store)
-    outbox.start()
+    try:
+        interrupted = report_interrupted(store)
+        outbox.start()
+    except StoreError as error:
+        raise ConfigError(f"state_dir: {error.message}") from error
     # From here on the state folder, and with it the rest, is this agent's alone.
     for folder in (config.paths.base_models, config.paths.loras):
         move_cache(folder)

@@ -10,7 +10,7 @@ import pytest
 
 from settee.base.errors import ConfigError
 from settee.doors.agent import config
-from settee.doors.agent.options import AgentConfig
+from settee.doors.agent.config import AgentConfig
 
 MINIMAL = """
 minio:

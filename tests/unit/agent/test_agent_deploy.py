@@ -15,11 +15,11 @@ import yaml
 from settee.comfyui.node_registry import NodeRegistry
 from settee.doors.agent import config
 from settee.doors.agent import envelope as envelopes
+from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.contract import example
 from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
-from settee.doors.agent.options import AgentConfig
 from settee.service.config_file import Section, options, subsections
 from tests.unit.agent.templates import context_of, object_info
 

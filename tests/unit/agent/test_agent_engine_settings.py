@@ -10,6 +10,7 @@ import pytest
 from settee.base.errors import ConfigError
 from settee.base.settings import Settings
 from settee.doors.agent import config
+from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import (
     SPELLINGS,
     ModelPlaces,
@@ -19,7 +20,6 @@ from settee.doors.agent.engine_settings import (
     spelled,
     to_settings,
 )
-from settee.doors.agent.options import AgentConfig
 from settee.models.entry import S3Object
 from settee.models.folder.model_folder import ModelFolder
 from settee.service.config_file import options

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settee.base.errors import InvalidRequest
+from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.graph.parameters import context
-from settee.doors.agent.options import REQUIRED_SAMPLING
 from tests.unit.agent.templates import context_of, loras, names_of, parsed
 
 

@@ -15,9 +15,9 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow
 from settee.doors.agent import prepare
 from settee.doors.agent.assets import Assets
+from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.contract import example
 from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.options import AgentConfig
 from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
 
 EXAMPLE: dict[str, Any] = example("envelope")

@@ -18,9 +18,9 @@ from settee.comfyui import workflow as graph
 from settee.comfyui.problems import MAX_NEAR, near_matches
 from settee.comfyui.workflow import Problem, Workflow, is_link
 from settee.doors.agent.envelope import Binding, Envelope
+from settee.doors.agent.fields import kind_of, refusal, value_problems
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
-from settee.doors.agent.json_values import kind_of, refusal, value_problems
 
 #: What ComfyUI reads of a node; isolation drops anything else.
 _PARTS = ("inputs", "class_type", "_meta")

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from settee.comfyui.workflow import Workflow, is_link, links, natural_key, title
+from settee.doors.agent.fields import refusal
 from settee.doors.agent.graph.strengths import LoraUse
-from settee.doors.agent.json_values import refusal
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.comfyui.seeds import MAX_SEED
+from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.fields import MAX_SEED, MAX_SIDE, MAX_STEPS, whole
+from settee.doors.agent.fields import MAX_SIDE, MAX_STEPS, refusal, whole
 from settee.doors.agent.graph.strengths import LoraUse, lora_uses
-from settee.doors.agent.json_values import refusal
-from settee.doors.agent.options import REQUIRED_SAMPLING
 
 #: Where the envelope says what a name stands for, for errors.
 _WRITTEN = {

@@ -16,13 +16,13 @@ from settee.comfyui.model_folders import SUFFIXES
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
 from settee.comfyui.problems import MAX_NEAR, near_matches, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
+from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Binding, Envelope
+from settee.doors.agent.fields import refusal
 from settee.doors.agent.graph import role_inputs
 from settee.doors.agent.graph.bindings import find_path
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
 from settee.doors.agent.graph.parameters import Context
-from settee.doors.agent.json_values import refusal
-from settee.doors.agent.options import REQUIRED_SAMPLING
 
 _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
