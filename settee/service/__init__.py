@@ -1,1 +1,1 @@
-"""What every door that keeps state shares: the store, events, callbacks, the slot, access, metrics, configuration."""
+"""Parts that every door with a state shares: the store, events, callbacks, the slot, access, metrics, configuration."""

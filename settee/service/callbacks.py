@@ -288,7 +288,7 @@ class Outbox:
             await asyncio.sleep(self._look_s)
 
     def _take_stored(self) -> None:
-        """Have a run for every callback of the store; those that wait for their next try are tried now."""
+        """Have a run for every callback of the store; those that wait for another try are tried now."""
         with self._lock:
             runs = [run for lane in self._all() for run in lane.runs if run.terminal is not None]
             known = {(run.attempt_id, run.terminal.key) for run in runs if run.terminal is not None}

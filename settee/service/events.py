@@ -4,7 +4,7 @@
                                ├─▶ callbacks    the dispatcher is notified
                                └─▶ archive, metrics, log lines
 
-A door says how a step looks (:data:`Render`); everything else here is the same for every door.
+A door renders its steps (:data:`Render`); everything else here is the same for every door.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Event:
 
 
 class EventLog:
-    """What is known of one job, and its numbered events. May be used from any thread; no method waits."""
+    """One job as it stands, and its numbered events. May be used from any thread; no method waits."""
 
     def __init__(
         self,

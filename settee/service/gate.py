@@ -83,7 +83,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Of a header that is there twice, the last one counts, for every part of this door.
+        # Of a header that is sent twice, the last one counts, for every part of this door.
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _SEEN}
         if scope["method"] == "POST" and scope["path"] == "/jobs":
             send = self._counted(send)

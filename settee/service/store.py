@@ -19,17 +19,23 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from settee.base.errors import ConfigError, StagingError
 from settee.base.files import Lock, digest_of, try_lock
-from settee.base.job import Status
 from settee.service import timestamps
-from settee.service.store_schema import journal_mode, migrate
+from settee.service.store_schema import (
+    Attempt,
+    Ending,
+    KnownKey,
+    PendingCallback,
+    StoredCallback,
+    journal_mode,
+    migrate,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,65 +50,6 @@ class StoreError(StagingError):
     """The service's state cannot be written."""
 
     retryable = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One acceptance of a job."""
-
-    id: str
-    job_id: str
-    started_at: datetime
-    prompt_id: str | None = None
-    #: JSON of the door's own: where callbacks go, for one. It may hold credentials.
-    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PendingCallback:
-    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
-
-    attempt_id: str
-    job_id: str
-    key: str
-    #: May hold credentials: neither shown nor logged.
-    url: str = field(repr=False)
-    #: JSON.
-    body: bytes = field(repr=False)
-    #: None: the disk has not taken it.
-    id: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCallback(PendingCallback):
-    """A callback as an operator looks at it."""
-
-    id: int
-    created_at: str
-    tries: int
-    last_error: str | None
-    refused_at: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The end of an attempt: what its job shows from now on, and its events."""
-
-    state: Status
-    moment: datetime
-    #: The number of the last event, and what it shows.
-    number: int
-    shown: Mapping[str, Any]
-    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
-
-
-@dataclass(frozen=True)
-class KnownKey:
-    """A job that an idempotency key made."""
-
-    #: Hex, of the request's body.
-    digest: str
-    job_id: str
 
 
 class Store:
@@ -406,3 +353,14 @@ def _quoted(path: Path) -> str:
 
 def _is_damaged(error: sqlite3.DatabaseError) -> bool:
     return "not a database" in str(error) or "malformed" in str(error)
+
+
+__all__ = [
+    "Attempt",
+    "Ending",
+    "KnownKey",
+    "PendingCallback",
+    "Store",
+    "StoreError",
+    "StoredCallback",
+]

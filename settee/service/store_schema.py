@@ -1,12 +1,16 @@
-"""The store's tables, their migrations, and how SQLite keeps its journal."""
+"""The store's tables and their rows, migrations, and how SQLite keeps its journal."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from settee.base.errors import ConfigError
+from settee.base.job import Status
 
 #: One tuple of statements for each version; ``PRAGMA user_version`` is the number of those that were applied. Files
 #: that were written with one exist: a change is a further tuple.
@@ -105,3 +109,65 @@ def _is_local(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
     found = {line[1].encode().decode("unicode_escape"): line[2] for line in lines if len(line) > 2}
     nearest = next((found[str(each)] for each in (real, *real.parents) if str(each) in found), "")
     return nearest in _LOCAL
+
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One acceptance of a job."""
+
+    id: str
+    job_id: str
+    started_at: datetime
+    prompt_id: str | None = None
+    #: JSON of the door's own: where callbacks go, for one. It may hold credentials.
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCallback:
+    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
+
+    attempt_id: str
+    job_id: str
+    key: str
+    #: May hold credentials: neither shown nor logged.
+    url: str = field(repr=False)
+    #: JSON.
+    body: bytes = field(repr=False)
+    #: None: the disk has not taken it.
+    id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCallback(PendingCallback):
+    """A callback as an operator looks at it."""
+
+    id: int
+    created_at: str
+    tries: int
+    last_error: str | None
+    refused_at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of an attempt: what its job shows from now on, and its events."""
+
+    state: Status
+    moment: datetime
+    #: The number of the last event, and what it shows.
+    number: int
+    shown: Mapping[str, Any]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A job that an idempotency key made."""
+
+    #: Hex, of the request's body.
+    digest: str
+    job_id: str

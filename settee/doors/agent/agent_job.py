@@ -190,7 +190,7 @@ class JobRun:
         return prepare.result_of(ready, result, keys, outputs, warnings), result.timings
 
     def _planned(self, graph: Workflow, models: assets.Assets) -> prepare.Plan:
-        """What is refused by an older answer of ComfyUI's is looked at again by a new one: files may have come."""
+        """Check again by a new answer of ComfyUI's what an older one refuses: files may have come."""
         parts, seed = self._parts, secrets.randbelow(MAX_DRAWN + 1)
 
         def planned() -> prepare.Plan:

@@ -33,7 +33,7 @@ from settee.service.webhooks import Post
 
 log = logging.getLogger(__name__)
 
-#: The heartbeat_seq of an interrupted job's last status: above that of any heartbeat before, which nobody wrote down.
+#: The heartbeat_seq of an interrupted job's last status: above that of any heartbeat before, which was not kept.
 INTERRUPTED_SEQ = 1_000_000_000
 
 Closing = tuple["tuple[Status, Post] | None", "Post | None"]

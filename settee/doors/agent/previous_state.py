@@ -1,4 +1,4 @@
-"""What earlier versions left on the disk: their state folder, and models in a `cache/` folder of ComfyUI's.
+"""Leftovers of earlier versions on the disk: their state folder, and models in a `cache/` folder of ComfyUI's.
 
 The state folder of settee 0.1 is taken over once, in the transaction that makes the store:
 

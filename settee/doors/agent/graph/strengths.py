@@ -126,7 +126,7 @@ def _matched(
 
     claim(lambda entry, at: _has_key(entry, assets[at]))
     claim(lambda entry, at: "key" not in entry.entry and entry.names & called[at])
-    # A key that is no LoRA's of this job is about another LoRA, wherever it stands.
+    # A key that is not of this job's LoRAs is about another LoRA, wherever it stands.
     claim(lambda entry, at: "key" not in entry.entry and entry.position == at)
     for entry in left:
         if any(_value(entry, kind) is not None for kind in _SPELLINGS):
