@@ -31,17 +31,21 @@ class Call(Generic[T]):
     def __init__(self, fn: Callable[[], T], *, name: str = "settee-call") -> None:
         self.ended = threading.Event()
         self._lock = threading.Lock()
-        self._fn = fn
+        self._fn: Callable[[], T] | None = fn
         self._value: list[T] = []
         self._error: BaseException | None = None
         self._then: Callable[[], object] = lambda: None
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
+        # Neither the call nor what it was given outlives it: that may be a part of a file.
+        fn, self._fn = self._fn, None
+        assert fn is not None
         try:
-            self._value.append(self._fn())
+            self._value.append(fn())
         except BaseException as error:  # raised in the thread that waits
             self._error = error
+        del fn
         with self._lock:
             self.ended.set()
         self._then()

@@ -21,7 +21,8 @@ from settee.s3.target import Target
 #: when this much time has passed since the first.
 PATIENCE_S = 20.0
 _BACKOFF = Backoff(0.25, 4.0)
-_CHUNK = 1 << 20
+#: Read at a time for its hash, bytes: eight threads do so at once.
+_CHUNK = 256 * 1024
 #: Metadata of one object, names included, as Amazon limits it.
 METADATA_BYTES = 2048
 
