@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
     streams.prepare()
-    with command_line():
-        return _main(argv, prog, is_command=is_command)
+    try:
+        with command_line():
+            return _main(argv, prog, is_command=is_command)
+    finally:
+        if is_command:
+            streams.close()
 
 
 def _main(argv: list[str], prog: str, *, is_command: bool) -> int:

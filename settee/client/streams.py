@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from settee.base.text import printable
 
@@ -39,11 +39,25 @@ def line(text: object) -> None:
         sys.stdout.flush()
     except OSError as error:
         _broken.append(error)
-        # What is still in the buffer would fail again when Python ends.
-        with contextlib.suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)
+        _end(sys.stdout)
+
+
+def close() -> None:
+    """Write what is still buffered. What a closed reader does not take must not fail when Python ends, which would make
+    the exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _end(stream)
+
+
+def _end(stream: TextIO) -> None:
+    """Let the null device take what is still in a stream's buffer."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def document(found: object, *, indent: int | None = None) -> None:

@@ -122,7 +122,7 @@ def shell(client: Command, text: str) -> tuple[int, str]:
     found = subprocess.run(
         ["bash", "-c", call],
         cwd=client.folder,
-        env=client.env,
+        env={name: value for name, value in client.env.items() if name != "PYTHONUNBUFFERED"},
         capture_output=True,
         timeout=40,
         stdin=subprocess.DEVNULL,
@@ -150,6 +150,23 @@ def test_nobody_who_reads_costs_no_result(client: Command, redirected: str, coun
     assert (code, saved(client)) == (0, count), text
     assert "Error" not in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(("close", "code"), [("", 120), ("streams.close()", 0)])
+def test_a_reader_that_closes_at_the_very_end_costs_no_exit_code(close: str, code: int) -> None:
+    """Python itself ends with 120 when what is still buffered cannot be written."""
+    lines = f"""
+import os, sys
+from settee.client import streams
+reads, writes = os.pipe()
+os.dup2(writes, 1)
+sys.stdout.write("not flushed")
+os.close(reads), os.close(writes)
+{close}
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, env=env, capture_output=True, timeout=60)
+    assert done.returncode == code
 
 
 def test_a_full_disk_behind_standard_output_is_said(client: Command) -> None:
