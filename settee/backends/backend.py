@@ -33,7 +33,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Made:
-    """What a job's nodes made."""
+    """The outputs of a job's nodes."""
 
     artifacts: list[Artifact]
     warnings: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What ends a job early. ``deadline`` is in ``time.monotonic()``."""
+    """The conditions that end a job early. ``deadline`` is in ``time.monotonic()``."""
 
     cancel: Cancel
     deadline: float

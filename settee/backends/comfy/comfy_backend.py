@@ -214,7 +214,7 @@ class ComfyBackend:
             on_wait=notify.waiting,
             on_report=on_report,
         )
-        # Nobody else writes to a ComfyUI of our own, and the workspace has been wiped.
+        # No other process writes to a ComfyUI of our own, and the workspace has been wiped.
         present = self.workspace.made()[0] if self.is_shared and not self._server.is_ours else []
         changed = salts(graph, {file.name: sha256_of(file.path) for file in staged})
         try:

@@ -166,7 +166,7 @@ class Client:
     # --- the server --------------------------------------------------------------------------------------
 
     def node_registry(self) -> NodeRegistry:
-        """Ask for the node classes, and what they replace: before 0.33 there is no such answer."""
+        """Ask for the node classes, and for those that they replace (since 0.33)."""
         classes = _object(self._get("/object_info", 60.0))
         status, raw = self._call("GET", "/node_replacements", None, timeout_s=self._timeout_s)
         return NodeRegistry(classes, _object(raw) if status == 200 else {})
