@@ -1,1 +1,1 @@
-"""What is known of ComfyUI: pure functions, shared by worker and client."""
+"""Knowledge of ComfyUI as pure functions, shared by worker and client."""

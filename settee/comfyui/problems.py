@@ -1,4 +1,4 @@
-"""What is wrong with a graph: by this worker's policy, by ComfyUI's node registry, and in ComfyUI's own words. Pure
+"""Problems of a graph: by this worker's policy, by ComfyUI's node registry, and in ComfyUI's own words. Pure
 functions, for worker and client."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What clients of the event socket are sent."""
+"""Messages to the clients of the event socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a prompt runs, in which order, and what is answered from the execution before."""
+"""The nodes of a prompt that run, in which order, and those answered from the execution before."""
 
 from __future__ import annotations
 

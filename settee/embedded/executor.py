@@ -122,7 +122,7 @@ class Run:
         return self._extra_data.get("extra_pnginfo")
 
     def where(self, node_id: str) -> dict[str, Any]:
-        """What execution_interrupted says."""
+        """Return the data of execution_interrupted."""
         class_type = self.prompt[node_id]["class_type"]
         return {
             "prompt_id": self.prompt_id,
@@ -132,7 +132,7 @@ class Run:
         }
 
     def failure(self, node_id: str, problem: Exception) -> dict[str, Any]:
-        """What execution_error says."""
+        """Return the data of execution_error."""
         hint = OOM_HINT if type_name(problem) == "torch.OutOfMemoryError" else ""
         return {
             **self.where(node_id),

@@ -1,4 +1,4 @@
-"""What a client asks about the server itself: node classes, replaced ones, models, statistics, features."""
+"""Answers about the server itself: node classes, replaced ones, models, statistics, features."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class JobRun:
     # --- the hops -------------------------------------------------------------------------------------------
 
     def _clean(self) -> None:
-        """An empty workspace, or no job: what an earlier job left is nobody else's business."""
+        """An empty workspace, or no job: no job sees what an earlier one left."""
         left = self._backend.workspace.open().left
         if left:
             raise StagingError(f"{len(left)} files of an earlier job cannot be removed from the workspace")

@@ -176,7 +176,7 @@ class Workspace:
             os.pwrite(self._claim, text.encode(), 0)
 
     def noted(self) -> str:
-        """What was noted last, by whichever worker had these folders."""
+        """Return the last note of any worker that had these folders."""
         return "" if self._claim is None else os.pread(self._claim, _PART_BYTES, 0).decode(errors="replace")
 
     def open(self) -> Wiped:
@@ -309,7 +309,7 @@ class Workspace:
 def is_being_written(path: Path) -> bool:
     """True while any process has a file open for writing; False where the system does not tell.
 
-    Linux grants nobody a lease for reading on such a file (fcntl(2), F_SETLEASE).
+    Linux grants no lease for reading on such a file (fcntl(2), F_SETLEASE).
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False

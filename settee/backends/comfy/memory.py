@@ -1,4 +1,4 @@
-"""What ComfyUI keeps of a job after its end, and how it is dropped: history, models, caches.
+"""Everything that ComfyUI keeps of a job after its end, and how it is dropped: history, models, caches.
 
 POST /free only sets flags. The thread that runs prompts looks at them after a prompt, or when it is woken with nothing
 to run: a prompt that arrives before it has woken runs first, on the old cache. So a prompt of no consequence goes

@@ -48,8 +48,8 @@ MAX_ATTEMPTS = 3
 def prompt_ids(first: str) -> Iterator[str]:
     """Yield every id that a job may run under, in order; ``first`` is its own, a UUID.
 
-    Each attempt has another, since history may hold the one before. They follow from the first, so that whoever
-    comes after a worker that was killed can take back the one that runs.
+    Each attempt has another, since history may hold the one before. They follow from the first, so that the worker
+    after one that was killed can take back the one that runs.
     """
     yield first
     for number in range(1, MAX_ATTEMPTS):
