@@ -8,10 +8,10 @@ ALL := $(VENV)/.installed
 # Processes that run tests: most of them wait for servers, not for a core.
 WORKERS ?= 3
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test test-fast lint bench lock clean
 
 help:            ## This list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 $(DEMO): LOCK := requirements-worker.lock
 $(ALL): LOCK := requirements.lock
@@ -26,6 +26,9 @@ demo: $(DEMO)    ## Run workflows/ on an embedded ComfyUI; pictures in out/
 
 test: $(ALL)     ## Every test, a real S3 server included
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(ALL)  ## Unit, contract and engine tests alone
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/contract tests/engine
 
 lint: $(ALL)     ## Style, types, arrows, shell, Dockerfile, workflows
 	$(BIN)/ruff check .
