@@ -71,7 +71,7 @@ _HOMES = {
     "inject": ("Given",),
     "inject.parameter_places": ("Parameters",),
     "job_outputs": ("Output",),
-    "prepare": ("Prepared", "Wishes"),
+    "prepared": ("Prepared", "Wishes"),
     "saving": ("Saved",),
     "targets": ("Answer", "Status"),
 }

@@ -149,7 +149,7 @@ def test_the_workers_packages_are_all_that_a_job_needs(image: Image, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "module", ["settee/__pycache__/settings", ".venv/lib/python3*/site-packages/yaml/__pycache__/loader"]
+    "module", ["settee/base/__pycache__/settings", ".venv/lib/python3*/site-packages/yaml/__pycache__/loader"]
 )
 def test_bytecode_is_made_for_any_time_stamp(image: Image, module: str) -> None:
     """Layers keep whole seconds only: bytecode that is checked against them would be thrown away at each start."""
