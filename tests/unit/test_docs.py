@@ -93,7 +93,7 @@ def test_the_architecture_names_every_folder_of_the_package_once_and_nothing_els
     nodes = ROOT / "settee" / "comfy_nodes"
     folders = {path.parent for path in (ROOT / "settee").rglob("*.py") if nodes not in path.parents} | {nodes}
     assert sorted(named) == sorted(folders - {ROOT / "settee"})
-    for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.\w+)`", text):
+    for name in re.findall(r"`([\w./-]+/[\w./-]*|\w+\.(?:py|sh|hcl))`", text):
         assert (ROOT / name).exists(), name
 
 
