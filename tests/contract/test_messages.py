@@ -143,8 +143,11 @@ def test_free_memory_drops_the_cache(comfy: Comfy) -> None:
     comfy.run(graph, listener)
     assert listener.labels().count("execution_cached:['1', '2']") == 1
     assert comfy.post("/free", json={"free_memory": True}).status_code == 200
+    # The thread that runs prompts looks at the flag when it wakes, or after the next prompt: one of no consequence.
+    comfy.run(empty_to_save(), listener)
+    seen = listener.labels().count("execution_cached:[]")
     comfy.run(graph, listener)
-    assert listener.labels().count("execution_cached:[]") == 2
+    assert listener.labels().count("execution_cached:[]") == seen + 1
 
 
 def test_free_wants_a_body(comfy: Comfy) -> None:
