@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from tests.support.embedded import EmbeddedServer
-from tests.support.rig import ROOT, SLOW, Rig, empty, files_below, saving
+from tests.support.rig import ROOT, Rig, empty, files_below, saving
 from tests.support.waiting import eventually
 
 #: A worker in a process of its own that runs a job and tells of its end.
@@ -27,7 +27,7 @@ _BATCHES = {"images": ["1", 0], "filename_prefix": "old", "batches": 16_000, "re
 _STEPS = {"image": ["1", 0], "seed": 1, "steps": 10_000, "delay_ms": 20}
 OLD_JOBS: dict[str, Any] = {
     # Of the embedded server, whatever server the other tests use.
-    "runs": saving(images=["5", 0]) | {"5": {"class_type": SLOW, "inputs": _STEPS}},
+    "runs": saving(images=["5", 0]) | {"5": {"class_type": "SetteeSampler", "inputs": _STEPS}},
     "requeues": empty(save=False) | {"2": {"class_type": "BatchManagerLike", "inputs": _BATCHES}},
     "posts": empty(save=False) | {"2": {"class_type": "BatchManagerLike", "inputs": {**_BATCHES, "how": "post"}}},
 }

@@ -186,7 +186,7 @@ class SupervisedServer:
         return self._console.quiet()
 
     def new_job(self) -> None:
-        """What is printed from now on belongs to another job. (What a failed start printed belongs to none.)"""
+        """Count what is printed from now on to another job; what a failed start printed belongs to no job."""
         if self._has_answered_once:
             self._console.forget()
 

@@ -35,7 +35,7 @@ ANSWER_POLL_S = 0.25
 GONE_AFTER_S = 2.0
 #: The newest entries of history in which started prompts are looked for: one that ran may have ended already.
 RECENT = 50
-#: The same, where nobody has followed them.
+#: The same, for prompts that no one has followed.
 LEFT = 1000
 #: So many show whether another prompt has ended since a job began.
 NEWEST = 10
