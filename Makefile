@@ -22,7 +22,7 @@ $(DEMO) $(ALL): requirements-build.lock requirements-worker.lock requirements.lo
 	@touch $(DEMO) $@
 
 demo: $(DEMO)    ## Run workflows/ on an embedded ComfyUI; pictures in out/
-	$(BIN)/python -m settee.demo --out out
+	$(BIN)/python tools/demo.py --out out
 
 test: $(ALL)     ## Every test, a real S3 server included
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

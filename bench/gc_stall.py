@@ -81,7 +81,7 @@ def main() -> None:
         )
         ours = measure(common.model_copy(update={"workspace_dir": Path(folder) / "ours"}))
     print(f"a job {GAP_S:g} s after the last, no custom node  {stock:6.1f} ms   1.00")
-    print(f"the same with settee_gc                   {ours:6.1f} ms   {ours / stock:.2f}")
+    print(f"the same with settee_patches              {ours:6.1f} ms   {ours / stock:.2f}")
 
 
 if __name__ == "__main__":

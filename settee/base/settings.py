@@ -39,8 +39,9 @@ class Settings(BaseSettings):
     # --- ComfyUI -------------------------------------------------------------------------------------
     comfy_url: str | None = Field(
         None,
-        description="Address of a ComfyUI that is already running. Unset: the worker starts its own. Link the folders "
-        "of `settee/comfy_nodes` into its `custom_nodes`: with them no node ends its thread of prompts, or stalls it.",
+        description="Address of a ComfyUI that is already running. Unset: the worker starts its own. "
+        "Link `settee/comfy_nodes/settee_patches` into its `custom_nodes`: with it no node ends its thread of "
+        "prompts, or stalls it.",
     )
     comfy_dir: Path = Field(Path("/comfyui"), description="Folder of the ComfyUI that the worker starts.")
     comfy_args: str = Field(

@@ -21,7 +21,7 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, texts
 
 #: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again. Classes with
-#: open-ended inputs would get it as an argument; ComfyUI drops it for them where `comfy_nodes/settee_salt` is loaded.
+#: open-ended inputs would get it as an argument; ComfyUI drops it for them where `settee_patches` is loaded.
 SALT_INPUT = "settee_job"
 #: Hidden inputs that ComfyUI sets itself whatever the prompt has under their names (execution.get_input_data): the
 #: salt's place in custom classes that have one, since no class gets to see it there.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from settee import demo
 from settee.base.sealing import generate_key
+from tools import demo
 
 EXAMPLE = demo.ROOT / "workflows" / "example.png"
 

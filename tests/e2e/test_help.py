@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "embedded": ([PYTHON, "-m", "settee", "embedded"], "--port"),
     "interactive": ([PYTHON, "-m", "settee", "interactive"], "editor"),
     "health": ([PYTHON, "-m", "settee", "health"], "ComfyUI"),
-    "demo": ([PYTHON, "-m", "settee.demo"], "--out"),
+    "demo": ([PYTHON, "tools/demo.py"], "--out"),
     "bench": ([PYTHON, "-m", "bench"], "agent_answers"),
     "start.sh": (["bash", "start.sh"], "MODE"),
 }

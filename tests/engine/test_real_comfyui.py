@@ -1,6 +1,6 @@
 """Jobs on a real ComfyUI at COMFY_URL that shares its folders (COMFY_INPUT_DIR, …): every file is accounted for.
 
-It needs tests/support/comfy_pack and settee/comfy_nodes/* in its custom_nodes, the checkpoint that
+It needs tests/support/comfy_pack and settee/comfy_nodes/settee_patches in its custom_nodes, the checkpoint that
 ``python -m tests.support.tiny_checkpoint MODELS_DIR`` makes, and its output folder as the first of its `datasets`
 (extra_model_paths.yaml), as the worker's own ComfyUI has it.
 """

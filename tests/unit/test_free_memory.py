@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from settee.comfy_nodes.settee_memory import prestartup_script
+from settee.comfy_nodes.settee_patches import prestartup_script
 from settee.models.readahead import free_memory, total_memory
 
 GIB = 1024**3

@@ -28,7 +28,7 @@ START_S = 60.0
 
 def main(argv: list[str] | None = None) -> int:
     """0 when every workflow gave its pictures."""
-    parser = argparse.ArgumentParser(prog="python -m settee.demo", description="Run every workflow of workflows/ once.")
+    parser = argparse.ArgumentParser(prog="python tools/demo.py", description="Run every workflow of workflows/ once.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     args = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - a command's output
+    print(text, flush=True)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _worker() -> Iterator[str]:
     say("Starting the worker under RunPod's SDK ...")
     url = f"http://127.0.0.1:{port}"
     quiet = {"LOG_LEVEL": "WARNING", "RUNPOD_LOG_LEVEL": "ERROR", "UVICORN_LOG_LEVEL": "warning"}
-    worker = subprocess.Popen(command, cwd=ROOT, env={**_plain(), **quiet})  # noqa: S603 - our own worker
+    worker = subprocess.Popen(command, cwd=ROOT, env={**_plain(), **quiet})
     try:
         _await_listening(url, worker)
         yield url
@@ -97,9 +97,7 @@ def _send(url: str, workflow: Path, out: Path) -> list[Path]:
     """The files that client.py saved; [] when it failed (its message is on the terminal)."""
     command = [sys.executable, str(ROOT / "client.py"), str(workflow), "--url", url, "--out", str(out)]
     command += ["--img", str(ROOT / "workflows" / "example.png")]
-    client = subprocess.run(  # noqa: S603 - our own client
-        command, stdout=subprocess.PIPE, text=True, timeout=120, env=_plain()
-    )
+    client = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, env=_plain())
     return [Path(line) for line in client.stdout.splitlines()] if client.returncode == 0 else []
 
 
