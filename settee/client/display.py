@@ -10,6 +10,7 @@ NO_COLOR has nothing to switch off. No failure here fails a job, and nothing tha
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -19,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
-from settee.base.text import encodable, for_terminal
+from settee.base.text import for_terminal
+from settee.client import streams
 from settee.client.inject import Change
 from settee.client.targets import Answer, Status
 from settee.comfyui.workflow import Workflow, shown_node
@@ -36,8 +38,8 @@ MAX_ROWS = 4
 _MAX_WORDS, _MAX_VALUE = 200, 2000
 #: A row has room for a bar from this width on.
 _BAR_FROM, _BAR_CELLS = 73, 16
-#: Cells that these columns of the table take at most, and the value at least.
-_MAX_WHY, _MAX_INPUT, _MIN_VALUE = 12, 24, 12
+#: Cells that these columns of the table take at most.
+_MAX_WHY, _MAX_INPUT = 12, 24
 
 WORDS = {
     Status.IN_QUEUE: "in queue",
@@ -193,16 +195,15 @@ class Display:
         from rich.text import Text
 
         # rich would look at standard input first, which may be another terminal.
-        console.width = width = self._width or self._stream.columns()
+        console.width = width = self._width or streams.columns(80)
         with self._lock:
             jobs, now, is_named = list(self._jobs.values()), self._clock(), self._total > 1
             rows = []
             if is_named and (jobs or self._done_before + len(self._ends) < self._total):
                 rows.append(self._summary(jobs, now))
             if not is_named or len(jobs) <= MAX_ROWS:
-                rows += [_job_row(job, now, width, self._stream.encoding, is_named=is_named) for job in jobs[:MAX_ROWS]]
-        separator = symbol(" · ", " - ", self._stream.encoding)
-        return Text("\n".join(separator.join(filter(None, row)) for row in rows), no_wrap=True, overflow="ellipsis")
+                rows += [_job_row(job, now, width, is_named=is_named) for job in jobs[:MAX_ROWS]]
+        return Text("\n".join(" · ".join(filter(None, row)) for row in rows), no_wrap=True, overflow="ellipsis")
 
     def _summary(self, jobs: list[_Followed], now: float) -> list[str]:
         """Return ``12 of 50 done · 1 failed · 3 running · 1 in queue · 26% · 1:42``."""
@@ -221,7 +222,7 @@ class Display:
 
 
 class _Stream:
-    """A stream that takes every character, with ``?`` for those it cannot encode, and nothing once it is gone."""
+    """A stream that takes every character, and nothing once it is gone. Every write is flushed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._is_broken = stream, False
@@ -230,45 +231,42 @@ class _Stream:
     def write(self, text: str) -> int:
         if not self._is_broken:
             try:
-                self._stream.write(encodable(text, self.encoding))
+                self._stream.write(streams.fitting(text, self.encoding))
                 self._stream.flush()
             except (OSError, ValueError):  # the terminal or the pipe is gone; the jobs go on
                 self._is_broken = True
         return len(text)
 
-    def flush(self) -> None:
-        """Do nothing: every write is flushed."""
+    def flush(self) -> None: ...
 
     def isatty(self) -> bool:
         return True
-
-    def columns(self) -> int:
-        try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80
-        except (OSError, ValueError):
-            return 80
 
 
 # --- one job ---------------------------------------------------------------------------------------------------
 
 
-def _job_row(job: _Followed, now: float, width: int, encoding: str, *, is_named: bool) -> list[str]:
+def _job_row(job: _Followed, now: float, width: int, *, is_named: bool) -> list[str]:
     """Return status, percent, step, time, node and message, the most important first: a narrow row loses its end.
 
     ``running ████░░░░ 41% · step 8/20 · 0:12 · 12 KSampler``
     """
-    elapsed = duration(now - job.begun)
-    name = [cut(for_terminal(job.name, most=_MAX_WORDS), max(8, width // 4), encoding)] if is_named else []
+    from rich.text import Text
+
+    elapsed, name = duration(now - job.begun), Text(for_terminal(job.name, most=_MAX_WORDS) if is_named else "")
+    name.truncate(max(8, width // 4), overflow="ellipsis")
     if job.answer.status is not Status.IN_PROGRESS:
-        return [*name, _waiting(job.answer), elapsed]
+        return [name.plain, _waiting(job.answer), elapsed]
     progress: Any = job.answer.progress if isinstance(job.answer.progress, dict) else {}
     shown, percent = WORDS[Status.IN_PROGRESS], _percent(progress)
     if percent is not None:
-        shown += f"{_bar(percent, encoding) if width >= _BAR_FROM else ''} {percent:.0f}%"
+        filled = int(_BAR_CELLS * percent / 100)
+        bar = f" {'█' * filled}{'░' * (_BAR_CELLS - filled)}" if width >= _BAR_FROM else ""
+        shown += f"{bar} {percent:.0f}%"
     step, maximum = _number(progress.get("step")), _number(progress.get("max"))
     steps = "" if step is None or maximum is None or maximum <= 1 else f"step {step:.0f}/{maximum:.0f}"
     node = " ".join(filter(None, (_word(progress.get("node")), _word(progress.get("node_type")))))
-    return [*name, shown, steps, elapsed, node or _word(progress.get("phase")), _word(progress.get("message"))]
+    return [name.plain, shown, steps, elapsed, node or _word(progress.get("phase")), _word(progress.get("message"))]
 
 
 def _waiting(answer: Answer) -> str:
@@ -276,12 +274,6 @@ def _waiting(answer: Answer) -> str:
     if answer.status is not Status.IN_QUEUE or ahead is None:
         return WORDS[answer.status]
     return f"in queue, {ahead} ahead" if ahead > 0 else "in queue, next"
-
-
-def _bar(percent: float, encoding: str) -> str:
-    full, empty = symbol("█", "#", encoding), symbol("░", "-", encoding)
-    filled = int(_BAR_CELLS * percent / 100)
-    return f" {full * filled}{empty * (_BAR_CELLS - filled)}"
 
 
 def _percent(progress: Any) -> float | None:
@@ -306,29 +298,27 @@ def _word(value: Any) -> str:
 # --- the table of changes --------------------------------------------------------------------------------------
 
 
-def table(workflow: Workflow, changes: Iterable[Change], width: int, encoding: str = "utf-8") -> str:
+def table(workflow: Workflow, changes: Iterable[Change], width: int) -> str:
     """Return a line for every input that changes, at most ``width`` cells wide: option, node, input, new value.
 
     Of several changes to one input the last counts, as in :func:`settee.client.inject.applied`. Values are cut at
     their end and shown as one line. "" without changes.
     """
-    rows = []
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for most in (_MAX_WHY, None, _MAX_INPUT, None):
+        grid.add_column(max_width=most)
     for change in {(change.node_id, change.input): change for change in changes}.values():
         texts = (change.why, shown_node(workflow, change.node_id), change.input, _value(change.value))
-        rows.append([for_terminal(text, encoding, most=_MAX_VALUE) for text in texts])
-    if not rows:
-        return ""
-    widest = [max(cells(row[column]) for row in rows) for column in range(4)]
-    why, name = min(widest[0], _MAX_WHY), min(widest[2], _MAX_INPUT)
-    left = width - why - name - 6
-    # The value is what one looks for; the node may take what the value leaves, and half of the rest in any case.
-    node = max(4, min(widest[1], max(left // 2, left - widest[3])))
-    value = max(_MIN_VALUE, left - node)
-    lines = []
-    for row in rows:
-        front = [padded(text, size, encoding) for text, size in zip(row, (why, node, name), strict=False)]
-        lines.append(cut("  ".join([*front, cut(row[3], value, encoding)]), width, encoding))
-    return "\n".join(lines)
+        cells = (for_terminal(text, most=_MAX_VALUE) for text in texts)
+        grid.add_row(*(Text(text, no_wrap=True, overflow="ellipsis") for text in cells))
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    with console.capture() as drawn:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
 def _value(value: Any) -> str:
@@ -336,41 +326,6 @@ def _value(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value[:_MAX_VALUE]
     return json.dumps(value, ensure_ascii=False, default=str)[:_MAX_VALUE]
-
-
-# --- text ------------------------------------------------------------------------------------------------------
-
-
-def cells(text: str) -> int:
-    """Return how many columns a terminal gives to the text."""
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def cut(text: str, width: int, encoding: str = "utf-8") -> str:
-    """Return the text in at most ``width`` cells, with a mark at its end when it was longer."""
-    if cells(text) <= width:
-        return text
-    from rich.cells import set_cell_size
-
-    mark = symbol("…", "...", encoding)[: max(0, width)]
-    return set_cell_size(text, width - len(mark)).rstrip() + mark
-
-
-def padded(text: str, width: int, encoding: str = "utf-8") -> str:
-    """Return the text in exactly ``width`` cells."""
-    text = cut(text, width, encoding)
-    return text + " " * (width - cells(text))
-
-
-def symbol(nice: str, plain: str, encoding: str) -> str:
-    """Return ``nice``, or ``plain`` where the stream cannot encode it."""
-    try:
-        nice.encode(encoding)
-    except (UnicodeError, LookupError):
-        return plain
-    return nice
 
 
 def duration(seconds: float) -> str:

@@ -15,8 +15,9 @@ import json
 import os
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 #: Bytes of a prompt. Real ones are below a megabyte.
@@ -30,6 +31,7 @@ HEAD = 16
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"comf")
 _KEYWORDS = ("prompt", "workflow")
+_TAGS = (*_KEYWORDS, "comment")
 _EXIF_TEXT = re.compile(r"\s*(prompt|workflow)\s*:", re.IGNORECASE)
 
 
@@ -50,6 +52,7 @@ def format_of(head: bytes) -> str | None:
 
 def texts(file: BinaryIO) -> dict[str, str]:
     """Return the JSON texts in a seekable file: ``prompt``, or else ``workflow``, or neither. Raises Unreadable."""
+    end = file.seek(0, os.SEEK_END)
     file.seek(0)
     found: dict[str, str] = {}
     walks = {"PNG": _png, "WEBP": _webp, "MP4": _mp4, "WEBM": _webm}
@@ -57,7 +60,7 @@ def texts(file: BinaryIO) -> dict[str, str]:
     if walk is None:
         raise Unreadable("is not a picture or film that a workflow can be read from")
     try:
-        for keyword, text in walk(file):
+        for keyword, text in walk(file, end):
             found.setdefault(keyword, text)
             if keyword == "prompt":
                 break
@@ -67,8 +70,41 @@ def texts(file: BinaryIO) -> dict[str, str]:
     return found
 
 
-def exactly(file: BinaryIO, size: int) -> bytes:
-    """Return the next ``size`` bytes of metadata. Raises Unreadable where they are missing, or too many."""
+# --- parts -------------------------------------------------------------------------------------------
+
+#: Where the content of a part begins and ends.
+_Place = tuple[int, int]
+#: Reads the head of a part, where at most so many bytes are left: its type, the size of its head, of its content (None:
+#: all that is left) and of what follows. None at the end.
+_Head = Callable[[BinaryIO, int], "tuple[bytes, int, int | None, int] | None"]
+
+
+def _parts(file: BinaryIO, head: _Head, place: _Place) -> Iterator[tuple[bytes, _Place]]:
+    """Yield type and place of every part in a stretch of the file. Raises Unreadable for one that is longer than it."""
+    start, end = place
+    for _ in range(MAX_PARTS):
+        file.seek(start)
+        if (found := head(file, end - start)) is None:
+            return
+        kind, before, size, after = found
+        first, last = start + before, end if size is None else start + before + size
+        if last > end:
+            raise Unreadable("is damaged or cut off: a part of it is longer than the file")
+        yield kind, (first, last)
+        start = last + after
+
+
+def _at(file: BinaryIO, head: _Head, place: _Place, *path: bytes) -> Iterator[_Place]:
+    """Yield the places of the parts within parts that this path of types leads to."""
+    for kind, inner in _parts(file, head, place):
+        if kind == path[0]:
+            yield from _at(file, head, inner, *path[1:]) if len(path) > 1 else [inner]
+
+
+def _content(file: BinaryIO, place: _Place) -> bytes:
+    """Return the metadata there. Raises Unreadable where bytes are missing, or too many."""
+    file.seek(place[0])
+    size = place[1] - place[0]
     if size > MAX_TEXT:
         raise Unreadable(f"holds {size / 1e6:,.0f} MB of metadata, too much for a workflow")
     data = file.read(size)
@@ -77,53 +113,63 @@ def exactly(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-def decoded(data: bytes) -> str:
-    """Text of a file: UTF-8, or Latin-1, as PNG's specification has it, where it is not."""
+def _decoded(data: bytes) -> str:
+    """Decode UTF-8, or Latin-1, as PNG's specification has it, where it is not."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
 
+def _tag(keyword: str, data: bytes) -> Iterator[tuple[str, str]]:
+    """Yield a tag of one of these names, or the two that a comment may hold."""
+    if keyword != "comment":
+        yield keyword, _decoded(data)
+        return
+    try:
+        comment = json.loads(data)
+    except (ValueError, RecursionError):
+        return  # a comment of the user's
+    for name in _KEYWORDS:
+        if isinstance(comment, dict) and name in comment:
+            yield name, comment[name] if isinstance(comment[name], str) else json.dumps(comment[name])
+
+
 # --- PNG ---------------------------------------------------------------------------------------------
 
 
-def _png(file: BinaryIO) -> Iterator[tuple[str, str]]:
+def _chunk(file: BinaryIO, _room: int) -> tuple[bytes, int, int, int] | None:
     """Chunks are length (4), type (4), data, CRC of type and data (4). What is missing at the end is not missed."""
-    file.seek(len(_PNG))
+    header = file.read(8)
+    size, kind = struct.unpack(">I4s", header) if len(header) == 8 else (0, b"IEND")
+    return None if kind == b"IEND" else (kind, 8, size, 4)
+
+
+def _png(file: BinaryIO, _end: int) -> Iterator[tuple[str, str]]:
     # One of each: a file of nothing but texts that inflate to a thousand times their size would take hours.
     missing = set(_KEYWORDS)
-    for _ in range(MAX_PARTS):
-        header = file.read(8)
-        if len(header) < 8:
-            return
-        size, kind = struct.unpack(">I4s", header)
-        if kind == b"IEND":
-            return
+    for kind, (start, end) in _parts(file, _chunk, (len(_PNG), sys.maxsize)):
         if kind not in _PNG_TEXTS:
-            file.seek(size + 4, os.SEEK_CUR)
             continue
-        start = file.tell()
-        keyword = file.read(min(size, 80)).partition(b"\0")[0].decode("latin-1")
+        file.seek(start)
+        keyword = file.read(min(end - start, 80)).partition(b"\0")[0].decode("latin-1")
         if keyword in missing:
             missing.remove(keyword)
-            file.seek(start)
-            data = exactly(file, size)
-            if zlib.crc32(kind + data) != int.from_bytes(exactly(file, 4), "big"):
+            data = _content(file, (start, end))
+            if zlib.crc32(kind + data) != int.from_bytes(_content(file, (end, end + 4)), "big"):
                 raise Unreadable(f"is damaged: the checksum of its {keyword} does not match")
             yield keyword, _png_text(kind, data[len(keyword) + 1 :])
-        file.seek(start + size + 4)
 
 
 def _png_text(kind: bytes, data: bytes) -> str:
     """Return the text after the keyword of a text chunk (PNG specification, 11.3.3)."""
     if kind == b"zTXt":
-        return decoded(_inflated(data[1:]))  # after the compression method, of which there is one
+        return _decoded(_inflated(data[1:]))  # after the compression method, of which there is one
     if kind == b"iTXt":
         compressed, (_language, _, rest) = data[:1], data[2:].partition(b"\0")
         text = rest.partition(b"\0")[2]  # after the translated keyword
-        return decoded(_inflated(text) if compressed == b"\1" else text)
-    return decoded(data)
+        return _decoded(_inflated(text) if compressed == b"\1" else text)
+    return _decoded(data)
 
 
 def _inflated(data: bytes) -> bytes:
@@ -140,18 +186,18 @@ def _inflated(data: bytes) -> bytes:
 # --- WEBP --------------------------------------------------------------------------------------------
 
 
-def _webp(file: BinaryIO) -> Iterator[tuple[str, str]]:
+def _riff_chunk(file: BinaryIO, _room: int) -> tuple[bytes, int, int, int] | None:
     """RIFF chunks are type (4), length (4, little-endian), data, padded to even."""
-    file.seek(12)
-    for _ in range(MAX_PARTS):
-        header = file.read(8)
-        if len(header) < 8:
-            return
-        kind, size = struct.unpack("<4sI", header)
-        following = file.tell() + size + size % 2
-        if kind == b"EXIF":
-            yield from _exif(exactly(file, size))
-        file.seek(following)
+    header = file.read(8)
+    if len(header) < 8:
+        return None
+    kind, size = struct.unpack("<4sI", header)
+    return kind, 8, size, size % 2
+
+
+def _webp(file: BinaryIO, _end: int) -> Iterator[tuple[str, str]]:
+    for place in _at(file, _riff_chunk, (12, sys.maxsize), b"EXIF"):
+        yield from _exif(_content(file, place))
 
 
 def _exif(data: bytes) -> Iterator[tuple[str, str]]:
@@ -165,168 +211,90 @@ def _exif(data: bytes) -> Iterator[tuple[str, str]]:
     missing = set(_KEYWORDS)  # the strings may overlap: one of each
     # From the back: ComfyUI counts down from the tag of the prompt, which so comes before the editor's graph.
     for entry in reversed(range(count)):
-        _tag, kind, length, value = struct.unpack_from(f"{order}HHII", data, at + 2 + 12 * entry)
+        _number, kind, length, value = struct.unpack_from(f"{order}HHII", data, at + 2 + 12 * entry)
         # A string of up to four bytes is in the entry itself, and too short for a workflow.
         if kind != 2 or length <= 4:
             continue
         named = _EXIF_TEXT.match(data[value : value + min(length, 32)].decode("latin-1"))
         if named and (keyword := named[1].lower()) in missing:
             missing.remove(keyword)
-            yield keyword, decoded(data[value + named.end() : value + length].rstrip(b"\0"))
-
-
-_KEYS = ("prompt", "workflow", "comment")
-
-
-def _tag(keyword: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield a tag of one of these names, or the two that a comment may hold."""
-    if keyword != "comment":
-        yield keyword, decoded(data)
-        return
-    try:
-        comment = json.loads(data)
-    except (ValueError, RecursionError):
-        return  # a comment of the user's
-    if isinstance(comment, dict):
-        for name in ("prompt", "workflow"):
-            if name in comment:
-                yield name, comment[name] if isinstance(comment[name], str) else json.dumps(comment[name])
+            yield keyword, _decoded(data[value + named.end() : value + length].rstrip(b"\0"))
 
 
 # --- MP4 ---------------------------------------------------------------------------------------------
 
 
-def _mp4(file: BinaryIO) -> Iterator[tuple[str, str]]:
+def _box(file: BinaryIO, room: int) -> tuple[bytes, int, int | None, int] | None:
+    """Boxes are length (4) and type (4) before their content (ISO 14496-12, 4.2)."""
+    if room < 8:
+        return None
+    size, kind = struct.unpack(">I4s", file.read(8))
+    if size == 0:
+        return kind, 8, None, 0
+    before = 8
+    if size == 1:  # too long for four bytes
+        (size,), before = struct.unpack(">Q", file.read(8)), 16
+    if size < before:
+        raise Unreadable("is damaged: a part of it is shorter than its head")
+    return kind, before, size - before, 0
+
+
+def _mp4(file: BinaryIO, end: int) -> Iterator[tuple[str, str]]:
     """moov / udta / meta (QuickTime: moov / meta), with names in ``keys`` and values in ``ilst``."""
-    end = file.seek(0, os.SEEK_END)
-    for kind, start, stop in _boxes(file, 0, end):
-        if kind == b"moov":
-            for place in _metas(file, start, stop):
-                yield from _meta(file, *place)
-            return
+    for path in ((b"moov", b"udta", b"meta"), (b"moov", b"meta")):
+        for place in _at(file, _box, (0, end), *path):
+            yield from _meta(file, place)
 
 
-def _metas(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int]]:
-    for kind, first, last in _boxes(file, start, end):
-        if kind == b"meta":
-            yield first, last
-        elif kind == b"udta":
-            yield from ((at, until) for inner, at, until in _boxes(file, first, last) if inner == b"meta")
-
-
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield ``(type, start, end)`` of the contents of every box in a stretch (ISO 14496-12, 4.2)."""
-    for _ in range(MAX_PARTS):
-        if end - start < 8:
-            return
-        file.seek(start)
-        header = exactly(file, 8)
-        size, head = int.from_bytes(header[:4], "big"), 8
-        if size == 1:  # too long for four bytes
-            size, head = int.from_bytes(exactly(file, 8), "big"), 16
-        elif size == 0:  # to the end
-            size = end - start
-        if size < head or size > end - start:
-            raise Unreadable("is damaged or cut off: a part of it is longer than the file")
-        yield header[4:], start + head, start + size
-        start += size
-
-
-def _meta(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, str]]:
-    file.seek(start)
+def _meta(file: BinaryIO, place: _Place) -> Iterator[tuple[str, str]]:
+    start, end = place
     # QuickTime's begins with its parts, MP4's with four bytes of version and flags.
-    if exactly(file, 8)[4:] != b"hdlr":
+    if _content(file, (start, start + 8))[4:] != b"hdlr":
         start += 4
     names: list[str] = []
-    for kind, first, last in _boxes(file, start, end):
+    for kind, (first, last) in _parts(file, _box, (start, end)):
         if kind == b"keys":
             # Version and flags, how many there are, and then boxes: their type is a namespace, their content a name.
-            for _, at, until in _boxes(file, first + 8, last):
-                file.seek(at)
-                names.append(decoded(exactly(file, until - at)))
+            names += [_decoded(_content(file, inner)).lower() for _, inner in _parts(file, _box, (first + 8, last))]
         elif kind == b"ilst":
-            for item, at, until in _boxes(file, first, last):
-                name = _name_of(item, names)
-                if name in _KEYS:
-                    yield from _values(file, name, at, until)
-
-
-def _name_of(item: bytes, names: list[str]) -> str:
-    """Return an item's name: its type is the number of the name, from 1, or a name of iTunes."""
-    number = int.from_bytes(item, "big")
-    if 1 <= number <= len(names):
-        return names[number - 1].lower()
-    return "comment" if item == b"\xa9cmt" else ""
-
-
-def _values(file: BinaryIO, name: str, start: int, end: int) -> Iterator[tuple[str, str]]:
-    for kind, first, last in _boxes(file, start, end):
-        if kind == b"data" and last - first >= 8:
-            file.seek(first + 8)  # after type and locale
-            yield from _tag(name, exactly(file, last - first - 8))
+            for item, inner in _parts(file, _box, (first, last)):
+                # An item's type is the number of its name, from 1, or a name of iTunes.
+                number = int.from_bytes(item, "big")
+                name = names[number - 1] if 1 <= number <= len(names) else {b"\xa9cmt": "comment"}.get(item)
+                for at, until in _at(file, _box, inner, b"data") if name in _TAGS else ():
+                    yield from _tag(str(name), _content(file, (at + 8, max(at + 8, until))))  # after type and locale
 
 
 # --- WEBM --------------------------------------------------------------------------------------------
 
-_SEGMENT = 0x18538067
-_TAGS, _TAG, _SIMPLE_TAG, _TAG_NAME, _TAG_STRING = 0x1254C367, 0x7373, 0x67C8, 0x45A3, 0x4487
+_SIMPLE_TAGS = (b"\x18\x53\x80\x67", b"\x12\x54\xc3\x67", b"\x73\x73", b"\x67\xc8")
+_TAG_NAME, _TAG_STRING = b"\x45\xa3", b"\x44\x87"
 
 
-def _webm(file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """Segment / Tags / Tag / SimpleTag with TagName (FFmpeg writes capitals) and TagString (RFC 9559)."""
-    end = file.seek(0, os.SEEK_END)
-    for kind, start, stop in _elements(file, 0, end):
-        if kind != _SEGMENT:
-            continue
-        for inner, first, last in _elements(file, start, stop):
-            if inner == _TAGS:
-                yield from _simple_tags(file, first, last)
-
-
-def _simple_tags(file: BinaryIO, start: int, end: int) -> Iterator[tuple[str, str]]:
-    for kind, begin, stop in _elements(file, start, end):
-        if kind != _TAG:
-            continue
-        for inner, first, last in _elements(file, begin, stop):
-            if inner != _SIMPLE_TAG:
-                continue
-            places = {part: (at, until) for part, at, until in _elements(file, first, last)}
-            if _TAG_NAME in places and _TAG_STRING in places:
-                name = decoded(_content(file, places[_TAG_NAME])).lower()
-                if name in _KEYS:
-                    yield from _tag(name, _content(file, places[_TAG_STRING]))
-
-
-def _content(file: BinaryIO, place: tuple[int, int]) -> bytes:
-    file.seek(place[0])
-    return exactly(file, place[1] - place[0]).rstrip(b"\0")
-
-
-def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield ``(id, start, end)`` of the contents of every element in a stretch (RFC 8794).
+def _element(file: BinaryIO, room: int) -> tuple[bytes, int, int | None, int] | None:
+    """Elements are id and size before their content; the first byte of each tells its length (RFC 8794).
 
     One of unknown size goes on to the end; a stream's cluster has none, and what follows it is not read.
     """
-    for _ in range(MAX_PARTS):
-        if start >= end:
-            return
-        file.seek(start)
-        header = file.read(12)
-        id_length, size_length = _length(header[:1]), 0
-        if 0 < id_length <= 4:
-            size_length = _length(header[id_length : id_length + 1])
-        body = id_length + size_length
-        if not size_length or len(header) < body:
-            raise Unreadable("is damaged: its metadata does not have its format's structure")
-        mask = (1 << 7 * size_length) - 1
-        size = int.from_bytes(header[id_length:body], "big") & mask
-        stop = end if size == mask else start + body + size
-        if stop > end:
-            raise Unreadable("is damaged or cut off: a part of it is longer than the file")
-        yield int.from_bytes(header[:id_length], "big"), start + body, stop
-        start = stop
+    if room <= 0:
+        return None
+    header = file.read(12)
+    # By the zeroes that it begins with.
+    id_length = 9 - header[0].bit_length() if header else 9
+    first = header[id_length] if len(header) > id_length else 0
+    before = id_length + 9 - first.bit_length()
+    if id_length > 4 or not first or len(header) < before:
+        raise Unreadable("is damaged: its metadata does not have its format's structure")
+    mask = (1 << 7 * (before - id_length)) - 1
+    size = int.from_bytes(header[id_length:before], "big") & mask
+    return header[:id_length], before, None if size == mask else size, 0
 
 
-def _length(first: bytes) -> int:
-    """Return a number's length in bytes, by the zeroes that its first byte begins with; 0 for an invalid one."""
-    return 9 - first[0].bit_length() if first and first[0] else 0
+def _webm(file: BinaryIO, end: int) -> Iterator[tuple[str, str]]:
+    """Segment / Tags / Tag / SimpleTag with TagName (FFmpeg writes capitals) and TagString (RFC 9559)."""
+    for place in _at(file, _element, (0, end), *_SIMPLE_TAGS):
+        places = dict(_parts(file, _element, place))
+        if _TAG_NAME in places and _TAG_STRING in places:
+            name = _decoded(_content(file, places[_TAG_NAME]).rstrip(b"\0")).lower()
+            if name in _TAGS:
+                yield from _tag(name, _content(file, places[_TAG_STRING]).rstrip(b"\0"))

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settee.base.text import for_terminal
 from settee.base.threads import Call
 from settee.client import streams
 from settee.client.arguments import options_of, wishes_of
@@ -38,12 +37,11 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
     """Send the command's job and save its outputs. Returns the exit code; raises ClientError."""
     ready = endpoint.prepare(args.workflow, wishes_of(args))
     if not args.quiet:
-        encoding = sys.stderr.encoding or "utf-8"
-        streams.say(table(ready.workflow, ready.changes, streams.columns(), encoding) or "the workflow is not changed")
+        streams.say(table(ready.workflow, ready.changes, streams.columns()) or "the workflow is not changed")
         # A ComfyUI has an input folder of its own; a worker has only the files that come with the job.
         missing = [] if endpoint.is_comfy else unfed(ready.workflow, ready.changes)
         for line in (*ready.warnings, *missing):
-            streams.say(for_terminal(line, encoding))
+            streams.say(line)
     if args.save_workflow:
         _write_workflow(ready, args.save_workflow)
     if args.dry_run:

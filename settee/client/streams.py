@@ -9,8 +9,10 @@ import os
 import sys
 from typing import Any, TextIO
 
-from settee.base.text import printable
+from settee.base.text import encodable, printable
 
+#: Of the signs that we draw with.
+_PLAIN = str.maketrans("·█░…", "-#-.")
 #: Why standard output takes no more; of this process.
 _broken: list[OSError] = []
 
@@ -77,7 +79,16 @@ def document(found: object, *, indent: int | None = None) -> None:
 def say(text: str) -> None:
     """Write lines to standard error. They may quote a worker, a server or a file: nothing in them steers a terminal."""
     with contextlib.suppress(OSError, ValueError):
-        print(printable(text, keep="\n"), file=sys.stderr, flush=True)
+        print(fitting(printable(text, keep="\n"), sys.stderr.encoding), file=sys.stderr, flush=True)
+
+
+def fitting(text: str, encoding: str | None) -> str:
+    """Return the text in characters that the stream can take: plain ones for our signs, else question marks."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeError:
+        return encodable(text.translate(_PLAIN), encoding or "utf-8")
+    return text
 
 
 def lost() -> str | None:
@@ -96,9 +107,9 @@ def _json(found: object, indent: int | None) -> str:
         return json.dumps(known, ensure_ascii=False, indent=indent)
 
 
-def columns() -> int:
-    """Return the width of the terminal that standard error is; 200 for a pipe, whose lines are not cut much."""
+def columns(otherwise: int = 200) -> int:
+    """Return the width of the terminal that standard error is, or ``otherwise``: a pipe's lines are not cut much."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     except (OSError, ValueError):
-        return 200
+        return otherwise

