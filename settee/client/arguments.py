@@ -24,6 +24,13 @@ WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
 Files: TypeAlias = "Sequence[str | PathLike[str]] | Mapping[str, str | PathLike[str]]"
 
 
+#: Variables that are called as their fields are.
+_VARIABLES = (
+    *("encryption_key", "bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key", "bucket_name"),
+    *("bucket_region", "comfy_org_api_key"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Environment:
     """The variables that the client reads. None: not set; so are empty ones, which templates leave behind."""
@@ -54,21 +61,10 @@ class Environment:
         def value(name: str) -> str | None:
             return os.environ.get(name, "").strip() or None
 
-        return cls(
-            endpoint_id=value("RUNPOD_ENDPOINT_ID"),
-            endpoint_base_url=value("RUNPOD_ENDPOINT_BASE_URL"),
-            api_key=value("RUNPOD_API_KEY"),
-            encryption_key=value("ENCRYPTION_KEY"),
-            bucket_endpoint_url=value("BUCKET_ENDPOINT_URL"),
-            bucket_access_key_id=value("BUCKET_ACCESS_KEY_ID"),
-            bucket_secret_access_key=value("BUCKET_SECRET_ACCESS_KEY"),
-            bucket_name=value("BUCKET_NAME"),
-            bucket_region=value("BUCKET_REGION"),
-            bucket_path_style=(value("BUCKET_PATH_STYLE") or "true").lower()
-            not in ("false", "0", "no", "off", "f", "n"),
-            comfy_org_api_key=value("COMFY_ORG_API_KEY"),
-            all=os.environ,
-        )
+        runpods = {name: value(f"RUNPOD_{name.upper()}") for name in ("endpoint_id", "endpoint_base_url", "api_key")}
+        others = {name: value(name.upper()) for name in _VARIABLES}
+        path_style = (value("BUCKET_PATH_STYLE") or "true").lower() not in ("false", "0", "no", "off", "f", "n")
+        return cls(**runpods, **others, bucket_path_style=path_style, all=os.environ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,22 +140,14 @@ def workflow_from(workflow: WorkflowLike) -> tuple[dict[str, Any], str]:
 
 def wishes_of(args: argparse.Namespace) -> Wishes:
     """Return what the options put into the workflow. Raises UsageError."""
+    files = {"images": args.img, "masks": args.mask, "videos": args.video, "audio": args.audio}
     return Wishes(
-        images=files_from_texts(args.img),
-        masks=files_from_texts(args.mask),
-        videos=files_from_texts(args.video),
-        audio=files_from_texts(args.audio),
+        **{kind: tuple(map(parse_given, texts)) for kind, texts in files.items()},
         prompt=args.prompt,
         negative=args.negative,
         seed=args.seed,
         keep_seed=args.keep_seed,
-        parameters=Parameters(
-            **{
-                name: getattr(args, name)
-                for name in ("steps", "cfg", "width", "height", "denoise", "sampler", "scheduler", "ckpt")
-            },
-            lora=tuple(args.lora),
-        ),
+        parameters=parameters_from({name: getattr(args, name) for name in Parameters.__dataclass_fields__}),
         sets=tuple(args.set),
     )
 
@@ -174,11 +162,6 @@ def options_of(args: argparse.Namespace) -> JobOptions:
         max_side=args.max_side,
         jpeg=args.jpeg,
     )
-
-
-def files_from_texts(texts: Sequence[str]) -> tuple[Given, ...]:
-    """Return files as the command line has them: ``a.png``, ``12=a.png``, ``Title=a.png``."""
-    return tuple(parse_given(text) for text in texts)
 
 
 def parse_given(text: str) -> Given:

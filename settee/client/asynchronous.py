@@ -26,17 +26,22 @@ async def _in_thread(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
     A caller that is canceled does not wait for the call, which goes on; nor does the program's end.
     """
-    loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     call = Call(lambda: fn(*args, **kwargs), name="settee-client")
-
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(ended.set)
-
-    call.when_ended(wake)
+    call.when_ended(_on_loop(ended.set))
     await ended.wait()
     return call.result()
+
+
+def _on_loop(fn: Callable[..., None]) -> Callable[..., None]:
+    """Return a function for other threads, that has ``fn`` called on this event loop, while there is one."""
+    loop = asyncio.get_running_loop()
+
+    def call(*args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(fn, *args)
+
+    return call
 
 
 @dataclass
@@ -57,18 +62,12 @@ class AsyncJob:
 
     async def wait(self, timeout_s: float = WAIT_S, *, on_update: Callable[[Answer], None] = lambda _: None) -> Result:
         """Wait as :meth:`Job.wait` does. ``on_update`` is called on the event loop."""
-        loop, stop = asyncio.get_running_loop(), threading.Event()
-
-        def update(answer: Answer) -> None:
-            if not stop.is_set():
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(on_update, answer)
-
+        stop = threading.Event()
+        update = _on_loop(lambda answer: None if stop.is_set() else on_update(answer))
         try:
             return await _in_thread(self.job.wait, timeout_s, on_update=update, stop=stop)
         except asyncio.CancelledError:
-            # The thread asks for the job no more.
-            stop.set()
+            stop.set()  # the thread asks for the job no more
             raise
 
 
@@ -95,8 +94,7 @@ class AsyncEndpoint:
         on_update: Callable[[Answer], None] = lambda _: None,
         **wishes: Any,
     ) -> Result:
-        job = await self.submit(workflow, **wishes)
-        return await job.wait(wait_s, on_update=on_update)
+        return await (await self.submit(workflow, **wishes)).wait(wait_s, on_update=on_update)
 
     async def job(self, job_id: str) -> AsyncJob:
         return AsyncJob(await _in_thread(self.endpoint.job, job_id))

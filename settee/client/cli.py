@@ -187,11 +187,13 @@ def _keygen(argv: list[str], prog: str) -> int:
     )
     parser.add_argument("file", nargs="?", type=Path, help="output file, readable by its owner only (default: stdout)")
     file = parser.parse_args(argv).file
-    from settee.client import sealed_jobs
-
     if file is None:
-        streams.line(sealed_jobs.new_key())
+        from settee.base.sealing import generate_key
+
+        streams.line(generate_key())
     else:
-        sealed_jobs.write_key(file)
+        from settee.client.sealed_jobs import write_key
+
+        write_key(file)
         streams.line(file)
     return 0

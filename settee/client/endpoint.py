@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,28 +23,21 @@ from settee.client.arguments import (
 )
 from settee.client.client_errors import JobStopped, Unsure, UsageError
 from settee.client.follow import Result
-from settee.client.prepared import Prepared, Wishes, in_api_format, prepared
+from settee.client.prepared import Prepared, Wishes, prepared
 from settee.client.targets import Answer, Target
 from settee.client.targets.json_http import limited
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
-from settee.comfyui.workflow import Workflow
+from settee.comfyui.workflow import EXPORT_HINT, Workflow
 
 if TYPE_CHECKING:
+    from settee.client.payload import Request
     from settee.client.sealed_jobs import Sealer
     from settee.client.uploads import Uploader
-
-log = logging.getLogger(__name__)
 
 #: Where jobs go when nothing says where: the SDK's local API, as `rp_handler.py --rp_serve_api` starts it.
 LOCAL_URL = "http://127.0.0.1:8000"
 #: How long a job is waited for, seconds.
 WAIT_S = 3600.0
-
-
-def _extra_data(ready: Prepared) -> dict[str, Any]:
-    """Return the editor's graph as the editor itself sends it: some savers read it, and all write it into the picture's
-    metadata."""
-    return {"extra_data": {"extra_pnginfo": {"workflow": ready.editor}}} if ready.editor is not None else {}
 
 
 @dataclass
@@ -184,12 +176,13 @@ class Endpoint:
     @cached_property
     def sealer(self) -> Sealer | None:
         """Return what seals jobs, if a key is given. Raises UsageError for an invalid key."""
-        from settee.client import sealed_jobs
+        from settee.client.sealed_jobs import Sealer, read_key
 
         if self._encryption_key is not None:
-            return sealed_jobs.Sealer(self._encryption_key, origin="encryption_key")
-        file = None if self._key_file is None else Path(self._key_file)
-        return sealed_jobs.sealer(self.environment, file, lambda text: log.warning("%s", text))
+            return Sealer(self._encryption_key, origin="encryption_key")
+        if self._key_file is not None:
+            return Sealer(read_key(Path(self._key_file)), origin=str(self._key_file))
+        return Sealer(self.environment.encryption_key) if self.environment.encryption_key else None
 
     def _unsealed(self, output: Mapping[str, Any]) -> dict[str, Any]:
         from settee.client import sealed_jobs
@@ -205,57 +198,66 @@ class Endpoint:
 
         return comfy_api.read_registry(self._registry)
 
-    def _extensions(self) -> list[str] | None:
-        """Return the scripts of the custom nodes in :attr:`node_registry`, where they can be asked for."""
-        from settee.client.targets import comfy_api
-
-        where = self._registry or (self._where if self.is_comfy else None)
-        return comfy_api.extensions_of(where) if where is not None else None
-
     # --- jobs -------------------------------------------------------------------------------------------------
 
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """Return the workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
         data, shown = workflow_from(workflow)
-        graph = in_api_format(data, shown, lambda: self.node_registry, self._extensions)
+        is_editors = isinstance(data.get("nodes"), list)  # no node of API format is a list
+        graph = self._converted(data, shown) if is_editors else data
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.
         known = self.node_registry if self.is_comfy or self._registry is not None else None
-        return replace(
-            prepared(graph, wishes or Wishes(), known or UNKNOWN),
-            editor=data if isinstance(data.get("nodes"), list) else None,
-        )
+        return replace(prepared(graph, wishes or Wishes(), known or UNKNOWN), editor=data if is_editors else None)
+
+    def _converted(self, data: Mapping[str, Any], shown: str) -> Workflow:
+        """Return the workflow of the editor's file in API format, by the node registry. Raises UsageError."""
+        from settee.client import convert
+        from settee.client.targets import comfy_api
+
+        if self.node_registry is None:
+            raise UsageError(
+                f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
+            )
+        where = self._registry or (self._where if self.is_comfy else None)
+        scripts = comfy_api.extensions_of(where) if where is not None else None
+        return convert.converted(data, self.node_registry, extensions=scripts)
 
     def check_size(self, ready: Prepared, options: JobOptions | None = None) -> None:
         """Check that the job's files can be read and would fit into a request; nothing is sent. Raises UsageError."""
-        from settee.client import payload
+        self._request(ready, options or JobOptions(), self._uploader()).check()
 
-        payload.check(ready.workflow, ready.files, **self._within(ready, options or JobOptions()))
+    def _request(self, ready: Prepared, options: JobOptions, upload: Uploader | None) -> Request:
+        from settee.client.payload import Request
 
-    def _within(self, ready: Prepared, options: JobOptions, stop: threading.Event | None = None) -> dict[str, Any]:
-        """Return the limits and options of a request."""
-        from settee.client.shrink import Shrink
-        from settee.client.uploads import uploader_for
+        # As the editor itself sends its graph: some savers read it, and all write it into the picture's metadata.
+        editors = {"extra_data": {"extra_pnginfo": {"workflow": ready.editor}}} if ready.editor is not None else {}
+        return Request(
+            ready.workflow,
+            ready.files,
+            options={**options.as_input(self.environment), **editors},
+            cap=self.target.request_cap,
+            max_side=options.max_side,
+            jpeg=options.jpeg,
+            upload=upload,
+            seal=None if self.is_comfy else self.sealer,
+        )
 
-        return {
-            "options": {**options.as_input(self.environment), **_extra_data(ready)},
-            "cap": self.target.request_cap,
-            "shrink": Shrink(max_side=options.max_side, jpeg=options.jpeg),
-            "upload": None if self.is_comfy else uploader_for(self.environment, stop=stop),
-            "seal": None if self.is_comfy else self.sealer,
-        }
+    def _uploader(self, stop: threading.Event | None = None) -> Uploader | None:
+        """Return what takes a job's large files to S3; None where the environment names no bucket."""
+        from settee.client.uploads import Uploader
+
+        has_bucket = self.environment.bucket_endpoint_url is not None and not self.is_comfy
+        return Uploader(self.environment, stop=stop) if has_bucket else None
 
     def send(self, ready: Prepared, options: JobOptions | None = None, *, stop: threading.Event | None = None) -> Job:
         """Send what :meth:`prepare` made. ``stop``, set from any thread before it is under way, gives it up.
 
         Raises Rejected, NetworkError; JobStopped when it was given up.
         """
-        from settee.client import payload
-
         stop = stop or threading.Event()
-        within = self._within(ready, options or JobOptions(), stop)
-        bucket: Uploader | None = within["upload"]
-        request = payload.build(ready.workflow, ready.files, **within)
+        bucket = self._uploader(stop)
         try:
+            request = self._request(ready, options or JobOptions(), bucket).build()
             if stop.is_set():
                 raise JobStopped("given up; no job was sent")
             with limited(stop, lambda: math.inf):

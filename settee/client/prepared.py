@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from settee.comfyui.literals import Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.rewrite import filled_prefixes
 from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
-from settee.comfyui.workflow import EXPORT_HINT, Workflow
+from settee.comfyui.workflow import Workflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +94,6 @@ def prepared(
         seeds={f"{c.node_id}.{c.input}": changed[c.node_id]["inputs"][c.input] for c in seeds},
         warnings=warnings,
     )
-
-
-def in_api_format(
-    data: Mapping[str, Any],
-    shown: str,
-    registry: Callable[[], NodeRegistry | None],
-    extensions: Callable[[], Iterable[str] | None] = lambda: None,
-) -> Workflow:
-    """Return a checked workflow in API format: as it is, or converted from the editor's format.
-
-    ``registry`` and ``extensions``, the target's, are asked only then. Raises UsageError.
-    """
-    if not isinstance(data.get("nodes"), list):  # no node of API format is a list
-        return dict(data)
-    from settee.client import convert
-
-    classes = registry()
-    if classes is None:
-        raise UsageError(
-            f"{shown}: {EXPORT_HINT}. Or name a ComfyUI that knows its nodes with --registry URL, to convert it"
-        )
-    return convert.converted(data, classes, extensions=extensions())
 
 
 def seed_changes(

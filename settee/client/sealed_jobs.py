@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from settee.client.arguments import Environment
+from settee.base import sealing
+from settee.base.errors import ConfigError, SealBroken
+from settee.base.text import join_ascii
 from settee.client.client_errors import UsageError
 
-if TYPE_CHECKING:
-    from settee.base.sealing import Writes
+log = logging.getLogger(__name__)
 
 #: Of a sealed answer: what it holds instead of its outputs.
 _TOKEN = "encrypted_output"  # noqa: S105 - a key's name
@@ -28,9 +30,6 @@ class Sealer:
     """
 
     def __init__(self, keys: str, *, origin: str = "ENCRYPTION_KEY") -> None:
-        from settee.base import sealing
-        from settee.base.errors import ConfigError
-
         try:
             import cryptography.fernet  # noqa: F401
         except ImportError as error:
@@ -48,64 +47,39 @@ class Sealer:
     def __repr__(self) -> str:
         return f"Sealer({self.origin})"
 
-    @staticmethod
-    def size(size: int) -> int:
-        """Characters of the token around ``size`` bytes."""
-        from settee.base.sealing import sealed_size
-
-        return sealed_size(size)
-
     def seal(self, pieces: Iterable[bytes]) -> str:
         """Return the token around JSON that comes in pieces, in memory for the token and a piece."""
-        from settee.base.text import join_ascii
-
         return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
 
     def open(self, output: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the sealed content of a job's answer (``{"encrypted_output": token, …}``). Raises UsageError where the
-        keys do not open it."""
-        from settee.base.errors import SealBroken
-
+        """Return the content of a sealed answer (``{"encrypted_output": token, …}``). Raises UsageError where the keys
+        do not open it."""
         try:
             answer = self._keys.open(output[_TOKEN])
         except SealBroken:
-            raise UsageError(
-                f"the answer does not open with the key of {self.origin}: give the key that the job was sealed with"
-            ) from None
+            raise self._misfit("the answer does not open", "") from None
         if not isinstance(answer, dict):
             raise UsageError("the sealed answer holds no result: is it a settee worker's?")
         return answer
 
-    def open_file(self, sealed: Path, target: Writes) -> None:
+    def open_file(self, sealed: Path, target: sealing.Writes) -> None:
         """Write the content of a sealed file (``….sealed``, from S3) to ``target``; nothing when it does not open.
 
         Raises UsageError where the keys do not open it, and OSError.
         """
-        from settee.base.errors import SealBroken
-
         with sealed.open("rb") as source:
             try:
                 self._keys.open_file(source, target)
             except SealBroken:
-                raise UsageError(
-                    f"it does not open with the key of {self.origin}: give the key that the job was sealed with, or "
-                    "fetch it again"
-                ) from None
+                raise self._misfit("it does not open", ", or fetch it again") from None
+
+    def _misfit(self, what: str, otherwise: str) -> UsageError:
+        return UsageError(f"{what} with the key of {self.origin}: give the key that the job was sealed with{otherwise}")
 
 
-def sealer(environment: Environment, key_file: Path | None, warn: Callable[[str], None]) -> Sealer | None:
-    """Return what seals jobs, by the key of the file, else of ENCRYPTION_KEY; None without either.
-
-    ``warn`` is called for a file that others may read. Raises UsageError.
-    """
-    if key_file is not None:
-        return Sealer(read_key(key_file, warn), origin=str(key_file))
-    return Sealer(environment.encryption_key) if environment.encryption_key else None
-
-
-def read_key(path: Path, warn: Callable[[str], None]) -> str:
+def read_key(path: Path) -> str:
     """Return the keys in a file, one a line or comma-separated, as a comma-separated string. ``#`` begins a comment
-    line."""
+    line. Warns of a file that others may read."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_KEY_FILE + 1)
@@ -113,7 +87,7 @@ def read_key(path: Path, warn: Callable[[str], None]) -> str:
     except OSError as error:
         raise UsageError(f"the key file {path} cannot be read: {error.strerror or type(error).__name__}") from error
     if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-        warn(f"{path} holds a key, and others on this machine may read it: chmod 600 {path}")
+        log.warning("%s holds a key, and others on this machine may read it: chmod 600 %s", path, path)
     if len(content) > _MAX_KEY_FILE:
         raise UsageError(f"{path} is too large for a key file: {_NEW_KEY}")
     # A key is ASCII; whatever else stands there is refused as one.
@@ -121,19 +95,12 @@ def read_key(path: Path, warn: Callable[[str], None]) -> str:
     return ",".join(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
-def new_key() -> str:
-    """Return a key for ENCRYPTION_KEY, the worker's and the client's."""
-    from settee.base.sealing import generate_key
-
-    return generate_key()
-
-
 def write_key(path: Path) -> None:
     """Write a new key to a new file that only its owner may read. Raises UsageError; a key is never overwritten."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{new_key()}\n")
+            file.write(f"{sealing.generate_key()}\n")
     except FileExistsError as error:
         raise UsageError(
             f"{path} exists already: jobs sealed with an overwritten key could not be opened any more"
@@ -142,14 +109,9 @@ def write_key(path: Path) -> None:
         raise UsageError(f"the key file {path} cannot be written: {error.strerror}") from error
 
 
-def is_sealed(output: Mapping[str, Any]) -> bool:
-    """Return True if a job's output is sealed."""
-    return isinstance(output.get(_TOKEN), str)
-
-
 def opened(output: Mapping[str, Any], keys: Sealer | None) -> dict[str, Any]:
     """Return a job's output, opened where it is sealed. Raises UsageError without a key, or where it does not fit."""
-    if not is_sealed(output):
+    if not isinstance(output.get(_TOKEN), str):
         return dict(output)
     if keys is None:
         raise UsageError(

@@ -7,7 +7,6 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +24,6 @@ _PNG_MODES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I")
 _opening = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Shrink:
-    """Limits for pictures, which are made smaller to fit. None: no limit."""
-
-    #: Pixels of the longer side, at most.
-    max_side: int | None = None
-    #: Quality of a JPEG, 1 to 100.
-    jpeg: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_side is not None and not 1 <= self.max_side <= 65535:
-            raise UsageError(f"--max-side {self.max_side}: give the pixels of the longer side, from 1 to 65535")
-        if self.jpeg is not None and not 1 <= self.jpeg <= 100:
-            raise UsageError(f"--jpeg {self.jpeg}: give a quality from 1 to 100")
-
-
 def fitted(path: Path, *, max_side: int | None, jpeg: int | None) -> bytes | None:
     """Return the picture within ``max_side`` pixels and, with ``jpeg``, as a JPEG of that quality; None: send the file.
 
@@ -49,7 +32,10 @@ def fitted(path: Path, *, max_side: int | None, jpeg: int | None) -> bytes | Non
     and everything else becomes PNG. A picture that is transparent anywhere never becomes a JPEG: ComfyUI makes a
     loader's mask of its transparency. One that moves (GIF, WEBP, APNG) is left alone. Raises UsageError.
     """
-    Shrink(max_side, jpeg)
+    if max_side is not None and not 1 <= max_side <= 65535:
+        raise UsageError(f"--max-side {max_side}: give the pixels of the longer side, from 1 to 65535")
+    if jpeg is not None and not 1 <= jpeg <= 100:
+        raise UsageError(f"--jpeg {jpeg}: give a quality from 1 to 100")
     if max_side is None and jpeg is None:
         return None
     with _opened(path) as image:

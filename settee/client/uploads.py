@@ -42,7 +42,6 @@ class Uploader:
     def __init__(self, environment: Environment, *, stop: threading.Event | None = None) -> None:
         self._environment = environment
         self._stop = stop or threading.Event()
-        self._lock = threading.Lock()
         self._keys: list[str] = []
 
     @functools.cached_property
@@ -60,9 +59,8 @@ class Uploader:
         reached, and JobStopped.
         """
         key = f"{self._target.prefix}{uuid.uuid4()}/{name}"
-        with self._lock:
-            # Noted before it is there: what an interrupted upload leaves is removed too.
-            self._keys.append(key)
+        # Noted before it is there: what an interrupted upload leaves is removed too.
+        self._keys.append(key)
         try:
             with self._bucket() as bucket, contextlib.ExitStack() as opened:
                 if self._stop.is_set():
@@ -75,19 +73,15 @@ class Uploader:
 
     def remove(self) -> list[str]:
         """Delete what was put there, when the job has ended. Returns the keys that S3 did not let go."""
-        with self._lock:
-            keys, self._keys = self._keys, []
-        left = []
+        keys, self._keys = self._keys, []
         for key in keys:
             try:
                 with self._bucket() as bucket:
                     bucket.remove(Object(key, "", {}))
             except ClientError as error:
                 log.warning("an input file stays in the bucket: %s", error)
-                left.append(key)
-        with self._lock:
-            self._keys = left + self._keys
-        return left
+                self._keys.append(key)
+        return self._keys
 
     @contextlib.contextmanager
     def _bucket(self) -> Iterator[Bucket]:
@@ -126,11 +120,6 @@ class _File(io.FileIO):
         if self._stop.is_set():
             raise UploadStopped
         return super().read(-1 if size is None else size) or b""
-
-
-def uploader_for(environment: Environment, *, stop: threading.Event | None = None) -> Uploader | None:
-    """The uploader for one job; None where the environment names no bucket."""
-    return Uploader(environment, stop=stop) if environment.bucket_endpoint_url else None
 
 
 def _target(environment: Environment) -> Target:

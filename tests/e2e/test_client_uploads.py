@@ -16,11 +16,12 @@ import pytest
 import requests
 from PIL import Image
 
-from settee.client import Endpoint, Job, Status, payload
+from settee.client import Endpoint, Job, Status
 from settee.client.arguments import Environment
 from settee.client.client_errors import AuthError, ClientError, JobStopped, NetworkError, UsageError
 from settee.client.inject import InputFile
-from settee.client.uploads import Uploader, uploader_for
+from settee.client.payload import Request
+from settee.client.uploads import Uploader
 from settee.s3.client import url_for
 from tests.support.public_api import PublicApi
 from tests.support.s3 import S3Server, free_ports
@@ -51,7 +52,7 @@ def test_a_request_over_the_cap_goes_by_s3_and_leaves_nothing(s3: S3Server, buck
         InputFile("2_b.png", large(tmp_path / "b.png", 1000), "image"),
     ]
     uploader = Uploader(environment(s3, bucket))
-    built = payload.build(GRAPH, files, cap=100_000, upload=uploader)
+    built = Request(GRAPH, files, cap=100_000, upload=uploader).build()
     (key,) = s3.keys(bucket)
     prefix, identity, name = key.split("/")
     assert (prefix, name, str(uuid.UUID(identity))) == ("settee-inputs", "1_a.png", identity)
@@ -141,8 +142,9 @@ def test_an_upload_is_given_up_when_asked(s3: S3Server, bucket: str, tmp_path: P
     uploader = Uploader(environment(s3, bucket), stop=stop)
     files = [InputFile("1_a.png", large(tmp_path / "a.png", 3_000_000), "image")]
     with pytest.raises(JobStopped, match="no job was sent"):
-        payload.build(GRAPH, files, cap=10_000, upload=uploader)
+        Request(GRAPH, files, cap=10_000, upload=uploader).build()
     assert stop.asked >= 10
+    uploader.remove()
     assert s3.keys(bucket) == []
     with pytest.raises(JobStopped):
         uploader.put("a", b"x")
@@ -226,18 +228,17 @@ def test_a_file_that_went_away(s3: S3Server, bucket: str, tmp_path: Path) -> Non
 )
 def test_half_of_a_bucket(given: dict[str, str], words: str, tmp_path: Path) -> None:
     keys = {} if "ACCESS" in words else {"bucket_access_key_id": "a", "bucket_secret_access_key": "b"}
-    uploader = uploader_for(Environment(**{**keys, **given}))
-    assert uploader is not None
+    uploader = Uploader(Environment(**{**keys, **given}))
     large = tmp_path / "large.png"
     large.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(6000))
     files = [InputFile("large.png", large, "image")]
     # Of no account while everything fits; a dry run says what a run would.
-    payload.check({}, files, cap=None, upload=uploader)
+    Request({}, files, cap=None, upload=uploader).check()
     with pytest.raises(UsageError, match=words):
-        payload.check({}, files, cap=5000, upload=uploader)
+        Request({}, files, cap=5000, upload=uploader).check()
     with pytest.raises(UsageError, match=words):
-        payload.build({}, files, cap=5000, upload=uploader)
-    assert uploader_for(Environment(bucket_name="alone")) is None
+        Request({}, files, cap=5000, upload=uploader).build()
+    assert Endpoint(environment=Environment(bucket_name="alone"))._uploader() is None
 
 
 _BARE = """

@@ -15,12 +15,13 @@ from PIL import Image
 
 from settee.base.json_io import decode_base64
 from settee.base.sealing import Sealer as WorkersSealer
+from settee.base.sealing import generate_key
 from settee.base.settings import Settings
-from settee.client import payload
+from settee.client import Endpoint, Environment, Prepared
 from settee.client.client_errors import NetworkError, UsageError
 from settee.client.inject import InputFile
-from settee.client.sealed_jobs import Sealer, new_key
-from settee.client.shrink import Shrink
+from settee.client.payload import Request, _Part
+from settee.client.sealed_jobs import Sealer
 from settee.doors.runpod import sealed
 from settee.engine import request
 
@@ -52,7 +53,7 @@ def file(path: Path, size: int = 100, kind: str = "image", name: str | None = No
 
 
 def build(files: list[InputFile], **how: Any) -> dict[str, Any]:
-    return payload.build(GRAPH, files, **how)
+    return Request(GRAPH, files, **how).build()
 
 
 def measured(built: dict[str, Any]) -> int:
@@ -101,12 +102,9 @@ def test_options_are_the_workers() -> None:
     assert "extra_data" not in built
     job = request.parse(built, Settings())
     assert (job.timeout_s, job.allow_partial, job.debug, job.delivery.mode) == (5.0, True, False, "base64")
-    assert set(payload.OPTIONS) == set(request.KEYS) - {"workflow", "images", "files"}
 
 
-def test_an_option_that_no_worker_knows() -> None:
-    with pytest.raises(UsageError, match="no option 'timeout'; did you mean 'timeout_s'"):
-        build([], options={"timeout": 5})
+def test_an_option_that_json_cannot_express() -> None:
     with pytest.raises(UsageError, match="NaN or an infinite"):
         build([], options={"timeout_s": float("inf")})
 
@@ -114,15 +112,15 @@ def test_an_option_that_no_worker_knows() -> None:
 # --- what it may weigh -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seal", [None, Sealer(new_key())])
+@pytest.mark.parametrize("seal", [None, Sealer(generate_key())])
 def test_the_cap_is_meant_to_the_byte(tmp_path: Path, seal: Sealer | None) -> None:
     files = [file(tmp_path / "a.png", 5000), file(tmp_path / "ü.wav", 3001, "audio", '2_"ü.wav')]
     exact = measured(build(files, seal=seal))
     assert measured(build(files, cap=exact, seal=seal)) == exact
-    payload.check(GRAPH, files, cap=exact, seal=seal)
-    for attempt in (build, lambda files, **how: payload.check(GRAPH, files, **how)):
+    Request(GRAPH, files, cap=exact, seal=seal).check()
+    for attempt in (Request.build, Request.check):
         with pytest.raises(UsageError):
-            attempt(files, cap=exact - 1, seal=seal)
+            attempt(Request(GRAPH, files, cap=exact - 1, seal=seal))
 
 
 def test_too_large_says_sizes_and_ways_out(tmp_path: Path) -> None:
@@ -152,7 +150,7 @@ def test_too_large_without_a_picture_or_a_file(tmp_path: Path) -> None:
 def test_a_sealed_request_that_is_too_large_goes_nowhere_unsealed(tmp_path: Path) -> None:
     shelf = Shelf()
     with pytest.raises(UsageError, match="where they would be unsealed"):
-        build([file(tmp_path / "a.png", 9000)], cap=9000, upload=shelf, seal=Sealer(new_key()))
+        build([file(tmp_path / "a.png", 9000)], cap=9000, upload=shelf, seal=Sealer(generate_key()))
     assert not shelf.kept
 
 
@@ -183,7 +181,7 @@ def test_a_smaller_picture_is_what_is_uploaded(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.effect_noise((400, 400), 90).save(path)
     shelf = Shelf()
-    build([InputFile("1_a.png", path, "image")], cap=5000, shrink=Shrink(max_side=200), upload=shelf)
+    build([InputFile("1_a.png", path, "image")], cap=5000, max_side=200, upload=shelf)
     (content,) = shelf.kept.values()
     assert len(content) < path.stat().st_size
 
@@ -195,11 +193,14 @@ def test_nothing_is_uploaded_when_that_would_not_be_enough(tmp_path: Path) -> No
     assert not shelf.kept
 
 
-def test_what_was_uploaded_is_removed_when_the_next_fails(tmp_path: Path) -> None:
+def test_what_was_uploaded_is_removed_when_the_next_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf(full=1)
-    files = [file(tmp_path / f"{i}.png", 9000) for i in range(3)]
-    with pytest.raises(NetworkError):
-        build(files, cap=9000, upload=shelf)
+    files = tuple(file(tmp_path / f"{i}.png", 9000) for i in range(3))
+    with Endpoint("http://127.0.0.1:1", environment=Environment()) as endpoint:
+        monkeypatch.setattr(endpoint, "_uploader", lambda stop: shelf)
+        monkeypatch.setattr(endpoint.target, "request_cap", 9000)
+        with pytest.raises(NetworkError):
+            endpoint.send(Prepared(GRAPH, files=files))
     assert len(shelf.kept) == 1
     assert shelf.removed
 
@@ -213,7 +214,7 @@ def test_pictures_and_masks_are_made_smaller_and_films_not(tmp_path: Path) -> No
         noise.save(tmp_path / name)
     files = [InputFile(f"1_{kind}", tmp_path / f"{kind[0]}.png", kind) for kind in ("mask", "video")]
     files.insert(0, InputFile("1_a.png", tmp_path / "a.png", "image"))
-    built = build(files, shrink=Shrink(max_side=100, jpeg=50))["input"]
+    built = build(files, max_side=100, jpeg=50)["input"]
     (tmp_path / "sent").write_bytes(base64.b64decode(built["images"][0]["image"]))
     with Image.open(tmp_path / "sent") as image:
         assert (image.format, image.size) == ("JPEG", (100, 75))
@@ -232,7 +233,7 @@ def test_a_sealed_job_is_the_same_job_to_the_worker(tmp_path: Path) -> None:
         file(tmp_path / "b.png", 10, "mask", 'ü"\\b.png'),
         file(tmp_path / "s.wav", 1000, "audio"),
     ]
-    key = new_key()
+    key = generate_key()
     options = {"timeout_s": 3}
     built = build(files, options=options, seal=Sealer(key))["input"]
     assert sealed.is_sealed(built)
@@ -255,8 +256,7 @@ def test_a_file_that_is_gone(tmp_path: Path) -> None:
 def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
     """Its last bytes come when its first have been read."""
     given = file(tmp_path / "a.wav", (3 << 17) + 5, "audio")
-    parts = [payload._part(given, None)]
-    pieces = payload._base64(parts[0])
+    pieces = _Part(given, given.path.stat().st_size).pieces()
     next(pieces)
     with given.path.open("ab") as more:
         more.write(b"more")
@@ -269,15 +269,16 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path) -> None:
 _MEASURE = """
 import sys
 from pathlib import Path
-from settee.client import payload
 from settee.client.inject import InputFile
-from settee.client.sealed_jobs import Sealer, new_key
+from settee.client.payload import Request
+from settee.base.sealing import generate_key
+from settee.client.sealed_jobs import Sealer
 from tests.support.memory import reset_peak, resident
-seal = Sealer(new_key()) if sys.argv[2] == "sealed" else None
+seal = Sealer(generate_key()) if sys.argv[2] == "sealed" else None
 files = [InputFile("1_a.bin", Path(sys.argv[1]), "video")]
-payload.build({}, [], seal=seal)
+Request({}, [], seal=seal).build()
 before = reset_peak()
-built = payload.build({}, files, cap=10**9, seal=seal)
+built = Request({}, files, cap=10**9, seal=seal).build()
 print(resident("VmHWM") - before)
 """
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from settee.client.client_errors import UsageError
-from settee.client.shrink import Shrink, fitted
+from settee.client.shrink import fitted
 
 
 def photo(size: tuple[int, int] = (320, 200)) -> Image.Image:
@@ -220,9 +220,9 @@ def test_what_is_opaque_becomes_a_jpeg(tmp_path: Path, mode: str) -> None:
         ({"jpeg": 101}, "--jpeg 101"),
     ],
 )
-def test_values_that_mean_nothing(how: dict[str, int], words: str) -> None:
+def test_values_that_mean_nothing(tmp_path: Path, how: dict[str, int], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Shrink(**how)
+        fitted(tmp_path / "a.png", **{"max_side": None, "jpeg": None, **how})
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:

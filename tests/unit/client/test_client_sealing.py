@@ -15,19 +15,20 @@ from cryptography.fernet import Fernet
 
 from settee.base.errors import ExecutionFailed
 from settee.base.sealing import Sealer as WorkersSealer
-from settee.client import sealed_jobs
+from settee.base.sealing import generate_key
+from settee.client import Endpoint, sealed_jobs
 from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
-from settee.client.sealed_jobs import Sealer, new_key
+from settee.client.sealed_jobs import Sealer
 from settee.doors.runpod.sealed import closed, closed_error
 
-KEY, OTHER = new_key(), new_key()
+KEY, OTHER = generate_key(), generate_key()
 ROOT = Path(__file__).parents[3]
 POSIX = os.name == "posix"
 
 
-def unheard(warning: str) -> None:
-    raise AssertionError(warning)
+def sealer(environment: Environment, path: Path | None = None) -> Sealer | None:
+    return Endpoint(environment=environment, key_file=path).sealer
 
 
 def key_file(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
@@ -40,7 +41,7 @@ def key_file(path: Path, content: str | bytes, mode: int = 0o600) -> Path:
 
 
 def test_a_new_key_is_fernets() -> None:
-    assert new_key() != new_key()
+    assert generate_key() != generate_key()
     assert Fernet(KEY).decrypt(Fernet(KEY).encrypt(b"x")) == b"x"
 
 
@@ -50,33 +51,32 @@ def test_a_new_key_is_fernets() -> None:
 )
 def test_a_key_file_however_it_was_written(tmp_path: Path, content: str) -> None:
     path = key_file(tmp_path / "key", content)
-    keys = sealed_jobs.sealer(Environment(encryption_key=OTHER), path, unheard)
+    keys = sealer(Environment(encryption_key=OTHER), path)
     assert keys is not None
     token = keys.seal([b'{"a": 1}'])
     assert Fernet(KEY).decrypt(token) == b'{"a": 1}', "the file goes before the environment, its first key seals"
 
 
 def test_the_environment_and_none() -> None:
-    keys = sealed_jobs.sealer(Environment(encryption_key=KEY), None, unheard)
+    keys = sealer(Environment(encryption_key=KEY))
     assert keys is not None
     assert Fernet(KEY).decrypt(keys.seal([b"1"])) == b"1"
-    assert sealed_jobs.sealer(Environment(), None, unheard) is None
+    assert sealer(Environment()) is None
 
 
 @pytest.mark.skipif(not POSIX, reason="permissions of POSIX")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
-def test_a_file_that_others_may_read_is_told_of(tmp_path: Path, mode: int) -> None:
+def test_a_file_that_others_may_read_is_told_of(tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
     path = key_file(tmp_path / "key", KEY, mode)
-    warnings: list[str] = []
-    assert sealed_jobs.read_key(path, warnings.append) == KEY
-    assert warnings == [f"{path} holds a key, and others on this machine may read it: chmod 600 {path}"]
+    assert sealed_jobs.read_key(path) == KEY
+    assert caplog.messages == [f"{path} holds a key, and others on this machine may read it: chmod 600 {path}"]
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "secret", f"{KEY}x", f"{KEY}\noops", b"\xff\xfe" * 30])
 def test_what_is_no_key_is_told_without_it(tmp_path: Path, content: str | bytes) -> None:
     path = key_file(tmp_path / "key", content)
     with pytest.raises(UsageError) as error:
-        sealed_jobs.sealer(Environment(), path, unheard)
+        sealer(Environment(), path)
     assert error.value.message.startswith(f"{path} holds no Fernet key")
     assert "settee-client keygen" in error.value.message
     assert KEY not in error.value.message
@@ -85,11 +85,11 @@ def test_what_is_no_key_is_told_without_it(tmp_path: Path, content: str | bytes)
 
 def test_a_key_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        sealed_jobs.read_key(tmp_path / "key", unheard)
+        sealed_jobs.read_key(tmp_path / "key")
     with pytest.raises(UsageError, match="cannot be read"):
-        sealed_jobs.read_key(tmp_path, unheard)
+        sealed_jobs.read_key(tmp_path)
     with pytest.raises(UsageError, match="too large for a key file"):
-        sealed_jobs.read_key(key_file(tmp_path / "key", "x" * 100_000), unheard)
+        sealed_jobs.read_key(key_file(tmp_path / "key", "x" * 100_000))
 
 
 def test_a_written_key_is_its_owners_and_is_never_overwritten(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_written_key_is_its_owners_and_is_never_overwritten(tmp_path: Path) ->
     if POSIX:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = path.read_text()
-    assert sealed_jobs.sealer(Environment(), path, unheard) is not None
+    assert sealer(Environment(), path) is not None
     with pytest.raises(UsageError, match="exists already"):
         sealed_jobs.write_key(path)
     assert path.read_text() == first
@@ -116,7 +116,7 @@ def test_a_sealer_shows_no_key() -> None:
 def test_what_the_worker_sealed_opens() -> None:
     answer = {"status": "success", "images": [{"data": "A" * 100_000}], "texts": ["Grüße"]}
     output = closed(answer, WorkersSealer(KEY))
-    assert sealed_jobs.is_sealed(output)
+    assert output.keys() >= {"encrypted_output"}
     assert sealed_jobs.opened(output, Sealer(f"{OTHER},{KEY}")) == answer
     assert sealed_jobs.opened({"status": "success"}, None) == {"status": "success"}
 
@@ -193,12 +193,13 @@ _BARE = """
 import sys
 for name in sys.argv[1].split(","):
     sys.modules[name] = None
+from settee.base.sealing import generate_key, sealed_size
 from settee.client import sealed_jobs
 from settee.client.client_errors import UsageError
 try:
-    keys = sealed_jobs.Sealer(sealed_jobs.new_key())
+    keys = sealed_jobs.Sealer(generate_key())
     token = keys.seal([b'{"a": ', b'"\\xc3\\xbc"}'])
-    print(keys.open({"encrypted_output": token}), len(token) == keys.size(11))
+    print(keys.open({"encrypted_output": token}), len(token) == sealed_size(11))
 except UsageError as error:
     print(error)
 """
