@@ -10,34 +10,35 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+import functools
 import hashlib
 import hmac
+import os
+import socket
 import ssl
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from typing import Any, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+
+import httpcore
 
 from settee import __version__
+from settee.base.threads import Call
 from settee.net.addresses import is_this_machine
 from settee.net.retry import retry_after_s
 from settee.service.callback_urls import addressed
-from settee.service.connections import (
-    Lookups,
-    TooManyLookups,
-    authorization,
-    connected,
-    host_header,
-    request,
-    trusted,
-    unverified,
-)
 
 #: Answers below 500 after which the same request may well succeed later.
 _RETRIED = frozenset((408, 429))
 #: Retry-After is believed up to this, seconds.
 _MAX_ASKED_S = 3600.0
+#: Lookups of one name that are not waited for any more; each has a thread.
+_MAX_LOOKUPS = 4
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 SECRET_RULE = "must be whsec_ and the base64 of 24 to 64 bytes"  # noqa: S105
 
@@ -95,62 +96,147 @@ class WebhookSender:
 
     async def __call__(self, post: Post, timeout_s: float) -> Answer:
         """Never raises for what the address, the network or the receiver does."""
-        import h11
-
         try:
             url = _checked(post.url)
         except ValueError:
             return Answer(why="its address cannot be used", is_hopeless=True)
         try:
-            proxy, trusted = _environment(post.url, self._verify_tls)
+            connections = self._connections(url)
         except ValueError:
             return Answer(why="the proxy in the agent's environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is not usable")
         try:
-            return await asyncio.wait_for(self._exchange(url, proxy, trusted, post), timeout_s)
+            return await asyncio.wait_for(self._exchange(connections, url, post), timeout_s)
         except asyncio.TimeoutError:
             return Answer(why=f"no answer within {timeout_s:.3g} s")
-        except ssl.SSLError:
-            return Answer(why="its TLS certificate or connection is not valid")
         except TooManyLookups as error:
             return Answer(why=str(error))
-        except (OSError, h11.ProtocolError, EOFError, ValueError):
+        except (OSError, ValueError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+            if _is_tls(error):
+                return Answer(why="its TLS certificate or connection is not valid")
             return Answer(why="the connection failed or broke off")
 
-    async def _exchange(
-        self, url: SplitResult, proxy: SplitResult | None, trusted: ssl.SSLContext, post: Post
-    ) -> Answer:
+    def _connections(self, url: SplitResult) -> httpcore.AsyncConnectionPool:
+        """Return connections to a URL, with the proxy and certificates of the environment as requests reads it.
+
+        This machine's own ports have no proxy. Raises ValueError for an address that cannot be a proxy's.
+        """
+        import requests
+        from requests.utils import select_proxy
+
+        with requests.Session() as session:
+            session.trust_env = not is_this_machine(url.hostname or "")
+            settings = session.merge_environment_settings(url.geturl(), {}, True, self._verify_tls, None)
+        verify, proxy = settings["verify"], select_proxy(url.geturl(), settings["proxies"])
+        options: dict[str, Any] = {"ssl_context": _tls(verify), "network_backend": self.lookups}
+        if not proxy:
+            return httpcore.AsyncConnectionPool(**options)
+        found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if found.scheme not in ("http", "https") or not found.hostname or not (found.port or 80) > 0:
+            raise ValueError("not a proxy's address")
+        if found.scheme == "https":
+            options["proxy_ssl_context"] = options["ssl_context"]
+        return httpcore.AsyncHTTPProxy(_address(found), proxy_auth=_credentials(found), **options)
+
+    async def _exchange(self, connections: httpcore.AsyncConnectionPool, url: SplitResult, post: Post) -> Answer:
         """Only the head of an answer is read: its body states nothing that is needed, may be endless, and may be
-        other than its head announces (which aiohttp takes for no answer)."""
-        reader, writer = await connected(url, proxy, trusted, self.lookups)
-        try:
-            headers = self._headers(post, url)
-            target = urlunsplit(("", "", url.path or "/", url.query, ""))
-            if proxy is not None and url.scheme == "http":
-                target = urlunsplit((url.scheme, host_header(url), url.path or "/", url.query, ""))
-                headers |= authorization(proxy, "Proxy-Authorization")
-            status, asked = await request(reader, writer, target, headers, post.body)
-        finally:
-            writer.transport.abort()
+        other than its head announces."""
+        headers, content = list(self._headers(post, url).items()), post.body
+        async with connections, connections.stream("POST", _address(url), headers=headers, content=content) as answer:
+            status = answer.status
+            asked = [value.decode("latin-1") for name, value in answer.headers if name.lower() == b"retry-after"]
         if 300 <= status < 400:
             return Answer(status, f"HTTP {status}: it redirects to another address; give that one")
-        is_asked = status in _RETRIED or status >= 500
-        asked_s = retry_after_s(asked, _MAX_ASKED_S) or 0.0
-        return Answer(status, f"HTTP {status}", asked_s if is_asked else 0.0)
+        is_asked = bool(asked) and (status in _RETRIED or status >= 500)
+        return Answer(status, f"HTTP {status}", (retry_after_s(asked[-1], _MAX_ASKED_S) or 0.0) if is_asked else 0.0)
 
     def _headers(self, post: Post, url: SplitResult) -> dict[str, str]:
-        key = header_text(post.key)
-        return {
-            "Host": host_header(url),
+        key, own = header_text(post.key), _credentials(url)
+        headers = {
+            "Host": url.netloc.rpartition("@")[2],
             "Content-Length": str(len(post.body)),
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Connection": "close",
             "User-Agent": f"settee/{__version__}",
             "Idempotency-Key": key,
-            # Those in the address, and no others: requests would look for some in ~/.netrc.
-            **authorization(url, "Authorization"),
-            **(signed(self._secrets, key, int(time.time()), post.body) if self._secrets else {}),
         }
+        if own is not None:  # those in the address, and no others: requests would look for some in ~/.netrc
+            headers["Authorization"] = f"Basic {base64.b64encode(b':'.join(own)).decode()}"
+        return headers | (signed(self._secrets, key, int(time.time()), post.body) if self._secrets else {})
+
+
+# --- connections ----------------------------------------------------------------------------------------------
+
+
+class TooManyLookups(OSError):
+    """Earlier lookups of the same name still go on."""
+
+
+class Lookups(httpcore.AnyIOBackend):
+    """Connects to hosts, whose names are each looked up in a thread: one that is given up is not waited for, as asyncio
+    would wait for its own at the end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Those that go on, by name.
+        self.running: Counter[str] = Counter()
+
+    async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address of the host that answers. Raises OSError, httpcore.ConnectError."""
+        failure: Exception = OSError("the host cannot be found")
+        for address in await self._look_up(host, port):
+            try:
+                return await super().connect_tcp(address, port, *args, **options)
+            except httpcore.ConnectError as error:
+                failure = error
+        raise failure
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        with self._lock:
+            if self.running[host] >= _MAX_LOOKUPS:
+                raise TooManyLookups("earlier lookups of this host are still not answered")
+            self.running[host] += 1
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[list[str]] = loop.create_future()
+        try:
+            call = Call(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), name="settee-lookup")
+        except RuntimeError as error:  # "can't start new thread": the machine or its container has no more
+            self._forget(host)
+            raise TooManyLookups("no thread can be started for the lookup of its host") from error
+
+        def ended() -> None:
+            addresses: list[str] = []
+            with contextlib.suppress(OSError, UnicodeError):
+                addresses = [str(entry[4][0]) for entry in call.result()]
+            self._forget(host)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(lambda: None if found.done() else found.set_result(addresses))
+
+        call.when_ended(ended)
+        return await found
+
+    def _forget(self, host: str) -> None:
+        with self._lock:
+            self.running[host] -= 1
+            if not self.running[host]:
+                del self.running[host]
+
+
+@functools.lru_cache(maxsize=3)
+def _tls(verify: bool | str) -> ssl.SSLContext:
+    """Return a context with the authorities of this file or folder, with those of requests (True), or none (False)."""
+    import certifi
+
+    if isinstance(verify, str) and os.path.isdir(verify):
+        return ssl.create_default_context(capath=verify)
+    context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else certifi.where())
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    return error is not None and (isinstance(error, ssl.SSLError) or _is_tls(error.__cause__ or error.__context__))
 
 
 def _checked(url: str) -> SplitResult:
@@ -162,25 +248,18 @@ def _checked(url: str) -> SplitResult:
     return parts
 
 
-def _environment(url: str, verify_tls: bool) -> tuple[SplitResult | None, ssl.SSLContext]:
-    """Return the proxy for a URL, and what certificates are checked with, by the environment as requests reads it.
+def _address(url: SplitResult) -> httpcore.URL:
+    target = urlunsplit(("", "", url.path or "/", url.query, ""))
+    return httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target)
 
-    This machine's own ports have no proxy. Raises ValueError for an address that cannot be a proxy's.
-    """
-    import requests
-    from requests.utils import select_proxy
 
-    with requests.Session() as session:
-        session.trust_env = not is_this_machine(urlsplit(url).hostname or "")
-        settings = session.merge_environment_settings(url, {}, True, verify_tls, None)
-    verify, proxy = settings["verify"], select_proxy(url, settings["proxies"])
-    context = trusted(None if verify is True else str(verify)) if verify else unverified()
-    if not proxy:
-        return None, context
-    found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if found.scheme not in ("http", "https") or not found.hostname or not (found.port or 80) > 0:
-        raise ValueError("not a proxy's address")
-    return found, context
+def _credentials(url: SplitResult) -> tuple[bytes, bytes] | None:
+    """Return the name and the password in an address, as requests encodes them."""
+    if url.username is None and url.password is None:
+        return None
+    name, password = unquote(url.username or ""), unquote(url.password or "")
+    encoding = "latin-1" if all(c <= "\xff" for c in name + password) else "utf-8"
+    return name.encode(encoding, "replace"), password.encode(encoding, "replace")
 
 
 # --- headers --------------------------------------------------------------------------------------------------
