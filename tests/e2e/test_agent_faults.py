@@ -16,8 +16,9 @@ from settee.doors.agent.contract import example
 from tests.support.agent import HOLDS, TEMPLATE, Agent, HeldStore, Store, comfy, held_in, is_idle, parameters
 from tests.support.embedded import EmbeddedServer
 from tests.support.faulty_s3 import CUT, DENIED, ERROR, LOST
+from tests.support.http_double import Reply
 from tests.support.receiver import CUT as CUT_CALL
-from tests.support.receiver import OK, SILENT, Receiver, Response, then
+from tests.support.receiver import OK, SILENT, Receiver, then
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
 
@@ -169,13 +170,13 @@ def test_idempotency(agent: Agent, store: HeldStore, server: EmbeddedServer, rec
 @pytest.mark.parametrize(
     ("name", "rule", "tries"),
     [
-        ("slow", then(Response(delay_s=0.5)), 1),
-        ("500 then 200", then(Response(500), Response(503), OK), 3),
-        ("429", then(Response(429, {"Retry-After": "0"}), OK), 2),
+        ("slow", then(Reply(delay_s=0.5)), 1),
+        ("500 then 200", then(Reply(500), Reply(503), OK), 3),
+        ("429", then(Reply(429, {"Retry-After": "0"}), OK), 2),
         ("cut", then(CUT_CALL, OK), 2),
         ("silent", then(SILENT, OK), 2),
-        ("gone", then(Response(410)), 1),
-        ("redirect", then(Response(302, {"Location": "/elsewhere"})), 1),
+        ("gone", then(Reply(410)), 1),
+        ("redirect", then(Reply(302, {"Location": "/elsewhere"})), 1),
     ],
 )
 def test_receivers(name: str, rule: Any, tries: int, agent: Agent, store: HeldStore) -> None:

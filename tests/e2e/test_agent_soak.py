@@ -17,7 +17,8 @@ import requests
 
 from tests.support.agent import Agent, HeldStore, comfy, parameters
 from tests.support.embedded import EmbeddedServer
-from tests.support.receiver import OK, Call, Receiver, Response
+from tests.support.http_double import Reply
+from tests.support.receiver import OK, Call, Receiver
 from tests.support.waiting import eventually
 
 DISPATCHES = int(os.environ.get("SETTEE_SOAK", "20"))
@@ -90,8 +91,8 @@ class Soak:
 def test_no_end_is_lost_doubled_or_out_of_order(tmp_path: Path, store: HeldStore, server: EmbeddedServer) -> None:
     failing = random.Random(7)
 
-    def rule(call: Call) -> Response:
-        return Response(failing.choice([500, 503, 429])) if failing.random() < 0.1 else OK
+    def rule(call: Call) -> Reply:
+        return Reply(failing.choice([500, 503, 429])) if failing.random() < 0.1 else OK
 
     agent = Agent(tmp_path, store, server, paths={"outputs": str(server.output_dir)}, state_dir=str(tmp_path / "state"))
     with Receiver(rule) as receiver, agent:

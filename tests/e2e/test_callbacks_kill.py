@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.http_double import Reply
 from tests.support.killed_outbox import MOMENTS
-from tests.support.receiver import OK, Call, Receiver, Response
+from tests.support.receiver import OK, Call, Receiver
 from tests.support.waiting import eventually
 
 
@@ -59,7 +60,7 @@ def test_interrupted_twice(tmp_path: Path) -> None:
     """Killed again while the failure of the first kill waits for a receiver that is down."""
     with Receiver() as receiver:
         lines(start(tmp_path / "outbox", receiver, ["one"], "running"))
-        receiver.rule = lambda call: Response(503)
+        receiver.rule = lambda call: Reply(503)
         again = start(tmp_path / "outbox", receiver, ["two"], "running")
         assert lines(again) == ["interrupted one", "two"]
         receiver.rule = lambda call: OK
@@ -76,8 +77,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     """With a receiver that fails half of the time: no job is lost, and none is told of in two ways."""
     choice = random.Random(5)
 
-    def rule(call: Call) -> Response:
-        return OK if choice.random() < 0.5 else Response(choice.choice([500, 429, 503]))
+    def rule(call: Call) -> Reply:
+        return OK if choice.random() < 0.5 else Reply(choice.choice([500, 429, 503]))
 
     accepted: list[str] = []
     with Receiver(rule) as receiver:

@@ -15,7 +15,8 @@ import pytest
 from settee.base.errors import DownloadFailed
 from settee.models.transfer.address import Address
 from settee.models.transfer.part import load
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.s3 import S3Server
 from tests.support.transferring import fetch, left, noise, sha256
 from tests.support.waiting import eventually

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
 import signal
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from settee.comfyui.node_registry import UNKNOWN
 from settee.comfyui.problems import explain
 from settee.staging.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
+from tests.support.http_double import Ask, HttpDouble, Reply
 from tests.support.rig import QUICK, SLOW, Rig, empty, failing, png, slow
 from tests.support.waiting import eventually
 
@@ -224,53 +222,23 @@ def test_a_frozen_comfyui_that_is_not_ours_does_not_go_on_with_a_job_given_up(tm
 def test_an_answer_that_trickles_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
     """The limits of urllib3 are per read: a body that comes byte by byte outlasts them all."""
 
-    class Trickle(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def answer(self, body: bytes, status: int = 200) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            if self.path.startswith("/object_info"):
+    class Trickle(HttpDouble):
+        def answer(self, ask: Ask) -> Reply:
+            if ask.path.startswith("/object_info"):
                 info = {"SaveImage": {"input": {"required": {}}, "output": [], "output_node": True}}
-                return self.answer(json.dumps(info).encode())
-            if self.path == "/queue":
-                return self.answer(b'{"queue_running": [], "queue_pending": []}')
-            if self.path.startswith("/history"):
-                self.send_response(200)
-                self.send_header("Content-Length", "1000")
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    for _ in range(40):
-                        self.wfile.write(b" ")
-                        time.sleep(0.25)
-                self.close_connection = True
-                return None
-            return self.answer(b"{}", 503 if self.path.startswith("/ws") else 200)
+                return Reply(200, body=json.dumps(info).encode())
+            if ask.path == "/queue":
+                return Reply(200, body=b'{"queue_running": [], "queue_pending": []}')
+            if ask.path.startswith("/history"):
+                return Reply(200, body=b" " * 1000, rate=4)
+            return Reply(503 if ask.path.startswith("/ws") else 200, body=b"{}")
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.answer(b"{}")
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with Rig(tmp_path, comfy_url=f"http://127.0.0.1:{server.server_port}") as rig:
-            graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}}}
-            started = time.monotonic()
-            with pytest.raises(SetteeError):
-                rig.run(graph, timeout_s=2)
-            assert time.monotonic() - started < 6
-    finally:
-        server.shutdown()
-        server.server_close()
+    with Trickle() as server, Rig(tmp_path, comfy_url=server.origin) as rig:
+        graph = {"1": {"class_type": "SaveImage", "inputs": {"filename_prefix": "a"}}}
+        started = time.monotonic()
+        with pytest.raises(SetteeError):
+            rig.run(graph, timeout_s=2)
+        assert time.monotonic() - started < 6
 
 
 def test_a_prompt_whose_submission_was_not_answered_is_taken_back(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+
+from tests.support.http_double import Ask, HttpDouble, Reply
 
 KEY = "control-plane-key"
 POD = "pod-1"
@@ -42,10 +42,11 @@ class Event:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class ControlPlane:
+class ControlPlane(HttpDouble):
     """A RunPod with one endpoint and one worker. Attributes may be changed while it runs."""
 
     def __init__(self, *, hold_s: float = 20.0, result_cap: int | None = None) -> None:
+        super().__init__()
         #: How long an empty job-take or job-stop is held open, seconds.
         self.hold_s = hold_s
         #: A result over this many bytes is refused with 400, as RunPod does.
@@ -62,28 +63,18 @@ class ControlPlane:
         self._queue: deque[dict[str, Any] | str] = deque()
         self._stops: list[str] = []
         self._changed = threading.Condition()
-        self._closing = False
-        self._server: _Server | None = None
 
     # --- what a test does --------------------------------------------------------------------------------
 
-    def __enter__(self) -> ControlPlane:
-        self._server = _Server(self)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        self.released.set()
         with self._changed:
-            self._closing = True
             self._changed.notify_all()
-        assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
+        super().close()
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self.origin
 
     def env(self) -> dict[str, str]:
         """The variables that RunPod sets in a worker's container."""
@@ -159,6 +150,23 @@ class ControlPlane:
 
     # --- what the worker asks, on a thread of its own each ------------------------------------------------
 
+    def answer(self, ask: Ask) -> Reply:
+        before, _, job_id = ask.route.rpartition("/")
+        if ask.headers.get("Authorization") != KEY:
+            status, value = 401, {"error": "the raw key is expected"}
+        elif ask.method == "GET" and f"/job-take/{POD}" in ask.route:
+            status, value = self.take(ask.connection)
+        elif ask.method == "GET" and f"/job-stop/{POD}" in ask.route:
+            status, value = self.stops(ask.connection)
+        elif ask.method == "GET" and f"/ping/{POD}" in ask.route:
+            status, value = self.ping(ask.query.get("job_id", [None])[0])
+        elif before.endswith(f"/job-done/{POD}") and ask.query.get("isStream") == ["false"]:
+            status, value = self.done(job_id, ask.raw, dict(ask.headers.items()))
+        else:
+            status, value = 404, {"error": "no such route"}
+        body = b"" if value is None else (value if isinstance(value, str) else json.dumps(value)).encode()
+        return Reply(status, {"Content-Type": "application/json"} if body else {}, body)
+
     def take(self, connection: socket.socket) -> tuple[int, Any]:
         """GET job-take: a job, 204 after a while without one, or a status that the test asked for."""
         with self._changed:
@@ -214,7 +222,7 @@ class ControlPlane:
         deadline = time.monotonic() + self.hold_s
         while not ready():
             left = deadline - time.monotonic()
-            if left <= 0 or self._closing or _hung_up(connection):
+            if left <= 0 or self.released.is_set() or _hung_up(connection):
                 return False
             # Short waits: a client that hangs up wakes no condition.
             self._changed.wait(min(left, 0.05))
@@ -227,64 +235,3 @@ def _hung_up(connection: socket.socket) -> bool:
         return bool(readable) and connection.recv(1, socket.MSG_PEEK) == b""
     except OSError:
         return True
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self.plane = plane
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Workers that are killed mid-request are what tests do."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def do_GET(self) -> None:
-        plane, parts = self.server.plane, urlsplit(self.path)
-        if not self._may_enter():
-            return
-        if f"/job-take/{POD}" in parts.path:
-            self._answer(*plane.take(self.connection))
-        elif f"/job-stop/{POD}" in parts.path:
-            self._answer(*plane.stops(self.connection))
-        elif f"/ping/{POD}" in parts.path:
-            self._answer(*plane.ping(parse_qs(parts.query).get("job_id", [None])[0]))
-        else:
-            self._answer(404, {"error": "no such route"})
-
-    def do_POST(self) -> None:
-        parts = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if not self._may_enter():
-            return
-        before, _, job_id = parts.path.rpartition("/")
-        if before.endswith(f"/job-done/{POD}") and parse_qs(parts.query).get("isStream") == ["false"]:
-            self._answer(*self.server.plane.done(job_id, body, dict(self.headers.items())))
-        else:
-            self._answer(404, {"error": "no such route"})
-
-    def _may_enter(self) -> bool:
-        if self.headers.get("Authorization") == KEY:
-            return True
-        self._answer(401, {"error": "the raw key is expected"})
-        return False
-
-    def _answer(self, status: int, value: Any) -> None:
-        body = b"" if value is None else (value if isinstance(value, str) else json.dumps(value)).encode()
-        self.send_response(status)
-        if body:
-            self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        # One write: a job's headers and body in two packets would add a delayed acknowledgement to each take.
-        self._headers_buffer.append(b"\r\n")  # type: ignore[attr-defined]
-        self._headers_buffer.append(body)  # type: ignore[attr-defined]
-        self.flush_headers()
-
-    def log_message(self, *args: Any) -> None:
-        """Quiet: the events say it all."""

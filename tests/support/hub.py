@@ -12,23 +12,18 @@ line of JSON with the endpoint.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import signal
-import socket
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 
-from tests.support.hub_answers import Handler
+from tests.support.http_double import Ask
+from tests.support.hub_answers import Host
 
 #: Files above this are LFS files, unless `add` is told otherwise.
 LFS_FROM = 1_000_000
@@ -63,18 +58,27 @@ class Repo:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of which host, and what came of it."""
+    """What was asked of which host ("hub" or "cdn"), and what came of it."""
 
-    #: "hub" or "cdn".
     host: str
-    method: str
-    path: str
-    authorization: str | None
-    range: str | None
-    status: int
-    #: Bytes of the body that were handed to the socket.
-    sent: int
-    user_agent: str
+    ask: Ask
+
+    @property
+    def method(self) -> str:
+        return self.ask.method
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the body that were handed to the socket."""
+        return self.ask.sent
+
+    @property
+    def authorization(self) -> str | None:
+        return self.ask.headers.get("Authorization")
+
+    @property
+    def user_agent(self) -> str:
+        return str(self.ask.headers.get("User-Agent", ""))
 
 
 @dataclass
@@ -107,22 +111,6 @@ class Faults:
     lengths: bool = True
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    allow_reuse_address = True
-
-    def __init__(self, hub: HubServer, role: str) -> None:
-        self.hub = hub
-        self.role = role
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news here."""
-        if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
-
-
 class HubServer:
     """Use as a context manager. ``endpoint`` is the Hub, ``cdn`` the other host that large files redirect to."""
 
@@ -136,38 +124,29 @@ class HubServer:
         #: Whether LFS files are redirected to the other host.
         self.redirects = True
         self.faults = Faults()
-        self.requests: list[Request] = []
         #: Raised by `expire`: links of an earlier generation answer 403.
         self.generation = 0
-        self.stopped = threading.Event()
         self.lock = threading.Lock()
-        self._idle = threading.Condition(self.lock)
-        #: Answers that are being given.
-        self._answering = 0
-        self._free_at = 0.0
-        self._connections: set[socket.socket] = set()
-        self._hub = _Listener(self, "hub")
-        self._cdn = _Listener(self, "cdn")
-        self.endpoint = f"http://127.0.0.1:{self._hub.server_address[1]}"
-        # Another name on purpose: clients that compare host names only must drop the token as well.
-        self.cdn = f"http://localhost:{self._cdn.server_address[1]}"
+        #: When the line that all answers share is free again.
+        self.free_at = 0.0
+        self._hosts = [Host(self, "hub"), Host(self, "cdn")]
+
+    @property
+    def endpoint(self) -> str:
+        return self._hosts[0].origin
+
+    @property
+    def cdn(self) -> str:
+        return self._hosts[1].origin
 
     def __enter__(self) -> HubServer:
-        for listener in (self._hub, self._cdn):
-            threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+        for host in self._hosts:
+            host.up()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        for listener in (self._hub, self._cdn):
-            listener.shutdown()
-            listener.server_close()
-        with self.lock:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+    def __exit__(self, *exc: object) -> None:
+        for host in self._hosts:
+            host.close()
 
     # --- What it holds -------------------------------------------------------------------------------
     def repo(self, name: str, *, gated: bool = False, private: bool = False) -> Repo:
@@ -223,15 +202,17 @@ class HubServer:
         return None
 
     # --- What was asked ------------------------------------------------------------------------------
+    @property
+    def requests(self) -> list[Request]:
+        """Everything so far, in the order in which it came."""
+        for host in self._hosts:
+            host.settle()
+        return sorted(
+            (Request(host.role, ask) for host in self._hosts for ask in host.asked), key=lambda one: one.ask.at
+        )
+
     def asked(self, host: str | None = None, method: str | None = None) -> list[Request]:
-        with self._idle:
-            # A client has its last byte before the handler has written down that it sent it.
-            self._idle.wait_for(lambda: self._answering == 0, 1.0)
-            return [
-                request
-                for request in self.requests
-                if host in (None, request.host) and method in (None, request.method)
-            ]
+        return [one for one in self.requests if host in (None, one.host) and method in (None, one.method)]
 
     @property
     def served(self) -> int:
@@ -250,40 +231,8 @@ class HubServer:
         return Counter(f"{request.host} {request.method}" for request in self.asked())
 
     def forget(self) -> None:
-        with self.lock:
-            self.requests.clear()
-
-    # --- For the handler -----------------------------------------------------------------------------
-    def begin(self) -> None:
-        with self.lock:
-            self._answering += 1
-
-    def note(self, request: Request) -> None:
-        """Once for every `begin`."""
-        with self._idle:
-            self.requests.append(request)
-            self._answering -= 1
-            self._idle.notify_all()
-
-    @contextlib.contextmanager
-    def connected(self, connection: socket.socket) -> Iterator[None]:
-        with self.lock:
-            self._connections.add(connection)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._connections.discard(connection)
-
-    def pay(self, size: int) -> None:
-        """Wait for ``size`` bytes' turn on the line that all answers share."""
-        if self.faults.rate is None:
-            return
-        with self.lock:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + size / self.faults.rate
-            wait = self._free_at - now
-        self.stopped.wait(wait)
+        for host in self._hosts:
+            host.asked.clear()
 
 
 def _digest(path: Path, algorithm: str, head: bytes = b"") -> str:

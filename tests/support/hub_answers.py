@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
-import struct
-from http.server import BaseHTTPRequestHandler
+import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote
+
+from tests.support.http_double import Ask, HttpDouble, Reply
 
 if TYPE_CHECKING:
     from tests.support.hub import HubBlob, HubServer, Repo
@@ -17,113 +17,48 @@ if TYPE_CHECKING:
 _PIECE = 8 << 20
 _SLOW_PIECE = 64 << 10
 
-
-class _Cut(Exception):
-    """This connection ends here."""
+Headers = dict[str, str]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection of the Hub or of the host for large files, as `server.role` says."""
+class Host(HttpDouble):
+    """The Hub ("hub"), or the host for large files ("cdn")."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+    def __init__(self, hub: HubServer, role: str) -> None:
+        # Another name on purpose: clients that compare host names only must drop the token as well.
+        super().__init__(host="127.0.0.1" if role == "hub" else "localhost")
+        self.hub = hub
+        self.role = role
 
-    def handle(self) -> None:
-        with self.hub.connected(self.connection):
-            super().handle()
-
-    @property
-    def hub(self) -> HubServer:
-        return self.server.hub  # type: ignore[attr-defined, no-any-return]
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are kept in `HubServer.requests` instead."""
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
+    def answer(self, ask: Ask) -> Reply:
         faults = self.hub.faults
-        self._status, self._sent, self._noted = 0, 0, False
-        self.hub.begin()
-        try:
-            if faults.silent:
-                self._stall()
-            if faults.latency_s:
-                self.hub.stopped.wait(faults.latency_s)
-            if self.server.role == "cdn":  # type: ignore[attr-defined]
-                self._large_file()
-            else:
-                self._hub_page()
-        except (_Cut, OSError):
-            self._reset()
-        finally:
-            self._note()
-
-    def _stall(self) -> None:
-        """Say nothing more until the server stops."""
-        self._note()
-        self.hub.stopped.wait()
-        raise _Cut
-
-    def _note(self) -> None:
-        from tests.support.hub import Request
-
-        if self._noted:
-            return
-        self._noted = True
-        self.hub.note(
-            Request(
-                host=self.server.role,  # type: ignore[attr-defined]
-                method=self.command,
-                path=self.path,
-                authorization=self.headers.get("Authorization"),
-                range=self.headers.get("Range"),
-                status=self._status,
-                sent=self._sent,
-                user_agent=self.headers.get("User-Agent", ""),
-            )
-        )
-
-    def _reset(self) -> None:
-        self.close_connection = True
-        try:
-            # Closing sends RST instead of FIN: the client cannot take it for the body's end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        if faults.silent:
+            return Reply(silent_after=-1)
+        if faults.latency_s:
+            self.released.wait(faults.latency_s)
+        return self._large_file(ask) if self.role == "cdn" else self._hub_page(ask)
 
     # --- The Hub -------------------------------------------------------------------------------------
-    def _hub_page(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if page := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?/?", path):
-            self._api(page[1], page[2] or "revision", page[3] or "main")
-            return
+    def _hub_page(self, ask: Ask) -> Reply:
+        if page := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?/?", unquote(ask.route)):
+            return self._api(ask, page[1], page[2] or "revision", page[3] or "main")
         # Branch names with slashes arrive quoted: look at the path before it is unquoted.
-        raw = urlsplit(self.path).path
-        if page := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", raw):
-            self._resolve(unquote(page[1]), unquote(page[2]), unquote(page[3]))
-            return
-        self._text(404, "no such page")
+        if page := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", ask.route):
+            return self._resolve(ask, unquote(page[1]), unquote(page[2]), unquote(page[3]))
+        return _text(404, "no such page")
 
-    def _resolve(self, name: str, revision: str, filename: str) -> None:
+    def _resolve(self, ask: Ask, name: str, revision: str, filename: str) -> Reply:
         if name in self.hub.moved:
-            self._headers(307, {"Location": self.path.replace(name, self.hub.moved[name], 1), "Content-Length": "0"})
-            return
-        if self._planned():
-            return
-        if (found := self._open(name, revision)) is None:
-            return
+            return Reply(307, {"Location": ask.path.replace(name, self.hub.moved[name], 1)})
+        if planned := self._planned(ask):
+            return planned
+        found = self._open(ask, name, revision)
+        if isinstance(found, Reply):
+            return found
         repo, commit = found
         headers = {"X-Repo-Commit": commit}
         blob = repo.commits[commit].get(filename)
         if blob is None:
-            self._text(404, "Entry not found", {**headers, "X-Error-Code": "EntryNotFound"})
-            return
+            return _text(404, "Entry not found", {**headers, "X-Error-Code": "EntryNotFound"})
         headers |= {"ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.lfs:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size)}
@@ -132,46 +67,40 @@ class Handler(BaseHTTPRequestHandler):
             headers |= {"X-Xet-Hash": blob.sha256, "X-Xet-Refresh-Route": route}
         if blob.lfs and self.hub.redirects and not blob.xet:
             query = f"Signature={self.hub.generation}&name={quote(filename)}"
-            headers |= {"Location": f"{self.hub.cdn}/blobs/{blob.sha256}?{query}", "Content-Length": "0"}
-            self._headers(302, headers)
-            return
-        self._file(blob, headers)
+            return Reply(302, {**headers, "Location": f"{self.hub.cdn}/blobs/{blob.sha256}?{query}"})
+        return self._file(ask, blob, headers)
 
-    def _open(self, name: str, revision: str) -> tuple[Repo, str] | None:
-        """The repository at a commit, or None once the answer says why not."""
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+    def _open(self, ask: Ask, name: str, revision: str) -> tuple[Repo, str] | Reply:
+        """The repository at a commit, or the answer that says why not."""
+        token = ask.headers.get("Authorization", "").removeprefix("Bearer ") or None
         if token is not None and token not in self.hub.tokens:
-            self._text(401, "", {"X-Error-Message": "Invalid credentials in Authorization header"})
-            return None
+            return _text(401, "", {"X-Error-Message": "Invalid credentials in Authorization header"})
         repo = self.hub.repos.get(name)
         allowed = name in self.hub.tokens.get(token or "", ())
         if repo is None or (repo.private and not allowed):
-            # Who sends no token is not told whether the repository is there.
+            # Callers without a token do not learn whether the repository exists.
             if token is None:
-                self._text(401, "", {"X-Error-Message": "Invalid username or password."})
-            else:
-                self._text(404, "", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-            return None
-        if repo.gated and not allowed and "/resolve/" in self.path:
+                return _text(401, "", {"X-Error-Message": "Invalid username or password."})
+            return _text(404, "", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        if repo.gated and not allowed and "/resolve/" in ask.path:
             message = f"Access to model {name} is restricted. Visit {self.hub.endpoint}/{name} to ask for access."
             status = 401 if token is None else 403
-            self._text(status, message, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
-            return None
+            return _text(status, message, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
         commit = repo.commit_of(revision)
         if commit is None:
             message = f"Invalid rev id: {revision}"
-            self._text(404, message, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
-            return None
+            return _text(404, message, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
         return repo, commit
 
-    def _api(self, name: str, page: str, revision: str) -> None:
-        if (found := self._open(name, revision)) is None:
-            return
+    def _api(self, ask: Ask, name: str, page: str, revision: str) -> Reply:
+        found = self._open(ask, name, revision)
+        if isinstance(found, Reply):
+            return found
         repo, commit = found
-        files = repo.commits[commit]
+        files = sorted(repo.commits[commit].items())
         answer: Any
         if page == "tree":
-            answer = [_tree_entry(path, blob) for path, blob in sorted(files.items())]
+            answer = [_tree_entry(path, blob) for path, blob in files]
         else:
             answer = {
                 "_id": commit[:24],
@@ -185,69 +114,51 @@ class Handler(BaseHTTPRequestHandler):
                 "tags": [],
                 "downloads": 0,
                 "likes": 0,
-                "siblings": [_sibling(path, blob, "blobs" in self.path) for path, blob in sorted(files.items())],
+                "siblings": [_sibling(path, blob, "blobs" in ask.path) for path, blob in files],
             }
-        self._text(200, json.dumps(answer), {"Content-Type": "application/json"})
+        return _text(200, json.dumps(answer), {"Content-Type": "application/json"})
 
     # --- The other host ------------------------------------------------------------------------------
-    def _large_file(self) -> None:
-        parts = urlsplit(self.path)
-        if self._planned():
-            return
-        if parse_qs(parts.query).get("Signature") != [str(self.hub.generation)]:
-            self._text(403, "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
-            return
-        blob = self.hub.blob(parts.path.removeprefix("/blobs/"))
+    def _large_file(self, ask: Ask) -> Reply:
+        if planned := self._planned(ask):
+            return planned
+        if ask.query.get("Signature") != [str(self.hub.generation)]:
+            return _text(403, "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
+        blob = self.hub.blob(ask.route.removeprefix("/blobs/"))
         if blob is None:
-            self._text(404, "<Error><Code>NoSuchKey</Code></Error>")
-            return
+            return _text(404, "<Error><Code>NoSuchKey</Code></Error>")
         # The store of large files has an ETag of its own, which is not the Hub's.
-        self._file(blob, {"ETag": f'"{blob.sha256[:32]}"', "Accept-Ranges": "bytes"})
+        return self._file(ask, blob, {"ETag": f'"{blob.sha256[:32]}"', "Accept-Ranges": "bytes"})
 
     # --- Bodies --------------------------------------------------------------------------------------
-    def _planned(self) -> bool:
-        """Give the next of `Faults.next_answers` or `Faults.heads`, if there is one, or refuse."""
-        if self.hub.faults.library_only and self.command == "GET" and "hf_hub/" not in self.headers["User-Agent"]:
-            self._text(403, "Not over plain HTTP")
-            return True
+    def _planned(self, ask: Ask) -> Reply | None:
+        """The next of `Faults.next_answers` or `Faults.heads`, or a refusal, if there is one."""
+        faults = self.hub.faults
+        if faults.library_only and ask.method == "GET" and "hf_hub/" not in ask.headers["User-Agent"]:
+            return _text(403, "Not over plain HTTP")
         with self.hub.lock:
-            planned = self.hub.faults.next_answers if self.command == "GET" else self.hub.faults.heads
+            planned = faults.next_answers if ask.method == "GET" else faults.heads
             answer = planned.pop(0) if planned else None
-        if answer is None:
-            return False
-        self._text(answer[0], "planned", answer[1])
-        return True
+        return None if answer is None else _text(answer[0], "planned", answer[1])
 
-    def _file(self, blob: HubBlob, headers: dict[str, str]) -> None:
+    def _file(self, ask: Ask, blob: HubBlob, headers: Headers) -> Reply:
         faults = self.hub.faults
         first, last, status = 0, blob.size - 1, 200
         if not faults.ranges:
             headers.pop("Accept-Ranges", None)
-        elif (wanted := self._range(blob.size, headers["ETag"])) is not None:
+        elif (wanted := _range(ask, blob.size, headers["ETag"])) is not None:
             first, last = wanted
             if first >= blob.size:
-                self._headers(416, {"Content-Range": f"bytes */{blob.size}", "Content-Length": "0"})
-                return
+                return Reply(416, {"Content-Range": f"bytes */{blob.size}"})
             status = 206
             headers["Content-Range"] = f"bytes {first}-{last}/{blob.size if faults.lengths else '*'}"
         if faults.lengths or status == 206:
             headers["Content-Length"] = str(last - first + 1)
         else:
             headers["Connection"] = "close"
-        self._headers(status, headers)
-        if self.command == "GET":
-            self._body(blob, first, last + 1)
+        return Reply(status, headers, lambda ask: self._body(ask, blob, first, last + 1))
 
-    def _range(self, size: int, etag: str) -> tuple[int, int] | None:
-        """First and last byte asked for; None is the whole file."""
-        match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if match is None or not (match[1] or match[2]) or self.headers.get("If-Range", etag) != etag:
-            return None
-        if not match[1]:
-            return max(0, size - int(match[2])), size - 1
-        return int(match[1]), min(int(match[2] or size), size - 1)
-
-    def _body(self, blob: HubBlob, start: int, end: int) -> None:
+    def _body(self, ask: Ask, blob: HubBlob, start: int, end: int) -> None:
         """Send bytes ``start`` to ``end``, unless something is planned to go wrong on the way."""
         faults = self.hub.faults
         with self.hub.lock:
@@ -268,34 +179,44 @@ class Handler(BaseHTTPRequestHandler):
             at = start
             while at < stop:
                 piece = min(_PIECE if faults.rate is None else _SLOW_PIECE, stop - at)
-                self.hub.pay(piece)
+                self._pay(piece)
                 if wrong is not None and at <= wrong < at + piece:
                     stream.seek(at)
                     data = bytearray(stream.read(piece))
                     data[wrong - at] ^= 0xFF
-                    self.connection.sendall(data)
+                    ask.connection.sendall(data)
                 else:
-                    self.connection.sendfile(stream, at, piece)
+                    ask.connection.sendfile(stream, at, piece)
                 at += piece
-                self._sent += piece
+                ask.sent += piece
         if stop == stall:
-            self._stall()
+            self.hang()
         if stop < end:
-            raise _Cut
+            raise ConnectionResetError("the planned end of a connection")
 
-    def _text(self, status: int, text: str, headers: dict[str, str] | None = None) -> None:
-        body = text.encode()
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **(headers or {})}
-        self._headers(status, headers)
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    def _pay(self, size: int) -> None:
+        """Wait for ``size`` bytes' turn on the line that all answers share."""
+        if (rate := self.hub.faults.rate) is None:
+            return
+        with self.hub.lock:
+            now = time.monotonic()
+            self.hub.free_at = max(self.hub.free_at, now) + size / rate
+            wait_s = self.hub.free_at - now
+        self.released.wait(wait_s)
 
-    def _headers(self, status: int, headers: dict[str, str]) -> None:
-        self._status = status
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+
+def _range(ask: Ask, size: int, etag: str) -> tuple[int, int] | None:
+    """First and last byte asked for; None is the whole file."""
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", ask.headers.get("Range", ""))
+    if match is None or not (match[1] or match[2]) or ask.headers.get("If-Range", etag) != etag:
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size - 1
+    return int(match[1]), min(int(match[2] or size), size - 1)
+
+
+def _text(status: int, text: str, headers: Headers | None = None) -> Reply:
+    return Reply(status, {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}, text.encode())
 
 
 def _sibling(path: str, blob: HubBlob, with_blobs: bool) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import re
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from tests.support.http_double import Ask, Reply
 from tests.support.web import Web
 
 #: A pin of a lock: its name, its version, its marker, and hashes on further lines.
@@ -97,23 +97,19 @@ class PackageIndex(Web):
             "upload-time": release.uploaded,
         }
         self._files.setdefault(release.name, []).append(file)
-        self.answers[f"/simple/{release.name}/"] = lambda request: self._list(request, release.name)
+        self.answers[f"/simple/{release.name}/"] = lambda ask: self._list(ask, release.name)
         return digest
 
-    def _list(self, request: BaseHTTPRequestHandler, name: str) -> None:
+    def _list(self, ask: Ask, name: str) -> Reply:
         files = self._files[name]
         kind = "application/vnd.pypi.simple.v1+json"
-        if kind in request.headers.get("Accept", ""):
+        if kind in ask.headers.get("Accept", ""):
             text = json.dumps({"meta": {"api-version": "1.1"}, "name": name, "files": files})
         else:
             kind = "text/html"
             links = [f'<a href="{one["url"]}#sha256={one["hashes"]["sha256"]}">{one["filename"]}</a>' for one in files]
             text = f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>"
-        request.send_response(200)
-        request.send_header("Content-Type", kind)
-        request.send_header("Content-Length", str(len(text)))
-        request.end_headers()
-        request.wfile.write(text.encode())
+        return Reply(200, {"Content-Type": kind}, text.encode())
 
     def stand_in_for(self, lock: Path, target: Path, real: Iterable[str] = (), uv: Path | None = None) -> None:
         """Serve a stand-in for each pin of ``lock``, and a newer release; write ``target``, the lock of the stand-ins.

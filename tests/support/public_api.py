@@ -82,30 +82,23 @@ class PublicApi:
         self._faults: list[Fault] = []
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.Lock()
-        self._port = port
-        self._server: Server | None = None
-        self._closing = threading.Event()
+        self._server = Server(self, port)
 
     # --- what a test does --------------------------------------------------------------------------------
 
     def __enter__(self) -> PublicApi:
-        self.plane.__enter__()
-        self._server = Server(self, self._port)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.plane.up()
+        self._server.up()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._closing.set()
-        assert self._server is not None
-        self._server.shutdown()
-        self._server.server_close()
-        self.plane.__exit__(*exc)
+        self._server.close()
+        self.plane.close()
 
     @property
     def url(self) -> str:
         """The endpoint's base URL."""
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}{Server.BASE}"
+        return self._server.origin + Server.BASE
 
     def worker_env(self) -> dict[str, str]:
         """The variables that RunPod sets in a worker's container."""
@@ -166,7 +159,7 @@ class PublicApi:
             if status != 200 or answer["status"] not in (QUEUED, RUNNING):
                 return status, answer
             left = deadline - time.monotonic()
-            if left <= 0 or self._closing.is_set():
+            if left <= 0 or self._server.released.is_set():
                 return status, answer
             with self.plane.changed:
                 self.plane.changed.wait(min(left, 0.05))
@@ -261,7 +254,7 @@ class PublicApi:
 
     def sleep(self, seconds: float) -> None:
         """A fault's pause; the test's end ends it."""
-        self._closing.wait(seconds)
+        self._server.released.wait(seconds)
 
 
 def main() -> int:

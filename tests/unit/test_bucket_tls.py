@@ -18,7 +18,8 @@ from settee.staging.remote import s3 as s3_input
 from tests.support.certificates import own_certificate
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
 from tests.support.faulty_s3 import FaultyS3
-from tests.support.file_server import FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Reply
 from tests.support.transferring import fetch
 
 BODY = bytes(range(256)) * 500

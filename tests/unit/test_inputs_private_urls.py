@@ -36,7 +36,7 @@ def test_private_addresses_are_refused(put: Stage, web: Web, monkeypatch: pytest
     error = put.refused({"bad": url.format(port=web.port)}, kind=SetteeError)
     assert isinstance(error, InvalidRequest)
     assert "not allowed" in error.message
-    assert web.requests == []
+    assert web.asked == []
 
 
 def test_a_proxy_is_named_as_the_reason(put: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +70,4 @@ def test_the_callers_own_s3_endpoint_may_not_be_private_either(
             deadline=time.monotonic() + 10,
             bucket=bucket,
         )
-    assert web.requests == []
+    assert web.asked == []

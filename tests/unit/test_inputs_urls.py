@@ -7,14 +7,14 @@ import os
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from settee.base.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, SetteeError
+from tests.support.http_double import Ask, Reply
 from tests.support.staging import PNG, Stage
 from tests.support.waiting import eventually
-from tests.support.web import Answer, Web
+from tests.support.web import Web
 
 
 def test_urls_are_fetched_in_order_of_the_request(put: Stage, web: Web) -> None:
@@ -29,16 +29,7 @@ def test_urls_are_fetched_in_order_of_the_request(put: Stage, web: Web) -> None:
 def test_large_and_chunked_and_empty_bodies(put: Stage, web: Web) -> None:
     body = os.urandom(3_000_000)
 
-    def chunked(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Transfer-Encoding", "chunked")
-        request.end_headers()
-        for start in range(0, len(body), 70_000):
-            part = body[start : start + 70_000]
-            request.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
-        request.wfile.write(b"0\r\n\r\n")
-
-    web.answers["/chunked"] = chunked
+    web.answers["/chunked"] = lambda ask: Reply(200, body=body, chunked=True)
     staged = put({"c": web.url("/chunked"), "l": web.serve("/l", body), "e": web.serve("/e", b"")})
     assert staged["c"].path.read_bytes() == staged["l"].path.read_bytes() == body
     assert staged["e"].size == 0
@@ -48,7 +39,7 @@ def test_a_compressed_body_arrives_unpacked(put: Stage, web: Web) -> None:
     import gzip
 
     assert put({"z": web.serve("/z", gzip.compress(b"x" * 1000), Content_Encoding="gzip")})["z"].size == 1000
-    assert web.headers[0]["Accept-Encoding"] == "identity"
+    assert web.asked[0].headers["Accept-Encoding"] == "identity"
 
 
 def test_redirects_are_followed(put: Stage, web: Web) -> None:
@@ -65,7 +56,7 @@ def test_statuses_that_last(put: Stage, web: Web, status: int) -> None:
     assert f"HTTP {status}" in error.message
     assert "127.0.0.1" in error.message
     assert not error.retryable
-    assert len(web.requests) == 1
+    assert len(web.asked) == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -74,16 +65,10 @@ def test_statuses_that_pass_are_tried_again(put: Stage, web: Web, status: int) -
     error = put.refused({"bad": url}, kind=DownloadFailed)
     assert f"HTTP {status}" in error.message
     assert error.retryable
-    assert len(web.requests) == 3
-    good = web.serve("/b", b"good")
-    second = web.answers["/b"]
-
-    def first(request: BaseHTTPRequestHandler) -> None:
-        web.answers["/b"] = second
-        request.send_error(status)
-
-    web.answers["/b"] = first
-    assert put.bytes_of(good) == b"good"
+    assert len(web.asked) == 3
+    replies = [Reply(status), Reply(200, body=b"good")]
+    web.answers["/b"] = lambda ask: replies.pop(0)
+    assert put.bytes_of(web.url("/b")) == b"good"
 
 
 def test_no_secret_of_a_url_reaches_an_error_or_the_log(put: Stage, web: Web, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,80 +96,61 @@ def test_no_secret_of_a_url_reaches_an_error_or_the_log(put: Stage, web: Web, ca
         assert "'bad'" in error.message
 
 
-@pytest.mark.parametrize("declared", ["Content-Length", "chunked"])
-def test_a_body_that_breaks_off_is_an_error(put: Stage, web: Web, declared: str) -> None:
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        if declared == "chunked":
-            request.send_header("Transfer-Encoding", "chunked")
-            request.end_headers()
-            request.wfile.write(b"ff\r\nonly this")
-        else:
-            request.send_header("Content-Length", "100")
-            request.end_headers()
-            request.wfile.write(b"only this")
-
-    web.answers["/a"] = answer
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_breaks_off_is_an_error(put: Stage, web: Web, chunked: bool) -> None:
+    web.answers["/a"] = lambda ask: Reply(200, body=b"x" * 100, chunked=chunked, cut_after=9)
     error = put.refused({"bad": web.url("/a")}, kind=DownloadFailed)
     assert "broke off" in error.message or "9 of 100 bytes" in error.message
     assert error.retryable
-    assert len(web.requests) == 3
+    assert len(web.asked) == 3
 
 
 def test_a_body_over_the_limit_is_cut_off(put: Stage, web: Web) -> None:
     put.settings["max_file_mb"] = 1
 
-    def endless(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.end_headers()
-        while not web.release.is_set():
-            request.wfile.write(b"x" * 65536)
+    def endless(ask: Ask) -> None:
+        while not web.released.is_set():
+            ask.connection.sendall(b"x" * 65536)
 
-    web.answers["/endless"] = endless
+    web.answers["/endless"] = lambda ask: Reply(200, body=endless)
     assert "MAX_FILE_MB" in put.refused({"bad": web.url("/endless")}, kind=PayloadTooLarge).message
     big = web.serve("/big", b"", Content_Length=str(2 << 20))
     assert "MAX_FILE_MB" in put.refused({"bad": big}, kind=PayloadTooLarge).message
-    assert len(web.requests) == 2
+    assert len(web.asked) == 2
 
 
-def stall(web: Web, *, head: bool, trickle: bool = False) -> Answer:
-    """A server that falls silent before or after its header, or sends a byte now and then."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        if head:
-            request.send_response(200)
-            request.send_header("Content-Length", "1000000")
-            request.end_headers()
-        while not web.release.wait(0.02 if trickle else 60):
-            request.wfile.write(b"x")
-
-    return answer
+#: Servers that fall silent before or after their head, or send a byte now and then.
+STALLS = {
+    "silent": Reply(silent_after=-1),
+    "silent body": Reply(200, body=b"x" * 1_000_000, silent_after=0),
+    "trickle": Reply(200, body=b"x" * 1_000_000, rate=50),
+}
 
 
-@pytest.mark.parametrize("kind", ["silent", "silent body", "trickle"])
+@pytest.mark.parametrize("kind", STALLS)
 def test_a_stalled_download_ends_with_the_time_limit(put: Stage, web: Web, kind: str) -> None:
-    web.answers["/a"] = stall(web, head=kind != "silent", trickle=kind == "trickle")
+    web.answers["/a"] = lambda ask: STALLS[kind]
     put.settings["download_timeout_s"] = 0.4
     began = time.monotonic()
     assert "DOWNLOAD_TIMEOUT_S" in put.refused({"bad": web.url("/a")}, kind=DownloadFailed).message
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("kind", ["silent", "silent body", "trickle"])
+@pytest.mark.parametrize("kind", STALLS)
 def test_a_stalled_download_ends_with_the_job(put: Stage, web: Web, kind: str) -> None:
-    web.answers["/a"] = stall(web, head=kind != "silent", trickle=kind == "trickle")
+    web.answers["/a"] = lambda ask: STALLS[kind]
     put.seconds = 0.4
     began = time.monotonic()
     put.refused({"bad": web.url("/a")}, kind=JobTimeout)
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("kind", ["silent", "silent body", "trickle"])
+@pytest.mark.parametrize("kind", STALLS)
 def test_cancel_ends_downloads_and_nothing_writes_afterwards(put: Stage, web: Web, kind: str) -> None:
-    web.answers["/a"] = stall(web, head=kind != "silent", trickle=kind == "trickle")
+    web.answers["/a"] = lambda ask: STALLS[kind]
 
     def cancel() -> None:
-        while not (web.requests if kind == "silent" else os.listdir(put.workspace.folders.input)):
+        while not (web.asked if kind == "silent" else os.listdir(put.workspace.folders.input)):
             time.sleep(0.002)
         put.cancel.set()
 
@@ -194,12 +160,12 @@ def test_cancel_ends_downloads_and_nothing_writes_afterwards(put: Stage, web: We
     put.refused({f"bad{number}": web.url("/a") for number in range(6)}, kind=JobCanceled)
     assert time.monotonic() - began < 30
     canceler.join()
-    web.release.set()  # those that were waited for answer now
+    web.released.set()  # those that were waited for answer now
     assert put.workspace.wipe().files == 0
 
 
 def test_the_first_failure_ends_the_others(put: Stage, web: Web) -> None:
-    web.answers["/slow"] = stall(web, head=True)
+    web.answers["/slow"] = lambda ask: STALLS["silent body"]
     bad = web.serve("/404", b"", 404)
     began = time.monotonic()
     put.refused({"bad1": web.url("/slow"), "bad2": bad, "bad3": web.url("/slow")}, kind=DownloadFailed)
@@ -208,29 +174,20 @@ def test_the_first_failure_ends_the_others(put: Stage, web: Web) -> None:
 
 
 def test_four_at_a_time(put: Stage, web: Web) -> None:
-    running, most, lock = 0, 0, threading.Lock()
     together = threading.Barrier(4, timeout=10)
 
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
+    def answer(ask: Ask) -> Reply:
         together.wait()
-        with lock:
-            running -= 1
-        request.send_response(200)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
+        return Reply()
 
     web.answers["/a"] = answer
     put({str(number): web.url("/a") for number in range(8)})
-    assert most == 4
+    assert web.most_active == 4
 
 
 def test_broken_data_is_told_before_anything_is_fetched(put: Stage, web: Web) -> None:
     put.refused({"good": web.serve("/a", b"x"), "bad": "*"})
-    assert web.requests == []
+    assert web.asked == []
 
 
 def test_all_broken_pictures_at_urls_at_once(put: Stage, web: Web) -> None:

@@ -18,7 +18,8 @@ from settee.models import spec
 from settee.models.entry import ModelEntry
 from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.hub import HubServer
 from tests.support.models import safetensors, sha256
 from tests.support.waiting import eventually

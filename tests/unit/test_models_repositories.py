@@ -156,7 +156,7 @@ def test_a_hub_that_does_not_answer_leaves_the_host_cache(make: Make, hub: HubSe
     (repo / "snapshots" / commit).mkdir(parents=True)
     (repo / "snapshots" / commit / "model.safetensors").write_bytes(WEIGHTS)
     store = make()
-    hub.__exit__(None, None, None)
+    hub.__exit__()
     assert outcome(store) == "1 files: 1 linked from the host cache"
 
 

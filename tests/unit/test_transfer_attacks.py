@@ -19,7 +19,8 @@ from settee.models.transfer.scheduler import Scheduler
 from settee.models.transfer.stream import Span, _Watch
 from settee.models.transfer.trouble import Broken, Limits
 from settee.net.http import Answer, Http
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
 
 DATA = noise(1_000_000)

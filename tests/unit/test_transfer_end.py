@@ -23,7 +23,8 @@ from settee.models.transfer.address import Address
 from settee.models.transfer.attempt import Fetched
 from settee.models.transfer.scheduler import Scheduler
 from settee.models.transfer.trouble import Limits
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 from tests.support.waiting import eventually
 
@@ -182,6 +183,7 @@ class TestResume:
         assert head is not None
         assert same
         assert 0 < sum(done) < len(DATA)
+        server.hang_up()
         server.asked.clear()
         self.missing = len(DATA) - sum(done)
 
@@ -288,15 +290,23 @@ class TestTwo:
         assert server.sent == len(DATA)
 
     def test_processes_for_one_target(self, server: FileServer, tmp_path: Path) -> None:
-        server.rule = lambda ask, reply: setattr(reply, "rate", 2_000_000.0)
+        def slow_once_both_run(ask: Ask, reply: Reply) -> None:
+            eventually(lambda: len(list(tmp_path.glob("started/*"))) == 2, 20)
+            reply.rate = 2_000_000.0
+
+        server.rule = slow_once_both_run
         code = (
-            "import sys; from pathlib import Path; from tests.support.transferring import fetch\n"
+            "import os, sys; from pathlib import Path; from tests.support.transferring import fetch\n"
+            "Path(sys.argv[4], str(os.getpid())).touch()\n"
             "print(fetch(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]).sha256)"
         )
-        command = [sys.executable, "-c", code, server.url, str(tmp_path / "m"), SHA]
+        (tmp_path / "started").mkdir()
+        (tmp_path / "models").mkdir()
+        target = tmp_path / "models/m"
+        command = [sys.executable, "-c", code, server.url, str(target), SHA, str(tmp_path / "started")]
         both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         assert [one.communicate(timeout=30)[0].strip() for one in both] == [SHA, SHA]
-        assert left(tmp_path) == ["m"]
+        assert left(target.parent) == ["m"]
         assert server.sent == len(DATA)
 
 

@@ -16,7 +16,8 @@ import xxhash
 from settee.base.errors import DownloadFailed, IntegrityError
 from settee.models.transfer.address import Address
 from settee.models.transfer.attempt import Fetched
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
 
 DATA = noise(2_500_000)

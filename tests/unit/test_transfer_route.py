@@ -12,7 +12,8 @@ import pytest
 
 from settee.base.errors import DownloadFailed, InvalidRequest
 from settee.net import addresses
-from tests.support.file_server import Ask, FileServer, Reply, Rule
+from tests.support.file_server import FileServer, Rule
+from tests.support.http_double import Ask, Reply
 from tests.support.transferring import SMALL, fetch, left, noise, sha256
 
 DATA = noise(1_000_000)

@@ -13,7 +13,8 @@ import pytest
 from settee.base.threads import Stopped
 from settee.models.transfer import scheduler as scheduler_module
 from settee.models.transfer.scheduler import Lane, Scheduler, Ticket
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.transferring import SMALL, fetch, noise
 from tests.support.waiting import eventually
 

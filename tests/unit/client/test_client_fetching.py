@@ -19,7 +19,8 @@ from settee.client.saving import fetch_output, save
 from settee.client.saving.fetch_output import Fetcher
 from settee.client.saving.part_file import open_part
 from settee.net.retry import Backoff
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 from tests.support.s3 import S3Server
 from tests.support.waiting import eventually
 

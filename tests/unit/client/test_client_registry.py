@@ -13,7 +13,8 @@ from settee.client import Endpoint
 from settee.client.client_errors import NetworkError, UsageError
 from settee.client.targets import comfy_api
 from settee.comfyui.node_registry import NodeRegistry
-from tests.support.file_server import Ask, FileServer, Reply
+from tests.support.file_server import FileServer
+from tests.support.http_double import Ask, Reply
 
 INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}
 

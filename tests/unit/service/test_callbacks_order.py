@@ -11,8 +11,9 @@ import pytest
 from settee.base.errors import InvalidRequest
 from settee.base.job import Status
 from settee.service.webhooks import Answer, Post, WebhookSender
+from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, succeed, tries
-from tests.support.receiver import OK, Receiver, Response
+from tests.support.receiver import OK, Receiver
 from tests.support.waiting import eventually
 
 
@@ -56,14 +57,14 @@ class TestAgain:
         begun(outbox, receiver.urls()).failed(InvalidRequest("no"))
         succeed(begun(outbox, receiver.urls()))
         outbox.close()
-        receiver.rule = lambda call: Response(503) if call.number == 0 else OK
+        receiver.rule = lambda call: Reply(503) if call.number == 0 else OK
         receiver.up()
         begun(make(), receiver.urls(), heartbeat_s=60).state(Status.QUEUED)
         receiver.wait_for_key("job-QUEUED-1")
         assert [call.key for call in receiver.calls] == ["job-FAILED", "job-FAILED", "job-SUCCESS", "job-QUEUED-1"]
 
     def test_other_jobs_go_past_what_is_held(self, make: Make, receiver: Receiver) -> None:
-        with Receiver(lambda call: Response(503)) as failing:
+        with Receiver(lambda call: Reply(503)) as failing:
             outbox = make()
             begun(outbox, {"completion": failing.url(), "failure": failing.url()}).failed(InvalidRequest("no"))
             held = begun(outbox, receiver.urls(), heartbeat_s=0.005)
@@ -80,7 +81,7 @@ class TestAgain:
             receiver.wait_for_key("job-SUCCESS")
 
     def test_one_that_is_refused_lets_the_next_go(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(503 if call.number < 3 else 404) if "failure" in call.path else OK
+        receiver.rule = lambda call: Reply(503 if call.number < 3 else 404) if "failure" in call.path else OK
         outbox = make()
         begun(outbox, {"failure": receiver.url("failure")}).failed(InvalidRequest("no"))
         succeed(begun(outbox, {"completion": receiver.url()}))

@@ -14,8 +14,9 @@ from settee.base.job import Status
 from settee.doors.agent.agent_job import failure
 from settee.service.store import Store
 from settee.service.webhooks import Answer, Post
+from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, stored, succeed, tries
-from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, Response, then
+from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, then
 from tests.support.waiting import eventually
 
 ACTIVITY = {"running": 1, "pending": 0, "timestamp": "2026-05-04T03:02:53.622Z"}
@@ -24,10 +25,10 @@ ACTIVITY = {"running": 1, "pending": 0, "timestamp": "2026-05-04T03:02:53.622Z"}
 class TestTerminal:
     @pytest.mark.parametrize(
         "trouble",
-        [Response(500), Response(503), Response(429), Response(408), CUT, SILENT, Response(delay_s=3)],
+        [Reply(500), Reply(503), Reply(429), Reply(408), CUT, SILENT, Reply(delay_s=3)],
         ids=["500", "503", "429", "408", "cut", "silent", "slow"],
     )
-    def test_retried_with_the_same_key_and_bytes(self, make: Make, receiver: Receiver, trouble: Response) -> None:
+    def test_retried_with_the_same_key_and_bytes(self, make: Make, receiver: Receiver, trouble: Reply) -> None:
         receiver.rule = then(trouble, trouble, OK)
         outbox = make(timeout_s=0.2)
         succeed(begun(outbox, {"completion": receiver.url()}))
@@ -50,7 +51,7 @@ class TestTerminal:
 
     @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 410, 422])
     def test_refused_for_good(self, make: Make, receiver: Receiver, status: int) -> None:
-        receiver.rule = lambda call: Response(status)
+        receiver.rule = lambda call: Reply(status)
         outbox = make()
         succeed(begun(outbox, {"completion": receiver.url()}))
         eventually(lambda: not outbox.pending and stored(outbox, is_refused=True))
@@ -59,7 +60,7 @@ class TestTerminal:
 
     def test_a_refused_one_can_be_sent_again(self, make: Make, receiver: Receiver) -> None:
         """By another process, whose change is noticed; and to another address."""
-        receiver.rule = lambda call: Response(404) if call.path.endswith("completion") else OK
+        receiver.rule = lambda call: Reply(404) if call.path.endswith("completion") else OK
         outbox = make(look_s=0.05)
         succeed(begun(outbox, {"completion": receiver.url("completion")}))
         (kept,) = eventually(lambda: stored(outbox, is_refused=True))
@@ -72,7 +73,7 @@ class TestTerminal:
         assert [call.path.rpartition("/")[2] for call in receiver.calls] == ["completion", "moved"]
 
     def test_one_that_waits_is_sent_at_once_on_demand(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = then(Response(503), OK)
+        receiver.rule = then(Reply(503), OK)
         outbox = make(retry_backoff_s=600, longest_pause_s=600, look_s=0.05)
         succeed(begun(outbox, {"completion": receiver.url()}))
         eventually(lambda: tries(outbox) == [1])
@@ -100,7 +101,7 @@ class TestTerminal:
         assert len(receiver.calls) == 1
 
     def test_retry_after_is_respected(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = then(Response(429, {"Retry-After": "1"}), OK)
+        receiver.rule = then(Reply(429, {"Retry-After": "1"}), OK)
         outbox = make()
         succeed(begun(outbox, {"completion": receiver.url()}))
         receiver.wait_for_key("job-SUCCESS")
@@ -166,7 +167,7 @@ class TestTerminal:
         assert not outbox._store.running()
 
     def test_where_only_statuses_go_the_last_one_must_arrive(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(503) if call.number < 6 else OK
+        receiver.rule = lambda call: Reply(503) if call.number < 6 else OK
         reporter = begun(make(), {"status": receiver.url()})
         succeed(reporter)
         assert receiver.wait_for_key("job-SUCCESS-1").body["state"] == "SUCCESS"
@@ -175,7 +176,7 @@ class TestTerminal:
 
 class TestStatuses:
     def test_retried_so_often_and_no_more(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(500) if call.state == "PREPARING" else OK
+        receiver.rule = lambda call: Reply(500) if call.state == "PREPARING" else OK
         reporter = begun(make(max_retries=2), receiver.urls())
         reporter.state(Status.PREPARING)
         reporter.state(Status.RUNNING)
@@ -184,7 +185,7 @@ class TestStatuses:
         assert len({call.raw for call in receiver.calls}) == 2
 
     def test_a_refused_one_is_not_tried_again(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(404) if call.state == "PREPARING" else OK
+        receiver.rule = lambda call: Reply(404) if call.state == "PREPARING" else OK
         reporter = begun(make(), receiver.urls())
         reporter.state(Status.PREPARING)
         reporter.state(Status.RUNNING)
@@ -194,7 +195,7 @@ class TestStatuses:
     def test_a_newer_heartbeat_replaces_one_that_waits(self, make: Make, receiver: Receiver) -> None:
         first = threading.Event()
 
-        def rule(call: Call) -> Response:
+        def rule(call: Call) -> Reply:
             first.wait(10)
             return OK
 
@@ -227,7 +228,7 @@ class TestStatuses:
         assert receiver.calls[-1].key == "job-SUCCESS"
 
     def test_nothing_comes_after_the_end(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(delay_s=0.002)
+        receiver.rule = lambda call: Reply(delay_s=0.002)
         outbox = make()
         for number in range(10):
             reporter = begun(outbox, receiver.urls(), f"j{number}", heartbeat_s=0.001)
@@ -262,7 +263,7 @@ class TestStatuses:
         assert [call.key for call in receiver.calls] == ["job-RUNNING-1", "job-CANCELED-2", "job-CANCELED"]
 
     def test_one_that_asks_for_patience_does_not_delay_the_end(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(429, {"Retry-After": "30"}) if "/status" in call.path else OK
+        receiver.rule = lambda call: Reply(429, {"Retry-After": "30"}) if "/status" in call.path else OK
         reporter = begun(make(), receiver.urls(), heartbeat_s=0.01)
         reporter.state(Status.RUNNING)
         eventually(lambda: receiver.calls)
@@ -273,7 +274,7 @@ class TestStatuses:
         assert receiver.wait_for_key("job-SUCCESS").at - put < 2
 
     def test_a_newer_heartbeat_ends_the_retries_of_an_older_one(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = lambda call: Response(500) if call.number == 0 else OK
+        receiver.rule = lambda call: Reply(500) if call.number == 0 else OK
         reporter = begun(make(retry_backoff_s=30, longest_pause_s=30), receiver.urls(), heartbeat_s=0.05)
         reporter.state(Status.RUNNING)
         eventually(lambda: receiver.delivered)

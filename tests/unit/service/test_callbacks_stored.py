@@ -14,8 +14,9 @@ from settee.service import timestamps
 from settee.service.callbacks import Outbox
 from settee.service.store import Attempt, Store
 from settee.service.webhooks import Answer, Post
+from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, stored, succeed
-from tests.support.receiver import OK, Receiver, Response, then
+from tests.support.receiver import OK, Receiver, then
 from tests.support.waiting import eventually
 
 
@@ -77,7 +78,7 @@ class TestDisk:
         assert {path.stat().st_mode & 0o777 for path in root.iterdir()} == {0o600}
 
     def test_a_full_one_loses_nothing(self, make: Make, receiver: Receiver) -> None:
-        receiver.rule = then(Response(500), OK)
+        receiver.rule = then(Reply(500), OK)
         outbox = make()
         reporter = begun(outbox, {"completion": receiver.url()})
         fill(outbox._store)
@@ -92,7 +93,7 @@ class TestDisk:
 
     def test_what_a_full_one_refused_is_written_later(self, make: Make, receiver: Receiver) -> None:
         """With the next try, or before the next job is accepted."""
-        receiver.rule = lambda call: Response(503)
+        receiver.rule = lambda call: Reply(503)
         for job_id, pause_s in (("a", 0.05), ("b", 600.0)):
             outbox = make(longest_pause_s=pause_s, retry_backoff_s=pause_s)
             reporter = begun(outbox, {"completion": receiver.url()}, job_id)

@@ -18,8 +18,9 @@ import pytest
 import standardwebhooks
 
 from settee.service.webhooks import Answer, Post, WebhookSender, header_text, signing_key
+from tests.support.http_double import Reply
 from tests.support.outbox import ask
-from tests.support.receiver import CUT, SILENT, Call, Receiver, Response
+from tests.support.receiver import CUT, SILENT, Call, Receiver
 from tests.support.waiting import eventually
 
 
@@ -61,7 +62,7 @@ def test_it_is_delivered() -> None:
 )
 def test_what_an_answer_means(status: int, refused: bool) -> None:
     headers = {"Content-Length": "0"} if status != 204 else {}
-    with Receiver(lambda call: Response(status, headers)) as receiver:
+    with Receiver(lambda call: Reply(status, headers)) as receiver:
         answer = ask(WebhookSender(), post(receiver.url()), 5)
     assert answer.status == status
     assert answer.is_delivered == (status < 300)
@@ -70,7 +71,7 @@ def test_what_an_answer_means(status: int, refused: bool) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
-    with Receiver() as private, Receiver(lambda call: Response(status, {"Location": private.url()})) as receiver:
+    with Receiver() as private, Receiver(lambda call: Reply(status, {"Location": private.url()})) as receiver:
         answer = ask(WebhookSender(), post(receiver.url()), 5)
     assert answer.is_refused
     assert "redirect" in answer.why
@@ -92,8 +93,8 @@ def test_a_connection_that_is_cut() -> None:
     assert (answer.status, answer.is_refused) == (None, False)
 
 
-@pytest.mark.parametrize("response", [SILENT, Response(delay_s=5), Response(drips_every_s=0.01)])
-def test_a_slow_one_costs_its_time_limit(response: Response) -> None:
+@pytest.mark.parametrize("response", [SILENT, Reply(delay_s=5), Reply(head_drips_every_s=0.01)])
+def test_a_slow_one_costs_its_time_limit(response: Reply) -> None:
     """Also one that drips, which no socket timeout sees."""
     with Receiver(lambda call: response) as receiver:
         begun = time.monotonic()
@@ -289,7 +290,7 @@ def test_the_environments_proxy_is_not_for_loopback(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_endless_answer_is_not_read() -> None:
-    with Receiver(lambda call: Response(200, {"Content-Length": str(1 << 40)})) as receiver:
+    with Receiver(lambda call: Reply(200, {"Content-Length": str(1 << 40)})) as receiver:
         assert ask(WebhookSender(), post(receiver.url()), 2).is_delivered
 
 
