@@ -49,11 +49,11 @@ class FileServer(HttpDouble):
         return [ask for ask in self.asked if ask.method == "GET"]
 
     def answer(self, ask: Ask) -> Reply:
-        reply = self._reply(ask)
+        reply = self.reply(ask)
         self.rule(ask, reply)
         return reply
 
-    def _reply(self, ask: Ask) -> Reply:
+    def reply(self, ask: Ask) -> Reply:
         if ask.method == "HEAD" and self.head_status is not None:
             return Reply(self.head_status)
         headers = {"Accept-Ranges": "bytes"} if self.ranges else {}

@@ -49,6 +49,12 @@ class Ask:
     status: int | None = None
     #: Bytes of the answer's body that were handed to the socket.
     sent: int = 0
+    #: First and last byte, as asked.
+    span: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self.span = (int(match[1]), int(match[2]))
 
     @property
     def route(self) -> str:
@@ -58,12 +64,6 @@ class Ask:
     @property
     def query(self) -> dict[str, list[str]]:
         return parse_qs(urlsplit(self.path).query, keep_blank_values=True)
-
-    @property
-    def span(self) -> tuple[int, int] | None:
-        """First and last byte, as asked."""
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        return (int(match[1]), int(match[2])) if match else None
 
     @property
     def raw(self) -> bytes:

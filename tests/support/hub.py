@@ -217,7 +217,9 @@ class HubServer:
     @property
     def served(self) -> int:
         """Bytes of files handed to clients since the last `forget`."""
-        return sum(request.sent for request in self.asked(method="GET"))
+        return sum(
+            one.sent for one in self.asked(method="GET") if one.ask.status in (200, 206) and "/api/" not in one.ask.path
+        )
 
     def authorizations(self) -> Mapping[str, set[str | None]]:
         """Host -> the Authorization headers that it saw."""

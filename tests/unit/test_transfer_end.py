@@ -183,6 +183,8 @@ class TestResume:
         assert head is not None
         assert same
         assert 0 < sum(done) < len(DATA)
+        # A stream that was given up may still be about to ask.
+        eventually(lambda: all(thread.name != "settee-transfer" for thread in threading.enumerate()))
         server.hang_up()
         server.asked.clear()
         self.missing = len(DATA) - sum(done)
