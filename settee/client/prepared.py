@@ -13,7 +13,7 @@ from settee.client.inject.media_files import media_changes
 from settee.client.inject.parameter_places import Parameters, parameter_changes
 from settee.client.inject.prompt_places import prompt_changes
 from settee.client.inject.selectors import set_changes
-from settee.comfyui.literals import Place
+from settee.comfyui.graph import Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.rewrite import filled_prefixes
 from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.comfyui.model_folders import SUFFIXES
-from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
+from settee.comfyui.node_registry import NodeRegistry, choices_of, upload_kind
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem, Text, Workflow, problem_at, texts
 
@@ -46,7 +46,7 @@ def loads(workflow: Workflow, registry: NodeRegistry) -> list[Load]:
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
             spec = registry.spec(node["class_type"], name)
-            for text in texts(name, value) if is_upload(spec) else ():
+            for text in texts(name, value) if upload_kind(spec) else ():
                 if text.name == name and not _is_no_file(text.text, spec):
                     match = _ANNOTATION.match(text.text)
                     found.append(Load(node_id, node, name, match["name"] if match else text.text))
@@ -103,8 +103,8 @@ def _may_be_path(name: str, text: Text, spec: Any) -> bool:
     if text.is_inside:
         return bool(_PATH_INPUT.match(name) or _PATH_INPUT.match(text.name) or _LIKE_A_FILE.match(text.text))
     choices = choices_of(spec)
-    if is_upload(spec) or _PATH_INPUT.match(name) or name == _PREFIX:
-        return is_upload(spec) or text.text not in (choices or ())
+    if upload_kind(spec) or _PATH_INPUT.match(name) or name == _PREFIX:
+        return bool(upload_kind(spec)) or text.text not in (choices or ())
     # A combo names one of its choices; a class with a check of its own may take more (LoadLatent does).
     return choices is not None and text.text not in choices
 
@@ -112,7 +112,7 @@ def _may_be_path(name: str, text: Text, spec: Any) -> bool:
 def _problem(name: str, text: str, spec: Any) -> Problem | None:
     """The rule that a text breaks, with advice for what it names: an input file, a model, or where to save."""
     match = _ANNOTATION.match(text)
-    if match and match["folder"] != "input" and (is_upload(spec) or _LIKE_A_FILE.match(match["name"])):
+    if match and match["folder"] != "input" and (upload_kind(spec) or _LIKE_A_FILE.match(match["name"])):
         where = f"ComfyUI's {match['folder']} folder, which is wiped between jobs"
         return {"problem": f"names {where}: send the file with the job"}
     path = match["name"] if match else text
@@ -121,7 +121,7 @@ def _problem(name: str, text: str, spec: Any) -> Problem | None:
     if path.startswith(("/", "\\", "~")) or _WINDOWS_DRIVE.match(path):
         if _BASE64_JPEG.match(path):
             advice = "send it under `images` and give its name here"
-            return {"problem": f"is a picture in base64, not a name: {advice}"} if is_upload(spec) else None
+            return {"problem": f"is a picture in base64, not a name: {advice}"} if upload_kind(spec) else None
         rule = "is an absolute path"
     elif ".." in re.split(r"[\\/]", path):
         rule = 'leaves its folder with ".."'
@@ -134,7 +134,7 @@ def _problem(name: str, text: str, spec: Any) -> Problem | None:
         file = re.split(r"[\\/]", path)[-1]
         advice = f"name the model as ComfyUI lists it, below its folder of models, such as {file[:100]!r}"
         return {"problem": f"{rule}: {advice}", "near": near_matches(file, choices or ())}
-    if choices is not None and not is_upload(spec):
+    if choices is not None and not upload_kind(spec):
         return {"problem": f"{rule}: give one of this input's choices", "near": near_matches(path, choices)}
     return {"problem": f"{rule}: send the file with the job and name it as you named it there"}
 

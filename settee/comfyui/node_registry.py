@@ -10,10 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from settee.comfyui.workflow import Workflow, links, natural_key
+from settee.comfyui.workflow import Workflow, natural_key
 
-#: Input options by which ComfyUI (and VideoHelperSuite) mark a combo that lists the input folder.
-_UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload", "upload")
+#: Input options by which ComfyUI (and VideoHelperSuite) mark a combo that lists the input folder, and the files there.
+_UPLOADS = {
+    "image_upload": "image",
+    "animated_image_upload": "image",
+    "video_upload": "video",
+    "audio_upload": "audio",
+    "file_upload": "file",
+    "upload": "file",
+}
 
 
 @dataclass(frozen=True)
@@ -84,26 +91,6 @@ class NodeRegistry:
         """
         return {i for i in self.output_nodes(workflow) if not self.is_core(workflow[i]["class_type"])}
 
-    def live(self, workflow: Workflow) -> Workflow:
-        """Return the nodes that lead to an output: ComfyUI looks at no others.
-
-        A class that is not known may be an output too, where it is linked to others and none to it. Without a known
-        output all count.
-        """
-        ends = self.output_nodes(workflow)
-        if not ends:
-            return workflow
-        used = {source for node in workflow.values() for _, source, _ in links(node)}
-        unknown = [node_id for node_id, node in workflow.items() if node["class_type"] not in self]
-        ends += [node_id for node_id in unknown if node_id not in used and any(links(workflow[node_id]))]
-        reached: set[str] = set()
-        while ends:
-            node_id = ends.pop()
-            if node_id not in reached and node_id in workflow:
-                reached.add(node_id)
-                ends += [source for _, source, _ in links(workflow[node_id])]
-        return {node_id: node for node_id, node in workflow.items() if node_id in reached}
-
     def stand_ins(self, workflow: Workflow) -> list[str]:
         """Return the nodes, as ``4 (CheckpointLoaderSimple)``, that only stand in for a model, as in settee's embedded
         server."""
@@ -149,9 +136,10 @@ def choices_of(spec: Any) -> list[Any] | None:
     return None
 
 
-def is_upload(spec: Any) -> bool:
-    """Return True if an input names a file of ComfyUI's input folder, which people upload to."""
-    return any(options_of(spec).get(name) for name in _UPLOAD_OPTIONS)
+def upload_kind(spec: Any) -> str | None:
+    """Return ``image``, ``video``, ``audio`` or ``file`` if an input names a file of ComfyUI's input folder, which
+    people upload to; else None."""
+    return next((kind for name, kind in _UPLOADS.items() if options_of(spec).get(name)), None)
 
 
 def is_dynamic(spec: Any) -> bool:

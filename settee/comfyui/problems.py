@@ -11,6 +11,7 @@ from typing import Any
 
 from settee.base.errors import WorkflowRejected
 from settee.base.text import neutral
+from settee.comfyui.graph import Graph
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic
 from settee.comfyui.workflow import Problem, Workflow, is_link, links, natural_key, own_node, problem_at
 
@@ -76,7 +77,7 @@ def registry_problems(
     """
     problems: list[Problem] = []
     near: dict[str, list[str]] = {}
-    for node_id, node in registry.live(workflow).items():
+    for node_id, node in Graph(workflow, registry).live.items():
         class_type = node["class_type"]
         if class_type not in registry:
             if class_type not in near:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from settee.base.errors import InvalidRequest
-from settee.comfyui.literals import Computed, Place, literal_of
+from settee.comfyui.graph import Computed, Graph, Place
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.workflow import Workflow, link_problems, links, texts, title, unwrapped
 
@@ -60,7 +60,7 @@ def linked(workflow: Workflow, registry: NodeRegistry) -> Workflow:
     """
     if not link_problems(workflow):
         return workflow
-    kept = registry.live(workflow)
+    kept = Graph(workflow, registry).live
     if problems := link_problems(kept):
         raise InvalidRequest.from_problems(problems, "workflow")
     return kept
@@ -147,7 +147,7 @@ def _replacement(match: re.Match[str], workflow: Workflow, now: time.struct_time
     if not named or rest[0] not in workflow[named[0]]["inputs"]:
         return match[0]
     try:
-        place = literal_of(workflow, named[0], rest[0])
+        place = Graph(workflow).literal(Place(named[0], rest[0]))
     except Computed:
         return match[0]
     value = unwrapped(workflow[place.node_id]["inputs"][place.input])

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
+from settee.comfyui.graph import Computed, Graph, Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of, options_of
-from settee.comfyui.workflow import Workflow, links, natural_key, shown_node
+from settee.comfyui.workflow import Workflow, natural_key, shown_node
 
 #: The last part of an input's name, in lower case: Rodin's is "Seed", a dynamic combo's "sampling_mode.seed".
 SEED_INPUTS = ("seed", "noise_seed")
@@ -55,15 +55,7 @@ class Stuck:
 
     def is_behind(self, workflow: Workflow, places: Iterable[Place]) -> bool:
         """Return True if the number is computed from one of these."""
-        seeded, seen, pending = {place.node_id for place in places}, set[str](), [self.source]
-        while pending:
-            node_id = pending.pop()
-            if node_id in seeded:
-                return True
-            if node_id in workflow and node_id not in seen:
-                seen.add(node_id)
-                pending += [source for _, source, _ in links(workflow[node_id])]
-        return False
+        return not Graph(workflow).needed([self.source]).isdisjoint(place.node_id for place in places)
 
 
 @dataclass(frozen=True)
@@ -105,14 +97,16 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
 
     A linked seed is written in the primitive that it comes from.
     """
+    graph = Graph(workflow, registry)
     stuck: list[Stuck] = []
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
-            if not is_seed(name) or not _takes_numbers(registry.spec(workflow[node_id]["class_type"], name)):
+            asked = Place(node_id, name)
+            if not is_seed(name) or not _takes_numbers(_spec(graph, asked)):
                 continue
             try:
-                place = literal_of(workflow, node_id, name)
+                place = graph.literal(asked)
             except Computed as error:
                 source = shown_node(workflow, error.source) if error.source in workflow else error.source
                 why = f"{name} of node {shown_node(workflow, node_id)} is computed by node {source}"
@@ -120,35 +114,33 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
                 continue
             value = workflow[place.node_id]["inputs"][place.input]
             if type(value) is int or _is_draw_one(value):  # JSON's true and false are Python's ints too
-                takers.setdefault(place, []).append(Place(node_id, name))
-    used = users(workflow) if any(not is_seed(place.input) for place in takers) else {}
+                takers.setdefault(place, []).append(asked)
     seeds = []
     for place, inputs in takers.items():
         value = workflow[place.node_id]["inputs"][place.input]
         # A node with a seed of its own decides on -1 itself; for a primitive those do that take its number.
         decides = [place] if is_seed(place.input) else inputs
-        asks = _is_draw_one(value) and not all(_limit(workflow, registry, one, "min", 0) <= DRAW_ONE for one in decides)
+        asks = _is_draw_one(value) and not all(_limit(graph, one, "min", 0) <= DRAW_ONE for one in decides)
         # A range may be of fractions, with no whole number in it.
-        least = math.ceil(max([0, *(_limit(workflow, registry, one, "min", 0) for one in (place, *inputs))]))
-        most = math.floor(
-            min([MAX_DRAWN, *(_limit(workflow, registry, one, "max", MAX_DRAWN) for one in (place, *inputs))])
-        )
-        others = [] if is_seed(place.input) else fed_by(workflow, place, used)
-        others = [one for one in others if not is_seed(one.input) and not _takes_any(workflow, registry, one)]
-        other = others[0] if others else None
-        if other is not None or least > most:
-            by = (
-                f"{other.input} of node {shown_node(workflow, other.node_id)} takes too" if other else "cannot be drawn"
-            )
-            why = f"{inputs[0].input} of node {shown_node(workflow, inputs[0].node_id)} is the number of node "
-            stuck.append(Stuck(f"{why}{shown_node(workflow, place.node_id)}, which {by}", place.node_id, asks))
+        least = math.ceil(max([0, *(_limit(graph, one, "min", 0) for one in (place, *inputs))]))
+        most = math.floor(min([MAX_DRAWN, *(_limit(graph, one, "max", MAX_DRAWN) for one in (place, *inputs))]))
+        others = () if is_seed(place.input) else graph.fed_by(place)
+        other = next((one for one in others if not is_seed(one.input) and not _takes_any(graph, one)), None)
+        if other is None and least <= most:
+            seeds.append(Seed(place, DRAW_ONE if _is_draw_one(value) else value, least, most, asks))
             continue
-        seeds.append(Seed(place, DRAW_ONE if _is_draw_one(value) else value, least, most, asks))
+        by = f"{other.input} of node {shown_node(workflow, other.node_id)} takes too" if other else "cannot be drawn"
+        why = f"{inputs[0].input} of node {shown_node(workflow, inputs[0].node_id)} is the number of node "
+        stuck.append(Stuck(f"{why}{shown_node(workflow, place.node_id)}, which {by}", place.node_id, asks))
     return seeds, stuck
 
 
 def is_seed(name: str) -> bool:
     return name.lower().rpartition(".")[2] in SEED_INPUTS
+
+
+def _spec(graph: Graph, place: Place) -> Any:
+    return graph.registry.spec(graph.class_of(place.node_id), place.input)
 
 
 def _takes_numbers(spec: Any) -> bool:
@@ -161,12 +153,11 @@ def _is_draw_one(value: Any) -> bool:
     return value in (DRAW_ONE, str(DRAW_ONE))
 
 
-def _limit(workflow: Workflow, registry: NodeRegistry, place: Place, name: str, default: float) -> float:
-    limit = options_of(registry.spec(workflow[place.node_id]["class_type"], place.input)).get(name)
+def _limit(graph: Graph, place: Place, name: str, default: float) -> float:
+    limit = options_of(_spec(graph, place)).get(name)
     return limit if isinstance(limit, (int, float)) and not isinstance(limit, bool) else default
 
 
-def _takes_any(workflow: Workflow, registry: NodeRegistry, place: Place) -> bool:
+def _takes_any(graph: Graph, place: Place) -> bool:
     """Return True if an input that holds no seed takes any number: one that ends up in a text or a file's name."""
-    is_known = registry.spec(workflow[place.node_id]["class_type"], place.input) is not None
-    return is_known and _limit(workflow, registry, place, "max", MAX_DRAWN) >= MAX_DRAWN
+    return _spec(graph, place) is not None and _limit(graph, place, "max", MAX_DRAWN) >= MAX_DRAWN

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfyui.literals import Place
+from settee.comfyui.graph import Place
 from settee.comfyui.rewrite import filled_prefixes
 
 NOW = time.strptime("2026-03-05 07:08:09", "%Y-%m-%d %H:%M:%S")

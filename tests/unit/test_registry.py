@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from settee.base.errors import WorkflowRejected
+from settee.comfyui.graph import Graph
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of
 from settee.comfyui.problems import explain, explained, near_matches, registry_problems
 from settee.comfyui.rewrite import replaced, respelled, without_unknown
@@ -41,7 +42,7 @@ def test_nodes_that_lead_to_no_output_are_no_reason_to_refuse(nodes: NodeRegistr
         "5": node("ImageInvert", image=["4", 7]),
         "6": node("NoSuchNote", text="a note"),
     }
-    assert list(nodes.live(graph)) == ["1", "2"]
+    assert list(Graph(graph, nodes).live) == ["1", "2"]
     assert registry_problems(graph, nodes) == []
     # ComfyUI refuses a prompt with a class that it does not know, wherever that stands.
     assert list(without_unknown(graph, nodes)) == ["1", "2", "3"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfyui.literals import Place
+from settee.comfyui.graph import Place
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.seeds import MAX_DRAWN, MAX_SEED, draw_seeds, random_seed
 

@@ -19,8 +19,8 @@ from settee.base.files import sha256_of
 from settee.base.job import Artifact, Cancel, Job
 from settee.base.settings import Settings
 from settee.comfyui.file_inputs import load_problems, path_problems
+from settee.comfyui.graph import Graph, with_values
 from settee.comfyui.isolation import salts
-from settee.comfyui.literals import with_values
 from settee.comfyui.messages import Report
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import class_problems, registry_problems
@@ -170,7 +170,7 @@ class ComfyBackend:
         if not unknown and len(runnable) < len(graph):
             left = ", ".join(f"{i} ({graph[i]['class_type']})" for i in graph if i not in runnable)
             warnings.append(f"left out, as no output needs them and ComfyUI has no such class: {left[:500]}")
-        live = registry.live(runnable)
+        live = Graph(runnable, registry).live
         if made_up := ", ".join(registry.stand_ins(live)):
             warnings.append(f"made up by settee's embedded ComfyUI, which runs no model: {made_up[:500]}")
         if missing_models(live, registry, entries):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from settee.comfyui.literals import Place, with_values
+from settee.comfyui.graph import Place, with_values
 from settee.comfyui.workflow import Workflow
 
 

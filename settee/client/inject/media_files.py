@@ -6,35 +6,34 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from settee.client.client_errors import UsageError
 from settee.client.inject import Change, Given, InputFile
-from settee.client.inject.selectors import node_of, only_place
-from settee.client.inject.workflow_graph import Graph
-from settee.comfyui.literals import Place, Use
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
-from settee.comfyui.workflow import Workflow, listed_nodes, natural_key, shown_node
+from settee.client.inject.selectors import LiveGraph, about
+from settee.comfyui.graph import Place
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, upload_kind
+from settee.comfyui.workflow import Workflow, listed_nodes, natural_key
 
 #: class → (input, kind, slots that give a mask). For what a registry does not state, or without one: ComfyUI's
 #: own, VideoHelperSuite's (whose upload buttons are its own, without a flag) and KJNodes'.
-_LOADERS: dict[str, tuple[str, str, frozenset[int]]] = {
-    "LoadImage": ("image", "image", frozenset([1])),
-    "LoadImageOutput": ("image", "image", frozenset([1])),
-    "LoadImageMask": ("image", "image", frozenset([0])),
-    "LoadVideo": ("file", "video", frozenset()),
-    "LoadAudio": ("audio", "audio", frozenset()),
-    "VHS_LoadVideo": ("video", "video", frozenset()),
-    "VHS_LoadVideoFFmpeg": ("video", "video", frozenset()),
-    "VHS_LoadAudioUpload": ("audio", "audio", frozenset()),
-    "LoadAndResizeImage": ("image", "image", frozenset([1])),
+_LOADERS: dict[str, tuple[str, str, set[int]]] = {
+    "LoadImage": ("image", "image", {1}),
+    "LoadImageOutput": ("image", "image", {1}),
+    "LoadImageMask": ("image", "image", {0}),
+    "LoadVideo": ("file", "video", set()),
+    "LoadAudio": ("audio", "audio", set()),
+    "VHS_LoadVideo": ("video", "video", set()),
+    "VHS_LoadVideoFFmpeg": ("video", "video", set()),
+    "VHS_LoadAudioUpload": ("audio", "audio", set()),
+    "LoadAndResizeImage": ("image", "image", {1}),
 }
-#: What ComfyUI's editor shows an upload button for.
-_FLAGS = {"image_upload": "image", "animated_image_upload": "image", "video_upload": "video", "audio_upload": "audio"}
 #: Inputs that name a file, in a class of which nothing else is known.
 _FILE_INPUTS = frozenset(["image", "mask", "video", "audio", "file", "filename"])
+_OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
+_NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Loader:
         return "image" if self.kind == "image+mask" else self.kind
 
 
-def loaders(graph: Graph) -> list[Loader]:
+def loaders(graph: LiveGraph) -> list[Loader]:
     """Return every input that takes a file's name, in natural order of node ids.
 
     The registry's upload flags and a table of the usual classes decide what is one. A picture's loader is a mask's
@@ -61,16 +60,28 @@ def loaders(graph: Graph) -> list[Loader]:
     """
     found = []
     for node_id in sorted(graph.workflow, key=natural_key):
-        for name, (kind, masks) in _file_inputs(graph, node_id).items():
-            if name in graph.workflow[node_id]["inputs"]:
-                live = graph.live_uses(node_id)
-                uses = live or graph.users[node_id]
-                found.append(Loader(Place(node_id, name), _kind(kind, masks, uses), bool(live)))
+        live = graph.live_uses(node_id)
+        slots = {use.slot for use in live or graph.users[node_id]}
+        for name, kind, masks in _file_inputs(graph, node_id):
+            if kind == "image" and slots & masks:
+                kind = "mask" if slots <= masks else "image+mask"
+            found.append(Loader(Place(node_id, name), kind, bool(live)))
     return found
 
 
-def unlisted(graph: Graph, node_id: str, kind: str) -> Loader | None:
-    """Return the one input that names a file in a node that :func:`loaders` does not list, for a file of ``kind``.
+def _file_inputs(graph: LiveGraph, node_id: str) -> Iterator[tuple[str, str, set[int]]]:
+    """Yield (input, ``image``, ``video`` or ``audio``, slots that give a mask)."""
+    class_type, inputs = graph.class_of(node_id), graph.workflow[node_id]["inputs"]
+    outputs = graph.registry.entry(class_type).get("output") or ()
+    masks = {slot for slot, kind in enumerate(outputs) if kind == "MASK"}
+    kinds = {name: upload_kind(spec) for name, spec in graph.declared(node_id).items()}
+    flagged = {name: (name, kind, masks) for name, kind in kinds.items() if kind in _OPTIONS}
+    listed = {entry[0]: entry for entry in [_LOADERS[class_type]]} if class_type in _LOADERS else {}
+    yield from (entry for name, entry in {**listed, **flagged}.items() if name in inputs)
+
+
+def _unlisted(graph: LiveGraph, node_id: str, kind: str) -> list[Loader]:
+    """Return the one input that names a file in a node without known ones, for a file of ``kind``.
 
     Where its class is known, the input must be a choice: a free text would be a path on the worker.
     """
@@ -80,35 +91,7 @@ def unlisted(graph: Graph, node_id: str, kind: str) -> Loader | None:
         for name, value in graph.workflow[node_id]["inputs"].items()
         if name in _FILE_INPUTS and isinstance(value, str) and specs.get(name, [None])[0] != "STRING"
     ]
-    return Loader(Place(node_id, names[0]), kind, bool(graph.users[node_id])) if len(names) == 1 else None
-
-
-def _file_inputs(graph: Graph, node_id: str) -> dict[str, tuple[str, frozenset[int]]]:
-    """Return input → (``image``, ``video`` or ``audio``; slots that give a mask)."""
-    class_type = graph.class_of(node_id)
-    found: dict[str, tuple[str, frozenset[int]]] = {}
-    if class_type in _LOADERS:
-        name, kind, masks = _LOADERS[class_type]
-        found[name] = kind, masks
-    outputs = graph.registry.entry(class_type).get("output") or ()
-    masks = frozenset(slot for slot, kind in enumerate(outputs) if kind == "MASK")
-    for name, spec in graph.declared(node_id).items():
-        options = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
-        for flag, kind in _FLAGS.items():
-            if options.get(flag):
-                found[name] = kind, masks
-    return found
-
-
-def _kind(kind: str, masks: frozenset[int], uses: Iterable[Use]) -> str:
-    slots = {use.slot for use in uses}
-    if kind != "image" or not slots & masks:
-        return kind
-    return "mask" if slots <= masks else "image+mask"
-
-
-_OPTIONS = {"image": "--img", "mask": "--mask", "video": "--video", "audio": "--audio"}
-_NOUNS = {"image": "an image", "mask": "a mask", "video": "a video", "audio": "a sound"}
+    return [Loader(Place(node_id, name), kind, bool(graph.users[node_id])) for name in names if len(names) == 1]
 
 
 # --- which file goes where -------------------------------------------------------------------------------
@@ -142,56 +125,44 @@ def media_changes(
     image; one whose mask alone is used, a mask. Files are looked at, not read: each must be there and not empty, and
     pictures must begin as one. Raises UsageError (Ambiguous) naming the option, the file as given, and the nodes.
     """
-    graph = Graph(workflow, registry)
+    graph = LiveGraph(workflow, registry)
     known = loaders(graph)
-    matches: list[_Match] = []
-    for kind, files in (("image", images), ("mask", masks), ("video", videos), ("audio", audio)):
-        named = _by_name(graph, known, kind, files)
-        matches += sorted(
-            [*named, *_in_order(workflow, known, kind, files, named)], key=lambda m: natural_key(m.loader.place.node_id)
-        )
     places: dict[Place, _Match] = {}
-    for match in matches:
-        try:
-            place = only_place(workflow, match.loader.place.node_id, match.loader.place.input)
-        except UsageError as error:
-            raise UsageError(f"{match}: {error.message}") from error
-        if place in places:
-            raise UsageError(f"{match}: node {shown_node(workflow, place.node_id)} gets {places[place].file} already")
-        _check_file(match)
-        places[place] = match
+    for kind, files in (("image", images), ("mask", masks), ("video", videos), ("audio", audio)):
+        matches = _by_name(graph, known, kind, files)
+        matches += _in_order(graph, known, kind, files, {match.loader.place for match in matches})
+        for match in sorted(matches, key=lambda match: natural_key(match.loader.place.node_id)):
+            with about(str(match)):
+                place = graph.only_place(match.loader.place.node_id, match.loader.place.input)
+                if place in places:
+                    raise UsageError(f"node {graph.shown(place.node_id)} gets {places[place].file} already")
+                _check_file(match.file.path, is_picture=kind in ("image", "mask"))
+            places[place] = match
     return _changes(workflow, places)
 
 
-def _by_name(graph: Graph, known: Sequence[Loader], kind: str, files: Sequence[Given]) -> list[_Match]:
+def _by_name(graph: LiveGraph, known: Sequence[Loader], kind: str, files: Sequence[Given]) -> list[_Match]:
     """Return the files that name their node. Two for a node of two loading inputs take them in turn."""
-    option = _OPTIONS[kind]
     found: list[_Match] = []
     for file in files:
-        if file.node is None:
-            continue
-        try:
-            node_id = node_of(graph.workflow, file.node)
-        except UsageError as error:
-            raise type(error)(f"{option} {file}: {error.message}") from error
-        own = [loader for loader in known if loader.place.node_id == node_id]
-        if not own and (guess := unlisted(graph, node_id, kind)):
-            own = [guess]
-        free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
-        fitting = [loader for loader in free if not _unfit(kind, loader)]
-        loader = next(iter(fitting or free or own), None)
-        problem = _unfit(kind, loader)
-        if problem or loader is None:
-            raise UsageError(f"{option} {file}: node {shown_node(graph.workflow, node_id)} {problem}")
-        found.append(_Match(loader, file, option))
+        if file.node is not None:
+            with about(f"{_OPTIONS[kind]} {file}"):
+                node_id = graph.named(file.node)
+                own = [loader for loader in known if loader.place.node_id == node_id]
+                own = own or _unlisted(graph, node_id, kind)
+                if not own:
+                    raise UsageError(f"node {graph.shown(node_id)} loads no file")
+                free = [loader for loader in own if loader.place not in {match.loader.place for match in found}]
+                loader = next((each for each in free if not _unfit(kind, each)), (free or own)[0])
+                if problem := _unfit(kind, loader):
+                    raise UsageError(f"node {graph.shown(node_id)} {problem}")
+                found.append(_Match(loader, file, _OPTIONS[kind]))
     return found
 
 
-def _unfit(kind: str, loader: Loader | None) -> str | None:
+def _unfit(kind: str, loader: Loader) -> str | None:
     """Return why a file of this kind cannot go into that loader; None when it can. A mask's loader takes an image that
     is given for it by name."""
-    if loader is None:
-        return "loads no file"
     if not loader.live:
         return "is connected to no output: the file would do nothing"
     if kind == "mask" and loader.kind == "image+mask":
@@ -202,54 +173,45 @@ def _unfit(kind: str, loader: Loader | None) -> str | None:
 
 
 def _in_order(
-    workflow: Workflow, known: Sequence[Loader], kind: str, files: Sequence[Given], named: Sequence[_Match]
+    graph: LiveGraph, known: Sequence[Loader], kind: str, files: Sequence[Given], taken: set[Place]
 ) -> list[_Match]:
-    """Return the files that name no node, for the loaders that are left."""
-    loose = [file for file in files if file.node is None]
-    taken = {match.loader.place for match in named}
-    left = [loader for loader in known if loader.live and loader.takes == kind and loader.place not in taken]
-    if loose and len(loose) != len(left):
-        raise UsageError(_miscounted(workflow, known, kind, len(loose), left))
-    return [_Match(loader, file, _OPTIONS[kind]) for loader, file in zip(left, loose, strict=False)]
-
-
-def _miscounted(workflow: Workflow, known: Sequence[Loader], kind: str, count: int, left: Sequence[Loader]) -> str:
-    """Return the message for another number of files than of loaders."""
-    option = _OPTIONS[kind]
+    """Return the files that name no node, for the loaders that are left. Raises UsageError for another number."""
+    option, loose = _OPTIONS[kind], [file for file in files if file.node is None]
+    fitting = [loader for loader in known if loader.live and loader.takes == kind]
+    left = [loader for loader in fitting if loader.place not in taken]
+    if not loose or len(loose) == len(left):
+        return [_Match(loader, file, option) for loader, file in zip(left, loose, strict=False)]
     if left:
-        nodes = listed_nodes(workflow, [loader.place.node_id for loader in left])
+        nodes = listed_nodes(graph.workflow, [loader.place.node_id for loader in left])
         take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
         named = f"{option} {left[0].place.node_id}=FILE"
-        return f"{option}: {count} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
-    fits = any(loader.takes == kind for loader in known if loader.live)
-    message = f"{option}: {count} given, and no node is {'left that loads' if fits else 'known to load'} {_NOUNS[kind]}"
+        raise UsageError(
+            f"{option}: {len(loose)} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
+        )
+    what = f"{'left that loads' if fitting else 'known to load'} {_NOUNS[kind]}"
+    message = f"{option}: {len(loose)} given, and no node is {what}"
     both = [loader.place.node_id for loader in known if loader.live and loader.kind == "image+mask"]
     if kind == "mask" and both:
         why = "the alpha channel of the image is the mask here, so give one file for both with --img"
-        return f"{message}; {why}:\n{listed_nodes(workflow, both)}"
-    others = [loader for loader in known if not (loader.live and loader.takes == kind)]
-    if others:
-        lines = [
-            f"  {shown_node(workflow, loader.place.node_id)}: "
-            + (f"for {_OPTIONS[loader.takes]}" if loader.live else "connected to no output")
-            for loader in others
-        ]
-        return f"{message}; those that load files are:\n" + "\n".join(lines)
-    return message
+        raise UsageError(f"{message}; {why}:\n{listed_nodes(graph.workflow, both)}")
+    lines = [f"{message}; those that load files are:"]
+    for other in known:
+        if other not in fitting:
+            use = f"for {_OPTIONS[other.takes]}" if other.live else "connected to no output"
+            lines.append(f"  {graph.shown(other.place.node_id)}: {use}")
+    raise UsageError("\n".join(lines) if lines[1:] else message)
 
 
 def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
     """Return a line for every live loader that names a file of the machine where the workflow was made and gets no
     file."""
-    changed = {(change.node_id, change.input) for change in changes}
-    lines = []
-    for loader in loaders(Graph(workflow)):
-        node = workflow[loader.place.node_id]
-        name = node["inputs"].get(loader.place.input)
-        if not loader.live or not isinstance(name, str) or node["class_type"] == "LoadImageOutput":
-            continue
-        if (loader.place.node_id, loader.place.input) not in changed:
-            what = f"{shown_node(workflow, loader.place.node_id)} loads {name[:200]!r}"
+    changed = {Place(change.node_id, change.input) for change in changes}
+    graph, lines = LiveGraph(workflow), []
+    for loader in loaders(graph):
+        name, node_id = graph.value(loader.place), loader.place.node_id
+        is_named = isinstance(name, str) and graph.class_of(node_id) != "LoadImageOutput"
+        if loader.live and is_named and loader.place not in changed:
+            what = f"{graph.shown(node_id)} loads {name[:200]!r}"
             lines.append(f"{what}, and no file is given for it: {_OPTIONS[loader.takes]} FILE")
     return lines
 
@@ -267,29 +229,27 @@ _HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx])", re.DOTALL)
 _HEAD = 32
 
 
-def _check_file(match: _Match) -> None:
+def _check_file(path: Path, *, is_picture: bool) -> None:
     """Check a file. Raises UsageError when it cannot be read, is empty, or is not a picture where one is needed."""
-    path = match.file.path
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise UsageError(f"{match}: is a folder; name the files in it")
+            raise UsageError("is a folder; name the files in it")
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{match}: is not an ordinary file")
+            raise UsageError("is not an ordinary file")
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except FileNotFoundError as error:
-        raise UsageError(f"{match}: there is no such file") from error
+        raise UsageError("there is no such file") from error
     except (OSError, ValueError) as error:
-        raise UsageError(f"{match}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not head:
-        raise UsageError(f"{match}: the file is empty")
-    if match.option not in ("--img", "--mask") or path.suffix.lower() == ".tga":  # Targa has no first bytes of its own
-        return
-    if _HEIC.match(head):
-        raise UsageError(f"{match}: HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
-    if not _PICTURES.match(head):
-        raise UsageError(f"{match}: is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
+        raise UsageError("the file is empty")
+    if is_picture and path.suffix.lower() != ".tga":  # Targa has no first bytes of its own
+        if _HEIC.match(head):
+            raise UsageError("HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
+        if not _PICTURES.match(head):
+            raise UsageError("is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
 
 
 def _changes(workflow: Workflow, places: dict[Place, _Match]) -> tuple[list[Change], list[InputFile]]:

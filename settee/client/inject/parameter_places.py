@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
-from settee.client.inject.selectors import near, only_place, place_of
-from settee.client.inject.workflow_graph import Graph, Samplers
-from settee.comfyui.literals import Place, fed_by
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
-from settee.comfyui.workflow import Workflow, is_link, listed_nodes, natural_key, shown_node, unwrapped
+from settee.client.inject.selectors import LiveGraph, about, near
+from settee.comfyui.graph import Place
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, options_of
+from settee.comfyui.workflow import Workflow, is_link, links, listed_nodes, natural_key
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,23 @@ class _Kind:
     least: float = 0
     most: float = math.inf
     #: Classes whose input of that name is another thing.
-    not_in: frozenset[str] = frozenset()
+    not_in: tuple[str, ...] = ()
     #: Inputs that a caller may mean instead, named where there is no place.
     like: tuple[str, ...] = ()
 
 
+_HOOKS = ("CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly")
 _KINDS = {
-    "steps": _Kind("steps", int, 1, 10_000, frozenset(["ExtendIntermediateSigmas", "TrainLoraNode", "SaveLoRANode"])),
+    "steps": _Kind("steps", int, 1, 10_000, ("ExtendIntermediateSigmas", "TrainLoraNode", "SaveLoRANode")),
     "cfg": _Kind("cfg", float, 0, 100, like=("cfg_conds", "cfg_cond2_negative", "guidance")),
     "width": _Kind("width", int, 1, 16_384),
     "height": _Kind("height", int, 1, 16_384),
-    "denoise": _Kind("denoise", float, 0, 1, frozenset(["SplitSigmasDenoise"])),
+    "denoise": _Kind("denoise", float, 0, 1, ("SplitSigmasDenoise",)),
     "sampler": _Kind("sampler_name", str),
     "scheduler": _Kind("scheduler", str),
-    "ckpt": _Kind(
-        "ckpt_name",
-        str,
-        not_in=frozenset(["CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly"]),
-        like=("unet_name",),
-    ),
+    "ckpt": _Kind("ckpt_name", str, not_in=_HOOKS, like=("unet_name",)),
 }
+_SIZES = ("width", "height")
 
 
 def parameter_changes(workflow: Workflow, parameters: Parameters, registry: NodeRegistry = UNKNOWN) -> list[Change]:
@@ -81,188 +79,225 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
     Raises UsageError for a value out of range, for a parameter without a place, and for a place that another node
     computes; Ambiguous names the candidates. Each says which ``--set`` does it instead.
     """
-    changes = []
-    asked = {field.name: getattr(parameters, field.name) for field in fields(parameters) if field.name != "lora"}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
+    asked = {name: value for name, value in values.items() if name != "lora" and value is not None}
     if not asked and not parameters.lora:
         return []
-    search = _Search(Graph(workflow, registry))
+    graph = _Samplers(workflow, registry)
+    changes = []
     for name, value in asked.items():
-        value = _checked(f"--{name}", value, _KINDS[name])
-        for place in search.places(name):
-            search.check_fit(name, place, value)
+        value = _checked(name, value)
+        for place in _places(graph, name):
+            _check_fit(graph, name, place, value)
             changes.append(Change(place.node_id, place.input, value, f"--{name}"))
-    search.check_shared(changes)
-    return [*changes, *lora_changes(workflow, parameters.lora, search.graph.live)]
+    _check_shared(graph, changes)
+    return [*changes, *lora_changes(graph, parameters.lora)]
 
 
-def _checked(option: str, value: Any, kind: _Kind) -> Any:
+# --- samplers and their latents -----------------------------------------------------------------------------
+
+#: Inputs that take a latent, by their names in ComfyUI and in the usual packs.
+_LATENT = re.compile(r"(?:init_)?(?:latents?(?:_image)?|samples)\d*")
+#: What a node has besides a latent when it samples; a scheduler (LTXVScheduler) or conditioning (LTXVAddGuide) may
+#: take a latent too.
+_SAMPLING = frozenset(["sigmas", "sampler", "sampler_name", "guider", "cfg"])
+
+
+class _Samplers(LiveGraph):
+    """A graph, and the nodes in it that sample: they take a latent, and sigmas, a guider, cfg or a sampler by name."""
+
+    @cached_property
+    def samplers(self) -> list[str]:
+        """In natural order."""
+        sampling = [i for i, node in self.live.items() if not _SAMPLING.isdisjoint(node["inputs"])]
+        return [node_id for node_id in sampling if any(True for _ in self._latents_of(node_id))]
+
+    def _latents_of(self, node_id: str) -> Iterator[str]:
+        """Yield the nodes that this one's latents come from."""
+        for name, source, _ in links(self.workflow[node_id]):
+            if source in self.workflow and _LATENT.fullmatch(name):
+                yield source
+
+    def _behind(self, node_ids: Iterable[str]) -> set[str]:
+        """Return every node that the latents of these come through, by way of latents only."""
+        found, waiting = set[str](), list(node_ids)
+        while waiting:
+            node_id = waiting.pop()
+            sources = set(self._latents_of(node_id))
+            if self.is_reroute(node_id):
+                sources |= {source for _, source, _ in links(self.workflow[node_id]) if source in self.workflow}
+            waiting += sources - found
+            found |= sources
+        return found
+
+    def sized(self) -> list[str]:
+        """Return the nodes whose width and height are the picture's, in natural order: those that the samplers' latents
+        come from or through; without samplers, all."""
+        nodes = self._behind(self.samplers) if self.samplers else self.live
+        return sorted((i for i in nodes if {*_SIZES} <= set(self.workflow[i]["inputs"])), key=natural_key)
+
+    def in_sequence(self, node_ids: Collection[str]) -> bool:
+        """Return True if these nodes (samplers, or what feeds or sizes them) all belong to one row of samplers.
+
+        A row: each sampler but the first goes on from the latent of another of them.
+        """
+        if len(node_ids) < 2:
+            return True
+        owners = [self._owners(node_id) for node_id in node_ids]
+        row = set().union(*owners)
+        return all(owners) and len([each for each in row if not row & self._behind([each]) - {each}]) == 1
+
+    def _owners(self, node_id: str) -> set[str]:
+        """Return the samplers that a node is, or that use what it makes; not through another sampler."""
+        found, seen, waiting = set(), set(), [node_id]
+        while waiting:
+            at = waiting.pop()
+            if at in self.samplers:
+                found.add(at)
+            elif at not in seen:
+                seen.add(at)
+                waiting += [use.node_id for use in self.live_uses(at)]
+        return found
+
+
+# --- places -------------------------------------------------------------------------------------------------
+
+
+def _places(graph: _Samplers, name: str) -> list[Place]:
+    """Return where a parameter goes, in natural order. Raises UsageError for nowhere, Ambiguous for too many places."""
+    kind = _KINDS[name]
+    asked = [Place(i, kind.input) for i in (graph.sized() if name in _SIZES else graph.live) if _has(graph, i, kind)]
+    if not asked:
+        raise UsageError(f"--{name}: {_nowhere(graph, name)}")
+    places: dict[Place, Place] = {}
+    for one in asked:
+        with about(f"--{name}"):
+            places.setdefault(graph.place(one.node_id, one.input), one)
+    values = [graph.value(place) for place in places]
+    together = name == "ckpt" or graph.in_sequence([one.node_id for one in places.values()])
+    if len(places) > 1 and (any(value != values[0] for value in values) or not together):
+        example, listed = next(iter(places)).shown(), _listed(graph, places.values())
+        raise Ambiguous(f"--{name}: {len(places)} nodes have it; set the one you mean (--set {example}=…):\n{listed}")
+    return list(places)
+
+
+def _has(graph: _Samplers, node_id: str, kind: _Kind) -> bool:
+    """Return True if a node has this parameter, as a value of its type or as a link."""
+    value = graph.value(Place(node_id, kind.input))
+    is_one = isinstance(value, str if kind.type is str else (int, float)) and not isinstance(value, bool)
+    return (is_one or is_link(value)) and graph.class_of(node_id) not in kind.not_in
+
+
+def _nowhere(graph: _Samplers, name: str) -> str:
+    message = "this workflow has no place for it"
+    if name in _SIZES and graph.samplers:
+        message += ": the sampler does not start from a latent of a size that is given"
+    inputs = (_KINDS[name].input, *_KINDS[name].like)
+    nodes = sorted(graph.workflow, key=natural_key)
+    others = [Place(i, input) for i in nodes for input in inputs if input in graph.workflow[i]["inputs"]]
+    if not others:
+        return message
+    return f"{message}; if you mean one of these, --set {others[0].shown()}=…\n{_listed(graph, others)}"
+
+
+def _listed(graph: _Samplers, places: Iterable[Place]) -> str:
+    """Return one place a line, each with its present value."""
+    lines = []
+    for place in places:
+        value = graph.value(place)
+        now = f"from node {value[0]}" if is_link(value) else repr(value)
+        now = now if len(now) < 60 else now[:59] + "…"
+        lines.append(f"  {graph.shown(place.node_id)}: {place.input} is {now}")
+    return "\n".join(lines)
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _checked(name: str, value: Any) -> Any:
     """Return a value of the parameter's type within its limits. Raises UsageError."""
+    kind = _KINDS[name]
     if kind.type is str:
         if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{option}: give a name")
+            raise UsageError(f"--{name}: give a name")
         return value
     whole = kind.type is int
-    limits = f"a {'whole ' if whole else ''}number from {kind.least:g} to {kind.most:g}"
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not number or not kind.least <= value <= kind.most:
-        raise UsageError(f"{option} {value}: must be {limits}")
+        limits = f"a {'whole ' if whole else ''}number from {kind.least:g} to {kind.most:g}"
+        raise UsageError(f"--{name} {value}: must be {limits}")
     return value
 
 
-class _Search:
-    """The search for the places of parameters in one workflow."""
+def _check_fit(graph: _Samplers, name: str, place: Place, value: Any) -> None:
+    """Check the value against the inputs' declared limits. Raises UsageError for what they would cut or refuse."""
+    for target in graph.fed_by(place):
+        if target.input == _KINDS[name].input:
+            spec = graph.declared(target.node_id).get(target.input, [])
+            if problem := _unfit(graph, name, target.node_id, spec, value):
+                raise UsageError(f"--{name} {value}: node {graph.shown(target.node_id)} {problem}")
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.workflow = graph, graph.workflow
-        self.samplers = Samplers(graph)
 
-    def places(self, name: str) -> list[Place]:
-        """Return where a parameter goes, in natural order. Raises UsageError for nowhere, Ambiguous for too many
-        places."""
-        kind = _KINDS[name]
-        found = self._having(kind, self._sized() if name in ("width", "height") else self.graph.live)
-        if not found:
-            raise UsageError(self._nowhere(name, kind))
-        places: dict[Place, str] = {}
-        for node_id in found:
+def _unfit(graph: _Samplers, name: str, node_id: str, spec: list[Any], value: Any) -> str | None:
+    choices, limits = spec[0] if spec and isinstance(spec[0], list) else [], options_of(spec)
+    # Files (ckpt) may be there by the time the job runs: the worker fetches what it lacks.
+    if name in ("sampler", "scheduler") and choices and value not in choices:
+        return f"does not know it; {near(value, map(str, choices))}"
+    if _KINDS[name].type is str:
+        return None
+    least, most = limits.get("min"), limits.get("max")
+    if isinstance(least, (int, float)) and value < least:
+        return f"takes no less than {least}"
+    if isinstance(most, (int, float)) and value > most:
+        return f"takes no more than {most}"
+    if name in _SIZES:
+        # ComfyUI rounds the size of a latent down without a word.
+        step = limits.get("step", 8 if graph.samplers else 1)
+        if isinstance(step, int) and step > 1 and value % step:
+            below = value - value % step
+            sizes = " or ".join(str(size) for size in (below, below + step) if size)
+            return f"takes multiples of {step} only: {sizes}"
+    return _unreached(graph, value, node_id) if name == "steps" else None
+
+
+def _unreached(graph: _Samplers, steps: int, node_id: str) -> str | None:
+    """KSamplerAdvanced's share of the steps stays as it is; it must still lie within them."""
+    for name in ("start_at_step", "end_at_step"):
+        if name in graph.workflow[node_id]["inputs"]:
             try:
-                places.setdefault(place_of(self.workflow, node_id, kind.input), node_id)
-            except UsageError as error:
-                raise UsageError(f"--{name}: {error.message}") from error
-        values = [self._value(place) for place in places]
-        together = name == "ckpt" or self.samplers.in_sequence(list(places.values()))
-        if len(places) > 1 and (any(value != values[0] for value in values) or not together):
-            raise Ambiguous(self._several(name, places))
-        return list(places)
-
-    def _having(self, kind: _Kind, node_ids: Iterable[str]) -> list[str]:
-        """Return the nodes that have this parameter, as a value of its type or as a link."""
-        wanted = str if kind.type is str else (int, float)
-        found = []
-        for node_id in node_ids:
-            node = self.workflow[node_id]
-            value = unwrapped(node["inputs"].get(kind.input))
-            fits = is_link(value) or (isinstance(value, wanted) and not isinstance(value, bool))
-            if fits and node["class_type"] not in kind.not_in:
-                found.append(node_id)
-        return found
-
-    def _sized(self) -> list[str]:
-        """Return nodes whose width and height are the picture's."""
-        if self.samplers.ids:
-            return self.samplers.latent_nodes()
-        return [i for i in self.graph.live if {"width", "height"} <= set(self.workflow[i]["inputs"])]
-
-    def _value(self, place: Place) -> Any:
-        return self.workflow[place.node_id]["inputs"][place.input]
-
-    def _nowhere(self, name: str, kind: _Kind) -> str:
-        message = f"--{name}: this workflow has no place for it"
-        if name in ("width", "height") and self.samplers.ids:
-            message += ": the sampler does not start from a latent of a size that is given"
-        everything = sorted(self.workflow, key=natural_key)
-        inputs = (kind.input, *kind.like)
-        others = [Place(i, input) for i in everything for input in inputs if input in self.workflow[i]["inputs"]]
-        if not others:
-            return message
-        return f"{message}; if you mean one of these, --set {others[0].shown()}=…\n{self._listed(others)}"
-
-    def _several(self, name: str, places: dict[Place, str]) -> str:
-        kind = _KINDS[name]
-        example = f"--set {next(iter(places)).shown()}=…"
-        listed = self._listed([Place(node_id, kind.input) for node_id in places.values()])
-        return f"--{name}: {len(places)} nodes have it; set the one you mean ({example}):\n{listed}"
-
-    def _listed(self, places: Sequence[Place]) -> str:
-        """Return one place a line, each with its present value."""
-        lines = []
-        for place in places:
-            value = unwrapped(self._value(place))
-            now = f"from node {value[0]}" if is_link(value) else repr(value)
-            now = now if len(now) < 60 else now[:59] + "…"
-            lines.append(f"  {shown_node(self.workflow, place.node_id)}: {place.input} is {now}")
-        return "\n".join(lines)
-
-    def check_fit(self, name: str, place: Place, value: Any) -> None:
-        """Check the value against the inputs' declared limits. Raises UsageError for what they would cut or refuse."""
-        kind = _KINDS[name]
-        for target in fed_by(self.workflow, place, self.graph.users):
-            if target.input != kind.input:
-                continue
-            shown = f"--{name} {value}: node {shown_node(self.workflow, target.node_id)}"
-            spec = self.graph.declared(target.node_id).get(kind.input, [])
-            choices = spec[0] if spec and isinstance(spec[0], list) else []
-            # Files (ckpt) may be there by the time the job runs: the worker fetches what it lacks.
-            if name in ("sampler", "scheduler") and choices and value not in choices:
-                raise UsageError(f"{shown} does not know it; {near(value, map(str, choices))}")
-            limits = spec[1] if len(spec) > 1 and isinstance(spec[1], dict) else {}
-            if kind.type is not str:
-                _within(shown, value, limits.get("min"), limits.get("max"))
-            if name in ("width", "height"):
-                step = limits.get("step", 8 if self.samplers.ids else 1)
-                _multiple(shown, value, step if isinstance(step, int) else 1)
-            if name == "steps":
-                self._check_split(shown, value, target.node_id)
-
-    def _check_split(self, shown: str, steps: int, node_id: str) -> None:
-        """KSamplerAdvanced's share of the steps stays as it is; it must still lie within them."""
-        for name in ("start_at_step", "end_at_step"):
-            if name not in self.workflow[node_id]["inputs"]:
-                continue
-            try:
-                at = self._value(place_of(self.workflow, node_id, name))
+                at = graph.value(graph.place(node_id, name))
             except UsageError:  # computed, maybe from the steps
                 continue
             # 10,000 is how its editor writes "to the end".
             if isinstance(at, int) and 0 < at < 10_000 and steps <= at:
-                raise UsageError(
-                    f"{shown} has {name} {at}, which {steps} steps do not reach: set that one too, with --set"
-                )
-
-    def check_shared(self, changes: Sequence[Change]) -> None:
-        """Refuse to change a primitive that also feeds other inputs than those asked for, unless they have the same
-        name.
-
-        Raises UsageError naming them, and for one primitive that is to be two things.
-        """
-        values: dict[Place, Change] = {}
-        for change in changes:
-            other = values.setdefault(Place(change.node_id, change.input), change)
-            if other.value != change.value:
-                where = shown_node(self.workflow, change.node_id)
-                raise UsageError(f"{other.why} and {change.why} both come from node {where}: give them the same value")
-        inputs = {_KINDS[change.why[2:]].input for change in changes}
-        for place, change in values.items():
-            fed = fed_by(self.workflow, place, self.graph.users)
-            others = [use for use in fed if use != place and not _is_named(use.input, inputs)]
-            if others:
-                named = ", ".join(f"{use.node_id}.{use.input}" for use in others[:10])
-                raise UsageError(
-                    f"{change.why}: it comes from node {shown_node(self.workflow, place.node_id)}, which feeds {named} "
-                    f"too: if all of them are to change, --set {place.shown()}=…"
-                )
+                return f"has {name} {at}, which {steps} steps do not reach: set that one too, with --set"
+    return None
 
 
-def _is_named(name: str, inputs: set[str]) -> bool:
-    """Return True if the name is one of these inputs, or ends with it: ``target_width`` is a width too."""
-    return any(name == wanted or name.endswith(f"_{wanted}") for wanted in inputs)
+def _check_shared(graph: _Samplers, changes: Sequence[Change]) -> None:
+    """Refuse to change a primitive that also feeds other inputs than those asked for, unless they have the same name:
+    ``target_width`` is a width too.
+
+    Raises UsageError naming them, and for one primitive that is to be two things.
+    """
+    values: dict[Place, Change] = {}
+    for change in changes:
+        other = values.setdefault(Place(change.node_id, change.input), change)
+        if other.value != change.value:
+            where = graph.shown(change.node_id)
+            raise UsageError(f"{other.why} and {change.why} both come from node {where}: give them the same value")
+    asked = {_KINDS[change.why[2:]].input for change in changes}
+    for place, change in values.items():
+        others = [
+            use
+            for use in graph.fed_by(place)
+            if use != place and not any(use.input == name or use.input.endswith(f"_{name}") for name in asked)
+        ]
+        if others:
+            raise UsageError(f"{change.why}: it comes from {graph.shared(place, others)}")
 
 
-def _within(shown: str, value: float, least: Any, most: Any) -> None:
-    if isinstance(least, (int, float)) and value < least:
-        raise UsageError(f"{shown} takes no less than {least}")
-    if isinstance(most, (int, float)) and value > most:
-        raise UsageError(f"{shown} takes no more than {most}")
-
-
-def _multiple(shown: str, value: int, step: int) -> None:
-    """ComfyUI rounds the size of a latent down without a word."""
-    if step > 1 and value % step:
-        below = value - value % step
-        near_ones = " or ".join(str(size) for size in (below, below + step) if size)
-        raise UsageError(f"{shown} takes multiples of {step} only: {near_ones}")
-
+# --- LoRAs --------------------------------------------------------------------------------------------------
 
 _STRENGTHS = ("strength_model", "strength_clip")
 #: ComfyUI's limit.
@@ -291,7 +326,7 @@ def parse_lora(text: str) -> Lora:
     return Lora(name, strength)
 
 
-def lora_changes(workflow: Workflow, texts: Sequence[str], alive: Collection[str]) -> list[Change]:
+def lora_changes(graph: LiveGraph, texts: Sequence[str]) -> list[Change]:
     """Return the changes for these LoRAs: in natural order of the loaders' ids, and as many as there are loaders.
 
     Loaders of the same file (one for each of two models) count as one. A strength goes to the model's and the
@@ -303,50 +338,40 @@ def lora_changes(workflow: Workflow, texts: Sequence[str], alive: Collection[str
         return []
     # By file; a linked name is a loader of its own.
     groups: dict[str, list[str]] = {}
-    for node_id in sorted(alive, key=natural_key):
-        name = workflow[node_id]["inputs"].get("lora_name")
+    for node_id, node in graph.live.items():
+        name = node["inputs"].get("lora_name")
         if name is not None:
             groups.setdefault(name if isinstance(name, str) else f"\0{node_id}", []).append(node_id)
     if not groups:
         raise UsageError("--lora: this workflow has no node that loads a LoRA; add one in the editor")
     if len(groups) != len(loras):
-        lines = [
-            f"  {shown_node(workflow, node_id)}: {workflow[node_id]['inputs']['lora_name']}"
-            for node_ids in groups.values()
-            for node_id in node_ids
-        ]
-        first = Place(next(iter(groups.values()))[0], "lora_name").shown()
+        loaders = [node_id for node_ids in groups.values() for node_id in node_ids]
+        lines = [f"\n  {graph.shown(i)}: {graph.workflow[i]['inputs']['lora_name']}" for i in loaders]
         raise Ambiguous(
             f"--lora: {len(loras)} given, and the workflow has {len(groups)}; give as many (by node id, lowest first), "
-            f"or set the one you mean (--set {first}=…):\n" + "\n".join(lines)
+            f"or set the one you mean (--set {Place(loaders[0], 'lora_name').shown()}=…):" + "".join(lines)
         )
+    changes: list[Change] = []
     for lora, node_ids in zip(loras, groups.values(), strict=True):
-        present = [[workflow[node_id]["inputs"].get(name) for name in _STRENGTHS] for node_id in node_ids]
-        if lora.strength is not None and any(strengths != present[0] for strengths in present):
-            raise Ambiguous(
-                f"--lora {lora.name}: several nodes load it, each with a strength of its own; give the name alone, and "
-                f"their strengths with --set:\n{listed_nodes(workflow, node_ids)}"
-            )
-    return [
-        change
-        for lora, node_ids in zip(loras, groups.values(), strict=True)
-        for node_id in node_ids
-        for change in _of_one(workflow, node_id, lora)
-    ]
-
-
-def _of_one(workflow: Workflow, node_id: str, lora: Lora) -> list[Change]:
-    inputs = workflow[node_id]["inputs"]
-    wanted: dict[str, str | float] = {"lora_name": lora.name}
-    if lora.strength is not None:
-        wanted |= {name: lora.strength for name in _STRENGTHS if name in inputs}
-        if len(wanted) == 1:
-            raise UsageError(f"--lora {lora.name}: node {shown_node(workflow, node_id)} has no strength to set")
-    changes = []
-    for name, value in wanted.items():
-        try:
-            place = only_place(workflow, node_id, name)
-        except UsageError as error:
-            raise UsageError(f"--lora {lora.name}: {error.message}") from error
-        changes.append(Change(place.node_id, place.input, value, "--lora"))
+        with about(f"--lora {lora.name}"):
+            changes += _lora_changes(graph, lora, node_ids)
     return changes
+
+
+def _lora_changes(graph: LiveGraph, lora: Lora, node_ids: Sequence[str]) -> Iterator[Change]:
+    loaders = [graph.workflow[node_id]["inputs"] for node_id in node_ids]
+    present = [[inputs.get(name) for name in _STRENGTHS] for inputs in loaders]
+    if lora.strength is not None and any(strengths != present[0] for strengths in present):
+        raise Ambiguous(
+            "several nodes load it, each with a strength of its own; give the name alone, and their strengths with "
+            f"--set:\n{listed_nodes(graph.workflow, node_ids)}"
+        )
+    for node_id, inputs in zip(node_ids, loaders, strict=True):
+        wanted: dict[str, str | float] = {"lora_name": lora.name}
+        if lora.strength is not None:
+            wanted |= {name: lora.strength for name in _STRENGTHS if name in inputs}
+            if len(wanted) == 1:
+                raise UsageError(f"node {graph.shown(node_id)} has no strength to set")
+        for name, value in wanted.items():
+            place = graph.only_place(node_id, name)
+            yield Change(place.node_id, place.input, value, "--lora")

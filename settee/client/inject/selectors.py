@@ -1,4 +1,4 @@
-"""Naming a place in a workflow: nodes by id or title, and the input where a value can really be set."""
+"""Naming a place in a workflow: nodes by id or title, the input where a value can really be set, and ``--set``."""
 
 from __future__ import annotations
 
@@ -6,53 +6,131 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.vocabulary import NO_OUTPUT
-from settee.comfyui.literals import Computed, Place, fed_by, literal_of, users
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
-from settee.comfyui.workflow import Workflow, is_link, links, listed_nodes, shown_node, title, unwrapped
-
-# --- nodes by name ---------------------------------------------------------------------------------------
+from settee.comfyui.graph import Computed, Graph, Place, Use
+from settee.comfyui.workflow import Workflow, is_link, listed_nodes, natural_key, shown_node, title, unwrapped
 
 
-def node_of(workflow: Workflow, text: str) -> str:
-    """Return the id of the node that ``text`` names: an id ("12", "57:8"), else a title, else a class.
-
-    A title counts exactly before it counts in any case; a class only where no title fits (a workflow written by hand
-    has no titles). Raises Ambiguous for several, UsageError with near matches for none.
-    """
-    if text in workflow:
-        return text
-    folded = text.strip().casefold()
-    attempts = (
-        [i for i, node in workflow.items() if title(node) == text],
-        [i for i, node in workflow.items() if title(node).strip().casefold() == folded],
-        [i for i, node in workflow.items() if str(node["class_type"]).casefold() == folded],
-    )
-    found = next((ids for ids in attempts if ids and folded), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise Ambiguous(f"{text!r} names {len(found)} nodes; use the id of one:\n{listed_nodes(workflow, found)}")
-    near = _near_nodes(workflow, text)
-    hint = f"; did you mean\n{listed_nodes(workflow, near)}" if near else ": give a node's id or its title"
-    raise UsageError(f"the workflow has no node {text!r}{hint}")
+@contextmanager
+def about(option: str) -> Iterator[None]:
+    """Put the option that is dealt with before the message of a UsageError."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{option}: {error.message}") from error
 
 
-def _near_nodes(workflow: Workflow, text: str) -> list[str]:
-    """Return up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix
-    too."""
-    inside = [i for i in workflow if re.split(r"[:.]", i)[-1] == text]
-    names: dict[str, str] = {}
-    for node_id, node in workflow.items():
-        for name in (node_id, title(node), str(node["class_type"])):
-            names.setdefault(name.casefold(), node_id)
-    close = difflib.get_close_matches(text.casefold(), [name for name in names if name], n=3)
-    return (inside or list(dict.fromkeys(names[name] for name in close)))[:3]
+class LiveGraph(Graph):
+    """A workflow in which nodes and places are looked for by what a caller calls them."""
+
+    @cached_property
+    def live(self) -> Workflow:
+        """Return the nodes that an output is made from, in natural order.
+
+        A class that the registry does not know (API nodes; every class without one) counts as an output where nothing
+        uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
+        ComfyUI will refuse it itself.
+        """
+        ends = [
+            node_id
+            for node_id in self.workflow
+            if (
+                self.registry.is_output(kind)
+                if (kind := self.class_of(node_id)) in self.registry
+                else not self.users[node_id] and kind not in NO_OUTPUT
+            )
+        ]
+        return {i: self.workflow[i] for i in sorted(self.needed(ends) or self.workflow, key=natural_key)}
+
+    def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
+        """Return where an output goes, or all of a node's, as far as it matters."""
+        return [use for use in self.users[node_id] if use.node_id in self.live and slot in (None, use.slot)]
+
+    def declared(self, node_id: str) -> dict[str, list[Any]]:
+        """Return the inputs that the registry declares for a node's class: name → ``[type or choices, options?]``."""
+        declared = self.registry.inputs(self.class_of(node_id))
+        return {name: spec for name, spec in declared.items() if isinstance(spec, list) and spec}
+
+    def shown(self, node_id: str) -> str:
+        return shown_node(self.workflow, node_id)
+
+    # --- nodes by name ------------------------------------------------------------------------------------
+
+    def named(self, text: str) -> str:
+        """Return the id of the node that ``text`` names: an id ("12", "57:8"), else a title, else a class.
+
+        A title counts exactly before it counts in any case; a class only where no title fits (a workflow written by
+        hand has no titles). Raises Ambiguous for several, UsageError with near matches for none.
+        """
+        if text in self.workflow:
+            return text
+        nodes, folded = self.workflow.items(), text.strip().casefold()
+        attempts = (
+            [i for i, node in nodes if title(node) == text],
+            [i for i, node in nodes if title(node).strip().casefold() == folded],
+            [i for i, node in nodes if str(node["class_type"]).casefold() == folded],
+        )
+        found = next((ids for ids in attempts if ids and folded), [])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = listed_nodes(self.workflow, found)
+            raise Ambiguous(f"{text!r} names {len(found)} nodes; use the id of one:\n{listed}")
+        near = self._near(text)
+        hint = f"; did you mean\n{listed_nodes(self.workflow, near)}" if near else ": give a node's id or its title"
+        raise UsageError(f"the workflow has no node {text!r}{hint}")
+
+    def _near(self, text: str) -> list[str]:
+        """Return up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix
+        too."""
+        inside = [i for i in self.workflow if re.split(r"[:.]", i)[-1] == text]
+        names: dict[str, str] = {}
+        for node_id, node in self.workflow.items():
+            for name in (node_id, title(node), str(node["class_type"])):
+                names.setdefault(name.casefold(), node_id)
+        close = difflib.get_close_matches(text.casefold(), [name for name in names if name], n=3)
+        return (inside or list(dict.fromkeys(names[name] for name in close)))[:3]
+
+    # --- the place behind a link --------------------------------------------------------------------------
+
+    def place(self, node_id: str, name: str) -> Place:
+        """Return where the value of this input is written: there, or in the primitive that it is linked to, through
+        reroutes.
+
+        Raises UsageError when the link comes from a node that computes it, naming that node.
+        """
+        try:
+            return self.literal(Place(node_id, name))
+        except Computed as error:
+            source = error.source
+            shown = self.shown(source) if source in self.workflow else f"{source}, which is not there"
+            raise UsageError(
+                f"{name!r} of node {self.shown(node_id)} is not a value but a link from node {shown}: "
+                "set an input of that one, or unlink it in the editor"
+            ) from error
+
+    def only_place(self, node_id: str, name: str) -> Place:
+        """Return :meth:`place`, where no other input gets the value too. Raises UsageError naming those that do."""
+        asked, place = Place(node_id, name), self.place(node_id, name)
+        others = [use for use in self.fed_by(place) if use != asked] if place != asked else []
+        if others:
+            raise UsageError(f"the value of {node_id}.{name} comes from {self.shared(place, others)}")
+        return place
+
+    def shared(self, place: Place, others: Iterable[Place]) -> str:
+        """Return the end of a message: the primitive and all that it feeds, and the option for it."""
+        named = ", ".join(f"{use.node_id}.{use.input}" for use in [*others][:10])
+        return (
+            f"node {self.shown(place.node_id)}, which feeds {named} too: "
+            f"if all of them are to change, --set {place.shown()}=…"
+        )
 
 
 def near(text: str, names: Iterable[str]) -> str:
@@ -64,69 +142,12 @@ def near(text: str, names: Iterable[str]) -> str:
     return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
 
 
-# --- what is connected -----------------------------------------------------------------------------------
-
-
-def live_nodes(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> set[str]:
-    """Ids of the nodes that ComfyUI runs: those that an output is made from.
-
-    A class that ``registry`` does not know (API nodes; every class without it) counts as an output where nothing
-    uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
-    ComfyUI will refuse it itself.
-    """
-    used = users(workflow)
-    pending = []
-    for node_id, node in workflow.items():
-        class_type = str(node["class_type"])
-        is_end = not used[node_id] and class_type not in NO_OUTPUT
-        is_output = registry.is_output(class_type) if class_type in registry else is_end
-        if is_output:
-            pending.append(node_id)
-    found: set[str] = set()
-    while pending:
-        node_id = pending.pop()
-        if node_id in workflow and node_id not in found:
-            found.add(node_id)
-            pending += [source for _, source, _ in links(workflow[node_id])]
-    return found or set(workflow)
-
-
-# --- the place behind a link -----------------------------------------------------------------------------
-
-
-def place_of(workflow: Workflow, node_id: str, name: str) -> Place:
-    """Return where the value of this input is written: there, or in the primitive that it is linked to, through
-    reroutes.
-
-    Raises UsageError when the link comes from a node that computes it, naming that node.
-    """
-    try:
-        return literal_of(workflow, node_id, name)
-    except Computed as error:
-        source = error.source
-        shown = shown_node(workflow, source) if source in workflow else f"{source}, which is not there"
-        raise UsageError(
-            f"{name!r} of node {shown_node(workflow, node_id)} is not a value but a link from node {shown}: "
-            "set an input of that one, or unlink it in the editor"
-        ) from error
-
-
-def only_place(workflow: Workflow, node_id: str, name: str) -> Place:
-    """Return :func:`place_of`, where no other input gets the value too. Raises UsageError naming those that do."""
-    asked, place = Place(node_id, name), place_of(workflow, node_id, name)
-    others = [use for use in fed_by(workflow, place, users(workflow)) if use != asked] if place != asked else []
-    if others:
-        named = ", ".join(f"{use.node_id}.{use.input}" for use in others[:10])
-        raise UsageError(
-            f"the value of {node_id}.{name} comes from node {shown_node(workflow, place.node_id)}, which feeds {named} "
-            f"too: if all of them are to change, --set {place.shown()}=…"
-        )
-    return place
-
+# --- --set ------------------------------------------------------------------------------------------------
 
 _FORM = 'write NODE.INPUT=VALUE, such as 6.inputs.text=… or "Title.text=…"'
 #: ComfyUI takes a fraction for these and cuts it off.
 _WHOLE = ("seed", "noise_seed", "steps", "width", "height", "length", "batch_size", "start_at_step", "end_at_step")
+_NOT_JSON = object()
 
 
 def set_changes(workflow: Workflow, texts: Sequence[str]) -> list[Change]:
@@ -137,67 +158,65 @@ def set_changes(workflow: Workflow, texts: Sequence[str]) -> list[Change]:
     primitive that it comes from, if nothing else comes from it. Raises UsageError (Ambiguous) naming the option, the
     node and what to do.
     """
+    graph = LiveGraph(workflow)
     changes = []
     for text in texts:
-        place, value = _split(workflow, text)
-        shown = f"--set {text if len(text) < 80 else text[:79] + '…'}"
-        try:
-            source = only_place(workflow, place.node_id, place.input)
-        except UsageError as error:
-            raise UsageError(f"{shown}: {error.message}") from error
-        present = workflow[source.node_id]["inputs"][source.input]
-        changes.append(Change(source.node_id, source.input, _typed(present, value, source, shown), "--set"))
+        asked, value = _split(graph, text)
+        with about(f"--set {text if len(text) < 80 else text[:79] + '…'}"):
+            place = graph.only_place(asked.node_id, asked.input)
+            present = workflow[place.node_id]["inputs"][place.input]
+            changes.append(Change(place.node_id, place.input, _typed(present, value, place.input), "--set"))
     return changes
 
 
-def _split(workflow: Workflow, text: str) -> tuple[Place, str]:
+def _split(graph: LiveGraph, text: str) -> tuple[Place, str]:
     """Return (the named input, the value as a string): of the ways to read it, the first that names an input."""
     ends = [at for at, char in enumerate(text) if char == "="]
     if not ends:
         raise UsageError(f"--set {text}: {_FORM}")
     ambiguous: Ambiguous | None = None
     for end in ends:
-        left = text[:end].strip()
-        for dot in (at for at, char in enumerate(left) if char == "."):
+        for name, asked in _readings(text[:end].strip()):
             try:
-                node_id = node_of(workflow, left[:dot])
+                node_id = graph.named(name)
             except Ambiguous as error:
                 ambiguous = ambiguous or error
                 continue
             except UsageError:
                 continue
-            asked = left[dot + 1 :]
-            for name in (asked, asked.removeprefix("inputs.")):
-                if name in workflow[node_id]["inputs"]:
-                    return Place(node_id, name), text[end + 1 :]
-    if ambiguous:
-        raise Ambiguous(f"--set {text[: ends[0]]}: {ambiguous.message}") from ambiguous
-    raise _unknown(workflow, text[: ends[0]].strip())
+            for known in (asked, asked.removeprefix("inputs.")):
+                if known in graph.workflow[node_id]["inputs"]:
+                    return Place(node_id, known), text[end + 1 :]
+    with about(f"--set {text[: ends[0]].strip()}"):
+        raise ambiguous or _unknown(graph, text[: ends[0]].strip())
 
 
-def _unknown(workflow: Workflow, left: str) -> UsageError:
+def _readings(left: str) -> Iterator[tuple[str, str]]:
+    """Yield (node, input) for every dot."""
+    yield from ((left[:at], left[at + 1 :]) for at, char in enumerate(left) if char == ".")
+
+
+def _unknown(graph: LiveGraph, left: str) -> UsageError:
     """Return the error that names the wrong half of NODE.INPUT."""
     if "." not in left:
-        having = [node_id for node_id, node in workflow.items() if left in node["inputs"]]
-        where = f"; an input {left!r} have:\n{listed_nodes(workflow, having)}" if left and having else ""
-        return UsageError(f"--set {left}: which node? {_FORM}{where}")
+        having = [node_id for node_id, node in graph.workflow.items() if left in node["inputs"]]
+        listed = listed_nodes(graph.workflow, having)
+        where = f"; an input {left!r} have:\n{listed}" if left and having else ""
+        return UsageError(f"which node? {_FORM}{where}")
     wrong: dict[str, UsageError] = {}
-    for dot in (at for at, char in enumerate(left) if char == "."):
+    for name, asked in _readings(left):
         try:
-            node_id = node_of(workflow, left[:dot])
+            node_id = graph.named(name)
         except UsageError as error:
-            wrong[left[:dot]] = error
+            wrong[name] = error
             continue
-        name = left[dot + 1 :].removeprefix("inputs.")
-        known = near(name, workflow[node_id]["inputs"])
-        return UsageError(
-            f"--set {left}: node {shown_node(workflow, node_id)} has no input {name!r}; {known}".rstrip("; ")
-        )
-    first = wrong.get(left.split(".inputs.")[0]) or next(iter(wrong.values()))
-    return UsageError(f"--set {left}: {first.message}")
+        asked = asked.removeprefix("inputs.")
+        known = near(asked, graph.workflow[node_id]["inputs"])
+        return UsageError(f"node {graph.shown(node_id)} has no input {asked!r}; {known}".rstrip("; "))
+    return wrong.get(left.split(".inputs.")[0]) or next(iter(wrong.values()))
 
 
-def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
+def _typed(present: Any, text: str, name: str) -> Any:
     """Return ``text`` as a value of the present one's type. Raises UsageError."""
     if isinstance(present, str):
         return text
@@ -205,15 +224,14 @@ def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
         value = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         value = _NOT_JSON
-    inside = unwrapped(present)
+    inside, is_number = unwrapped(present), isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(inside, bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif isinstance(inside, (int, float)):
-        fits, wanted = isinstance(value, (int, float)) and not isinstance(value, bool), "a number"
-        if fits and isinstance(value, float) and value.is_integer() and isinstance(inside, int):
+        if is_number and isinstance(value, float) and value.is_integer() and isinstance(inside, int):
             value = int(value)
-        if fits and isinstance(value, float) and place.input in _WHOLE:
-            fits, wanted = False, "a whole number"
+        is_cut = isinstance(value, float) and name in _WHOLE
+        fits, wanted = is_number and not is_cut, "a whole number" if is_cut else "a number"
     elif isinstance(inside, list):
         fits, wanted = isinstance(value, list) and not is_link(value), "a JSON list (that is not a link)"
     elif isinstance(inside, dict):
@@ -222,11 +240,8 @@ def _typed(present: Any, text: str, place: Place, shown: str) -> Any:
         fits, wanted = value is not _NOT_JSON and not is_link(value), "JSON (a string in double quotes)"
     if not fits:
         now = json.dumps(inside, ensure_ascii=False)
-        raise UsageError(f"{shown}: must be {wanted}; it is {now if len(now) < 60 else now[:59] + '…'} now")
+        raise UsageError(f"must be {wanted}; it is {now if len(now) < 60 else now[:59] + '…'} now")
     return {**present, "__value__": value} if inside is not present else value
-
-
-_NOT_JSON = object()
 
 
 def _finite(number: str) -> float:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from settee.base.job import Artifact, Destination, Job, JobOptions, Result
 from settee.base.settings import Settings
-from settee.comfyui.literals import with_values
+from settee.comfyui.graph import with_values
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.rewrite import linked, replaced, respelled
 from settee.comfyui.seeds import draw_seeds

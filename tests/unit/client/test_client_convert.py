@@ -13,7 +13,7 @@ import pytest
 
 from settee.client.client_errors import UsageError
 from settee.client.convert import is_editor_format, widgets
-from settee.comfyui.literals import with_values
+from settee.comfyui.graph import with_values
 from settee.comfyui.rewrite import filled_prefixes
 from tests.support.editor_files import (
     API_NODES,

@@ -11,7 +11,7 @@ import pytest
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Given, applied
 from settee.client.inject.media_files import loaders, media_changes
-from settee.client.inject.workflow_graph import Graph
+from settee.client.inject.selectors import LiveGraph
 from settee.client.targets.comfy_api import well_described
 from tests.support.editor_files import DATA
 from tests.support.editor_files import OBJECT_INFO as INFO
@@ -28,7 +28,8 @@ OPTIONS = {"image": "images", "mask": "masks", "video": "videos", "audio": "audi
 @pytest.mark.parametrize("name", LABELS)
 def test_loaders_are_those_of_the_labels(name: str, info: Any) -> None:
     found = [
-        (x.place.node_id, x.place.input, x.kind, x.live) for x in loaders(Graph(real(name), well_described(info or {})))
+        (x.place.node_id, x.place.input, x.kind, x.live)
+        for x in loaders(LiveGraph(real(name), well_described(info or {})))
     ]
     assert found == [(m["id"], m["input"], m["kind"], m["live"]) for m in LABELS[name]["media"]]
 
@@ -183,8 +184,8 @@ def test_a_loader_of_both_takes_one_image_for_both(png: Path) -> None:
 def test_a_mask_that_only_a_dead_end_uses_does_not_count(png: Path) -> None:
     workflow = inpainting(0)
     workflow["9"] = {"class_type": "InvertMask", "inputs": {"mask": ["1", 1]}}
-    assert [loader.kind for loader in loaders(Graph(workflow, well_described(INFO)))] == ["image"]
-    assert [loader.kind for loader in loaders(Graph(workflow))] == ["image+mask"]
+    assert [loader.kind for loader in loaders(LiveGraph(workflow, well_described(INFO)))] == ["image"]
+    assert [loader.kind for loader in loaders(LiveGraph(workflow))] == ["image+mask"]
 
 
 @pytest.mark.parametrize(
@@ -213,9 +214,9 @@ def test_a_registry_tells_other_loaders(png: Path) -> None:
         "Save": {"input": {}, "output": [], "output_node": True},
     }
     workflow = graph(n1=("Custom", {"picture": "a", "clip": "b", "picture2": "c"}), n2=("Save", {"x": ["1", 0]}))
-    found = [(x.place.input, x.kind) for x in loaders(Graph(workflow, well_described(info)))]
+    found = [(x.place.input, x.kind) for x in loaders(LiveGraph(workflow, well_described(info)))]
     assert found == [("picture", "mask"), ("clip", "video")]
-    assert loaders(Graph(workflow)) == []
+    assert loaders(LiveGraph(workflow)) == []
     changes, _ = media_changes(
         workflow, images=[], masks=[Given(png)], videos=[Given(png, "1")], registry=well_described(info or {})
     )

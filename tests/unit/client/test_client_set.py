@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settee.client.client_errors import Ambiguous, UsageError
-from settee.client.inject.selectors import live_nodes, node_of, set_changes
+from settee.client.inject.selectors import LiveGraph, set_changes
 from settee.comfyui.node_registry import NodeRegistry
 
 REAL = Path(__file__).parents[2] / "data" / "real-workflows"
@@ -31,6 +31,10 @@ def workflow() -> dict[str, Any]:
         "9": node("VAEDecode", "twin", samples=["57:8", 0]),
         "10": node("Resize", **{"mode": "scale", "mode.width": 512, "inputs.odd": 1}),
     }
+
+
+def node_of(graph: dict[str, Any], text: str) -> str:
+    return LiveGraph(graph).named(text)
 
 
 def value_of(text: str, graph: dict[str, Any] | None = None) -> tuple[str, str, Any]:
@@ -281,10 +285,10 @@ def test_what_an_output_is_made_from_is_live() -> None:
         "7": node("Api", a=["gone", 0]),
     }
     info = {"LoadImage": {}, "ImageInvert": {"output_node": False}, "PreviewImage": {"output_node": True}}
-    assert live_nodes(graph, NodeRegistry(info)) == {"1", "2", "3", "5", "7"}
-    assert live_nodes(graph) == graph.keys() - {"6"}
+    assert LiveGraph(graph, NodeRegistry(info)).live.keys() == {"1", "2", "3", "5", "7"}
+    assert LiveGraph(graph).live.keys() == graph.keys() - {"6"}
     del graph["3"], graph["5"], graph["6"], graph["7"]
-    assert live_nodes(graph, NodeRegistry(info)) == set(graph)
+    assert LiveGraph(graph, NodeRegistry(info)).live == graph
 
 
 # --- the published workflows -----------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from settee.comfyui.file_inputs import path_problems
+from settee.comfyui.graph import Graph
 from settee.comfyui.model_folders import SUFFIXES
-from settee.comfyui.node_registry import NodeRegistry, choices_of, is_upload
+from settee.comfyui.node_registry import NodeRegistry, choices_of, upload_kind
 from settee.comfyui.problems import MAX_NEAR, near_matches, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
 from settee.doors.agent.config import REQUIRED_SAMPLING
@@ -157,13 +158,13 @@ def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) 
     base = context.values["base_model_name"]
     coming = {base, *(use.name for use in context.loras)}
     is_base_bound = any(base in literals(node) for node in workflow.values())
-    for node_id, node in registry.live(workflow).items():
+    for node_id, node in Graph(workflow, registry).live.items():
         for name, given in node["inputs"].items():
             value, spec = unwrapped(given), registry.spec(node["class_type"], name)
             choices = choices_of(spec)
             if choices is None or is_link(value) or isinstance(value, (list, dict)) or value in choices:
                 continue
-            is_ours = value in coming or is_upload(spec)
+            is_ours = value in coming or upload_kind(spec)
             is_model = isinstance(value, str) and value.lower().endswith(SUFFIXES)
             if is_ours or not (is_model or registry.is_core(node["class_type"])):
                 continue
