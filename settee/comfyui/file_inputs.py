@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from settee.comfyui.model_folders import SUFFIXES
@@ -29,28 +28,36 @@ _MAX_PATH = 4096
 _BASE64_JPEG = re.compile(r"/9j/[A-Za-z0-9+/\s]{60,}={0,2}\s*$")
 
 
-@dataclass(frozen=True)
-class Load:
-    """A file of ComfyUI's input folder that a node loads."""
-
-    node_id: str
-    node: Mapping[str, Any]
-    input: str
-    #: As the workflow names it, without its "[input]" annotation.
-    name: str
-
-
-def loads(workflow: Workflow, registry: NodeRegistry) -> list[Load]:
-    """Every file of the input folder that the workflow names, by the registry's upload marks."""
-    found = []
+def _texts(workflow: Workflow, registry: NodeRegistry) -> Iterator[tuple[str, Mapping[str, Any], str, Any, Text]]:
+    """Yield (node id, node, input, its spec, a string in it) for every string of a workflow."""
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
             spec = registry.spec(node["class_type"], name)
-            for text in texts(name, value) if upload_kind(spec) else ():
-                if text.name == name and not _is_no_file(text.text, spec):
-                    match = _ANNOTATION.match(text.text)
-                    found.append(Load(node_id, node, name, match["name"] if match else text.text))
-    return found
+            for text in texts(name, value):
+                yield node_id, node, name, spec, text
+
+
+def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str, str | None]) -> list[Problem]:
+    """Return every file of the input folder that the workflow names, by the registry's upload marks, and cannot load.
+
+    ``files`` came with the job, by name, with what bars a core loader from them.
+    """
+    problems: list[Problem] = []
+    for node_id, node, name, spec, text in _texts(workflow, registry):
+        if not upload_kind(spec) or text.name != name or _is_no_file(text.text, spec):
+            continue
+        match = _ANNOTATION.match(text.text)
+        given = match["name"] if match else text.text
+        key, shown = posixpath.normpath(given), given[:200]
+        if key not in files:
+            problem = f"loads {shown!r}, which did not come with the job: add it to `images` or `files`"
+            more = {"problem": problem, "near": near_matches(given, files)}
+        elif files[key] and registry.is_core(node["class_type"]):
+            more = {"problem": f"loads {shown!r}: {files[key]}"}
+        else:
+            continue
+        problems.append(problem_at(node_id, node, name, value=shown, **more))
+    return problems
 
 
 def _is_no_file(text: str, spec: Any) -> bool:
@@ -58,42 +65,21 @@ def _is_no_file(text: str, spec: Any) -> bool:
     return not text or ("." not in text and text in (choices_of(spec) or ()))
 
 
-def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str, str | None]) -> list[Problem]:
-    """Every file that the workflow loads and cannot: ``files`` came with the job, by name, with what bars a core loader
-    from them."""
-    problems: list[Problem] = []
-    for load in loads(workflow, registry):
-        name = posixpath.normpath(load.name)
-        if name not in files:
-            problem = f"loads {load.name[:200]!r}, which did not come with the job: add it to `images` or `files`"
-            more = {"problem": problem, "near": near_matches(load.name, files)}
-        elif files[name] and registry.is_core(load.node["class_type"]):
-            more = {"problem": f"loads {load.name[:200]!r}: {files[name]}"}
-        else:
-            continue
-        problems.append(problem_at(load.node_id, load.node, load.input, value=load.name[:200], **more))
-    return problems
-
-
 def path_problems(workflow: Workflow, registry: NodeRegistry, own: Collection[str] = ()) -> list[Problem]:
-    """Inputs that would make ComfyUI read or write outside the job's own folders.
+    """Return inputs that would make ComfyUI read or write outside the job's own folders.
 
-    LoadImage opens absolute names and ``../`` gladly (contracts/comfyui.md), and names annotated "[output]" or
-    "[temp]" point at folders that are wiped between jobs. Load3D does so with the names within its `image`. ``own``:
-    full paths of the job's own models, which custom loaders may be given: no file is written under them, and no problem
-    shows them.
+    LoadImage opens absolute names and ``../`` gladly, and names annotated "[output]" or "[temp]" point at folders that
+    are wiped between jobs. Load3D does so with the names within its `image`. ``own``: full paths of the job's own
+    models, which custom loaders may be given: no file is written under them, and no problem shows them.
     """
     problems: list[Problem] = []
-    for node_id, node in workflow.items():
-        for name, value in node["inputs"].items():
-            spec = registry.spec(node["class_type"], name)
-            for text in texts(name, value):
-                is_own = text.text in own
-                if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
-                    continue
-                if problem := _problem(name, text.text, spec):
-                    shown = "a model's full path" if is_own else text.text[:200]
-                    problems.append(problem_at(node_id, node, name, value=shown, **problem))
+    for node_id, node, name, spec, text in _texts(workflow, registry):
+        is_own = text.text in own
+        if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
+            continue
+        if problem := _problem(name, text.text, spec):
+            shown = "a model's full path" if is_own else text.text[:200]
+            problems.append(problem_at(node_id, node, name, value=shown, **problem))
     return problems
 
 
@@ -137,6 +123,3 @@ def _problem(name: str, text: str, spec: Any) -> Problem | None:
     if choices is not None and not upload_kind(spec):
         return {"problem": f"{rule}: give one of this input's choices", "near": near_matches(path, choices)}
     return {"problem": f"{rule}: send the file with the job and name it as you named it there"}
-
-
-__all__ = ["Load", "load_problems", "loads", "path_problems"]

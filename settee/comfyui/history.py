@@ -1,4 +1,4 @@
-"""What an entry of ComfyUI's history says: how the prompt ended, and what its nodes left. Pure.
+"""An entry of ComfyUI's history: how the prompt ended, and what its nodes left. Pure.
 
 Shared by the worker and the client's bare ComfyUI, so it needs nothing but the standard library. Custom nodes write
 into history too: nothing in it is trusted to have a shape.
@@ -21,14 +21,7 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node, title
 
 #: Keys of core nodes that say something about the files beside them, or hold the editor's state.
-_ABOUT = {
-    "animated",
-    "compositor_bboxes",
-    "compositor_inputs",
-    "dims",
-    "histogram",
-    "input_bboxes",
-}
+_ABOUT = {"animated", "compositor_bboxes", "compositor_inputs", "dims", "histogram", "input_bboxes"}
 #: Names of files in temp: Preview3DAdvanced's, PreviewGaussianSplat's, PreviewPointCloud's.
 _TEMP_NAMES = ("preview3d_advanced_", "preview_splat_", "preview_pointcloud_")
 #: Lists within lists that are looked through.
@@ -37,12 +30,12 @@ _MAX_DEPTH = 10
 _NAMING = {"result", "3d"}
 
 
-#: (folder type, subfolder, filename)
+#: (folder type, subfolder, filename), as history has it; nothing in it was checked.
 Place = tuple[str, str, str]
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value if it is an object, else an empty one."""
+    """Return the value if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
@@ -72,7 +65,7 @@ def ending(status: Mapping[str, Any], graph: Workflow) -> Ending:
 
 
 def messages(status: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``(type, data)`` of each message that ComfyUI kept, in their order."""
+    """Yield ``(type, data)`` of each message that ComfyUI kept, in their order."""
     found = status.get("messages")
     for message in found if isinstance(found, list) else ():
         if isinstance(message, list) and len(message) == 2:
@@ -108,7 +101,7 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
 def failure_of(
     status: dict[str, Any], graph: Workflow, registry: NodeRegistry, extra_data: Mapping[str, Any]
 ) -> ComfyError | None:
-    """The error that a history entry's status stands for; None for a success. ``extra_data``: what the job sent."""
+    """Return the error that a history entry's status stands for; None for a success."""
     end = ending(status, graph)
     if end.kind == "success":
         return None
@@ -126,7 +119,7 @@ def failure_of(
 
 
 def _of_missing_graph(details: Mapping[str, Any], registry: NodeRegistry) -> str:
-    """Advice for a custom node that reads the editor's graph and does not ask whether there is one.
+    """Return advice for a custom node that reads the editor's graph and does not ask whether there is one.
 
     Its Python errors name neither: ComfyUI gives it None for EXTRA_PNGINFO when a job has no `extra_pnginfo`.
     """
@@ -148,13 +141,12 @@ class Reported:
 
     node_id: str
     key: str
-    #: (folder type, subfolder, filename), not checked.
     place: Place | None = None
     text: str | None = None
 
 
 def reported(outputs: Mapping[str, Any], shows_state: Callable[[str], bool] = lambda _: False) -> Iterator[Reported]:
-    """Everything that nodes reported, by node in natural order, whatever its key and shape.
+    """Yield everything that nodes reported, by node in natural order, whatever its key and shape.
 
     What is neither a file nor a string becomes a text as JSON; flags do not. ``shows_state``: True for a node that is
     not an output node, which only shows in the editor what goes through it: of that, files and ``text`` count.
@@ -163,7 +155,7 @@ def reported(outputs: Mapping[str, Any], shows_state: Callable[[str], bool] = la
         for key, value in mapping(outputs[node_id]).items():
             is_state, others = shows_state(node_id) and key != "text", []
             for item in _items(value):
-                if isinstance(item, dict) and isinstance(item.get("filename"), str):
+                if _is_file(item):
                     kind, subfolder = str(item.get("type", "output")), str(item.get("subfolder") or "")
                     yield Reported(node_id, key, place=(kind, subfolder, item["filename"]))
                 elif isinstance(item, dict) and item.get("source") == "websocket":
@@ -180,7 +172,7 @@ def reported(outputs: Mapping[str, Any], shows_state: Callable[[str], bool] = la
 
 
 def _items(value: Any, depth: int = 0) -> Iterator[Any]:
-    """The items of a list, and the files at any depth within lists and objects."""
+    """Yield the items of a list, and the files at any depth within lists and objects."""
     is_list = isinstance(value, list)
     if (is_list and depth == 0) or (not _is_file(value) and _has_files(value, depth)):
         for item in value if is_list else value.values():
@@ -194,10 +186,8 @@ def _is_file(value: Any) -> bool:
 
 
 def _has_files(value: Any, depth: int = 0) -> bool:
-    if _is_file(value):
-        return True
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth < _MAX_DEPTH and any(_has_files(each, depth + 1) for each in within)
+    return _is_file(value) or (depth < _MAX_DEPTH and any(_has_files(each, depth + 1) for each in within))
 
 
 def reported_by_job(
@@ -234,22 +224,23 @@ def without_previews(
     previews = {place: node for place, node in files.items() if place[0] == "temp"}
     kept = {place: node for place, node in files.items() if place not in previews or include_temp}
     made = {place: node for place, node in previews.items() if node in output_nodes or node not in graph}
+    has_option = include_temp is not None
     if made and not (kept or has_others):
-        hint = "" if include_temp is None else " (delivery.include_temp returns them always)"
+        hint = " (delivery.include_temp returns them always)" if has_option else ""
         return made, [f"the workflow made nothing but previews, which are returned{hint}"]
     if len(kept) == len(files):
         return kept, []
-    hint = "" if include_temp is None else "; delivery.include_temp returns them"
+    hint = "; delivery.include_temp returns them" if has_option else ""
     return kept, [f"{len(previews)} preview file(s) were not returned{hint}"]
 
 
 def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:
-    """Ids of the nodes that reported files."""
+    """Return the ids of the nodes that reported files."""
     return {item.node_id for item in reported(outputs) if item.place is not None}
 
 
 def named_file(key: str, item: Any) -> Place | None:
-    """(folder type, subfolder, filename) when the item is the name of a file, as Preview3D's `result` has it."""
+    """Return the place when the item is the name of a file, as Preview3D's `result` has it."""
     if key not in _NAMING or not isinstance(item, str) or "\n" in item or len(item) > 500:
         return None
     folder, name = posixpath.split(item)
@@ -258,5 +249,5 @@ def named_file(key: str, item: Any) -> Place | None:
 
 
 def text_name(node_id: str) -> str:
-    """The file name of a text that a node left."""
+    """Return the file name of a text that a node left."""
     return f"node_{re.sub(r'[^A-Za-z0-9_-]', '_', node_id)[:100]}.txt"

@@ -13,7 +13,7 @@ import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,13 @@ def isolate(
     previews: bool = False,
     expanding: Collection[str] = (),
 ) -> Workflow:
-    """A copy in which every saving node runs for this job, ComfyUI's own ones to write below ``prefix``.
+    """Return a copy in which every saving node runs for this job, ComfyUI's own ones to write below ``prefix``.
 
-    ComfyUI answers a graph it has seen from its cache, with the names of files that were wiped after the last job
-    (resubmit_cached.json). A `filename_prefix` of this job's own makes its node save again, and tells its files
-    from any other job's. What a custom class makes of its prefix is not known, so its own stays: it and output nodes
-    without one get an input that only the cache sees, and so do the nodes of ``salts``: a loader without an
-    IS_CHANGED would show the file that had its name before. With ``previews`` so do nodes that leave temp files on
-    the way to an output: ComfyUI 0.33 reports a cached one's again. Nodes of the classes ``expanding`` become others,
-    with savers among them, which are not there at all when the node is cached. Nothing else upstream runs again.
+    What a custom class makes of its prefix is not known, so its own stays: it and output nodes without one get the
+    salt, and so do the nodes of ``salts``: a loader without an IS_CHANGED would show the file that had its name before.
+    With ``previews`` so do nodes that leave temp files on the way to an output: ComfyUI 0.33 reports a cached one's
+    again. Nodes of the classes ``expanding`` become others, with savers among them, which do not exist when the node is
+    cached. Nothing else upstream runs again.
     """
     isolated: Workflow = {}
     for node_id, node in workflow.items():
@@ -77,7 +75,7 @@ def isolate(
 
 
 def salted(node: Mapping[str, Any], registry: NodeRegistry, salt: str) -> dict[str, Any]:
-    """A node's inputs with ``salt`` among them, where its class does not see it."""
+    """Return a node's inputs with ``salt`` among them, where its class does not see it."""
     inputs, class_type = node["inputs"], node["class_type"]
     for name, kind in () if registry.is_core(class_type) else registry.hidden(class_type).items():
         if isinstance(kind, str) and kind in _HIDDEN and name not in inputs:
@@ -91,7 +89,7 @@ def is_salt(name: str, value: Any) -> bool:
 
 
 def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
-    """The salt of every node that names an input file, or a folder of them: ``digests`` is by file name."""
+    """Return the salt of every node that names an input file, or a folder of them: ``digests`` is by file name."""
     found = {}
     for node_id, node in workflow.items():
         named: set[str] = set()
@@ -125,58 +123,45 @@ def restore(path: Path, prefix: str) -> bool:
 
     Other formats are left alone, and so is anything that does not look as expected.
     """
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd, found = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), False
     try:
-        head = os.pread(fd, 16, 0)
-        if head.startswith(_PNG):
-            return _png(fd, prefix)
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            return _webp(fd, prefix)
-        return False
+        for kind, at, size, is_png in _metadata(fd):
+            data = os.pread(fd, size, at)
+            changed = blanked(data, prefix)
+            if changed != data:
+                os.pwrite(fd, changed + (struct.pack(">I", zlib.crc32(kind + changed)) if is_png else b""), at)
+                found = True
+        return found
     finally:
         os.close(fd)
 
 
+def _metadata(fd: int) -> Iterator[tuple[bytes, int, int, bool]]:
+    """Yield (type, place, size, is it a PNG's, with a CRC behind it) of every chunk that may hold a prompt.
+
+    PNG's chunks are length (4), type (4), data, CRC of type and data (4); RIFF's are type, length (little-endian) and
+    data, padded to even, and WEBP's EXIF follows the pictures.
+    """
+    head = os.pread(fd, 16, 0)
+    is_png = head.startswith(_PNG)
+    if not is_png and (head[:4], head[8:12]) != (b"RIFF", b"WEBP"):
+        return
+    at = len(_PNG) if is_png else 12
+    for _ in range(_MAX_CHUNKS):
+        header = os.pread(fd, 8, at)
+        if len(header) < 8:
+            return
+        size = int.from_bytes(header[:4], "big") if is_png else int.from_bytes(header[4:], "little")
+        kind = header[4:] if is_png else header[:4]
+        if kind == b"IEND" and is_png:
+            return
+        if kind in (_PNG_TEXTS if is_png else {b"EXIF"}) and size <= _MAX_CHUNK:
+            yield kind, at + 8, size, is_png
+        at += size + 12 if is_png else 8 + size + size % 2
+
+
 def blanked(text: bytes, prefix: str) -> bytes:
-    """The JSON text with this job's prefix and salt replaced by spaces; as long as before."""
+    """Return the JSON text with this job's prefix and salt replaced by spaces; as long as before."""
     text = _SALT.sub(lambda match: b" " * len(match[0]), text)
     trace = b'"%b/' % prefix.encode()
     return text.replace(trace, b" " * (len(trace) - 1) + b'"')
-
-
-def _png(fd: int, prefix: str) -> bool:
-    """Chunks are length (4), type (4), data, CRC of type and data (4)."""
-    at, found = len(_PNG), False
-    for _ in range(_MAX_CHUNKS):
-        header = os.pread(fd, 8, at)
-        if len(header) < 8:
-            break
-        size, kind = struct.unpack(">I4s", header)
-        if kind == b"IEND":
-            break
-        if kind in _PNG_TEXTS and size <= _MAX_CHUNK:
-            data = os.pread(fd, size, at + 8)
-            changed = blanked(data, prefix)
-            if changed != data:
-                os.pwrite(fd, changed + struct.pack(">I", zlib.crc32(kind + changed)), at + 8)
-                found = True
-        at += size + 12
-    return found
-
-
-def _webp(fd: int, prefix: str) -> bool:
-    """RIFF chunks are type (4), length (4, little-endian), data, padded to even; EXIF follows the pictures."""
-    at, found = 12, False
-    for _ in range(_MAX_CHUNKS):
-        header = os.pread(fd, 8, at)
-        if len(header) < 8:
-            break
-        kind, size = struct.unpack("<4sI", header)
-        if kind == b"EXIF" and size <= _MAX_CHUNK:
-            data = os.pread(fd, size, at + 8)
-            changed = blanked(data, prefix)
-            if changed != data:
-                os.pwrite(fd, changed, at + 8)
-                found = True
-        at += 8 + size + size % 2
-    return found

@@ -12,73 +12,24 @@ from settee.base.job import Kind
 
 _OCTETS = "application/octet-stream"
 
-_TYPES: dict[Kind, dict[str, str]] = {
-    Kind.IMAGE: {
-        "png": "image/png",
-        "apng": "image/apng",
-        "jpg": "image/jpeg",
-        "jpeg": "image/jpeg",
-        "jfif": "image/jpeg",
-        "webp": "image/webp",
-        "gif": "image/gif",
-        "avif": "image/avif",
-        "heic": "image/heic",
-        "jxl": "image/jxl",
-        "bmp": "image/bmp",
-        "tiff": "image/tiff",
-        "tif": "image/tiff",
-        "tga": "image/x-tga",
-        "svg": "image/svg+xml",
-        "exr": "image/x-exr",
-        "hdr": "image/vnd.radiance",
-    },
-    Kind.VIDEO: {
-        "mp4": "video/mp4",
-        "m4v": "video/x-m4v",
-        "webm": "video/webm",
-        "mov": "video/quicktime",
-        "mkv": "video/x-matroska",
-        "avi": "video/x-msvideo",
-    },
-    Kind.AUDIO: {
-        "flac": "audio/flac",
-        "mp3": "audio/mpeg",
-        "wav": "audio/wav",
-        "ogg": "audio/ogg",
-        "opus": "audio/ogg",
-        "m4a": "audio/mp4",
-        "aac": "audio/aac",
-    },
-    Kind.MODEL_3D: {
-        "glb": "model/gltf-binary",
-        "gltf": "model/gltf+json",
-        "obj": "model/obj",
-        "mtl": "model/mtl",
-        "ply": "model/ply",
-        "stl": "model/stl",
-        "fbx": _OCTETS,
-        "usdz": "model/vnd.usdz+zip",
-        "spz": _OCTETS,
-        "splat": _OCTETS,
-        "ksplat": _OCTETS,
-    },
-    Kind.TEXT: {
-        "txt": "text/plain; charset=utf-8",
-        "md": "text/markdown; charset=utf-8",
-        "srt": "application/x-subrip",
-        "vtt": "text/vtt",
-    },
-    Kind.FILE: {
-        "json": "application/json",
-        "csv": "text/csv; charset=utf-8",
-        "yaml": "application/yaml",
-        "yml": "application/yaml",
-        "zip": "application/zip",
-        "pdf": "application/pdf",
-    },
+#: (kind, form of the media types, suffixes); ``jpg=jpeg`` where the form takes another word than the suffix.
+_ROWS = (
+    (Kind.IMAGE, "image/{}", "png apng jpg=jpeg jpeg jfif=jpeg webp gif avif heic jxl bmp tiff tif=tiff tga=x-tga"),
+    (Kind.IMAGE, "image/{}", "svg=svg+xml exr=x-exr hdr=vnd.radiance"),
+    (Kind.VIDEO, "video/{}", "mp4 m4v=x-m4v webm mov=quicktime mkv=x-matroska avi=x-msvideo"),
+    (Kind.AUDIO, "audio/{}", "flac mp3=mpeg wav ogg opus=ogg m4a=mp4 aac"),
+    (Kind.MODEL_3D, "model/{}", "glb=gltf-binary gltf=gltf+json obj mtl ply stl usdz=vnd.usdz+zip"),
+    (Kind.MODEL_3D, _OCTETS, "fbx spz splat ksplat"),
+    (Kind.TEXT, "text/{}; charset=utf-8", "txt=plain md=markdown"),
+    (Kind.TEXT, "{}", "srt=application/x-subrip vtt=text/vtt"),
+    (Kind.FILE, "application/{}", "json yaml yml=yaml zip pdf"),
+    (Kind.FILE, "text/{}; charset=utf-8", "csv"),
+)
+_BY_SUFFIX = {
+    suffix: (kind, form.format(word or suffix))
+    for kind, form, suffixes in _ROWS
+    for suffix, _, word in (each.partition("=") for each in suffixes.split())
 }
-
-_BY_SUFFIX = {suffix: (kind, media) for kind, types in _TYPES.items() for suffix, media in types.items()}
 
 
 def kind_of(filename: str) -> tuple[Kind, str]:

@@ -7,28 +7,18 @@ from pathlib import PurePosixPath
 
 #: What ComfyUI takes for a model (folder_paths.supported_pt_extensions), and formats of common custom nodes.
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf", ".onnx", ".engine")
+#: Kinds that ComfyUI looks for in one folder of their own name.
+_OF_ONE_FOLDER = """
+    audio_encoders checkpoints classifiers clip_vision configs diffusers embeddings gligen hypernetworks loras
+    model_patches photomaker style_models upscale_models vae vae_approx
+"""
 #: A kind of model by ComfyUI's name, and the folders of a models folder where ComfyUI looks for it (folder_paths.py of
 #: 0.3.64). A folder that does not exist yet may appear later, on a network volume say: ComfyUI looks again.
 KINDS: dict[str, tuple[str, ...]] = {
-    "audio_encoders": ("audio_encoders",),
-    "checkpoints": ("checkpoints",),
-    "classifiers": ("classifiers",),
-    "clip_vision": ("clip_vision",),
-    "configs": ("configs",),
+    **{kind: (kind,) for kind in _OF_ONE_FOLDER.split()},
     "controlnet": ("controlnet", "t2i_adapter"),
-    "diffusers": ("diffusers",),
     "diffusion_models": ("unet", "diffusion_models"),
-    "embeddings": ("embeddings",),
-    "gligen": ("gligen",),
-    "hypernetworks": ("hypernetworks",),
-    "loras": ("loras",),
-    "model_patches": ("model_patches",),
-    "photomaker": ("photomaker",),
-    "style_models": ("style_models",),
     "text_encoders": ("text_encoders", "clip"),
-    "upscale_models": ("upscale_models",),
-    "vae": ("vae",),
-    "vae_approx": ("vae_approx",),
 }
 _KIND_OF = {folder: kind for kind, folders in KINDS.items() for folder in folders}
 #: Input name → folders below models, of ComfyUI's own loaders.

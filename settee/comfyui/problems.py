@@ -12,6 +12,7 @@ from typing import Any
 from settee.base.errors import WorkflowRejected
 from settee.base.text import neutral
 from settee.comfyui.graph import Graph
+from settee.comfyui.history import mapping
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic
 from settee.comfyui.workflow import Problem, Workflow, is_link, links, natural_key, own_node, problem_at
 
@@ -20,7 +21,7 @@ MAX_NEAR = 10
 
 
 def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str]:
-    """Choices that look like ``value``, best first: by spelling, else by file name, whatever the case.
+    """Return choices that look like ``value``, best first: by spelling, else by file name, whatever the case.
 
     A suffix counts for nothing: by it alone every model would look like every other.
     """
@@ -48,7 +49,7 @@ def _stem(name: str) -> str:
 
 
 def class_problems(workflow: Workflow, allowed: Iterable[str], denied: Iterable[str]) -> list[Problem]:
-    """Nodes whose class the worker's ALLOWED_NODES or DENIED_NODES (names or shell patterns) rule out."""
+    """Return nodes whose class the worker's ALLOWED_NODES or DENIED_NODES (names or shell patterns) rule out."""
     allowed, denied = tuple(allowed), tuple(denied)
     problems = []
     for node_id, node in workflow.items():
@@ -93,13 +94,9 @@ def registry_problems(
         for name, source, slot in links(node):
             outputs = registry.entry(workflow[source]["class_type"]).get("output")
             if isinstance(outputs, list) and slot >= len(outputs):
-                problem = (
-                    f"node {source} ({workflow[source]['class_type']}) has {len(outputs)} output(s), "
-                    f"so there is no output {slot}"
-                )
-                problems.append(
-                    problem_at(node_id, node, name, value=[source, slot], type="bad_link_slot", problem=problem)
-                )
+                kind, value = workflow[source]["class_type"], [source, slot]
+                problem = f"node {source} ({kind}) has {len(outputs)} output(s), so there is no output {slot}"
+                problems.append(problem_at(node_id, node, name, value=value, type="bad_link_slot", problem=problem))
     return problems
 
 
@@ -115,31 +112,22 @@ def _remedy(failed_imports: Mapping[str, str]) -> str:
 
 
 def explain(node_errors: Mapping[str, Any], workflow: Workflow, registry: NodeRegistry) -> list[Problem]:
-    """ComfyUI's ``node_errors`` as problems that name node, class, input, value and near matches."""
+    """Return ComfyUI's ``node_errors`` as problems that name node, class, input, value and near matches."""
     problems: list[Problem] = []
     for node_id, report in sorted(node_errors.items(), key=lambda item: natural_key(item[0])):
-        if not isinstance(report, dict):
-            continue
-        node_id = own_node(workflow, node_id)
-        node = workflow.get(node_id, {"inputs": {}})
-        class_type = report.get("class_type") or node.get("class_type")
-        errors = report.get("errors")
+        node_id, errors = own_node(workflow, node_id), mapping(report).get("errors")
+        node = workflow.get(node_id, {})
+        class_type = mapping(report).get("class_type") or node.get("class_type")
         for error in errors if isinstance(errors, list) else ():
             if not isinstance(error, dict):
                 continue
-            info = error.get("extra_info")
-            info = info if isinstance(info, dict) else {}
-            name = info.get("input_name")
-            value = info.get("received_value", node["inputs"].get(name) if name and "inputs" in node else None)
-            problem: Problem = {
-                "path": f"workflow.{node_id}" + (f".inputs.{name}" if name else ""),
-                "node_id": node_id,
-                "class_type": class_type,
-                "type": error.get("type"),
-                "problem": sentence(error),
-            }
+            info = mapping(error.get("extra_info"))
+            name = info.get("input_name") or None
+            problem = problem_at(
+                node_id, {"class_type": class_type}, name, type=error.get("type"), problem=sentence(error)
+            )
             if name:
-                problem["input"] = name
+                value = info.get("received_value", mapping(node.get("inputs")).get(name))
                 problem["value"] = value if not isinstance(value, str) else value[:200]
                 choices = choices_of(registry.spec(str(class_type), name))
                 if choices is not None and not is_link(value):
@@ -151,14 +139,13 @@ def explain(node_errors: Mapping[str, Any], workflow: Workflow, registry: NodeRe
 
 
 def explained(error: WorkflowRejected, graph: Workflow, registry: NodeRegistry) -> WorkflowRejected:
-    """ComfyUI's refusal of a graph, with every problem that it has, in our words; as it was when it says none."""
+    """Return ComfyUI's refusal of a graph with every problem that it has, in our words; as it was when it has none."""
     problems = explain(error.details.get("node_errors") or {}, graph, registry)
     said = error.details.get("error") or {}
     if not problems and not said:
         return error
     if not problems:
-        info = said.get("extra_info")
-        node_id = str(info.get("node_id")) if isinstance(info, dict) else ""  # 0.33's, of a class that it does not know
+        node_id = str(mapping(said.get("extra_info")).get("node_id"))  # 0.33's, of a class that it does not know
         of_node = {"node_id": node_id, "class_type": graph[node_id]["class_type"]} if node_id in graph else {}
         where = f"workflow.{node_id}" if of_node else "workflow"
         problems = [{"path": where, **of_node, "type": said.get("type"), "problem": sentence(said)}]

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 Workflow = dict[str, Any]
@@ -23,6 +24,8 @@ MAX_CHAIN = 400
 #: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
 MAX_DEPTH = 64
 
+#: Keys of a body of POST /prompt.
+_PROMPT_KEYS = {"prompt", "client_id", "extra_data", "prompt_id"}
 EXPORT_HINT = (
     "this is the editor's format, which ComfyUI cannot run: open it in ComfyUI and use Workflow > Export (API), "
     "then send that file"
@@ -94,7 +97,7 @@ def _is_slot(number: Any) -> bool:
 
 
 def links(node: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """``(input name, source node id, source slot)`` for every linked input of a node."""
+    """Yield ``(input name, source node id, source slot)`` for every linked input of a node."""
     for name, value in node["inputs"].items():
         if is_link(value) and _is_slot(value[1]):
             yield name, value[0], int(value[1])
@@ -137,26 +140,22 @@ def own_node(workflow: Mapping[str, Any], node_id: str) -> str:
 
 
 def shape_problems(workflow: Mapping[str, Any], *, max_nodes: int) -> list[Problem]:
-    """Everything wrong with the shape of a workflow, before any node registry is known.
+    """Return everything wrong with the shape of a workflow, before any node registry is known.
 
     ComfyUI answers most of these with a bare 500 or by naming one node only (validation_errors.json).
     """
+    problem = None
     if isinstance(workflow.get("nodes"), list) and "links" in workflow:
-        return [{"path": "workflow", "problem": EXPORT_HINT}]
-    if set(workflow) <= {"prompt", "client_id", "extra_data", "prompt_id"} and isinstance(workflow.get("prompt"), dict):
-        return [
-            {
-                "path": "workflow",
-                "problem": 'this is a whole POST /prompt body: send what is inside its "prompt"',
-            }
-        ]
-    if not workflow:
-        return [{"path": "workflow", "problem": "the workflow has no nodes"}]
-    if len(workflow) > max_nodes:
-        return [{"path": "workflow", "problem": f"{len(workflow)} nodes; MAX_NODES allows {max_nodes}"}]
-    problems: list[Problem] = []
-    for node_id, node in workflow.items():
-        problems += _node_shape(node_id, node)
+        problem = EXPORT_HINT
+    elif isinstance(workflow.get("prompt"), dict) and set(workflow) <= _PROMPT_KEYS:
+        problem = 'this is a whole POST /prompt body: send what is inside its "prompt"'
+    elif not workflow:
+        problem = "the workflow has no nodes"
+    elif len(workflow) > max_nodes:
+        problem = f"{len(workflow)} nodes; MAX_NODES allows {max_nodes}"
+    if problem:
+        return [{"path": "workflow", "problem": problem}]
+    problems = [each for node_id, node in workflow.items() for each in _node_shape(node_id, node)]
     return problems or [*_malformed_links(workflow)]
 
 
@@ -189,34 +188,22 @@ def link_problems(workflow: Mapping[str, Any]) -> list[Problem]:
 
 
 def _node_shape(node_id: Any, node: Any) -> Iterator[Problem]:
-    where = f"workflow.{node_id}"
+    where = {"path": f"workflow.{node_id}", "node_id": node_id}
     if not isinstance(node, dict):
-        yield {
-            "path": where,
-            "node_id": node_id,
-            "problem": "a node must be an object with class_type and inputs",
-        }
+        yield {**where, "problem": "a node must be an object with class_type and inputs"}
         return
     if not isinstance(node.get("class_type"), str) or not node["class_type"]:
-        yield {"path": where, "node_id": node_id, "problem": "the node has no class_type (is it API format?)"}
+        yield {**where, "problem": "the node has no class_type (is it API format?)"}
     if not isinstance(node.get("inputs"), dict):
-        yield {"path": where, "node_id": node_id, "problem": 'the node has no "inputs" object'}
-
-
-def _is_numbered_link(value: Any, workflow: Mapping[str, Any]) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(type(each) is int for each in value)
-        and str(value[0]) in workflow
-    )
+        yield {**where, "problem": 'the node has no "inputs" object'}
 
 
 def _malformed_links(workflow: Mapping[str, Any]) -> Iterator[Problem]:
     for node_id, node in workflow.items():
         for name, given in node["inputs"].items():
             value = unwrapped(given)
-            if _is_numbered_link(value, workflow):
+            is_pair = isinstance(value, list) and len(value) == 2 and all(type(each) is int for each in value)
+            if is_pair and str(value[0]) in workflow:
                 problem = f"is linked to {value[0]}, a number, and node ids are strings: write "
                 yield problem_at(node_id, node, name, value=value, problem=f'{problem}["{value[0]}", {value[1]}]')
             elif is_link(value) and value is not given:
@@ -231,31 +218,15 @@ def _malformed_links(workflow: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
-    """The ids along one loop of links, its first again at the end ([] without one), and the longest chain's length.
-
-    Not recursive: a caller's graph may be deeper than Python's stack.
-    """
+    """Return the ids along one loop of links, its first again at the end ([] without one), and the longest chain's
+    length."""
+    sources = {i: [source for _, source, _ in links(node) if source in workflow] for i, node in workflow.items()}
     depth: dict[str, int] = {}
-    for start in workflow:
-        # Nodes on the way from start to the one looked at, in order, with the sources still to be looked at.
-        path: dict[str, Iterator[str]] = {}
-        entering: str | None = start if start not in depth else None
-        while entering is not None or path:
-            if entering is not None:
-                path[entering] = iter([source for _, source, _ in links(workflow[entering])])
-                entering = None
-            node_id = next(reversed(path))
-            for source in path[node_id]:
-                if source in path:
-                    ids = list(path)
-                    return [*ids[ids.index(source) :], source], 0
-                if source not in depth and source in workflow:
-                    entering = source
-                    break
-            else:
-                del path[node_id]
-                sources = [depth.get(source, 0) for _, source, _ in links(workflow[node_id])]
-                depth[node_id] = 1 + max(sources, default=0)
+    try:
+        for node_id in TopologicalSorter(sources).static_order():
+            depth[node_id] = 1 + max((depth[source] for source in sources[node_id]), default=0)
+    except CycleError as error:
+        return [*reversed(error.args[1])], 0
     return [], max(depth.values(), default=0)
 
 
@@ -263,7 +234,7 @@ def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def measure(value: Any) -> tuple[int, str | None]:
-    """(characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
+    """Return (characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
 
     Level by level, not recursively: the value may be deeper than Python's stack.
     """

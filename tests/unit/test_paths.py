@@ -36,6 +36,11 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
+def loads(graph: dict[str, Any], registry: NodeRegistry) -> list[tuple[str, str]]:
+    """(node, file) for everything that a graph loads."""
+    return [(problem["node_id"], problem["value"]) for problem in file_inputs.load_problems(graph, registry, {})]
+
+
 def test_the_files_that_a_workflow_loads(nodes: NodeRegistry) -> None:
     graph = {
         "1": node("LoadImage", image="a.png"),
@@ -44,7 +49,7 @@ def test_the_files_that_a_workflow_loads(nodes: NodeRegistry) -> None:
         "4": node("LoadImage", image=["1", 0]),
         "5": node("CLIPTextEncode", text="d.png", clip=["9", 0]),
     }
-    assert [(item.node_id, item.name) for item in file_inputs.loads(graph, nodes)] == [
+    assert loads(graph, nodes) == [
         ("1", "a.png"),
         ("2", "b.png"),
         ("3", "c.wav"),
@@ -155,9 +160,9 @@ def test_a_models_full_path_gets_its_name_in_comfyui_as_a_near_match() -> None:
 
 def test_a_choice_that_is_no_file_need_not_come_with_the_job() -> None:
     graph = {"1": node("Load3D", model_file="none", image={}), "2": node("Painter", mask="")}
-    assert file_inputs.loads(graph, NodeRegistry(NEWER)) == []
+    assert loads(graph, NodeRegistry(NEWER)) == []
     graph = {"1": node("Load3D", model_file="3d/a.glb", image={}), "2": node("Painter", mask="m.png")}
-    assert [load.name for load in file_inputs.loads(graph, NodeRegistry(NEWER))] == ["3d/a.glb", "m.png"]
+    assert loads(graph, NodeRegistry(NEWER)) == [("1", "3d/a.glb"), ("2", "m.png")]
 
 
 def test_each_of_several_files_at_one_input_must_come_with_the_job() -> None:

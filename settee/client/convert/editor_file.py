@@ -7,12 +7,13 @@ are the schema 0.4 (links as lists) and 1 (links as objects), and the subgraphs 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from settee.base.text import one_line
 from settee.client.client_errors import UsageError
+from settee.comfyui.history import mapping
 
 WAY_OUT = "open it in ComfyUI, use Workflow > Export (API) and send that file"
 
@@ -78,6 +79,9 @@ class Link:
     type: str
 
 
+_Found = TypeVar("_Found", Node, Link)
+
+
 @dataclass(frozen=True)
 class Edge:
     """One input or output of a subgraph, with its links inside, the first first."""
@@ -116,15 +120,15 @@ def read(editor: Mapping[str, Any]) -> File:
     """Return the checked file. Raises UsageError that names what is wrong."""
     if not is_editor_format(editor):
         raise refused("it", 'has no list of "nodes": is it a workflow at all?')
-    extra = _mapping(editor.get("extra"))
+    extra = mapping(editor.get("extra"))
     if extra.get("ue_links"):
         raise refused("it", "has links that its Use Everywhere nodes make")
     subgraphs: dict[str, Graph] = {}
-    found = _mapping(editor.get("definitions")).get("subgraphs") or []
+    found = mapping(editor.get("definitions")).get("subgraphs") or []
     if not isinstance(found, list):
         raise refused("its definitions", "are not readable")
     for item in found:
-        name, identity = _mapping(item).get("name"), _mapping(item).get("id")
+        name, identity = mapping(item).get("name"), mapping(item).get("id")
         if not isinstance(identity, str) or not is_editor_format(item) or identity in subgraphs:
             raise refused(f"the subgraph {shown(name)}", "is not readable, or exists twice")
         subgraphs[identity] = _graph(item, str(name or identity))
@@ -133,27 +137,24 @@ def read(editor: Mapping[str, Any]) -> File:
 
 def _graph(item: Mapping[str, Any], name: str) -> Graph:
     within = f" in subgraph {shown(name)}" if name else ""
-    nodes: dict[str, Node] = {}
-    for entry in item["nodes"]:
-        node = _node(_mapping(entry), within)
-        if node.id in nodes:
-            raise refused(f"node {node.id}{within}", "exists twice")
-        nodes[node.id] = node
-    links: dict[int, Link] = {}
+    nodes = _by_id((_node(mapping(entry), within) for entry in item["nodes"]), "node", within)
     raw = item.get("links")
     if not isinstance(raw, list):
         raise refused("it" if not name else f"the subgraph {shown(name)}", 'has no list of "links"')
-    for entry in raw:
-        link = _link(entry, within)
-        if link.id in links:
-            raise refused(f"link {link.id}{within}", "exists twice")
-        links[link.id] = link
-    graph = Graph(
-        name, nodes, links, _edges(item.get("inputs"), within, name), _edges(item.get("outputs"), within, name)
-    )
+    links = _by_id((_link(entry, within) for entry in raw), "link", within)
+    edges = [_edges(item.get(key), within) if name else () for key in ("inputs", "outputs")]
+    graph = Graph(name, nodes, links, *edges)
     for where, why in _inconsistencies(graph):
         raise refused(f"{where}{within}", why)
     return graph
+
+
+def _by_id(found: Iterable[_Found], kind: str, within: str) -> dict[Any, _Found]:
+    known: dict[Any, _Found] = {}
+    for each in found:
+        if known.setdefault(each.id, each) is not each:
+            raise refused(f"{kind} {each.id}{within}", "exists twice")
+    return known
 
 
 def _node(entry: Mapping[str, Any], within: str) -> Node:
@@ -185,7 +186,7 @@ def _node(entry: Mapping[str, Any], within: str) -> Node:
         output_links=tuple(_ids(output.get("links"), where) for output in outputs),
         values=entry.get("widgets_values"),
         named_values=entry.get("widgets_values_named"),
-        properties=_mapping(entry.get("properties")),
+        properties=mapping(entry.get("properties")),
     )
 
 
@@ -199,9 +200,7 @@ def _link(entry: Any, within: str) -> Link:
     return Link(identity, str(origin), origin_slot, str(target), target_slot, _type(entry[5] if entry[5:] else None))
 
 
-def _edges(raw: Any, within: str, name: str) -> tuple[Edge, ...]:
-    if not name:
-        return ()
+def _edges(raw: Any, within: str) -> tuple[Edge, ...]:
     edges = []
     for item in _items(raw, f"the edge{within}"):
         if not isinstance(item.get("name"), str):
@@ -215,45 +214,33 @@ def _edges(raw: Any, within: str, name: str) -> tuple[Edge, ...]:
 
 def _inconsistencies(graph: Graph) -> Iterator[tuple[str, str]]:
     """Yield ``(where, why)`` for every disagreement between a link and its two ends."""
-    for link in graph.links.values():
-        where = f"link {link.id}"
-        if link.origin == INPUTS_EDGE:
-            listed = 0 <= link.origin_slot < len(graph.inputs) and link.id in graph.inputs[link.origin_slot].links
-        else:
-            origin = graph.nodes.get(link.origin)
-            listed = origin is not None and 0 <= link.origin_slot < len(origin.outputs)
-        if not listed:
-            yield where, f"comes from an output that node {link.origin} does not have"
-        if link.target == OUTPUTS_EDGE:
-            taken = 0 <= link.target_slot < len(graph.outputs) and link.id in graph.outputs[link.target_slot].links
-        else:
-            target = graph.nodes.get(link.target)
-            slots = target.inputs if target else ()
-            taken = 0 <= link.target_slot < len(slots) and slots[link.target_slot].link == link.id
-        if not taken:
-            yield where, f"goes to an input of node {link.target} that does not have it"
+    #: Ends as the nodes and edges list them: (link, is it its beginning, node or edge, place) → (where, why).
+    listed: dict[tuple[int, bool, str, int], tuple[str, str]] = {}
     for node in graph.nodes.values():
+        where = f"node {node.id} {node.type}"
         for place, slot in enumerate(node.inputs):
-            known = None if slot.link is None else graph.links.get(slot.link)
-            if slot.link is not None and (known is None or (known.target, known.target_slot) != (node.id, place)):
-                yield (
-                    f"node {node.id} {node.type}",
-                    f"has an input {shown(slot.name)} whose link {slot.link} does not exist",
-                )
+            if slot.link is not None:
+                why = f"has an input {shown(slot.name)} whose link {slot.link} does not exist"
+                listed[slot.link, False, node.id, place] = where, why
         for place, identities in enumerate(node.output_links):
             for identity in identities:
-                known = graph.links.get(identity)
-                if known is None or (known.origin, known.origin_slot) != (node.id, place):
-                    yield f"node {node.id} {node.type}", f"has an output whose link {identity} does not exist"
-    for ends, edges in ((INPUTS_EDGE, graph.inputs), (OUTPUTS_EDGE, graph.outputs)):
+                listed[identity, True, node.id, place] = where, f"has an output whose link {identity} does not exist"
+    for is_origin, end, edges in ((True, INPUTS_EDGE, graph.inputs), (False, OUTPUTS_EDGE, graph.outputs)):
         for place, edge in enumerate(edges):
             for identity in edge.links:
-                known = graph.links.get(identity)
-                end = known and (
-                    (known.origin, known.origin_slot) if ends == INPUTS_EDGE else (known.target, known.target_slot)
-                )
-                if end != (ends, place):
-                    yield f"the input or output {shown(edge.name)}", f"has a link {identity} that does not exist"
+                why = f"has a link {identity} that does not exist"
+                listed[identity, is_origin, end, place] = f"the input or output {shown(edge.name)}", why
+    for link in graph.links.values():
+        begun = (link.id, True, link.origin, link.origin_slot)
+        ended = (link.id, False, link.target, link.target_slot)
+        origin = graph.nodes.get(link.origin)
+        # An output need not list its links.
+        has_output = origin is not None and 0 <= link.origin_slot < len(origin.outputs)
+        if listed.pop(begun, None) is None and not has_output:
+            yield f"link {link.id}", f"comes from an output that node {link.origin} does not have"
+        if listed.pop(ended, None) is None:
+            yield f"link {link.id}", f"goes to an input of node {link.target} that does not have it"
+    yield from listed.values()
 
 
 def _items(raw: Any, where: str) -> list[Mapping[str, Any]]:
@@ -270,10 +257,6 @@ def _ids(raw: Any, where: str) -> tuple[int, ...]:
     if not isinstance(raw, list) or any(type(identity) is not int for identity in raw):
         raise refused(where, "has an unreadable list of links")
     return tuple(raw)
-
-
-def _mapping(raw: Any) -> Mapping[str, Any]:
-    return raw if isinstance(raw, Mapping) else {}
 
 
 def _type(raw: Any) -> str:

@@ -19,37 +19,12 @@ from settee.comfyui.node_registry import NodeRegistry
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
 WIDGETS = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"])
 #: Types whose widgets draw, record or build more inputs: what they export is made in the browser.
-BROWSER_WIDGETS = frozenset(
-    [
-        "AUDIO_RECORD",
-        "AUDIO_UI",
-        "AUDIOUPLOAD",
-        "BOUNDING_BOX",
-        "BOUNDING_BOXES",
-        "CHART",
-        "COLOR",
-        "COLORS",
-        "CURVE",
-        "FILEUPLOAD",
-        "GALLERIA",
-        "HISTOGRAM",
-        "IMAGECOMPARE",
-        "IMAGECROP",
-        "IMAGEUPLOAD",
-        "LOAD_3D",
-        "LOAD_3D_ADVANCED",
-        "LOAD_3D_ANIMATION",
-        "MARKDOWN",
-        "MULTISELECT",
-        "PAINTER",
-        "RANGE",
-        "SELECTBUTTON",
-        "TEXTAREA",
-        "TEXTPREVIEW",
-        "TREESELECT",
-        "WEBCAM",
-    ]
-)
+_BROWSER_WIDGETS = """
+    AUDIO_RECORD AUDIO_UI AUDIOUPLOAD BOUNDING_BOX BOUNDING_BOXES CHART COLOR COLORS CURVE FILEUPLOAD GALLERIA HISTOGRAM
+    IMAGECOMPARE IMAGECROP IMAGEUPLOAD LOAD_3D LOAD_3D_ADVANCED LOAD_3D_ANIMATION MARKDOWN MULTISELECT PAINTER RANGE
+    SELECTBUTTON TEXTAREA TEXTPREVIEW TREESELECT WEBCAM
+"""
+BROWSER_WIDGETS = frozenset(_BROWSER_WIDGETS.split())
 #: Begins the types of inputs that make other inputs (dynamic combos, growing lists, matched types).
 DYNAMIC = "COMFY_"
 #: Custom nodes of ComfyUI's own repository.
@@ -86,13 +61,31 @@ class Definition:
     outputs: tuple[str, ...]
     #: Why no node of this class can be converted; None when they can.
     scripted: str | None
-    #: Why none can that runs: a browser makes one of its inputs.
-    browser_made: str | None
 
     @property
     def slots(self) -> tuple[Input, ...]:
         """Return the inputs as the editor's node has them: those without a widget first."""
         return tuple(sorted(self.inputs, key=lambda item: item.is_widget))
+
+    @property
+    def places(self) -> tuple[dict[str, int], int]:
+        """Return (the place of each widget's value among those of a node, how many places there are)."""
+        found, place = {}, 0
+        for item in self.inputs:
+            if item.is_widget:
+                found[item.name] = place
+                place += 1 + item.controls
+        return found, place
+
+    @property
+    def browser_made(self) -> str | None:
+        """Return why no node that runs can be converted: a browser makes one of its inputs."""
+        for item in self.inputs:
+            if item.type in BROWSER_WIDGETS or item.type.startswith(DYNAMIC) or item.options.get("widgetType"):
+                return f"has an input {item.name} of type {item.type}, which only a browser can export"
+            if item.options.get("remote"):
+                return f"has an input {item.name} whose choices the browser asks the server for"
+        return None
 
     def input(self, name: str) -> Input | None:
         return next((item for item in self.inputs if item.name == name), None)
@@ -103,36 +96,30 @@ def definition(class_type: str, classes: NodeRegistry, extensions: Iterable[str]
     entry = classes.entry(class_type)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), Mapping):
         return None
-    inputs = [
-        _input(name, spec, optional=kind == "optional")
-        for kind in ("required", "optional")
-        for name, spec in _in_order(entry, kind)
-    ]
+    inputs = [*_inputs(entry, "required"), *_inputs(entry, "optional")]
     outputs = entry.get("output") or []
     if None in inputs or not isinstance(outputs, list):
         return None
-    known = [item for item in inputs if item is not None]
     return Definition(
         name=class_type,
         display_name=str(entry.get("display_name") or class_type),
-        inputs=tuple(known),
+        inputs=tuple(item for item in inputs if item is not None),
         outputs=tuple(kind if isinstance(kind, str) else "COMBO" for kind in outputs),
         scripted=_script(entry.get("python_module"), extensions),
-        browser_made=_browser_made(known),
     )
 
 
-def _in_order(entry: Mapping[str, Any], kind: str) -> list[tuple[Any, Any]]:
-    """Return the declared inputs of a kind; an unreadable one where ``input_order`` does not list them all."""
-    named, orders = entry["input"].get(kind) or {}, entry.get("input_order") or {}
-    order = orders.get(kind) if isinstance(orders, Mapping) else None
-    if order is None and isinstance(named, Mapping):
-        order = list(named)
-    if not isinstance(named, Mapping) or not isinstance(order, list):
-        return [("", None)]
-    if len(order) != len(named) or any(not isinstance(name, str) or name not in named for name in order):
-        return [("", None)]
-    return [(name, named[name]) for name in order]
+def _inputs(entry: Mapping[str, Any], section: str) -> list[Input | None]:
+    """Return the declared inputs of a section, in order; None for what is not readable."""
+    named, orders = entry["input"].get(section) or {}, entry.get("input_order") or {}
+    if not isinstance(named, Mapping):
+        return [None]
+    order = orders.get(section) if isinstance(orders, Mapping) else None
+    order = list(named) if order is None else order
+    is_whole = isinstance(order, list) and len(order) == len(named)
+    if not is_whole or any(not isinstance(name, str) or name not in named for name in order):
+        return [None]
+    return [_input(name, named[name], optional=section == "optional") for name in order]
 
 
 def _input(name: str, spec: Any, *, optional: bool) -> Input | None:
@@ -168,28 +155,12 @@ def _script(module: Any, extensions: Iterable[str] | None) -> str | None:
     return None
 
 
-def _browser_made(inputs: Iterable[Input]) -> str | None:
-    for item in inputs:
-        if item.type in BROWSER_WIDGETS or item.type.startswith(DYNAMIC) or item.options.get("widgetType"):
-            return f"has an input {item.name} of type {item.type}, which only a browser can export"
-        if item.options.get("remote"):
-            return f"has an input {item.name} whose choices the browser asks the server for"
-    return None
-
-
 #: Values of the widget "control after generate"; old editors had a switch.
 _CONTROLS = ("fixed", "increment", "decrement", "randomize", "increment-wrap", True, False)
 #: Classes with widgets of the editor's own after those of the registry: previews of sound and of 3D, and text.
-_PREVIEWS = {
-    "Preview3D": 1,
-    "Preview3DAnimation": 1,
-    "PreviewAny": 3,
-    "PreviewAudio": 1,
-    "SaveAudio": 1,
-    "SaveAudioMP3": 1,
-    "SaveAudioOpus": 1,
-    "SaveGLB": 1,
-}
+_PREVIEWS = {"PreviewAny": 3} | dict.fromkeys(
+    ["Preview3D", "Preview3DAnimation", "PreviewAudio", "SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveGLB"], 1
+)
 #: As a JavaScript number no larger one is exact.
 _LARGEST = 2**53
 
@@ -203,20 +174,21 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
     values = [] if node.values is None else node.values
     if not isinstance(values, list):
         raise Misfit("keeps its values in a way of its own (widgets_values is not a list)")
+    _, count = definition.places
     _check_controls(values, definition)
-    named, place, missing = _read(values, definition)
+    named, missing = _read(values, definition)
     # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
     if missing:
-        raise Misfit(
-            f"has no value in the file for {missing[0]} ({len(values)} in all): another version of it was saved"
-        )
+        count_all = f"({len(values)} in all)"
+        raise Misfit(f"has no value in the file for {missing[0]} {count_all}: another version of it was saved")
     # Names prove that what comes after is the server's lack: of a newer node's inputs.
-    if len(values) > place + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
-        raise Misfit(
-            f"has more values in the file ({len(values)}) than its class takes ({place}): another version was saved"
-        )
-    if node.named_values is not None:
-        _agree(named, node.named_values)
+    if len(values) > count + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
+        more = f"({len(values)}) than its class takes ({count})"
+        raise Misfit(f"has more values in the file {more}: another version was saved")
+    for name, value in named.items() if node.named_values is not None else ():
+        said = node.named_values
+        if not isinstance(said, Mapping) or name not in said or not same(said[name], value):
+            raise Misfit(f"has {shown(value)} for {name} by its place, and another value by its name")
     for other in _without_forced(values, definition):
         if not same(_read(other, definition)[0], named):
             raise Misfit("has a value in the file that may be for an input which takes none now")
@@ -228,34 +200,30 @@ def same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], int, list[str]]:
-    """Return the values by input, how many the class has places for, and the inputs that got none."""
-    named: dict[str, Any] = {}
-    missing = []
-    place = 0
+def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], list[str]]:
+    """Return the values by input, and the inputs that got none."""
+    places, _ = definition.places
+    named, missing = dict[str, Any](), []
     for item in definition.inputs:
         if not item.is_widget:
             continue
-        if place < len(values):
-            named[item.name] = values[place]
+        if places[item.name] < len(values):
+            named[item.name] = values[places[item.name]]
         elif item.optional and "default" in item.options:
             # The node is older than this input: the editor takes the default.
             named[item.name] = item.options["default"]
         else:
             missing.append(item.name)
-        place += 1 + item.controls
-    return named, place, missing
+    return named, missing
 
 
 def _check_controls(values: list[Any], definition: Definition) -> None:
-    place = 0
+    places, _ = definition.places
     for item in definition.inputs:
-        if item.is_widget:
-            place += 1 + item.controls
-            if item.controls and place - item.controls < len(values):
-                control = values[place - item.controls]
-                if not isinstance(control, (str, bool)) or control not in _CONTROLS:
-                    raise Misfit(f"has {shown(control)} after {item.name}, where its control after a run should stand")
+        if item.is_widget and item.controls and places[item.name] + 1 < len(values):
+            control = values[places[item.name] + 1]
+            if not isinstance(control, (str, bool)) or control not in _CONTROLS:
+                raise Misfit(f"has {shown(control)} after {item.name}, where its control after a run should stand")
 
 
 def _without_forced(values: list[Any], definition: Definition) -> Iterator[list[Any]]:
@@ -276,28 +244,20 @@ def _own_widgets(definition: Definition) -> int:
     return uploads + _PREVIEWS.get(definition.name, 0)
 
 
-def _agree(named: Mapping[str, Any], said: Any) -> None:
-    for name, value in named.items():
-        if not isinstance(said, Mapping) or name not in said or not same(said[name], value):
-            raise Misfit(f"has {shown(value)} for {name} by its place, and another value by its name")
-
-
 def exported(item: Input, value: Any, *, raw: bool = False) -> Any:
     """Return a widget's value as the editor exports it. ``raw``: it comes from a subgraph's widget, on which the
     widget's own changes are not certain, so that a string which they would change is refused.
 
     Raises :class:`Misfit` for a value that this widget cannot have.
     """
-    name = item.name
     if isinstance(value, list) and (item.options.get("multiselect") or item.options.get("multi_select")):
         if not all(isinstance(part, str) for part in value):
-            raise Misfit(f"has a choice for {name} that is not text")
+            raise Misfit(f"has a choice for {item.name} that is not text")
         # Else ComfyUI would take a list of two for a link.
         return {"__value__": list(value)}
     if not _fits(item, value):
-        raise Misfit(
-            f"has {shown(value)} for {name}, which is not a value of type {item.type}: another version of it was saved"
-        )
+        why = f"which is not a value of type {item.type}: another version of it was saved"
+        raise Misfit(f"has {shown(value)} for {item.name}, {why}")
     if isinstance(value, str):
         return _text(item, value, raw=raw)
     # JavaScript has one kind of number: 1.0 is written as 1.
@@ -316,15 +276,13 @@ def _fits(item: Input, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= _LARGEST and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= _LARGEST and math.isfinite(value)
 
 
 def _text(item: Input, text: str, *, raw: bool) -> str:
     if item.name == "sampler_name" and text.startswith("sample_"):
         raise Misfit(f"has the old name {shown(text)} for its sampler, which editors rename")
-    if item.name == "filename_prefix" and has_pattern(text):
+    if item.name == "filename_prefix" and _PATTERN.search(text):
         raise Misfit(f"has the pattern {shown(text)} for {item.name}, which the editor fills in as it exports")
     if item.options.get("multiline") and "\r" in text:
         raise Misfit(f"has old line ends in {item.name}, which some editors change")
@@ -352,8 +310,3 @@ def dynamic(text: str) -> str | None:
     if re.search(r"(?<!\\)\{", text) or "\\\\" in text:
         return None
     return _ESCAPED.sub(r"\1", text)
-
-
-def has_pattern(text: str) -> bool:
-    """Return True if the editor would put another node's value into this file name, by a name that its export lacks."""
-    return _PATTERN.search(text) is not None
