@@ -86,8 +86,11 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
     graph = _Samplers(workflow, registry)
     changes = []
     for name, value in asked.items():
-        value = _checked(name, value)
-        for place in _places(graph, name):
+        if problem := _misfit(name, value):
+            raise UsageError(f"--{name}{problem}")
+        with about(f"--{name}"):
+            places = _places(graph, name)
+        for place in places:
             _check_fit(graph, name, place, value)
             changes.append(Change(place.node_id, place.input, value, f"--{name}"))
     _check_shared(graph, changes)
@@ -168,16 +171,15 @@ def _places(graph: _Samplers, name: str) -> list[Place]:
     kind = _KINDS[name]
     asked = [Place(i, kind.input) for i in (graph.sized() if name in _SIZES else graph.live) if _has(graph, i, kind)]
     if not asked:
-        raise UsageError(f"--{name}: {_nowhere(graph, name)}")
+        raise UsageError(_nowhere(graph, name))
     places: dict[Place, Place] = {}
     for one in asked:
-        with about(f"--{name}"):
-            places.setdefault(graph.place(one.node_id, one.input), one)
+        places.setdefault(graph.place(one.node_id, one.input), one)
     values = [graph.value(place) for place in places]
     together = name == "ckpt" or graph.in_sequence([one.node_id for one in places.values()])
     if len(places) > 1 and (any(value != values[0] for value in values) or not together):
         example, listed = next(iter(places)).shown(), _listed(graph, places.values())
-        raise Ambiguous(f"--{name}: {len(places)} nodes have it; set the one you mean (--set {example}=…):\n{listed}")
+        raise Ambiguous(f"{len(places)} nodes have it; set the one you mean (--set {example}=…):\n{listed}")
     return list(places)
 
 
@@ -214,19 +216,16 @@ def _listed(graph: _Samplers, places: Iterable[Place]) -> str:
 # --- values -------------------------------------------------------------------------------------------------
 
 
-def _checked(name: str, value: Any) -> Any:
-    """Return a value of the parameter's type within its limits. Raises UsageError."""
+def _misfit(name: str, value: Any) -> str | None:
+    """Return why a value is not of the parameter's type, or outside its limits."""
     kind = _KINDS[name]
     if kind.type is str:
-        if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"--{name}: give a name")
-        return value
-    whole = kind.type is int
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not kind.least <= value <= kind.most:
-        limits = f"a {'whole ' if whole else ''}number from {kind.least:g} to {kind.most:g}"
-        raise UsageError(f"--{name} {value}: must be {limits}")
-    return value
+        return None if isinstance(value, str) and value.strip() else ": give a name"
+    is_whole = kind.type is int
+    is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+    if is_number and kind.least <= value <= kind.most:
+        return None
+    return f" {value}: must be a {'whole ' if is_whole else ''}number from {kind.least:g} to {kind.most:g}"
 
 
 def _check_fit(graph: _Samplers, name: str, place: Place, value: Any) -> None:

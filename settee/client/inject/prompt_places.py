@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change, vocabulary
 from settee.client.inject.conditioning import Link, PromptGraph
+from settee.client.inject.selectors import about
 from settee.client.inject.tracing import Encoder, Reach, Text, Tracing
 from settee.client.inject.vocabulary import PROMPT_INPUTS, Side
 from settee.comfyui.graph import Place
@@ -25,9 +26,8 @@ def prompt_changes(
 
     Found by following what every sampler takes as positive and as negative back to its text encoders, through any
     conditioning nodes, and a text that comes by a link to where it is written; for nodes that take a prompt themselves
-    (API nodes), by the names of their inputs. ``registry``, the target's, describes the classes in
-    it. Only what an output needs counts. Several encoders are all set when their texts are equal now, the texts for
-    several language models of one encoder always.
+    (API nodes), by the names of their inputs. Only what an output needs counts. Several encoders are all set when their
+    texts are equal now, the texts for several language models of one encoder always.
 
     Raises UsageError where there is no place, and Ambiguous where it is not known which of several places is meant,
     or whether a text is the other side's too.
@@ -35,13 +35,13 @@ def prompt_changes(
     asked: dict[Side, str | None] = {"positive": prompt, "negative": negative}
     if prompt is None and negative is None:
         return []
-    search = _Search(PromptGraph(workflow, registry))
-    return [
-        Change(place.node_id, place.input, text, _OPTIONS[side])
-        for side, text in asked.items()
-        if text is not None
-        for place in search.places(side)
-    ]
+    search, changes = _Search(PromptGraph(workflow, registry)), []
+    for side, text in asked.items():
+        if text is not None:
+            with about(_OPTIONS[side]):
+                places = search.places(side)
+            changes += [Change(place.node_id, place.input, text, _OPTIONS[side]) for place in places]
+    return changes
 
 
 class _Search:
@@ -110,18 +110,18 @@ class _Search:
 
     def places(self, side: Side) -> list[Place]:
         """Return where this side's prompt is written."""
-        found, option = self._encoders[side], _OPTIONS[side]
+        found = self._encoders[side]
         self._refuse_the_unknown(side)
         if not found:
-            raise UsageError(f"{option}: there is no place for a {_WANTED[side]} in this workflow{self._why(side)}")
+            raise UsageError(f"there is no place for a {_WANTED[side]} in this workflow{self._why(side)}")
         texts = [text for encoder in found for text in encoder.texts]
         exact = [text.literals[0] for text in texts if len(text.literals) == 1 and not text.makers]
         if len(exact) < len(texts):
-            raise self._undecided(option, texts)
+            raise self._undecided(texts)
         is_clear = all(encoder.is_one_prompt or len(self._said(encoder)) == 1 for encoder in found)
         if not is_clear or len({self._said(encoder) for encoder in found}) > 1:
             raise Ambiguous(
-                f"{option}: this workflow has several places for a {_WANTED[side]}, and their texts differ. "
+                f"this workflow has several places for a {_WANTED[side]}, and their texts differ. "
                 f"Choose instead with\n{self._choices(exact)}"
             )
         self._refuse_the_shared(side, exact)
@@ -134,40 +134,36 @@ class _Search:
     # --- refusals -----------------------------------------------------------------------------------------
 
     def _refuse_the_unknown(self, side: Side) -> None:
-        option, doubtful = _OPTIONS[side], self._tracing.doubtful
-        if doubtful:
+        if doubtful := self._tracing.doubtful:
             raise Ambiguous(
-                f"{option}: it is not known which output of these nodes is positive and which is negative. "
+                "it is not known which output of these nodes is positive and which is negative. "
                 f"Use --set NODE.inputs.NAME=… for the text that is meant\n{listed_nodes(self._workflow, doubtful)}"
             )
         if self._unexplained:
             raise Ambiguous(
-                f"{option}: it is not known whether these texts are a prompt, a negative prompt or neither. "
+                "it is not known whether these texts are a prompt, a negative prompt or neither. "
                 f"Choose instead with\n{self._choices(self._unexplained)}"
             )
         strays = {f"{use.input!r} of {shown_node(self._workflow, use.node_id)}" for use in self._tracing.strays(side)}
         if strays:
             raise Ambiguous(
-                f"{option}: what it would change also goes to {', '.join(sorted(strays))}, and it is not known "
-                "whether that is positive or negative. Choose instead with\n"
-                f"{self._choices(_literals(self._encoders[side]))}"
+                f"what it would change also goes to {', '.join(sorted(strays))}, and it is not known whether that is "
+                f"positive or negative. Choose instead with\n{self._choices(_literals(self._encoders[side]))}"
             )
 
-    def _undecided(self, option: str, texts: list[Text]) -> UsageError:
+    def _undecided(self, texts: list[Text]) -> UsageError:
         makers = {maker for text in texts for maker in text.makers}
         literals = [place for text in texts for place in text.literals]
         if makers:
             nodes = listed_nodes(self._workflow, makers)
-            message = f"{option}: the text is not written in the workflow, but made by\n{nodes}\n"
+            message = f"the text is not written in the workflow, but made by\n{nodes}\n"
             if literals:
                 return Ambiguous(f"{message}Choose instead among the written texts\n{self._choices(literals)}")
             return UsageError(f"{message}Set an input of that node with --set, or write the text into its encoder")
         if literals:
-            return Ambiguous(
-                f"{option}: the text is put together from several. Choose instead with\n{self._choices(literals)}"
-            )
+            return Ambiguous(f"the text is put together from several. Choose instead with\n{self._choices(literals)}")
         nodes = listed_nodes(self._workflow, (text.place.node_id for text in texts))
-        return UsageError(f"{option}: these nodes have no text where one belongs\n{nodes}")
+        return UsageError(f"these nodes have no text where one belongs\n{nodes}")
 
     def _refuse_the_shared(self, side: Side, places: Iterable[Place]) -> None:
         other: Side = "negative" if side == "positive" else "positive"
@@ -175,8 +171,8 @@ class _Search:
         for use, encoders in ((f"the {_WANTED[other]}", self._encoders[other]), ("no prompt at all", empty)):
             if shared := _literals(encoders) & {*places}:
                 raise Ambiguous(
-                    f"{_OPTIONS[side]}: this text is also what is used as {use}, which would change with it. Give the "
-                    f"sampler an encoder for each, or change both with\n{self._choices(shared)}"
+                    f"this text is also what is used as {use}, which would change with it. Give the sampler an encoder "
+                    f"for each, or change both with\n{self._choices(shared)}"
                 )
 
     def _why(self, side: Side) -> str:
