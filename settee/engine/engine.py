@@ -1,4 +1,4 @@
-"""Runs one job, start to finish. It knows no door; ARCHITECTURE.md has a job's hops.
+"""Runs one job, start to finish: the hops of ARCHITECTURE.md, one after another. It knows no door.
 
 Ordinary blocking code: a GPU does one job at a time. What must be able to interrupt it (a cancel, a deadline) goes
 through a Cancel token and a time in time.monotonic().
@@ -9,25 +9,29 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from settee.backends.backend import Backend, Limits, Notify
 from settee.backends.comfy.comfy_backend import ComfyBackend
-from settee.base.errors import Busy, ComfyUnavailable
-from settee.base.job import Cancel, Job, OnProgress, Progress, Result
+from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, SetteeError, StagingError
+from settee.base.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.base.settings import Settings
 from settee.comfyui.node_registry import NodeRegistry
-from settee.engine.job_run import JobRun
+from settee.delivery import BucketLook, Delivered, check_request, deliver
+from settee.delivery.plan import MAX_WARNINGS
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.model_store import ModelStore
+from settee.models.orders import Order
+from settee.staging.inputs import Staged, stage
 
 log = logging.getLogger(__name__)
 
-
-def _ignore(_: Progress) -> None:
-    pass
+_CLOSING = "the worker is shutting down"
 
 
 class Engine:
@@ -37,9 +41,8 @@ class Engine:
         self._settings = settings
         self._backend = ComfyBackend(settings)
         self._models = ModelStore(settings)
-        self._slot = threading.Lock()
+        self._slot, self._closing = threading.Lock(), threading.Event()
         self._running: Cancel | None = None
-        self._closing = threading.Event()
         self._claimed = False
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ class Engine:
 
     @property
     def restarts(self) -> int:
-        """How often ComfyUI was started again."""
+        """The number of times that ComfyUI was started again."""
         return self._backend.restarts
 
     def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
@@ -115,7 +118,7 @@ class Engine:
             self._slot.release()
 
     def queue(self) -> tuple[int, int]:
-        """How many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""
+        """Return how many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""
         return self._backend.queue()
 
     def close(self) -> None:
@@ -123,40 +126,35 @@ class Engine:
         if self._closing.is_set():
             return
         self._closing.set()
-        running = self._running
-        if running is not None:
-            running.set("the worker is shutting down")
+        if (running := self._running) is not None:
+            running.set(_CLOSING)
         # The job's own deadlines bound this; what is left after them is ended with ComfyUI.
         self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
         self._models.give_up()  # downloads end while ComfyUI does
         self._backend.close()
         self._models.close()
-        if not self._claimed:
-            return
-        left = self._backend.workspace.wipe().left
-        if left:
-            log.error("%d files could not be wiped", len(left))
-        self._backend.workspace.release()
+        if self._claimed:
+            _wipe(self._backend, "at the end")
+            self._backend.workspace.release()
 
     # --- one job --------------------------------------------------------------------------------------------
 
-    def run(self, job: Job, on_progress: OnProgress = _ignore, cancel: Cancel | None = None) -> Result:
+    def run(self, job: Job, on_progress: OnProgress = lambda _: None, cancel: Cancel | None = None) -> Result:
         """Run a job; return its Result once ComfyUI is idle and the workspace wiped, whatever happened.
 
         Raises a SetteeError for every way in which a job can fail: Busy while another one runs, JobCanceled,
         JobTimeout, and the rest of the tree in errors.py.
         """
         if self._closing.is_set():
-            raise ComfyUnavailable("the worker is shutting down", retryable=True)
+            raise ComfyUnavailable(_CLOSING, retryable=True)
         if not self._slot.acquire(blocking=False):
             raise Busy
         try:
             self._claim()
             with ExitStack() as stack:
-                token = cancel if cancel is not None else stack.enter_context(Cancel())
-                self._running = token
+                token = self._running = cancel if cancel is not None else stack.enter_context(Cancel())
                 if self._closing.is_set():
-                    token.set("the worker is shutting down")
+                    token.set(_CLOSING)
                 if job.sealed:
                     stack.enter_context(self._backend.quiet())
                 return JobRun(job, self._backend, self._models, self._settings, on_progress, token).go()
@@ -164,6 +162,179 @@ class Engine:
             self._backend.forget_note()
             self._running = None
             self._slot.release()
+
+
+def _wipe(backend: Backend, when: str) -> None:
+    left = backend.workspace.wipe().left
+    if left:
+        log.error("%d files could not be wiped %s", len(left), when)
+
+
+class JobRun:
+    """The state of one job on its way through the engine."""
+
+    def __init__(
+        self,
+        job: Job,
+        backend: Backend,
+        models: ModelStore,
+        settings: Settings,
+        on_progress: OnProgress,
+        cancel: Cancel,
+    ) -> None:
+        self._job, self._backend, self._models, self._settings = job, backend, models, settings
+        self._on_progress = on_progress
+        self._started = time.monotonic()
+        self._limits = Limits(cancel=cancel, deadline=self._started + (job.request.timeout_s or settings.job_timeout_s))
+        self._notify = Notify(
+            waiting=lambda: self._report(self._status, message="waiting for ComfyUI to answer"),
+            submitted=lambda: self._report(Status.SUBMITTED),
+            progress=self._progress,
+        )
+        self._timings: dict[str, float] = {}
+        self._percent, self._status = 0.0, Status.PREPARING
+
+    def go(self) -> Result:
+        """Return its Result, or raise, once the backend is idle and the workspace wiped."""
+        job, backend = self._job, self._backend
+        try:
+            backend.settle()
+            with self._timed("wipe"):
+                left = backend.workspace.open().left
+            if left:  # an empty workspace, or no job: no job sees what an earlier one left
+                raise StagingError(f"{len(left)} files of an earlier job cannot be removed from the workspace")
+            self._report(Status.PREPARING)
+            # What can be refused without the backend.
+            check_request(job.request, self._settings)
+            backend.check_policy(job)
+            bucket = BucketLook(job, self._settings)
+            # From here on its models are fetched, and read ahead, while the backend starts and inputs are staged.
+            request = job.request
+            with Order.begin(
+                self._models, request.workflow, request.models, request.bucket, is_sealed=job.sealed
+            ) as order:
+                result = self._work(order, bucket)
+        except (JobCanceled, JobTimeout) as error:
+            self._explain_end(error)
+            raise
+        finally:
+            backend.end_job()
+            with self._timed("wipe"):
+                self._wipe()
+        self._timings["total"] = _since(self._started)
+        return replace(result, timings=dict(self._timings))
+
+    def _work(self, order: Order, bucket: BucketLook) -> Result:
+        job, backend, limits, notify = self._job, self._backend, self._limits, self._notify
+        with self._timed("ready"):
+            backend.ready(limits, notify)
+        checked = backend.check(job, order.entries)
+        order.narrow(checked.live)
+        with self._timed("staging"):
+            staged = self._stage()
+            backend.take(job, checked, staged)
+        with self._timed("models"):
+            self._await_models(order)
+        bucket.check(limits.cancel)
+        with self._timed("execution"):
+            collect = backend.execute(job, checked, staged, limits, notify)
+        with self._timed("delivery"):
+            made = collect()
+            delivered = self._deliver(made.artifacts)
+        # Each once, and so many: a node that reports thousands of entries must not cost the job its result.
+        warnings = list(dict.fromkeys((*checked.warnings, *made.warnings, *delivered.warnings)))
+        if len(warnings) > MAX_WARNINGS:
+            warnings[MAX_WARNINGS:] = [f"and {len(warnings) - MAX_WARNINGS} more warnings"]
+        return Result(
+            job_id=job.id,
+            status=Status.SUCCEEDED,
+            outputs=delivered.outputs,
+            seeds=checked.seeds,
+            warnings=tuple(warnings),
+        )
+
+    # --- the hops -------------------------------------------------------------------------------------------
+
+    def _stage(self) -> tuple[Staged, ...]:
+        request = self._job.request
+        if not request.images and not request.files:
+            return ()
+        self._report(Status.MATERIALIZING)
+        return stage(
+            request.files,
+            request.images,
+            self._backend.workspace,
+            self._settings,
+            cancel=self._limits.cancel,
+            deadline=self._limits.deadline,
+            bucket=request.bucket,
+            notify=self._counts(Status.MATERIALIZING),
+        )
+
+    def _await_models(self, order: Order) -> None:
+        """Every model that the workflow names is in place, whole, and stays there until the job has ended."""
+
+        def notify(message: str) -> None:
+            self._report(Status.MATERIALIZING, message=message)
+
+        if order.wait(self._limits.cancel, self._limits.deadline, notify):
+            # A backend keeps what it loaded under a name: it would use the file of before.
+            self._backend.free()
+            order.forgotten()
+
+    def _deliver(self, artifacts: list[Artifact]) -> Delivered:
+        self._report(Status.UPLOADING)
+        return deliver(
+            artifacts,
+            self._job,
+            self._settings,
+            fetch=self._backend.fetch,
+            cancel=self._limits.cancel,
+            deadline=self._limits.deadline,
+            notify=self._counts(Status.UPLOADING),
+        )
+
+    def _wipe(self) -> None:
+        if self._job.request.debug and self._settings.allow_debug and not self._job.sealed:
+            log.warning("job %s asked for debug: its files stay until the next job", self._job.id)
+            return
+        _wipe(self._backend, f"after job {self._job.id}")
+
+    def _explain_end(self, error: SetteeError) -> None:
+        if isinstance(error, JobTimeout):
+            limit = self._limits.deadline - self._started
+            error.message = f"the job ran into its time limit of {limit:g} s; raise timeout_s if it needs longer"
+        error.details.setdefault("timings", dict(self._timings))
+
+    # --- progress and timings -------------------------------------------------------------------------------
+
+    def _progress(
+        self, node_id: str | None, node_type: str | None, value: int | None, maximum: int | None, percent: float
+    ) -> None:
+        # A job that runs a second time begins again; what its caller sees does not fall.
+        self._percent = max(self._percent, percent)
+        node = {"node_id": node_id, "node_type": node_type, "value": value, "maximum": maximum}
+        self._report(Status.RUNNING, **node, percent=self._percent)
+
+    def _counts(self, status: Status) -> Callable[[int, int], None]:
+        return lambda done, total: self._report(status, message=f"{done} of {total} files")
+
+    def _report(self, status: Status, **fields: Any) -> None:
+        self._status = status
+        self._on_progress(Progress(job_id=self._job.id, status=status, **fields))
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._timings[phase] = round(self._timings.get(phase, 0.0) + _since(begun), 2)
+
+
+def _since(begun: float) -> float:
+    """Return the milliseconds since a moment of time.monotonic()."""
+    return round((time.monotonic() - begun) * 1000, 2)
 
 
 __all__ = ["Engine"]

@@ -21,7 +21,7 @@ from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Result, Status
 from settee.delivery import check_request, convert
-from settee.doors.runpod import render, wire
+from settee.doors.runpod import render
 from settee.doors.runpod.door import ENVELOPE
 from settee.engine.request import MAX_HINTS, InputFile, parse
 from settee.net import addresses as net_addresses
@@ -263,7 +263,7 @@ def test_warnings_count_towards_the_cap(tmp_path: Path) -> None:
             high = middle
     assert best is not None
     done = Result(job_id="j", status=Status.SUCCEEDED, outputs=best.outputs, warnings=best.warnings)
-    assert len(wire.encode(wire.message(render.result(done)))) <= cap
+    assert len(render.encode(render.message(render.result(done)))) <= cap
 
 
 # --- Logs --------------------------------------------------------------------------------------------------

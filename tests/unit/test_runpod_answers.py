@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from settee.base import errors
 from settee.base.job import Kind, Output, Progress, Result, Status
 from settee.doors.runpod import render, wire
-from settee.doors.runpod.door import Unreadable
 from settee.doors.runpod.progress import ProgressFeed
-from settee.doors.runpod.take import TOO_MANY_S, Pace, as_job
+from settee.doors.runpod.render import Unreadable
+from settee.doors.runpod.wire import TOO_MANY_S, Pace, as_job
 from tests.support.waiting import until
 
 # --- answers ------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ JSON = st.recursive(
 @hypothesis_settings(max_examples=200)
 def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
     answer = render.error(errors.ComfyError(message, details=details))
-    body = wire.encode(wire.message(answer))
+    body = render.encode(render.message(answer))
     posted = json.loads(body.decode("utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert posted["error"].endswith("[comfy_error]")
     json.dumps(answer, ensure_ascii=False).encode("utf-8")  # the SDK's own way, under its stock loop
@@ -123,9 +123,9 @@ def test_any_error_can_be_posted(details: dict[str, Any], message: str) -> None:
 @hypothesis_settings(max_examples=100)
 def test_an_answer_in_pieces_is_its_json(value: Any, char: str) -> None:
     answer = render._safe_dict({"value": value, "long": [char * 300_000, {"data": "a" * 600_001}]})
-    body = wire.Body(answer)
-    assert b"".join(body.pieces()) == wire.encode(answer)
-    assert len(body) == len(wire.encode(answer))
+    body = render.Body(answer)
+    assert b"".join(body.pieces()) == render.encode(answer)
+    assert len(body) == len(render.encode(answer))
 
 
 # --- progress -----------------------------------------------------------------------------------------------
@@ -228,12 +228,12 @@ def test_progress_of_a_sealed_job_is_a_phase_and_a_number() -> None:
 
 
 def test_messages_have_the_sdks_shape() -> None:
-    assert wire.message({"error": "x", "code": "y", "refresh_worker": True}) == {
+    assert render.message({"error": "x", "code": "y", "refresh_worker": True}) == {
         "output": {"code": "y"},
         "error": "x",
         "stopPod": True,
     }
-    assert wire.message({"images": [], "refresh_worker": False}) == {"output": {"images": []}}
+    assert render.message({"images": [], "refresh_worker": False}) == {"output": {"images": []}}
 
 
 def test_ids_cannot_leave_their_place_in_the_url() -> None:
@@ -244,7 +244,7 @@ def test_ids_cannot_leave_their_place_in_the_url() -> None:
 
 def test_the_pace_slows_for_quick_nothings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("settee.doors.runpod.take.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("settee.doors.runpod.wire.time.monotonic", lambda: now[0])
     pace = Pace()
     waits = []
     for _ in range(6):

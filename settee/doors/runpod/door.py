@@ -28,7 +28,7 @@ from settee.base.errors import (
 )
 from settee.base.job import Cancel, Job, OnProgress, Progress, Result
 from settee.base.settings import Settings
-from settee.doors.runpod import render, sealed
+from settee.doors.runpod import render
 from settee.doors.runpod.progress import ProgressFeed
 from settee.engine.request import JobRequest, decode, misspelt, parse
 
@@ -43,21 +43,13 @@ PostProgress = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 #: Room in RunPod's cap for what delivery does not count: many warnings (shown twice), RunPod's envelope. Bytes.
 ENVELOPE = 32_000
-
 #: How much longer a stopped job may take than the engine's own deadlines before the worker is given up, seconds.
 OVERDUE_S = 60.0
-
 #: Errors whose messages are logged: those of others may quote the caller (a file's name, a URL, a node's text).
 OWN_WORDS = (ComfyUnavailable, ConfigError, JobCanceled, JobTimeout)
-
 SHUTDOWN = "the worker is shutting down"
-
 #: What RunPod's requests have at their top. It hands on what it does not know.
 _ENVELOPE = {"id", "input", "policy", "s3Config", "webhook"}
-
-
-class Unreadable:
-    """The input of a job whose JSON Python does not read: it is answered all the same."""
 
 
 class AnyEngine(Protocol):
@@ -75,21 +67,19 @@ class Door:
     """Runs RunPod's jobs on an engine. ``settings`` says how; nothing happens before :meth:`start`."""
 
     def __init__(self, engine: AnyEngine, settings: Settings) -> None:
-        self.engine = engine
-        self.settings = settings
+        self.engine, self.settings = engine, settings
         #: Set by a loop that takes jobs from RunPod; None where progress has nowhere to go.
         self.post_progress: PostProgress | None = None
         #: Called when this worker should take no further job.
         self.on_spent: Callable[[], None] = lambda: None
-        #: Whether the process was told to end before a loop could hear of it.
-        self.stop_asked = False
-        #: The same as on_spent, from any thread.
+        #: The same, from any thread.
         self.retire: Callable[[], None] = lambda: None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
-        self._started = False
-        self._ready = False
+        #: The process was told to end before a loop could hear of it.
+        self.stop_asked = False
         #: A job did not stop in time: its thread may never end.
         self.is_stuck = False
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="job")
+        self._started = self._ready = False
         self._running: set[Cancel] = set()
         self._shutdown_at: float | None = None
 
@@ -108,14 +98,19 @@ class Door:
         self._pool.shutdown(wait=not self.is_stuck)
         self.engine.close()
 
-    def submit_ready(self, cancel: Cancel) -> Future[None]:
-        """:meth:`make_ready` in the engine's thread."""
-        return self._pool.submit(self.make_ready, cancel)
+    @property
+    def is_busy(self) -> bool:
+        """Return True if a job runs or waits for its turn."""
+        return bool(self._running)
 
     @property
     def waits_ready(self) -> bool:
-        """Whether no job is taken before ComfyUI answers."""
+        """Return True if no job is taken before ComfyUI answers."""
         return self.settings.warmup_workflow is not None or not self.settings.early_jobs
+
+    def submit_ready(self, cancel: Cancel) -> Future[None]:
+        """:meth:`make_ready` in the engine's thread."""
+        return self._pool.submit(self.make_ready, cancel)
 
     def make_ready(self, cancel: Cancel) -> None:
         """Start ComfyUI; wait for it and run WARMUP_WORKFLOW, once, when jobs have to. Blocks; raises SetteeError.
@@ -125,10 +120,7 @@ class Door:
         if self._ready:
             return
         self.start()
-        if self.settings.warmup_workflow is None:
-            if self.waits_ready:
-                self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
-        else:  # it waits for ComfyUI itself, and has its models fetched meanwhile
+        if self.settings.warmup_workflow is not None:  # it waits for ComfyUI, and has its models fetched meanwhile
             request = warmup(self.settings)
             with logs.job("warmup"):
                 try:
@@ -136,12 +128,9 @@ class Door:
                 except (InvalidRequest, ModelMissing, WorkflowRejected) as error:  # a mistake of this worker's operator
                     raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
                 log.info("warm-up workflow done in %.0f ms", done.timings.get("total", 0.0))
+        elif self.waits_ready:
+            self.engine.wait_ready(self.settings.comfy_start_timeout_s, cancel)
         self._ready = True
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job runs or waits for its turn."""
-        return bool(self._running)
 
     # --- Shutdown --------------------------------------------------------------------------------------
 
@@ -234,74 +223,60 @@ class Door:
                 return render.error(SetteeError())
 
     def _answer(self, envelope: dict[str, Any], job_id: str, cancel: Cancel, feed: ProgressFeed | None) -> Answer:
-        ran = False
         keys: Sealer | None = None
+        ran = False
         try:
             payload = envelope.get("input")
-            if isinstance(payload, Unreadable):
+            if isinstance(payload, render.Unreadable):
                 raise InvalidRequest(
-                    "the request cannot be read: its JSON is broken, nested too deeply, or has a "
-                    "number of thousands of digits"
+                    "the request cannot be read: its JSON is broken, nested too deeply, or has a number of thousands "
+                    "of digits"
                 )
             payload = decode(payload, self.settings)
-            if sealed.is_sealed(payload):
-                keys = sealed.sealer(self.settings)
-                payload = sealed.opened(payload, keys)
+            if render.is_sealed(payload):
+                keys = render.sealer(self.settings)
+                payload = render.opened(payload, keys)
+            elif self.settings.require_encryption:
+                raise InvalidRequest(
+                    'this worker takes encrypted jobs only: send {"encrypted_input": token, "is_encrypted": true}'
+                )
             else:
-                payload = sealed.plain(payload, self.settings)
+                payload = {key: value for key, value in payload.items() if key not in render.KEYS}
             request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
             self.make_ready(cancel)
             ran = True
+            done = self._run_engine(request, job_id, cancel, feed, is_sealed=keys is not None)
             known = _ENVELOPE - envelope.keys()
-            warnings = tuple(filter(None, (misspelt(str(key), known) for key in envelope.keys() - _ENVELOPE)))
-            answer = self._run_engine(request, job_id, cancel, feed, keys, warnings)
-        except SetteeError as error:
-            answer = _failed(self._as_shutdown(error, cancel), keys)
+            ignored = filter(None, (misspelt(str(key), known) for key in envelope.keys() - _ENVELOPE))
+            answer = render.result(replace(done, warnings=(*ignored, *done.warnings)))
+            answer = answer if keys is None else render.closed(answer, keys)
         except Exception as error:  # the door's edge: what leaves it reaches the caller
-            answer = _crashed(error, keys)
+            answer = _failed(error, cancel, keys)
         if self.engine.unrecoverable or (ran and self.settings.refresh_worker):
             answer["refresh_worker"] = True
         return answer
 
     def _run_engine(
-        self,
-        request: JobRequest,
-        job_id: str,
-        cancel: Cancel,
-        feed: ProgressFeed | None,
-        keys: Sealer | None,
-        warnings: tuple[str, ...],
-    ) -> Answer:
+        self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, *, is_sealed: bool
+    ) -> Result:
         cap = self.max_result_bytes(job_id)
-        is_sealed = keys is not None
-        job = Job(
-            id=job_id,
-            request=request,
-            max_result_bytes=None if cap is None else max(0, cap - ENVELOPE),
-            sealed=is_sealed,
-        )
+        room = None if cap is None else max(0, cap - ENVELOPE)
 
         def on_progress(event: Progress) -> None:
             if feed is not None and not event.status.is_terminal:
                 feed.offer(render.progress(event, sealed=is_sealed))
 
+        job = Job(id=job_id, request=request, max_result_bytes=room, sealed=is_sealed)
         done = self.engine.run(job, on_progress, cancel)
         log.info("succeeded: %d output(s) in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
-        answer = render.result(replace(done, warnings=(*warnings, *done.warnings)))
-        return answer if keys is None else sealed.closed(answer, keys)
+        return done
 
     def max_result_bytes(self, job_id: str) -> int | None:
-        """RunPod's cap on this job's result: by its id, as /runsync's begin with ``sync-``. None locally."""
+        """Return RunPod's cap on this job's result: by its id, as /runsync's begin with ``sync-``. None locally."""
         if job_id.startswith("test-") or job_id == "local_test":
             return None
         megabytes = self.settings.runsync_result_mb if job_id.startswith("sync-") else self.settings.run_result_mb
         return int(megabytes * 1_000_000)
-
-    def _as_shutdown(self, error: SetteeError, cancel: Cancel) -> SetteeError:
-        """A job that a shutdown ended says so, and that it may be sent again: its caller did not cancel it."""
-        if isinstance(error, JobCanceled) and cancel.reason == SHUTDOWN:
-            return JobCanceled(f"the job was canceled: {SHUTDOWN}", details={"reason": "shutdown"}, retryable=True)
-        return error
 
 
 def warmup(settings: Settings) -> JobRequest:
@@ -318,26 +293,25 @@ def warmup(settings: Settings) -> JobRequest:
         raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
 
 
-def _failed(error: SetteeError, keys: Sealer | None) -> Answer:
-    if keys is not None:
-        log.info("failed: %s", error.code)
-        return sealed.closed_error(error, keys)
-    if isinstance(error, OWN_WORDS):
-        log.info("failed: %s: %s", error.code, error.message)
+def _failed(error: Exception, cancel: Cancel, keys: Sealer | None) -> Answer:
+    """Log a failure, and return its answer. Of a sealed job the log has the kind alone."""
+    if not isinstance(error, SetteeError):
+        # One of our own: the log has its traceback, the caller the job's id to ask with.
+        if keys is None:
+            log.error("internal error", exc_info=error)
+            error = SetteeError("the worker failed on this job; its log has the reason under the job's id")
+        else:  # no exc_info: an exception's own text may quote the payload
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error("internal error: %s\n%s", type(error).__name__, frames)
+            error = SetteeError()
     else:
-        problems = error.details.get("problems") or error.details.get("node_errors") or ()
-        log.info(
-            "failed: %s%s", error.code, f" ({len(problems)} problem{'s' * (len(problems) > 1)})" if problems else ""
-        )
-    return render.error(error)
-
-
-def _crashed(error: Exception, keys: Sealer | None) -> Answer:
-    """An error of our own: the log has its traceback, the caller the job's id to ask with."""
-    if keys is None:
-        log.error("internal error", exc_info=error)
-        return render.error(SetteeError("the worker failed on this job; its log has the reason under the job's id"))
-    # No exc_info: an exception's own text may quote the payload.
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("internal error: %s\n%s", type(error).__name__, frames)
-    return sealed.closed_error(SetteeError(), keys)
+        if isinstance(error, JobCanceled) and cancel.reason == SHUTDOWN:
+            # It may be sent again: its caller did not cancel it.
+            error = JobCanceled(f"the job was canceled: {SHUTDOWN}", details={"reason": "shutdown"}, retryable=True)
+        count, why = len(error.details.get("problems") or error.details.get("node_errors") or ()), ""
+        if isinstance(error, OWN_WORDS):
+            why = f": {error.message}"
+        elif count:
+            why = f" ({count} problem{'s' * (count > 1)})"
+        log.info("failed: %s%s", error.code, why if keys is None else "")
+    return render.error(error) if keys is None else render.closed_error(error, keys)

@@ -14,15 +14,15 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Coroutine
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from settee.base.errors import InvalidRequest
 from settee.doors.runpod import render, sdk, wire
 from settee.doors.runpod.door import Door
-from settee.doors.runpod.take import TOO_MANY_S, Pace, Taken, TooMany, take
 
 sdk.load()
 from runpod.http_client import AsyncClientSession  # noqa: E402 - the SDK is imported our way first
@@ -31,26 +31,35 @@ from runpod.serverless.modules.rp_logger import RunPodLogger  # noqa: E402
 
 log = logging.getLogger(__name__)
 sdk_log = RunPodLogger()
+T = TypeVar("T")
 
 #: How long RunPod may hold a request for a job, seconds, as the SDK has it.
 LONG_POLL_S = 90.0
-
 #: How long a take may still be answered after the worker was told to stop, seconds. RunPod may have handed out
 #: a job a moment ago; closing the connection now would lose it.
 LAST_TAKE_S = 0.5
-
 #: How long the body of a job may take once its headers are here, seconds.
 BODY_S = 60.0
-
 #: How long a stop for a job that we do not have yet is remembered, seconds. RunPod may say stop before the answer
 #: with the job itself is read. Not longer: a job that is retried keeps its id.
 EARLY_STOP_S = 5.0
-
 #: How long a result may still be on its way once the worker is to end, seconds, and more for a large one.
 LAST_POST_S = 10.0
-
 #: A body below this many bytes was not refused for its size.
 SMALL = 64_000
+
+
+@contextlib.asynccontextmanager
+async def _until(work: Coroutine[Any, Any, T], ending: asyncio.Event, timeout_s: float | None = None) -> Any:
+    """Run ``work`` as a task until it is done, ``ending`` is set or the time is up; on leaving it is ended."""
+    task, ended = asyncio.create_task(work), asyncio.create_task(ending.wait())
+    try:
+        await asyncio.wait({task, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        yield task
+    finally:
+        for each in (task, ended):
+            each.cancel()
+        await asyncio.wait({task, ended})
 
 
 class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no types
@@ -65,8 +74,9 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jobs_fetcher = self._fetch
-        self.jobs_fetcher_timeout = LONG_POLL_S + BODY_S + TOO_MANY_S + Pace.LONGEST_FAILING  # never ours to cut off
-        self._pace = Pace()
+        slowest = LONG_POLL_S + BODY_S + wire.TOO_MANY_S + wire.Pace.LONGEST_FAILING
+        self.jobs_fetcher_timeout = slowest  # never ours to cut off
+        self._pace = wire.Pace()
         self._all_taken = asyncio.Event()
         self._all_run = asyncio.Event()
 
@@ -82,12 +92,17 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         """Take and run jobs until told to stop."""
         await super().run()
 
+    # --- jobs taken -----------------------------------------------------------------------------------------------
+
     async def _fetch(self, session: aiohttp.ClientSession, _: int = 1) -> list[dict[str, Any]] | None:
         """The SDK's jobs_fetcher, which a shutdown ends: its own would hold the worker for the rest of its poll."""
-        await self._rest(self._pace.delay_s())
+        delay_s = self._pace.delay_s()
+        if delay_s > 0 and self.is_alive():
+            async with _until(asyncio.sleep(delay_s), self._shutdown_event):
+                pass
         try:
-            job = await self._take(session, self._pace) if self.is_alive() else None
-        except TooMany:
+            job = await self._take(session) if self.is_alive() else None
+        except wire.TooMany:
             self._pace.too_many()
             return None
         except Exception as error:  # a door's edge: whatever RunPod answers, the worker must ask again
@@ -95,6 +110,24 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
             log.warning("a request for a job failed: %s", type(error).__name__)
             return None
         return None if job is None else [job]
+
+    async def _take(self, session: aiohttp.ClientSession) -> dict[str, Any] | None:
+        """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
+        taken = wire.Taken()
+        async with _until(
+            wire.take(session, rp_job._job_get_url(), taken), self._shutdown_event, LONG_POLL_S
+        ) as asking:
+            if not asking.done() and not self.is_alive():
+                await asyncio.wait({asking}, timeout=LAST_TAKE_S)
+            if not asking.done() and taken.answered:
+                await asyncio.wait({asking}, timeout=BODY_S)
+        if asking.cancelled():
+            return None  # a long poll without an answer in 90 s, as the SDK has it; or a shutdown
+        job: dict[str, Any] | None = asking.result()
+        self._pace.took(job is not None)
+        return job
+
+    # --- the SDK's own parts --------------------------------------------------------------------------------------
 
     async def get_jobs(self, session: aiohttp.ClientSession) -> None:
         """The SDK's part that takes jobs."""
@@ -111,43 +144,12 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self._all_run.set()
 
     async def monitor_stop_signals(self, session: aiohttp.ClientSession) -> None:
-        """The SDK's stop channel, which would hold the worker for the rest of its poll."""
-        listening = asyncio.create_task(super().monitor_stop_signals(session))
-        ending = asyncio.create_task(self._all_run.wait())
-        try:
-            # It may end by itself: there is no channel where it finds no URL.
-            await asyncio.wait({listening, ending}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (listening, ending):
-                task.cancel()
-            await asyncio.wait({listening, ending})
+        """The SDK's stop channel, which would hold the worker for the rest of its poll. It may end by itself: there is
+        no channel where it finds no URL."""
+        async with _until(super().monitor_stop_signals(session), self._all_run):
+            pass
 
-    async def _take(self, session: aiohttp.ClientSession, pace: Pace) -> dict[str, Any] | None:
-        """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
-        taken = Taken()
-        asking = asyncio.create_task(take(session, rp_job._job_get_url(), taken))
-        stopping = asyncio.create_task(self._shutdown_event.wait())
-        try:
-            await asyncio.wait({asking, stopping}, timeout=LONG_POLL_S, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done() and stopping.done():
-                await asyncio.wait({asking}, timeout=LAST_TAKE_S)
-            if not asking.done() and taken.answered:
-                await asyncio.wait({asking}, timeout=BODY_S)
-        finally:
-            for task in (asking, stopping):
-                task.cancel()
-            await asyncio.wait({asking, stopping})
-        if asking.cancelled():
-            return None  # a long poll that nobody answered in 90 s, as the SDK has it; or a shutdown
-        job = asking.result()
-        pace.took(job is not None)
-        return job
-
-    async def _rest(self, delay_s: float) -> None:
-        if delay_s > 0 and self.is_alive():
-            stopping = asyncio.create_task(self._shutdown_event.wait())
-            await asyncio.wait({stopping}, timeout=delay_s)
-            stopping.cancel()
+    # --- signals and progress -------------------------------------------------------------------------------------
 
     def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
         """SIGTERM and SIGINT. An Event set from a signal handler does not wake a loop that waits; this does."""
@@ -172,7 +174,7 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
     async def post_progress(self, job_id: str, update: dict[str, Any]) -> None:
         """Send one update, once."""
         assert self._session is not None
-        body = wire.Body({"status": "IN_PROGRESS", "output": update})
+        body = render.Body({"status": "IN_PROGRESS", "output": update})
         await wire.post(self._session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body)
 
 
@@ -188,25 +190,12 @@ class FastLoop(StockLoop):
     async def serve(self, session: aiohttp.ClientSession) -> None:
         stops = asyncio.create_task(self.monitor_stop_signals(session))
         try:
-            await self._take_and_run(session)
+            while self.is_alive():
+                for job in await self._fetch(session) or ():
+                    await self._run_one(session, job)
         finally:
             stops.cancel()
             await asyncio.wait({stops})
-
-    async def _take_and_run(self, session: aiohttp.ClientSession) -> None:
-        pace = Pace()
-        while self.is_alive():
-            try:
-                job = await self._take(session, pace)
-            except TooMany:
-                pace.too_many()
-            except Exception as error:  # a door's edge: whatever RunPod answers, the worker must ask again
-                pace.failed()
-                log.warning("a request for a job failed: %s", type(error).__name__)
-            else:
-                if job is not None:
-                    await self._run_one(session, job)
-            await self._rest(pace.delay_s())
 
     async def stop_job(self, job_id: str) -> bool:
         """The stop channel's order. The SDK forgets one that comes before its job, which then runs to its end."""
@@ -244,8 +233,7 @@ class FastLoop(StockLoop):
             answer = await self.door.run(job)
         else:
             answer = render.error(InvalidRequest("the job has no input"))
-        stop_pod = bool(answer.get("refresh_worker"))
-        body = wire.Body(wire.message(answer))
+        body = render.Body(render.message(answer))
         try:
             try:
                 await self._deliver(session, job_id, body)
@@ -254,25 +242,19 @@ class FastLoop(StockLoop):
                     raise
                 log.error("RunPod refused a result of %d bytes (%s); reporting that instead", len(body), refusal)
                 short = render.too_large(len(body), f"refused by RunPod ({refusal})")
-                body = wire.Body(wire.message({**short, "refresh_worker": stop_pod}))
-                await self._deliver(session, job_id, body)
+                short["refresh_worker"] = answer.get("refresh_worker")
+                await self._deliver(session, job_id, render.Body(render.message(short)))
         except (wire.Refused, wire.Undelivered) as error:
             sdk_log.error(f"Failed to return job results. | {error}", job_id)
         finally:
             sdk_log.info("Finished.", job_id)
 
-    async def _deliver(self, session: aiohttp.ClientSession, job_id: str, body: wire.Body) -> None:
+    async def _deliver(self, session: aiohttp.ClientSession, job_id: str, body: render.Body) -> None:
         """Post a result. Once the worker is to end, RunPod has a bounded time to take it: it may never answer."""
-        posting = asyncio.create_task(wire.deliver(session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body))
-        stopping = asyncio.create_task(self._shutdown_event.wait())
-        try:
-            await asyncio.wait({posting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        work = wire.deliver(session, wire.done_url(rp_http.JOB_DONE_URL, job_id), job_id, body)
+        async with _until(work, self._shutdown_event) as posting:
             if not posting.done():
                 await asyncio.wait({posting}, timeout=LAST_POST_S + len(body) / wire.SLOWEST)
-        finally:
-            for task in (posting, stopping):
-                task.cancel()
-            await asyncio.wait({posting, stopping})
         if posting.cancelled():
             raise wire.Undelivered("no answer before the worker's end")
         posting.result()

@@ -1,20 +1,40 @@
-"""A job's end as RunPod's callers get it.
+"""Between RunPod's JSON and ours: answers as its callers get them, sealed where the job was, and their bytes.
 
-A superset of what the most used ComfyUI worker returns, so that its callers need no change: ``images`` is
-always a list, ``status`` is ``success_no_images`` when a workflow left nothing behind at all, and ``errors``
-(beside our ``warnings``) is there when something was not quite right.
+A superset of what the most used ComfyUI worker returns, so that its callers need no change: ``images`` is always a
+list, ``status`` is ``success_no_images`` when a workflow left nothing behind at all, and ``errors`` (next to our
+``warnings``) is there when something was not quite right.
+
+Encrypted jobs are ``{"encrypted_input": token, "is_encrypted": true}`` in, ``{"encrypted_output": token, …}`` out. Only
+RunPod's own envelope (id, s3Config, webhook, policy) and an error's code stay outside the seal.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from settee.base.errors import OutputTooLarge, SetteeError
+import orjson
+
+from settee.base.errors import InvalidRequest, OutputTooLarge, SetteeError
 from settee.base.job import Kind, Output, Progress, Result
+from settee.base.settings import Settings
+
+if TYPE_CHECKING:
+    from settee.base.sealing import Sealer
 
 #: The longest error line, in characters; the whole text is in details.
 MAX_LINE = 2000
+#: Keys of a sealed payload.
+KEYS = ("encrypted_input", "is_encrypted")
+#: Characters of a long string that are encoded at a time.
+_PIECE = 1 << 18
+
+
+class Unreadable:
+    """The input of a job whose JSON Python does not read: it is answered all the same."""
 
 
 def result(done: Result) -> dict[str, Any]:
@@ -30,6 +50,16 @@ def result(done: Result) -> dict[str, Any]:
     if done.warnings:
         answer["errors"] = list(done.warnings)
     return _safe_dict(answer)
+
+
+def _file(output: Output) -> dict[str, Any]:
+    names = ("filename", "type", "data", "node_id", "subfolder", "media_type", "size", "sha256")
+    shown = {name: getattr(output, name) for name in names}
+    if shown["data"] is None:
+        shown["data"] = output.url
+    if output.width is not None and output.height is not None:
+        shown |= {"width": output.width, "height": output.height}
+    return shown
 
 
 def error(problem: SetteeError) -> dict[str, Any]:
@@ -49,7 +79,7 @@ def error(problem: SetteeError) -> dict[str, Any]:
 
 
 def too_large(size: int, why: str) -> dict[str, Any]:
-    """The error in place of a result of ``size`` bytes that RunPod does not take."""
+    """Return the error in place of a result of ``size`` bytes that RunPod does not take."""
     return error(
         OutputTooLarge(
             f"the result has {size / 1e6:.1f} MB, {why}: set up S3 delivery (BUCKET_ENDPOINT_URL and its keys), mount "
@@ -60,10 +90,8 @@ def too_large(size: int, why: str) -> dict[str, Any]:
 
 
 def bounded(answer: dict[str, Any], cap: int) -> dict[str, Any]:
-    """The answer, or an error about its size where it has over ``cap`` bytes as JSON."""
-    from settee.doors.runpod import wire  # its aiohttp is slow to import, and ComfyUI starts meanwhile
-
-    size = len(wire.Body(answer))
+    """Return the answer, or an error about its size where it has over ``cap`` bytes as JSON."""
+    size = len(Body(answer))
     if size <= cap:
         return answer
     if "error" in answer:
@@ -74,33 +102,109 @@ def bounded(answer: dict[str, Any], cap: int) -> dict[str, Any]:
 
 
 def progress(event: Progress, *, sealed: bool) -> dict[str, Any]:
-    """The ``output`` of a job in progress. Of a sealed job it says no more than the phase and the percentage."""
+    """Return the ``output`` of a job in progress: of a sealed one no more than the phase and the percentage."""
     shown: dict[str, Any] = {"phase": event.status.value, "percent": event.percent}
     if not sealed:
-        shown |= {
-            "node": event.node_id,
-            "node_type": event.node_type,
-            "step": event.value,
-            "max": event.maximum,
-            "message": event.message,
-        }
+        shown |= {"node": event.node_id, "node_type": event.node_type, "step": event.value}
+        shown |= {"max": event.maximum, "message": event.message}
     return _safe_dict({key: value for key, value in shown.items() if value is not None})
 
 
-def _file(output: Output) -> dict[str, Any]:
-    shown: dict[str, Any] = {
-        "filename": output.filename,
-        "type": output.type,
-        "data": output.data if output.data is not None else output.url,
-        "node_id": output.node_id,
-        "subfolder": output.subfolder,
-        "media_type": output.media_type,
-        "size": output.size,
-        "sha256": output.sha256,
-    }
-    if output.width is not None and output.height is not None:
-        shown |= {"width": output.width, "height": output.height}
-    return shown
+# --- sealed -------------------------------------------------------------------------------------------------------
+
+
+def is_sealed(payload: dict[str, Any]) -> bool:
+    """Return True if this payload claims to be encrypted, however badly."""
+    return payload.get("encrypted_input") is not None or bool(payload.get("is_encrypted"))
+
+
+def sealer(settings: Settings) -> Sealer:
+    """Return the worker's keys. Raises InvalidRequest when it has none: the caller must know before it trusts us."""
+    if settings.encryption_key is None:
+        raise InvalidRequest("this worker cannot open encrypted jobs: it has no ENCRYPTION_KEY")
+    from settee.base.sealing import Sealer  # cryptography is imported for those who use it
+
+    return Sealer(settings.encryption_key.get_secret_value())
+
+
+def opened(payload: dict[str, Any], keys: Sealer) -> Any:
+    """Return what the token holds. Raises InvalidRequest, or SealBroken when no key opens it."""
+    token = payload.get("encrypted_input")
+    if not isinstance(token, str) or not token:
+        raise InvalidRequest("is_encrypted is set, so encrypted_input must be a token (text)")
+    outside = sorted(str(key)[:100] for key in payload if key not in KEYS)
+    if outside:
+        raise InvalidRequest.from_problems(
+            [{"path": key, "problem": "belongs inside encrypted_input"} for key in outside]
+        )
+    return keys.open(token)
+
+
+def closed(answer: dict[str, Any], keys: Sealer) -> dict[str, Any]:
+    """Return a rendered result as its caller alone can read it."""
+    return {"encrypted_output": keys.seal(answer), "is_encrypted": True}
+
+
+def closed_error(problem: SetteeError, keys: Sealer) -> dict[str, Any]:
+    """Return a rendered error: outside only what its kind means in general, its own words under the seal."""
+    outside = error(type(problem)(retryable=problem.retryable))
+    return outside | closed(error(problem), keys)
+
+
+# --- bytes --------------------------------------------------------------------------------------------------------
+
+
+def message(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a handler's answer as the SDK posts it: ``{"output", "error"?, "stopPod"?}``."""
+    output = dict(answer)
+    failure, refresh = output.pop("error", None), output.pop("refresh_worker", None)
+    posted: dict[str, Any] = {"output": output} if output else {}
+    if failure:
+        posted["error"] = failure
+    if refresh:
+        posted["stopPod"] = True
+    return posted
+
+
+def encode(value: Any) -> bytes:
+    """Return JSON in UTF-8. orjson takes no integer beyond 64 bits, which a caller's own values may contain."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
+
+
+class Body:
+    """A value as the JSON that :func:`encode` makes, of whose long strings no more than a piece is held at a time.
+
+    An answer's base64 is there as text already; as one body it would be there twice. ``len()`` is the size in bytes.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._long: list[str] = []
+        mark = uuid.uuid4().hex
+
+        def cut(part: Any) -> Any:
+            if isinstance(part, str) and len(part) > _PIECE:
+                self._long.append(part)
+                return mark
+            if isinstance(part, dict):
+                return {key: cut(entry) for key, entry in part.items()}
+            return [cut(entry) for entry in part] if isinstance(part, list) else part
+
+        #: What stands around the long strings, in their order.
+        self._around = encode(cut(value)).split(mark.encode())
+        self._size = sum(map(len, self.pieces()))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def pieces(self) -> Iterator[bytes]:
+        yield self._around[0]
+        for text, after in zip(self._long, self._around[1:], strict=True):
+            for at in range(0, len(text), _PIECE):
+                yield encode(text[at : at + _PIECE])[1:-1]
+            yield after
 
 
 def _safe_dict(value: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +212,7 @@ def _safe_dict(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _safe(value: Any) -> Any:
-    """The value with nothing in it that JSON in UTF-8 cannot carry: RunPod would lose the whole answer."""
+    """Return the value with nothing in it that JSON in UTF-8 cannot carry: RunPod would lose the whole answer."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):

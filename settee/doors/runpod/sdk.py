@@ -19,16 +19,10 @@ from typing import Any
 
 #: What `--rp_debugger` prints as the processor when it was not there to make us ask for it.
 NOT_ASKED = "not asked for: start the worker with --rp_debugger"
-
 #: Libraries of the SDK's command line and volume cache, loaded when first touched, which in a worker is never.
 DEFERRED = ("paramiko", "tomlkit", "tarfile")
-
-#: A progress bar of the SDK's uploader: ``from module import name``, called in there only.
-DEFERRED_CALL = ("tqdm_loggable.auto", "tqdm")
-
 #: Modules that our loop builds on or replaces a part of, in the order in which they are hashed.
 INSIDE = ("worker", "modules/rp_scale", "modules/rp_job", "modules/rp_http", "modules/worker_state")
-
 #: sha256 over the sources of INSIDE, and the SDK version each belongs to. tests/unit/test_runpod_sdk.py fails
 #: when the installed SDK is not among them: read its changes to these files, run tests/e2e, then add it.
 KNOWN_INSIDES = {"335189ff53ea396b511e539ee00ae5b8a02de071048840ae384453187d3bb6c1": "1.12.0"}
@@ -60,37 +54,26 @@ class _Deferred(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-def _deferred_call(home: str, name: str) -> ModuleType:
-    """Stands for a module of which only one function is imported, and imports it when that is called."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(home), name)(*args, **kwargs)
-
-    stand_in = ModuleType(home)
-    setattr(stand_in, name, call)
-    return stand_in
-
-
 @contextmanager
 def _stand_ins(*, ask_processor: bool) -> Iterator[None]:
     """Put stand-ins into sys.modules for as long as the SDK is being imported."""
-    modules: dict[str, Any] = {name: _Deferred(name) for name in DEFERRED}
-    modules[DEFERRED_CALL[0]] = _deferred_call(*DEFERRED_CALL)
-    if not ask_processor:
-        modules["cpuinfo"] = ModuleType("cpuinfo")
-        modules["cpuinfo"].get_cpu_info = lambda: {"brand_raw": NOT_ASKED}
-    modules = {name: module for name, module in modules.items() if name not in sys.modules}
-    sys.modules.update(modules)
+    bar: Any = ModuleType("tqdm_loggable.auto")  # of the SDK's uploader, which takes this one name from it
+    bar.tqdm = lambda *args, **named: importlib.import_module(bar.__name__).tqdm(*args, **named)
+    processor: Any = ModuleType("cpuinfo")
+    processor.get_cpu_info = lambda: {"brand_raw": NOT_ASKED}
+    modules = (*map(_Deferred, DEFERRED), bar, *(() if ask_processor else (processor,)))
+    stand_ins = {module.__name__: module for module in modules if module.__name__ not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        for name, module in modules.items():
+        for name, module in stand_ins.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
 
 
 def inside() -> str | None:
-    """The fingerprint of the installed SDK's job loop, or None when its sources are not there to be read."""
+    """Return the fingerprint of the installed SDK's job loop, or None when its sources cannot be read."""
     folder = Path(load().__file__ or "").parent / "serverless"
     digest = hashlib.sha256()
     try:
@@ -103,5 +86,5 @@ def inside() -> str | None:
 
 
 def is_known() -> bool:
-    """Whether the installed SDK is one that our loop was written against and tested with."""
+    """Return True if the installed SDK is one that our loop was written against and tested with."""
     return inside() in KNOWN_INSIDES

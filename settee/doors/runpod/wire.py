@@ -1,7 +1,8 @@
-"""What a worker says to RunPod: one POST to the job-done URL, with the headers the SDK sends.
+"""RunPod over HTTP: jobs asked for, and results posted, none of either lost.
 
-The SDK turns a result into text, logs it, encodes it and hands it to a transport that copies it again: 6.6
-times the size of a file, measured. Here a result is serialised in pieces while it is sent.
+What the SDK's get_job does, but it drops a job that has no `input` with a log line, which RunPod then holds in progress
+until it times out. And what its send_result does, but that turns a result into text, logs it, encodes it and hands it
+to a transport that copies it again: 6.6 times the size of a file, measured. Here it is serialised while it is sent.
 """
 
 from __future__ import annotations
@@ -9,101 +10,153 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import uuid
-from collections.abc import AsyncIterator, Iterator
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
-import orjson
 
+from settee.doors.runpod.render import Body, Unreadable
 from settee.net.retry import Backoff, is_transient
 
 log = logging.getLogger(__name__)
 
+#: Seconds to leave RunPod alone after 429, as the SDK does.
+TOO_MANY_S = 5.0
+#: As the SDK sends them.
 HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
-
 #: Attempts at a result, over some 20 s. The SDK gives up after three within 2 s, and the job is lost.
 TRIES, BACKOFF = 7, Backoff(1.0, 8.0)
-
 #: How long one attempt may take, seconds, and the bytes a second that a large body is given on top. The SDK's
 #: session allows 600 s: a RunPod that does not answer would hold the slot for more than an hour.
 ATTEMPT_S, SLOWEST = 30.0, 1_000_000
-
-#: Characters of a long string that are encoded at a time.
-_PIECE = 1 << 18
-
 #: Answers to a result that mean "not like this", not "not now" (RunPod refuses one over its cap with 400).
 REFUSED = frozenset({400, 413, 422})
+#: A text or a bracket of JSON, and the value of a key that is a text or a whole number.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
+_VALUE = re.compile(r'\s*:\s*("[^"\\]{1,1000}"|\d{1,100}\b)')
+
+
+class TooMany(Exception):
+    """RunPod's answer is 429: too many requests."""
 
 
 class Refused(Exception):
     """RunPod will not take this body, now or later."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"HTTP {status}")
 
 
 class Undelivered(Exception):
     """RunPod could not be reached, or not be made to take a body, in all attempts."""
 
 
-def message(answer: dict[str, Any]) -> dict[str, Any]:
-    """A handler's answer as the SDK posts it: ``{"output", "error"?, "stopPod"?}``."""
-    output = dict(answer)
-    error, refresh = output.pop("error", None), output.pop("refresh_worker", None)
-    posted: dict[str, Any] = {"output": output} if output else {}
-    if error:
-        posted["error"] = error
-    if refresh:
-        posted["stopPod"] = True
-    return posted
+# --- a job --------------------------------------------------------------------------------------------------------
 
 
-def encode(value: Any) -> bytes:
-    """JSON in UTF-8. orjson takes no integer beyond 64 bits, which a caller's own values may contain."""
+@dataclass
+class Taken:
+    """How far a request for a job has come, for whoever may want to give it up."""
+
+    #: Its headers say 200: RunPod counts the job as ours.
+    answered: bool = False
+
+
+async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[str, Any] | None:
+    """Return the job of one long poll; None when there is none (204, or 400, which FlashBoot makes usual).
+
+    A job that is not JSON for Python (nested too deeply, numbers of thousands of digits, text that is not UTF-8)
+    comes as its id with an :class:`Unreadable` for its input. Raises TooMany, aiohttp.ClientError, TimeoutError,
+    or ValueError (not a job).
+    """
+    async with session.get(url) as response:
+        if response.status in (204, 400):
+            return None
+        if response.status == 429:
+            raise TooMany
+        response.raise_for_status()
+        state.answered = response.status == 200
+        if response.status != 200 or response.content_length == 0:
+            return None
+        body = await response.read()
+    return as_job(body)
+
+
+def as_job(body: bytes) -> dict[str, Any] | None:
+    """Return the job in an answer of RunPod's, None when there is none. Raises ValueError for anything else."""
+    if not body.strip():
+        return None
     try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
+        job = json.loads(body)
+    except (ValueError, RecursionError):
+        job = _unreadable(body)
+    if isinstance(job, list):  # the batch form, asked for one
+        job = job[0] if job else None
+    if job is None:
+        return None
+    if not isinstance(job, dict) or not job.get("id"):
+        raise ValueError("RunPod's answer is not a job")
+    return {**job, "id": str(job["id"])}
 
 
-class Body:
-    """A value as the JSON that :func:`encode` makes, of whose long strings no more than a piece is held at a time.
+def _unreadable(body: bytes) -> dict[str, Any]:
+    """Return what can be told of a job that does not parse: not even an id, perhaps."""
+    text = body.decode("utf-8", "replace")
+    inside = 2 if text.lstrip().startswith("[") else 1
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        word = token[0]
+        if word in "{[":
+            depth += 1
+        elif word in "}]":
+            depth -= 1
+        elif depth == inside and word == '"id"' and (value := _VALUE.match(text, token.end())):
+            return {"id": value[1].strip('"'), "input": Unreadable()}
+    return {}
 
-    An answer's base64 is there as text already; as one body it would be there twice. ``len()`` is the size in bytes.
+
+class Pace:
+    """How long to wait before the next request, so that no answer of RunPod's can make the worker spin.
+
+    RunPod holds a request open until there is a job; some answers (400, a proxy's 204) come at once. Those are
+    asked again after 0.1 s, then ever later up to 1 s, and at once after one that was held for longer.
     """
 
-    def __init__(self, value: Any) -> None:
-        self._long: list[str] = []
-        mark = uuid.uuid4().hex
+    #: Seconds.
+    SHORTEST, LONGEST, LONGEST_FAILING = 0.1, 1.0, 10.0
 
-        def cut(part: Any) -> Any:
-            if isinstance(part, str) and len(part) > _PIECE:
-                self._long.append(part)
-                return mark
-            if isinstance(part, dict):
-                return {key: cut(entry) for key, entry in part.items()}
-            return [cut(entry) for entry in part] if isinstance(part, list) else part
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._next = 0.0
+        self._asked = time.monotonic()
 
-        #: What stands around the long strings, in their order.
-        self._around = encode(cut(value)).split(mark.encode())
-        self._size = sum(map(len, self.pieces()))
+    def took(self, job: bool) -> None:
+        """RunPod answered, with a job or without."""
+        held = time.monotonic() - self._asked
+        if job or held >= self.LONGEST:
+            self._delay = self._next = 0.0
+        else:
+            self._delay = self._next = min(self.LONGEST, max(self.SHORTEST, self._delay * 2))
 
-    def __len__(self) -> int:
-        return self._size
+    def failed(self) -> None:
+        self._delay = self._next = min(self.LONGEST_FAILING, max(self.LONGEST, self._delay * 2))
 
-    def pieces(self) -> Iterator[bytes]:
-        yield self._around[0]
-        for text, after in zip(self._long, self._around[1:], strict=True):
-            for at in range(0, len(text), _PIECE):
-                yield encode(text[at : at + _PIECE])[1:-1]
-            yield after
+    def too_many(self) -> None:
+        self._next = TOO_MANY_S
+
+    def delay_s(self) -> float:
+        """Return the wait that is due now; the next request is taken to follow it."""
+        delay, self._next = self._next, 0.0
+        self._asked = time.monotonic() + delay
+        return delay
+
+
+# --- its result ---------------------------------------------------------------------------------------------------
 
 
 def done_url(template: str, job_id: str) -> str:
-    """The job-done URL of one job, as the SDK builds it."""
+    """Return the job-done URL of one job, as the SDK builds it."""
     return template.replace("$ID", quote(job_id, safe="")) + "&isStream=false"
 
 
@@ -124,7 +177,7 @@ async def post(session: aiohttp.ClientSession, url: str, job_id: str, body: Body
     async with request as response:
         await response.read()
         if response.status in REFUSED:
-            raise Refused(response.status)
+            raise Refused(f"HTTP {response.status}")
         response.raise_for_status()
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from settee import __version__
@@ -28,13 +29,59 @@ from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.job import Cancel
 from settee.base.settings import Settings, load
-from settee.doors.runpod import sdk, sealed
-from settee.doors.runpod.door import Answer, AnyEngine, Door, warmup
-from settee.doors.runpod.signals import Signals
+from settee.doors.runpod import render, sdk
+from settee.doors.runpod.door import SHUTDOWN, Answer, AnyEngine, Door, warmup
 
 log = logging.getLogger(__name__)
 
 MakeEngine = Callable[[Settings], AnyEngine]
+
+
+class Signals:
+    """SIGTERM and SIGINT around those who also handle them: the SDK's loop and the local API's server, which install
+    their own handlers over ours when they start.
+
+    Calls ``on_stop`` for a signal, then whoever handled it before. With no such handler it leaves with SystemExit,
+    unless ``on_stop`` returns True: the process will end by itself.
+    """
+
+    def __init__(self, on_stop: Callable[[], bool]) -> None:
+        self._on_stop, self._pid = on_stop, os.getpid()
+        self._inner: dict[int, Any] = {}
+        self._is_held = False
+
+    def wrap(self) -> None:
+        """Put our handler around the one that is there now, unless it is ours. Main thread only."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            current = signal.getsignal(number)
+            if current != self._handle:
+                self._inner[number] = current
+                signal.signal(number, self._handle)
+
+    def install(self) -> None:
+        """Handle both signals from now on, alone: the worker is starting."""
+        self.wrap()
+        self._inner.clear()
+
+    def hold(self) -> None:
+        """Only remember a signal, for the host's loop to find when it starts: it forks before, and an exception that
+        meets Python's fork hooks is printed and lost."""
+        self._is_held = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # The SDK's ping process is forked from this one and inherits the handler; it has nothing to tidy up.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        will_end = self._on_stop()
+        if self._is_held:
+            return
+        inner = self._inner.get(number)
+        if callable(inner):
+            inner(number, frame)
+        elif not will_end:
+            raise SystemExit(0)
 
 
 class Worker:
@@ -61,6 +108,8 @@ class Worker:
             print(json.dumps({"details": answer["details"]}, indent=2), file=sys.stderr, flush=True)
         return answer
 
+    # --- ComfyUI's start ----------------------------------------------------------------------------------------
+
     async def comfyui(self) -> None:
         """RunPod's fitness check: ComfyUI answers, and has run the warm-up workflow. Named for its report.
 
@@ -68,48 +117,48 @@ class Worker:
         """
         assert self._signals is not None
         self._signals.wrap()  # the SDK's start() has taken SIGINT
-        if not self.door.waits_ready:
-            if self.door.engine.unrecoverable:
-                self._check_start()
-            threading.Thread(target=self._watch_start, name="comfyui-ready", daemon=True).start()
-            self._signals.hold()
-            return
         try:
-            await asyncio.wrap_future(self.door.submit_ready(self._starting))
+            if self.door.waits_ready:
+                await asyncio.wrap_future(self.door.submit_ready(self._starting))
+            elif self.door.engine.unrecoverable:
+                self._await_comfyui()
+            else:
+                self._watch_start()
         except SetteeError as error:
             if self._starting.is_set():
                 raise SystemExit(0) from error
-            self._tell(error)
+            self._report(error)
             raise
         self._signals.hold()
 
-    def _check_start(self) -> None:
-        try:
-            self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
-        except SetteeError as error:
-            self._tell(error)
-            raise
+    def _await_comfyui(self) -> None:
+        self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
 
     def _watch_start(self) -> None:
-        """Wait for ComfyUI beside the first jobs; without it this worker takes no more, and exits with 1."""
-        try:
-            self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
-        except SetteeError as error:
-            if self._starting.is_set():
-                return
-            self._tell(error)
-            self._failed = True
-            self.door.retire()
+        """Wait for ComfyUI next to the first jobs; without it this worker takes no more, and exits with 1."""
 
-    def _tell(self, error: SetteeError) -> None:
+        def watch() -> None:
+            try:
+                self._await_comfyui()
+            except SetteeError as error:
+                if not self._starting.is_set():
+                    self._report(error)
+                    self._failed = True
+                    self.door.retire()
+
+        threading.Thread(target=watch, name="comfyui-ready", daemon=True).start()
+
+    def _report(self, error: SetteeError) -> None:
         log.error("not fit for jobs: %s", error.message)
         for line in error.details.get("log", ()):
             log.error("ComfyUI said: %s", line)
 
+    # --- from start to end --------------------------------------------------------------------------------------
+
     def serve(self) -> None:
         """Start ComfyUI and the SDK; returns, or raises SystemExit, when the worker is to end. Raises ConfigError."""
         if self.settings.encryption_key is not None:
-            sealed.sealer(self.settings)  # a bad key is found now, not by the first caller
+            render.sealer(self.settings)  # a bad key is found now, not by the first caller
         if self.settings.warmup_workflow is not None:
             warmup(self.settings)  # so is a file that is missing
         self._signals = Signals(self._stop)
@@ -122,7 +171,7 @@ class Worker:
                 raise SystemExit(1) from end
             raise
         finally:
-            self._starting.set("the worker is shutting down")
+            self._starting.set(SHUTDOWN)
             self.door.close()
             if self.door.is_stuck:
                 # Python would wait for its thread at its own end; the platform must see an end.
@@ -133,7 +182,7 @@ class Worker:
         runpod = sdk.load()
         if self.settings.serve_api_locally:
             sys.argv[1:1] = ["--rp_serve_api", "--rp_api_host=0.0.0.0"]
-        _check_arguments(*runpod.serverless.parser.parse_known_args())
+        _check_arguments()
         from runpod.serverless.modules import rp_fitness, rp_scale
 
         from settee.doors.runpod.loop import FastLoop, StockLoop
@@ -146,9 +195,9 @@ class Worker:
         rp_scale.JobScaler = partial(FastLoop if fast else StockLoop, door=self.door)
         self._check_fitness(rp_fitness)
         if "--rp_serve_api" in sys.argv:
-            # Nobody checks its fitness; its server ends as if told to.
+            # Its fitness is not checked; its server ends as if told to.
             self.door.retire = partial(os.kill, os.getpid(), signal.SIGTERM)
-            threading.Thread(target=self._watch_start, name="comfyui-ready", daemon=True).start()
+            self._watch_start()
         runpod.serverless.start({"handler": self.handle})
         if self._failed or self.door.engine.unrecoverable:
             raise SystemExit(1)
@@ -175,7 +224,7 @@ class Worker:
 
     def _stop(self) -> bool:
         """A signal arrived: end the start-up, or the running job. True when there is one: its end is the end."""
-        self._starting.set("the worker is shutting down")
+        self._starting.set(SHUTDOWN)
         self.door.stop_asked = True
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self.door.shut_down)
@@ -188,10 +237,7 @@ def _engine(settings: Settings) -> AnyEngine:
     return Engine(settings)
 
 
-_worker: Worker | None = None
-
-#: Variables by which the SDK finds jobs of RunPod's.
-_RUNPODS = ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_REALTIME_PORT")
+# --- the command line -------------------------------------------------------------------------------------------
 
 
 def _own_arguments() -> argparse.Namespace:
@@ -211,8 +257,16 @@ def _own_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _check_arguments(arguments: argparse.Namespace, unknown: list[str]) -> None:
+def _sdk_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Return the SDK's options, and what is none of them."""
+    found: tuple[argparse.Namespace, list[str]] = sdk.load().serverless.parser.parse_known_args()
+    return found
+
+
+def _check_arguments() -> None:
     """Raise ConfigError where the SDK would pass over something, or end with a traceback or without a word."""
+    arguments, unknown = _sdk_arguments()
+    runpods = map(os.environ.get, ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_REALTIME_PORT"))  # by which it finds jobs
     if unknown:
         raise ConfigError(f"there is no option {unknown[0]!r}: --help lists all")
     if arguments.test_input:
@@ -222,28 +276,24 @@ def _check_arguments(arguments: argparse.Namespace, unknown: list[str]) -> None:
             is_object = False
         if not is_object:
             raise ConfigError("""--test_input must be a JSON object: '{"input": {"workflow": {…}}}'""")
-    elif not (arguments.rp_serve_api or any(map(os.environ.get, _RUNPODS)) or os.path.exists("test_input.json")):
+    elif not (arguments.rp_serve_api or any(runpods) or os.path.exists("test_input.json")):
         raise ConfigError(
             "outside RunPod no jobs come by themselves: --rp_serve_api takes them over HTTP (in the image "
             "MODE=serve-api), --test_input '{…}' runs one, and --demo needs no ComfyUI"
         )
 
 
-def _check_port(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError where the local API could not listen: the SDK would say so once ComfyUI has started."""
-    where = arguments.rp_api_host, arguments.rp_api_port
-    try:
-        socket.create_server(where).close()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise ConfigError(f"cannot listen on {where[0]}:{where[1]} ({reason}): give another --rp_api_port") from error
-
-
 def _demo(folder: Path) -> dict[str, Any]:
-    """Return the settings of ``--demo``: the embedded ComfyUI, and folders of its own."""
+    """Return the settings of ``--demo``: the embedded ComfyUI, and folders of its own. Raises ConfigError where the
+    local API could not listen: the SDK would say so once ComfyUI has started."""
     if "--test_input" not in sys.argv:
         sys.argv.append("--rp_serve_api")
-        _check_port(sdk.load().serverless.parser.parse_known_args()[0])
+        host, port = _sdk_arguments()[0].rp_api_host, _sdk_arguments()[0].rp_api_port
+        try:
+            socket.create_server((host, port)).close()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            raise ConfigError(f"cannot listen on {host}:{port} ({reason}): give another --rp_api_port") from error
     return {
         "comfy_url": None,
         "comfy_command": f'"{sys.executable}" -m settee.embedded',
@@ -252,6 +302,11 @@ def _demo(folder: Path) -> dict[str, Any]:
         "models_dir": folder / "models",
         "workspace_dir": folder / "workspace",
     }
+
+
+# --- entry points -----------------------------------------------------------------------------------------------
+
+_worker: Worker | None = None
 
 
 async def handler(job: dict[str, Any]) -> Answer:
@@ -271,7 +326,7 @@ def main(make_engine: MakeEngine | None = None) -> None:
             settings = load(**({} if folder is None else _demo(Path(folder))))
             logs.setup(settings)
             if is_demo:
-                port = sdk.load().serverless.parser.parse_known_args()[0].rp_api_port
+                port = _sdk_arguments()[0].rp_api_port
                 url = f" --url http://127.0.0.1:{port}" if port != 8000 else ""
                 log.info("try: settee-client workflows/invert.json --img workflows/example.png%s", url)
             Worker(settings, make_engine).serve()

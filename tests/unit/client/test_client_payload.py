@@ -22,7 +22,7 @@ from settee.client.client_errors import NetworkError, UsageError
 from settee.client.inject import InputFile
 from settee.client.payload import Request, _Part
 from settee.client.sealed_jobs import Sealer
-from settee.doors.runpod import sealed
+from settee.doors.runpod import render
 from settee.engine import request
 
 GRAPH: dict[str, Any] = {"1": {"class_type": "LoadImage", "inputs": {"image": "1_a.png"}, "_meta": {"title": "Grün"}}}
@@ -236,12 +236,12 @@ def test_a_sealed_job_is_the_same_job_to_the_worker(tmp_path: Path) -> None:
     key = generate_key()
     options = {"timeout_s": 3}
     built = build(files, options=options, seal=Sealer(key))["input"]
-    assert sealed.is_sealed(built)
+    assert render.is_sealed(built)
     assert set(built) == {"encrypted_input", "is_encrypted"}
-    opened = sealed.opened(built, WorkersSealer(key))
+    opened = render.opened(built, WorkersSealer(key))
     assert opened == build(files, options=options)["input"]
     assert list(opened) == ["workflow", "timeout_s", "images", "files"]
-    assert sealed.opened(build([], seal=Sealer(key))["input"], WorkersSealer(key)) == {"workflow": GRAPH}
+    assert render.opened(build([], seal=Sealer(key))["input"], WorkersSealer(key)) == {"workflow": GRAPH}
 
 
 # --- files that are not what they seemed -------------------------------------------------------------

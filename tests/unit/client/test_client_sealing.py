@@ -20,7 +20,7 @@ from settee.client import Endpoint, sealed_jobs
 from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
 from settee.client.sealed_jobs import Sealer
-from settee.doors.runpod.sealed import closed, closed_error
+from settee.doors.runpod.render import closed, closed_error
 
 KEY, OTHER = generate_key(), generate_key()
 ROOT = Path(__file__).parents[3]
