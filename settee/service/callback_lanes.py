@@ -14,13 +14,12 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from settee.base import logs
 from settee.base.job import Status
 from settee.net.retry import Backoff
-from settee.service.store import Ending, PendingCallback
+from settee.service.store import Ending, PendingCallback, Store, StoreError
 from settee.service.webhooks import Answer, Post, Sender
 
 log = logging.getLogger(__name__)
@@ -33,20 +32,12 @@ _MAX_WAITING = 100
 _MAX_AT_ONCE = 4
 
 
-@dataclass(frozen=True)
-class StatusPost:
-    """A status on its way."""
-
-    state: Status
-    post: Post
-
-
 @dataclass(eq=False)
 class Run:
     """One attempt of a job, as far as its callbacks go."""
 
     attempt_id: str
-    statuses: deque[StatusPost] = field(default_factory=deque)
+    statuses: deque[tuple[Status, Post]] = field(default_factory=deque)
     #: It takes statuses.
     is_open: bool = True
     #: Once it has ended: until when its statuses may be sent before its terminal callback, by the clock.
@@ -61,29 +52,88 @@ class Run:
 
     @property
     def is_settled(self) -> bool:
-        """Nothing of it waits for its first try."""
+        """Return True if nothing of it waits for its first try."""
         return not (self.statuses or self.is_sending_status or (self.terminal is not None and not self.tries))
 
-    def put(self, status: StatusPost) -> None:
+    def put(self, state: Status, post: Post) -> None:
         """Add a status; it takes the place of one of the same state that waits."""
-        if self.statuses and self.statuses[-1].state is status.state:
+        if self.statuses and self.statuses[-1][0] is state:
             self.statuses.pop()
         elif len(self.statuses) >= _MAX_WAITING:
             self.statuses.popleft()
-        self.statuses.append(status)
+        self.statuses.append((state, post))
 
 
-class Records(Protocol):
-    """The store's side of a terminal callback. No method raises."""
+class Ends:
+    """The ends of runs and their terminal callbacks in the store, or in memory until the disk takes them."""
+
+    def __init__(self, store: Store, lock: threading.Condition) -> None:
+        self._store, self._lock = store, lock
+        self._unstored: list[Run] = []
+        #: Held while an end is stored, so that it is stored once.
+        self._storing = threading.Lock()
+
+    def add(self, run: Run, ending: Ending) -> None:
+        """Note how a run ended. With the lock held; :meth:`write` stores it."""
+        run.is_open, run.unstored = False, ending
+        self._unstored.append(run)
+
+    def write(self, run: Run, *, forget_key: bool = False) -> None:
+        """Have the disk take how a run ended, unless it has. Raises StoreError."""
+        with self._storing:
+            if run.unstored is None:
+                return
+            terminal = [run.terminal] if run.terminal else []
+            stored = self._store.end(run.attempt_id, run.unstored, terminal, forget_key=forget_key)
+            with self._lock:
+                run.unstored = None
+                self._unstored.remove(run)
+                if stored:
+                    run.terminal = stored[0]
+
+    def write_all(self) -> None:
+        """Have the disk take the ends of earlier jobs that it refused. Raises StoreError."""
+        with self._lock:
+            unstored = list(self._unstored)
+        for run in unstored:
+            self.write(run)
 
     def current(self, run: Run) -> PendingCallback | None:
-        """Return it as it is to be sent now; None if it is not to be sent any more."""
+        """Return the callback as it is to be sent now: a command may have changed its address, or dropped it."""
+        if run.terminal is None or run.terminal.id is None:
+            return run.terminal
+        try:
+            return self._store.pending_callback(run.terminal.id)
+        except StoreError:
+            return run.terminal
 
     def failed(self, run: Run, answer: Answer) -> None:
         """Note a try that was not the last."""
+        try:
+            self.write(run)
+            if run.terminal is not None and run.terminal.id is not None:
+                self._store.failed(run.terminal.id, answer.why)
+        except StoreError as error:
+            log.debug("a try is not noted: %s", error.message)
 
-    def settle(self, run: Run, answer: Answer) -> None:
-        """Note that it is delivered, or refused for good."""
+    def settle(self, run: Run, key: str, answer: Answer) -> None:
+        """Note that the callback is delivered, or refused for good."""
+        if answer.is_refused:
+            advice = "settee agent callbacks retry sends it again"
+            log.error("the callback %s is refused for good: %s; %s", key, answer.why, advice)
+        try:
+            if answer.is_delivered and run.terminal is not None and run.terminal.id is None:
+                run.terminal = None  # what is delivered need not be stored, but how the job ended
+            self.write(run)
+            stored, run.terminal = run.terminal, None
+            if stored is not None and stored.id is not None:
+                if answer.is_delivered:
+                    self._store.remove([stored.id])
+                else:
+                    self._store.refuse(stored.id, answer.why)
+        except StoreError as error:
+            # After a restart it is sent again, under the same key.
+            log.error("the callback %s cannot be removed from the state folder: %s", key, error.message)
 
 
 @dataclass(kw_only=True)
@@ -111,7 +161,7 @@ class Rules:
 class Lane:
     """Its fields are guarded by ``lock``; :meth:`work` is a task of the event loop."""
 
-    def __init__(self, job_id: str, rules: Rules, records: Records, lock: threading.Condition) -> None:
+    def __init__(self, job_id: str, rules: Rules, ends: Ends, lock: threading.Condition) -> None:
         """``lock`` is notified when something has changed."""
         self.job_id = job_id
         self.runs: deque[Run] = deque()
@@ -119,9 +169,9 @@ class Lane:
         self.changed = asyncio.Event()
         #: asyncio itself keeps no strong reference to a task.
         self.task: asyncio.Task[None] | None = None
-        self._rules, self._records, self._lock = rules, records, lock
+        self._rules, self._ends, self._lock = rules, ends, lock
 
-    async def work(self, on_empty: Callable[[], None]) -> None:
+    async def work(self, on_empty: Callable[[], object]) -> None:
         """Send what there is, until there is nothing; ``on_empty`` is called with the lock held then."""
         with logs.job(self.job_id):
             while True:
@@ -171,66 +221,60 @@ class Lane:
             self._check_closing()
         return answer
 
-    # --- statuses ---------------------------------------------------------------------------------------------
-
     async def _send_statuses(self, run: Run) -> None:
         """Send them until the run has ended; then each once, for no longer than one request may take."""
+        rules = self._rules
         while True:
             await self._wait(None, lambda: bool(run.statuses) or run.until is not None)
             with self._lock:
                 if run.until is not None and (not run.statuses or time.monotonic() >= run.until):
                     run.statuses.clear()
                     return
-                status, run.is_sending_status = run.statuses.popleft(), True
-            self._report(status, await self._deliver(run, status))
+                (state, post), run.is_sending_status = run.statuses.popleft(), True
+            answer = await self._deliver(run, state, post)
+            if not answer.is_delivered:
+                level = logging.DEBUG if rules.has_failed else logging.WARNING
+                log.log(level, "the status callback %s is not delivered: %s", post.key, answer.why)
+            rules.has_failed = not answer.is_delivered
             with self._lock:
                 run.is_sending_status = False
                 self._lock.notify_all()
 
-    async def _deliver(self, run: Run, status: StatusPost) -> Answer:
-        answer = Answer(why="its job has ended")
+    async def _deliver(self, run: Run, state: Status, post: Post) -> Answer:
+        rules, answer = self._rules, Answer(why="its job has ended")
 
         def is_stale() -> bool:
             """It is not worth another try: the job has ended, or a newer heartbeat states the same."""
             with self._lock:
-                return not run.is_open or (bool(run.statuses) and run.statuses[0].state is status.state)
+                return not run.is_open or (bool(run.statuses) and run.statuses[0][0] is state)
 
-        for failures in range(1, self._rules.max_retries + 2):
+        for failures in range(1, rules.max_retries + 2):
             left_s = float("inf") if run.until is None else run.until - time.monotonic()
-            limit_s = min(self._rules.timeout_s, left_s)
-            if limit_s <= 0:
+            if left_s <= 0:
                 break
-            answer = await self._post(status.post, limit_s)
-            if answer.is_delivered or answer.is_refused or failures > self._rules.max_retries:
+            answer = await self._post(post, min(rules.timeout_s, left_s))
+            if answer.is_delivered or answer.is_refused or failures > rules.max_retries:
                 break
             # A receiver that asks to be left alone is, also by newer heartbeats; they gather meanwhile.
             asked_s = min(answer.retry_after_s, _MAX_STATUS_PAUSE_S)
-            if await self._wait(asked_s, lambda: not run.is_open):
-                break
-            if await self._wait(self._rules.pause_s(failures), is_stale):
+            if await self._wait(asked_s, lambda: not run.is_open) or await self._wait(
+                rules.pause_s(failures), is_stale
+            ):
                 break
         return answer
 
-    def _report(self, status: StatusPost, answer: Answer) -> None:
-        if not answer.is_delivered:
-            level = logging.DEBUG if self._rules.has_failed else logging.WARNING
-            log.log(level, "the status callback %s is not delivered: %s", status.post.key, answer.why)
-        self._rules.has_failed = not answer.is_delivered
-
-    # --- terminal callbacks -----------------------------------------------------------------------------------
-
     async def _send_terminal(self, run: Run) -> None:
-        while (terminal := self._records.current(run)) is not None:
+        while (terminal := self._ends.current(run)) is not None:
             async with self._rules.at_once[_host(terminal.url)]:
                 answer = await self._post(Post(terminal.url, terminal.key, terminal.body), self._rules.timeout_s)
             with self._lock:
                 run.tries += 1
                 self._lock.notify_all()
             if answer.is_delivered or answer.is_refused:
-                self._records.settle(run, answer)
+                self._ends.settle(run, terminal.key, answer)
                 return
             pause_s = max(self._rules.pause_s(run.tries), answer.retry_after_s)
-            self._records.failed(run, answer)
+            self._ends.failed(run, answer)
             log.warning("the callback %s is not delivered: %s; again in %.1f s", terminal.key, answer.why, pause_s)
             await self._wait(pause_s, lambda: run.is_due)
             run.is_due = False
@@ -241,6 +285,3 @@ def _host(url: str) -> str:
         return urlsplit(url).netloc.rpartition("@")[2].lower()
     except ValueError:
         return ""
-
-
-__all__ = ["Lane", "Records", "Rules", "Run", "StatusPost"]

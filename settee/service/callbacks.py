@@ -24,9 +24,9 @@ from collections.abc import Callable
 
 from settee.base.job import Status
 from settee.net.retry import Backoff
-from settee.service.callback_lanes import Lane, Rules, Run, StatusPost
+from settee.service.callback_lanes import Ends, Lane, Rules, Run
 from settee.service.store import Attempt, Ending, PendingCallback, Store, StoreError
-from settee.service.webhooks import Answer, Post, Sender
+from settee.service.webhooks import Post, Sender
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,7 @@ class Outbox:
         #: Guards the lanes, and is notified when one has changed.
         self._lock = threading.Condition()
         self._lanes: dict[str, Lane] = {}
-        #: Runs whose end the disk has not taken.
-        self._unstored: list[Run] = []
-        #: Held while an end is stored, so that it is stored once.
-        self._storing = threading.Lock()
+        self._ends = Ends(store, self._lock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -83,9 +80,11 @@ class Outbox:
         if self._loop is None or self._thread is None:
             return
         with self._lock:
-            self._lock.wait_for(lambda: all(not each.runs or each.runs[0].is_settled for each in self._all()), grace_s)
+            self._lock.wait_for(
+                lambda: all(not lane.runs or lane.runs[0].is_settled for lane in self._lanes.values()), grace_s
+            )
         try:
-            self._store_ends()
+            self._ends.write_all()
         except StoreError as error:
             log.error("how the last job ended is not in the state folder: %s", error.message)
         with self._lock:
@@ -112,10 +111,7 @@ class Outbox:
     def pending(self) -> int:
         """The number of terminal callbacks that are not delivered yet."""
         with self._lock:
-            return sum(run.terminal is not None for lane in self._all() for run in lane.runs)
-
-    def _all(self) -> list[Lane]:
-        return list(self._lanes.values())
+            return sum(run.terminal is not None for lane in self._lanes.values() for run in lane.runs)
 
     # --- one job ----------------------------------------------------------------------------------------------
 
@@ -124,7 +120,7 @@ class Outbox:
 
         Raises StoreError when the disk does not take part; the job should be refused then.
         """
-        self._store_ends()
+        self._ends.write_all()
         self._store.accept(attempt, key, digest)
         self._add(attempt.job_id, Run(attempt.id))
 
@@ -133,7 +129,7 @@ class Outbox:
         with self._lock:
             run = self._open_run(attempt)
             if run is not None:
-                run.put(StatusPost(state, post))
+                run.put(state, post)
                 self._wake(attempt.job_id)
 
     def finish(
@@ -157,21 +153,14 @@ class Outbox:
             if run is None:
                 return
             if last is not None and terminal is not None:
-                run.put(StatusPost(*last))
+                run.put(*last)
             elif last is not None:
                 terminal = last[1]
             if terminal is not None:
-                run.terminal = PendingCallback(
-                    attempt_id=attempt.id,
-                    job_id=attempt.job_id,
-                    key=terminal.key,
-                    url=terminal.url,
-                    body=terminal.body,
-                )
-            run.is_open, run.unstored = False, ending
-            self._unstored.append(run)
+                run.terminal = pending(attempt, terminal)
+            self._ends.add(run, ending)
         try:
-            self._store_end(run, forget_key=forget_key)
+            self._ends.write(run, forget_key=forget_key)
         except StoreError as error:
             log.error("how the job ended is kept in memory alone: %s", error.message)
         on_stored()
@@ -184,93 +173,26 @@ class Outbox:
         runs = lane.runs if lane is not None else ()
         return next((run for run in runs if run.attempt_id == attempt.id and run.is_open), None)
 
-    def _store_end(self, run: Run, *, forget_key: bool = False) -> None:
-        """Have the disk take how a run ended, unless it has. Raises StoreError."""
-        with self._storing:
-            if run.unstored is None:
-                return
-            terminal = [run.terminal] if run.terminal else []
-            stored = self._store.end(run.attempt_id, run.unstored, terminal, forget_key=forget_key)
-            with self._lock:
-                run.unstored = None
-                self._unstored.remove(run)
-                if stored:
-                    run.terminal = stored[0]
-
-    def _store_ends(self) -> None:
-        """Have the disk take the ends of earlier jobs that it refused. Raises StoreError."""
-        with self._lock:
-            unstored = list(self._unstored)
-        for run in unstored:
-            self._store_end(run)
-
     def _add(self, job_id: str, run: Run) -> None:
         """Append a run to the lane of its job id."""
         assert self._loop is not None, "the outbox is not started"
         with self._lock:
             lane = self._lanes.get(job_id)
             if lane is None:
-                lane = self._lanes[job_id] = Lane(job_id, self._rules, self, self._lock)
+                lane = self._lanes[job_id] = Lane(job_id, self._rules, self._ends, self._lock)
                 self._loop.call_soon_threadsafe(self._begin, lane)
             lane.runs.append(run)
             self._wake(job_id)
 
     def _begin(self, lane: Lane) -> None:
         """In the loop."""
-
-        def on_empty() -> None:
-            del self._lanes[lane.job_id]
-
-        lane.task = asyncio.get_running_loop().create_task(lane.work(on_empty))
+        lane.task = asyncio.get_running_loop().create_task(lane.work(lambda: self._lanes.pop(lane.job_id)))
 
     def _wake(self, job_id: str) -> None:
         lane, loop = self._lanes.get(job_id), self._loop
         if lane is not None and loop is not None:
             loop.call_soon_threadsafe(lane.changed.set)
         self._lock.notify_all()
-
-    # --- the store's side of a lane ---------------------------------------------------------------------------
-
-    def current(self, run: Run) -> PendingCallback | None:
-        """The callback as the store has it now: a command may have changed its address, or dropped it."""
-        if run.terminal is None or run.terminal.id is None:
-            return run.terminal
-        try:
-            return self._store.pending_callback(run.terminal.id)
-        except StoreError:
-            return run.terminal
-
-    def failed(self, run: Run, answer: Answer) -> None:
-        try:
-            self._store_end(run)
-            if run.terminal is not None and run.terminal.id is not None:
-                self._store.failed(run.terminal.id, answer.why)
-        except StoreError as error:
-            log.debug("a try is not noted: %s", error.message)
-
-    def settle(self, run: Run, answer: Answer) -> None:
-        terminal = run.terminal
-        assert terminal is not None
-        if answer.is_refused:
-            log.error(
-                "the callback %s is refused for good: %s; settee agent callbacks retry sends it again",
-                terminal.key,
-                answer.why,
-            )
-        try:
-            if terminal.id is None and answer.is_delivered:
-                run.terminal = None  # what is delivered need not be stored, but how the job ended
-            self._store_end(run)
-            stored, run.terminal = run.terminal, None
-            if stored is None or stored.id is None:
-                return
-            if answer.is_delivered:
-                self._store.remove([stored.id])
-            else:
-                self._store.refuse(stored.id, answer.why)
-        except StoreError as error:
-            # After a restart it is sent again, under the same key.
-            log.error("the callback %s cannot be removed from the state folder: %s", terminal.key, error.message)
 
     # --- the store, changed by a command ----------------------------------------------------------------------
 
@@ -290,7 +212,7 @@ class Outbox:
     def _take_stored(self) -> None:
         """Have a run for every callback of the store; those that wait for another try are tried now."""
         with self._lock:
-            runs = [run for lane in self._all() for run in lane.runs if run.terminal is not None]
+            runs = [run for lane in self._lanes.values() for run in lane.runs if run.terminal is not None]
             known = {(run.attempt_id, run.terminal.key) for run in runs if run.terminal is not None}
             for run in runs:
                 run.is_due = run.tries > 0
@@ -300,4 +222,6 @@ class Outbox:
                 self._add(callback.job_id, Run(callback.attempt_id, is_open=False, until=0.0, terminal=callback))
 
 
-__all__ = ["Outbox", "StatusPost"]
+def pending(attempt: Attempt, post: Post) -> PendingCallback:
+    """Return the callback that must arrive, for the store."""
+    return PendingCallback(attempt_id=attempt.id, job_id=attempt.job_id, key=post.key, url=post.url, body=post.body)

@@ -15,33 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from settee.base.errors import ConfigError, StagingError
 from settee.base.files import Lock, digest_of, try_lock
+from settee.base.job import Status
 from settee.service import timestamps
-from settee.service.store_schema import (
-    Attempt,
-    Ending,
-    KnownKey,
-    PendingCallback,
-    StoredCallback,
-    journal_mode,
-    migrate,
-)
+from settee.service.store_schema import FILE, connected
 
-log = logging.getLogger(__name__)
-
-FILE = "service.sqlite3"
-#: How long a lock of another process is waited for, seconds.
-_BUSY_S = 10.0
 #: Idempotency keys, ended jobs and refused callbacks that are kept: the newest.
 MAX_KEYS, MAX_JOBS, MAX_REFUSED = 1000, 200, 500
 
@@ -50,6 +38,71 @@ class StoreError(StagingError):
     """The service's state cannot be written."""
 
     retryable = True
+
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One acceptance of a job."""
+
+    id: str
+    job_id: str
+    started_at: datetime
+    prompt_id: str | None = None
+    #: JSON of the door's own: where callbacks go, for one. It may hold credentials.
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingCallback:
+    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
+
+    attempt_id: str
+    job_id: str
+    key: str
+    #: May hold credentials: neither shown nor logged.
+    url: str = field(repr=False)
+    #: JSON.
+    body: bytes = field(repr=False)
+    #: None: the disk has not taken it.
+    id: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCallback(PendingCallback):
+    """A callback as an operator looks at it."""
+
+    id: int
+    created_at: str
+    tries: int
+    last_error: str | None
+    refused_at: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The end of an attempt: what its job shows from now on, and its events."""
+
+    state: Status
+    moment: datetime
+    #: The number of the last event, and what it shows.
+    number: int
+    shown: Mapping[str, Any]
+    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
+
+
+@dataclass(frozen=True)
+class KnownKey:
+    """A job that an idempotency key made."""
+
+    #: Hex, of the request's body.
+    digest: str
+    job_id: str
+
+
+# --- the file -------------------------------------------------------------------------------------------------
 
 
 class Store:
@@ -66,8 +119,6 @@ class Store:
     def path(self) -> Path:
         return self._folder / FILE
 
-    # --- from open to close -----------------------------------------------------------------------------------
-
     def open(self, adopt: Callable[[sqlite3.Connection], None] = lambda db: None, *, exclusive: bool = True) -> None:
         """Open the file, or make it; ``adopt`` fills a new one in the transaction that makes it.
 
@@ -77,15 +128,14 @@ class Store:
         try:
             if exclusive:
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._claim()
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            try:
-                self._db = self._connected(adopt, is_owner=exclusive)
-            except sqlite3.DatabaseError as error:
-                if not exclusive or not _is_damaged(error):
-                    raise
-                self._set_aside()
-                self._db = self._connected(adopt, is_owner=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._lock_fd = os.open(self._folder / ".lock", flags, 0o600)
+                if try_lock(self._lock_fd) is Lock.BUSY:
+                    raise ConfigError(
+                        "another agent uses this state folder, and both would send the same callbacks: set state_dir "
+                        "to a folder of its own"
+                    )
+            self._db = connected(self._folder, adopt, is_owner=exclusive)
         except (OSError, sqlite3.Error) as error:
             self.close()
             why = getattr(error, "strerror", None) or error
@@ -96,43 +146,6 @@ class Store:
         except ConfigError:
             self.close()
             raise
-
-    def _claim(self) -> None:
-        self._lock_fd = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if try_lock(self._lock_fd) is Lock.BUSY:
-            raise ConfigError(
-                "another agent uses this state folder, and both would send the same callbacks: set state_dir to a "
-                "folder of its own"
-            )
-
-    def _connected(self, adopt: Callable[[sqlite3.Connection], None], *, is_owner: bool) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            f"file:{_quoted(self.path)}?mode=rw",
-            uri=True,
-            timeout=_BUSY_S,
-            isolation_level=None,  # transactions are begun here, and nowhere behind our back
-            check_same_thread=False,
-        )
-        try:
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA synchronous=FULL")
-            if is_owner:
-                db.execute(f"PRAGMA journal_mode={journal_mode(self._folder)}")
-                migrate(db, adopt)
-            return db
-        except BaseException:
-            db.close()
-            raise
-
-    def _set_aside(self) -> None:
-        """A file that is not a database, or a broken one, must not keep the service from its work."""
-        aside = self.path.with_name(f"{FILE}.damaged-{timestamps.file_stamp(timestamps.now())}")
-        log.error("the state file %s is damaged: it is kept as %s, and a new one is begun", FILE, aside.name)
-        self.path.rename(aside)
-        for suffix in ("-journal", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                self.path.with_name(FILE + suffix).rename(aside.with_name(aside.name + suffix))
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
     def close(self) -> None:
         with self._lock:
@@ -163,28 +176,25 @@ class Store:
             except sqlite3.Error as error:
                 raise StoreError(f"the service's state cannot be written ({error}): make room on its disk") from error
 
+    def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        with self._transaction(is_read=True) as db:
+            return db.execute(statement, values).fetchall()
+
     def changes(self) -> int:
         """Return a number that another process's writing changes."""
-        with self._transaction(is_read=True) as db:
-            return int(db.execute("PRAGMA data_version").fetchone()[0])
+        return int(self._rows("PRAGMA data_version")[0][0])
 
     # --- attempts ---------------------------------------------------------------------------------------------
 
     def accept(self, attempt: Attempt, key: str | None = None, digest: str = "") -> None:
         """Note that a job is accepted, and by which idempotency key: from now on a restart finds it."""
+        started_at, details = timestamps.column(attempt.started_at), json.dumps(attempt.details, default=str)
         with self._transaction() as db:
             # A key is kept as its hash: callers choose them, and some put a token in.
             db.execute(
                 "INSERT INTO attempts (id, job_id, run_count, started_at, prompt_id, details) VALUES (?, ?, "
                 "(SELECT COALESCE(MAX(run_count), 0) + 1 FROM attempts WHERE job_id = ?), ?, ?, ?)",
-                (
-                    attempt.id,
-                    attempt.job_id,
-                    attempt.job_id,
-                    timestamps.column(attempt.started_at),
-                    attempt.prompt_id,
-                    json.dumps(attempt.details, default=str),
-                ),
+                (attempt.id, attempt.job_id, attempt.job_id, started_at, attempt.prompt_id, details),
             )
             if key is not None:
                 db.execute(
@@ -202,16 +212,11 @@ class Store:
 
         ``forget_key``: the attempt never began, and the same request is to begin another.
         """
+        ended_at, shown = timestamps.column(ending.moment), json.dumps(ending.shown, default=str)
         with self._transaction() as db:
             db.execute(
                 "UPDATE attempts SET state = ?, ended_at = ?, number = ?, shown = ? WHERE id = ?",
-                (
-                    ending.state.value,
-                    timestamps.column(ending.moment),
-                    ending.number,
-                    json.dumps(ending.shown, default=str),
-                    attempt_id,
-                ),
+                (ending.state.value, ended_at, ending.number, shown, attempt_id),
             )
             db.executemany(
                 "INSERT OR REPLACE INTO events (attempt_id, number, data) VALUES (?, ?, ?)",
@@ -230,8 +235,7 @@ class Store:
 
     def running(self) -> list[Attempt]:
         """Return the attempts that have not ended, oldest first: at a start, those that were interrupted."""
-        with self._transaction(is_read=True) as db:
-            rows = db.execute("SELECT * FROM attempts WHERE state = 'running' ORDER BY rowid").fetchall()
+        rows = self._rows("SELECT * FROM attempts WHERE state = 'running' ORDER BY rowid")
         return [
             Attempt(
                 id=row["id"],
@@ -245,25 +249,18 @@ class Store:
 
     def ended(self, job_id: str) -> list[tuple[int, dict[str, Any]]] | None:
         """Return the events of the latest attempt of a job by their numbers, its end last; None if it is not known."""
-        with self._transaction(is_read=True) as db:
-            row = db.execute(
-                "SELECT id, number, shown FROM attempts WHERE job_id = ? AND state <> 'running' ORDER BY rowid DESC",
-                (job_id,),
-            ).fetchone()
-            if row is None:
-                return None
-            events = db.execute(
-                "SELECT number, data FROM events WHERE attempt_id = ? ORDER BY number", (row["id"],)
-            ).fetchall()
-        return [*((each["number"], json.loads(each["data"])) for each in events), (row["number"], _shown(row))]
+        rows = self._rows(
+            "WITH latest AS (SELECT id, number, shown FROM attempts WHERE job_id = ? AND state <> 'running' "
+            "ORDER BY rowid DESC LIMIT 1) SELECT events.number, data FROM events JOIN latest ON attempt_id = id "
+            "UNION ALL SELECT number, shown FROM latest ORDER BY 1",
+            job_id,
+        )
+        return [(number, json.loads(data)) for number, data in rows] or None
 
     def known_key(self, key: str) -> KnownKey | None:
         """Return the job that this idempotency key made."""
-        with self._transaction(is_read=True) as db:
-            row = db.execute(
-                "SELECT digest, job_id FROM idempotency_keys WHERE key_hash = ?", (digest_of(key),)
-            ).fetchone()
-        return None if row is None else KnownKey(row["digest"], row["job_id"])
+        rows = self._rows("SELECT digest, job_id FROM idempotency_keys WHERE key_hash = ?", digest_of(key))
+        return KnownKey(*rows[0]) if rows else None
 
     # --- callbacks --------------------------------------------------------------------------------------------
 
@@ -273,16 +270,13 @@ class Store:
 
     def callbacks(self, *, is_refused: bool = False) -> list[StoredCallback]:
         """Return those to be delivered, or those that were refused, oldest first."""
-        which = "IS NOT NULL" if is_refused else "IS NULL"
-        with self._transaction(is_read=True) as db:
-            rows = db.execute(f"SELECT * FROM callbacks WHERE refused_at {which} ORDER BY id").fetchall()  # noqa: S608
+        rows = self._rows("SELECT * FROM callbacks WHERE (refused_at IS NOT NULL) = ? ORDER BY id", is_refused)
         return [StoredCallback(**dict(row)) for row in rows]
 
     def pending_callback(self, callback_id: int) -> StoredCallback | None:
         """Return it as it is to be delivered now; None when it is not any more."""
-        with self._transaction(is_read=True) as db:
-            row = db.execute("SELECT * FROM callbacks WHERE id = ? AND refused_at IS NULL", (callback_id,)).fetchone()
-        return None if row is None else StoredCallback(**dict(row))
+        rows = self._rows("SELECT * FROM callbacks WHERE id = ? AND refused_at IS NULL", callback_id)
+        return StoredCallback(**dict(rows[0])) if rows else None
 
     def failed(self, callback_id: int, why: str) -> None:
         """Note a failed try."""
@@ -327,8 +321,7 @@ class Store:
             )
 
     def leftovers(self, kind: str = "model") -> list[str]:
-        with self._transaction(is_read=True) as db:
-            return [row["name"] for row in db.execute("SELECT name FROM leftovers WHERE kind = ?", (kind,))]
+        return [row["name"] for row in self._rows("SELECT name FROM leftovers WHERE kind = ?", kind)]
 
 
 def _inserted(db: sqlite3.Connection, callback: PendingCallback) -> PendingCallback:
@@ -338,29 +331,3 @@ def _inserted(db: sqlite3.Connection, callback: PendingCallback) -> PendingCallb
         "SELECT id FROM callbacks WHERE attempt_id = ? AND key = ?", (callback.attempt_id, callback.key)
     ).fetchone()
     return replace(callback, id=row["id"])
-
-
-def _shown(row: sqlite3.Row) -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(row["shown"])
-    return shown
-
-
-def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
-
-
-def _is_damaged(error: sqlite3.DatabaseError) -> bool:
-    return "not a database" in str(error) or "malformed" in str(error)
-
-
-__all__ = [
-    "Attempt",
-    "Ending",
-    "KnownKey",
-    "PendingCallback",
-    "Store",
-    "StoreError",
-    "StoredCallback",
-]

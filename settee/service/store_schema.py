@@ -1,17 +1,22 @@
-"""The store's tables and their rows, migrations, and how SQLite keeps its journal."""
+"""The store's file: its tables, migrations, how SQLite keeps its journal, and what becomes of a damaged one."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from settee.base.errors import ConfigError
-from settee.base.job import Status
+from settee.service import timestamps
 
+log = logging.getLogger(__name__)
+
+FILE = "service.sqlite3"
+#: How long a lock of another process is waited for, seconds.
+_BUSY_S = 10.0
 #: One tuple of statements for each version; ``PRAGMA user_version`` is the number of those that were applied. Files
 #: that were written with one exist: a change is a further tuple.
 _MIGRATIONS = (
@@ -66,7 +71,7 @@ _MIGRATIONS = (
 _LOCAL = frozenset(("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"))
 
 
-def migrate(db: sqlite3.Connection, adopt: Callable[[sqlite3.Connection], None]) -> None:
+def _migrate(db: sqlite3.Connection, adopt: Callable[[sqlite3.Connection], None]) -> None:
     """Bring the file to this version in one transaction; ``adopt`` fills one that is new. Raises ConfigError for a file
     of a newer settee, and sqlite3.Error."""
     db.execute("PRAGMA foreign_keys=ON")
@@ -111,63 +116,51 @@ def _is_local(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
     return nearest in _LOCAL
 
 
-# --- rows -----------------------------------------------------------------------------------------------------
+def connected(folder: Path, adopt: Callable[[sqlite3.Connection], None], *, is_owner: bool) -> sqlite3.Connection:
+    """Open the file; for its owner it is made, migrated, and set aside where it is damaged.
+
+    Raises OSError, sqlite3.Error, ConfigError.
+    """
+    path = folder / FILE
+    if not is_owner:
+        return _open(path, None)
+    _create(path)
+    try:
+        return _open(path, adopt)
+    except sqlite3.DatabaseError as error:
+        if "not a database" not in str(error) and "malformed" not in str(error):
+            raise
+    # One that is not a database, or a broken one, must not keep the service from its work.
+    aside = path.with_name(f"{FILE}.damaged-{timestamps.file_stamp(timestamps.now())}")
+    log.error("the state file %s is damaged: it is kept as %s, and a new one is begun", FILE, aside.name)
+    path.rename(aside)
+    for suffix in ("-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(FILE + suffix).rename(aside.with_name(aside.name + suffix))
+    _create(path)
+    return _open(path, adopt)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One acceptance of a job."""
-
-    id: str
-    job_id: str
-    started_at: datetime
-    prompt_id: str | None = None
-    #: JSON of the door's own: where callbacks go, for one. It may hold credentials.
-    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+def _create(path: Path) -> None:
+    """For this user alone. A link is not followed."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PendingCallback:
-    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
-
-    attempt_id: str
-    job_id: str
-    key: str
-    #: May hold credentials: neither shown nor logged.
-    url: str = field(repr=False)
-    #: JSON.
-    body: bytes = field(repr=False)
-    #: None: the disk has not taken it.
-    id: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCallback(PendingCallback):
-    """A callback as an operator looks at it."""
-
-    id: int
-    created_at: str
-    tries: int
-    last_error: str | None
-    refused_at: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The end of an attempt: what its job shows from now on, and its events."""
-
-    state: Status
-    moment: datetime
-    #: The number of the last event, and what it shows.
-    number: int
-    shown: Mapping[str, Any]
-    events: Sequence[tuple[int, Mapping[str, Any]]] = ()
-
-
-@dataclass(frozen=True)
-class KnownKey:
-    """A job that an idempotency key made."""
-
-    #: Hex, of the request's body.
-    digest: str
-    job_id: str
+def _open(path: Path, adopt: Callable[[sqlite3.Connection], None] | None) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=_BUSY_S,
+        isolation_level=None,  # transactions are begun by the store, and nowhere behind its back
+        check_same_thread=False,
+    )
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA synchronous=FULL")
+        if adopt is not None:
+            db.execute(f"PRAGMA journal_mode={journal_mode(path.parent)}")
+            _migrate(db, adopt)
+        return db
+    except BaseException:
+        db.close()
+        raise

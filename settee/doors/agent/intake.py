@@ -23,11 +23,11 @@ from settee.doors.agent.storage import Storage
 from settee.engine.engine import Engine
 from settee.service import timestamps
 from settee.service.callback_urls import Urls
-from settee.service.callbacks import Outbox
+from settee.service.callbacks import Outbox, pending
 from settee.service.events import EventLog, JobLogs
 from settee.service.metrics import Metrics
 from settee.service.slot import Slot, SlotJob
-from settee.service.store import Attempt, PendingCallback, Store
+from settee.service.store import Attempt, Store
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +47,7 @@ def report_interrupted(store: Store) -> list[Attempt]:
     for attempt in found:
         step = failure(Status.FAILED, AgentRestarted())
         post = interrupted(attempt, step.moment)
-        callbacks = []
-        if post is not None:
-            callbacks = [
-                PendingCallback(
-                    attempt_id=attempt.id, job_id=attempt.job_id, key=post.key, url=post.url, body=post.body
-                )
-            ]
+        callbacks = [] if post is None else [pending(attempt, post)]
         store.end(attempt.id, event_log(attempt).ending(step), callbacks)
         log.warning("job %s was interrupted by a restart; its dispatcher is notified", attempt.job_id)
     return found
