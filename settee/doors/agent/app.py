@@ -24,7 +24,7 @@ from settee.doors.agent.intake import Intake, OtherBody
 from settee.doors.agent.openapi import EVENTS, add_page, body_of, schema_of
 from settee.doors.agent.reasons import reason
 from settee.service.events import EventLog
-from settee.service.gate import Auth, Gate, problem
+from settee.service.http_server import Auth, Gate, problem
 from settee.service.metrics import Metrics
 
 SERVICE = "settee GPU agent"

@@ -20,7 +20,7 @@ from settee.doors.agent.contract import (
     example,
 )
 from settee.doors.agent.envelope import Envelope
-from settee.service.gate import OPEN_PATHS
+from settee.service.http_server import OPEN_PATHS
 
 #: Files of Swagger UI, with their types.
 _ASSETS = {

@@ -96,8 +96,7 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.previous_state import PreviousState, move_cache
     from settee.engine.engine import Engine
     from settee.service.callbacks import Outbox
-    from settee.service.gate import Auth
-    from settee.service.http_server import Patient, Server
+    from settee.service.http_server import Auth, Patient, Server
     from settee.service.metrics import Metrics
     from settee.service.store import Store, StoreError
     from settee.service.webhooks import WebhookSender

@@ -18,7 +18,7 @@ from settee.doors.agent import contract
 from settee.doors.agent.app import create_app
 from settee.doors.agent.contract import CompletionCallback, FailureCallback, Job, StatusCallback
 from settee.doors.agent.intake import Intake
-from settee.service.gate import OPEN_PATHS, Auth
+from settee.service.http_server import OPEN_PATHS, Auth
 from settee.service.metrics import Metrics
 
 EXAMPLE: dict[str, Any] = contract.example("envelope")

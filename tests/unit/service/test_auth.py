@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
-from settee.service.gate import Auth
+from settee.service.http_server import Auth
 
 TOKENS = Auth([SecretStr("first-token"), SecretStr("second=token/+")])
 

@@ -13,8 +13,7 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 
-from settee.service.gate import Auth, Gate
-from settee.service.http_server import Patient
+from settee.service.http_server import Auth, Gate, Patient
 
 HEADERS = [(b"host", b"localhost"), (b"content-type", b"application/json")]
 
