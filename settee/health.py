@@ -23,9 +23,9 @@ _AGAIN_S = 2.0
 
 
 def problem(settings: Settings, again_s: float = _AGAIN_S) -> str | None:
-    """What is wrong, in a line, or None."""
+    """Return what is wrong, in a line, or None."""
     if settings.comfy_url is None and settings.comfy_port == 0:
-        return "COMFY_PORT=0 lets the worker pick a port that nobody else knows: set COMFY_PORT to be checked"
+        return "COMFY_PORT=0 lets the worker pick a port that no other process knows: set COMFY_PORT to be checked"
     client = Client(settings.comfy_url or f"http://127.0.0.1:{settings.comfy_port}")
     try:
         client.system_stats(timeout_s=_TIMEOUT_S)

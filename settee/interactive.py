@@ -2,7 +2,7 @@
 
 For building workflows and for looking into a container by SSH. ComfyUI is the one that a worker would start: the same
 folders, further model folders and arguments; it is restarted when it ends. Models are placed meanwhile. Nothing is
-wiped. ComfyUI asks nobody for a password: publish its port only where that is meant.
+wiped. ComfyUI asks for no password: publish its port only where that is meant.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from settee.staging.workspace import Folders, Workspace
 log = logging.getLogger("settee.interactive")  # __name__ is __main__ here
 
 UTILS = Path(__file__).parents[1] / "utils.py"
-_ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by whoever runs it
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by the one who runs it
 _LOOK_S = 1.0
 
 
@@ -47,7 +47,7 @@ def serve(settings: Settings, stop: threading.Event) -> int:
         with _placing(settings):
             server.start()
             log.info("ComfyUI's editor: port %s", settings.comfy_port)
-            while not stop.wait(_LOOK_S):  # the supervisor tells nobody when it gives up
+            while not stop.wait(_LOOK_S):  # the supervisor does not report that it gives up
                 if server.unrecoverable:
                     _report(server)
                     return 1

@@ -21,7 +21,6 @@ from pydantic import (
     SecretStr,
     SkipValidation,
     ValidationError,
-    field_validator,
 )
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge, wrong_value
@@ -91,11 +90,21 @@ def _delivery(value: Any) -> Any:
     return {"mode": value} if isinstance(value, str) else value
 
 
+def _graph(value: Any) -> Any:
+    """JSON text of a graph becomes the graph."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("this text is not JSON") from None
+
+
 class JobRequest(_Strict):
     """One job as its caller described it."""
 
     #: API format: ``{node_id: {"class_type", "inputs", "_meta"?}}``.
-    workflow: dict[str, Any] = Field(repr=False)
+    workflow: Annotated[dict[str, Any], BeforeValidator(_graph)] = Field(repr=False)
     images: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
     files: Annotated[tuple[InputFile, ...], BeforeValidator(_files)] = ()
     #: Models that the job brings, in the grammar of MODELS (settee/models/spec.py).
@@ -110,30 +119,16 @@ class JobRequest(_Strict):
     #: ``random`` draws every seed; else those that are -1 are drawn.
     seeds: Literal["random"] | None = None
     #: Goes to ComfyUI as it is; `extra_pnginfo` ends up in PNGs. Always an object: null would kill its executor.
-    extra_data: dict[str, Any] = Field(default_factory=dict, repr=False)
+    extra_data: Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)] = Field(
+        default_factory=dict, repr=False
+    )
     comfy_org_api_key: SecretStr | None = None
     #: Set by the door from RunPod's `s3Config`, never by the payload itself.
     bucket: Bucket | None = Field(None, repr=False)
 
-    @field_validator("extra_data", mode="before")
-    @classmethod
-    def _object(cls, value: Any) -> Any:
-        return {} if value is None else value
 
-    @field_validator("workflow", mode="before")
-    @classmethod
-    def _decode_text(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                return json.loads(value)
-            except ValueError:
-                raise ValueError("this text is not JSON") from None
-        return value
-
-
-#: Mode many mistakes of one request are told, and how many of its unknown keys are compared with the known ones.
+#: How many mistakes of one request are reported, and how many of its unknown keys are compared with the known ones.
 MAX_PROBLEMS, MAX_HINTS = 100, 20
-
 #: The keys of a payload, as documented.
 KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
 #: Keys that people know from elsewhere.
@@ -144,7 +139,7 @@ _ELSEWHERE = {
 
 
 def decode(payload: Any, settings: Settings) -> dict[str, Any]:
-    """The payload as an object. Raises InvalidRequest when it is neither one nor JSON text of one."""
+    """Return the payload as an object. Raises InvalidRequest when it is neither one nor JSON text of one."""
     if isinstance(payload, (str, bytes)):
         if len(payload) > settings.max_request_mb * MIB:
             raise PayloadTooLarge(f"the request is over MAX_REQUEST_MB ({settings.max_request_mb:g} MiB)")
@@ -159,7 +154,7 @@ def decode(payload: Any, settings: Settings) -> dict[str, Any]:
 
 
 def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest:
-    """Turn a payload (an object, or JSON text of one) into a JobRequest.
+    """Return a payload (an object, or JSON text of one) as a JobRequest.
 
     ``bucket`` is RunPod's top-level ``s3Config``. Raises InvalidRequest or PayloadTooLarge with all problems.
     """
@@ -167,12 +162,8 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
     unknown = [key for key in payload if key not in KEYS]
     problems: list[Problem] = [_unknown(key, hinted=at < MAX_HINTS) for at, key in enumerate(unknown)]
     if payload.get("workflow") is None and "prompt" not in payload:
-        problems.append(
-            {
-                "path": "workflow",
-                "problem": "missing: give the workflow in API format (Workflow > Export (API))",
-            }
-        )
+        problem = "missing: give the workflow in API format (Workflow > Export (API))"
+        problems.append({"path": "workflow", "problem": problem})
     request: JobRequest | None = None
     known = {key: value for key, value in payload.items() if key in KEYS}
     known["models"] = _models(known.get("models"), settings, problems)
@@ -235,10 +226,8 @@ def _problem(item: Any) -> Problem:
     loc = item["loc"]
     if loc and loc[0] == "bucket":
         loc = ("s3Config", *loc[1:])  # where its caller wrote it
-    path = ".".join(str(part)[:100] for part in loc)
-    if item["type"] == "extra_forbidden":
-        return {"path": path, "problem": "unknown key"}
-    return {"path": path, "problem": wrong_value(item)}
+    problem = "unknown key" if item["type"] == "extra_forbidden" else wrong_value(item)
+    return {"path": ".".join(str(part)[:100] for part in loc), "problem": problem}
 
 
 def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
@@ -264,13 +253,11 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
         problems.append({"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"})
     of_files = sum(len(file.data) for file in inputs)
     if size + of_files > settings.max_request_mb * MIB:
-        advice = "send files by http(s) or s3 URL instead" if of_files > size else "send what it embeds as `files`"
-        problems.append(
-            {
-                "path": "images" if of_files > size else "workflow",
-                "type": "limit",
-                "problem": f"{math.ceil((size + of_files) / MIB)} MiB of request; MAX_REQUEST_MB allows "
-                f"{settings.max_request_mb:g}: {advice}",
-            }
+        path, advice = "workflow", "send what it embeds as `files`"
+        if of_files > size:
+            path, advice = "images", "send files by http(s) or s3 URL instead"
+        limit = (
+            f"{math.ceil((size + of_files) / MIB)} MiB of request; MAX_REQUEST_MB allows {settings.max_request_mb:g}"
         )
+        problems.append({"path": path, "type": "limit", "problem": f"{limit}: {advice}"})
     return problems

@@ -29,11 +29,9 @@ class Urls:
         problem, by the caller's names (``callbacks.status``).
         """
         problems: list[dict[str, Any]] = []
-        found: dict[str, str | None] = {}
-        for name in (each.name for each in fields(self)):
-            given = getattr(self, name)
+        found: dict[str, str] = {}
+        for name, given in self.as_dict().items():
             if not given:  # an empty address means none, as the dispatcher's other optional texts do
-                found[name] = None
                 continue
             try:
                 found[name] = url = addressed(given, base_url)

@@ -50,19 +50,11 @@ def options(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def read(path: Path | str) -> object:
-    """Return what a YAML file holds. Raises ConfigError, which quotes nothing of it."""
-    name = f"the configuration {path}"
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"{name} cannot be read: {why}") from error
-    return _yaml(text, name)
-
-
-def _yaml(text: str, name: str) -> object:
-    """An option that is there twice, of which YAML would take the last in silence, is refused."""
+    """Return what a YAML file holds. Raises ConfigError, which quotes nothing of it, also for an option that is there
+    twice, of which YAML would take the last in silence."""
     import yaml
+
+    name = f"the configuration {path}"
 
     def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -74,7 +66,10 @@ def _yaml(text: str, name: str) -> object:
 
     loader: Any = type("Loader", (yaml.SafeLoader,), {"construct_mapping": construct_mapping})
     try:
-        return yaml.load(text, loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(Path(path).read_text(encoding="utf-8"), loader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{name} cannot be read: {why}") from error
     except yaml.MarkedYAMLError as error:
         # Neither the error nor its problem: both may quote the line, and that a secret.
         line = f": see line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -186,6 +181,3 @@ def _variable_values(name: str) -> list[str]:
     if value is None:
         raise ValueError("names a variable that is not set")
     return [each.strip() for each in value.split(",") if each.strip()]
-
-
-__all__ = ["Section", "checked", "filled", "options", "read", "subsections", "with_secrets"]

@@ -102,11 +102,14 @@ class EventLog:
         self.job_id = job_id
         self._render, self._interval_s, self._clock = render, interval_s, clock
         self._lock = threading.Lock()
-        self._number, self._published_at = first, 0.0
+        #: Of the latest event.
+        self.last_number = first
+        #: The job as it stands, in the door's JSON.
+        self.shown: Mapping[str, Any] = shown or {}
+        self.is_over = False
         self._state: Status | None = None
-        self._shown: Mapping[str, Any] = shown or {}
         self._events: list[Event] = []
-        self._is_over = False
+        self._published_at = 0.0
         self._listeners: set[Callable[[], None]] = set()
 
     @classmethod
@@ -115,51 +118,32 @@ class EventLog:
         number, shown = events[-1]
         found = cls(job_id, number, lambda step: {})
         found._events = [Event(at, data) for at, data in events[:-1]] + [Event(number, shown, is_last=True)]
-        found._shown, found._is_over = shown, True
+        found.shown, found.is_over = shown, True
         return found
-
-    @property
-    def is_over(self) -> bool:
-        return self._is_over
-
-    @property
-    def last_number(self) -> int:
-        """The number of the latest event."""
-        return self._number
-
-    @property
-    def shown(self) -> Mapping[str, Any]:
-        """The job as it stands, in the door's JSON."""
-        return self._shown
 
     def __call__(self, step: Step) -> None:
         """Take a step: a subscriber of :class:`JobEvents`."""
         shown = self._render(step)
         with self._lock:
-            if self._is_over:
+            if self.is_over:
                 return
             is_new = step.state is not self._state
-            self._state, self._shown, self._is_over = step.state, shown, step.outcome is not None
-            if self._is_over:
+            self._state, self.shown, self.is_over = step.state, shown, step.outcome is not None
+            if self.is_over:
                 # Its states may still be asked for; how far it was at each moment is not.
                 self._events = [event for event in self._events if event.is_new]
             if is_new or self._clock() - self._published_at >= self._interval_s:
-                self._add(Event(self._number + 1, shown, is_new, self._is_over))
+                self._add(Event(self.last_number + 1, shown, is_new, self.is_over))
 
     def ending(self, step: Step) -> Ending:
         """Return what the store keeps of an end that is about to be published."""
         with self._lock:
             events = tuple((event.number, event.data) for event in self._events if event.is_new)
-            return Ending(
-                state=step.state,
-                moment=step.moment,
-                number=self._number + 1,
-                shown=self._render(step),
-                events=events,
-            )
+            shown, number = self._render(step), self.last_number + 1
+            return Ending(state=step.state, moment=step.moment, number=number, shown=shown, events=events)
 
     def _add(self, event: Event) -> None:
-        self._number, self._published_at = event.number, self._clock()
+        self.last_number, self._published_at = event.number, self._clock()
         self._events.append(event)
         if len(self._events) > _MAX_EVENTS:
             # A state that was entered is news for longer than how far it once was.
@@ -211,6 +195,3 @@ class JobLogs:
             return found
         events = self._store.ended(job_id)
         return None if events is None else EventLog.ended(job_id, events)
-
-
-__all__ = ["Event", "EventLog", "JobEvents", "JobLogs", "Outcome", "Render", "Step", "Subscriber"]

@@ -49,18 +49,7 @@ def secret_values(shown: Mapping[str, Any]) -> set[str]:
     They are the texts under a secret name, those of an override whose path has one, and a key of extra that is bound
     to such a path.
     """
-    found: set[str] = set()
-    waiting: list[Any] = [shown]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            for name, each in value.items():
-                if is_secret_name(str(name)) and _may_be_secret(each):
-                    found |= _texts(each)
-                else:
-                    waiting.append(each)
-        elif isinstance(value, (list, tuple)):
-            waiting += value
+    found = _texts(shown, is_secret=False)
     for override in shown.get("workflowOverrides") or ():
         if _is_secret_path(override["path"]) and _may_be_secret(override["value"]):
             found |= _texts(override["value"])
@@ -76,16 +65,20 @@ def _is_secret_path(path: str) -> bool:
     return any(map(is_secret_name, path.split(".")))
 
 
-def _texts(value: Any) -> set[str]:
-    """Every text in a value that is not empty."""
-    found: set[str] = set()
-    waiting = [value]
+def _texts(value: Any, *, is_secret: bool = True) -> set[str]:
+    """Return the texts in a value, or those under secret names alone; not recursive, as a caller's JSON may be deep."""
+    found, waiting = {""}, [(value, is_secret)]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
+        each, is_secret = waiting.pop()
+        if isinstance(each, Mapping):
+            waiting += [
+                (inner, is_secret or (is_secret_name(str(name)) and _may_be_secret(inner)))
+                for name, inner in each.items()
+            ]
+        elif isinstance(each, (list, tuple)) and (not is_secret or _may_be_secret(each)):
+            waiting += [(inner, is_secret) for inner in each]
+        elif is_secret and isinstance(each, str):
             found.add(each)
-        elif _may_be_secret(each):
-            waiting += each.values() if isinstance(each, Mapping) else each
     return found - {""}
 
 

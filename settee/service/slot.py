@@ -127,6 +127,3 @@ class Slot:
     def _settled(self) -> bool:
         """Wait until ComfyUI is idle of earlier jobs; return whether it is."""
         return self._engine.settle(self._settle_s, lambda: self._is_closing)
-
-
-__all__ = ["SHUTDOWN", "Slot", "SlotJob"]

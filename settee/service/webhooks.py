@@ -295,6 +295,3 @@ def header_text(text: str) -> str:
         c if "!" <= c <= "~" and c != "%" else "".join(f"%{byte:02X}" for byte in c.encode(errors="surrogatepass"))
         for c in text
     )
-
-
-__all__ = ["SECRET_RULE", "Answer", "Post", "Sender", "WebhookSender", "header_text", "signed", "signing_key"]

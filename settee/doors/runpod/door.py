@@ -53,7 +53,7 @@ _ENVELOPE = {"id", "input", "policy", "s3Config", "webhook"}
 
 
 class AnyEngine(Protocol):
-    """What a door needs of an engine."""
+    """The part of an engine that a door needs."""
 
     @property
     def unrecoverable(self) -> bool: ...
@@ -280,7 +280,7 @@ class Door:
 
 
 def warmup(settings: Settings) -> JobRequest:
-    """WARMUP_WORKFLOW as a request. Raises ConfigError when it is none."""
+    """Return WARMUP_WORKFLOW as a request. Raises ConfigError for anything else."""
     path = settings.warmup_workflow
     assert path is not None
     try:

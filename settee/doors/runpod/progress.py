@@ -1,6 +1,6 @@
 """Progress of one job on its way to RunPod's /status.
 
-The SDK's own `progress_update` posts from a thread that nobody waits for: called just before the end it arrived
+The SDK's own `progress_update` posts from a thread that is not waited for: called just before the end it arrived
 after the result in 12 of 13 jobs. Here updates are sent one at a time from the event loop, throttled to the
 latest, and :meth:`ProgressFeed.settle` ends them before the result goes out.
 """

@@ -57,7 +57,7 @@ class Undelivered(Exception):
 
 @dataclass
 class Taken:
-    """How far a request for a job has come, for whoever may want to give it up."""
+    """How far a request for a job has come: it may be given up."""
 
     #: Its headers say 200: RunPod counts the job as ours.
     answered: bool = False

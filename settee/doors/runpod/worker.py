@@ -41,7 +41,7 @@ class Signals:
     """SIGTERM and SIGINT around those who also handle them: the SDK's loop and the local API's server, which install
     their own handlers over ours when they start.
 
-    Calls ``on_stop`` for a signal, then whoever handled it before. With no such handler it leaves with SystemExit,
+    Calls ``on_stop`` for a signal, then the handler that was there before. Without one it leaves with SystemExit,
     unless ``on_stop`` returns True: the process will end by itself.
     """
 
@@ -258,7 +258,7 @@ def _own_arguments() -> argparse.Namespace:
 
 
 def _sdk_arguments() -> tuple[argparse.Namespace, list[str]]:
-    """Return the SDK's options, and what is none of them."""
+    """Return the SDK's options, and arguments that are not among them."""
     found: tuple[argparse.Namespace, list[str]] = sdk.load().serverless.parser.parse_known_args()
     return found
 
@@ -310,7 +310,7 @@ _worker: Worker | None = None
 
 
 async def handler(job: dict[str, Any]) -> Answer:
-    """RunPod's handler, for whoever starts the SDK themselves; ComfyUI starts with the first job then."""
+    """RunPod's handler, for a script that starts the SDK itself; ComfyUI starts with the first job then."""
     global _worker
     if _worker is None:
         _worker = Worker(load())
