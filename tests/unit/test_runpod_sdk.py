@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from settee.doors.runpod import sdk
 
 ROOT = Path(__file__).parents[2]
@@ -54,59 +56,54 @@ def test_a_changed_sdk_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
     assert not sdk.is_known(), "without sources there is nothing to be sure of"
 
 
-def test_the_handler_is_ready_without_what_it_does_not_need() -> None:
-    heavy = [
-        "boto3",
-        "botocore",
-        "huggingface_hub",
-        "PIL",
-        "fastapi",
-        "uvicorn",
-        "paramiko",
-        "tomlkit",
-        "tqdm",
-        "cpuinfo",
-    ]
-    code = f"import rp_handler\nrp_handler.handler\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))"
-    assert fresh(code) == []
-    with_sdk = f"from settee.doors.runpod import sdk\nsdk.load()\n{code}"
-    assert fresh(with_sdk) == []
-
-
-def test_deferred_libraries_are_the_real_ones_when_used() -> None:
-    code = """
+HEAVY = ("boto3", "botocore", "huggingface_hub", "PIL", "fastapi", "uvicorn", "paramiko", "tomlkit", "tqdm", "cpuinfo")
+#: One Python for all that can be asked of it, in this order: later imports bring what earlier questions are about.
+FACTS = f"""
+facts = {{}}
+import rp_handler
+rp_handler.handler
+facts["with the handler"] = [name for name in {HEAVY} if name in sys.modules]
 from settee.doors.runpod import sdk
 sdk.load()
+facts["with the SDK"] = [name for name in {HEAVY} if name in sys.modules]
+from runpod.serverless.modules.rp_logger import RunPodLogger
+facts["level"] = RunPodLogger.level
+from runpod.serverless.utils import rp_debugger
+import cpuinfo
+facts["processor"] = rp_debugger.PROCESSOR
+facts["real cpuinfo"] = hasattr(cpuinfo, "_get_cpu_info_internal") or cpuinfo.__file__ is not None
 from runpod.cli.groups.ssh import functions as ssh
 from runpod.cli.groups.config import functions as config
 from runpod.serverless.utils import rp_upload
-same = [list(rp_upload.tqdm([1, 2], disable=True))]
+facts["progress bar"] = list(rp_upload.tqdm([1, 2], disable=True))
 import paramiko, tomlkit, tqdm_loggable.auto
-same += [ssh.paramiko.RSAKey is paramiko.RSAKey, config.tomlkit.parse is tomlkit.parse]
-print(json.dumps(same))
+facts["real libraries"] = [ssh.paramiko.RSAKey is paramiko.RSAKey, config.tomlkit.parse is tomlkit.parse]
+print(json.dumps(facts))
 """
-    assert fresh(code) == [[1, 2], True, True]
 
 
-def test_the_processor_is_asked_for_by_the_debugger_only() -> None:
-    code = """
-from settee.doors.runpod import sdk
-sdk.load()
-from runpod.serverless.utils import rp_debugger
-import cpuinfo
-print(json.dumps([rp_debugger.PROCESSOR, hasattr(cpuinfo, "_get_cpu_info_internal") or cpuinfo.__file__ is not None]))
-"""
-    assert fresh(code) == [sdk.NOT_ASKED, True]
-    assert fresh(code, "--rp_debugger")[0] != sdk.NOT_ASKED
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    found: dict[str, Any] = fresh(FACTS)
+    return found
 
 
-def test_the_sdk_logs_no_results_unless_asked_to() -> None:
-    code = """
-from settee.doors.runpod import sdk
-sdk.load()
-from runpod.serverless.modules.rp_logger import RunPodLogger
-print(json.dumps(RunPodLogger.level))
-"""
-    assert fresh(code) == "INFO"
-    assert fresh(code, RUNPOD_LOG_LEVEL="ERROR") == "ERROR"
-    assert fresh(code, RUNPOD_DEBUG_LEVEL="DEBUG") == "DEBUG"
+def test_the_handler_is_ready_without_what_it_does_not_need(facts: dict[str, Any]) -> None:
+    assert facts["with the handler"] == facts["with the SDK"] == []
+
+
+def test_deferred_libraries_are_the_real_ones_when_used(facts: dict[str, Any]) -> None:
+    assert facts["progress bar"] == [1, 2]
+    assert facts["real libraries"] == [True, True]
+
+
+def test_the_processor_is_asked_for_by_the_debugger_only(facts: dict[str, Any]) -> None:
+    assert (facts["processor"], facts["real cpuinfo"]) == (sdk.NOT_ASKED, True)
+    asked = fresh(FACTS, "--rp_debugger", RUNPOD_DEBUG_LEVEL="DEBUG")
+    assert asked["processor"] != sdk.NOT_ASKED
+    assert asked["level"] == "DEBUG"
+
+
+def test_the_sdk_logs_no_results_unless_asked_to(facts: dict[str, Any]) -> None:
+    assert facts["level"] == "INFO"
+    assert fresh(FACTS, RUNPOD_LOG_LEVEL="ERROR")["level"] == "ERROR"
