@@ -45,15 +45,14 @@ class Run:
     terminal: PendingCallback | None = None
     #: How it ended, while the disk has not taken that.
     unstored: Ending | None = None
-    is_sending_status: bool = False
     tries: int = 0
     #: The next try is not waited for any longer.
     is_due: bool = False
 
     @property
-    def is_settled(self) -> bool:
-        """Return True if nothing of it waits for its first try."""
-        return not (self.statuses or self.is_sending_status or (self.terminal is not None and not self.tries))
+    def is_tried(self) -> bool:
+        """Return True if what must arrive does not wait for its first try, which comes after all statuses."""
+        return self.terminal is None or self.tries > 0
 
     def put(self, state: Status, post: Post) -> None:
         """Add a status; it takes the place of one of the same state that waits."""
@@ -230,15 +229,12 @@ class Lane:
                 if run.until is not None and (not run.statuses or time.monotonic() >= run.until):
                     run.statuses.clear()
                     return
-                (state, post), run.is_sending_status = run.statuses.popleft(), True
+                state, post = run.statuses.popleft()
             answer = await self._deliver(run, state, post)
             if not answer.is_delivered:
                 level = logging.DEBUG if rules.has_failed else logging.WARNING
                 log.log(level, "the status callback %s is not delivered: %s", post.key, answer.why)
             rules.has_failed = not answer.is_delivered
-            with self._lock:
-                run.is_sending_status = False
-                self._lock.notify_all()
 
     async def _deliver(self, run: Run, state: Status, post: Post) -> Answer:
         rules, answer = self._rules, Answer(why="its job has ended")

@@ -81,7 +81,7 @@ class Outbox:
             return
         with self._lock:
             self._lock.wait_for(
-                lambda: all(not lane.runs or lane.runs[0].is_settled for lane in self._lanes.values()), grace_s
+                lambda: all(not lane.runs or lane.runs[0].is_tried for lane in self._lanes.values()), grace_s
             )
         try:
             self._ends.write_all()

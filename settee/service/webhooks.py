@@ -20,10 +20,10 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 import httpcore
 
@@ -80,10 +80,8 @@ class Answer:
         return not self.is_delivered and self.status not in _RETRIED and self.status < 500
 
 
-class Sender(Protocol):
-    """Sends one Post within ``timeout_s`` seconds, all told."""
-
-    async def __call__(self, post: Post, timeout_s: float) -> Answer: ...
+#: Sends one Post within so many seconds, all told.
+Sender = Callable[[Post, float], Awaitable[Answer]]
 
 
 class WebhookSender:
@@ -291,7 +289,4 @@ def header_text(text: str) -> str:
     """Return it as a header can carry it: what is not printable ASCII is percent-encoded (UTF-8), and % with it."""
     if text.isascii() and text.isprintable() and "%" not in text and text == text.strip():
         return text
-    return "".join(
-        c if "!" <= c <= "~" and c != "%" else "".join(f"%{byte:02X}" for byte in c.encode(errors="surrogatepass"))
-        for c in text
-    )
+    return quote(text, safe="!\"#$&'()*+,/:;<=>?@[\\]^`{|}", errors="surrogatepass")
