@@ -24,7 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.slow_volume import SlowVolume, Unavailable, own_mounts
-from settee.models.readahead import ReadAhead, resident
+from settee.models.readahead import ReadAhead
+from tests.support.page_cache import resident
 
 MIB = 1024 * 1024
 ROUNDS = 5

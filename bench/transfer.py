@@ -67,7 +67,6 @@ def settee(given: dict[str, Any]) -> dict[str, float]:
             address,
             Path(given["target"]),
             lane=Scheduler(8).lane(),
-            stop=threading.Event(),
             deadline=time.monotonic() + 600,
             on_progress=lambda done, total: None,
         )
@@ -109,8 +108,7 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
         fetched = download(
             address,
             Path(given["target"]),
-            lane=Scheduler(8).lane(),
-            stop=stop,
+            lane=Scheduler(8).lane(stop),
             deadline=time.monotonic() + 600,
             on_progress=lambda done, total: None,
         )

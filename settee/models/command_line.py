@@ -10,22 +10,30 @@ python utils.py prune       remove leftovers: unfinished downloads, what jobs br
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from settee import __version__
 from settee.base.errors import ConfigError, IntegrityError, JobCanceled, NoSpace, SetteeError
 from settee.base.settings import Settings, load
+from settee.models import spec
 from settee.models.bars import Bars, amount
-
-if TYPE_CHECKING:
-    from settee.models.entry import ModelEntry
-    from settee.models.folder.records import Placed
-    from settee.models.model_store import ModelStore
+from settee.models.entry import ModelEntry
+from settee.models.folder import upkeep
+from settee.models.folder.file_state import FileState
+from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.place import free_at, relative, set_aside_in
+from settee.models.folder.records import Placed
+from settee.models.folder.upkeep import Verdict
+from settee.models.model_store import ModelStore
+from settee.models.placing import IN_PLACE
+from settee.models.repositories import expanded, known_files, listed
+from settee.models.sources import addresses, linked
 
 #: Exit codes. The first of these that fits a failure wins.
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
@@ -96,63 +104,42 @@ def _models(count: int) -> str:
 
 
 def _place(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models import spec
-    from settee.models.folder.file_state import FileState
-    from settee.models.folder.model_folder import ModelFolder
-    from settee.models.repositories import expanded
-
     configured = spec.configured(settings)
     for doubt in spec.doubts(configured):
         _report(f"warning: {doubt}")
     entries = [entry for entry in configured if arguments.lazy or not entry.lazy]
     if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
         raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
-    folder = ModelFolder(settings.models_folder)
-    missing = [
-        entry for entry in entries if any(folder.state(one) is not FileState.RIGHT for one in expanded([entry], folder))
-    ]
-    if missing:
-        return _fetch(settings, missing, len(entries))
-    print(f"{_models(len(entries))} in {settings.models_folder}, all in place" if entries else _NOTHING)
-    return 0
-
-
-def _fetch(settings: Settings, missing: Sequence[ModelEntry], total: int) -> int:
-    from settee.models.model_store import ModelStore
-
+    if not entries:
+        print(_NOTHING)
+        return 0
     with Bars(sys.stderr) as bars:
 
-        def on_progress(entry: ModelEntry, done: int, size: int | None, source: str) -> None:
-            bars.update(str(entry.path), done, size, source)
-
         def on_end(entry: ModelEntry, outcome: str | SetteeError) -> None:
-            if isinstance(outcome, JobCanceled):  # interrupted, which is said once
+            if outcome == IN_PLACE or isinstance(outcome, JobCanceled):  # an interruption is reported once
                 bars.forget(str(entry.path))
-                return
-            words = f"failed: {outcome.message}" if isinstance(outcome, SetteeError) else outcome
-            bars.finish(str(entry.path), words)
+            else:
+                words = f"failed: {outcome.message}" if isinstance(outcome, SetteeError) else outcome
+                bars.finish(str(entry.path), words)
 
-        store = ModelStore(settings, on_progress=on_progress, on_end=on_end)
+        store = ModelStore(settings, on_progress=lambda entry, *now: bars.update(str(entry.path), *now), on_end=on_end)
         try:
-            outcomes = store.place(missing)
+            outcomes = store.place(entries)
         finally:
             store.close()
     failed = {path: outcome for path, outcome in outcomes.items() if isinstance(outcome, SetteeError)}
-    required = [failed[str(entry.path)] for entry in missing if entry.required and str(entry.path) in failed]
-    print(f"{_models(total)} in {settings.models_folder}: {total - len(failed)} in place, {len(failed)} failed")
-    if not required:
-        return 0
-    codes = {_code(error) for error in required}
-    return next(code for _, code in CODES if code in codes)
+    ends = f": {len(entries) - len(failed)} in place, {len(failed)} failed"
+    is_unchanged = all(outcome == IN_PLACE for outcome in outcomes.values())
+    print(f"{_models(len(entries))} in {settings.models_folder}{', all in place' if is_unchanged else ends}")
+    required = {str(entry.path) for entry in entries if entry.required}
+    codes = {_code(error) for path, error in failed.items() if path in required}
+    return next((code for _, code in CODES if code in codes), 0)
 
 
 # --- look --------------------------------------------------------------------------------------------------
 
 
 def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.folder.place import free_at
-    from settee.models.model_store import ModelStore
-
     store = ModelStore(settings)
     store.load()
     rows = [row for entry in store.entries for row in _planned_files(entry, store)]
@@ -177,67 +164,43 @@ def _plan(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _planned_files(entry: ModelEntry, store: ModelStore) -> list[dict[str, Any]]:
-    from settee.models.repositories import known_files, listed
-
-    entries: list[ModelEntry] = [entry]
-    if entry.is_repository:
-        try:
-            entries = known_files(entry, store.tools.folder) or listed(entry, store.settings, None)
-        except SetteeError as error:
-            return [{**_row(entry), "action": f"cannot be placed: {error.message}", "code": _code(error)}]
-    return [_planned(one, store) for one in entries]
-
-
-def _row(entry: ModelEntry) -> dict[str, Any]:
-    return {
-        "path": str(entry.path),
-        "source": entry.source.where,
-        "action": "in place",
-        "from": None,
-        "bytes": None,
-        "lazy": entry.lazy,
-        "required": entry.required,
-        "code": 0,
-    }
+    try:
+        if entry.is_repository:
+            files = known_files(entry, store.tools.folder) or listed(entry, store.settings, None)
+            return [row for file in files for row in _planned_files(file, store)]
+        plan = _planned(entry, store)
+    except SetteeError as error:
+        plan = {"action": f"cannot be placed: {error.message}", "code": _code(error)}
+    row = {"path": str(entry.path), "source": entry.source.where, "action": "in place", "from": None, "bytes": None}
+    return [{**row, "lazy": entry.lazy, "required": entry.required, "code": 0, **plan}]
 
 
 def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
-    from settee.models.folder.file_state import FileState
-    from settee.models.sources import addresses, linked
-
-    row = _row(entry)
-    found = store.tools.folder.inspect(entry)
-    if found.state is FileState.RIGHT:
-        return row
+    """Return what placing would do. Raises the error of the entry's last source."""
+    state = store.tools.folder.state(entry)
+    if state is FileState.RIGHT:
+        return {}
     source = linked(entry, store.settings)
     if source is not None:
-        return {**row, "action": "link", "from": str(source)}
-    error: SetteeError | None = None
-    for origin in addresses(entry, store.settings):
-        try:
-            address = origin.ask()
-        except SetteeError as failure:
-            error = failure
-            continue
-        action = "check, and perhaps download" if found.state is FileState.UNKNOWN else "download"
-        return {**row, "action": action, "from": origin.label, "bytes": address.size}
-    assert error is not None
-    return {**row, "action": f"cannot be placed: {error.message}", "code": _code(error)}
+        return {"action": "link", "from": str(source)}
+    action = "check, and perhaps download" if state is FileState.UNKNOWN else "download"
+    *others, own = addresses(entry, store.settings)
+    for origin in others:
+        with contextlib.suppress(SetteeError):
+            return {"action": action, "from": origin.label, "bytes": origin.ask().size}
+    return {"action": action, "from": own.label, "bytes": own.ask().size}
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.folder.model_folder import ModelFolder
-    from settee.models.folder.place import set_aside_in
-
     folder = ModelFolder(settings.models_folder)
     aside = list(set_aside_in(folder.root))
     placed = [(item, _is_there(folder.root, item)) for item in folder.records() if not item.pending]
     if arguments.json:
         keys = ("path", "size", "sha256", "source", "link", "from_job", "last_used")
-        rows = [{**{key: getattr(item, key) for key in keys}, "is_there": is_there} for item, is_there in placed]
-        print(json.dumps([*rows, *({"path": path, "set_aside": True} for path in aside)], indent=2))
+        found = [{**{key: getattr(item, key) for key in keys}, "is_there": is_there} for item, is_there in placed]
+        print(json.dumps([*found, *({"path": path, "set_aside": True} for path in aside)], indent=2))
         return 0
-    lines = [
+    rows = [
         (
             item.path,
             "gone, or changed" if not is_there else amount(item.size) if item.link is None else "linked",
@@ -246,8 +209,11 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
         )
         for item, is_there in placed
     ]
-    _table([*lines, *((path, "set aside", "", "yours to delete") for path in aside)])
-    if not lines and not aside:
+    rows += [(path, "set aside", "", "yours to delete") for path in aside]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if not rows:
         _report(f"nothing was placed in {settings.models_folder}")
     return 0
 
@@ -262,20 +228,10 @@ def _is_there(root: str, placed: Placed) -> bool:
     return placed.matches(info.st_size, info.st_mtime_ns, link)
 
 
-def _table(rows: Iterable[Sequence[str]]) -> None:
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
-
-
 def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models.folder.model_folder import ModelFolder
-    from settee.models.folder.upkeep import Verdict, verify
-
     folder = ModelFolder(settings.models_folder)
     rows, bad, unseen = [], 0, []
-    for finding in verify(folder):
+    for finding in upkeep.verify(folder):
         if finding.verdict in (Verdict.DAMAGED, Verdict.MISSING):
             bad += 1
             if finding.placed is not None and _is_there(folder.root, finding.placed):
@@ -296,15 +252,9 @@ def _verify(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _prune(settings: Settings, arguments: argparse.Namespace) -> int:
-    from settee.models import spec
-    from settee.models.folder.model_folder import ModelFolder
-    from settee.models.folder.place import relative
-    from settee.models.folder.upkeep import prune
-    from settee.models.repositories import expanded
-
     folder = ModelFolder(settings.models_folder)
     wanted = {relative(entry) for entry in expanded(spec.configured(settings), folder)}
-    removed = prune(folder, wanted, dry_run=arguments.dry_run)
+    removed = upkeep.prune(folder, wanted, dry_run=arguments.dry_run)
     for item in removed:
         print(f"{item.path}: {amount(item.bytes)} ({item.why})")
     verb = "would be removed" if arguments.dry_run else "removed"

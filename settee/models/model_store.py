@@ -11,18 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settee.base.errors import ConfigError, JobCanceled, SetteeError, StagingError
 from settee.base.settings import Settings
-from settee.base.threads import Stopped
+from settee.base.threads import Call, Stopped
 from settee.comfyui.model_folders import name_of
 from settee.models import spec
 from settee.models.bars import Bars
 from settee.models.entry import ModelEntry
-from settee.models.folder.file_state import Content
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.readahead import ReadAhead
 from settee.models.repositories import new_placing
@@ -32,9 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Threads that link, and check existing files.
+#: Models that are linked, or checked, at once.
 _LINKING = 4
-#: Mode long a download that was given up may take to end.
+#: How long a download that was given up may take to end.
 _END_S = 5.0
 
 #: Called with an entry and how it ended: words, or the error.
@@ -86,10 +84,11 @@ class ModelStore:
         #: Those under way. One that has ended is dropped: it holds its job's S3 keys.
         self._placings: dict[str, Placing] = {}
         #: The content of each name when a job last used it: ComfyUI keeps what it loaded under a name.
-        self._seen: dict[str, Content | None] = {}
+        self._seen: dict[str, frozenset[object]] = {}
         #: ComfyUI may keep an earlier content of a name.
         self._is_stale = False
-        self._threads: set[threading.Thread] = set()
+        self._calls: set[Call[None]] = set()
+        self._linking = threading.Semaphore(_LINKING)
         self._closing = False
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -110,10 +109,10 @@ class ModelStore:
     def start(self) -> None:
         """Begin to place the entries that :meth:`load` has read and that are not lazy; return at once."""
         if self.has_folder:
-            self._spawn(self.tools.folder.wipe_left, name="models")
+            self._spawn(self.tools.folder.wipe_left)
         eager = [entry for entry in self.entries if not entry.lazy]
         if eager:
-            self._spawn(self._place_all, eager, name="models")
+            self._spawn(lambda: self._place_all(eager))
 
     def give_up(self) -> None:
         """Give up all placings, for good (a later start resumes them); waits for nothing."""
@@ -126,35 +125,32 @@ class ModelStore:
     def close(self) -> None:
         """Give up all placings and reading ahead; return when they have ended, or after some seconds."""
         self.give_up()
-        with self._changed:
-            threads = list(self._threads)
         if self._read_ahead is not None:
             self._read_ahead.close()
         deadline = time.monotonic() + _END_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for call in tuple(self._calls):
+            call.ended.wait(max(0.0, deadline - time.monotonic()))
 
     def place(self, entries: Sequence[ModelEntry]) -> dict[str, str | SetteeError]:
         """Place these now and wait for all: path → how it ended. For the command line."""
         mine = self._place_all(entries)
         with self._changed:
-            while not all(placing.outcome is not None for placing in mine):
-                self._changed.wait(1.0)  # in pieces: a wait without limit would not let Ctrl-C through
+            self._changed.wait_for(lambda: all(placing.outcome is not None for placing in mine))
             return {str(placing.entry.path): placing.outcome for placing in mine if placing.outcome is not None}
 
     # --- placing ------------------------------------------------------------------------------------------------
 
-    def _place_all(self, entries: Sequence[ModelEntry]) -> list[Placing]:
-        """Link what is on this host with a few threads; what has to be fetched gets one each."""
+    def _place_all(self, entries: Iterable[ModelEntry]) -> list[Placing]:
+        """Begin these, one after another; a few at a time link, or check existing files."""
         begun: list[Placing] = []
-        with ThreadPoolExecutor(_LINKING, thread_name_prefix="models") as pool:
-            for entry in entries:
-                if self._closing:
-                    break
-                placing = self.begin(entry, None)
-                begun.append(placing)
-                if placing.outcome is None:
-                    pool.submit(self._work, placing, is_shared=True)
+        for entry in entries:
+            if self._closing:
+                break
+            begun.append(placing := self.begin(entry, None))
+            if placing.outcome is None:
+                self._linking.acquire()
+                if not self._start(placing, self._linking.release):
+                    self._linking.release()
         return begun
 
     def begin(self, entry: ModelEntry, bucket: CallersBucket | None, *, urgent: bool = False) -> Placing:
@@ -173,26 +169,30 @@ class ModelStore:
                 placing.urgent = True
         if is_new:
             self._settle(placing, placing.at_once)
-        if urgent and placing.outcome is None:
-            self._start(placing, self._work)
+        if urgent:
+            self._start(placing)
         return placing
 
-    def _start(self, placing: Placing, work: Callable[[Placing], object]) -> None:
-        """Run ``work`` in a thread of its own; if none can be started, the placing fails."""
+    def _start(self, placing: Placing, when_linked: Callable[[], object] = lambda: None) -> bool:
+        """Have a thread of its own do the remaining steps, unless that was begun or it has ended. True if so."""
+
+        def work() -> None:
+            try:
+                has_ended = self._settle(placing, placing.here)
+            finally:
+                when_linked()
+            if not has_ended:
+                self._settle(placing, placing.fetched)
+
+        if placing.outcome is not None or not placing.take():
+            return False
         try:
-            self._spawn(work, placing, name="model")
+            self._spawn(work)
         except RuntimeError:
             what = f"the model {placing.entry.path} could not be placed: the worker may have no more threads"
             self._end(placing, StagingError(what, retryable=True))
-
-    def _work(self, placing: Placing, is_shared: bool = False) -> None:
-        """Do the remaining steps; a thread that others need is not held up by a network."""
-        if not placing.take() or self._settle(placing, placing.here):
-            return
-        if is_shared:
-            self._start(placing, lambda placing: self._settle(placing, placing.fetched))
-        else:
-            self._settle(placing, placing.fetched)
+            return False
+        return True
 
     def _settle(self, placing: Placing, step: Callable[[], str | None]) -> bool:
         """Return True if this step ended the placing, one way or the other."""
@@ -229,25 +229,18 @@ class ModelStore:
             self._read_before.add(path)
             self._read_ahead.add(path)
 
-    def _spawn(self, target: Callable[..., object], *args: object, name: str) -> None:
-        def work() -> None:
-            try:
-                target(*args)
-            finally:
-                with self._changed:
-                    self._threads.discard(thread)
+    def _spawn(self, work: Callable[[], object]) -> None:
+        """Do this in a thread that need not end before the worker does: a server's answer may never come."""
 
-        # Daemons: one that waits for a server's answer must not hold the worker's end.
-        thread = threading.Thread(target=work, name=name, daemon=True)
-        # Before it starts: one that has done its work is alive for a moment more, and would stay here.
-        with self._changed:
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            with self._changed:
-                self._threads.discard(thread)
-            raise
+        def logged() -> None:
+            try:
+                work()
+            except Exception:  # a thread's edge
+                log.exception("placing models failed")
+
+        call = Call(logged, name="models")
+        self._calls.add(call)
+        call.when_ended(lambda: self._calls.discard(call))
 
     # --- for a job's order -------------------------------------------------------------------------------------
 
@@ -282,7 +275,7 @@ class ModelStore:
                 placing.give_up()
             self._changed.wait_for(lambda: all(item.outcome is not None for item in placings), _END_S)
         for part in (part for placing in placings for part in placing.parts):
-            self.tools.folder.wipe(part.entry)
+            self.tools.folder.discard(str(part.entry.path), wipe=True)
 
     def has_changed(self, placings: Iterable[Placing]) -> bool:
         """Return True if a name has another content than when a job last used it, until :meth:`forgotten`."""
@@ -290,7 +283,7 @@ class ModelStore:
             key, now = name_of(part.entry.path), self.tools.folder.content_of(part.entry)
             # An earlier job may have used the existing file without bringing it.
             before = self._seen.get(key, part.found)
-            self._is_stale = self._is_stale or before not in (None, now)
+            self._is_stale = self._is_stale or (bool(before) and before.isdisjoint(now))
             self._seen[key] = now
         return self._is_stale
 

@@ -17,16 +17,15 @@ from settee.base.settings import Settings
 from settee.models.bars import amount
 from settee.models.entry import ModelEntry
 from settee.models.folder.budget import Budget
-from settee.models.folder.file_state import Content, FileState
+from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import taken
 from settee.models.sources import Origin, addresses, linked
-from settee.models.sources.host_cache import sha256_of
 from settee.models.transfer.address import Address
 from settee.models.transfer.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from settee.models.transfer.attempt import Fetched
+    from settee.models.folder.hashing import Hashes
     from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
@@ -69,10 +68,10 @@ class Placing:
         self.stop = stop or threading.Event()
         #: Bytes in place, and in all when that is known.
         self.done: tuple[int, int | None] = (0, entry.size)
-        #: Mode it ended: words for a person, or the error. Set by the store.
+        #: How it ended: words for a person, or the error. Set by the store.
         self.outcome: str | SetteeError | None = None
         #: The content of its name before it was placed.
-        self.found: Content | None = None
+        self.found: frozenset[object] = frozenset()
         #: Jobs that wait for it.
         self.waiting = 0
         self._tools = tools
@@ -175,7 +174,7 @@ class Placing:
         cache = self._tools.settings.host_cache_dir
         try:
             with _mtime_changed(self._tools.folder.path_of(self.entry).parent):
-                self._tools.folder.link(self.entry, source, sha256=sha256_of(source), stop=self.stop)
+                self._tools.folder.link(self.entry, source, stop=self.stop)
         except SetteeError as error:
             if self.entry.from_job and not source.is_relative_to(cache):
                 raise taken(self.entry, "is another model on the worker's volume") from error
@@ -205,7 +204,7 @@ class Placing:
         came = fetched.size - (self._resumed_from or 0)
         return f"downloaded from {origin.label} in {took:.1f} s ({amount(came / took)}/s)"
 
-    def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Fetched:
+    def _download(self, address: Address, label: str, grown: Callable[[int], None]) -> Hashes:
         from settee.models.transfer.download import download  # most starts download nothing
 
         def on_progress(done: int, total: int | None) -> None:
@@ -219,7 +218,6 @@ class Placing:
             replace(address, private=self.entry.from_job),
             self._tools.folder.path_of(self.entry),
             lane=self._lane,
-            stop=self.stop,
             deadline=time.monotonic() + self._tools.settings.models_timeout_s,
             on_progress=on_progress,
         )

@@ -9,16 +9,13 @@ read-ahead, 128 KiB over FUSE, and SEQUENTIAL doubles that for one descriptor, s
 own and reads 8 MiB from one place.
 
 Needs the standard library only: ComfyUI's Python loads it too, for its two functions about memory
-(comfy_nodes/settee_patches).
+(comfy_nodes/settee_memory).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import logging
-import mmap
 import os
 import stat
 import sys
@@ -56,55 +53,13 @@ def open_ahead(path: Path) -> int:
     return fd
 
 
-def in_memory(device: int) -> bool:
-    """Return True for a RAM disk, by /proc/self/mountinfo (fields: id parent major:minor … - type source)."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def is_cached(fd: int, offset: int, length: int) -> bool:
+    """Return True if the first and the last byte of a piece are in the page cache, where its file system can tell."""
+    byte = bytearray(1)
     try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        return all(os.preadv(fd, [byte], at, os.RWF_NOWAIT) for at in (offset, offset + length - 1))
+    except OSError:  # not without waiting; or that cannot be asked for here
         return False
-    return any(
-        before.split()[2] == wanted and after.split()[0] in ("tmpfs", "ramfs", "devtmpfs")
-        for before, dash, after in (line.partition(" - ") for line in lines)
-        if dash
-    )
-
-
-def resident(fd: int, offset: int, length: int) -> bytes | None:
-    """Return one byte per page: not 0 when it is in the page cache. ``offset`` is a multiple of the page size.
-
-    None when that is not known. A mapping is made and queried, never touched: nothing is read. Valid only for files
-    that :func:`tells_the_truth` about.
-    """
-    libc = _libc()
-    address = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
-    if address in (None, ctypes.c_void_p(-1).value):
-        return None
-    try:
-        pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
-        return bytes(pages) if libc.mincore(address, length, pages) == 0 else None
-    finally:
-        libc.munmap(address, length)
-
-
-def tells_the_truth(fd: int, size: int) -> bool:
-    """Return True if :func:`resident` is valid for this file, which has ``size`` bytes.
-
-    Since Linux 5.2 mincore reports every page as resident to a process that neither owns the file nor may write to it
-    (mm/mincore.c), also a page far behind the file's end.
-    """
-    behind = (size // mmap.PAGESIZE) * mmap.PAGESIZE + 2**30
-    return resident(fd, behind, mmap.PAGESIZE) == b"\0"
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    libc.mmap.argtypes, libc.mmap.restype = [pointer, size, number, number, number, ctypes.c_int64], pointer
-    libc.munmap.argtypes = [pointer, size]
-    libc.mincore.argtypes = [pointer, size, ctypes.c_char_p]
-    return libc
 
 
 # --- memory --------------------------------------------------------------------------------------------------
@@ -189,15 +144,14 @@ def _fields(path: Path) -> dict[str, int]:
 @dataclass(eq=False)
 class _File:
     path: Path
-    size: int = 0
+    #: None until a reader has looked at it.
+    size: int | None = None
     #: Where the next region begins.
     next: int = 0
     #: Readers at work on it.
     readers: int = 0
     #: Device and inode: two links to one file are one file.
-    identity: tuple[int, int] = (0, 0)
-    #: :func:`resident` is valid.
-    probed: bool = False
+    identity: tuple[int, int] | None = None
     read: int = 0
     started: float = 0.0
 
@@ -220,8 +174,7 @@ class ReadAhead:
         self._readers, self._free, self._clock = readers, free, clock
         self._read = read or (lambda fd, buffer, offset: os.preadv(fd, [buffer], offset))
         self._changed = threading.Condition()
-        self._waiting: deque[Path] = deque()
-        self._opening: set[Path] = set()
+        #: Those that are read or wait for it, in order.
         self._files: list[_File] = []
         self._taken: deque[tuple[float, int]] = deque()
         self._threads: list[threading.Thread] = []
@@ -232,11 +185,9 @@ class ReadAhead:
         if not sys.platform.startswith("linux"):
             return
         with self._changed:
-            if self._closed or path in self._waiting or path in self._opening:
+            if self._closed or any(file.path == path for file in self._files):
                 return
-            if any(file.path == path for file in self._files):
-                return
-            self._waiting.append(path)
+            self._files.append(_File(path))
             if not self._threads:
                 self._start()
             self._changed.notify_all()
@@ -244,13 +195,12 @@ class ReadAhead:
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is left to read. False after ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not (self._waiting or self._opening or self._files), timeout)
+            return self._changed.wait_for(lambda: not self._files, timeout)
 
     def close(self) -> None:
         """End the readers, within a second: one that hangs in a dead volume's read is left to it."""
         with self._changed:
             self._closed = True
-            self._waiting.clear()
             self._changed.notify_all()
         deadline = time.monotonic() + CLOSE_S
         for thread in self._threads:
@@ -271,90 +221,68 @@ class ReadAhead:
         except RuntimeError as error:  # the container's limit of threads: fewer readers, or none
             log.warning("read-ahead has %d of %d readers: %s", len(self._threads), self._readers, error)
             if not self._threads:
-                self._waiting.clear()
+                self._files.clear()
 
     # --- one reader --------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        buffer = memoryview(bytearray(PIECE))
-        opened: _File | None = None
-        fd = -1
-        try:
-            while (turn := self._next()) is not None:
-                if isinstance(turn, Path):
-                    self._open(turn)
-                    continue
-                file, offset = turn
-                try:
-                    if file is not opened:
-                        if fd >= 0:
-                            os.close(fd)
-                        opened, fd = None, -1
-                        fd, opened = open_ahead(file.path), file
+        buffer, opened, fd = memoryview(bytearray(PIECE)), None, -1
+        while turn := self._next():
+            file, offset = turn
+            try:
+                if file is not opened:
+                    if fd >= 0:
+                        os.close(fd)
+                    opened, fd = None, -1
+                    fd, opened = open_ahead(file.path), file
+                if offset is None:
+                    self._look(file, fd)
+                else:
                     self._region(file, fd, offset, buffer)
-                except OSError as error:
-                    log.warning("read-ahead of a model given up: %s", error.strerror)
-                    self._give_up(file)
-                finally:
-                    self._leave(file)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+            except (OSError, ValueError) as error:
+                log.warning("read-ahead of a model given up: %s", getattr(error, "strerror", error))
+                self._give_up([file])
+            finally:
+                self._leave(file)
+        if fd >= 0:
+            os.close(fd)
 
-    def _next(self) -> tuple[_File, int] | Path | None:
-        """Return a region of the first file that has one left, or a path to open, or None when closed."""
+    def _next(self) -> tuple[_File, int | None] | None:
+        """Return the first file that has a region left, with its offset, or one to look at; None when closed."""
         with self._changed:
             while not self._closed:
                 for file in self._files:
-                    if file.next < file.size:
+                    if file.size is None and not file.readers:
+                        file.readers = 1
+                        return file, None
+                    if file.size is not None and file.next < file.size:
                         file.readers += 1
                         file.next += REGION
                         return file, file.next - REGION
-                if self._waiting:
-                    path = self._waiting.popleft()
-                    self._opening.add(path)
-                    return path
                 self._changed.wait()
         return None
 
-    def _open(self, path: Path) -> None:
-        """Look at a file and queue it for reading, unless that would gain nothing."""
-        file = None
-        try:
-            fd = open_ahead(path)
-            try:
-                found = os.fstat(fd)
-                if stat.S_ISREG(found.st_mode) and found.st_size and not in_memory(found.st_dev):
-                    file = _File(path, found.st_size, identity=(found.st_dev, found.st_ino), started=self._clock())
-                    file.probed = tells_the_truth(fd, found.st_size)
-            finally:
-                os.close(fd)
-        except (OSError, ValueError) as error:
-            log.warning("read-ahead of a model is not possible: %s", getattr(error, "strerror", error))
+    def _look(self, file: _File, fd: int) -> None:
+        """Have a file read, unless that would gain nothing."""
+        found, size = os.fstat(fd), 0
+        if stat.S_ISREG(found.st_mode) and found.st_size:
+            size = found.st_size
         with self._changed:
-            self._opening.discard(path)
-            if file and not any(other.identity == file.identity for other in self._files):
-                self._files.append(file)
-            self._changed.notify_all()
+            identity, file.started = (found.st_dev, found.st_ino), self._clock()
+            file.size = 0 if any(other.identity == identity for other in self._files) else size
+            file.identity = identity
 
     def _region(self, file: _File, fd: int, offset: int, buffer: memoryview) -> None:
         """Read the missing parts of one region, if there is memory for it."""
-        length = min(REGION, file.size - offset)
-        present = resident(fd, offset, length) if file.probed else None
-        pages = PIECE // mmap.PAGESIZE
-        missing = [
-            start
-            for start in range(0, length, PIECE)
-            if present is None or 0 in present[(first := start // mmap.PAGESIZE) : first + pages]
-        ]
-        if not missing:
-            return
-        if not self._take(sum(min(PIECE, length - start) for start in missing)):
+        length = min(REGION, (file.size or 0) - offset)
+        pieces = [(start, min(PIECE, length - start)) for start in range(0, length, PIECE)]
+        missing = [(start, size) for start, size in pieces if not is_cached(fd, offset + start, size)]
+        if missing and not self._take(sum(size for _, size in missing)):
             log.info("read-ahead stops: no free memory is left for more")
-            self._give_up()
+            self._give_up(self._files)
             return
-        for start in missing:
-            end = min(start + PIECE, length)
+        for start, size in missing:
+            end = start + size
             while start < end and not self._closed:
                 count = self._read(fd, buffer[: end - start], offset + start)
                 if count == 0:  # the file became shorter
@@ -374,23 +302,22 @@ class ReadAhead:
             self._taken.append((now, size))
             return True
 
-    def _give_up(self, file: _File | None = None) -> None:
-        """Take no more regions of this file; without one: of any file, and drop all that wait."""
+    def _give_up(self, files: list[_File]) -> None:
+        """Take no more regions of these files."""
         with self._changed:
-            for other in [file] if file else self._files:
-                other.next = other.size
-            if file is None:
-                self._waiting.clear()
-                self._files = [other for other in self._files if other.readers]
+            for file in files:
+                file.size = min(file.size or 0, file.next)
+            self._files = [file for file in self._files if file.readers or file.size is None or file.next < file.size]
 
     def _leave(self, file: _File) -> None:
         with self._changed:
             file.readers -= 1
-            if file.readers == 0 and file.next >= file.size:
+            # Also when a look has found nothing to read.
+            if file.readers == 0 and file.next >= (file.size or 0):
                 self._files.remove(file)
                 took = self._clock() - file.started
                 level = logging.INFO if file.read else logging.DEBUG
                 log.log(
-                    level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.size / 1e6, took
+                    level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.next / 1e6, took
                 )
-                self._changed.notify_all()
+            self._changed.notify_all()

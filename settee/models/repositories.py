@@ -24,8 +24,8 @@ from settee.base.settings import Settings
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile, ModelEntry, identity
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.place import relative
-from settee.models.folder.records import FOLDER, temporary_name
+from settee.models.folder.place import relative, temporary_name
+from settee.models.folder.records import FOLDER
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
 from settee.models.sources import BACKOFF, TRIES, host_cache, hugging_face
 from settee.net.retry import retried

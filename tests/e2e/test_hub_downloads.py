@@ -18,9 +18,9 @@ from pydantic import SecretStr
 from settee.base.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
+from settee.models.folder.hashing import Hashes
 from settee.models.sources import addresses
 from settee.models.transfer.address import Address
-from settee.models.transfer.attempt import Fetched
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
 from tests.support.delivering import bucket_settings, make_settings
@@ -63,7 +63,7 @@ class Place:
         (origin,) = addresses(entry, settings)
         return origin.ask()
 
-    def fetch(self, address: Address, *, stop_at: int | None = None) -> Fetched:
+    def fetch(self, address: Address, *, stop_at: int | None = None) -> Hashes:
         """``stop_at``: give up once so many bytes are in place."""
         stop = threading.Event()
 
@@ -74,14 +74,13 @@ class Place:
         return download(
             address,
             self.target,
-            lane=Scheduler(8).lane(),
-            stop=stop,
+            lane=Scheduler(8).lane(stop),
             deadline=time.monotonic() + 20,
             on_progress=on_progress,
             limits=SMALL,
         )
 
-    def __call__(self, token: str | None = None, **changes: Any) -> Fetched:
+    def __call__(self, token: str | None = None, **changes: Any) -> Hashes:
         return self.fetch(self.address(token, **changes))
 
 
@@ -106,7 +105,7 @@ def test_a_large_file_from_the_other_host_verified_and_without_a_token(
     hub.repo(REPO, private=True)
     fetched = place("hf_member")
     assert_whole(target)
-    assert (fetched.size, fetched.sha256, fetched.validator) == (len(DATA), SHA256, SHA256)
+    assert (fetched.size, fetched.sha256) == (len(DATA), SHA256)
     assert hub.authorizations() == {"hub": {"Bearer hf_member"}, "cdn": {None}}
     # One question to the Hub; every byte once, by ranges, from the other host.
     assert hub.counts() == {"hub HEAD": 1, "cdn GET": 10}

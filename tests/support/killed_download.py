@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,15 +18,14 @@ from settee.models.transfer.trouble import Limits
 
 def main() -> None:
     given = json.loads(sys.argv[1])
-    address = Address(given["url"], "the model", size=given.get("size"), validator=given.get("validator"))
+    known = {name: given.get(name) for name in ("size", "sha256", "validator")}
+    address = Address(given["url"], "the model", **known)
     fetched = download(
         address,
         Path(given["target"]),
         lane=Scheduler(8).lane(),
-        stop=threading.Event(),
         deadline=time.monotonic() + 100,
         on_progress=lambda done, total: None,
-        sha256=given["sha256"],
         limits=Limits(range_bytes=given["range_bytes"]),
     )
     print(fetched.sha256)

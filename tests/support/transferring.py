@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from settee.models.folder.hashing import Hashes
 from settee.models.transfer.address import Address
-from settee.models.transfer.attempt import Fetched
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
 from settee.models.transfer.trouble import Limits
@@ -37,12 +37,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def fetch(url: str, target: Path, *, known: dict[str, Any] | None = None, **options: Any) -> Fetched:
-    """``known`` are further fields of the address."""
-    address = Address(url, "the model", **(known or {}))
+def fetch(
+    url: str,
+    target: Path,
+    *,
+    known: dict[str, Any] | None = None,
+    stop: threading.Event | None = None,
+    size: int | None = None,
+    sha256: str | None = None,
+    **options: Any,
+) -> Hashes:
+    """``known`` are further fields of the address, which is held to ``size`` and ``sha256``."""
+    address = Address(url, "the model", **(known or {})).held_to(size, sha256)
     arguments: dict[str, Any] = {
-        "lane": Scheduler(8).lane(),
-        "stop": threading.Event(),
+        "lane": Scheduler(8).lane(stop),
         "deadline": time.monotonic() + 20,
         "on_progress": lambda done, total: None,
         "limits": SMALL,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from settee.models.entry import HubFile, ModelEntry, Source, WebFile
+from settee.models.folder.place import blob_sha256
 from settee.models.sources import find_on_volume, host_cache, linked
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
@@ -51,10 +52,10 @@ def test_what_huggingface_hub_stored_is_found(cache: Path) -> None:
     found = host_cache.find(MODEL, cache)
     assert found is not None
     assert found.read_bytes() == BODY
-    assert host_cache.sha256_of(found) == SHA256
+    assert blob_sha256(found) == SHA256
     small = host_cache.find(HubFile("org/name", "config.json"), cache)
     assert small is not None
-    assert host_cache.sha256_of(small) is None
+    assert blob_sha256(small) is None
 
 
 def test_branches_with_slashes_and_commits(cache: Path) -> None:
@@ -142,9 +143,9 @@ def _fifo(path: Path) -> None:
     "damage", [_unlink_blob, _lead_out, _lead_to_another_repository, _make_folder, _unfinished, _loop, _fifo]
 )
 def test_what_is_no_whole_file_in_its_place_is_absent_and_said_once(
-    cache: Path, damage: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    cache: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(host_cache, "_logged", set())
+    host_cache._log_once.cache_clear()
     damage(_snapshot_file(cache))
     with caplog.at_level(logging.WARNING, "settee"):
         assert host_cache.find(MODEL, cache) is None
@@ -189,7 +190,7 @@ def test_blobs_that_the_whole_cache_shares(cache: Path) -> None:
     found = host_cache.find(MODEL, cache, sha256=SHA256)
     assert found is not None
     assert found.read_bytes() == BODY
-    assert host_cache.sha256_of(found) == SHA256
+    assert blob_sha256(found) == SHA256
 
 
 def test_a_cache_without_links(cache: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_cache_without_links(cache: Path) -> None:
     path.unlink()
     blob.rename(path)
     assert host_cache.find(MODEL, cache) == path
-    assert host_cache.sha256_of(path) is None
+    assert blob_sha256(path) is None
 
 
 def test_a_cache_behind_a_link(cache: Path, tmp_path: Path) -> None:

@@ -72,12 +72,6 @@ def test_the_setting_is_the_sdks_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rp_ssrf._ssrf_protection_enabled() is not allowed
 
 
-@pytest.mark.parametrize("url", ["ftp://host.example/m.bin", "https:///m.bin", "https://host.example:port/m.bin"])
-def test_what_is_no_url(url: str) -> None:
-    with pytest.raises(DownloadFailed, match="not an http"):
-        of_web(url)
-
-
 def test_what_an_entry_says_of_its_file_goes_first() -> None:
     address = of_web("https://host.example/m.bin", sha256=SHA256, size=5)
     assert (address.sha256, address.size) == (SHA256, 5)
@@ -95,9 +89,9 @@ def test_a_contradiction_is_named_before_any_byte(tmp_path: Path) -> None:
 
         with pytest.raises(IntegrityError) as caught:
             ask(sha256="0" * 64)
-        assert f"should have the sha256 {'0' * 64}, but at org/name:m.safetensors it is {SHA256}" in str(caught.value)
+        assert f"org/name:m.safetensors has the sha256 {SHA256} instead of {'0' * 64}" in str(caught.value)
         assert caught.value.details == {"expected_sha256": "0" * 64, "sha256": SHA256}
-        with pytest.raises(IntegrityError, match=f"should have 1 bytes, but .* {len(BODY)}"):
+        with pytest.raises(IntegrityError, match=f"has {len(BODY):,} bytes instead of 1"):
             ask(size=1)
         hub.add("org/name", "m.safetensors", BODY, lfs=False)
         fine = ask(sha256=SHA256)

@@ -12,6 +12,7 @@ from settee.base.threads import Stopped
 from settee.models.entry import HubFile
 from settee.models.folder import model_folder
 from settee.models.folder.file_state import FileState
+from settee.models.folder.hashing import hash_file
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, put, safetensors, sha256
 
@@ -36,13 +37,13 @@ def test_adopting_an_unrecorded_file(models: ModelFolder, known: dict[str, Any],
     )
 
 
-def test_adopting_reads_a_file_once(models: ModelFolder) -> None:
+def test_adopting_reads_a_file_once(models: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     put(models, entry())
-    read: list[int] = []
-    asked = entry(sha256=sha256(DATA))
-    assert models.adopt(asked, on_bytes=read.append) is None
-    assert models.adopt(asked, on_bytes=read.append) is None
-    assert sum(read) == len(DATA)
+    asked, read = entry(sha256=sha256(DATA)), []
+    monkeypatch.setattr(model_folder, "hash_file", lambda path, **known: read.append(path) or hash_file(path, **known))
+    assert models.adopt(asked) is None
+    assert models.adopt(asked) is None
+    assert len(read) == 1
 
 
 def test_nothing_broken_is_adopted(models: ModelFolder) -> None:
@@ -88,5 +89,5 @@ def test_a_file_that_is_replaced_while_it_is_read(models: ModelFolder) -> None:
     real = model_folder.hash_file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_folder, "hash_file", replaced_first)
-        assert models.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was read"
+        assert models.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was looked at"
     assert models.adopt(entry(), sha256=sha256(DATA)) is None

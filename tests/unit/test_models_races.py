@@ -109,22 +109,3 @@ def test_a_file_that_could_not_be_claimed_is_what_it_was(models: ModelFolder, mo
         with pytest.raises(SetteeError, match="in use"), models.claim(brought(1)):
             raise AssertionError("claimed")
         assert models.state(brought(0)) is FileState.RIGHT
-
-
-def test_a_file_that_is_its_own_source_is_recorded_only_while_it_is_the_one_that_was_looked_at(
-    models: ModelFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An extra folder may be the models folder itself."""
-    path = put(models, brought(0))
-
-    def replace() -> None:
-        path.write_bytes(OTHER)
-        os.utime(path, (1, 1))
-
-    mine = entry(source=HubFile("org/0", "m.safetensors"))
-    interrupted(monkeypatch, model_folder, "link_in_place", replace)
-    with pytest.raises(SetteeError, match="was replaced while it was looked at"):
-        models.link(mine, path)
-    assert not record_file(models).exists()
-    models.link(mine, path)
-    assert models.state(mine) is FileState.RIGHT

@@ -13,11 +13,10 @@ import pytest
 from settee.base.errors import IntegrityError
 from settee.base.files import Lock
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.folder import removal
+from settee.models.folder import records as records_module
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.records import Records
-from settee.models.folder.removal import overwrite
+from settee.models.folder.records import Records, overwrite
 from tests.support.models import DATA, download, entry, other_process, put, record_file, safetensors
 
 OTHER = HubFile("org/other", "m.safetensors")
@@ -229,18 +228,18 @@ def test_wiping_what_a_sealed_job_brought(models: ModelFolder, tmp_path: Path) -
     os.link(path, tmp_path / "witness")
     os.link(part, tmp_path / "witness.part")
     with models.use([asked]):
-        assert not models.wipe(asked)
-    assert models.wipe(asked)
+        assert not models.discard("loras/m.safetensors", wipe=True)
+    assert models.discard("loras/m.safetensors", wipe=True)
     assert os.listdir(path.parent) == []
     # Overwritten where it lay: another name of the same file has no byte of it.
     assert not (tmp_path / "witness").read_bytes().strip(b"\0")
     assert not (tmp_path / "witness.part").read_bytes().strip(b"\0")
-    assert models.wipe(asked)
+    assert models.discard("loras/m.safetensors", wipe=True)
 
 
 def test_wiping_leaves_models_files(models: ModelFolder) -> None:
     path = download(models, entry())
-    assert models.wipe(entry(from_job=True))
+    assert models.discard("loras/m.safetensors", wipe=True)
     assert path.read_bytes() == DATA
     assert models.state(entry()) is FileState.RIGHT
 
@@ -260,7 +259,7 @@ def test_nobody_waits_while_bytes_are_overwritten(models: ModelFolder, monkeypat
         freed.append(other.remove(next(other.records())))
         overwrite(path)
 
-    monkeypatch.setattr(removal, "overwrite", slowly)
-    assert models.wipe(asked)
+    monkeypatch.setattr(records_module, "overwrite", slowly)
+    assert models.discard("loras/m.safetensors", wipe=True)
     assert freed == [len(DATA)]
     assert os.listdir(models.path_of(asked).parent) == []

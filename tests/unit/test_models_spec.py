@@ -94,6 +94,7 @@ def test_options_and_several_entries() -> None:
         ("org/repo@a..b:a.st:vae", "revision"),
         ("org/repo:a.st:vae#sha256=12", "64 hexadecimal"),
         ("s3://b/x.st:vae", "s3://bucket/key"),
+        ("https://h.example:port/m.bin:vae", "not an http"),
         ("org/repo:a.st:vae#sha265=12", "did you mean #sha256"),
         ("org/repo:a.st:vae:b.st#Lazy", "did you mean #lazy"),
         ("org/repo:a.st:vae#lazy&foo", "not an option"),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from settee.base.threads import Stopped
 from settee.models.entry import HubFile
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
@@ -82,18 +81,6 @@ def test_what_verify_says_of_each_kind(models: ModelFolder, tmp_path: Path) -> N
     }
     assert found["vae/gone.safetensors"].detail == "is a link to nothing"
     assert "1 bytes are missing" in found["loras/broken.safetensors"].detail
-
-
-def test_verify_tells_how_far_it_is_and_can_be_stopped(models: ModelFolder) -> None:
-    for number in range(4):
-        download(models, entry(f"loras/{number}.bin"), os.urandom(5_000_000))
-    heard: list[tuple[int, int]] = []
-    assert len(list(verify(models, on_progress=lambda done, total: heard.append((done, total))))) == 4
-    assert heard[-1] == (20_000_000, 20_000_000)
-    assert heard == sorted(heard)
-    stop = threading.Event()
-    with pytest.raises(Stopped):
-        list(verify(models, on_progress=lambda done, total: stop.set(), stop=stop))
 
 
 def test_an_iterator_that_is_dropped_ends_its_readers(models: ModelFolder) -> None:
@@ -191,14 +178,13 @@ def test_prune_leaves_what_is_in_use_or_on_its_way(models: ModelFolder) -> None:
     download(models, entry("loras/job.safetensors", from_job=True))
     path = models.path_of(entry("loras/coming.safetensors"))
     code = """
-import fcntl, sys
+import sys
 from pathlib import Path
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import entry
 models = ModelFolder(Path(sys.argv[1]))
 with models.use([entry("loras/job.safetensors")]), models.claim(entry("loras/coming.safetensors", from_job=True)):
-    part = open(sys.argv[2] + ".part", "wb")
-    fcntl.flock(part, fcntl.LOCK_EX)
+    Path(sys.argv[2] + ".part").touch()
     Path(sys.argv[2] + ".part.json").write_text("{}")
     print("ready", flush=True)
     sys.stdin.readline()
@@ -212,7 +198,6 @@ with models.use([entry("loras/job.safetensors")]), models.claim(entry("loras/com
         "loras/job.safetensors",
         "loras/coming.safetensors",
         "loras/coming.safetensors.part",
-        ".settee/loras/coming.safetensors.placing",
     }
     assert files(models) == {".settee/.lock"}
 
@@ -229,7 +214,8 @@ def test_prune_says_what_it_cannot_remove(
     monkeypatch.setattr(os, "unlink", refuse)
     with caplog.at_level(logging.WARNING):
         removed = prune(models, WANTED)
-    assert files(models) == before
+    # The lock of the file that was to be removed cannot be removed either.
+    assert {name for name in files(models) if not name.endswith(".placing")} == before
     assert removed == []
     assert "loras/job.safetensors cannot be removed: Operation not permitted" in caplog.text
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from settee.models import readahead
-from settee.models.readahead import MARGIN, MIB, PIECE, REGION, ReadAhead, in_memory, resident, tells_the_truth
+from settee.models.readahead import MARGIN, MIB, PIECE, REGION, ReadAhead
+from tests.support.page_cache import resident
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ahead on Linux only")
@@ -25,12 +26,18 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 PLENTY = 1 << 50
 
 
+def in_memory(folder: str) -> bool:
+    """Whether it is on a RAM disk."""
+    command = ["stat", "--file-system", "--format=%T", folder]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() in ("tmpfs", "ramfs")
+
+
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A folder whose files the kernel caches: on a disk, not in a RAM disk."""
     here = Path(__file__).parent
     for parent in (tempfile.gettempdir(), "/var/tmp", str(here)):
-        if os.access(parent, os.W_OK) and not in_memory(os.stat(parent).st_dev):
+        if os.access(parent, os.W_OK) and not in_memory(parent):
             break
     else:
         message = "no writable folder on a disk: the temporary folder, /var/tmp and the checkout are RAM disks"
@@ -45,7 +52,7 @@ def disk() -> Iterator[Path]:
 @pytest.fixture
 def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache is not asked: a disk's own read-ahead, 16 MiB here and none there, makes no difference to counts."""
-    monkeypatch.setattr(readahead, "tells_the_truth", lambda fd, size: False)
+    monkeypatch.setattr(readahead, "is_cached", lambda fd, offset, length: False)
 
 
 class Reads:
@@ -135,24 +142,6 @@ def test_a_cached_file_is_read_where_the_kernel_does_not_say(disk: Path) -> None
     assert read([path]).total == 3 * MIB
 
 
-def test_the_kernel_does_not_tell_a_stranger(disk: Path) -> None:
-    path = dropped(written(disk / "model.safetensors", MIB))
-    answers: list[bool] = []
-
-    def ask(fd: int, size: int) -> None:
-        if os.geteuid() == 0:  # this thread alone becomes somebody else to the file system
-            ctypes.CDLL(None).setfsuid(65534)
-        answers.append(tells_the_truth(fd, size))
-
-    with open(path if os.geteuid() == 0 else "/bin/sh", "rb") as file:
-        stranger = threading.Thread(target=ask, args=(file.fileno(), os.fstat(file.fileno()).st_size))
-        stranger.start()
-        stranger.join()
-    with open(path, "rb") as file:
-        answers.append(tells_the_truth(file.fileno(), MIB))
-    assert answers == [False, True]
-
-
 def test_links_are_followed_and_one_file_is_read_once(disk: Path) -> None:
     path = dropped(written(disk / "blob", 2 * REGION))
     (disk / "model.safetensors").symlink_to(path)
@@ -160,17 +149,6 @@ def test_links_are_followed_and_one_file_is_read_once(disk: Path) -> None:
     reads = read([disk / "model.safetensors", disk / "again.safetensors", path, path])
     assert reads.total <= 2 * REGION
     assert share(path) > 0.9
-
-
-def test_a_ram_disk_has_nothing_to_win(tmp_path: Path) -> None:
-    shm = Path("/dev/shm")
-    if not (shm.is_dir() and os.access(shm, os.W_OK)):
-        pytest.skip("no /dev/shm here")
-    with tempfile.NamedTemporaryFile(dir=shm) as file:
-        file.write(bytes(MIB))
-        file.flush()
-        assert in_memory(os.fstat(file.fileno()).st_dev)
-        assert read([Path(file.name)]).pieces == []
 
 
 @pytest.mark.usefixtures("unprobed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,9 +11,9 @@ import pytest
 
 from settee.base.errors import DownloadFailed, IntegrityError, NoSpace, SetteeError, StagingError
 from settee.base.threads import Stopped
-from settee.models.transfer.address import Address, Facts
-from settee.models.transfer.attempt import Attempt, Mode
-from settee.models.transfer.part import open_part
+from settee.models.transfer.address import Address
+from settee.models.transfer.attempt import Attempt, Task
+from settee.models.transfer.part import Part
 from settee.models.transfer.scheduler import Scheduler
 from settee.models.transfer.stream import Span, _Watch
 from settee.models.transfer.trouble import Broken, Limits
@@ -108,10 +107,12 @@ def test_a_renewed_address_of_another_file(server: FileServer, tmp_path: Path) -
     known = {"size": len(DATA), "sha256": sha256(DATA), "validator": "v1", "renew": renew}
     fetched = fetch(f"{server.url}?old", tmp_path / "m", known=known)
     assert (tmp_path / "m").read_bytes() == new
-    assert (fetched.sha256, fetched.validator) == (sha256(new), "v2")
-    # Whoever gave a hash does not get another file for it.
+    assert fetched.sha256 == sha256(new)
+    # An entry with a hash gets no other file for it: its sources hold every renewed address to it.
+    server.data, server.etag = DATA, '"one"'
+    held = {**known, "renew": lambda: renew().held_to(None, sha256(DATA))}
     with pytest.raises(IntegrityError, match=sha256(DATA)):
-        fetch(f"{server.url}?old", tmp_path / "n", known=known, sha256=sha256(DATA))
+        fetch(f"{server.url}?old", tmp_path / "n", known=held)
 
 
 def test_renew_that_fails(server: FileServer, tmp_path: Path) -> None:
@@ -128,10 +129,11 @@ def test_renew_that_fails(server: FileServer, tmp_path: Path) -> None:
 
 
 def test_a_thread_that_outlived_its_attempt_writes_nothing(server: FileServer, tmp_path: Path) -> None:
-    part, _ = open_part(tmp_path / "m", "the model", threading.Event(), time.monotonic() + 5)
+    part = Part(tmp_path / "m")
     address = Address(server.url, "the model")
-    attempt = Attempt(address, Facts(), part, Scheduler(1).lane(), SMALL, time.monotonic() + 5, Mode())
-    attempt.run(threading.Event(), lambda done, total: None)
+    task = Task(address, part, Scheduler(1).lane(), time.monotonic() + 5, lambda done, total: None, SMALL)
+    attempt = Attempt(task)
+    attempt.run()
     answer, _ = _answer(server)
     with pytest.raises(Stopped):
         attempt.greet(answer, Span(0, 0, 10))

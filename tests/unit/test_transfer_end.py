@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +17,10 @@ import pytest
 
 from settee.base.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.base.threads import Stopped
+from settee.models.folder.hashing import Hashes
 from settee.models.transfer import part
 from settee.models.transfer.address import Address
-from settee.models.transfer.attempt import Fetched
+from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
 from settee.models.transfer.trouble import Limits
 from tests.support.file_server import FileServer
@@ -44,9 +44,9 @@ class Background:
     """A download in a thread."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.stop = threading.Event()
-        self.outcome: list[Fetched | BaseException] = []
-        self._thread = threading.Thread(target=self._run, args=(arguments, {"stop": self.stop, **options}))
+        self.stop = options.setdefault("stop", threading.Event())
+        self.outcome: list[Hashes | BaseException] = []
+        self._thread = threading.Thread(target=self._run, args=(arguments, options))
         self._thread.start()
 
     def _run(self, arguments: Any, options: Any) -> None:
@@ -55,7 +55,7 @@ class Background:
         except BaseException as error:
             self.outcome.append(error)
 
-    def ended(self, within_s: float) -> Fetched | BaseException:
+    def ended(self, within_s: float) -> Hashes | BaseException:
         self._thread.join(within_s)
         assert not self._thread.is_alive(), f"still running after {within_s:g} s"
         return self.outcome[0]
@@ -120,25 +120,12 @@ class TestStop:
         gate = Scheduler(1)
         ticket = gate.lane().ticket()
         ticket.take()
-        running = Background(server.url, tmp_path / "m", lane=gate.lane())
-        eventually(lambda: gate._waiting)
+        running = Background(server.url, tmp_path / "m", lane=(lane := gate.lane()), stop=lane.stop)
+        eventually(lambda: gate.waiting)
         running.stop.set()
         assert isinstance(running.ended(1), Stopped)
         ticket.give()
         fetch(server.url, tmp_path / "m", lane=gate.lane())
-
-    def test_while_another_has_the_part(self, server: FileServer, tmp_path: Path) -> None:
-        server.rule = silent_body
-        first = Background(server.url, tmp_path / "m", limits=PATIENT)
-        eventually(lambda: server.gets)
-        second = Background(server.url, tmp_path / "m", limits=PATIENT)
-        time.sleep(0.1)  # nothing tells that a lock is waited for
-        second.stop.set()
-        assert isinstance(second.ended(1), Stopped)
-        with pytest.raises(DownloadFailed, match="another process"):
-            fetch(server.url, tmp_path / "m", deadline=time.monotonic() + 0.2)
-        first.stop.set()
-        assert isinstance(first.ended(1), Stopped)
 
     def test_what_came_before_is_kept(self, server: FileServer, tmp_path: Path) -> None:
         server.rule = lambda ask, reply: setattr(reply, "silent_after", 100 * KIB if ask.number > 4 else None)
@@ -206,15 +193,10 @@ class TestResume:
         if change == "no validator":
             server.etag = None
         if change == "where":
-            address = {"url": server.url.replace("file.bin", "x"), "where": "elsewhere"}
-            target = tmp_path / "m"
-            from settee.models.transfer.download import download
-
             download(
-                Address(**address),
-                target,
+                Address(server.url.replace("file.bin", "x"), "elsewhere"),
+                tmp_path / "m",
                 lane=Scheduler(2).lane(),
-                stop=threading.Event(),
                 deadline=time.monotonic() + 20,
                 on_progress=lambda done, total: None,
                 limits=SMALL,
@@ -229,13 +211,10 @@ class TestResume:
             fetch(server.url, tmp_path / "m", sha256=SHA, limits=replace(SMALL, tries=2))
         with FileServer(DATA).running() as mirror:
             mirror.etag = '"mirror"'
-            from settee.models.transfer.download import download
-
             download(
                 Address(mirror.url, "a mirror", sha256=SHA),
                 tmp_path / "m",
                 lane=Scheduler(2).lane(),
-                stop=threading.Event(),
                 deadline=time.monotonic() + 20,
                 on_progress=lambda done, total: None,
                 limits=SMALL,
@@ -274,42 +253,10 @@ class TestResume:
         assert found is not None
         (tmp_path / "m.part").write_bytes(DATA)
         lengths = [min(SMALL.range_bytes, len(DATA) - at) for at in range(0, len(DATA), SMALL.range_bytes)]
-        part.Journal.create(tmp_path / "m.part.json", found[0], lengths).close()
+        part.Journal(tmp_path / "m.part.json", found[0], lengths).close()
         fetch(server.url, tmp_path / "m")
         assert (tmp_path / "m").read_bytes() == DATA
         assert server.sent == 0
-
-
-class TestTwo:
-    def test_threads_for_one_target(self, server: FileServer, tmp_path: Path) -> None:
-        server.rule = lambda ask, reply: setattr(reply, "rate", 3_000_000.0)
-        both = [Background(server.url, tmp_path / "m", known={"sha256": SHA}) for _ in range(2)]
-        outcomes = [one.ended(20) for one in both]
-        assert [getattr(outcome, "sha256", outcome) for outcome in outcomes] == [SHA, SHA]
-        assert (tmp_path / "m").read_bytes() == DATA
-        assert left(tmp_path) == ["m"]
-        # The second took what the first had brought.
-        assert server.sent == len(DATA)
-
-    def test_processes_for_one_target(self, server: FileServer, tmp_path: Path) -> None:
-        def slow_once_both_run(ask: Ask, reply: Reply) -> None:
-            eventually(lambda: len(list(tmp_path.glob("started/*"))) == 2, 20)
-            reply.rate = 2_000_000.0
-
-        server.rule = slow_once_both_run
-        code = (
-            "import os, sys; from pathlib import Path; from tests.support.transferring import fetch\n"
-            "Path(sys.argv[4], str(os.getpid())).touch()\n"
-            "print(fetch(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3]).sha256)"
-        )
-        (tmp_path / "started").mkdir()
-        (tmp_path / "models").mkdir()
-        target = tmp_path / "models/m"
-        command = [sys.executable, "-c", code, server.url, str(target), SHA, str(tmp_path / "started")]
-        both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-        assert [one.communicate(timeout=30)[0].strip() for one in both] == [SHA, SHA]
-        assert left(target.parent) == ["m"]
-        assert server.sent == len(DATA)
 
 
 class TestDisk:
@@ -361,7 +308,7 @@ class TestByLibrary:
 
         fetched = fetch(server.url, tmp_path / "m", known={"by_library": library}, sha256=SHA)
         assert (tmp_path / "m").read_bytes() == DATA
-        assert fetched == Fetched(len(DATA), SHA, fetched.xxh3, None)
+        assert fetched == Hashes(len(DATA), SHA, fetched.xxh3)
         assert left(tmp_path) == ["m"]
 
     def test_brings_another_file(self, server: FileServer, tmp_path: Path) -> None:

@@ -132,14 +132,14 @@ def test_a_limit_and_buffers_that_are_used_again() -> None:
     first = one.take()
     two.take()
     waiting = Waiting(three)
-    eventually(lambda: scheduler._waiting)
+    eventually(lambda: scheduler.waiting)
     assert not waiting.has_it
     one.give()
     assert waiting.join() is first
     two.give()
     three.give()
     three.give()  # twice is once
-    assert scheduler._free == 2
+    assert scheduler.free == 2
 
 
 def test_the_urgent_one_goes_first() -> None:
@@ -147,10 +147,10 @@ def test_the_urgent_one_goes_first() -> None:
     holder = scheduler.lane().ticket()
     holder.take()
     early = Waiting(scheduler.lane().ticket())
-    eventually(lambda: len(scheduler._waiting) == 1)
+    eventually(lambda: len(scheduler.waiting) == 1)
     late_lane = scheduler.lane()
     late = Waiting(late_lane.ticket())
-    eventually(lambda: len(scheduler._waiting) == 2)
+    eventually(lambda: len(scheduler.waiting) == 2)
     late_lane.urgent = True
     holder.give()
     late.join()
@@ -188,7 +188,7 @@ def test_an_urgent_one_that_ends_lets_them_go_on() -> None:
     urgent = scheduler.lane(urgent=True).ticket()
     urgent.take()
     calm = Waiting(scheduler.lane().ticket())
-    eventually(lambda: scheduler._waiting)
+    eventually(lambda: scheduler.waiting)
     assert not calm.has_it
     urgent.give()
     calm.join()
@@ -200,7 +200,7 @@ def test_ranges_of_two_downloads_take_turns() -> None:
     one.take()
     assert one.yield_turn(between_ranges=True) is one.buffer
     other = Waiting(two)
-    eventually(lambda: scheduler._waiting)
+    eventually(lambda: scheduler.waiting)
     # Between two chunks of a range it keeps its turn.
     assert one.yield_turn() is one.buffer
     again = threading.Thread(target=one.yield_turn, kwargs={"between_ranges": True})
@@ -224,7 +224,7 @@ def test_a_ticket_that_is_cancelled_while_it_waits() -> None:
     with pytest.raises(Stopped):
         waiting.ticket.take()
     holder.give()
-    assert scheduler._free == 1
+    assert scheduler.free == 1
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ key's last part. Two objects never share one: the second gets a hash of its buck
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from settee.base.errors import SetteeError, UnsafePath
+from settee.base.errors import UnsafePath
 from settee.comfyui.model_folders import SUFFIXES
 from settee.delivery.keys import safe_segment
 from settee.doors.agent.config import AgentConfig
@@ -23,10 +22,7 @@ from settee.models.entry import ModelEntry, S3Object, identity
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.records import Placed
-from settee.models.folder.removal import remove_part
 from settee.staging.workspace import safe_relative
-
-log = logging.getLogger(__name__)
 
 #: What an object may call itself, in S3's metadata.
 _METADATA_NAMES = ("original-name", "original_name", "display-name", "display_name")
@@ -167,15 +163,4 @@ def _is_of(placed: Placed, entry: ModelEntry) -> bool:
 
 def remove(passing: Iterable[ModelEntry], model_folder: ModelFolder) -> list[ModelEntry]:
     """Remove what jobs brought for themselves, half downloaded or whole; those that stay, which is logged."""
-    left = []
-    for entry in passing:
-        try:
-            placed = model_folder.inspect(entry).placed
-            is_gone = placed is None or not placed.from_job or model_folder.remove(placed) is not None
-            if not (remove_part(str(model_folder.path_of(entry))) and is_gone):
-                log.warning("a model of the job stays: it is in use, or still fetched")
-                left.append(entry)
-        except (SetteeError, OSError) as error:
-            log.warning("a model of the job stays: %s", getattr(error, "strerror", None) or error)
-            left.append(entry)
-    return left
+    return [entry for entry in passing if not model_folder.discard(str(entry.path))]

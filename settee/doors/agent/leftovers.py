@@ -12,11 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from settee.backends.comfy.prompts import folder_of, prompt_ids
-from settee.base.errors import SetteeError
 from settee.engine.engine import Engine
 from settee.models.entry import ModelEntry
-from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.removal import remove_part
 from settee.service.store import Attempt, Store, StoreError
 from settee.staging.wipe import wipe_file, wipe_tree
 
@@ -73,7 +70,8 @@ class Leftovers:
             if attempt.prompt_id is not None:
                 engine.take_back(attempt.prompt_id)
                 self._wipe(attempt.prompt_id)
-        self._left |= _remove(self._stored, engine.model_folder)
+        discard = engine.model_folder.discard
+        self._left |= {name for name in self._stored if _is_plain(name) and not discard(name)}
         self._write(set(self._left))
 
     def _wipe(self, prompt_id: str) -> None:
@@ -97,27 +95,6 @@ class Leftovers:
                         wipe_file(file, dir_fd=folder_fd)
                     finally:
                         os.close(folder_fd)
-
-
-def _remove(models: Iterable[str], model_folder: ModelFolder) -> set[str]:
-    """Remove of these, by their paths, what a job brought by its record, and what was half fetched; return the rest."""
-    wanted = {name for name in models if _is_plain(name)}
-    left = set()
-    try:
-        brought = {placed.path: placed for placed in model_folder.records() if placed.from_job}
-    except OSError as error:
-        log.warning("models of a killed job stay: %s", error.strerror)
-        return wanted
-    for name in wanted:
-        try:
-            is_gone = name not in brought or model_folder.remove(brought[name]) is not None
-            if not (remove_part(f"{model_folder.root}/{name}") and is_gone):
-                log.warning("a model of a killed job stays: it is in use, or still fetched")
-                left.add(name)
-        except (OSError, SetteeError) as error:
-            log.warning("a model of a killed job stays: %s", getattr(error, "strerror", None) or error)
-            left.add(name)
-    return left
 
 
 def _is_plain(name: str) -> bool:

@@ -68,7 +68,7 @@ def _open(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(0, "not a regular file")
-    return open(fd, "rb", buffering=0)
+    return open(fd, "rb")
 
 
 def _not_a_model(file: BinaryIO, head: bytes, size: int, suffix: str) -> str | None:
@@ -97,7 +97,8 @@ def _not_a_model(file: BinaryIO, head: bytes, size: int, suffix: str) -> str | N
 
 def _is_json(file: BinaryIO) -> bool:
     try:
-        loads_strict(os.pread(file.fileno(), _TEXT_BYTES, 0))
+        file.seek(0)
+        loads_strict(file.read(_TEXT_BYTES))
     except ValueError:
         return False
     return True
@@ -105,8 +106,8 @@ def _is_json(file: BinaryIO) -> bool:
 
 def _torch(file: BinaryIO, head: bytes, size: int) -> str | None:
     if head.startswith(b"PK\x03\x04"):
-        tail = os.pread(file.fileno(), _ZIP_END_BYTES, max(0, size - _ZIP_END_BYTES))
-        return None if b"PK\x05\x06" in tail else f"is cut short (its archive has no end): {_AGAIN}"
+        file.seek(max(0, size - _ZIP_END_BYTES))
+        return None if b"PK\x05\x06" in file.read() else f"is cut short (its archive has no end): {_AGAIN}"
     is_pickle = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     # The tar archives of PyTorch before 0.1.11 are still read by torch.load.
     if is_pickle or head[257:262] == b"ustar":
@@ -115,13 +116,14 @@ def _torch(file: BinaryIO, head: bytes, size: int) -> str | None:
 
 
 def _safetensors(file: BinaryIO, size: int) -> str | None:
-    length = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
     if size < 8 or (length <= MAX_HEADER_BYTES and 8 + length > size):
         return f"is cut short ({size} bytes, not even a whole header): {_AGAIN}"
     if length > MAX_HEADER_BYTES or length < 2:
         return f"is not a safetensors file (its first 8 bytes are not a header length): {_AGAIN}, or correct its name"
     try:
-        header = loads_strict(_pread_all(file, length, 8))
+        header = loads_strict(file.read(length))
     except ValueError:
         return f"is not a safetensors file, or a damaged one (its header is not JSON): {_AGAIN}"
     if not isinstance(header, dict):
@@ -138,17 +140,6 @@ def _safetensors(file: BinaryIO, size: int) -> str | None:
             return f"is a damaged safetensors file (tensor {name[:80]!r} contradicts itself): {_AGAIN}"
         ranges.append(span)
     return _layout(ranges, size - 8 - length)
-
-
-def _pread_all(file: BinaryIO, count: int, offset: int) -> bytes:
-    """Read in a loop: one read ends early on a signal and on some network file systems."""
-    data = bytearray()
-    while len(data) < count:
-        more = os.pread(file.fileno(), count - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return bytes(data)
 
 
 def _range(tensor: Any) -> tuple[int, int] | None:

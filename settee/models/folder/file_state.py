@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from settee.models.entry import ModelEntry, identity
-from settee.models.folder.hashing import Hashes
 from settee.models.folder.records import Placed
 
 
@@ -44,23 +43,6 @@ class Inspection:
         if self.placed is None:
             return self.size < 0
         return self.placed.pending or self.size < 0 or self.placed.matches(self.size, self.mtime_ns, self.link)
-
-
-@dataclass(frozen=True, eq=False)
-class Content:
-    """The content of a name at some time. Two are equal when they are the same bytes, as far as stat and hash show."""
-
-    #: A hash, where one is known.
-    hashed: str | None
-    #: Device, inode, size and time of change.
-    file: tuple[int, int, int, int]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Content):
-            return NotImplemented
-        return self.file == other.file or (self.hashed is not None and self.hashed == other.hashed)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def inspect(path: str, entry: ModelEntry, placed: Placed | None) -> Inspection:
@@ -129,10 +111,3 @@ def is_kept_from(entry: ModelEntry, found: Inspection) -> bool:
     if not entry.from_job or found.placed is None or found.placed.from_job:
         return False
     return found.size >= 0 or found.placed.source != identity(entry.source)
-
-
-def difference(found: Hashes, sha256: str | None, xxh3: str | None) -> str | None:
-    """Return how the bytes differ from the expected ones; the XXH3 decides where it is known."""
-    if xxh3 is not None:
-        return None if found.xxh3 == xxh3 else "was changed since it was placed"
-    return None if found.sha256 == sha256 else f"has the sha256 {found.sha256} instead of {sha256}"

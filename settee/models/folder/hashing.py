@@ -1,11 +1,10 @@
-"""Hashes of files that may be larger than memory; hashing can be stopped."""
+"""Hashes of files that may be larger than memory."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,35 +16,42 @@ _CHUNK = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Hashes:
-    """Hex digests, with the file's size and time from before the first byte was read."""
+    """Bytes that were hashed, and their digests in hex."""
 
-    sha256: str | None
-    xxh3: str
     size: int
-    mtime_ns: int
+    #: None where none was asked for.
+    sha256: str | None
+    #: Of 64 bits, for later checks.
+    xxh3: str
 
 
-def hash_file(
-    path: Path | str,
-    *,
-    sha256: bool,
-    stop: threading.Event | None = None,
-    on_bytes: Callable[[int], None] = lambda count: None,
-) -> Hashes:
-    """Read the file once. ``on_bytes`` gets the size of each chunk. Raises OSError, Stopped."""
-    import xxhash
+class Hashing:
+    """Takes a file's bytes in order."""
 
-    slow, fast = hashlib.sha256() if sha256 else None, xxhash.xxh3_64()
-    buffer = memoryview(bytearray(_CHUNK))
+    def __init__(self, *, sha256: bool) -> None:
+        import xxhash
+
+        self.size = 0
+        self._fast, self._strong = xxhash.xxh3_64(), hashlib.sha256() if sha256 else None
+
+    def update(self, chunk: memoryview) -> None:
+        self.size += len(chunk)
+        self._fast.update(chunk)
+        if self._strong is not None:
+            self._strong.update(chunk)
+
+    def result(self) -> Hashes:
+        sha256 = None if self._strong is None else self._strong.hexdigest()
+        return Hashes(self.size, sha256, self._fast.hexdigest())
+
+
+def hash_file(path: Path | str, *, sha256: bool, stop: threading.Event | None = None) -> Hashes:
+    """Read the file once. Raises OSError, Stopped."""
+    hashing, buffer = Hashing(sha256=sha256), memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
-        info = os.fstat(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while count := file.readinto(buffer):
             if stop is not None and stop.is_set():
                 raise Stopped
-            chunk = buffer[:count]
-            fast.update(chunk)
-            if slow is not None:
-                slow.update(chunk)
-            on_bytes(count)
-    return Hashes(slow.hexdigest() if slow is not None else None, fast.hexdigest(), info.st_size, info.st_mtime_ns)
+            hashing.update(buffer[:count])
+    return hashing.result()

@@ -19,7 +19,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,8 @@ from settee.comfyui.model_folders import namesakes
 from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import model_problem
 from settee.models.folder.file_state import (
-    Content,
     FileState,
     Inspection,
-    difference,
     inspect,
     is_kept_from,
     unprovable,
@@ -43,7 +41,6 @@ from settee.models.folder.hashing import hash_file
 from settee.models.folder.place import (
     blob_sha256,
     check_source,
-    link_in_place,
     relative,
     set_aside,
     symlink,
@@ -51,7 +48,6 @@ from settee.models.folder.place import (
     unusable,
 )
 from settee.models.folder.records import Placed, Records
-from settee.models.folder.removal import Users, is_downloading
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +65,6 @@ class ModelFolder:
         #: The same, absolute, as a string: paths below are built often.
         self.root = os.path.abspath(models_dir)
         self._records = Records(self.root)
-        self._users = Users(self.root, self._records)
 
     # --- looking -------------------------------------------------------------------------------------------
 
@@ -86,20 +81,20 @@ class ModelFolder:
         rel = relative(entry)
         return inspect(f"{self.root}/{rel}", entry, self._records.read(rel))
 
-    def content_of(self, entry: ModelEntry) -> Content | None:
-        """Return the content of the entry's name, to compare with a later one; None when no file has the name."""
-        found = (self._content(str(place)) for place in namesakes(entry.path))
-        return next((content for content in found if content is not None), None)
+    def content_of(self, entry: ModelEntry) -> frozenset[object]:
+        """Return the facts that identify the content of the entry's name: two contents are one if they share a fact.
 
-    def _content(self, rel: str) -> Content | None:
-        try:
-            info = os.stat(f"{self.root}/{rel}")
-        except OSError:
-            return None
-        placed, known = self._records.read(rel), None
-        if placed is not None and placed.size == info.st_size and placed.same_time(info.st_mtime_ns):
-            known = placed.sha256 or placed.xxh3
-        return Content(known, (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns))
+        Empty when no file has the name.
+        """
+        for rel in map(str, namesakes(entry.path)):
+            with contextlib.suppress(OSError):
+                info = os.stat(f"{self.root}/{rel}")
+                placed = self._records.read(rel)
+                is_known = placed and placed.size == info.st_size and placed.same_time(info.st_mtime_ns)
+                known = (placed.sha256 or placed.xxh3) if placed and is_known else None
+                file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
+                return frozenset((file, known) if known else (file,))
+        return frozenset()
 
     def records(self) -> Iterator[Placed]:
         """Yield every record, sorted by path. Its file may be gone."""
@@ -114,7 +109,6 @@ class ModelFolder:
         size: int | None = None,
         sha256: str | None = None,
         stop: threading.Event | None = None,
-        on_bytes: Callable[[int], None] = lambda count: None,
     ) -> str | None:
         """Find out whether an UNKNOWN file is the entry's, and record it if so. Return what is wrong with it, or None.
 
@@ -136,13 +130,13 @@ class ModelFolder:
         found = None
         if wanted or fast:
             try:
-                found = hash_file(path, sha256=fast is None, stop=stop, on_bytes=on_bytes)
+                found = hash_file(path, sha256=fast is None, stop=stop)
             except OSError as error:
                 return f"cannot be read ({error.strerror})"
-            if problem := difference(found, wanted, fast):
-                return problem
-            if (found.size, found.mtime_ns) != (before.size, before.mtime_ns):
-                return "was replaced while it was read"
+            if fast and found.xxh3 != fast:
+                return "was changed since it was placed"
+            if not fast and found.sha256 != wanted:
+                return f"has the sha256 {found.sha256} instead of {wanted}"
         xxh3 = found.xxh3 if found and before.link is None else None
         known = self._placed(entry, before, sha256=wanted, xxh3=xxh3, is_adopted=True)
         # Another process may have put another file there meanwhile: its record must stay.
@@ -249,28 +243,20 @@ class ModelFolder:
             return
         set_aside(entry, path)
 
-    def link(
-        self,
-        entry: ModelEntry,
-        source: Path,
-        *,
-        sha256: str | None = None,
-        stop: threading.Event | None = None,
-        on_bytes: Callable[[int], None] = lambda count: None,
-    ) -> None:
+    def link(self, entry: ModelEntry, source: Path, *, stop: threading.Event | None = None) -> None:
         """Make the entry's place an absolute symbolic link to ``source``, and record it.
 
-        ``sha256`` is the source's, where known; the Hub's cache has it in the file's name. If only the entry has one,
-        the source is read once. One rename: there is no moment without a file. Raises what :meth:`make_way` does,
-        IntegrityError when the source is not the entry's model, StagingError when it does not exist, Stopped.
+        The Hub's cache has the source's sha256 in its name. If only the entry has one, the source is read once. One
+        rename: there is no moment without a file. Raises what :meth:`make_way` does,
+        IntegrityError when the source is not the entry's model, StagingError when it does not exist or is the very
+        file in this place, Stopped.
         """
         path, aim = self.path_of(entry), os.path.abspath(source)
-        seen = self._records.read(relative(entry))
-        info = check_source(entry, aim)
-        sha256 = sha256 or blob_sha256(aim)
+        info = check_source(entry, path, aim)
+        sha256 = blob_sha256(aim)
         if sha256 is None and entry.sha256 is not None:
             try:
-                sha256 = hash_file(aim, sha256=True, stop=stop, on_bytes=on_bytes).sha256
+                sha256 = hash_file(aim, sha256=True, stop=stop).sha256
             except OSError as error:
                 raise StagingError(f"{entry.path}: its source cannot be read ({error.strerror})") from error
         if entry.sha256 is not None and sha256 != entry.sha256:
@@ -278,17 +264,6 @@ class ModelFolder:
                 f"{entry.path}: the file on this host has the sha256 {sha256} instead of {entry.sha256}",
                 details={"model": str(entry.path), "expected_sha256": entry.sha256, "sha256": sha256},
             )
-        link = link_in_place(path, info, aim)
-        linked = Inspection(FileState.RIGHT, "", None, info.st_size, info.st_mtime_ns, link)
-        if link != aim:
-
-            def is_still() -> bool:
-                now = self.inspect(entry)
-                return (now.size, now.mtime_ns, now.link) == (linked.size, linked.mtime_ns, linked.link)
-
-            if not self._records.rewrite(seen, self._placed(entry, linked, sha256=sha256), is_still=is_still):
-                raise taken(entry, "was replaced while it was looked at", retryable=True)
-            return
         with self._placing(entry, stop, _MAX_WAIT_S) as had_to_wait:
             if had_to_wait and self.state(entry) is FileState.RIGHT:
                 return
@@ -297,6 +272,7 @@ class ModelFolder:
             with self._records.lock(relative(entry), exclusive=True) as lock:
                 if lock is Lock.BUSY:
                     raise taken(entry, "is in use by a running job", retryable=True)
+                linked = Inspection(FileState.RIGHT, size=info.st_size, mtime_ns=info.st_mtime_ns, link=aim)
                 placed = self._placed(entry, linked, sha256=sha256)
                 symlink(entry, path, aim)
                 self._records.write_locked(placed)
@@ -310,7 +286,7 @@ class ModelFolder:
             raise IntegrityError(f"{entry.path} was downloaded, and is gone again ({error.strerror})") from error
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
             raise IntegrityError(f"{entry.path} was downloaded, and something else put another file in its place")
-        found = Inspection(FileState.RIGHT, "", None, info.st_size, info.st_mtime_ns, None)
+        found = Inspection(FileState.RIGHT, size=info.st_size, mtime_ns=info.st_mtime_ns)
         # Any reader of the pending record releases its lock at once.
         self._write(entry, found, sha256=sha256, xxh3=xxh3, wait_s=WAIT_S)
 
@@ -375,23 +351,31 @@ class ModelFolder:
         """
         entries = tuple(entries)
         names = [relative(entry) for entry in entries]
-        with self._users.use(names, lambda number: self.state(entries[number]) is FileState.RIGHT) as gone:
+        with self._records.use(names, lambda number: self.state(entries[number]) is FileState.RIGHT) as gone:
             yield tuple(entries[number] for number in gone)
 
     def in_use(self, rel: str) -> bool:
         """Return True if a running job uses the file, in this process or another."""
-        return self._users.in_use(rel)
+        return self._records.in_use(rel)
 
     def remove(self, placed: Placed) -> int | None:
-        """Remove a recorded file. Return the bytes freed, or None while it is used (:meth:`Users.remove`)."""
-        return self._users.remove(placed)
+        """Remove a recorded file. Return the bytes freed, or None while it is used (:meth:`Records.remove`)."""
+        return self._records.remove(placed)
 
-    def wipe(self, entry: ModelEntry) -> bool:
-        """Overwrite and remove what a sealed job brought, after its :meth:`use` (:meth:`Users.wipe`)."""
-        return self._users.wipe(relative(entry))
+    def is_placing(self, rel: str) -> bool:
+        """Return True if some process is placing this file."""
+        return self._records.is_placing(rel)
+
+    def remove_part(self, rel: str) -> bool:
+        """Remove what was downloaded so far. False while a process goes on with it (:meth:`Records.remove_part`)."""
+        return self._records.remove_part(rel)
+
+    def discard(self, rel: str, *, wipe: bool = False) -> bool:
+        """Remove what a job brought, after its :meth:`use` (:meth:`Records.discard`)."""
+        return self._records.discard(rel, wipe=wipe)
 
     def wipe_left(self) -> None:
         """Wipe models of sealed jobs whose worker was killed; not those that another worker's job uses now."""
         for placed in [placed for placed in self.records() if placed.sealed]:
-            if not is_downloading(f"{self.root}/{placed.path}") and not self.in_use(placed.path):
-                self._users.wipe(placed.path)
+            if not self.is_placing(placed.path) and not self.in_use(placed.path):
+                self.discard(placed.path, wipe=True)

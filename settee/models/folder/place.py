@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +18,6 @@ from settee.base.text import shown
 from settee.comfyui.model_folders import SUFFIXES
 from settee.models.entry import ModelEntry
 from settee.models.folder.checks import model_problem
-from settee.models.folder.records import temporary_name
 from settee.staging.workspace import safe_relative
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,12 @@ JOURNAL = ".part.json"
 #: The suffix of a whole model of the operator's that MODELS wanted another one in place of.
 ASIDE = ".set-aside"
 MAX_ASIDE = 100
+#: Begins temporary names, next to models and next to records. No entry may have a hidden name.
+TEMPORARY = ".settee-"
+_counter = itertools.count()
 _MAX_NAME_BYTES = 255 - len(JOURNAL)
 #: Where the Hub's cache keeps files that have a sha256 (LFS): ``blobs/<sha256>``.
-_BLOB = re.compile(r"/blobs/([0-9a-f]{64})\Z")
+_BLOB = re.compile(r"(?:^|/)blobs/([0-9a-f]{64})\Z")
 
 
 def relative(entry: ModelEntry) -> str:
@@ -106,6 +110,11 @@ def free_at(path: str) -> int:
     return room.f_bavail * room.f_frsize
 
 
+def temporary_name() -> str:
+    """Return a name that no other process or thread uses."""
+    return f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns():x}-{next(_counter)}.tmp"
+
+
 # --- files set aside, and links ----------------------------------------------------------------------------
 
 
@@ -130,18 +139,28 @@ def set_aside_in(root: str) -> Iterator[str]:
     return (rel for rel in walk(root) if re.search(rf"{re.escape(ASIDE)}(-\d+)?$", rel))
 
 
-def blob_sha256(path: str) -> str | None:
-    """Return the sha256 that the Hub's cache put into the name of the file that this link leads to."""
-    found = _BLOB.search(os.path.realpath(path))
+def blob_sha256(path: str | Path) -> str | None:
+    """Return the sha256 that the Hub's cache put into the name of the file that this link leads to, if it has one."""
+    try:
+        found = _BLOB.search(os.readlink(path))
+    except OSError:
+        return None
     return found[1] if found else None
 
 
-def check_source(entry: ModelEntry, aim: str) -> os.stat_result:
-    """Raise StagingError or IntegrityError when a link's source is not the entry's model by size or head."""
+def check_source(entry: ModelEntry, path: Path, aim: str) -> os.stat_result:
+    """Raise StagingError or IntegrityError when a link's source is not the entry's model by size or head.
+
+    Nor may it be the file at ``path`` itself: an extra folder may be the models folder, or lead there.
+    """
     try:
         info = os.stat(aim)
     except OSError as error:
         raise StagingError(f"{entry.path} cannot be linked: its source is gone ({error.strerror})") from error
+    folder, name = os.path.split(aim)
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(path), info) or (name == path.name and os.path.samefile(folder, path.parent)):
+            raise StagingError(f"{entry.path} cannot be linked: it would lead to itself")
     problem = model_problem(Path(aim), entry.name)
     if problem is None and entry.size is not None and info.st_size != entry.size:
         problem = f"has {info.st_size} bytes instead of {entry.size}"
@@ -160,23 +179,6 @@ def symlink(entry: ModelEntry, path: Path, aim: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise unusable(entry, error) from error
-
-
-def link_in_place(path: Path, info: os.stat_result, aim: str) -> str | None:
-    """Return the target of the link at ``path``; None when ``aim`` is that very place and holds a plain file.
-
-    An extra folder may be the models folder itself: a link would lead to itself, over the only copy.
-    """
-    try:
-        there = os.lstat(path)
-    except OSError:
-        return aim
-    if (there.st_dev, there.st_ino) == (info.st_dev, info.st_ino):
-        return None
-    folder, name = os.path.split(aim)
-    if name == path.name and os.path.samefile(folder, path.parent):
-        return os.readlink(path)
-    return aim
 
 
 # --- errors ------------------------------------------------------------------------------------------------

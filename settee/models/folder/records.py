@@ -8,35 +8,38 @@ was last used, and a shared flock on it means that a job uses the file now.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import logging
 import os
+import stat
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import orjson
+from pydantic import ConfigDict, TypeAdapter
 
 from settee.base.files import WAIT_S, Lock, hold, write_whole
+from settee.models.folder.place import JOURNAL, PART, temporary_name
+from settee.staging.wipe import wipe_file
 
 log = logging.getLogger(__name__)
 
 #: In the models folder. ComfyUI looks in named folders only and never lists it.
 FOLDER = ".settee"
-#: Begins temporary names, here and next to models. No entry may have a hidden name.
-TEMPORARY = ".settee-"
 #: Ends the lock, next to the record, of the process that places the file.
 PLACING = ".placing"
 #: A record has some 400 bytes; a larger file is not a record.
 _MAX_BYTES = 16 * 1024
-_counter = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
     """The record of one file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     #: Below the models folder: ``checkpoints/sd15.safetensors``.
     path: str
@@ -56,7 +59,7 @@ class Placed:
     #: Brought by a sealed job: to be wiped when no job uses it.
     sealed: bool = False
     #: Not placed yet: a download for it has begun. Size, time and link are those of the earlier file (size -1: none),
-    #: so that the download's result is told from it, even when the process was killed before it could record it.
+    #: so that the download's result can be told apart, even when the process was killed before it could record it.
     pending: bool = False
     #: ``time.time()`` of the placing.
     placed_at: float = 0.0
@@ -72,44 +75,26 @@ class Placed:
         return mtime_ns in (self.mtime_ns, self.mtime_ns // 10**9 * 10**9)
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "path": (str,),
-    "source": (str,),
-    "size": (int,),
-    "mtime_ns": (int,),
-    "sha256": (str, type(None)),
-    "xxh3": (str, type(None)),
-    "link": (str, type(None)),
-    "from_job": (bool,),
-    "sealed": (bool,),
-    "pending": (bool,),
-    "placed_at": (float, int),
-}
-assert set(_TYPES) == {item.name for item in fields(Placed)} - {"last_used"}
-
-
-def _parse(text: bytes, rel: str, last_used: float) -> Placed | None:
-    """Return None for anything but a record of this very file."""
-    try:
-        data = orjson.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(data, dict) or data.keys() != _TYPES.keys() or data["path"] != rel:
-        return None
-    if any(type(value) not in _TYPES[name] for name, value in data.items()):
-        return None
-    return Placed(**data, last_used=last_used)
+@functools.cache
+def _adapter() -> TypeAdapter[Placed]:
+    return TypeAdapter(Placed)  # takes milliseconds, which an import must not
 
 
 class Records:
-    """The records below one models folder. Everything here may be called from any thread."""
+    """The records below one models folder, and the users of its files, in all processes that share it.
+
+    Everything here may be called from any thread. Names are relative: ``checkpoints/sd15.safetensors``.
+    """
 
     def __init__(self, models_dir: str) -> None:
-        self._root = f"{models_dir}/{FOLDER}"
+        self._models, self._root = models_dir, f"{models_dir}/{FOLDER}"
         #: Records that could not be written (a read-only folder) or must not be replaced just now (in use), each with
         #: the record on disk at that time: another process's later record takes precedence.
         self._unwritten: dict[str, tuple[Placed, Placed | None]] = {}
         self._has_warned = False
+        #: How many running jobs of this process use a file.
+        self._counts: Counter[str] = Counter()
+        self._mutex = threading.RLock()
 
     def file(self, rel: str) -> str:
         """Return the path of the record of ``checkpoints/sd15.safetensors``, which need not exist."""
@@ -132,8 +117,9 @@ class Records:
         except OSError:
             return None
         try:
-            return _parse(os.read(fd, _MAX_BYTES), rel, os.fstat(fd).st_mtime)
-        except OSError:
+            placed = _adapter().validate_json(os.read(fd, _MAX_BYTES), strict=True)
+            return replace(placed, last_used=os.fstat(fd).st_mtime) if placed.path == rel else None
+        except (OSError, ValueError):
             return None
         finally:
             os.close(fd)
@@ -174,8 +160,10 @@ class Records:
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
         try:
+            data = {name: value for name, value in asdict(placed).items() if name != "last_used"}
+            content = orjson.dumps(data, option=orjson.OPT_INDENT_2)
             # Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds.
-            write = partial(write_whole, file, _render(placed), is_lasting=False, part=f"{folder}/{temporary_name()}")
+            write = functools.partial(write_whole, file, content, is_lasting=False, part=f"{folder}/{temporary_name()}")
             try:
                 write()
             except FileNotFoundError:
@@ -183,7 +171,10 @@ class Records:
                 write()
         except OSError as error:
             self._remember(placed, self._read(placed.path))
-            self._warn(error)
+            if not self._has_warned:
+                self._has_warned = True
+                why = "they will be checked again at every start"
+                log.warning("placed models cannot be recorded in the models folder (%s): %s", error.strerror, why)
             return
         self._unwritten.pop(placed.path, None)
 
@@ -193,14 +184,6 @@ class Records:
     def forget(self, rel: str) -> None:
         """Drop a record that only this process has."""
         self._unwritten.pop(rel, None)
-
-    def _warn(self, error: OSError) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "placed models cannot be recorded in the models folder (%s): they will be checked again at every start",
-                error.strerror,
-            )
 
     def delete(self, rel: str) -> None:
         """Delete a record. Raises OSError; one that stays does no harm, as it no longer matches the file."""
@@ -247,13 +230,14 @@ class Records:
             yield hold(stack, self.file(rel), exclusive=exclusive, wait_s=wait_s if exclusive else WAIT_S)
 
     @contextlib.contextmanager
-    def placing(self, rel: str, wait_s: float) -> Iterator[Lock]:
+    def placing(self, rel: str, wait_s: float, *, create: bool = True) -> Iterator[Lock]:
         """Hold the right to put a file there, among all processes."""
         path = f"{self._root}/{rel}{PLACING}"
         with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if create:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
         with contextlib.ExitStack() as stack:
-            lock = hold(stack, path, exclusive=True, wait_s=wait_s, create=True)
+            lock = hold(stack, path, exclusive=True, wait_s=wait_s, create=create)
             try:
                 yield lock
             finally:
@@ -262,12 +246,127 @@ class Records:
                     with contextlib.suppress(OSError):
                         os.unlink(path)
 
+    # --- users, and what has none -----------------------------------------------------------------------------
 
-def temporary_name() -> str:
-    """Return a name that no other process or thread uses."""
-    return f"{TEMPORARY}{os.getpid()}-{time.monotonic_ns():x}-{next(_counter)}.tmp"
+    @contextlib.contextmanager
+    def use(self, names: Sequence[str], is_right: Callable[[int], bool]) -> Iterator[tuple[int, ...]]:
+        """Keep these files from being removed or replaced. Yields the indices of those that cannot be used.
+
+        ``is_right`` is asked, with an index, once that file cannot be removed any more. Where the file system has no
+        locks, only this process is kept from removing them.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._mutex:
+                self._counts.update(names)
+            stack.callback(self._leave, names)
+            gone = []
+            for number, rel in enumerate(names):
+                with contextlib.ExitStack() as one:
+                    lock = one.enter_context(self.lock(rel, exclusive=False))
+                    if lock is Lock.BUSY or not is_right(number):
+                        gone.append(number)
+                        continue
+                    self.touch(rel)
+                    stack.push(one.pop_all())
+            yield tuple(gone)
+
+    def _leave(self, names: Sequence[str]) -> None:
+        with self._mutex:
+            self._counts.subtract(names)
+            self._counts += Counter()  # drops the zeroes
+
+    def remove_part(self, rel: str, *, wipe: bool = False) -> bool:
+        """Remove a download's part and journal. False while a process goes on with it. Raises OSError."""
+        part, journal = f"{self._models}/{rel}{PART}", f"{self._models}/{rel}{JOURNAL}"
+        if not os.path.lexists(part) and not os.path.lexists(journal):
+            return True
+        with self.placing(rel, 0.0) as lock:
+            if lock is Lock.BUSY or os.path.islink(part):  # a link is not one of settee's
+                return False
+            for path in (journal, part):
+                with contextlib.suppress(FileNotFoundError):
+                    (overwrite if wipe else os.unlink)(path)
+        return True
+
+    def is_placing(self, rel: str) -> bool:
+        """Return True if some process is placing this file."""
+        with self.placing(rel, 0.0, create=False) as lock:
+            return lock is Lock.BUSY
+
+    def in_use(self, rel: str) -> bool:
+        """Return True if a running job uses the file, in this process or another."""
+        with self._mutex:
+            if self._counts[rel] > 0:
+                return True
+            with self.lock(rel, exclusive=True) as lock:
+                return lock is Lock.BUSY
+
+    def remove(self, placed: Placed, *, wipe: bool = False) -> int | None:
+        """Remove a recorded file and its record. Return the bytes freed, or None while a running job uses it.
+
+        None too when its record has changed since: the file was placed again. Of a link only the link is removed. A
+        file that is not the recorded one any more stays. ``wipe`` overwrites the bytes. Raises OSError.
+        """
+        path, put_aside = f"{self._models}/{placed.path}", None
+        with self._mutex:
+            if self._counts[placed.path] > 0:
+                return None
+            with self.lock(placed.path, exclusive=True) as lock:
+                # Size and time alone prove nothing: files written one after the other may share both.
+                if lock is Lock.BUSY or self.read(placed.path) != placed:
+                    return None
+                freed = 0
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    # Overwriting takes seconds, for which no lock may be held: the file is first renamed away.
+                    freed, put_aside = _remove_recorded(path, placed, put_away=wipe)
+                self.delete(placed.path)
+        if put_aside is not None:
+            overwrite(put_aside)
+        return freed
+
+    def discard(self, rel: str, *, wipe: bool = False) -> bool:
+        """Remove what a job brought, whole or half downloaded. MODELS' files stay. ``wipe`` overwrites the bytes.
+
+        False, which is logged, when something is left: used or fetched by another job, or not removable.
+        """
+        try:
+            placed = self.read(rel)
+            removed = placed is None or not placed.from_job or self.remove(placed, wipe=wipe) is not None
+            is_gone, why = self.remove_part(rel, wipe=wipe) and removed, "another job uses or fetches it"
+        except OSError as error:
+            is_gone, why = False, str(error.strerror)
+        if not is_gone:
+            log.warning("a job's model could not be removed: %s", why)
+        return is_gone
 
 
-def _render(placed: Placed) -> bytes:
-    data: dict[str, Any] = {name: getattr(placed, name) for name in _TYPES}
-    return orjson.dumps(data, option=orjson.OPT_INDENT_2)
+def _remove_recorded(path: str, placed: Placed, *, put_away: bool) -> tuple[int, str | None]:
+    """Remove the file or link that the record describes, and nothing else. Return the bytes freed. Raises OSError.
+
+    ``put_away`` renames a file to a hidden name instead, which is returned for :func:`overwrite`.
+    """
+    info = os.lstat(path)
+    if placed.link is not None:
+        if stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link:
+            os.unlink(path)
+        return 0, None
+    # Where a job's download had begun, the file is either its result or what it was to replace: both a job's.
+    is_ours = (placed.pending and placed.from_job) or placed.matches(info.st_size, info.st_mtime_ns, None)
+    if not (stat.S_ISREG(info.st_mode) and is_ours):
+        return 0, None
+    hidden = f"{os.path.dirname(path)}/{temporary_name()}" if put_away else None
+    if hidden is None:
+        os.unlink(path)
+    else:
+        os.rename(path, hidden)
+    return info.st_size if info.st_nlink == 1 else 0, hidden
+
+
+def overwrite(path: str) -> None:
+    """Overwrite a file in place and remove it. Raises OSError."""
+    folder, name = os.path.split(path)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        wipe_file(name, dir_fd=fd)
+    finally:
+        os.close(fd)

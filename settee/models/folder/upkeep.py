@@ -7,20 +7,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from settee.base.files import Lock, hold
-from settee.base.threads import Stopped
 from settee.models.folder.checks import model_problem
 from settee.models.folder.hashing import hash_file
 from settee.models.folder.model_folder import ModelFolder
-from settee.models.folder.place import JOURNAL, PART, models_in, set_aside_in, walk
-from settee.models.folder.records import FOLDER, PLACING, TEMPORARY, Placed
-from settee.models.folder.removal import is_downloading, remove_part
+from settee.models.folder.place import JOURNAL, PART, TEMPORARY, models_in, set_aside_in, walk
+from settee.models.folder.records import FOLDER, PLACING, Placed
 
 log = logging.getLogger(__name__)
 
@@ -52,78 +50,56 @@ class Finding:
     #: Below the models folder.
     path: str
     verdict: Verdict
-    size: int = 0
     #: To follow the file's name in a sentence.
     detail: str = ""
     placed: Placed | None = None
 
 
-def verify(
-    folder: ModelFolder,
-    *,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    stop: threading.Event | None = None,
-) -> Iterator[Finding]:
+def verify(folder: ModelFolder) -> Iterator[Finding]:
     """Read every recorded file again, several at once, and list the models that have no record. Changes nothing.
 
-    Findings come as they are made. ``on_progress`` gets (bytes read, bytes to read), from one thread at a time.
-    Raises Stopped when ``stop`` is set meanwhile; an iterator that is closed early ends its readers.
+    Findings come as they are made; an iterator that is closed early ends its readers.
     """
-    placed = [item for item in folder.records() if not item.pending]
-    stop, ended = stop or threading.Event(), threading.Event()
-    total, done, mutex = sum(item.size for item in placed if item.xxh3 or item.sha256), 0, threading.Lock()
-
-    def on_bytes(count: int) -> None:
-        nonlocal done
-        if stop.is_set() or ended.is_set():
-            raise Stopped
-        with mutex:
-            done += count
-            on_progress(done, total)
-
+    placed, ended = [item for item in folder.records() if not item.pending], threading.Event()
     pool = ThreadPoolExecutor(_READERS, "verify")
     try:
-        for future in as_completed([pool.submit(_verified, folder.root, item, on_bytes) for item in placed]):
+        for future in as_completed([pool.submit(_verified, folder.root, item, ended) for item in placed]):
             yield future.result()
     finally:
         ended.set()
         pool.shutdown(cancel_futures=True)
     known = {item.path for item in placed}
     for rel in models_in(folder.root):
-        if stop.is_set():
-            raise Stopped
         if rel not in known:
-            path = Path(folder.root, rel)
-            problem = model_problem(path)
-            yield Finding(rel, Verdict.NOT_OURS, path.stat().st_size, problem or "was not placed by this worker")
+            problem = model_problem(Path(folder.root, rel))
+            yield Finding(rel, Verdict.NOT_OURS, problem or "was not placed by this worker")
     for rel in set_aside_in(folder.root):
-        yield Finding(rel, Verdict.NOT_OURS, detail="was set aside for an entry of MODELS, and is yours to delete")
+        yield Finding(rel, Verdict.NOT_OURS, "was set aside for an entry of MODELS, and is yours to delete")
 
 
-def _verified(root: str, placed: Placed, on_bytes: Callable[[int], None]) -> Finding:
-    path, size = Path(root, placed.path), 0
+def _verified(root: str, placed: Placed, ended: threading.Event) -> Finding:
+    path = Path(root, placed.path)
     try:
         link = os.readlink(path) if path.is_symlink() else None
         info = os.stat(path)
     except OSError as error:
         detail = "is a link to nothing" if os.path.islink(path) else f"is gone ({error.strerror})"
-        return Finding(placed.path, Verdict.MISSING, size, detail, placed)
-    size = info.st_size
+        return Finding(placed.path, Verdict.MISSING, detail, placed)
     if link != placed.link:
         verdict, detail = Verdict.NOT_OURS, "was replaced since it was placed"
-    elif size != placed.size:
-        verdict, detail = Verdict.DAMAGED, f"has {size} bytes, and had {placed.size} when it was placed"
+    elif info.st_size != placed.size:
+        verdict, detail = Verdict.DAMAGED, f"has {info.st_size} bytes, and had {placed.size} when it was placed"
     elif problem := model_problem(path):
         verdict, detail = Verdict.DAMAGED, problem
     else:
         try:
-            verdict, detail = _compared(path, placed, info, on_bytes)
+            verdict, detail = _compared(path, placed, info, ended)
         except OSError as error:
             verdict, detail = Verdict.DAMAGED, f"cannot be read ({error.strerror})"
-    return Finding(placed.path, verdict, size, detail, placed)
+    return Finding(placed.path, verdict, detail, placed)
 
 
-def _compared(path: Path, placed: Placed, info: os.stat_result, on_bytes: Callable[[int], None]) -> tuple[Verdict, str]:
+def _compared(path: Path, placed: Placed, info: os.stat_result, ended: threading.Event) -> tuple[Verdict, str]:
     """Compare the bytes with the recorded hash. Raises OSError, Stopped."""
     if placed.link is not None and placed.sha256 is None:
         # The Hub's cache knows the hash of a link's file, a volume does not.
@@ -132,7 +108,7 @@ def _compared(path: Path, placed: Placed, info: os.stat_result, on_bytes: Callab
     xxh3 = None if placed.link is not None else placed.xxh3
     if not (xxh3 or placed.sha256):
         return Verdict.UNCHECKED, "has no recorded hash: only its size and head were checked"
-    found = hash_file(path, sha256=xxh3 is None, on_bytes=on_bytes)
+    found = hash_file(path, sha256=xxh3 is None, stop=ended)
     if (found.xxh3 == xxh3) if xxh3 else (found.sha256 == placed.sha256):
         return Verdict.OK, ""
     if placed.link is not None:
@@ -175,11 +151,11 @@ def _parts(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pru
     ours = journals | {placed.path for placed in folder.records()}
     for rel in sorted((parts | journals) & ours - wanted):
         target = f"{folder.root}/{rel}"
-        if is_downloading(target):
+        if folder.is_placing(rel):
             continue
         freed = _allocated(target + PART) + _allocated(target + JOURNAL)
         try:
-            if dry_run or remove_part(target):
+            if dry_run or folder.remove_part(rel):
                 yield Pruned(rel + PART, freed, "a download that no process goes on with")
         except OSError as error:
             _warn(rel + PART, error)
@@ -190,7 +166,7 @@ def _placed(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pr
         target = f"{folder.root}/{placed.path}"
         if not os.path.lexists(target):
             # The record of a running download will be needed at its end.
-            if (placed.pending and is_downloading(target)) or folder.in_use(placed.path):
+            if (placed.pending and folder.is_placing(placed.path)) or folder.in_use(placed.path):
                 continue
             why, freed = "a record of a file that is gone", 0
         elif placed.from_job and not placed.pending and placed.path not in wanted:

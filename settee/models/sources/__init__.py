@@ -15,6 +15,7 @@ are: who may send jobs may use what the operator's accounts can read. ALLOW_JOB_
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -26,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from settee.base.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.base.errors import ModelMissing
 from settee.base.settings import Settings
 from settee.comfyui.model_folders import namesakes
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
@@ -49,7 +50,7 @@ TRIES, BACKOFF = 3, Backoff(2.0, 4.0)
 def linked(entry: ModelEntry, settings: Settings) -> Path | None:
     """Return a whole file on this host to link to: in RunPod's host cache, else in an extra model folder.
 
-    Sizes are compared, and a sha256 with that of the host cache (:func:`settee.models.sources.host_cache.sha256_of`);
+    Sizes are compared, and a sha256 with that of the host cache (:func:`settee.models.folder.place.blob_sha256`);
     no file is read. Nothing is raised: a cache or volume that does not exist has no files.
     """
     if entry.from_job and (held := volume_file(entry.path, settings)) is not None:
@@ -63,7 +64,7 @@ def linked(entry: ModelEntry, settings: Settings) -> Path | None:
     if entry.from_job:
         # A volume has files by their names alone, and a job may use any name.
         return None
-    return find_on_volume(entry.path, map(Path, settings.models_extra_dirs), size=entry.size)
+    return find_on_volume(entry.path, _volumes(settings), size=entry.size)
 
 
 def find_on_volume(path: PurePosixPath, folders: Iterable[Path], *, size: int | None = None) -> Path | None:
@@ -91,17 +92,17 @@ def find_on_volume(path: PurePosixPath, folders: Iterable[Path], *, size: int | 
 
 def volume_file(path: PurePosixPath, settings: Settings) -> Path | None:
     """Return the operator's file that ComfyUI finds on a volume under this name, whatever its size."""
-    for folder in settings.models_extra_dirs:
-        try:
+    places = (folder / place for folder in _volumes(settings) for place in namesakes(path))
+    return next((found for found in places if os.path.isfile(found)), None)
+
+
+def _volumes(settings: Settings) -> Iterator[Path]:
+    """Yield MODELS_EXTRA_DIRS, without the models folder itself."""
+    for folder in map(Path, settings.models_extra_dirs):
+        with contextlib.suppress(OSError):
             if os.path.samefile(folder, settings.models_folder):
                 continue
-        except OSError:
-            pass
-        for place in namesakes(path):
-            found = Path(folder, place)
-            if os.path.isfile(found):
-                return found
-    return None
+        yield folder
 
 
 # --- elsewhere -----------------------------------------------------------------------------------------------
@@ -162,13 +163,6 @@ def web_address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address
     No request is sent: the download's first one finds out size and ETag. A job's URL is held to public hosts, as a
     job's input files are (RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS).
     """
-    try:
-        parts = urlsplit(file.url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme.lower() not in ("http", "https"):
-        raise DownloadFailed(f"{entry.position or entry.path}: this is not an http(s) address", retryable=False)
     from settee.net.http import split_login  # urllib3, which a warm start does not need
 
     url, headers = split_login(file.url)
@@ -192,19 +186,5 @@ def _known_to_caller(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
 def _held_to(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
     """Return the address with the entry's size and hash where given. Raises IntegrityError if they differ."""
     found = ask()
-    if entry.sha256 and found.sha256 and entry.sha256 != found.sha256:
-        raise IntegrityError(
-            f"{entry.path} should have the sha256 {entry.sha256}, but at {found.where} it is {found.sha256}",
-            details={"expected_sha256": entry.sha256, "sha256": found.sha256},
-        )
-    if entry.size is not None and found.size is not None and entry.size != found.size:
-        raise IntegrityError(
-            f"{entry.path} should have {entry.size} bytes, but at {found.where} it has {found.size}",
-            details={"expected_size": entry.size, "size": found.size},
-        )
-    return replace(
-        found,
-        sha256=entry.sha256 or found.sha256,
-        size=found.size if entry.size is None else entry.size,
-        renew=None if found.renew is None else partial(_held_to, entry, found.renew),
-    )
+    renew = None if found.renew is None else partial(_held_to, entry, found.renew)
+    return replace(found.held_to(entry.size, entry.sha256), renew=renew)

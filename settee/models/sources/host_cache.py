@@ -10,25 +10,21 @@ whole file in its place counts as absent.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import stat
-import threading
 from pathlib import Path
 
 from settee.models.entry import HubFile
+from settee.models.folder.place import blob_sha256
 
 log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: The end of the names of files that huggingface_hub is still writing.
 _UNFINISHED = ".incomplete"
-
-_MAX_LOGGED = 1000
-_logged: set[str] = set()
-_logged_lock = threading.Lock()
 
 
 def find(
@@ -55,7 +51,7 @@ def find(
     if problem is None:
         return path
     if not is_private:
-        _log_once(file, problem)
+        _log_once(file.where, problem)
     return None
 
 
@@ -69,15 +65,6 @@ def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] |
     root = repo / "snapshots" / (commit or "none")
     names = [os.path.relpath(os.path.join(at, name), root) for at, _, names in os.walk(root) for name in names]
     return (commit, [[name, None, None] for name in sorted(names)]) if commit and names else None
-
-
-def sha256_of(path: Path) -> str | None:
-    """Return the sha256 of a cached LFS file, by its blob's name; None for other files."""
-    try:
-        name = os.path.basename(os.readlink(path))
-    except OSError:
-        return None
-    return name if _SHA256.fullmatch(name) else None
 
 
 def _commit(repo: Path, revision: str) -> str | None:
@@ -108,16 +95,12 @@ def _problem(
         return "it is not whole yet"
     if size is not None and found.st_size != size:
         return f"it has {found.st_size} bytes instead of {size}"
-    known = sha256_of(path)
+    known = blob_sha256(path)
     if sha256 is not None and known is not None and known != sha256:
         return f"its sha256 is {known} instead of {sha256}"
     return None
 
 
-def _log_once(file: HubFile, problem: str) -> None:
-    text = f"{file.where}: {problem}"
-    with _logged_lock:
-        if text in _logged or len(_logged) >= _MAX_LOGGED:
-            return
-        _logged.add(text)
-    log.warning("the host cache has %s, but %s: not used", file.where, problem)
+@functools.lru_cache(maxsize=1000)
+def _log_once(where: str, problem: str) -> None:
+    log.warning("the host cache has %s, but %s: not used", where, problem)

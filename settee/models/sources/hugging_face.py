@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from settee import __version__
 from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
@@ -59,6 +59,8 @@ class _Hub:
         self.token_name = "the token of this entry" if entry.token else "HF_TOKEN"
 
     def address(self, revision: str) -> Address:
+        from settee.net.http import origin  # urllib3, which a warm start does not need
+
         hub = _library()
         try:
             url = hub.hf_hub_url(self.file.repo, self.file.filename, revision=revision, endpoint=self.endpoint)
@@ -68,12 +70,12 @@ class _Hub:
         except _failures() as error:
             raise self.explained(error, revision) from error
         if not found.commit_hash or not found.etag:
-            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT", retryable=False)
+            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT")
         commit: str = found.commit_hash
         # From here on the commit's own address, wherever the branch points meanwhile.
         own = hub.hf_hub_url(self.file.repo, self.file.filename, revision=commit, endpoint=self.endpoint)
         location = urljoin(url, found.location)
-        elsewhere = _origin(location) != _origin(self.endpoint)
+        elsewhere = origin(location) != origin(self.endpoint)
         return Address(
             url=location if elsewhere else own,
             where=self.file.where,
@@ -92,7 +94,7 @@ class _Hub:
         except _failures() as error:
             raise self.explained(error, self.file.revision) from error
         if not found.sha:
-            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT", retryable=False)
+            raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT")
         files = [[str(one.rfilename), one.size, getattr(one.lfs, "sha256", None)] for one in found.siblings or ()]
         return found.sha, files
 
@@ -129,80 +131,67 @@ class _Hub:
         """Return our error for the library's, whose own text may hold signed addresses."""
         import huggingface_hub.errors as kinds
 
-        file, status = self.file, _status(error)
-        if isinstance(error, kinds.GatedRepoError):
-            page = f"{self.endpoint}/{file.repo}"
-            account = f"with the account of {self.token_name}" if self.token else "and set HF_TOKEN to that account's"
-            return self._failed(
-                f"{file.repo} is gated: accept its licence at {page} {account}", retryable=False, code="gated"
-            )
+        repo, status = self.file.repo, int(getattr(_response(error), "status_code", 0) or 0)
+        words = str(_response(error).headers.get("X-Error-Message", "")) if status else ""
         if isinstance(error, kinds.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             # "Not in the cache either": hf_hub_download's error when a Hub did not answer.
             return self.explained(error.__cause__, revision)
+        if isinstance(error, kinds.GatedRepoError):
+            account = f"with the account of {self.token_name}" if self.token else "and set HF_TOKEN to that account's"
+            page = f"{self.endpoint}/{repo}"
+            return self._failed(f"{repo} is gated: accept its licence at {page} {account}", code="gated")
         if isinstance(error, kinds.EntryNotFoundError):
-            return self._no_such_file(revision)
+            near = self._near(revision)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            return self._missing(f"{repo} has no file {self.file.filename!r} at {revision}{hint}", "file", near=near)
         if isinstance(error, kinds.RevisionNotFoundError):
-            problem = f"{file.repo} has no revision {revision!r}: give a branch, a tag or a full commit hash"
-            return ModelMissing(f"{file.where}: {problem}", details={"reason": "revision"})
-        if status == 401 and self.token and "Invalid credentials" in _message(error):
-            return self._failed(
-                f"the Hub does not accept {self.token_name}: has it expired, or been revoked?",
-                retryable=False,
-                code="token",
+            return self._missing(
+                f"{repo} has no revision {revision!r}: give a branch, a tag or a full commit hash", "revision"
             )
+        if status == 401 and self.token and "Invalid credentials" in words:
+            return self._failed(f"the Hub does not accept {self.token_name}: has it expired, or been revoked?", "token")
         if status == 401 or isinstance(error, kinds.RepositoryNotFoundError):
-            advice = (
+            return self._missing(
                 f"the account of {self.token_name} sees no such repository: look at the name, or give it access"
                 if self.token
-                else "there is no such public repository: look at the name, or set HF_TOKEN if it is private"
+                else "there is no such public repository: look at the name, or set HF_TOKEN if it is private",
+                "repository",
             )
-            return ModelMissing(f"{file.where}: {advice}", details={"reason": "repository"})
         if isinstance(error, kinds.HFValidationError):
-            return ModelMissing(
-                f"{file.where}: {file.repo!r} is not a repository's name", details={"reason": "repository"}
-            )
-        if isinstance(error, kinds.OfflineModeIsEnabled):
-            return self._failed("HF_HUB_OFFLINE is set: unset it to download models", retryable=False)
-        return self._no_answer(error, status)
-
-    def _no_answer(self, error: Exception, status: int) -> SetteeError:
-        if status == 403 and "disabled" in _message(error):
-            return self._failed("the Hub has disabled this repository", retryable=False)
+            return self._missing(f"{repo!r} is not a repository's name", "repository")
         if status == 403:
-            return self._failed(
-                f"the Hub forbids it: has {self.token_name} the right to read repositories?", retryable=False
-            )
+            forbidden = f"the Hub forbids it: has {self.token_name} the right to read repositories?"
+            return self._failed("the Hub has disabled this repository" if "disabled" in words else forbidden)
         if is_transient(status):
             asked_s = retry_after_s(_response(error).headers.get("Retry-After"))
             wait = f": it wants you to wait {asked_s:.0f} s" if asked_s else ""
-            return self._failed(f"the Hub answers HTTP {status}{wait}")
-        if status:
-            return self._failed(f"the Hub answers HTTP {status}", retryable=False)
+            return self._failed(f"the Hub answers HTTP {status}{wait}", retryable=True)
+        return self._failed(f"the Hub answers HTTP {status}") if status else self._no_answer(error)
+
+    def _no_answer(self, error: Exception) -> SetteeError:
+        """Return the error for a failed request. Goes by names: the library's HTTP client will be another."""
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"UnsupportedProtocol", "InvalidURL"}:
             return ConfigError("HF_ENDPOINT is not the address of a Hub")
-        if "UnicodeEncodeError" in names or "LocalProtocolError" in names:
-            return self._failed(f"{self.token_name} has characters that no token has", retryable=False)
-        if "TimeoutException" in names:
-            return self._failed(f"the Hub at {self.endpoint} did not answer in time")
-        if "TooManyRedirects" in names:
-            return self._failed("the Hub redirects without end: look at HF_ENDPOINT", retryable=False)
-        if "ImportError" in names or "hf_xet" in str(error):
-            return self._failed("it is served by Xet alone: pip install hf_xet", retryable=False)
-        return self._failed(f"the Hub at {self.endpoint} cannot be reached")
-
-    def _failed(self, why: str, retryable: bool = True, code: str | None = None) -> DownloadFailed:
-        return DownloadFailed(
-            f"{self.file.where}: {why}", details={"reason": code} if code else {}, retryable=retryable
+        for kinds, why in (
+            ({"OfflineModeIsEnabled"}, "HF_HUB_OFFLINE is set: unset it to download models"),
+            ({"UnicodeEncodeError", "LocalProtocolError"}, f"{self.token_name} has characters that no token has"),
+            ({"TooManyRedirects"}, "the Hub redirects without end: look at HF_ENDPOINT"),
+            ({"ImportError"}, "it is served by Xet alone: pip install hf_xet"),
+        ):
+            if names & kinds or ("ImportError" in kinds and "hf_xet" in str(error)):
+                return self._failed(why)
+        late = "TimeoutException" in names
+        return self._failed(
+            f"the Hub at {self.endpoint} {'did not answer in time' if late else 'cannot be reached'}", retryable=True
         )
 
-    def _no_such_file(self, revision: str) -> ModelMissing:
-        near = self._near(revision)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        return ModelMissing(
-            f"{self.file.where}: {self.file.repo} has no file {self.file.filename!r} at {revision}{hint}",
-            details={"reason": "file", "near": near},
-        )
+    def _failed(self, why: str, code: str | None = None, *, retryable: bool = False) -> DownloadFailed:
+        details = {"reason": code} if code else {}
+        return DownloadFailed(f"{self.file.where}: {why}", details=details, retryable=retryable)
+
+    def _missing(self, problem: str, reason: str, **more: Any) -> ModelMissing:
+        return ModelMissing(f"{self.file.where}: {problem}", details={"reason": reason, **more})
 
     def _near(self, revision: str) -> list[str]:
         """Return up to three files of the repository that may have been meant; none when they cannot be listed."""
@@ -242,19 +231,5 @@ def _failures() -> tuple[type[Exception], ...]:
     return (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError, ValueError, ImportError, *theirs)
 
 
-def _origin(url: str) -> tuple[str, str, int | None]:
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    return parts.scheme, (parts.hostname or "").lower(), port
-
-
 def _response(error: Exception) -> Any:
     return getattr(error, "response", None)
-
-
-def _status(error: Exception) -> int:
-    return int(getattr(_response(error), "status_code", 0) or 0)
-
-
-def _message(error: Exception) -> str:
-    return str(_response(error).headers.get("X-Error-Message", ""))

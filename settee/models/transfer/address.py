@@ -1,9 +1,9 @@
-"""Where the bytes of one file can be had over HTTP, and what is known of them before the first one."""
+"""Where the bytes of one file can be had over HTTP, and what is known of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settee.base.errors import IntegrityError
@@ -19,7 +19,7 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: Bytes, when known before asking.
     size: int | None = None
-    #: Hex, when known (given by the operator, or X-Linked-ETag of an LFS file).
+    #: Hex in lower case, when known (given by the operator, or X-Linked-ETag of an LFS file).
     sha256: str | None = None
     #: What must still be the same for a partial download to go on: an ETag, a commit and path.
     validator: str | None = None
@@ -39,28 +39,16 @@ class Address:
         """Return the name that log lines use."""
         return "a model of the job's" if self.private else self.where
 
-
-@dataclass(frozen=True)
-class Facts:
-    """Size, validator and hash of a file; None is unknown."""
-
-    size: int | None = None
-    #: An ETag, or a date of last change.
-    validator: str | None = None
-    #: Hex.
-    sha256: str | None = None
-
-    def with_address(self, address: Address) -> Facts:
-        """Return these with the address's own where unknown. Raises IntegrityError when they contradict each other."""
-        given, found = (text.lower() if text else None for text in (self.sha256, address.sha256))
-        if given and found and given != found:
-            raise wrong_hash(address.where, given, found)
-        if self.size is not None and address.size is not None and self.size != address.size:
-            raise wrong_size(address.where, self.size, address.size)
-        return Facts(address.size if self.size is None else self.size, address.validator, given or found)
+    def held_to(self, size: int | None, sha256: str | None) -> Address:
+        """Return it with the size and hash that are expected (None: any). Raises IntegrityError if it states others."""
+        if None not in (size, self.size) and size != self.size:
+            raise wrong_size(self.where, size, self.size)
+        if sha256 and self.sha256 and sha256 != self.sha256:
+            raise wrong_hash(self.where, sha256, self.sha256)
+        return replace(self, size=self.size if size is None else size, sha256=sha256 or self.sha256)
 
 
-def wrong_size(where: str, expected: int, found: int) -> IntegrityError:
+def wrong_size(where: str, expected: int | None, found: int | None) -> IntegrityError:
     """Return the error for a file of another size."""
     return IntegrityError(
         f"{where} has {found:,} bytes instead of {expected:,}: correct the entry, or replace the file at its source",
@@ -68,7 +56,7 @@ def wrong_size(where: str, expected: int, found: int) -> IntegrityError:
     )
 
 
-def wrong_hash(where: str, expected: str, found: str) -> IntegrityError:
+def wrong_hash(where: str, expected: str, found: str | None) -> IntegrityError:
     """Return the error for a file with another content."""
     return IntegrityError(
         f"{where} has the sha256 {found} instead of {expected}: correct the entry, or replace the file at its source",

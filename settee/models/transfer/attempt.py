@@ -9,24 +9,22 @@ The first stream's first answer decides: 206, and the others begin; 200, and its
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from settee.base.errors import SetteeError
 from settee.base.threads import Stopped
-from settee.models.folder.hashing import hash_file
-from settee.models.transfer.address import Address, Facts, wrong_hash, wrong_size
+from settee.models.folder.hashing import Hashes, Hashing
+from settee.models.transfer.address import Address, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load
 from settee.models.transfer.route import Route, probe, span_of, validator_of
 from settee.models.transfer.scheduler import Lane, Ticket
 from settee.models.transfer.stream import Ledger, Span, Stream
-from settee.models.transfer.trouble import Limits, Retries, StartOver, changed, failed, of_disk
+from settee.models.transfer.trouble import Limits, Reason, Retries, StartOver, changed, failed, of_disk
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http
 
@@ -36,57 +34,50 @@ _READ_BYTES = 512 * 1024
 #: How much must be in place before the follower is worth waking.
 _STEP_BYTES = 4 * 1024 * 1024
 
-Progress = Callable[[int, int | None], None]
-
 
 @dataclass(frozen=True)
-class Fetched:
-    """A whole file."""
+class Task:
+    """One file that is to be downloaded. ``deadline`` is in ``time.monotonic()``."""
 
-    size: int
-    #: Hex; None where none was expected.
-    sha256: str | None
-    #: Hex, of 64 bits, for later checks.
-    xxh3: str
-    #: Its ETag, or that of the address.
-    validator: str | None = None
+    address: Address
+    part: Part
+    lane: Lane
+    deadline: float
+    #: Called with (bytes in place, all or None).
+    on_progress: Callable[[int, int | None], None]
+    limits: Limits
 
+    def retries(self) -> Retries:
+        """Return a new count of failures in a row."""
+        return Retries(self.address.where, self.limits, self.deadline)
 
-@dataclass(frozen=True)
-class Mode:
-    """What an earlier try has shown."""
-
-    #: Ranges do not work here.
-    plain: bool = False
-    #: The file changed: the source is asked for its newest address first.
-    renew: bool = False
+    def check(self) -> None:
+        """Raise Stopped, or DownloadFailed when the time is up."""
+        if self.lane.stop.is_set():
+            raise Stopped
+        if time.monotonic() > self.deadline:
+            raise failed(self.address.where, "it took longer than MODELS_TIMEOUT_S")
 
 
 class Attempt:
     """Everything of it ends with :meth:`run`, but for threads that wait for a silent server: they write nothing."""
 
-    def __init__(
-        self, address: Address, known: Facts, part: Part, lane: Lane, limits: Limits, deadline: float, mode: Mode
-    ) -> None:
-        """``known`` takes precedence over the address's own facts."""
-        self.part = part
-        self.limits = limits
-        self.plain = mode.plain
-        self._renew = mode.renew
-        self._known = known
-        self._want = known.with_address(address)
-        self._lane = lane
-        self._deadline = deadline
-        unchecked = None if address.verify_tls else address.url
+    def __init__(self, task: Task, *, plain: bool = False, renew: bool = False) -> None:
+        """``plain``: ranges do not work here. ``renew``: the source is asked for its newest address first."""
+        self.task = task
+        self.part, self.limits = task.part, task.limits
+        self.plain = plain
+        self._renew = renew
         self._http = Http(
-            public_only=address.public_only,
-            connect_s=limits.connect_s,
-            read_s=limits.stall_s,
-            connections=limits.streams,
-            unchecked=unchecked,
+            public_only=task.address.public_only,
+            connect_s=self.limits.connect_s,
+            read_s=self.limits.stall_s,
+            connections=self.limits.streams,
+            unchecked=None if task.address.verify_tls else task.address.url,
         )
-        self.route = Route(address, self._http, limits)
-        self.facts = self._want
+        self.route = Route(task.address, self._http, self.limits)
+        #: What is known of the file: by its source, and then also by its server.
+        self._given = self.file = task.address
         self._ledger: Ledger | None = None
         self._journal: Journal | None = None
         self._etag: str | None = None
@@ -95,7 +86,7 @@ class Attempt:
         self._changed = threading.Condition()
         self._tickets: list[Ticket] = []
         self._failure: BaseException | None = None
-        self._fetched: Fetched | None = None
+        self._hashes: Hashes | None = None
         self._ended = False
 
     @property
@@ -104,7 +95,7 @@ class Attempt:
         assert self._ledger is not None
         return self._ledger
 
-    def run(self, stop: threading.Event, on_progress: Progress) -> Fetched:
+    def run(self) -> Hashes:
         """Fetch the file into the part, and sync it.
 
         Raises Stopped, StartOver, Broken (one body that broke off), DownloadFailed, IntegrityError for a size that
@@ -115,23 +106,20 @@ class Attempt:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._failure or self._fetched, self.limits.tick_s)
-                    failure, fetched = self._failure, self._fetched
+                    self._changed.wait_for(lambda: self._failure or self._hashes, self.limits.tick_s)
+                    failure, hashes = self._failure, self._hashes
                 if failure is not None:
                     raise failure
                 if self._ledger is not None and reported is None:
                     # A small file may be whole by now.
                     reported = (self._ledger.resumed, self._ledger.size)
-                    on_progress(*reported)
+                    self.task.on_progress(*reported)
                 if self._ledger is not None and reported != (now := (self._ledger.total, self._ledger.size)):
-                    on_progress(*now)
+                    self.task.on_progress(*now)
                     reported = now
-                if fetched is not None:
-                    return replace(fetched, validator=self.facts.validator)
-                if stop.is_set():
-                    raise Stopped
-                if time.monotonic() > self._deadline:
-                    raise failed(self.route.where, "it took longer than MODELS_TIMEOUT_S")
+                if hashes is not None:
+                    return hashes
+                self.task.check()
         finally:
             self._end()
 
@@ -158,16 +146,45 @@ class Attempt:
                 self._begin()
             return expected
 
+    def _of_range(self, answer: Answer, span: Span) -> int:
+        found = span_of(answer)
+        if self.plain or span.end is None:
+            raise Broken("it answers with a part where all was asked for")
+        if found is None or found[0] != span.position or not found[0] <= found[1] < span.end:
+            wrong = failed(self.route.where, "the server sends other bytes than those asked for", retryable=False)
+            raise StartOver(wrong, Reason.RANGES)
+        if found[2] is not None and found[2] != self.ledger.size:
+            raise StartOver(self._size_differs(found[2]))
+        return found[1] + 1 - found[0]
+
+    def _of_whole(self, answer: Answer, span: Span) -> int | None:
+        """All at once, asked for or not."""
+        size = answer.length
+        if self.file.size and size is not None and size != self.file.size:
+            raise StartOver(self._size_differs(size))
+        if not self.plain:
+            if self._greeted or self.ledger.total or span.start:
+                unsteady = failed(self.route.where, "the server serves ranges only now and then")
+                raise StartOver(unsteady, Reason.RANGES)
+            self.plain = True
+        self.ledger.make_plain(size)
+        return size
+
+    def _size_differs(self, found: int) -> SetteeError:
+        if self._given.size is not None:
+            return wrong_size(self.route.where, self._given.size, found)
+        return changed(self.route.where)
+
     def noted(self, span: Span, count: int) -> None:
         """Note so many more written bytes of the span. Raises StartOver when they are more than there can be."""
         self.ledger.advance(span, count)
-        if self.facts.size and span.end is None and span.done > self.facts.size:
+        if self.file.size and span.end is None and span.done > self.file.size:
             raise StartOver(self._size_differs(span.done))
         if self._journal is not None:
             try:
                 self._journal.note(span.index, span.done)
             except OSError as error:
-                raise of_disk(error, self.part.target, None) from error
+                raise of_disk(error, self.part.target) from error
 
     def pause(self, seconds: float) -> None:
         """Wait, for as long as the download goes on. Raises Stopped."""
@@ -180,60 +197,71 @@ class Attempt:
     def _lead(self) -> None:
         """Find out what the file is, then stream like the other threads."""
         if self._renew:
-            self.facts = self._want = self._known.with_address(self.route.renew())
-        if self._want.size is None or self._want.validator is None:
-            self.facts = self._agreed(self._probed())
-        # First of all: a server may state any size, and there is memory for every range.
-        self.part.check_room(self.facts.size or 0)
-        done = None if self.plain or self.facts.size is None else self._resumed(self.facts.size)
-        if not self.facts.size:
-            self.plain = True
-        self._ledger = Ledger(None if self.plain else self.facts.size, self.limits.range_bytes, done)
-        if self._ledger.is_whole:
-            self._spawn(self._follow)
-            return
-        self._stream()
-
-    def _probed(self) -> Facts:
-        retries = self._retries()
-        while True:
+            self._given = self.file = self.route.renew()
+        retries = self.task.retries()
+        while self.file.size is None or self.file.validator is None:
             try:
-                return probe(self.route)
+                self.file = probe(self.route)
+                break
             except Broken as trouble:
                 self.pause(retries.pause_s(trouble))
+        # First of all: a server may state any size, and there is memory for every range.
+        self.part.check_room(self.file.size or 0)
+        done = self._resumed(self.file.size) if self.file.size and not self.plain else None
+        self.plain = self.plain or not self.file.size
+        self._ledger = Ledger(None if self.plain else self.file.size, self.limits.range_bytes, done)
+        if self._ledger.is_whole:
+            self._spawn(self._follow)
+        else:
+            self._stream()
+
+    def _resumed(self, size: int) -> list[int] | None:
+        """Return the bytes in place of an earlier download of the very same file, by range."""
+        saved = load(self.part.journal_path)
+        if saved is None or os.fstat(self.part.fd).st_size != size:
+            return None
+        head, done, same_boot = saved
+        where, file = self.route.where, self.file
+        if head.range_bytes != self.limits.range_bytes or not (same_boot or file.sha256):
+            return None
+        if not head.admits(where, file.validator, file.sha256, size):
+            return None
+        # Another server may give the same bytes another ETag.
+        self._etag = head.etag if head.where == where else None
+        log.info("%s goes on after %d of %d bytes", self.route.address.logged, sum(done), size)
+        return done
 
     def _stream(self) -> None:
-        ticket = self._lane.ticket()
+        ticket = self.task.lane.ticket()
         with self._changed:
             if self._ended:
                 raise Stopped
             self._tickets.append(ticket)
-        Stream(self, ticket, self._retries()).run()
-
-    def _follow(self) -> None:
-        fetched = follow(self.part, self.ledger, with_sha256=self.facts.sha256 is not None)
-        with self._changed:
-            self._fetched = fetched
-            self._changed.notify_all()
+        Stream(self, ticket, self.task.retries()).run()
 
     def _begin(self) -> None:
         """The first answer is right: make room, write the journal, and start the others. In a thread that may write."""
-        size = self.ledger.size
+        size, spans, file = self.ledger.size, self.ledger.spans, self.file
         if not self.ledger.total:
             # Older bytes are of no use, and may be more.
             self.part.reset()
         if size is not None:
             self.part.allocate(size)
         if size and not self.plain:
-            where, facts = self.route.where, self.facts
-            head = Head(where, facts.validator, self._etag, facts.sha256, size, self.limits.range_bytes)
+            head = Head(self.route.where, file.validator, self._etag, file.sha256, size, self.limits.range_bytes)
             try:
-                self._journal = Journal.create(self.part.journal_path, head, [s.done for s in self.ledger.spans])
+                self._journal = Journal(self.part.journal_path, head, [span.done for span in spans])
             except OSError as error:
-                raise of_disk(error, self.part.target, None) from error
-            for _ in range(min(self.limits.streams, len(self.ledger.spans)) - 1):
+                raise of_disk(error, self.part.target) from error
+            for _ in range(min(self.limits.streams, len(spans)) - 1):
                 self._spawn(self._stream)
         self._spawn(self._follow)
+
+    def _follow(self) -> None:
+        hashes = follow(self.part, self.ledger, with_sha256=self.file.sha256 is not None)
+        with self._changed:
+            self._hashes = hashes
+            self._changed.notify_all()
 
     def _spawn(self, work: Callable[[], None]) -> None:
         threading.Thread(target=self._guarded, args=(work,), name="settee-transfer", daemon=True).start()
@@ -244,8 +272,7 @@ class Attempt:
             work()
         except BaseException as error:
             if isinstance(error, Refused):
-                status = error.status or None
-                error = failed(self.route.where, error.reason, retryable=False, status=status)
+                error = failed(self.route.where, error.reason, retryable=False, status=error.status or None)
             with self._changed:
                 self._failure = self._failure or error
                 self._changed.notify_all()
@@ -265,107 +292,27 @@ class Attempt:
         if self._journal is not None:
             self._journal.close()
 
-    # --- what answers and journals state -------------------------------------------------------------------------
 
-    def _of_range(self, answer: Answer, span: Span) -> int:
-        found = span_of(answer)
-        if self.plain or span.end is None:
-            raise Broken("it answers with a part where all was asked for")
-        if found is None or found[0] != span.position or not found[0] <= found[1] < span.end:
-            wrong = failed(self.route.where, "the server sends other bytes than those asked for", retryable=False)
-            raise StartOver(wrong, plain=True)
-        if found[2] is not None and found[2] != self.ledger.size:
-            raise StartOver(self._size_differs(found[2]))
-        return found[1] + 1 - found[0]
-
-    def _of_whole(self, answer: Answer, span: Span) -> int | None:
-        """All at once, asked for or not."""
-        size = answer.length
-        if self.facts.size and size is not None and size != self.facts.size:
-            raise StartOver(self._size_differs(size))
-        if not self.plain:
-            if self._greeted or self.ledger.total or span.start:
-                unsteady = failed(self.route.where, "the server serves ranges only now and then")
-                raise StartOver(unsteady, plain=True)
-            self.plain = True
-        self.ledger.make_plain(size)
-        return size
-
-    def _size_differs(self, found: int) -> SetteeError:
-        if self._want.size is not None:
-            return wrong_size(self.route.where, self._want.size, found)
-        return changed(self.route.where)
-
-    def _agreed(self, found: Facts) -> Facts:
-        """Return the known facts, completed by the server's. Raises IntegrityError for a contradiction."""
-        want = self._want
-        if want.size is not None and found.size is not None and found.size != want.size:
-            raise wrong_size(self.route.where, want.size, found.size)
-        if want.sha256 and found.sha256 and found.sha256 != want.sha256:
-            raise wrong_hash(self.route.where, want.sha256, found.sha256)
-        size = found.size if want.size is None else want.size
-        return Facts(size, want.validator or found.validator, want.sha256 or found.sha256)
-
-    def _resumed(self, size: int) -> list[int] | None:
-        """Return the bytes in place of an earlier download of the very same file, by range."""
-        saved = load(self.part.journal_path)
-        if saved is None or self.part.size() != size:
-            return None
-        head, done, same_boot = saved
-        facts = self.facts
-        if head.range_bytes != self.limits.range_bytes or not (same_boot or facts.sha256):
-            return None
-        if not head.admits(self.route.where, facts.validator, facts.sha256, size):
-            return None
-        # Another server may give the same bytes another ETag.
-        self._etag = head.etag if head.where == self.route.where else None
-        log.info("%s goes on after %d of %d bytes", self.route.address.logged, sum(done), size)
-        return done
-
-    def _retries(self) -> Retries:
-        return Retries(self.route.where, self.limits, self._deadline)
-
-
-# --- hashes ------------------------------------------------------------------------------------------------
-
-
-def follow(part: Part, ledger: Ledger, *, with_sha256: bool) -> Fetched:
+def follow(part: Part, ledger: Ledger, *, with_sha256: bool) -> Hashes:
     """Hash the bytes in order as they come, from the page cache, a resumed download's old ones too; sync the file.
 
     Raises Stopped when the ledger is closed, StagingError.
     """
-    import xxhash
-
-    fast, strong = xxhash.xxh3_64(), hashlib.sha256() if with_sha256 else None
-    view, position = memoryview(bytearray(_READ_BYTES)), 0
+    hashing, view = Hashing(sha256=with_sha256), memoryview(bytearray(_READ_BYTES))
     with part.reading():
         try:
-            while position != ledger.size:
-                in_place = ledger.wait_beyond(position, _STEP_BYTES)
+            while hashing.size != ledger.size:
+                in_place = ledger.wait_beyond(hashing.size, _STEP_BYTES)
                 if in_place is None:
                     raise Stopped
                 # In steps: the bytes of an earlier download may be many, and this one may be stopped.
-                end = min(in_place, position + _STEP_BYTES)
-                while position < end:
-                    count = os.preadv(part.fd, [view[: end - position]], position)
+                end = min(in_place, hashing.size + _STEP_BYTES)
+                while hashing.size < end:
+                    count = os.preadv(part.fd, [view[: end - hashing.size]], hashing.size)
                     if not count:
                         raise OSError(errno.EIO, os.strerror(errno.EIO))
-                    fast.update(view[:count])
-                    if strong is not None:
-                        strong.update(view[:count])
-                    position += count
+                    hashing.update(view[:count])
             os.fsync(part.fd)
         except OSError as error:
-            raise of_disk(error, part.target, None) from error
-    return Fetched(position, strong.hexdigest() if strong is not None else None, fast.hexdigest())
-
-
-def hashed(path: Path, stop: threading.Event, *, with_sha256: bool) -> Fetched:
-    """Hash a whole file, and sync it. Raises OSError, Stopped."""
-    found = hash_file(path, sha256=with_sha256, stop=stop)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return Fetched(found.size, found.sha256, found.xxh3)
+            raise of_disk(error, part.target) from error
+    return hashing.result()

@@ -1,4 +1,4 @@
-"""The whole way of one file: locked, fetched, checked, renamed; begun again at most once for each reason."""
+"""The whole way of one file: fetched, checked, renamed; begun again at most once for each reason."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from settee.base.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.base.threads import Call, Stopped
 from settee.models.folder.checks import model_problem
-from settee.models.transfer.address import Address, Facts, wrong_hash, wrong_size
-from settee.models.transfer.attempt import Attempt, Fetched, Mode, Progress, hashed
-from settee.models.transfer.part import Part, open_part
+from settee.models.folder.hashing import Hashes, hash_file
+from settee.models.transfer.address import Address, wrong_hash, wrong_size
+from settee.models.transfer.attempt import Attempt, Task
+from settee.models.transfer.part import Part
 from settee.models.transfer.scheduler import Lane
-from settee.models.transfer.trouble import Limits, Retries, StartOver, failed, of_disk
+from settee.models.transfer.trouble import Limits, Reason, StartOver, failed, of_disk
 from settee.net.failures import Broken
 
 log = logging.getLogger(__name__)
@@ -35,32 +33,32 @@ def download(
     target: Path,
     *,
     lane: Lane,
-    stop: threading.Event,
     deadline: float,
-    on_progress: Progress,
-    sha256: str | None = None,
-    size: int | None = None,
+    on_progress: Callable[[int, int | None], None],
     limits: Limits | None = None,
-) -> Fetched:
+) -> Hashes:
     """Fetch ``address`` to ``target``, whole and checked, or leave nothing there.
 
     ``deadline`` is in ``time.monotonic()``. ``on_progress(bytes in place, all or None)`` is called in this thread, at
-    most ten times a second. ``sha256`` and ``size`` take precedence over the address's own. Bytes of an earlier
-    download of the same file, in ``<target>.part`` by ``<target>.part.json``, are not fetched again.
+    most ten times a second. Bytes of an earlier download of the same file, in ``<target>.part`` by
+    ``<target>.part.json``, are not fetched again. No other process may download to ``target`` meanwhile.
 
-    Raises Stopped (within a second of ``stop``), DownloadFailed (``retryable`` or not), IntegrityError, NoSpace,
+    Raises Stopped (within a second of ``lane.stop``), DownloadFailed (``retryable`` or not), IntegrityError, NoSpace,
     StagingError for a folder that cannot be written, InvalidRequest for a caller's address that is not public, and
     the errors of the address's own ``renew`` and ``by_library``.
     """
-    known = Facts(size, sha256=sha256)
-    want = known.with_address(address)
-    before = _identity(target)
-    part, waited = open_part(target, address, stop, deadline)
+    part = Part(target)
+    task = Task(address, part, lane, deadline, on_progress, limits or Limits())
     try:
-        if waited and (brought := _brought(target, want, before, stop)):
-            part.discard()
-            return brought
-        return _Download(address, known, part, lane, stop, deadline, on_progress, limits or Limits()).run()
+        try:
+            fetched = _fetched(task)
+        except DownloadFailed as error:
+            if address.by_library is None or error.details.get("status") not in _LIBRARY_STATUS:
+                raise
+            log.info("%s: left to its source's own library", address.logged)
+            return _by_library(task, address.by_library)
+        part.finish()
+        return fetched
     except BaseException:
         part.tidy()
         raise
@@ -68,155 +66,82 @@ def download(
         part.close()
 
 
-@dataclass
-class _Download:
-    address: Address
-    known: Facts
-    part: Part
-    lane: Lane
-    stop: threading.Event
-    deadline: float
-    on_progress: Progress
-    limits: Limits
-
-    def run(self) -> Fetched:
+def _fetched(task: Task) -> Hashes:
+    """Fetch the part, whole and right; each reason to begin again counts once."""
+    retries = task.retries()
+    reasons: set[Reason] = set()
+    while True:
+        attempt = Attempt(task, plain=Reason.RANGES in reasons, renew=Reason.CHANGED in reasons)
         try:
-            fetched = self._fetched()
-        except DownloadFailed as error:
-            fetch = self.address.by_library
-            if fetch is None or error.details.get("status") not in _LIBRARY_STATUS:
-                raise
-            log.info("%s: left to its source's own library", self.address.logged)
-            return self._by_library(fetch)
-        self.part.finish()
-        return fetched
+            fetched = attempt.run()
+            _check(task.part.path, fetched, attempt.file, task.part.target.name)
+            return fetched
+        except Broken as trouble:
+            # One body for all: it cannot be resumed.
+            reasons.add(Reason.RANGES)
+            if task.lane.stop.wait(retries.pause_s(trouble)):
+                raise Stopped from None
+        except StartOver as again:
+            if again.reason in reasons or again.is_final:
+                task.part.discard()
+                raise again.verdict from again
+            reasons.add(again.reason)
+            if again.reason is Reason.CORRUPT:
+                log.warning("%s is not what it should be; it is fetched once more", task.address.logged)
+        task.part.reset()
 
-    def _fetched(self) -> Fetched:
-        """Fetch the part, whole and right; each reason to begin again counts once."""
-        retries = Retries(self.address.where, self.limits, self.deadline)
-        has_changed = was_corrupt = False
-        mode = Mode()
-        while True:
-            attempt = Attempt(self.address, self.known, self.part, self.lane, self.limits, self.deadline, mode)
-            try:
-                fetched = attempt.run(self.stop, self.on_progress)
-                self._check(self.part.path, fetched, attempt.facts)
-                return fetched
-            except Broken as trouble:
-                # One body for all: it cannot be resumed.
-                mode = replace(mode, plain=True)
-                if self.stop.wait(retries.pause_s(trouble)):
-                    raise Stopped from None
-            except StartOver as again:
-                if again.plain and not mode.plain:
-                    mode = replace(mode, plain=True)
-                elif has_changed:
-                    self.part.discard()
-                    raise again.verdict from again
-                else:
-                    has_changed = True
-                    mode = replace(mode, renew=True)
-            except _Corrupt as error:
-                if was_corrupt or error.is_final:
-                    self.part.discard()
-                    raise error.verdict from error
-                was_corrupt = True
-                log.warning("%s is not what it should be; it is fetched once more", self.address.logged)
-            self.part.reset()
 
-    def _check(self, path: Path, fetched: Fetched, want: Facts) -> None:
-        """Raise _Corrupt when the file is not the wanted one, or not a whole model."""
-        if want.size is not None and fetched.size != want.size:
-            raise _Corrupt(wrong_size(self.address.where, want.size, fetched.size))
-        if want.sha256 is not None and fetched.sha256 != want.sha256:
-            raise _Corrupt(wrong_hash(self.address.where, want.sha256, fetched.sha256 or "?"))
-        if problem := model_problem(path, self.part.target.name):
-            # With the right hash, another download would bring the same.
-            problem = problem.partition(": delete it")[0]
-            verdict = IntegrityError(
-                f"{self.address.where} {problem}: check the entry's address", details={"problem": problem}
-            )
-            raise _Corrupt(verdict, is_final=want.sha256 is not None)
+def _check(path: Path, fetched: Hashes, want: Address, name: str) -> None:
+    """Raise StartOver when the file is not the wanted one, or not a whole model (by the suffix of ``name``)."""
+    if want.size is not None and fetched.size != want.size:
+        raise StartOver(wrong_size(want.where, want.size, fetched.size), Reason.CORRUPT)
+    if want.sha256 is not None and fetched.sha256 != want.sha256:
+        raise StartOver(wrong_hash(want.where, want.sha256, fetched.sha256), Reason.CORRUPT)
+    if problem := model_problem(path, name):
+        problem = problem.partition(": delete it")[0]
+        verdict = IntegrityError(f"{want.where} {problem}: check the entry's address", details={"problem": problem})
+        # With the right hash, another download would bring the same.
+        raise StartOver(verdict, Reason.CORRUPT, is_final=want.sha256 is not None)
 
-    def _by_library(self, fetch: Callable[[Path], Path]) -> Fetched:
-        """Have the source's own library fetch it: the way out where no plain HTTP serves it.
 
-        The Hub's Xet storage is asked by plain HTTP first, which its bridge serves.
-        """
-        target, want = self.part.target, self.known.with_address(self.address)
-        prefix = f".{target.name[:200]}.library-"
+def _by_library(task: Task, fetch: Callable[[Path], Path]) -> Hashes:
+    """Have the source's own library fetch it: the way out where no plain HTTP serves it.
+
+    The Hub's Xet storage is asked by plain HTTP first, which its bridge serves.
+    """
+    target, want = task.part.target, task.address
+    prefix = f".{target.name[:200]}.library-"
+    try:
+        for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    except OSError as error:
+        raise of_disk(error, target) from error
+
+    def check() -> None:
+        task.check()
+        task.on_progress(_bytes_below(folder), None)
+
+    call = Call(lambda: fetch(folder), name="settee-library")
+    try:
         try:
-            for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
-                shutil.rmtree(stale, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        except OSError as error:
-            raise of_disk(error, target, None) from error
-        call = Call(lambda: fetch(folder), name="settee-library")
-        try:
-            found = self._awaited(call, folder)
-            fetched = hashed(found, self.stop, with_sha256=want.sha256 is not None)
-            self._check(found, fetched, want)
-            self.on_progress(fetched.size, fetched.size)
-            self.part.finish(found)
-        except OSError as error:
-            raise of_disk(error, target, None) from error
-        except _Corrupt as error:
-            raise error.verdict from error
-        finally:
-            # A library cannot be told to stop: one that is left alone has its folder removed when it is done.
-            call.when_ended(lambda: shutil.rmtree(folder, ignore_errors=True))
-        return replace(fetched, validator=want.validator)
-
-    def _awaited(self, call: Call[Path], folder: Path) -> Path:
-        def check() -> None:
-            if self.stop.is_set():
-                raise Stopped
-            if time.monotonic() > self.deadline:
-                raise failed(self.address.where, "it took longer than MODELS_TIMEOUT_S")
-            self.on_progress(_bytes_below(folder), None)
-
-        try:
-            found = call.result(check=check)
+            found = call.result(check=check).resolve(strict=True)
         except (SetteeError, Stopped):
             raise
         except Exception as error:
-            raise self._no_library() from error
-        if not found.is_file():
-            raise self._no_library()
-        return found.resolve()
-
-    def _no_library(self) -> DownloadFailed:
-        return failed(self.address.where, "its source's own library could not fetch it either")
-
-
-class _Corrupt(Exception):
-    """All bytes came, and they are not the file."""
-
-    def __init__(self, verdict: SetteeError, *, is_final: bool = False) -> None:
-        super().__init__(verdict.message)
-        self.verdict = verdict
-        self.is_final = is_final
-
-
-def _brought(target: Path, want: Facts, before: tuple[int, int] | None, stop: threading.Event) -> Fetched | None:
-    """Return the file, if the process that was waited for put the right one there."""
-    if _identity(target) in (None, before) or (want.size is None and want.sha256 is None):
-        return None
-    try:
-        fetched = hashed(target, stop, with_sha256=want.sha256 is not None)
-    except OSError:
-        return None
-    if want.size not in (None, fetched.size) or want.sha256 != fetched.sha256:
-        return None
-    return replace(fetched, validator=want.validator)
-
-
-def _identity(target: Path) -> tuple[int, int] | None:
-    try:
-        found = target.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+            raise failed(want.where, "its source's own library could not fetch it either") from error
+        fetched = hash_file(found, sha256=want.sha256 is not None, stop=task.lane.stop)
+        _check(found, fetched, want, target.name)
+        task.on_progress(fetched.size, fetched.size)
+        task.part.finish(found)
+    except OSError as error:
+        raise of_disk(error, target) from error
+    except StartOver as corrupt:
+        raise corrupt.verdict from corrupt
+    finally:
+        # A library cannot be told to stop: one that is left alone has its folder removed when it is done.
+        call.when_ended(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return fetched
 
 
 def _bytes_below(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """The partial file next to the target, and the journal of what is in place of it.
 
-**The part** has one writer in the whole machine, and is renamed once it is right. Its descriptor lives as long as a
+**The part** has one writer in the whole machine (:meth:`settee.models.folder.model_folder.ModelFolder.claim`), and is
+renamed once it is right. Its descriptor lives as long as a
 thread uses it: one that waits for a silent server may outlast its download, and must not find another file under the
 same number.
 
@@ -18,38 +19,34 @@ import ctypes
 import errno
 import functools
 import json
-import logging
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from settee.base.files import Lock, is_at, sync_folder, try_lock, unlock
+from settee.base.files import is_at, sync_folder
 from settee.base.threads import Stopped
 from settee.models.folder.place import JOURNAL, PART, free_at
-from settee.models.transfer.address import Address
-from settee.models.transfer.trouble import failed, of_disk
+from settee.models.transfer.trouble import of_disk
 
-log = logging.getLogger(__name__)
-
-#: flock has no event and no time limit of its own.
-_LOCK_POLL_S = 0.1
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FORMAT = 1
 _WIDTH = 15
 
 
 class Part:
-    """The partial file of one download, open and locked (:func:`open_part`)."""
+    """The partial file of one download, open."""
 
-    def __init__(self, target: Path, fd: int) -> None:
+    def __init__(self, target: Path) -> None:
+        """Open it, and make it where there is none. Raises StagingError for a folder that cannot be written."""
         self.target = target
-        self.path, self.journal_path = paths(target)
-        self.fd = fd
+        self.path, self.journal_path = target.with_name(target.name + PART), target.with_name(target.name + JOURNAL)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise of_disk(error, target) from error
         self._lock = threading.Condition()
         self._writers = 0
         self._users = 1
@@ -80,11 +77,7 @@ class Part:
                 count = os.pwrite(self.fd, data, offset)
                 data, offset = data[count:], offset + count
         except OSError as error:
-            raise of_disk(error, self.target, None) from error
-
-    def size(self) -> int:
-        """Return the size of the file now."""
-        return os.fstat(self.fd).st_size
+            raise of_disk(error, self.target) from error
 
     def reset(self) -> None:
         """Drop all bytes. Raises StagingError."""
@@ -92,7 +85,7 @@ class Part:
             _remove_journal(self.journal_path)
             os.ftruncate(self.fd, 0)
         except OSError as error:
-            raise of_disk(error, self.target, None) from error
+            raise of_disk(error, self.target) from error
 
     def tidy(self) -> None:
         """Remove a failed download's files unless a later one can go on with them."""
@@ -110,11 +103,14 @@ class Part:
             self.path.unlink(missing_ok=True)
 
     def finish(self, instead: Path | None = None) -> None:
-        """Rename the part, or a file ``instead`` of it, to the target. Either is synced already.
+        """Rename the part, which is synced already, to the target, or a file ``instead`` of it.
 
         It survives a power cut from here on. Raises StagingError.
         """
         try:
+            if instead is not None:
+                with open(instead, "rb") as file:
+                    os.fsync(file.fileno())
             # First: a journal without its part is harmless, one next to another download's part would be wrong.
             _remove_journal(self.journal_path)
             (instead or self.path).replace(self.target)
@@ -122,7 +118,7 @@ class Part:
                 self.path.unlink(missing_ok=True)
             sync_folder(self.target.parent)
         except OSError as error:
-            raise of_disk(error, self.target, None) from error
+            raise of_disk(error, self.target) from error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -155,10 +151,9 @@ class Part:
             self._lock.wait_for(lambda: not self._writers, timeout_s)
 
     def close(self) -> None:
-        """Release the lock at once, and the descriptor with its last user."""
+        """Release the descriptor with its last user."""
         with self._lock:
             self._closing = True
-        unlock(self.fd)
         self._leave()
 
     def _leave(self) -> None:
@@ -167,52 +162,6 @@ class Part:
             last = not self._users
         if last:
             os.close(self.fd)
-
-
-def paths(target: Path) -> tuple[Path, Path]:
-    """Return the part and its journal."""
-    return target.with_name(target.name + PART), target.with_name(target.name + JOURNAL)
-
-
-def open_part(target: Path, address: Address, stop: threading.Event, deadline: float) -> tuple[Part, bool]:
-    """Return the part, locked against every other process and thread, and True if another one had it before.
-
-    Raises Stopped, DownloadFailed at the deadline, StagingError.
-    """
-    path, _ = paths(target)
-    waited = False
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            fd = os.open(path, _FLAGS, 0o666)
-            try:
-                waited = _lock(fd, address, stop, deadline) or waited
-                if is_at(fd, path):
-                    return Part(target, fd), waited
-            except BaseException:
-                os.close(fd)
-                raise
-            # Its earlier holder renamed or removed it.
-            os.close(fd)
-            waited = True
-    except OSError as error:
-        raise of_disk(error, target, None) from error
-
-
-def _lock(fd: int, address: Address, stop: threading.Event, deadline: float) -> bool:
-    """Return True if it took waiting."""
-    waited = False
-    while (found := try_lock(fd)) is Lock.BUSY:
-        if not waited:
-            log.info("another process is downloading %s: waiting for it", address.logged)
-        waited = True
-        if stop.wait(_LOCK_POLL_S):
-            raise Stopped
-        if time.monotonic() > deadline:
-            raise failed(address.where, "another process was still downloading it when MODELS_TIMEOUT_S had passed")
-    if found is Lock.NONE:
-        log.warning("the file system of the models folder has no locks: %s is downloaded without one", address.logged)
-    return waited
 
 
 def _fallocate(fd: int, size: int) -> bool:
@@ -262,37 +211,30 @@ class Head:
 class Journal:
     """An open journal."""
 
-    def __init__(self, fd: int, offset: int) -> None:
-        self._fd = fd
-        self._offset = offset
-
-    @classmethod
-    def create(cls, path: Path, head: Head, done: list[int]) -> Journal:
+    def __init__(self, path: Path, head: Head, done: list[int]) -> None:
         """Write it whole, in place of any older one. Raises OSError."""
         fields = json.dumps({"format": _FORMAT, "boot": boot(), **asdict(head)})
         begin = f'{fields[:-1]},\n"done": [\n'.encode()
-        lines = ",\n".join(f"{count:{_WIDTH}d}" for count in done)
+        text = begin + ",\n".join(f"{count:{_WIDTH}d}" for count in done).encode() + b"\n]}\n"
+        self._offset = len(begin)
         fresh = _fresh_path(path)
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            text = begin + lines.encode() + b"\n]}\n"
-            if os.write(fd, text) != len(text):
+            if os.write(self._fd, text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             fresh.replace(path)
         except BaseException:
-            os.close(fd)
+            self.close()
             raise
-        return cls(fd, len(begin))
 
     def note(self, index: int, count: int) -> None:
         """Range ``index`` has ``count`` bytes in place, from its beginning on. Raises OSError."""
         os.pwrite(self._fd, b"%*d" % (_WIDTH, count), self._offset + index * (_WIDTH + 2))
 
     def close(self) -> None:
-        """Close the file, which stays."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the file, which stays. A thread that is late notes nothing any more."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 def _fresh_path(path: Path) -> Path:
@@ -310,26 +252,14 @@ def load(path: Path) -> tuple[Head, list[int], bool] | None:
     """Return head, bytes in place per range, and True if this boot wrote it. None when there is no valid journal."""
     try:
         data = json.loads(path.read_bytes())
-        if data.pop("format") != _FORMAT:
-            return None
-        same_boot = data.pop("boot") == boot() != ""
-        done = data.pop("done")
+        is_ours, same_boot, done = data.pop("format") == _FORMAT, data.pop("boot") == boot() != "", data.pop("done")
         head = Head(**data)
-        if not _is_sound(head, done):
-            return None
+        starts = range(0, head.size, head.range_bytes)
+        lengths = [min(head.range_bytes, head.size - start) for start in starts]
+        is_sound = is_ours and all(0 <= count <= most for count, most in zip(done, lengths, strict=True))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return head, done, same_boot
-
-
-def _is_sound(head: Head, done: Any) -> bool:
-    if not (isinstance(head.size, int) and isinstance(head.range_bytes, int) and head.range_bytes > 0):
-        return False
-    starts = range(0, head.size, head.range_bytes)
-    if not isinstance(done, list) or len(done) != len(starts):
-        return False
-    lengths = (min(head.range_bytes, head.size - start) for start in starts)
-    return all(isinstance(count, int) and 0 <= count <= length for count, length in zip(done, lengths, strict=True))
+    return (head, done, same_boot) if is_sound else None
 
 
 @functools.lru_cache(maxsize=1)

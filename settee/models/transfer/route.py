@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from settee.base.errors import InvalidRequest, SetteeError
-from settee.models.transfer.address import Address, Facts
+from settee.models.transfer.address import Address
 from settee.models.transfer.trouble import Limits, StartOver, advised, changed
 from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
@@ -43,56 +44,43 @@ class Route:
     def where(self) -> str:
         return self._address.where
 
-    def ask(self, method: str, headers: Mapping[str, str]) -> tuple[Answer, dict[str, str]]:
-        """Return an answer with status 200 or 206, and the Hub's X-Linked-… headers of its redirects.
+    def ask(
+        self, method: str, headers: Mapping[str, str], on_hop: Callable[[Answer], object] = lambda answer: None
+    ) -> Answer:
+        """Return an answer with status 200 or 206. ``on_hop`` gets its head, and those of the redirects before it.
 
         Raises Broken, Refused, Stopped, and InvalidRequest for an address that is not public.
         """
         while True:
             with self._lock:
                 generation, address, direct = self._generation, self._address, self._direct
+            url = direct or address.url
             try:
-                answer, linked = self._follow(method, address, direct or address.url, headers)
+                # A redirect's target that is asked directly gets none of the address's own headers.
+                own = address.headers if origin(url) == origin(address.url) else {}
+                answer = self._http.follow(
+                    url, headers, method=method, own=own, redirects=self._limits.redirects, on_hop=on_hop
+                )
+            except NotPublic as error:
+                raise InvalidRequest(
+                    f"{address.where} is not on the public Internet, and only that may be reached"
+                ) from error
             except Refused as refused:
                 # A refused HEAD means nothing: signatures are made for one method.
                 if method == "HEAD" or refused.status not in _STALE or not self._freshen(generation):
-                    raise
+                    raise advised(refused) from refused
                 continue
             if method == "GET":
                 with self._lock:
                     if generation == self._generation:
                         self._proven = True
                         self._direct = answer.url if answer.url != address.url else None
-            return answer, linked
-
-    def _follow(
-        self, method: str, address: Address, url: str, headers: Mapping[str, str]
-    ) -> tuple[Answer, dict[str, str]]:
-        linked: dict[str, str] = {}
-
-        def note(answer: Answer) -> None:
-            named = ((name.lower(), value) for name, value in answer.headers.items())
-            linked.update((name, value) for name, value in named if name.startswith("x-linked-"))
-
-        # A redirect's target that is asked directly gets none of the address's own headers.
-        own = address.headers if origin(url) == origin(address.url) else {}
-        try:
-            answer = self._http.follow(
-                url, headers, method=method, own=own, redirects=self._limits.redirects, on_hop=note
-            )
-        except NotPublic as error:
-            raise InvalidRequest(
-                f"{address.where} is not on the public Internet, and only that may be reached"
-            ) from error
-        except Refused as refused:
-            raise advised(refused) from refused
-        return answer, linked
+            return answer
 
     def renew(self) -> Address:
         """Return the source's newest address, where it gives one. Raises Broken, and what the source raises."""
         with self._lock:
-            if self._address.renew is not None:
-                self._address = renewed(self._address)
+            self._address = _renewed(self._address)
             return self._address
 
     def _freshen(self, generation: int) -> bool:
@@ -102,22 +90,18 @@ class Route:
                 return True
             if not self._proven or (self._address.renew is None and self._direct is None):
                 return False
-            if self._address.renew is not None:
-                fresh = renewed(self._address)
-                if _is_another(self._address, fresh):
-                    raise StartOver(changed(fresh.where))
-                self._address = fresh
-            self._direct = None
+            fresh = _renewed(self._address)
+            if _is_another(self._address, fresh):
+                raise StartOver(changed(fresh.where))
+            self._address, self._direct, self._proven = fresh, None, False
             self._generation += 1
-            self._proven = False
             return True
 
 
-def renewed(address: Address) -> Address:
-    """Return a fresh address of the same file. Raises Broken, or what the source raises."""
-    assert address.renew is not None
+def _renewed(address: Address) -> Address:
+    """Return a fresh address of the same file, where its source gives one."""
     try:
-        return address.renew()
+        return address if address.renew is None else replace(address.renew(), private=address.private)
     except SetteeError:
         raise
     except Exception as error:
@@ -127,49 +111,51 @@ def renewed(address: Address) -> Address:
 def _is_another(old: Address, new: Address) -> bool:
     """Return True if two addresses of what was one file are of two by now."""
     if old.sha256 and new.sha256:
-        return old.sha256.lower() != new.sha256.lower()
+        return old.sha256 != new.sha256
     return None not in (old.validator, new.validator) and old.validator != new.validator
 
 
 # --- what an answer's head states ----------------------------------------------------------------------------
 
 
-def probe(route: Route) -> Facts:
-    """Ask with HEAD, or where that is refused (S3's signatures are for one method) for the first byte.
+def probe(route: Route) -> Address:
+    """Return the route's address with what its server states of the file, where that was not known.
 
-    Raises what :meth:`Route.ask` does.
+    Asks with HEAD, or where that is refused (S3's signatures are for one method) for the first byte. Raises what
+    :meth:`Route.ask` does, and IntegrityError if the server has a file of another size or hash.
     """
+    linked: dict[str, str] = {}
+
+    def note(answer: Answer) -> None:
+        named = ((name.lower(), value) for name, value in answer.headers.items())
+        linked.update((name, value) for name, value in named if name.startswith("x-linked-"))
+
     try:
-        answer, linked = route.ask("HEAD", {})
+        answer = route.ask("HEAD", {}, note)
+        answer.done()
+        # Servers without support for HEAD send 0, which is not a size.
+        size = answer.length or None
     except Refused:
-        return _first_byte(route)
-    answer.done()
-    # Servers without support for HEAD send 0, which is not a size.
-    return _facts(answer.length or None, answer, linked)
-
-
-def _first_byte(route: Route) -> Facts:
-    try:
-        answer, linked = route.ask("GET", {"Range": "bytes=0-0"})
-    except Refused as refused:
-        if refused.status == 416:  # an empty file
-            return Facts()
-        raise
-    span = span_of(answer)
-    size = (span[2] if span else None) if answer.status == 206 else answer.length
-    answer.drop()
-    return _facts(size, answer, linked)
-
-
-def _facts(size: int | None, answer: Answer, linked: Mapping[str, str]) -> Facts:
+        try:
+            answer = route.ask("GET", {"Range": "bytes=0-0"}, note)
+        except Refused as refused:
+            if refused.status == 416:  # an empty file
+                return route.address
+            raise
+        span = span_of(answer)
+        size = (span[2] if span else None) if answer.status == 206 else answer.length
+        answer.drop()
     linked_size = number(linked.get("x-linked-size"))
     # The Hub's ETag of an LFS file is its sha256, that of any other a git hash of 40 digits.
     etag = linked.get("x-linked-etag", "").removeprefix("W/").strip('"')
-    return Facts(
+    known = route.address
+    stated = replace(
+        known,
         size=size if linked_size is None else linked_size,
-        validator=etag or validator_of(answer),
+        validator=known.validator or etag or validator_of(answer),
         sha256=etag.lower() if re.fullmatch(r"[0-9a-fA-F]{64}", etag) else None,
     )
+    return stated.held_to(known.size, known.sha256)
 
 
 def validator_of(answer: Answer) -> str | None:

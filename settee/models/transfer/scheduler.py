@@ -5,7 +5,7 @@
 **Requests.** All downloads together have a limited number in flight (MODELS_CONNECTIONS). A :class:`Ticket` is one
 stream's right to send one. It comes with the buffer to receive into, so that memory is bounded however many downloads
 wait. While an urgent lane asks for anything, all others hand their tickets back between two chunks; their connections
-stay open, and a server that loses patience costs one more retry.
+stay open, and a server that gives up costs one more retry.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Scheduler:
     """One for all downloads of the process. Safe to use from any thread."""
 
     def __init__(self, connections: int, max_files: int = MAX_FILES) -> None:
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._max_files = max_files
         #: Lanes whose source is asked for the size, that wait to begin, and that download.
         self._asking: set[Lane] = set()
         self._queued: set[Lane] = set()
         self._running: set[Lane] = set()
         self._questions = threading.Semaphore(MAX_QUESTIONS)
-        self._free = max(1, connections)
-        self._buffers: list[memoryview] = []
-        #: Tickets in order of arrival.
-        self._waiting: list[Ticket] = []
-        self._holding: set[Ticket] = set()
+        self.free = max(1, connections)
+        self.buffers: list[memoryview] = []
+        #: Tickets: those that wait, in order of arrival, and those that were granted.
+        self.waiting: list[Ticket] = []
+        self.holding: set[Ticket] = set()
         #: An urgent lane holds or wants a ticket. Read without the lock: one chunk late is soon enough.
         self.has_urgent = False
 
@@ -58,9 +58,9 @@ class Scheduler:
 
     def update(self) -> None:
         """Look again: a lane's ``urgent``, ``size`` or ``stop`` has changed."""
-        with self._changed:
-            self._grant()
-            self._changed.notify_all()
+        with self.changed:
+            self.grant()
+            self.changed.notify_all()
 
     # --- files -----------------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class Scheduler:
         A source that does not answer within seconds holds nothing back.
         """
         lane.asked_at = time.monotonic()
-        with self._changed:
+        with self.changed:
             self._asking.add(lane)
         try:
             with self._questions:
@@ -82,11 +82,11 @@ class Scheduler:
     @contextmanager
     def running(self, lane: Lane) -> Iterator[None]:
         """Wait for the file's turn, and hold it. Raises Stopped when ``lane.stop`` is set meanwhile."""
-        with self._changed:
+        with self.changed:
             self._queued.add(lane)
             try:
                 while not (lane.stop.is_set() or self._is_next(lane)):
-                    self._changed.wait(_ASKING_S if self._asking else None)
+                    self.changed.wait(_ASKING_S if self._asking else None)
             finally:
                 self._discard(self._queued, lane)
             if lane.stop.is_set():
@@ -98,9 +98,9 @@ class Scheduler:
             self._discard(self._running, lane)
 
     def _discard(self, lanes: set[Lane], lane: Lane) -> None:
-        with self._changed:
+        with self.changed:
             lanes.discard(lane)
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def _is_next(self, lane: Lane) -> bool:
         if lane.urgent:
@@ -112,48 +112,19 @@ class Scheduler:
 
     # --- requests --------------------------------------------------------------------------------------------
 
-    def enter(self, ticket: Ticket) -> None:
-        """Queue a ticket, which is granted when one is free."""
-        with self._changed:
-            if not ticket.cancelled:
-                self._waiting.append(ticket)
-                self._grant()
-
-    def leave(self, ticket: Ticket) -> None:
-        """Take a ticket out of the queue, or back from its holder."""
-        with self._changed:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-            if ticket in self._holding:
-                self._holding.remove(ticket)
-                if ticket.buffer is not None:
-                    self._buffers.append(ticket.buffer)
-                    ticket.buffer = None
-                self._free += 1
-            self._grant()
-
-    def cancel(self, ticket: Ticket) -> None:
-        """Wake a ticket's thread for good, from another thread."""
-        with self._changed:
-            ticket.cancelled = True
+    def grant(self) -> None:
+        """Hand out free tickets, the urgent ones first. :attr:`changed` is held."""
+        self.has_urgent = any(ticket.lane.urgent for ticket in (*self.holding, *self.waiting))
+        while self.free and (ticket := next((t for t in self.waiting if self.may_go(t)), None)):
+            self.waiting.remove(ticket)
+            self.holding.add(ticket)
+            self.free -= 1
+            ticket.buffer = self.buffers.pop() if self.buffers else memoryview(bytearray(BUFFER_BYTES))
             ticket.ready.set()
 
-    def _grant(self) -> None:
-        """Hand out free tickets, the urgent ones first. The lock is held."""
-        self.has_urgent = any(ticket.lane.urgent for ticket in (*self._holding, *self._waiting))
-        while self._free and (ticket := next((t for t in self._waiting if self._may_go(t)), None)):
-            self._waiting.remove(ticket)
-            self._holding.add(ticket)
-            self._free -= 1
-            ticket.buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(BUFFER_BYTES))
-            ticket.ready.set()
-
-    def _may_go(self, ticket: Ticket) -> bool:
+    def may_go(self, ticket: Ticket) -> bool:
+        """Return True if it is this one's turn as soon as a ticket is free."""
         return ticket.lane.urgent or not self.has_urgent
-
-    def others_wait(self, lane: Lane) -> bool:
-        """Return True if another download would get a ticket that this one gave back."""
-        return any(t.lane is not lane and self._may_go(t) for t in tuple(self._waiting))
 
 
 class Lane:
@@ -191,11 +162,15 @@ class Ticket:
         self.buffer: memoryview | None = None
         self.ready = threading.Event()
         self.cancelled = False
+        self._scheduler = lane.scheduler
 
     def take(self) -> memoryview:
         """Wait until it is granted; return the buffer. Raises Stopped when the ticket is cancelled meanwhile."""
         self.ready.clear()
-        self.lane.scheduler.enter(self)
+        with self._scheduler.changed:
+            if not self.cancelled:
+                self._scheduler.waiting.append(self)
+                self._scheduler.grant()
         if not self.cancelled:
             self.ready.wait()
         if self.cancelled or self.buffer is None:
@@ -205,16 +180,27 @@ class Ticket:
 
     def give(self) -> None:
         """Hand it back, also where it was not granted."""
-        self.lane.scheduler.leave(self)
+        scheduler = self._scheduler
+        with scheduler.changed:
+            if self in scheduler.waiting:
+                scheduler.waiting.remove(self)
+            if self.buffer is not None:
+                scheduler.holding.remove(self)
+                scheduler.buffers.append(self.buffer)
+                scheduler.free += 1
+                self.buffer = None
+            scheduler.grant()
 
     def cancel(self) -> None:
         """Wake its thread if it waits, from another thread. For good."""
-        self.lane.scheduler.cancel(self)
+        with self._scheduler.changed:
+            self.cancelled = True
+            self.ready.set()
 
     @property
     def is_overtaken(self) -> bool:
         """Return True if an urgent download wants the line."""
-        return self.lane.scheduler.has_urgent and not self.lane.urgent
+        return self._scheduler.has_urgent and not self.lane.urgent
 
     def yield_turn(self, *, between_ranges: bool = False, within_body: bool = False) -> memoryview:
         """Let urgent downloads go first, and between ranges all others too. Return the buffer, perhaps another one.
@@ -224,8 +210,9 @@ class Ticket:
         is_overtaken = self.is_overtaken
         if is_overtaken and within_body:
             raise Overtaken
-        yields = is_overtaken or (between_ranges and self.lane.scheduler.others_wait(self.lane))
-        if not yields and self.buffer is not None:
+        scheduler = self._scheduler
+        others = between_ranges and any(t.lane is not self.lane and scheduler.may_go(t) for t in (*scheduler.waiting,))
+        if not (is_overtaken or others) and self.buffer is not None:
             return self.buffer
         self.give()
         return self.take()

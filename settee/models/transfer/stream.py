@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from settee.models.transfer.part import Part
-from settee.models.transfer.route import Route
 from settee.models.transfer.scheduler import Overtaken, Ticket
 from settee.models.transfer.trouble import Limits, Retries
 from settee.net.failures import Broken
 from settee.net.http import Answer
+
+if TYPE_CHECKING:
+    from settee.models.transfer.attempt import Attempt
 
 
 @dataclass
@@ -32,33 +33,33 @@ class Span:
         return self.start + self.done
 
     @property
-    def missing(self) -> int | None:
-        """Return the number of bytes that are missing; None when that is not known."""
-        return None if self.end is None else self.end - self.position
+    def is_whole(self) -> bool:
+        return self.position == self.end
 
 
 class Ledger:
-    """Which bytes are in place. Shared by the streams that fill ranges and the follower that hashes them in order."""
+    """Which bytes are in place. Shared by the streams that fill ranges and the thread that hashes them in order."""
 
     def __init__(self, size: int | None, range_bytes: int, done: list[int] | None = None) -> None:
+        """``size``: None where it is unknown. ``done``: bytes in place of each range, from its beginning on."""
         self._changed = threading.Condition()
         self._closed = False
-        self._front = 0
-        self._wanted = 0
-        if size is None:
-            self.spans = [Span(0, 0, None)]
-        else:
-            starts = range(0, size, range_bytes)
-            counts = done or [0] * len(starts)
-            self.spans = [
-                Span(i, start, min(start + range_bytes, size), count)
-                for i, (start, count) in enumerate(zip(starts, counts, strict=True))
-            ]
+        #: The range with the first gap, and how far the hashing thread wants to go on.
+        self._front = self._wanted = 0
+        starts = [0] if size is None else range(0, size, range_bytes)
+        ends = [None if size is None else min(start + range_bytes, size) for start in starts]
+        counts = done or [0] * len(starts)
+        self.spans = [Span(i, *given) for i, given in enumerate(zip(starts, ends, counts, strict=True))]
         self.size = size
         #: Bytes in place, and those of them that an earlier download left.
-        self.total = self.resumed = sum(span.done for span in self.spans)
-        self._todo = [span for span in reversed(self.spans) if span.missing != 0]
+        self.total = self.resumed = sum(counts)
+        self._todo = [span for span in reversed(self.spans) if not span.is_whole]
         self._move_front()
+
+    @property
+    def is_whole(self) -> bool:
+        """Return True if all bytes are in place."""
+        return self.total == self.size
 
     def take(self) -> Span | None:
         """Return the first range that no stream has taken; it is the caller's until it is whole."""
@@ -72,22 +73,20 @@ class Ledger:
             self.total += count
             if span is self.spans[self._front]:
                 self._move_front()
-                # Not for every chunk: the follower states what is worth waking it.
-                if self._frontier() >= self._wanted or self.total == self.size:
+                # Not for every chunk: the hashing thread states what is worth waking it.
+                if self._frontier() >= self._wanted or self.is_whole:
                     self._changed.notify_all()
 
     def _move_front(self) -> None:
-        while self._front < len(self.spans) - 1 and self.spans[self._front].missing == 0:
+        while self._front < len(self.spans) - 1 and self.spans[self._front].is_whole:
             self._front += 1
 
     def make_plain(self, size: int | None) -> None:
         """All comes in one body: the first range, already taken, is the whole file."""
         with self._changed:
             first = self.spans[0]
-            first.end = size
-            self.spans = [first]
-            self._todo = []
-            self.size = size
+            first.end = self.size = size
+            self.spans, self._todo = [first], []
 
     def settle(self, span: Span) -> None:
         """The body of a file of unknown length ended here."""
@@ -101,70 +100,40 @@ class Ledger:
             self._closed = True
             self._changed.notify_all()
 
-    @property
-    def is_whole(self) -> bool:
-        """Return True if all bytes are in place."""
-        return self.size is not None and self.total == self.size
-
     def wait_beyond(self, position: int, step: int) -> int | None:
         """Wait until ``step`` bytes beyond ``position``, or all, are in place without a gap; return how far that is.
 
         None when :meth:`close` came first.
         """
-
-        def ready() -> bool:
-            return self._closed or self._frontier() >= position + step or self._frontier() == self.size
-
         with self._changed:
             self._wanted = position + step
-            self._changed.wait_for(ready)
+            self._changed.wait_for(
+                lambda: self._closed or self._frontier() >= self._wanted or self._frontier() == self.size
+            )
             return None if self._closed else self._frontier()
 
     def _frontier(self) -> int:
         return self.spans[self._front].position if self.spans else 0
 
 
-class Shared(Protocol):
-    """The parts of a download that its streams share: the Attempt."""
-
-    route: Route
-    part: Part
-    limits: Limits
-    #: No Range is sent: one body brings all.
-    plain: bool
-
-    @property
-    def ledger(self) -> Ledger: ...
-
-    def greet(self, answer: Answer, span: Span) -> int | None:
-        """Check an answer's head; return how many bytes of the span its body has (None: until it ends)."""
-
-    def noted(self, span: Span, count: int) -> None:
-        """Note that so many more bytes of the span are written."""
-
-    def pause(self, seconds: float) -> None:
-        """Wait, for as long as the download goes on. Raises Stopped."""
-
-
 class Stream:
-    """One of a download's threads."""
+    """Fills ranges of its attempt's ledger until none is left."""
 
-    def __init__(self, shared: Shared, ticket: Ticket, retries: Retries) -> None:
-        self._shared = shared
+    def __init__(self, attempt: Attempt, ticket: Ticket, retries: Retries) -> None:
+        self._attempt = attempt
         self._ticket = ticket
         self._retries = retries
 
     def run(self) -> None:
-        """Fill ranges until none is left. Raises what ends the whole download."""
+        """Raises what ends the whole download."""
         try:
-            while (span := self._shared.ledger.take()) is not None:
+            while (span := self._attempt.ledger.take()) is not None:
                 self._fill(span)
         finally:
             self._ticket.give()
 
     def _fill(self, span: Span) -> None:
-        limits = self._shared.limits
-        while span.missing != 0:
+        while not span.is_whole:
             before = span.done
             try:
                 self._fetch(span)
@@ -172,11 +141,11 @@ class Stream:
                 self._ticket.give()
             except Broken as trouble:
                 self._ticket.give()
-                if self._shared.plain:
+                if self._attempt.plain:
                     raise  # such a body cannot be resumed
-                if span.done - before >= limits.progress_bytes:
+                if span.done - before >= self._attempt.limits.progress_bytes:
                     self._retries.reset()
-                self._shared.pause(self._retries.pause_s(trouble))
+                self._attempt.pause(self._retries.pause_s(trouble))
             else:
                 self._retries.reset()
 
@@ -186,27 +155,26 @@ class Stream:
             self._ticket.take()
         else:
             self._ticket.yield_turn(between_ranges=True)
-        shared = self._shared
-        headers = {}
-        if not shared.plain and span.end is not None:
-            headers["Range"] = f"bytes={span.position}-{span.end - 1}"
-        answer, _ = shared.route.ask("GET", headers)
+        attempt = self._attempt
+        is_range = not attempt.plain and span.end is not None
+        headers = {"Range": f"bytes={span.position}-{(span.end or 0) - 1}"} if is_range else {}
+        answer = attempt.route.ask("GET", headers)
         try:
-            with shared.part.writing():
-                expected = shared.greet(answer, span)
+            with attempt.part.writing():
+                expected = attempt.greet(answer, span)
                 received = self._receive(answer, span, expected)
                 if expected is None:
-                    shared.ledger.settle(span)
+                    attempt.ledger.settle(span)
         finally:
             answer.done()
         if expected is not None and received < expected:
             raise Broken("the connection broke off")
 
     def _receive(self, answer: Answer, span: Span, expected: int | None) -> int:
-        watch = _Watch(self._shared.limits)
+        watch = _Watch(self._attempt.limits)
         received = filled = 0
         # A body that cannot be resumed is kept open.
-        within_body = not self._shared.plain
+        within_body = not self._attempt.plain
         buffer = self._ticket.yield_turn(within_body=within_body)
         try:
             while expected is None or received < expected:
@@ -229,8 +197,8 @@ class Stream:
         return received
 
     def _flush(self, buffer: memoryview, filled: int, span: Span) -> int:
-        self._shared.part.write(buffer[:filled], span.position)
-        self._shared.noted(span, filled)
+        self._attempt.part.write(buffer[:filled], span.position)
+        self._attempt.noted(span, filled)
         return 0
 
 

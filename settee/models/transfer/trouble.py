@@ -2,7 +2,7 @@
 
 Broken      this request failed; another one may not (settee.net.failures)
 Refused     this URL will be refused again; a fresh one may not (settee.net.failures)
-StartOver   the bytes in place belong to another file; the download begins again, once
+StartOver   the bytes in place are of no use; the download begins again, once for each reason
 Stopped     the caller has given it up
 """
 
@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from settee.base.errors import DownloadFailed, NoSpace, SetteeError, StagingError
@@ -26,7 +27,7 @@ _ADVICE = {
     404: "there is no such file: check its name and revision",
     407: "the proxy wants credentials: put them into HTTPS_PROXY",
     410: "the file is gone: give another address",
-    416: "it has fewer bytes than it said",
+    416: "it has fewer bytes than it stated",
     451: "it is withheld for legal reasons",
 }
 _BACKOFF = Backoff(0.5, 30.0, jitter=1.0)
@@ -58,13 +59,25 @@ class Limits:
     end_s: float = 5.0
 
 
-class StartOver(Exception):
-    """``plain``: without ranges this time. ``verdict`` is raised when it was begun again before."""
+class Reason(Enum):
+    """Why a download begins again."""
 
-    def __init__(self, verdict: SetteeError, *, plain: bool = False) -> None:
+    #: The file changed: the source is asked for its newest address.
+    CHANGED = "changed"
+    #: The server's ranges are wrong: all is asked for in one body.
+    RANGES = "ranges"
+    #: All bytes came, and they are not the file.
+    CORRUPT = "corrupt"
+
+
+class StartOver(Exception):
+    """``verdict`` is raised when it was begun again for this reason before, or when this is final."""
+
+    def __init__(self, verdict: SetteeError, reason: Reason = Reason.CHANGED, *, is_final: bool = False) -> None:
         super().__init__(verdict.message)
         self.verdict = verdict
-        self.plain = plain
+        self.reason = reason
+        self.is_final = is_final
 
 
 def failed(where: str, reason: str, *, retryable: bool = True, status: int | None = None) -> DownloadFailed:
@@ -86,7 +99,7 @@ def advised(refused: Refused) -> Refused:
     return Refused(f"{advice} ({refused.reason})", refused.status)
 
 
-def of_disk(error: OSError, path: Path, needed: int | None) -> SetteeError:
+def of_disk(error: OSError, path: Path, needed: int | None = None) -> SetteeError:
     """Return the error for a failed write, without the folder's name."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = free_at(str(path))

@@ -98,7 +98,7 @@ def test_what_cannot_be_removed_is_noted_for_the_next_start(
     path = placed(engine.model_folder, "busy.safetensors")
     killed(store, "busy.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr(ModelFolder, "remove", lambda *_: None)  # another agent's job uses it
+        patched.setattr(ModelFolder, "discard", lambda *_: False)  # another agent's job uses it
         leftovers = Leftovers(store, None)
         leftovers.clear(engine, [ATTEMPT])
         leftovers.note([])
