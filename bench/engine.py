@@ -119,8 +119,8 @@ def main() -> None:
 
 
 def _run(engine: Engine, settings: Any, rounds: int, which: str) -> None:
-    folders = engine._backend.workspace.folders
-    ideal = IdealClient(engine._backend._server.client.url, folders.output)
+    folders = engine.backend.workspace.folders
+    ideal = IdealClient(engine.backend._server.client.url, folders.output)
 
     def ours(graph: dict[str, Any], images: dict[str, str]) -> float:
         job = Job(id="bench", request=parse({"workflow": graph, "images": images}, settings))

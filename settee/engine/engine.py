@@ -20,7 +20,6 @@ from settee.backends.comfy.comfy_backend import ComfyBackend
 from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, SetteeError, StagingError
 from settee.base.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
 from settee.base.settings import Settings
-from settee.comfyui.node_registry import NodeRegistry
 from settee.delivery import BucketLook, Delivered, check_request, deliver
 from settee.delivery.plan import MAX_WARNINGS
 from settee.models.entry import ModelEntry
@@ -39,7 +38,8 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._backend = ComfyBackend(settings)
+        #: For a door that asks ComfyUI itself: its node registry, its queue, how often it was started again.
+        self.backend = ComfyBackend(settings)
         self._models = ModelStore(settings)
         self._slot, self._closing = threading.Lock(), threading.Event()
         self._running: Cancel | None = None
@@ -51,25 +51,25 @@ class Engine:
         """Begin to start the backend and to place models; wait for neither. Raises ConfigError."""
         self._models.load()
         self._claim()
-        self._backend.workspace.open()
-        self._backend.start()
+        self.backend.workspace.open()
+        self.backend.start()
         self._models.start()
 
     def _claim(self) -> None:
         """Nothing is wiped, by a job or at the end, in folders that are not this worker's. Raises ConfigError."""
         if not self._claimed:
-            self._backend.workspace.claim()
+            self.backend.workspace.claim()
             self._claimed = True
-            self._backend.claimed()
+            self.backend.claimed()
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable with the end of its log."""
-        self._backend.wait_ready(timeout_s, cancel)
+        self.backend.wait_ready(timeout_s, cancel)
 
     @property
     def unrecoverable(self) -> bool:
         """True when ComfyUI cannot be brought back: only a new worker helps."""
-        return self._backend.unrecoverable
+        return self.backend.unrecoverable
 
     @property
     def model_folder(self) -> ModelFolder:
@@ -79,16 +79,7 @@ class Engine:
     @property
     def output_dir(self) -> Path | None:
         """Where ComfyUI writes, wiped around every job; None where its files only come over HTTP."""
-        return self._backend.workspace.folders.output if self._backend.is_shared else None
-
-    @property
-    def restarts(self) -> int:
-        """The number of times that ComfyUI was started again."""
-        return self._backend.restarts
-
-    def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
-        """Return ComfyUI's node registry. Raises ComfyUnavailable, JobCanceled."""
-        return self._backend.node_registry(cancel)
+        return self.backend.workspace.folders.output if self.backend.is_shared else None
 
     def await_models(self, entries: Sequence[ModelEntry], timeout_s: float) -> bool:
         """Wait until nothing of these is fetched any more, after the job that brought them; False if it still is.
@@ -96,13 +87,6 @@ class Engine:
         What a canceled job gave up may still be put in place a moment later.
         """
         return self._models.await_end(entries, timeout_s)
-
-    def take_back(self, prompt_id: str) -> None:
-        """The job with this prompt id, of a worker that was killed, which a ComfyUI that is not ours may still run.
-
-        :meth:`settle` has it stop, and no job begins before it has. Call this before the first job.
-        """
-        self._backend.take_back(prompt_id)
 
     def settle(self, timeout_s: float, is_over: Callable[[], bool]) -> bool:
         """Wait until ComfyUI runs nothing of an earlier job any more, and has forgotten it; False if it still does.
@@ -113,13 +97,9 @@ class Engine:
             return False
         try:
             deadline = time.monotonic() + timeout_s
-            return self._backend.stop_leftovers(deadline, lambda: is_over() or self._closing.is_set())
+            return self.backend.stop_leftovers(deadline, lambda: is_over() or self._closing.is_set())
         finally:
             self._slot.release()
-
-    def queue(self) -> tuple[int, int]:
-        """Return how many prompts run and wait in ComfyUI. Raises ComfyError when it does not answer at once."""
-        return self._backend.queue()
 
     def close(self) -> None:
         """Cancel the job that runs, stop ComfyUI, wipe. No job runs afterwards."""
@@ -131,11 +111,11 @@ class Engine:
         # The job's own deadlines bound this; what is left after them is ended with ComfyUI.
         self._slot.acquire(timeout=2 * self._settings.comfy_interrupt_s + 5)
         self._models.give_up()  # downloads end while ComfyUI does
-        self._backend.close()
+        self.backend.close()
         self._models.close()
         if self._claimed:
-            _wipe(self._backend, "at the end")
-            self._backend.workspace.release()
+            _wipe(self.backend, "at the end")
+            self.backend.workspace.release()
 
     # --- one job --------------------------------------------------------------------------------------------
 
@@ -156,10 +136,10 @@ class Engine:
                 if self._closing.is_set():
                     token.set(_CLOSING)
                 if job.sealed:
-                    stack.enter_context(self._backend.quiet())
-                return JobRun(job, self._backend, self._models, self._settings, on_progress, token).go()
+                    stack.enter_context(self.backend.quiet())
+                return JobRun(job, self.backend, self._models, self._settings, on_progress, token).go()
         finally:
-            self._backend.forget_note()
+            self.backend.forget_note()
             self._running = None
             self._slot.release()
 

@@ -191,14 +191,14 @@ def test_a_worker_with_more_than_a_thousand_descriptors(rig: Rig) -> None:
     """select() takes none above 1023."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
-    rig.engine._backend._session._drop_socket()
+    rig.engine.backend._session._drop_socket()
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         assert rig.run(empty(9)).outputs
     finally:
         for fd in held:
             os.close(fd)
-        rig.engine._backend._session._drop_socket()
+        rig.engine.backend._session._drop_socket()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -149,7 +149,7 @@ def test_a_fingerprint_in_a_node_does_not_reach_comfyui() -> None:
 def test_a_loader_without_a_fingerprint_reads_this_job_s_files(rig: Rig) -> None:
     """Real ComfyUI (COMFY_URL) only: LoadImageSetFromFolderNode has no IS_CHANGED, so its cache key is the folder."""
     rig.run(empty(12))
-    if "LoadImageSetFromFolderNode" not in rig.engine._backend._session.registry:
+    if "LoadImageSetFromFolderNode" not in rig.engine.backend._session.registry:
         pytest.skip("needs a ComfyUI with its training nodes")
     graph = {
         "1": {"class_type": "LoadImageSetFromFolderNode", "inputs": {"folder": "set", "resize_method": "None"}},

@@ -162,7 +162,7 @@ def test_previews_on_the_way_to_an_output_come_back_on_a_repeat(rig: Rig) -> Non
 
 def test_a_class_that_comfyui_replaces_is_taken_under_its_old_name(rig: Rig) -> None:
     has(rig, "ImageScaleToMaxDimension")
-    if not rig.engine._backend._session.registry.replacements:
+    if not rig.engine.backend._session.registry.replacements:
         pytest.skip("needs a ComfyUI that replaces classes (0.33)")
     graph = empty(50)
     graph["2"] = {"class_type": "ResizeImagesByLongerEdge", "inputs": {"images": ["1", 0], "longer_edge": 32}}
@@ -189,7 +189,7 @@ def test_two_jobs_with_files_of_one_name_within_an_object(rig: Rig) -> None:
 
 
 def replacing(rig: Rig, replacements: dict[str, Any]) -> None:
-    session = rig.engine._backend._session
+    session = rig.engine.backend._session
     session.registry = replace(session.registry, replacements=replacements)
 
 
@@ -201,15 +201,15 @@ def test_policy_holds_for_the_class_that_comfyui_would_put_in_its_place(tmp_path
     with EmbeddedServer(tmp_path / "comfy") as server:
         with Rig(tmp_path, **server.shared) as rig:
             rig.run(empty())
-            rig.engine._backend._session.registry = replace(
-                rig.engine._backend._session.registry, replacements={"OldSave": [entry]}
+            rig.engine.backend._session.registry = replace(
+                rig.engine.backend._session.registry, replacements={"OldSave": [entry]}
             )
             [output] = rig.run(graph).outputs
             assert output.filename == "made_00001_.png"
         with Rig(tmp_path / "strict", denied_nodes=("SaveImage",), **server.shared) as rig:
             rig.run({**empty(save=False), "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
-            rig.engine._backend._session.registry = replace(
-                rig.engine._backend._session.registry, replacements={"OldSave": [entry]}
+            rig.engine.backend._session.registry = replace(
+                rig.engine.backend._session.registry, replacements={"OldSave": [entry]}
             )
             with pytest.raises(InvalidRequest, match="DENIED_NODES"):
                 rig.run(graph)

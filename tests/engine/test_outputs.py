@@ -59,7 +59,7 @@ def test_prompts_that_a_job_starts_are_followed_and_their_outputs_returned(rig: 
     result = rig.run(graph)
     assert sorted(output.node_id for output in result.outputs) == ["2", "9"]
     assert any("2 more prompt" in warning for warning in result.warnings)
-    rig.engine._backend._session.forgetter.settle()
+    rig.engine.backend._session.forgetter.settle()
     history = requests.get(f"{rig.url}/history", timeout=5).json()
     assert not [entry for entry in history.values() if "BatchManagerLike" in json.dumps(entry["prompt"])]
 
@@ -91,7 +91,7 @@ def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Ri
 
     prompt_id = requests.post(f"{own_rig.url}/prompt", json={"prompt": empty()}, timeout=5).json()["prompt_id"]
     eventually(lambda: requests.get(f"{own_rig.url}/history/{prompt_id}", timeout=5).json(), what="its end")
-    watcher = own_rig.engine._backend._session._watcher(
+    watcher = own_rig.engine.backend._session._watcher(
         Silent(own_rig.url), empty(), Ended("p"), lambda _: None, prompt_id, is_told=False
     )
     with Cancel() as cancel:
@@ -162,7 +162,7 @@ def test_what_ended_before_a_job_is_none_of_its_prompts(own_rig: Rig) -> None:
         return prompt_id
 
     _, own, started = ran("of an earlier job's thread"), ran("the job"), ran("started by it")
-    prompts = own_rig.engine._backend._session.prompts
+    prompts = own_rig.engine.backend._session.prompts
     assert prompts.started(own, "client", {own}) == [started]
     assert prompts.started(own, "client", {own, started}) == []
 
@@ -171,7 +171,7 @@ def test_a_started_prompt_with_a_graph_of_its_own_is_stopped_on_a_server_that_is
     with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
         run = rig.start(slow(steps=1000, delay_ms=20))
         run.reach(Status.RUNNING)
-        socket = rig.engine._backend._session._socket
+        socket = rig.engine.backend._session._socket
         assert socket is not None
         body = {"prompt": slow(steps=1000, delay_ms=20), "client_id": socket.client_id}
         requests.post(f"{server.url}/prompt", json=body, timeout=5)
@@ -235,7 +235,7 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
                 (self.folders.output / name).unlink()
             return found
 
-    workspace = Vanishing(rig.engine._backend.workspace.folders, rig.settings)
+    workspace = Vanishing(rig.engine.backend.workspace.folders, rig.settings)
     ended = Ended(
         "p", [{"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}], is_alone=lambda: True
     )
@@ -257,7 +257,7 @@ def during(write: Callable[[], object]) -> Callable[[Progress], None]:
 
 
 def test_input_files_that_a_node_writes_over_are_returned_and_others_are_not(rig: Rig) -> None:
-    folder = rig.engine._backend.workspace.folders.input
+    folder = rig.engine.backend.workspace.folders.input
     graph = slow(steps=6, delay_ms=40) | {"2": {"class_type": "LoadImage", "inputs": {"image": "a/kept.png"}}}
     images = {name: b64(png((7, 7, 7))) for name in ("a/kept.png", "a/masked.png")}
     result = rig.run(graph, images=images, on_progress=during(lambda: (folder / "a/masked.png").write_bytes(b"masked")))
@@ -266,7 +266,7 @@ def test_input_files_that_a_node_writes_over_are_returned_and_others_are_not(rig
 
 
 def test_files_that_a_node_adds_to_the_input_folder_are_returned(own_rig: Rig) -> None:
-    folder = own_rig.engine._backend.workspace.folders.input
+    folder = own_rig.engine.backend.workspace.folders.input
     result = own_rig.run(
         slow(steps=6, delay_ms=40), on_progress=during(lambda: (folder / "new.png").write_bytes(png()))
     )
@@ -279,7 +279,7 @@ def test_a_file_that_is_still_being_written_is_waited_for_or_warned_of(rig: Rig,
     stop, threads = threading.Event(), []
 
     def write() -> None:
-        with (rig.engine._backend.workspace.folders.output / "film.mp4").open("wb", buffering=0) as file:
+        with (rig.engine.backend.workspace.folders.output / "film.mp4").open("wb", buffering=0) as file:
             for _ in range(20):
                 file.write(bytes(1000))
                 time.sleep(0.05)
@@ -301,7 +301,7 @@ def test_a_file_that_is_still_being_written_is_waited_for_or_warned_of(rig: Rig,
 
 
 def test_many_files_that_a_node_keeps_open_are_one_warning(rig: Rig) -> None:
-    output = rig.engine._backend.workspace.folders.output
+    output = rig.engine.backend.workspace.folders.output
     with ExitStack() as stack:
 
         def leave_open() -> None:
@@ -348,7 +348,7 @@ def test_what_another_made_between_our_end_and_our_look_is_not_returned(tmp_path
 def test_what_a_job_started_after_its_end_is_stopped_on_a_server_that_is_not_ours(tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "comfy") as server, Rig(tmp_path / "own", comfy_url=server.url) as rig:
         assert rig.run(empty(5)).outputs
-        socket = rig.engine._backend._session._socket
+        socket = rig.engine.backend._session._socket
         assert socket is not None
         body = {"prompt": slow(steps=1000, delay_ms=20), "client_id": socket.client_id}
         requests.post(f"{server.url}/prompt", json=body, timeout=5)

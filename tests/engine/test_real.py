@@ -122,7 +122,7 @@ def test_nothing_of_a_job_stays_on_the_disk(real: Rig, base: Path) -> None:
     graph["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     graph["3"] = {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}}
     graph["4"] = {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "latent"}}
-    if "SaveTrainingDataset" in real.engine.node_registry():
+    if "SaveTrainingDataset" in real.engine.backend.node_registry():
         graph["6"] = {"class_type": "TrainingData", "inputs": {}}
         inputs = {"latents": ["6", 0], "conditioning": ["6", 1], "folder_name": "set", "shard_size": 10}
         graph["7"] = {"class_type": "SaveTrainingDataset", "inputs": inputs}

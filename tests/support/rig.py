@@ -272,7 +272,7 @@ class Rig:
 
     @property
     def server(self) -> Any:
-        return self.engine._backend._server
+        return self.engine.backend._server
 
     @property
     def url(self) -> str:
@@ -280,7 +280,7 @@ class Rig:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        folders = self.engine._backend.workspace.folders
+        folders = self.engine.backend.workspace.folders
         return tuple(folder for folder in (folders.input, folders.output, folders.temp) if folder is not None)
 
     def fault(self, name: str, value: Any = True) -> None:

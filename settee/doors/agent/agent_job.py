@@ -58,9 +58,9 @@ class Registry:
         return self._known is not None and self._clock() - self._known[0] <= self._age_s
 
     def get(self, cancel: Cancel) -> NodeRegistry:
-        """Return what Engine.node_registry does."""
+        """Return what ComfyBackend.node_registry does."""
         if self._known is None or not self.is_known:
-            self._known = (self._clock(), self._engine.node_registry(cancel))
+            self._known = (self._clock(), self._engine.backend.node_registry(cancel))
         return self._known[1]
 
     def forget(self) -> None:

@@ -85,7 +85,7 @@ class Intake:
         #: One dispatch at a time: held while the state folder's disk takes its time.
         self._intake = threading.Lock()
         metrics.watch(
-            restarts=lambda: engine.restarts, depth=lambda: int(self.is_busy), callbacks=lambda: outbox.pending
+            restarts=lambda: engine.backend.restarts, depth=lambda: int(self.is_busy), callbacks=lambda: outbox.pending
         )
 
     def start(self, interrupted: Sequence[Attempt] = ()) -> None:
@@ -169,5 +169,5 @@ class Intake:
 
     def _activity(self) -> dict[str, Any]:
         """Return what ComfyUI's queue holds, in numbers: whose prompts they are is not for others."""
-        running, pending = self._engine.queue()
+        running, pending = self._engine.backend.queue()
         return {"running": running, "pending": pending, "timestamp": timestamps.stamp(timestamps.now())}

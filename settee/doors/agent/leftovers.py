@@ -68,7 +68,7 @@ class Leftovers:
             log.warning("what a killed job left stays: %s", error.message)
         for attempt in interrupted:
             if attempt.prompt_id is not None:
-                engine.take_back(attempt.prompt_id)
+                engine.backend.take_back(attempt.prompt_id)
                 self._wipe(attempt.prompt_id)
         discard = engine.model_folder.discard
         self._left |= {name for name in self._stored if _is_plain(name) and not discard(name)}

@@ -41,6 +41,7 @@ class Engine:
         self.model_folder, self.ends, self.jobs = ModelFolder(models), ends, list[Job]()
         self.is_idle = threading.Event()
         self.is_idle.set()
+        self.backend = self
 
     def node_registry(self, cancel: object = None) -> NodeRegistry:
         return REGISTRY

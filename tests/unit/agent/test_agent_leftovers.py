@@ -21,7 +21,7 @@ PROMPT = str(uuid.uuid4())
 
 class Engine:
     def __init__(self, models: Path) -> None:
-        self.model_folder, self.taken_back = ModelFolder(models), list[str]()
+        self.model_folder, self.taken_back, self.backend = ModelFolder(models), list[str](), self
 
     def take_back(self, prompt_id: str) -> None:
         self.taken_back.append(prompt_id)
