@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -45,7 +45,7 @@ class Urls:
         return Urls(**found)
 
     def as_dict(self) -> dict[str, str | None]:
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Urls:

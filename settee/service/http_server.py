@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ import uvicorn
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from settee.net.addresses import is_this_machine
@@ -36,11 +37,6 @@ _ONLY_LOCAL = (
     "or set a token in auth and send it"
 )
 _SEEN = frozenset((b"authorization", b"content-length", b"content-type", b"host"))
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 # --- access -------------------------------------------------------------------------------------------------
@@ -87,6 +83,7 @@ class Gate:
     ) -> None:
         """``on_refused`` is called with the status of every answer to a dispatch but those that accept it."""
         self._app, self._auth, self._most, self._on_refused = app, auth, max_body_bytes, on_refused
+        self._too_large = f"the body is larger than {max_body_bytes} bytes (server.max_body_bytes)"
         self._chunk_s, self._body_s = chunk_s, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,10 +126,6 @@ class Gate:
 
         return counted
 
-    @property
-    def _too_large(self) -> str:
-        return f"the body is larger than {self._most} bytes (server.max_body_bytes)"
-
     def _measured(self, receive: Receive) -> Receive:
         """``receive``, which raises HTTPException for a body that is too large or too slow."""
         count, is_whole, deadline = 0, False, time.monotonic() + self._body_s
@@ -161,10 +154,7 @@ def _digest(token: str) -> bytes:
 
 def problem(status: int, detail: str, problems: Any = None, headers: Any = None) -> JSONResponse:
     """``{detail, problems?}``."""
-    body: dict[str, Any] = {"detail": detail}
-    if problems:
-        body["problems"] = problems
-    return JSONResponse(body, status, headers)
+    return JSONResponse({"detail": detail, **({"problems": problems} if problems else {})}, status, headers)
 
 
 def _turned_away(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

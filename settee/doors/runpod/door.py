@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from settee.base import logs
 from settee.base.errors import (
@@ -26,7 +26,7 @@ from settee.base.errors import (
     SetteeError,
     WorkflowRejected,
 )
-from settee.base.job import Cancel, Job, OnProgress, Progress, Result
+from settee.base.job import Cancel, Job, Progress, Result
 from settee.base.settings import Settings
 from settee.doors.runpod import render
 from settee.doors.runpod.progress import ProgressFeed
@@ -34,6 +34,7 @@ from settee.engine.request import JobRequest, decode, misspelt, parse
 
 if TYPE_CHECKING:
     from settee.base.sealing import Sealer
+    from settee.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -52,21 +53,10 @@ SHUTDOWN = "the worker is shutting down"
 _ENVELOPE = {"id", "input", "policy", "s3Config", "webhook"}
 
 
-class AnyEngine(Protocol):
-    """The part of an engine that a door needs."""
-
-    @property
-    def unrecoverable(self) -> bool: ...
-    def start(self) -> None: ...
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
-    def run(self, job: Job, on_progress: OnProgress = ..., cancel: Cancel | None = None) -> Result: ...
-    def close(self) -> None: ...
-
-
 class Door:
     """Runs RunPod's jobs on an engine. ``settings`` says how; nothing happens before :meth:`start`."""
 
-    def __init__(self, engine: AnyEngine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         #: Set by a loop that takes jobs from RunPod; None where progress has nowhere to go.
         self.post_progress: PostProgress | None = None

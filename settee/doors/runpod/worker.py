@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee import __version__
 from settee.base import logs
@@ -30,11 +30,14 @@ from settee.base.errors import ConfigError, SetteeError
 from settee.base.job import Cancel
 from settee.base.settings import Settings, load
 from settee.doors.runpod import render, sdk
-from settee.doors.runpod.door import SHUTDOWN, Answer, AnyEngine, Door, warmup
+from settee.doors.runpod.door import SHUTDOWN, Answer, Door, warmup
+
+if TYPE_CHECKING:
+    from settee.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
-MakeEngine = Callable[[Settings], AnyEngine]
+MakeEngine = Callable[[Settings], "Engine"]
 
 
 class Signals:
@@ -231,7 +234,7 @@ class Worker:
         return self.door.is_busy
 
 
-def _engine(settings: Settings) -> AnyEngine:
+def _engine(settings: Settings) -> Engine:
     from settee.engine.engine import Engine
 
     return Engine(settings)
