@@ -160,7 +160,7 @@ def _value_input(node: dict[str, Any]) -> str | None:
         return None
     named = [name for name in inputs if name.casefold() in _VALUE_INPUTS]
     rest = [value for name, value in inputs.items() if name not in named]
-    # StringConstantMultiline and the like have switches beside their text.
+    # StringConstantMultiline and the like have switches next to their text.
     if len(named) != 1 or not all(isinstance(value, bool) for value in rest) or _COMPUTING.search(node["class_type"]):
         return None
     return named[0] if isinstance(inputs[named[0]], (str, int, float)) else None

@@ -20,7 +20,7 @@ from settee.comfyui.media import kind_of
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, natural_key, own_node, title
 
-#: Keys of core nodes that say something about the files beside them, or hold the editor's state.
+#: Keys of core nodes that describe the files next to them, or hold the editor's state.
 _ABOUT = {"animated", "compositor_bboxes", "compositor_inputs", "dims", "histogram", "input_bboxes"}
 #: Names of files in temp: Preview3DAdvanced's, PreviewGaussianSplat's, PreviewPointCloud's.
 _TEMP_NAMES = ("preview3d_advanced_", "preview_splat_", "preview_pointcloud_")
@@ -41,10 +41,10 @@ def mapping(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a prompt ended."""
+    """The end of a prompt."""
 
     kind: Literal["success", "interrupted", "out_of_memory", "failed"]
-    #: Of a failure: the node, and the first line of what it said; "" where ComfyUI does not tell.
+    #: Where it failed: the node, and the first line of its message; "" where ComfyUI does not state them.
     where: str = ""
     said: str = ""
     #: ``node_id, class_type, title, exception_type, exception_message``; no path of the server's.
@@ -81,7 +81,7 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
     node_id = own_node(graph, str(data.get("node_id")))
     class_type = str(data.get("node_type"))
     exception = str(data.get("exception_type"))
-    said = neutral(str(data.get("exception_message") or "").strip()) or exception.strip() or "it does not say why"
+    said = neutral(str(data.get("exception_message") or "").strip()) or exception.strip() or "it gives no reason"
     details = {
         "node_id": node_id,
         "class_type": class_type,

@@ -1,4 +1,4 @@
-"""Isolation: what makes every saving node run for this job, and its traces taken out of the pictures again.
+"""Isolation: every saving node runs for this job, and the traces of that are taken out of the pictures again.
 
 ComfyUI answers a graph it has seen from its cache, with the names of files that were wiped after the last job
 (resubmit_cached.json), so its own saving nodes get a `filename_prefix` of this job's own, and others an input that only

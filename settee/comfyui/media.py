@@ -1,6 +1,6 @@
-"""What a file is, told from its name.
+"""The kind of a file by its name.
 
-ComfyUI reports movies and animations under ``images`` and custom nodes invent keys of their own, so the key says
+ComfyUI reports movies and animations under ``images`` and custom nodes invent keys of their own, so the key means
 nothing. The table is ours: ``mimetypes`` follows the machine's files, and images differ in those.
 """
 
@@ -33,7 +33,7 @@ _BY_SUFFIX = {
 
 
 def kind_of(filename: str) -> tuple[Kind, str]:
-    """The kind of a file and its media type. Anything unknown (latents, weights) is a FILE of plain octets."""
+    """Return the kind of a file and its media type. Anything unknown (latents, weights) is a FILE of plain octets."""
     return _BY_SUFFIX.get(PurePosixPath(filename).suffix[1:].lower(), (Kind.FILE, _OCTETS))
 
 

@@ -1,8 +1,4 @@
-"""What ComfyUI says over its event socket, and how far along that puts a prompt. Pure: it reads no socket itself.
-
-Shared by the worker (:mod:`settee.comfy`) and the client's bare ComfyUI (:mod:`settee.client.targets.comfy`), so it
-needs nothing but the standard library.
-"""
+"""Messages of ComfyUI's event socket, and the progress of a prompt by them. Pure; for worker and client."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import Any
 
 from settee.comfyui.workflow import Workflow
 
-#: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). What it says
+#: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). Its content
 #: comes in smaller messages too, so it is skipped unparsed.
 _SKIPPED = (b'{"type": "progress_state"', b'{"type":"progress_state"')
 _BINARY_IMAGE = 1
@@ -24,8 +20,7 @@ _BINARY_IMAGE_WITH_METADATA = 4
 #: Sends its pictures over the socket; history has nothing of them (big_ws_message.json).
 PICTURE_NODE = "SaveImageWebsocket"
 
-#: What to send first: previews then say which node they belong to (success_ksampler_preview_metadata.json). It only
-#: counts as the very first message.
+#: The very first message to send: previews then name their node (success_ksampler_preview_metadata.json).
 FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
 
 Loads = Callable[[bytes], Any]
@@ -51,7 +46,7 @@ class ImageEvent:
 
 
 def text_event(raw: bytes, loads: Loads = json.loads) -> Event | None:
-    """A text frame; None for one that is skipped, or has another shape."""
+    """Read a text frame; None for one that is skipped, or has another shape."""
     if raw.startswith(_SKIPPED):
         return None
     try:
@@ -62,7 +57,7 @@ def text_event(raw: bytes, loads: Loads = json.loads) -> Event | None:
 
 
 def remaining(status: Event) -> int | None:
-    """How many prompts wait or run, as a ``status`` event has it; None when it does not say."""
+    """Return how many prompts wait or run, by a ``status`` event; None when it does not state it."""
     said: Any = status.data
     for key in ("status", "exec_info", "queue_remaining"):
         said = said.get(key) if isinstance(said, dict) else None
@@ -70,7 +65,7 @@ def remaining(status: Event) -> int | None:
 
 
 def image_event(raw: bytes, loads: Loads = json.loads) -> ImageEvent | None:
-    """A binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
+    """Read a binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
     if len(raw) < 8:
         return None
     kind, number = struct.unpack(">II", raw[:8])
@@ -92,7 +87,7 @@ def image_event(raw: bytes, loads: Loads = json.loads) -> ImageEvent | None:
 
 @dataclass
 class Report:
-    """How far a prompt is; ``percent`` is over the whole graph and never falls."""
+    """The progress of a prompt; ``percent`` is over the whole graph and never falls."""
 
     node_id: str | None = None
     value: int | None = None
@@ -109,7 +104,7 @@ class Meter:
         self.report = Report()
 
     def take(self, event: Event) -> bool:
-        """Note an event of the prompt; True when there is something to tell."""
+        """Note an event of the prompt; True when there is something to report."""
         report, data = self.report, event.data
         if event.type == "execution_cached":
             nodes = data.get("nodes")

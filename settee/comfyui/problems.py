@@ -105,7 +105,7 @@ def _remedy(failed_imports: Mapping[str, str]) -> str:
         return "install its custom node, or fix the name"
     failed = ", ".join(f"{name} ({why})" for name, why in [*failed_imports.items()][:5])
     more = f" and {len(failed_imports) - 5} more" if len(failed_imports) > 5 else ""
-    return f"if it is of a custom node that ComfyUI could not import, mend that: {failed}{more}"
+    return f"if it is of a custom node that ComfyUI could not import, repair that: {failed}{more}"
 
 
 # --- what ComfyUI said -------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ _NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
 def replaced(workflow: Workflow, registry: NodeRegistry) -> Workflow:
-    """The workflow with today's classes for those that ComfyUI would replace.
+    """Return the workflow with today's classes for those that ComfyUI would replace.
 
     It does so before it checks a prompt (app/node_replace_manager.py), but drops the inputs where the entry maps none,
     and breaks off at a node without `_meta`. Done here, all else that looks at classes and inputs sees what will run.
@@ -54,7 +54,7 @@ def replaced(workflow: Workflow, registry: NodeRegistry) -> Workflow:
 
 
 def linked(workflow: Workflow, registry: NodeRegistry) -> Workflow:
-    """The workflow as it is, or only its live nodes where links of others lead nowhere or in a loop.
+    """Return the workflow as it is, or only its live nodes where links of others lead nowhere or in a loop.
 
     Raises InvalidRequest where a link of a live node does.
     """
@@ -67,7 +67,7 @@ def linked(workflow: Workflow, registry: NodeRegistry) -> Workflow:
 
 
 def without_unknown(workflow: Workflow, registry: NodeRegistry) -> Workflow:
-    """The workflow without nodes of unknown classes, and all that depends on one: ComfyUI would refuse it whole."""
+    """Return the workflow without nodes of unknown classes and their users: ComfyUI would refuse it whole."""
     dropped: set[str] = set()
     unknown = [node_id for node_id, node in workflow.items() if node["class_type"] not in registry]
     while unknown:
@@ -84,7 +84,7 @@ def without_unknown(workflow: Workflow, registry: NodeRegistry) -> Workflow:
 
 
 def respelled(workflow: Workflow, registry: NodeRegistry, coming: Iterable[str]) -> tuple[Workflow, list[str]]:
-    """The workflow with names of models as this worker spells them, and a warning for each that was changed.
+    """Return the workflow with names of models as this worker spells them, and a warning for each changed one.
 
     A workflow made on Windows has ``XL\\a.safetensors``. ``coming``: names that ComfyUI does not list yet.
     """
@@ -126,7 +126,7 @@ def _names_in_folders(registry: NodeRegistry) -> list[str]:
 
 
 def filled_prefixes(workflow: Workflow, now: time.struct_time) -> dict[Place, str]:
-    """The prefixes whose patterns stand for something, filled in. What names no node's value stays as it is."""
+    """Return the prefixes whose patterns stand for something, filled in. What names no node's value stays as it is."""
     found = {}
     for node_id, node in workflow.items():
         given = node["inputs"].get(PREFIX_INPUT)

@@ -102,8 +102,7 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
-            asked = Place(node_id, name)
-            if not is_seed(name) or not _takes_numbers(_spec(graph, asked)):
+            if not is_seed(name) or not _takes_numbers(_spec(graph, asked := Place(node_id, name))):
                 continue
             try:
                 place = graph.literal(asked)

@@ -33,7 +33,7 @@ EXPORT_HINT = (
 
 
 def natural_key(node_id: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts "2" before "10" and "57:8" after "57"."""
+    """Return a sort key that puts "2" before "10" and "57:8" after "57"."""
     return tuple(
         # Python refuses to read numbers of thousands of digits.
         (0, int(part), "") if len(part) < 19 and part.isascii() and part.isdigit() else (1, 0, part)
@@ -117,19 +117,19 @@ def title(node: Mapping[str, Any]) -> str:
 
 
 def shown_node(workflow: Workflow, node_id: str) -> str:
-    """How a node is named to a person: ``6 CLIPTextEncode "Positive"``; its title only where it says more."""
+    """Return a node's name for a person: ``6 CLIPTextEncode "Positive"``; its title only where it adds something."""
     node = workflow[node_id]
     name, kind = title(node), str(node["class_type"])
     return f"{node_id} {kind}" + (f' "{name}"' if name and name != kind else "")
 
 
 def listed_nodes(workflow: Workflow, node_ids: Iterable[str]) -> str:
-    """These nodes for an error's message, in natural order, one a line."""
+    """Return these nodes for an error's message, in natural order, one a line."""
     return "\n".join(f"  {shown_node(workflow, node_id)}" for node_id in sorted(set(node_ids), key=natural_key))
 
 
 def own_node(workflow: Mapping[str, Any], node_id: str) -> str:
-    """The id of a workflow's own node, for that of one that it expanded into, such as 5.0.0.1."""
+    """Return the id of a workflow's own node, for that of one that it expanded into, such as 5.0.0.1."""
     own = node_id
     while own not in workflow and "." in own:
         own = own.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The editor's file, read strictly: what says two things about one link, or nothing readable, is refused.
+"""The editor's file, read strictly: contradictions about a link, and anything unreadable, are refused.
 
 The editor repairs broken files in ways that changed between its versions, so none that needs repair is accepted. Read
 are the schema 0.4 (links as lists) and 1 (links as objects), and the subgraphs of both.
@@ -44,7 +44,7 @@ class Slot:
     name: str
     type: str
     link: int | None
-    #: Whether the file lists a widget for it.
+    #: The file lists a widget for it.
     is_widget: bool
 
 

@@ -128,9 +128,9 @@ class Source:
     #: Where the way ends at an unlinked input of a subgraph's node, whose own widget may feed it: the inside, and the
     #: input.
     inlet: tuple[Scope, Edge] | None = None
-    #: Whether it leads out of the subgraph of the input.
+    #: It leads out of the subgraph of the input.
     is_outside: bool = False
-    #: Whether it crosses the edge of a subgraph, and passes a reroute or a bypassed node.
+    #: It crosses the edge of a subgraph, and passes a reroute or a bypassed node.
     is_across: bool = False
     is_detour: bool = False
 

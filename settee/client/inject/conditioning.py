@@ -1,4 +1,4 @@
-"""What the nodes of a workflow do with prompts: their texts, the conditioning that they take, and who samples."""
+"""Prompts in the nodes of a workflow: their texts, the conditioning that they take, and the nodes that sample."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Loader:
     place: Place
     #: ``image``, ``mask``, ``image+mask`` (both from one file, the mask from its alpha channel), ``video``, ``audio``.
     kind: str
-    #: Whether an output is made from it.
+    #: An output is made from it.
     live: bool
 
     @property
@@ -186,7 +186,7 @@ def _in_order(
         take = f"{len(left)} {'nodes take' if len(left) > 1 else 'node takes'} one"
         named = f"{option} {left[0].place.node_id}=FILE"
         raise UsageError(
-            f"{option}: {len(loose)} given, and {take}:\n{nodes}\ngive as many, or say which is for which node: {named}"
+            f"{option}: {len(loose)} given, and {take}:\n{nodes}\ngive as many, or name the node of each: {named}"
         )
     what = f"{'left that loads' if fitting else 'known to load'} {_NOUNS[kind]}"
     message = f"{option}: {len(loose)} given, and no node is {what}"

@@ -77,7 +77,7 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
     - ``lora``: see :func:`settee.client.inject.parameter_places.lora_changes`.
 
     Raises UsageError for a value out of range, for a parameter without a place, and for a place that another node
-    computes; Ambiguous names the candidates. Each says which ``--set`` does it instead.
+    computes; Ambiguous names the candidates. Each names the ``--set`` that does it instead.
     """
     values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
     asked = {name: value for name, value in values.items() if name != "lora" and value is not None}
@@ -101,8 +101,8 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
 
 #: Inputs that take a latent, by their names in ComfyUI and in the usual packs.
 _LATENT = re.compile(r"(?:init_)?(?:latents?(?:_image)?|samples)\d*")
-#: What a node has besides a latent when it samples; a scheduler (LTXVScheduler) or conditioning (LTXVAddGuide) may
-#: take a latent too.
+#: Inputs that a node has in addition to a latent when it samples; a scheduler (LTXVScheduler) or conditioning
+#: (LTXVAddGuide) may take a latent too.
 _SAMPLING = frozenset(["sigmas", "sampler", "sampler_name", "guider", "cfg"])
 
 

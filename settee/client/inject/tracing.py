@@ -38,7 +38,7 @@ class Encoder:
 
     node_id: str
     texts: tuple[Text, ...]
-    #: Whether its texts are one prompt, given to several language models.
+    #: Its texts are one prompt, given to several language models.
     is_one_prompt: bool = False
 
 

@@ -179,7 +179,7 @@ def conditioning_side(name: str) -> Side | None:
 
 
 def sided(name: str) -> Side | None:
-    """Return positive or negative, where the name of an input or an output says so (``CONDITIONING+``)."""
+    """Return positive or negative, where the name of an input or an output has it (``CONDITIONING+``)."""
     if says(name, "negative") or name.endswith("-"):
         return "negative"
     return "positive" if says(name, "positive") or name.endswith("+") else None
