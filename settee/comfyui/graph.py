@@ -52,7 +52,6 @@ class Computed(LookupError):
 
 
 def with_values(workflow: Workflow, values: Mapping[Place, Any]) -> Workflow:
-    """Return a copy with these values."""
     changed = dict(workflow)
     for place, value in values.items():
         node = changed[place.node_id]

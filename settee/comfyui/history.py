@@ -41,8 +41,6 @@ def mapping(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a prompt."""
-
     kind: Literal["success", "interrupted", "out_of_memory", "failed"]
     #: Where it failed: the node, and the first line of its message; "" where ComfyUI does not state them.
     where: str = ""
@@ -235,7 +233,6 @@ def without_previews(
 
 
 def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:
-    """Return the ids of the nodes that reported files."""
     return {item.node_id for item in reported(outputs) if item.place is not None}
 
 
@@ -249,5 +246,4 @@ def named_file(key: str, item: Any) -> Place | None:
 
 
 def text_name(node_id: str) -> str:
-    """Return the file name of a text that a node left."""
     return f"node_{re.sub(r'[^A-Za-z0-9_-]', '_', node_id)[:100]}.txt"

@@ -84,7 +84,6 @@ def salted(node: Mapping[str, Any], registry: NodeRegistry, salt: str) -> dict[s
 
 
 def is_salt(name: str, value: Any) -> bool:
-    """Return True for an input that :func:`salted` put there."""
     return name == SALT_INPUT or (isinstance(value, str) and value.startswith(f"{SALT_INPUT}:"))
 
 

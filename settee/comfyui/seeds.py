@@ -54,7 +54,6 @@ class Stuck:
     asks: bool = False
 
     def is_behind(self, workflow: Workflow, places: Iterable[Place]) -> bool:
-        """Return True if the number is computed from one of these."""
         return not Graph(workflow).needed([self.source]).isdisjoint(place.node_id for place in places)
 
 

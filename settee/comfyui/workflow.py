@@ -83,7 +83,6 @@ def texts(name: str, value: Any) -> Iterator[Text]:
 
 
 def _decoded(text: str) -> Any:
-    """Return what a string holds as JSON, None for any other string."""
     if text[:64].lstrip()[:1] not in ("{", "["):
         return None
     try:

@@ -16,7 +16,7 @@ from settee.backends.comfy.http_api import Queue
 from settee.backends.comfy.watcher import Limits, Watcher
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
-from settee.comfyui import file_inputs, isolation, problems
+from settee.comfyui import isolation, problems
 from settee.comfyui.messages import Event, ImageEvent, Meter, image_event
 from settee.comfyui.node_registry import NodeRegistry
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
@@ -114,7 +114,7 @@ def test_a_latent_is_loaded_from_the_input_folder_only() -> None:
     """LoadLatent's `latent` bears no upload mark; ComfyUI's exists_annotated_filepath takes absolute names."""
     info = {"LoadLatent": {"input": {"required": {"latent": [[]]}}, "output": ["LATENT"], "output_node": False}}
     graph = {"1": {"class_type": "LoadLatent", "inputs": {"latent": "/srv/private/x.latent"}}}
-    assert file_inputs.path_problems(graph, NodeRegistry(info))
+    assert problems.path_problems(graph, NodeRegistry(info))
 
 
 def test_a_node_id_of_five_thousand_digits(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfyui import file_inputs
+from settee.comfyui import problems
 from settee.comfyui.node_registry import NodeRegistry
 
 DATA = Path(__file__).parents[1] / "data"
@@ -38,7 +38,7 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 def loads(graph: dict[str, Any], registry: NodeRegistry) -> list[tuple[str, str]]:
     """(node, file) for everything that a graph loads."""
-    return [(problem["node_id"], problem["value"]) for problem in file_inputs.load_problems(graph, registry, {})]
+    return [(problem["node_id"], problem["value"]) for problem in problems.load_problems(graph, registry, {})]
 
 
 def test_the_files_that_a_workflow_loads(nodes: NodeRegistry) -> None:
@@ -77,7 +77,7 @@ def test_the_files_that_a_workflow_loads(nodes: NodeRegistry) -> None:
     ],
 )
 def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, nodes: NodeRegistry) -> None:
-    assert bool(file_inputs.path_problems({"1": given}, nodes)) is refused
+    assert bool(problems.path_problems({"1": given}, nodes)) is refused
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_paths_outside_the_jobs_folders(given: dict[str, Any], refused: bool, no
 )
 @pytest.mark.parametrize("name", ["image", "viewport_state"])
 def test_names_within_values_of_any_shape_are_looked_at(name: str, value: Any) -> None:
-    [problem] = file_inputs.path_problems({"1": node("Load3D", **{name: value})}, NodeRegistry(NEWER))
+    [problem] = problems.path_problems({"1": node("Load3D", **{name: value})}, NodeRegistry(NEWER))
     assert problem["input"] == name
 
 
@@ -108,7 +108,7 @@ def test_names_within_values_of_any_shape_are_looked_at(name: str, value: Any) -
     ],
 )
 def test_values_that_lead_nowhere_are_left_alone(value: Any) -> None:
-    assert file_inputs.path_problems({"1": node("Any", settings=value)}, NodeRegistry()) == []
+    assert problems.path_problems({"1": node("Any", settings=value)}, NodeRegistry()) == []
 
 
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200))).decode()
@@ -117,11 +117,11 @@ JPEG = base64.b64encode(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(200))).dec
 @pytest.mark.parametrize("data", [JPEG, "/" + "a/" * 3000])
 def test_what_cannot_be_a_path_is_none(data: str) -> None:
     """A JPEG in base64 begins with a slash; some custom classes take it in an input called `image`."""
-    assert file_inputs.path_problems({"1": node("ETN_LoadImageBase64", image=data)}, NodeRegistry()) == []
+    assert problems.path_problems({"1": node("ETN_LoadImageBase64", image=data)}, NodeRegistry()) == []
 
 
 def test_base64_where_a_name_belongs_is_called_that(nodes: NodeRegistry) -> None:
-    [problem] = file_inputs.path_problems({"1": node("LoadImage", image=JPEG)}, nodes)
+    [problem] = problems.path_problems({"1": node("LoadImage", image=JPEG)}, nodes)
     assert "base64" in problem["problem"]
     assert "`images`" in problem["problem"]
 
@@ -129,8 +129,8 @@ def test_base64_where_a_name_belongs_is_called_that(nodes: NodeRegistry) -> None
 def test_one_of_an_inputs_own_choices_is_no_foreign_path() -> None:
     info = {"Loader": {"input": {"required": {"path": [["/models/a", "../b"]]}}}}
     for value in ("/models/a", "../b"):
-        assert file_inputs.path_problems({"1": node("Loader", path=value)}, NodeRegistry(info)) == []
-    assert file_inputs.path_problems({"1": node("Loader", path="/models/c")}, NodeRegistry(info))
+        assert problems.path_problems({"1": node("Loader", path=value)}, NodeRegistry(info)) == []
+    assert problems.path_problems({"1": node("Loader", path="/models/c")}, NodeRegistry(info))
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_one_of_an_inputs_own_choices_is_no_foreign_path() -> None:
     ],
 )
 def test_the_advice_is_for_what_the_input_names(given: dict[str, Any], advice: str, nodes: NodeRegistry) -> None:
-    [problem] = file_inputs.path_problems({"1": given}, nodes)
+    [problem] = problems.path_problems({"1": given}, nodes)
     assert advice in problem["problem"]
 
 
 def test_a_models_full_path_gets_its_name_in_comfyui_as_a_near_match() -> None:
     info = {"CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [["xl/plain.safetensors"], {}]}}}}
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="/volume/plain.safetensors")}
-    assert file_inputs.path_problems(graph, NodeRegistry(info))[0]["near"] == ["xl/plain.safetensors"]
+    assert problems.path_problems(graph, NodeRegistry(info))[0]["near"] == ["xl/plain.safetensors"]
 
 
 def test_a_choice_that_is_no_file_need_not_come_with_the_job() -> None:
@@ -168,7 +168,7 @@ def test_a_choice_that_is_no_file_need_not_come_with_the_job() -> None:
 def test_each_of_several_files_at_one_input_must_come_with_the_job() -> None:
     info = {"Loader": {"input": {"required": {"image": ["COMBO", {"image_upload": True, "multiselect": True}]}}}}
     graph = {"1": node("Loader", image={"__value__": ["a.png", "b.png", "c.png"]})}
-    assert [item["value"] for item in file_inputs.load_problems(graph, NodeRegistry(info), {"b.png": None})] == [
+    assert [item["value"] for item in problems.load_problems(graph, NodeRegistry(info), {"b.png": None})] == [
         "a.png",
         "c.png",
     ]
@@ -177,6 +177,6 @@ def test_each_of_several_files_at_one_input_must_come_with_the_job() -> None:
 def test_a_file_that_a_core_loader_would_cut_is_named_and_left_to_a_custom_one(nodes: NodeRegistry) -> None:
     graph = {"1": node("LoadImage", image="a.heic"), "2": node("HeicLoader", image="a.heic")}
     files = {"a.heic": "this HEIC is …: convert it to JPEG or PNG first"}
-    [problem] = file_inputs.load_problems(graph, nodes, files)
+    [problem] = problems.load_problems(graph, nodes, files)
     assert problem["node_id"] == "1"
     assert "convert it" in problem["problem"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settee.comfyui import file_inputs, isolation, problems, workflow
+from settee.comfyui import isolation, problems, workflow
 from settee.comfyui.node_registry import NodeRegistry
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,7 +37,7 @@ def test_published_workflows_are_never_refused_by_mistake(path: Path, nodes: Nod
     """What is left to say about them is only that this registry has no API nodes."""
     graph = json.loads(path.read_text())
     assert workflow.shape_problems(graph, max_nodes=1000) == workflow.link_problems(graph) == []
-    assert file_inputs.path_problems(graph, nodes) == []
+    assert problems.path_problems(graph, nodes) == []
     assert [item for item in problems.registry_problems(graph, nodes) if item["type"] != "unknown_class"] == []
 
 

@@ -18,12 +18,11 @@ from settee.base.errors import InvalidRequest, ModelMissing, WorkflowRejected, p
 from settee.base.files import sha256_of
 from settee.base.job import Artifact, Cancel, Job
 from settee.base.settings import Settings
-from settee.comfyui.file_inputs import load_problems, path_problems
 from settee.comfyui.graph import Graph, with_values
 from settee.comfyui.isolation import salts
 from settee.comfyui.messages import Report
 from settee.comfyui.node_registry import NodeRegistry
-from settee.comfyui.problems import class_problems, registry_problems
+from settee.comfyui.problems import class_problems, load_problems, path_problems, registry_problems
 from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
 from settee.comfyui.seeds import draw_seeds
 from settee.comfyui.workflow import Workflow, own_node

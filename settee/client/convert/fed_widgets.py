@@ -113,7 +113,6 @@ class Inlet:
         return inner[0]
 
     def inner_values(self) -> list[Any]:
-        """Return the values of the widgets inside that this input feeds, in order."""
         fed = [end for end in map(self._fed, self._edge.links) if end is not None]
         return [_value(at, name) for at, name in fed if _has_widget(at, name)]
 
@@ -134,7 +133,6 @@ def _has_widget(at: At, name: str) -> bool:
 
 
 def _value(at: At, name: str) -> Any:
-    """Return the value of a node's own widget."""
     if at.subgraph:
         return inlets(at.inside)[name].value
     try:

@@ -201,7 +201,6 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], list[str]]:
-    """Return the values by input, and the inputs that got none."""
     places, _ = definition.places
     named, missing = dict[str, Any](), []
     for item in definition.inputs:

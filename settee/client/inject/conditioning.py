@@ -21,8 +21,6 @@ _SIDES: tuple[Side, ...] = ("positive", "negative", "neutral", "empty", "bundle"
 
 
 class Link(NamedTuple):
-    """The output of another node that an input takes."""
-
     node_id: str
     slot: int
 

@@ -111,12 +111,10 @@ class _Samplers(LiveGraph):
 
     @cached_property
     def samplers(self) -> list[str]:
-        """In natural order."""
         sampling = [i for i, node in self.live.items() if not _SAMPLING.isdisjoint(node["inputs"])]
         return [node_id for node_id in sampling if any(True for _ in self._latents_of(node_id))]
 
     def _latents_of(self, node_id: str) -> Iterator[str]:
-        """Yield the nodes that this one's latents come from."""
         for name, source, _ in links(self.workflow[node_id]):
             if source in self.workflow and _LATENT.fullmatch(name):
                 yield source
@@ -184,7 +182,6 @@ def _places(graph: _Samplers, name: str) -> list[Place]:
 
 
 def _has(graph: _Samplers, node_id: str, kind: _Kind) -> bool:
-    """Return True if a node has this parameter, as a value of its type or as a link."""
     value = graph.value(Place(node_id, kind.input))
     is_one = isinstance(value, str if kind.type is str else (int, float)) and not isinstance(value, bool)
     return (is_one or is_link(value)) and graph.class_of(node_id) not in kind.not_in
@@ -203,7 +200,6 @@ def _nowhere(graph: _Samplers, name: str) -> str:
 
 
 def _listed(graph: _Samplers, places: Iterable[Place]) -> str:
-    """Return one place a line, each with its present value."""
     lines = []
     for place in places:
         value = graph.value(place)
@@ -217,7 +213,6 @@ def _listed(graph: _Samplers, places: Iterable[Place]) -> str:
 
 
 def _misfit(name: str, value: Any) -> str | None:
-    """Return why a value is not of the parameter's type, or outside its limits."""
     kind = _KINDS[name]
     if kind.type is str:
         return None if isinstance(value, str) and value.strip() else ": give a name"

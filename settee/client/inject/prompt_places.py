@@ -109,7 +109,6 @@ class _Search:
                     found.append(encoder)
 
     def places(self, side: Side) -> list[Place]:
-        """Return where this side's prompt is written."""
         found = self._encoders[side]
         self._refuse_the_unknown(side)
         if not found:
@@ -128,7 +127,6 @@ class _Search:
         return _in_order(exact)
 
     def _said(self, encoder: Encoder) -> frozenset[str]:
-        """Return an encoder's present texts."""
         return frozenset(str(self._graph.value(place)).strip() for place in _literals([encoder]))
 
     # --- refusals -----------------------------------------------------------------------------------------
@@ -176,7 +174,6 @@ class _Search:
                 )
 
     def _why(self, side: Side) -> str:
-        """Return why there is no place, as the end of a message."""
         reach = self._tracing.reaches[side]
         for nodes, why in ((reach.zeroed, "is emptied by"), (reach.ends, "comes without a text from")):
             if nodes:

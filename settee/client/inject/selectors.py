@@ -192,7 +192,6 @@ def _split(graph: LiveGraph, text: str) -> tuple[Place, str]:
 
 
 def _readings(left: str) -> Iterator[tuple[str, str]]:
-    """Yield (node, input) for every dot."""
     yield from ((left[:at], left[at + 1 :]) for at, char in enumerate(left) if char == ".")
 
 

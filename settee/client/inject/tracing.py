@@ -128,7 +128,6 @@ class Tracing:
         return reach
 
     def _starts(self, side: Side) -> Iterator[tuple[str, list[str]]]:
-        """Yield the inputs that a side begins at."""
         graph = self.graph
         if side == "erased":
             for node_id in set().union(*(reach.zeroed for reach in self.reaches.values())):

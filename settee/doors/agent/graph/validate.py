@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from settee.comfyui.file_inputs import path_problems
 from settee.comfyui.graph import Graph
 from settee.comfyui.model_folders import SUFFIXES
 from settee.comfyui.node_registry import NodeRegistry, choices_of, upload_kind
-from settee.comfyui.problems import MAX_NEAR, near_matches, registry_problems
+from settee.comfyui.problems import MAX_NEAR, near_matches, path_problems, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
 from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Binding, Envelope
