@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from settee.comfyui.workflow import is_link
+from settee.embedded.folders import Folders
 from settee.embedded.nodes import NODES
-from settee.embedded.nodes.base import Node, NodeEnv, is_link
+from settee.embedded.nodes.node import Node, Outcome
+
+log = logging.getLogger("settee.embedded")
 
 
 class CycleError(Exception):
@@ -72,7 +77,7 @@ class ExecutionOrder:
         return any(self._leads_to_output(after, steps - 1) for after in self._awaited_by[node_id])
 
     def complete(self, node_id: str) -> None:
-        """Say that a node is done."""
+        """Take a node that is done out of the order."""
         del self._waits_for[node_id]
         for after in self._awaited_by.pop(node_id):
             self._waits_for[after].discard(node_id)
@@ -99,68 +104,66 @@ def hashable(value: Any) -> Any:
 class Fingerprints:
     """The cache key of every node of one prompt: its class and inputs, those of its ancestors, and IS_CHANGED."""
 
-    def __init__(self, prompt: Prompt, env: NodeEnv) -> None:
+    def __init__(self, prompt: Prompt, folders: Folders) -> None:
         self._prompt = prompt
-        self._env = env
+        self._folders = folders
         self._changed: dict[str, Any] = {}
         self.keys = {node_id: self._key(node_id) for node_id in prompt}
 
     def _key(self, node_id: str) -> Any:
-        ancestors = list(self._ancestors(node_id))
+        ancestors = list(self._ancestors(node_id, set()))
         position = {ancestor: index for index, ancestor in enumerate(ancestors)}
         return tuple(self._describe(each, position) for each in (node_id, *ancestors))
 
-    def _ancestors(self, node_id: str) -> Iterator[str]:
-        """Ancestors depth first, by sorted input name, each once."""
-        seen: set[str] = set()
-
-        def walk(current: str) -> Iterator[str]:
-            inputs = self._prompt[current]["inputs"] if current in self._prompt else {}
-            for name in sorted(inputs):
-                source = inputs[name][0] if is_link(inputs[name]) else None
-                if source is not None and source not in seen:
-                    seen.add(source)
-                    yield source
-                    yield from walk(source)
-
-        return walk(node_id)
+    def _ancestors(self, node_id: str, seen: set[str]) -> Iterator[str]:
+        """Yield ancestors depth first, by sorted input name, each once."""
+        inputs = self._prompt[node_id]["inputs"] if node_id in self._prompt else {}
+        for name in sorted(inputs):
+            source = inputs[name][0] if is_link(inputs[name]) else None
+            if source is not None and source not in seen:
+                seen.add(source)
+                yield source
+                yield from self._ancestors(source, seen)
 
     def _describe(self, node_id: str, position: Mapping[str, int]) -> Any:
         if node_id not in self._prompt:
             return math.nan, NeverEqual()
-        node = self._prompt[node_id]
-        node_class = NODES[node["class_type"]]
-        own_id = node_id if "UNIQUE_ID" in node_class.spec.hidden.values() else None
-        parts: list[Any] = [node["class_type"], self._is_changed(node_id, node_class), own_id]
-        for name in sorted(node["inputs"]):
-            value = node["inputs"][name]
+        prompted = self._prompt[node_id]
+        node = NODES[prompted["class_type"]]
+        own_id = node_id if any(each.kind == "UNIQUE_ID" for each in node.inputs.values()) else None
+        if node_id not in self._changed:
+            self._changed[node_id] = hashable(self._is_changed(prompted, node))
+        parts: list[Any] = [node.name, self._changed[node_id], own_id]
+        for name in sorted(prompted["inputs"]):
+            value = prompted["inputs"][name]
             if is_link(value):
                 parts.append((name, "ANCESTOR", position[value[0]], value[1]))
             else:
                 parts.append((name, hashable(value)))
         return tuple(parts)
 
-    def _is_changed(self, node_id: str, node_class: type[Node]) -> Any:
-        if node_id not in self._changed:
-            self._changed[node_id] = hashable(self._ask_is_changed(node_id, node_class))
-        return self._changed[node_id]
-
-    def _ask_is_changed(self, node_id: str, node_class: type[Node]) -> Any:
-        if not node_class.has_fingerprint:
+    def _is_changed(self, prompted: dict[str, Any], node: Node) -> Any:
+        if node.fingerprint is None:
             return False
-        node = self._prompt[node_id]
-        constants = {n: None if is_link(v) else v for n, v in node["inputs"].items()}
+        constants = {name: None if is_link(value) else value for name, value in prompted["inputs"].items()}
         try:
             # ComfyUI writes this into the graph itself, from where it reaches the metadata of saved files.
-            node["is_changed"] = [node_class.fingerprint(self._env, constants)]
+            prompted["is_changed"] = [node.fingerprint(self._folders, constants)]
         except Exception as error:  # as ComfyUI: whatever a node raises here is only a warning
-            self._env.log.warning("WARNING: %s", error)
-            node["is_changed"] = math.nan
-        return node["is_changed"]
+            log.warning("WARNING: %s", error)
+            prompted["is_changed"] = math.nan
+        return prompted["is_changed"]
+
+
+class Cached(NamedTuple):
+    """A result, and the node that it was made by; another node with the same key gets it too."""
+
+    outcome: Outcome
+    node_id: str
 
 
 class Cache:
-    """Outputs, what they showed (ui) and node objects.
+    """Results by key, and what nodes keep for their next run.
 
     ``kept`` are the results that stay besides those of the newest prompt, which are at most a cache's all: 0 for
     ComfyUI's classic cache, None for no cache at all. ComfyUI's default drops the oldest when memory runs short.
@@ -169,48 +172,33 @@ class Cache:
     def __init__(self, kept: int | None) -> None:
         self._kept = kept
         self._keys: Mapping[str, Any] = {}
-        self._classes: Mapping[str, Any] = {}
-        self.outputs: dict[Any, tuple[Any, ...]] = {}
-        self.ui: dict[Any, dict[str, Any]] = {}
-        self.objects: dict[Any, Node] = {}
+        self._results: dict[Any, Cached] = {}
+        self._states: dict[tuple[str, str], dict[str, Any]] = {}
 
     def start(self, prompt: Prompt, keys: Mapping[str, Any]) -> None:
-        """Begin a prompt: everything that it does not contain is dropped."""
+        """Begin a prompt: the oldest of what it does not contain is dropped."""
         self._keys = keys
-        self._classes = {node_id: (node_id, node["class_type"]) for node_id, node in prompt.items()}
-        used = set(keys.values())
         if self._kept is None:
             self.clear()
-        others = [key for key in self.outputs if key not in used]
+        used = set(keys.values())
+        others = [key for key in self._results if key not in used]
         for key in others[: max(0, len(others) - (self._kept or 0))]:
-            del self.outputs[key]
-            self.ui.pop(key, None)
-        objects = set(self._classes.values())
-        self.objects = {key: value for key, value in self.objects.items() if key in objects}
+            del self._results[key]
+        places = [(node_id, node["class_type"]) for node_id, node in prompt.items()]
+        self._states = {place: self._states.get(place, {}) for place in places}
 
     def clear(self) -> None:
         """Drop everything."""
-        self.outputs, self.ui, self.objects = {}, {}, {}
+        self._results, self._states = {}, {}
 
-    def output(self, node_id: str) -> tuple[Any, ...] | None:
-        """The values a node gave, None when they are not there."""
-        return self.outputs.get(self._keys.get(node_id))
+    def get(self, node_id: str) -> Cached | None:
+        """Return the result of a node, None when it has none."""
+        return self._results.get(self._keys.get(node_id))
 
-    def shown(self, node_id: str) -> dict[str, Any] | None:
-        """The ``{"meta", "output"}`` a node showed, None when it showed nothing."""
-        return self.ui.get(self._keys.get(node_id))
+    def store(self, node_id: str, outcome: Outcome) -> None:
+        """Keep the result of a node."""
+        self._results[self._keys[node_id]] = Cached(outcome, node_id)
 
-    def store(self, node_id: str, values: tuple[Any, ...]) -> None:
-        """Keep what a node gave."""
-        self.outputs[self._keys[node_id]] = values
-
-    def store_shown(self, node_id: str, shown: dict[str, Any]) -> None:
-        """Keep what a node showed."""
-        self.ui[self._keys[node_id]] = shown
-
-    def node_object(self, node_id: str, node_class: type[Node]) -> Node:
-        """The node's object: the same one as for the last prompt, if that had this node under this id."""
-        key = self._classes[node_id]
-        if key not in self.objects:
-            self.objects[key] = node_class()
-        return self.objects[key]
+    def state(self, node_id: str, class_type: str) -> dict[str, Any]:
+        """Return what a node keeps: the same as for the last prompt, if that had this class under this id."""
+        return self._states.setdefault((node_id, class_type), {})

@@ -32,7 +32,6 @@ async def view(request: web.Request) -> web.StreamResponse:
     400 for a bad name or type, 403 for a subfolder outside, 404 when there is no such file.
     """
     state = request.app[STATE]
-    state.stats.add("views")
     query = request.query
     if "filename" not in query or state.faults.get("view_404"):
         return web.Response(status=404)

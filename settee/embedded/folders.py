@@ -19,6 +19,8 @@ class Slot:
     stem: str
     counter: int
     subfolder: str
+    #: The directory by the name that /view takes.
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Folders:
         name, directory = self.split_annotation(name)
         return os.path.join(directory or self.input, name)
 
-    def next_slot(self, prefix: str, root: str, width: int, height: int) -> Slot:
-        """Find the next free number for a prefix below root, creating its folder.
+    def next_slot(self, prefix: str, kind: str, width: int, height: int) -> Slot:
+        """Find the next free number for a prefix below ``output`` or ``temp``, creating its folder.
 
-        Raises OutsideOutputError when the prefix leads out of root.
+        Raises OutsideOutputError when the prefix leads out of there.
         """
+        root = self.temp if kind == "temp" else self.output
         if "%" in prefix:
             prefix = _fill_tokens(prefix, width, height)
         subfolder, stem = os.path.split(os.path.normpath(prefix))
@@ -82,7 +85,7 @@ class Folders:
             taken = []
         # ComfyUI measures the prefix as typed: "dir/" has an empty last part, matches nothing, and starts at 1 again.
         counter = _highest(taken, stem) + 1 if os.path.basename(prefix) == stem else 1
-        return Slot(folder, stem, counter, subfolder)
+        return Slot(folder, stem, counter, subfolder, kind)
 
 
 def _models_below(top: str) -> Iterator[str]:

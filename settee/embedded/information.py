@@ -9,10 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from settee import __version__
+from settee.comfyui.workflow import is_link
 from settee.embedded import COMFYUI_VERSION
+from settee.embedded.faults import UnknownFault
 from settee.embedded.nodes import NODES
-from settee.embedded.nodes.base import is_link
-from settee.embedded.sockets import server_features
 from settee.embedded.state import STATE
 
 routes = web.RouteTableDef()
@@ -36,7 +36,7 @@ async def root(request: web.Request) -> web.Response:
 async def object_info(request: web.Request) -> web.Response:
     """Every node class."""
     folders = request.app[STATE].options.folders
-    return web.json_response({name: node_class.spec.info(folders) for name, node_class in NODES.items()})
+    return web.json_response({name: node.info(folders) for name, node in NODES.items()})
 
 
 @routes.get("/object_info/{name}")
@@ -44,7 +44,7 @@ async def object_info_of(request: web.Request) -> web.Response:
     """One node class, or an empty object."""
     name = request.match_info["name"]
     folders = request.app[STATE].options.folders
-    return web.json_response({name: NODES[name].spec.info(folders)} if name in NODES else {})
+    return web.json_response({name: NODES[name].info(folders)} if name in NODES else {})
 
 
 @routes.get("/system_stats")
@@ -85,7 +85,7 @@ def _memory_bytes() -> tuple[int, int]:
 @routes.get("/features")
 async def features(request: web.Request) -> web.Response:
     """What the server supports."""
-    return web.json_response(server_features(request.app[STATE]))
+    return web.json_response(request.app[STATE].features())
 
 
 @routes.get("/extensions")
@@ -158,3 +158,31 @@ def replace_classes(prompt: Any) -> None:
         renamed = found["input_mapping"] or []
         inputs = {each["new_id"]: node["inputs"][each["old_id"]] for each in renamed}
         prompt[node_id] = {**node, "class_type": found["new_node_id"], "inputs": inputs, "_meta": {**node["_meta"]}}
+
+
+# --- what only this server has ----------------------------------------------------------------------------
+
+
+@routes.get("/settee/faults")
+async def read_faults(request: web.Request) -> web.Response:
+    """The faults that are on, with their values."""
+    return web.json_response(request.app[STATE].faults.active())
+
+
+@routes.post("/settee/faults")
+async def change_faults(request: web.Request) -> web.Response:
+    """``{"name": value}``, null for off; 400 with a reason when a name or value is wrong."""
+    state = request.app[STATE]
+    try:
+        for name, value in (await request.json()).items():
+            state.faults.set(name, value)
+    except UnknownFault as error:
+        return web.json_response({"error": str(error)}, status=400)
+    state.queue.wake()
+    return web.json_response(state.faults.active())
+
+
+@routes.get("/settee/stats")
+async def read_stats(request: web.Request) -> web.Response:
+    """Counts since the start."""
+    return web.json_response(request.app[STATE].stats.counts)

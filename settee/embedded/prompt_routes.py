@@ -13,7 +13,7 @@ from aiohttp import web
 
 from settee.embedded.information import replace_classes
 from settee.embedded.pending import Item
-from settee.embedded.state import STATE, State, queue_info
+from settee.embedded.state import STATE, State
 from settee.embedded.validation import error, validate
 
 log = logging.getLogger("settee.embedded")
@@ -30,7 +30,7 @@ _BAD_PROMPT_ID = error(
 @routes.get("/prompt")
 async def read_prompt(request: web.Request) -> web.Response:
     """How many prompts wait or run."""
-    return web.json_response(queue_info(request.app[STATE].queue))
+    return web.json_response(request.app[STATE].queue_info())
 
 
 @routes.post("/prompt")
@@ -41,7 +41,7 @@ async def submit(request: web.Request) -> web.Response:
     if state.faults.take("prompt_500"):
         raise RuntimeError("the fault prompt_500 is on")
     body = await request.json()
-    number: float = float(body["number"]) if "number" in body else state.take_number()
+    number: float = float(body["number"]) if "number" in body else next(state.numbers)
     if "prompt" not in body:  # true of an array too, which ComfyUI answers the same way
         message = "No prompt provided"
         return web.json_response({"error": error("no_prompt", message, message), "node_errors": {}}, status=400)
@@ -57,7 +57,7 @@ async def submit(request: web.Request) -> web.Response:
         extra_data["client_id"] = body["client_id"]
     if "comfy_usage_source" not in extra_data and "Comfy-Usage-Source" in request.headers:
         extra_data["comfy_usage_source"] = request.headers["Comfy-Usage-Source"]
-    if not verdict.ok:
+    if verdict.error:
         log.warning("invalid prompt: %s", verdict.error)
         answer = {"error": verdict.error, "node_errors": verdict.node_errors}
         return web.json_response(answer, status=400)
@@ -93,7 +93,6 @@ async def change_queue(request: web.Request) -> web.Response:
 async def read_history(request: web.Request) -> web.Response:
     """Finished prompts; ``max_items`` and ``offset`` page through them."""
     state = request.app[STATE]
-    state.stats.add("history_reads")
     max_items = request.query.get("max_items")
     offset = int(request.query.get("offset", -1))
     page = state.queue.history(None if max_items is None else int(max_items), offset)
@@ -104,7 +103,6 @@ async def read_history(request: web.Request) -> web.Response:
 async def read_history_of(request: web.Request) -> web.Response:
     """One finished prompt, or an empty object."""
     state = request.app[STATE]
-    state.stats.add("history_reads")
     return web.json_response(state.queue.history_of(request.match_info["prompt_id"]))
 
 

@@ -1,18 +1,22 @@
-"""The embedded server: its routes together, its middlewares, and its life."""
+"""The embedded server: its routes together, the event socket, its middlewares, and its life."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import shutil
 import threading
+import uuid
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import WSMsgType, web
 
-from settee.embedded import file_routes, information, prompt_routes, sockets, switches
+from settee.embedded import file_routes, information, prompt_routes
+from settee.embedded.broadcast import Client
 from settee.embedded.server_options import Options
-from settee.embedded.state import STATE, State, build_state
+from settee.embedded.state import STATE, State
 from settee.net.addresses import is_loopback
 
 log = logging.getLogger("settee.embedded")
@@ -26,9 +30,11 @@ def serve(options: Options) -> None:
 
 
 async def _serve(options: Options) -> None:
-    state = build_state(options, asyncio.get_running_loop())
+    shutil.rmtree(options.folders.temp, ignore_errors=True)
+    options.folders.create()
+    state = State(options, asyncio.get_running_loop())
     threading.Thread(target=state.executor.work, name="Thread-1 (prompt_worker)", daemon=True).start()
-    runner = web.AppRunner(build_app(state), access_log=None)
+    runner = web.AppRunner(_app(state), access_log=None)
     await runner.setup()
     for address in options.listen.split(","):
         await web.TCPSite(runner, address, options.port).start()
@@ -36,27 +42,71 @@ async def _serve(options: Options) -> None:
     await state.hub.publish()
 
 
-def build_app(state: State) -> web.Application:
+def _app(state: State) -> web.Application:
     """Every route, each also under /api as in ComfyUI."""
     app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only, hang_if_asked])
     app[STATE] = state
-    app.add_routes(switches.routes)
-    for table in (prompt_routes.routes, file_routes.routes, information.routes, sockets.routes):
-        app.add_routes(table)
-        app.add_routes(
-            web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)
-            for route in table
-            if isinstance(route, web.RouteDef) and not route.path.startswith("/api/")
-        )
+    tables = (prompt_routes.routes, file_routes.routes, information.routes, [web.get("/ws", events)])
+    for route in (route for table in tables for route in table if isinstance(route, web.RouteDef)):
+        app.add_routes([route])
+        if not route.path.startswith(("/api/", "/settee/")):
+            app.add_routes([web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)])
     app.router.add_get("/{path:.*}", not_found)
     return app
 
 
 async def not_found(request: web.Request) -> web.Response:
-    """What ComfyUI's file server answers for a path it does not have."""
+    """Answer as ComfyUI's file server for a path it does not have."""
     response = web.Response(status=404, content_type="application/octet-stream")
     response.enable_chunked_encoding()
     return response
+
+
+# --- the event socket -------------------------------------------------------------------------------------
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Register a socket under its clientId (or one made here) until it closes."""
+    state = request.app[STATE]
+    if state.faults.get("ws_refuse"):
+        return web.Response(status=503)
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    client_id = request.query.get("clientId") or uuid.uuid4().hex
+    client = state.hub.clients[client_id] = Client(socket, request.transport)
+    state.stats.add("sockets_opened")
+    try:
+        await state.hub.send("status", {"status": state.queue_info(), "sid": client_id}, client_id)
+        if state.hub.client_id == client_id and state.hub.last_node_id is not None:
+            await state.hub.send("executing", {"node": state.hub.last_node_id}, client_id)
+        await _listen(state, client_id, client)
+    finally:
+        # By id, not by socket: when an older socket of the same id closes, the newer one goes deaf. ComfyUI does
+        # this too, and callers must be safe from it.
+        state.hub.clients.pop(client_id, None)
+    return socket
+
+
+async def _listen(state: State, client_id: str, client: Client) -> None:
+    """Read until the client leaves; only a first message of feature_flags means anything."""
+    first = True
+    async for message in client.socket:
+        if message.type is WSMsgType.ERROR:
+            log.warning("ws connection closed with exception %s", client.socket.exception())
+        if message.type is not WSMsgType.TEXT:
+            continue
+        try:
+            sent = json.loads(message.data)
+        except json.JSONDecodeError:
+            log.warning("Invalid JSON received from client %s", client_id)
+            continue
+        if first and isinstance(sent, dict) and sent.get("type") == "feature_flags":
+            client.features = sent.get("data", {})
+            await state.hub.send("feature_flags", state.features(), client_id)
+        first = False
+
+
+# --- middlewares ------------------------------------------------------------------------------------------
 
 
 @web.middleware
@@ -80,7 +130,7 @@ def _same_host(host: str, origin: str) -> bool:
 
 @web.middleware
 async def hang_if_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The fault http_hang: hold the request until its client gives up."""
+    """Hold the request until its client gives up, as the fault http_hang asks."""
     prefix = request.app[STATE].faults.get("http_hang")
     if prefix and request.path.startswith(prefix) and not request.path.startswith("/settee/"):
         await asyncio.Event().wait()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee import __version__
-from settee.embedded.faults import Faults, UnknownFault, parse_assignment
+from settee.embedded.faults import UnknownFault, parse_assignment
 from settee.embedded.folders import Folders, model_folders
 
 log = logging.getLogger("settee.embedded")
@@ -79,7 +79,6 @@ def options_from(argv: Sequence[str]) -> Options:
     given, ignored = arguments.parse_known_args(argv)
     try:
         faults = dict(parse_assignment(text) for text in given.fault)
-        Faults(faults)
     except UnknownFault as error:
         arguments.error(str(error))
     base = os.path.abspath(given.base_directory or os.curdir)

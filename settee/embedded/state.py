@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import shutil
-from dataclasses import dataclass
+import itertools
 
 from aiohttp import web
 
 from settee.embedded.broadcast import Hub
-from settee.embedded.caching import Cache
 from settee.embedded.executor import Executor
 from settee.embedded.faults import Faults, Stats
-from settee.embedded.nodes.base import Memory, NodeEnv
+from settee.embedded.nodes.node import Env, Memory
 from settee.embedded.pending import PromptQueue
 from settee.embedded.server_options import Options
 
 
-@dataclass
 class State:
     """One server: its options, its failures, and the parts that do the work."""
 
-    options: Options
-    faults: Faults
-    stats: Stats
-    hub: Hub
-    queue: PromptQueue
-    executor: Executor
-    next_number: int = 0
+    def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
+        self.options = options
+        self.faults, self.stats = Faults(options.faults), Stats()
+        self.hub = Hub(loop, self.faults)
+        self.queue = PromptQueue(on_change=lambda: self.hub.post("status", {"status": self.queue_info()}, None))
+        self.executor = Executor(self.queue, self.hub, Env(options, self.faults, self.stats, Memory()))
+        #: For prompts that bring no number of their own.
+        self.numbers = itertools.count()
 
-    def take_number(self) -> int:
-        """The number of the next prompt that brings none of its own."""
-        number = self.next_number
-        self.next_number += 1
-        return number
+    def queue_info(self) -> dict[str, dict[str, int]]:
+        """Return the body of GET /prompt and of every status message."""
+        return {"exec_info": {"queue_remaining": self.queue.remaining()}}
+
+    def features(self) -> dict[str, object]:
+        """Return the body of GET /features and the answer to a client's feature_flags."""
+        return {
+            "supports_preview_metadata": True,
+            "supports_model_type_tags": True,
+            "max_upload_size": self.options.max_upload_bytes,
+            "extension": {"manager": {"supports_v4": True}},
+            "node_replacements": True,
+            "assets": False,
+        }
 
 
 STATE = web.AppKey("state", State)
-
-
-def queue_info(queue: PromptQueue) -> dict[str, dict[str, int]]:
-    """What GET /prompt and every status message say."""
-    return {"exec_info": {"queue_remaining": queue.remaining()}}
-
-
-def build_state(options: Options, loop: asyncio.AbstractEventLoop) -> State:
-    """The parts of a server, with empty temp and its directories made."""
-    shutil.rmtree(options.folders.temp, ignore_errors=True)
-    options.folders.create()
-    faults, stats = Faults(options.faults), Stats()
-    hub = Hub(loop, faults)
-    queue = PromptQueue(on_change=lambda: hub.post("status", {"status": queue_info(queue)}, None))
-    env = NodeEnv(
-        folders=options.folders,
-        faults=faults,
-        stats=stats,
-        memory=Memory(),
-        log=logging.getLogger("settee.embedded"),
-        disable_metadata=options.disable_metadata,
-        preview_size=options.preview_size,
-    )
-    executor = Executor(queue, hub, env, Cache(options.cached_results))
-    return State(options, faults, stats, hub, queue, executor)

@@ -65,13 +65,6 @@ def does_not_hear(listener: Listener, label: str) -> None:
         listener.wait_for(lambda message: label in str(message), SHORT)
 
 
-def test_the_table_names_every_switch() -> None:
-    assert faults.__doc__ is not None
-    rows = [line.split() for line in faults.__doc__.splitlines()]
-    named = {row[0] for row in rows if len(row) > 2 and row[1] in {"N", "true", "seconds", "count", "prefix"}}
-    assert named == faults.NAMES
-
-
 def test_switches_are_listed_and_unknown_ones_refused(server: EmbeddedServer) -> None:
     assert requests.get(f"{server.url}/settee/faults", timeout=5).json() == {}
     server.fault("oom", 2)

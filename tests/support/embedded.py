@@ -18,10 +18,12 @@ from settee.backends.comfy.process import free_port
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 _ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, str(_ROOT / "tests/support/comfy_pack/embedded.py"))
+"""``python -m settee.embedded`` with the nodes of tests/support/comfy_pack."""
 
 
 class EmbeddedServer:
-    """``python -m settee.embedded`` as a subprocess over directories below root.
+    """The embedded ComfyUI as a subprocess over directories below root.
 
     Use it in a with statement, or call start and stop. faults are switched on from the start; args are more
     ComfyUI arguments. Its output goes to ``root/server.log``.
@@ -43,7 +45,7 @@ class EmbeddedServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._session = requests.Session()
-        self._command = [sys.executable, "-m", "settee.embedded", "--port", str(self.port)]
+        self._command = [*COMMAND, "--port", str(self.port)]
         self._command += ["--base-directory", str(self.root), *args]
         for name, value in (faults or {}).items():
             self._command += ["--fault", name if value is True else f"{name}={value}"]

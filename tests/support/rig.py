@@ -6,8 +6,8 @@ import base64
 import io
 import json
 import os
+import shlex
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from settee.base.job import Cancel, Job, Output, Progress, Result, Status
 from settee.base.settings import Settings, load
 from settee.engine.engine import Engine
 from settee.engine.request import parse
+from tests.support.embedded import COMMAND
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -204,7 +205,7 @@ class Rig:
         chosen: dict[str, Any] = {
             "workspace_dir": root / "workspace",
             "comfy_port": 0,
-            "comfy_command": f"{sys.executable} -m settee.embedded",
+            "comfy_command": shlex.join(COMMAND),
             **QUICK,
             **settings,
         }

@@ -1,96 +1,66 @@
-"""settee's own stand-ins: a sampler without a model, a user of model files, and a node that fails on request."""
+"""settee's own stand-ins: a sampler and a user of models, a saver of other things than images, and a node that fails on
+request."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
-import random
+import struct
 import time
+import wave
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from settee.embedded.broadcast import PreviewImage
-from settee.embedded.folders import Folders
-from settee.embedded.nodes.base import ImageBatch, Inputs, Node, NodeEnv, NodeSpec, Outcome, choice, decimal, integer
+from settee.embedded.nodes.files import write
+from settee.embedded.nodes.node import (
+    IMAGE,
+    Env,
+    ImageBatch,
+    Outcome,
+    choice,
+    decimal,
+    integer,
+    model_file,
+    node,
+    optional,
+    value,
+)
+from settee.embedded.nodes.sampling import SEED, STEPS, clouds, sampled
 
 _MODULE = "settee.embedded.nodes.own"
 _POLL_SECONDS = 0.005
 _CRASH_DELAY_SECONDS = 0.05
 
 
-class SetteeSampler(Node):
-    """Turns a picture step by step into noise that depends on the seed only, as a sampler's output would.
-
-    Each step takes delay_ms, reports progress, sends a preview if previews are on, and can be interrupted.
-    """
-
-    spec = NodeSpec(
-        "SetteeSampler",
-        "settee",
-        required={
-            "image": ("IMAGE",),
-            "seed": integer(0, 0, 2**64 - 1, control_after_generate=True),
-            "steps": integer(20, 1, 10_000),
-            "delay_ms": integer(50, 0, 60_000),
-        },
-        returns=("IMAGE",),
-        module=_MODULE,
-        display_name="Settee Sampler",
-    )
-
-    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        images: ImageBatch = inputs["image"]
-        steps = inputs["steps"]
-        target = self._noise(inputs["seed"], images.size).convert(images[0].mode)
-        current = images
-        for step in range(1, steps + 1):
-            self._work(env, inputs["delay_ms"] / 1000)
-            share = 0.8 * step / steps
-            current = ImageBatch(Image.blend(image, target, share) for image in images)
-            preview = None
-            if env.preview_size is not None:
-                preview = PreviewImage("JPEG", current[0].convert("RGB"), env.preview_size)
-            env.report(step, steps, preview)
-        return Outcome((current,))
-
-    @staticmethod
-    def _work(env: NodeEnv, seconds: float) -> None:
-        """Sleep for one step; as in a real step, an interrupt is noticed only after it."""
-        if seconds:
-            time.sleep(seconds)
-        env.check_interrupted()
-
-    @staticmethod
-    def _noise(seed: int, size: tuple[int, int]) -> Image.Image:
-        """Smooth coloured clouds: 16 x 16 random colours scaled up and blurred."""
-        colours = random.Random(seed).randbytes(16 * 16 * 3)  # noqa: S311 (a picture, not a secret)
-        small = Image.frombytes("RGB", (16, 16), colours).filter(ImageFilter.GaussianBlur(1))
-        return small.resize(size, Image.Resampling.BICUBIC)
+@node("SetteeSampler", "settee", "Settee Sampler", "IMAGE", module=_MODULE)
+def settee_sampler(
+    env: Env,
+    image: ImageBatch = IMAGE,
+    seed: int = SEED,
+    steps: int = STEPS,
+    delay_ms: int = integer(50, 0, 60_000),
+) -> ImageBatch:
+    """Turn a picture into noise that depends on the seed only, as a sampler's output would; a step takes delay_ms."""
+    return sampled(env, image, [clouds(seed, image.size)] * len(image), steps, 0.8, delay_ms / 1000)
 
 
-def _checkpoint_inputs(folders: Folders) -> Inputs:
-    return {"image": ("IMAGE",), "ckpt_name": (folders.model_files("checkpoints"),)}
+@node("SetteeCheckpointTint", "settee", "Settee Checkpoint Tint", "IMAGE", module=_MODULE)
+def settee_checkpoint_tint(
+    env: Env, image: ImageBatch = IMAGE, ckpt_name: str = model_file("checkpoints")
+) -> ImageBatch:
+    """Tint a picture with a colour from the SHA-256 of a checkpoint file: shows which model was really there."""
+    digest = hashlib.sha256(Path(env.folders.model_path("checkpoints", ckpt_name)).read_bytes()).digest()
+    tint = Image.new(image[0].mode, image.size, tuple(digest[: len(image[0].getbands())]))
+    return image.each(lambda each: Image.blend(each, tint, 0.5))
 
 
-class SetteeCheckpointTint(Node):
-    """Tints a picture with a colour from the SHA-256 of a checkpoint file: shows which model was really there."""
-
-    spec = NodeSpec(
-        "SetteeCheckpointTint",
-        "settee",
-        required=_checkpoint_inputs,
-        returns=("IMAGE",),
-        module=_MODULE,
-        display_name="Settee Checkpoint Tint",
-    )
-
-    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        with open(env.folders.model_path("checkpoints", inputs["ckpt_name"]), "rb") as file:
-            digest = hashlib.sha256(file.read()).digest()
-        images: ImageBatch = inputs["image"]
-        tint = Image.new(images[0].mode, images.size, tuple(digest[: len(images[0].getbands())]))
-        return Outcome((images.each(lambda image: Image.blend(image, tint, 0.5)),))
+# --- failing ----------------------------------------------------------------------------------------------
 
 
 class OutOfMemoryError(RuntimeError):
@@ -101,7 +71,7 @@ OutOfMemoryError.__module__ = "torch"
 
 
 def out_of_memory() -> OutOfMemoryError:
-    """An exception that reads like CUDA's."""
+    """Return an exception that reads like CUDA's."""
     return OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.99 GiB of which "
         "1.23 GiB is free."
@@ -114,54 +84,120 @@ def exit_soon() -> None:
     os._exit(9)
 
 
-class SetteeFault(Node):
-    """Passes a picture through and fails as asked.
+@node("SetteeFault", "settee", "Settee Fault", "IMAGE", module=_MODULE)
+def settee_fault(
+    env: Env,
+    image: ImageBatch = IMAGE,
+    fault: str = choice("none", "error", "oom", "sleep", "exit", "hang"),
+    seconds: float = optional(decimal(1.0, 0.0, 3600.0)),
+    message: str = optional(value("STRING", default="SetteeFault was asked to fail")),
+    times: int = optional(integer(0, 0, 1000)),
+    until_free: bool = optional(value("BOOLEAN", default=False)),
+) -> ImageBatch:
+    """Pass a picture through and fail as asked.
 
     error: raises RuntimeError(message). oom: raises torch.OutOfMemoryError, the first ``times`` times it runs in
     this server (0: always), or with until_free whenever /free was not posted since the last time. sleep: ignores
     interrupts for ``seconds``. exit: the process dies with exit code 9. hang: runs until interrupted.
     """
-
-    spec = NodeSpec(
-        "SetteeFault",
-        "settee",
-        required={
-            "image": ("IMAGE",),
-            "fault": choice("none", "error", "oom", "sleep", "exit", "hang"),
-        },
-        optional={
-            "seconds": decimal(1.0, 0.0, 3600.0),
-            "message": ("STRING", {"default": "SetteeFault was asked to fail"}),
-            "times": integer(0, 0, 1000),
-            "until_free": ("BOOLEAN", {"default": False}),
-        },
-        returns=("IMAGE",),
-        module=_MODULE,
-        display_name="Settee Fault",
-    )
-
-    def run(self, env: NodeEnv, **inputs: Any) -> Outcome:
-        fault = inputs["fault"]
-        if fault == "error":
-            raise RuntimeError(inputs.get("message", "SetteeFault was asked to fail"))
-        if fault == "oom":
-            self._fill_memory(env, inputs.get("times", 0), inputs.get("until_free", False))
-        elif fault == "sleep":
-            time.sleep(inputs.get("seconds", 1.0))
-        elif fault == "exit":
-            exit_soon()
-        elif fault == "hang":
-            while True:  # ended by Interrupted, or with the process
-                env.check_interrupted()
-                time.sleep(_POLL_SECONDS)
-        return Outcome((inputs["image"],))
-
-    @staticmethod
-    def _fill_memory(env: NodeEnv, times: int, until_free: bool) -> None:
-        fits = env.memory.take_freed() if until_free else bool(times) and env.memory.raised >= times
-        if not fits:
-            env.memory.run_out()
-            raise out_of_memory()
+    if fault == "error":
+        raise RuntimeError(message)
+    if fault == "oom" and not _memory_suffices(env, times, until_free):
+        raise out_of_memory()
+    if fault == "sleep":
+        time.sleep(seconds)
+    if fault == "exit":
+        exit_soon()
+    while fault == "hang":  # ended by Interrupted, or with the process
+        env.check_interrupted()
+        time.sleep(_POLL_SECONDS)
+    return image
 
 
-NODES: tuple[type[Node], ...] = (SetteeSampler, SetteeCheckpointTint, SetteeFault)
+def _memory_suffices(env: Env, times: int, until_free: bool) -> bool:
+    memory = env.memory
+    if memory.freed if until_free else 0 < times <= memory.raised:
+        memory.freed = False
+        return True
+    memory.raised += 1
+    memory.full, memory.freed = True, False
+    return False
+
+
+# --- saving other things than images ----------------------------------------------------------------------
+
+
+def _wav() -> bytes:
+    """A tenth of a second of silence, 8 kHz mono."""
+    with wave.open(buffer := io.BytesIO(), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        file.writeframes(bytes(1600))
+    return buffer.getvalue()
+
+
+def _glb() -> bytes:
+    """A glTF 2.0 binary with an empty scene."""
+    scene = json.dumps({"asset": {"version": "2.0"}, "scene": 0, "scenes": [{}]}).encode()
+    scene += b" " * (-len(scene) % 4)
+    return b"glTF" + struct.pack("<III", 2, 20 + len(scene), len(scene)) + b"JSON" + scene
+
+
+def _mp4() -> bytes:
+    """The boxes of an MP4 file without a track in it."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    header = box(b"mvhd", struct.pack(">5I", 0, 0, 0, 1000, 0) + bytes(80))
+    brand = box(b"ftyp", b"isom" + struct.pack(">I", 512) + b"isomiso2mp41")
+    return brand + box(b"moov", header) + box(b"mdat", b"settee")
+
+
+def _gif() -> bytes:
+    """Two frames."""
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    red.save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=[blue], duration=100, loop=0)
+    return buffer.getvalue()
+
+
+def _put(content: bytes, path: str) -> None:
+    Path(path).write_bytes(content)
+
+
+KINDS: dict[str, tuple[str, str, Callable[[], bytes]]] = {
+    "audio": ("audio", "wav", _wav),
+    "3d": ("3d", "glb", _glb),
+    "video": ("images", "mp4", _mp4),
+    "gifs": ("gifs", "gif", _gif),
+    "file": ("files", "txt", lambda: b"written by SetteeSaveFiles\n"),
+}
+"""What can be asked for: the key it is listed under, the suffix, and its content."""
+
+
+@node("SetteeSaveFiles", "settee", "Settee Save Files", module=_MODULE, output_node=True)
+def settee_save_files(
+    env: Env,
+    kind: str = choice("all", *KINDS, "text"),
+    filename_prefix: str = value("STRING", default="files/settee"),
+    image: ImageBatch | None = optional(IMAGE),
+    text: str = optional(value("STRING", default="hello", multiline=True)),
+) -> Outcome:
+    """Write a small file of one kind, or of all, and list it under the key that real nodes use.
+
+    video comes under ``images`` with ``animated: [true]`` as from SaveVideo; gifs has the extra fields of
+    VideoHelperSuite, an absolute path among them; text writes no file and shows a string.
+    """
+    ui: dict[str, list[Any]] = {}
+    for name, (key, suffix, content) in KINDS.items():
+        if kind in (name, "all"):
+            slot = env.folders.next_slot(filename_prefix, "output", 0, 0)
+            entry = write(env, slot, suffix, partial(_put, content()))
+            if name == "gifs":
+                path = os.path.join(slot.folder, entry["filename"])
+                entry |= {"format": "image/gif", "frame_rate": 10.0, "workflow": "", "fullpath": path}
+            ui.setdefault(key, []).append(entry)
+    if "images" in ui:
+        ui["animated"] = [True]
+    if kind in ("text", "all"):
+        ui["text"] = [text]
+    return Outcome(ui=ui)

@@ -1,5 +1,5 @@
 """Custom nodes for a real ComfyUI that do what popular packs do: copy this folder into its custom_nodes, then run the
-tests of tests/engine with COMFY_URL. The embedded server's own are in settee/embedded/nodes/packs.py."""
+tests of tests/engine with COMFY_URL. ``embedded.py`` has them for the embedded server."""
 
 import base64
 import io
