@@ -58,21 +58,22 @@ class Hub:
         self._messages_of_run = 0
         self.clients: dict[Any, Client] = {}
         self.client_id: Any = None
-        """Who submitted the prompt that runs, or that ran last. Not always text: callers may send anything."""
+        """The client that submitted the prompt that runs, or that ran last. Not always a string: callers may send
+        anything."""
         self.last_node_id: str | None = None
-        """The node that runs for client_id, told to that client when it reconnects."""
+        """The node that runs for client_id, which that client gets when it reconnects."""
 
     def post(self, event: str | int, data: Any, client_id: Any) -> None:
         """Queue a message to one client, or to all of them when client_id is None; callable from any thread."""
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, (event, data, client_id))
 
     def supports(self, client_id: Any, feature: str) -> bool:
-        """Whether that client declared the feature in its first message."""
+        """Return True if that client declared the feature in its first message."""
         client = self.clients.get(client_id)
         return client is not None and bool(client.features.get(feature))
 
     async def publish(self) -> None:
-        """Send queued messages for ever.
+        """Send queued messages until the process ends.
 
         A client id that cannot be hashed (a list, an object) raises TypeError here and so ends the process, as it
         does in ComfyUI; that is why nothing may forward a caller's client_id unchecked.
@@ -132,7 +133,7 @@ def _encode(event: str | int, data: Any) -> str | bytes:
 
 PROGRESS_SECONDS = 0.1
 PROGRESS_SHARE = 0.005
-"""Steps of a node are told no closer than this to each other, but for the first, the last and those with previews."""
+"""Steps of a node are sent no closer than this to each other, but for the first, the last and those with previews."""
 
 
 def place(node_id: str) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class Progress:
         self._set(node_id, maximum, maximum, "finished")
 
     def update(self, node_id: str, value: float, maximum: float, preview: PreviewImage | None) -> None:
-        """A node got further, which is not told of each time.
+        """Note that a node got further, which is not sent each time.
 
         A preview goes with its metadata before ``progress``, or bare after it, by what the client understands.
         """

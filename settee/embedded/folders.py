@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.comfyui.model_folders import KINDS
+
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl", ".sft")
 
 
@@ -31,7 +33,7 @@ class Folders:
     output: str
     temp: str
     models: str
-    #: By kind of model, the folders in the order in which they are looked through; without an entry models/<kind>.
+    #: By kind of model, the folders in the order in which they are searched; without an entry models/<kind>.
     model_folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def create(self) -> None:
@@ -40,15 +42,15 @@ class Folders:
             os.makedirs(path, exist_ok=True)
 
     def of_type(self, name: str) -> str | None:
-        """The directory that /view and /upload call ``output``, ``temp`` or ``input``; None for other words."""
+        """Return the directory that /view and /upload call ``output``, ``temp`` or ``input``; None for other words."""
         return {"output": self.output, "temp": self.temp, "input": self.input}.get(name)
 
     def model_files(self, kind: str) -> list[str]:
-        """The model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folders."""
+        """Return the model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folders."""
         return sorted({name for top in self._folders_of(kind) for name in _models_below(top)})
 
     def model_path(self, kind: str, name: str) -> str:
-        """The file of a name that :meth:`model_files` gave; the first folder that has it wins."""
+        """Return the file of a name that :meth:`model_files` gave; the first folder that has it wins."""
         paths = [os.path.join(top, name) for top in self._folders_of(kind)]
         return next((path for path in paths if os.path.isfile(path)), paths[0])
 
@@ -63,7 +65,7 @@ class Folders:
         return name, None
 
     def locate(self, name: str) -> str:
-        """The path a loading node reads. As in ComfyUI, ``../`` and absolute names leave the input directory."""
+        """Return the path that a loading node reads. As in ComfyUI, ``../`` and absolute names leave the folder."""
         name, directory = self.split_annotation(name)
         return os.path.join(directory or self.input, name)
 
@@ -112,7 +114,7 @@ def _refuse_escape(folder: str, root: str) -> None:
 
 
 def _highest(names: list[str], stem: str) -> int:
-    """The largest number N among names like ``stem_N_…``; 0 when there is none."""
+    """Return the largest number N among names like ``stem_N_…``, or 0."""
     start = os.path.normcase(stem + "_")
     highest = 0
     for name in names:
@@ -124,37 +126,24 @@ def _highest(names: list[str], stem: str) -> int:
 
 
 def _fill_tokens(prefix: str, width: int, height: int) -> str:
+    forms = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
     now = time.localtime()
-    tokens = {
-        "width": str(width),
-        "height": str(height),
-        "year": f"{now.tm_year}",
-        "month": f"{now.tm_mon:02}",
-        "day": f"{now.tm_mday:02}",
-        "hour": f"{now.tm_hour:02}",
-        "minute": f"{now.tm_min:02}",
-        "second": f"{now.tm_sec:02}",
-    }
+    tokens = {"width": str(width), "height": str(height)} | {n: time.strftime(f, now) for n, f in forms.items()}
     for token, text in tokens.items():
         prefix = prefix.replace(f"%{token}%", text)
     return prefix
 
 
-#: Kinds that ComfyUI looks for in two folders of models/, and kinds that it knows by an older name.
-_TWO_FOLDERS = {
-    "controlnet": ("controlnet", "t2i_adapter"),
-    "diffusion_models": ("unet", "diffusion_models"),
-    "text_encoders": ("text_encoders", "clip"),
-}
+#: Kinds that ComfyUI knows by an older name, too.
 _OLDER_NAMES = {"clip": "text_encoders", "unet": "diffusion_models"}
 
 
 def model_folders(models: str, files: Iterable[str]) -> dict[str, list[str]]:
-    """By kind of model, the folders to look through, in order: those of ``models`` and those that the files name.
+    """Return by kind of model the folders to search, in order: those of ``models`` and those that the files name.
 
     What names no models (custom_nodes: this server runs no code of others) is left out.
     """
-    found = {kind: [os.path.join(models, name) for name in names] for kind, names in _TWO_FOLDERS.items()}
+    found = {kind: [os.path.join(models, name) for name in names] for kind, names in KINDS.items()}
     for file in files:
         import yaml
 
@@ -166,8 +155,8 @@ def model_folders(models: str, files: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _add(found: dict[str, list[str]], models: str, section: dict[str, Any], beside: str) -> None:
-    base = os.path.join(beside, os.path.expandvars(os.path.expanduser(section.pop("base_path", ""))))
+def _add(found: dict[str, list[str]], models: str, section: dict[str, Any], root: str) -> None:
+    base = os.path.join(root, os.path.expandvars(os.path.expanduser(section.pop("base_path", ""))))
     is_default = section.pop("is_default", False)
     section.pop("custom_nodes", None)
     for name, lines in section.items():

@@ -1,9 +1,10 @@
-"""Answers about the server itself: node classes, replaced ones, models, statistics, features."""
+"""Answers about the server itself: node classes, replaced ones, models, statistics, features; its faults and counts."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -13,9 +14,7 @@ from settee.comfyui.workflow import is_link
 from settee.embedded import COMFYUI_VERSION
 from settee.embedded.faults import UnknownFault
 from settee.embedded.nodes import NODES
-from settee.embedded.state import STATE
-
-routes = web.RouteTableDef()
+from settee.embedded.state import STATE, State
 
 MODEL_FOLDERS = [
     *("checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision", "style_models"),
@@ -25,31 +24,8 @@ MODEL_FOLDERS = [
 ]
 
 
-@routes.get("/")
-async def root(request: web.Request) -> web.Response:
-    """A page where ComfyUI has its editor."""
-    text = "<!doctype html><title>settee embedded</title><p>The embedded ComfyUI of settee. There is no editor here."
-    return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-cache"})
-
-
-@routes.get("/object_info")
-async def object_info(request: web.Request) -> web.Response:
-    """Every node class."""
-    folders = request.app[STATE].options.folders
-    return web.json_response({name: node.info(folders) for name, node in NODES.items()})
-
-
-@routes.get("/object_info/{name}")
-async def object_info_of(request: web.Request) -> web.Response:
-    """One node class, or an empty object."""
-    name = request.match_info["name"]
-    folders = request.app[STATE].options.folders
-    return web.json_response({name: NODES[name].info(folders)} if name in NODES else {})
-
-
-@routes.get("/system_stats")
-async def system_stats(request: web.Request) -> web.Response:
-    """Memory, versions and arguments. ``settee_embedded`` tells that this is not the real one."""
+def system_stats(state: State) -> dict[str, Any]:
+    """Return memory, versions and arguments. ``settee_embedded`` marks that this is not the real one."""
     total, free = _memory_bytes()
     system = {
         "os": sys.platform,
@@ -65,16 +41,16 @@ async def system_stats(request: web.Request) -> web.Response:
         "pytorch_version": None,
         "embedded_python": False,
         "deploy_environment": "local",
-        "argv": ["settee.embedded", *request.app[STATE].options.argv],
+        "argv": ["settee.embedded", *state.options.argv],
     }
     device: dict[str, Any] = {"name": "cpu", "type": "cpu", "index": None}
     for kind in ("vram", "torch_vram"):
         device |= {f"{kind}_total": total, f"{kind}_free": free}
-    return web.json_response({"system": system, "devices": [device]})
+    return {"system": system, "devices": [device]}
 
 
 def _memory_bytes() -> tuple[int, int]:
-    """Total and available memory."""
+    """Return total and available memory."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
@@ -82,38 +58,12 @@ def _memory_bytes() -> tuple[int, int]:
         return 0, 0
 
 
-@routes.get("/features")
-async def features(request: web.Request) -> web.Response:
-    """What the server supports."""
-    return web.json_response(request.app[STATE].features())
+def _object_info(state: State, names: list[str]) -> dict[str, Any]:
+    return {name: NODES[name].info(state.options.folders) for name in names if name in NODES}
 
 
-@routes.get("/extensions")
-async def extensions(request: web.Request) -> web.Response:
-    """Scripts of the editor: none."""
-    return web.json_response([])
-
-
-@routes.get("/models")
-async def model_folders(request: web.Request) -> web.Response:
-    """The kinds of models."""
-    return web.json_response(MODEL_FOLDERS)
-
-
-@routes.get("/models/{folder}")
-async def models(request: web.Request) -> web.Response:
-    """The files of one kind, 404 for an unknown kind."""
-    folder = request.match_info["folder"]
-    if folder not in MODEL_FOLDERS:
-        return web.Response(status=404)
-    return web.json_response(request.app[STATE].options.folders.model_files(folder))
-
-
-@routes.get("/embeddings")
-async def embeddings(request: web.Request) -> web.Response:
-    """Embeddings without their suffix."""
-    names = request.app[STATE].options.folders.model_files("embeddings")
-    return web.json_response([os.path.splitext(name)[0] for name in names])
+def _embeddings(state: State) -> list[str]:
+    return [os.path.splitext(name)[0] for name in state.options.folders.model_files("embeddings")]
 
 
 def _replacement(old: str, new: str, inputs: dict[str, str] | None) -> dict[str, Any]:
@@ -135,17 +85,11 @@ REPLACEMENTS = {
 }
 
 
-@routes.get("/node_replacements")
-async def node_replacements(request: web.Request) -> web.Response:
-    """By old class name: its new one, and which input became which."""
-    return web.json_response(REPLACEMENTS)
-
-
 def replace_classes(prompt: Any) -> None:
     """Give nodes of an old class their new one, in place.
 
     As in ComfyUI, KeyError for one without _meta or without an input that is renamed, and inputs that no mapping
-    names are lost. TypeError and the like for what is no graph.
+    names are lost. TypeError and the like for what is not a graph.
     """
     for node_id, node in prompt.items():
         if "class_type" not in node or "inputs" not in node:
@@ -160,18 +104,61 @@ def replace_classes(prompt: Any) -> None:
         prompt[node_id] = {**node, "class_type": found["new_node_id"], "inputs": inputs, "_meta": {**node["_meta"]}}
 
 
-# --- what only this server has ----------------------------------------------------------------------------
+# --- routes -----------------------------------------------------------------------------------------------
+
+ANSWERS: dict[str, Callable[[State], Any]] = {
+    "/prompt": State.queue_info,
+    "/features": State.features,
+    "/system_stats": system_stats,
+    "/object_info": lambda state: _object_info(state, [*NODES]),
+    "/node_replacements": lambda _: REPLACEMENTS,
+    "/models": lambda _: MODEL_FOLDERS,
+    "/embeddings": _embeddings,
+    "/extensions": lambda _: [],  # scripts of the editor
+    # What only this server has:
+    "/settee/faults": lambda state: state.faults.active(),
+    "/settee/stats": lambda state: state.stats.counts,
+}
+"""By path, what a GET without parameters answers."""
 
 
-@routes.get("/settee/faults")
-async def read_faults(request: web.Request) -> web.Response:
-    """The faults that are on, with their values."""
-    return web.json_response(request.app[STATE].faults.active())
+def _json(answer: Callable[[State], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def get(request: web.Request) -> web.Response:
+        return web.json_response(answer(request.app[STATE]))
+
+    return get
+
+
+routes = web.RouteTableDef()
+for _path, _answer in ANSWERS.items():
+    routes.get(_path)(_json(_answer))
+
+
+@routes.get("/")
+async def root(request: web.Request) -> web.Response:
+    """Answer with a page where ComfyUI has its editor."""
+    text = "<!doctype html><title>settee embedded</title><p>The embedded ComfyUI of settee. It has no editor."
+    return web.Response(text=text, content_type="text/html", headers={"Cache-Control": "no-cache"})
+
+
+@routes.get("/object_info/{name}")
+async def object_info_of(request: web.Request) -> web.Response:
+    """Answer with one node class, or an empty object."""
+    return web.json_response(_object_info(request.app[STATE], [request.match_info["name"]]))
+
+
+@routes.get("/models/{folder}")
+async def models(request: web.Request) -> web.Response:
+    """Answer with the files of one kind, 404 for an unknown kind."""
+    folder = request.match_info["folder"]
+    if folder not in MODEL_FOLDERS:
+        return web.Response(status=404)
+    return web.json_response(request.app[STATE].options.folders.model_files(folder))
 
 
 @routes.post("/settee/faults")
 async def change_faults(request: web.Request) -> web.Response:
-    """``{"name": value}``, null for off; 400 with a reason when a name or value is wrong."""
+    """Take ``{"name": value}``, null for off; 400 with a reason when a name or value is wrong."""
     state = request.app[STATE]
     try:
         for name, value in (await request.json()).items():
@@ -180,9 +167,3 @@ async def change_faults(request: web.Request) -> web.Response:
         return web.json_response({"error": str(error)}, status=400)
     state.queue.wake()
     return web.json_response(state.faults.active())
-
-
-@routes.get("/settee/stats")
-async def read_stats(request: web.Request) -> web.Response:
-    """Counts since the start."""
-    return web.json_response(request.app[STATE].stats.counts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 Item = tuple[float, str, dict[str, Any], Any, list[str]]
@@ -23,7 +23,7 @@ class PromptQueue:
         self._lock = threading.RLock()
         self._awake = threading.Condition(self._lock)
         self._waiting: list[Item] = []
-        self._running: dict[int, Any] = {}
+        self._running: dict[int, Item] = {}
         self._taken = 0
         self._history: dict[str, dict[str, Any]] = {}
         self._flags: dict[str, Any] = {}
@@ -43,20 +43,20 @@ class PromptQueue:
             self._on_change()
 
     def take(self, wait_seconds: float, paused: Callable[[], bool]) -> tuple[Item, int] | None:
-        """The next prompt and its ticket, or None after the wait or when a flag was set."""
+        """Return the next prompt and its ticket, or None after the wait or when a flag was set."""
         with self._lock:
             if (not self._waiting or paused()) and not self._flags:
                 self._awake.wait(wait_seconds)
             if not self._waiting or paused():
                 return None
             item = heapq.heappop(self._waiting)
-            self._ripen_flags()
-            ticket = self._taken
+            self._flags |= self._late_flags
+            self._late_flags = {}
             self._taken += 1
             # Copied before it runs: what running adds to the graph (is_changed) never shows in queue or history.
-            self._running[ticket] = copy.deepcopy(item)
+            self._running[self._taken] = copy.deepcopy(item)
             self._on_change()
-            return item, ticket
+            return item, self._taken
 
     def done(self, ticket: int, result: dict[str, Any], status: dict[str, Any], keep: bool = True) -> None:
         """Move a running prompt to history (unless keep is false)."""
@@ -65,34 +65,37 @@ class PromptQueue:
             if len(self._history) > HISTORY_LIMIT:
                 self._history.pop(next(iter(self._history)))
             for secret in SECRETS:
-                if secret in prompt[3]:
-                    del prompt[3][secret]
+                prompt[3].pop(secret, None)
             if keep:
                 self._history[prompt[1]] = {"prompt": prompt, "outputs": {}, "status": status, **result}
             self._on_change()
 
     def remaining(self) -> int:
-        """How many prompts wait or run."""
+        """Return how many prompts wait or run."""
         with self._lock:
             return len(self._waiting) + len(self._running)
 
     def snapshot(self) -> tuple[list[Item], list[Item]]:
-        """Running prompts, and waiting ones in heap order, which is not the order they will run in."""
+        """Return running prompts, and waiting ones in heap order, which is not the order they will run in."""
         with self._lock:
             return list(self._running.values()), list(self._waiting)
 
+    def is_running(self, prompt_id: Any) -> bool:
+        """Return True if a prompt of that id runs now."""
+        return any(item[1] == prompt_id for item in self.snapshot()[0])
+
     def clear(self) -> None:
-        """Forget every waiting prompt."""
+        """Drop every waiting prompt."""
         with self._lock:
             self._waiting = []
             self._on_change()
 
     def delete(self, prompt_id: Any) -> bool:
-        """Forget the first waiting prompt of that id; False when there is none."""
+        """Drop the first waiting prompt of that id; False when none waits."""
         with self._lock:
             for index, item in enumerate(self._waiting):
                 if item[1] == prompt_id:
-                    # ComfyUI clears a queue of one, which tells clients twice.
+                    # ComfyUI clears a queue of one, which notifies clients twice.
                     if len(self._waiting) == 1:
                         self.clear()
                     else:
@@ -103,24 +106,23 @@ class PromptQueue:
         return False
 
     def history_of(self, prompt_id: str) -> dict[str, Any]:
-        """``{id: entry}``, or ``{}`` while the prompt is unknown, waiting or running."""
+        """Return ``{id: entry}``, or ``{}`` while the prompt is unknown, waiting or running."""
         with self._lock:
             entry = self._history.get(prompt_id)
             return {} if entry is None else {prompt_id: copy.deepcopy(entry)}
 
     def history(self, max_items: int | None, offset: int) -> dict[str, Any]:
-        """A page of history, oldest first; a negative offset with max_items means the newest ones."""
+        """Return a page of history, oldest first; a negative offset with max_items means the newest ones."""
         with self._lock:
             if offset < 0 and max_items is not None:
                 offset = len(self._history) - max_items
             page = list(self._history.items())[max(offset, 0) :]
             return dict(page if max_items is None else page[: max(max_items, 1)])
 
-    def forget(self, prompt_ids: Iterable[Any]) -> None:
-        """Delete entries of history; unknown ids are ignored."""
+    def forget(self, prompt_id: Any) -> None:
+        """Delete an entry of history; an unknown id is ignored."""
         with self._lock:
-            for prompt_id in prompt_ids:
-                self._history.pop(prompt_id, None)
+            self._history.pop(prompt_id, None)
 
     def forget_all(self) -> None:
         """Delete all of history."""
@@ -137,15 +139,10 @@ class PromptQueue:
             self._awake.notify_all()
 
     def take_flags(self) -> dict[str, Any]:
-        """The notes left since the last call."""
+        """Return the notes left since the last call."""
         with self._lock:
             flags, self._flags = self._flags, {}
             return flags
-
-    def _ripen_flags(self) -> None:
-        """A prompt is being taken: what waited for one is read after it."""
-        self._flags |= self._late_flags
-        self._late_flags = {}
 
     def wake(self) -> None:
         """Make take() look again, after a pause was lifted."""

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -14,7 +15,7 @@ from aiohttp import web
 from settee.embedded.information import replace_classes
 from settee.embedded.pending import Item
 from settee.embedded.state import STATE, State
-from settee.embedded.validation import error, validate
+from settee.embedded.validation import Error, error, validate
 
 log = logging.getLogger("settee.embedded")
 
@@ -27,12 +28,6 @@ _BAD_PROMPT_ID = error(
 )
 
 
-@routes.get("/prompt")
-async def read_prompt(request: web.Request) -> web.Response:
-    """How many prompts wait or run."""
-    return web.json_response(request.app[STATE].queue_info())
-
-
 @routes.post("/prompt")
 async def submit(request: web.Request) -> web.Response:
     """Validate a prompt and queue it. What is not a JSON object of the expected kind raises, and so becomes 500."""
@@ -43,13 +38,12 @@ async def submit(request: web.Request) -> web.Response:
     body = await request.json()
     number: float = float(body["number"]) if "number" in body else next(state.numbers)
     if "prompt" not in body:  # true of an array too, which ComfyUI answers the same way
-        message = "No prompt provided"
-        return web.json_response({"error": error("no_prompt", message, message), "node_errors": {}}, status=400)
+        return _refused(error("no_prompt", "No prompt provided", "No prompt provided"), {})
     if "number" not in body and body.get("front"):
         number = -number
     prompt_id = str(uuid.uuid4()) if body.get("prompt_id") is None else body["prompt_id"]
     if not is_job_id(prompt_id):
-        return web.json_response({"error": _BAD_PROMPT_ID, "node_errors": {}}, status=400)
+        return _refused(_BAD_PROMPT_ID, {})
     replace_classes(body["prompt"])
     verdict = validate(body["prompt"], body.get("partial_execution_targets"), state.options.folders)
     extra_data = body.get("extra_data", {})
@@ -59,97 +53,98 @@ async def submit(request: web.Request) -> web.Response:
         extra_data["comfy_usage_source"] = request.headers["Comfy-Usage-Source"]
     if verdict.error:
         log.warning("invalid prompt: %s", verdict.error)
-        answer = {"error": verdict.error, "node_errors": verdict.node_errors}
-        return web.json_response(answer, status=400)
+        return _refused(verdict.error, verdict.node_errors)
     extra_data["create_time"] = int(time.time() * 1000)
     state.queue.put((number, prompt_id, body["prompt"], extra_data, verdict.outputs))
     state.stats.add("prompts_queued")
     if state.faults.take("prompt_lost_response") and request.transport is not None:
         request.transport.abort()
-    accepted = {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
-    return web.json_response(accepted)
+    return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
+
+
+def _refused(problem: Error, node_errors: dict[str, Any]) -> web.Response:
+    return web.json_response({"error": problem, "node_errors": node_errors}, status=400)
 
 
 @routes.get("/queue")
 async def read_queue(request: web.Request) -> web.Response:
-    """Running and waiting prompts, whole."""
+    """Answer with running and waiting prompts, whole."""
     running, waiting = request.app[STATE].queue.snapshot()
     return web.json_response({"queue_running": running, "queue_pending": waiting})
 
 
 @routes.post("/queue")
 async def change_queue(request: web.Request) -> web.Response:
-    """``{"clear": true}`` or ``{"delete": [ids]}``; running prompts stay."""
+    """Take ``{"clear": true}`` or ``{"delete": [ids]}``; running prompts stay."""
     queue = request.app[STATE].queue
+    return await _removed(request, queue.clear, queue.delete)
+
+
+@routes.post("/history")
+async def change_history(request: web.Request) -> web.Response:
+    """Take ``{"clear": true}`` or ``{"delete": [ids]}``."""
+    queue = request.app[STATE].queue
+    return await _removed(request, queue.forget_all, queue.forget)
+
+
+async def _removed(request: web.Request, clear: Callable[[], Any], delete: Callable[[Any], Any]) -> web.Response:
     body = await request.json()
     if body.get("clear"):
-        queue.clear()
+        clear()
     for prompt_id in body.get("delete", []):
-        queue.delete(prompt_id)
+        delete(prompt_id)
     return web.Response()
 
 
 @routes.get("/history")
 async def read_history(request: web.Request) -> web.Response:
-    """Finished prompts; ``max_items`` and ``offset`` page through them."""
-    state = request.app[STATE]
+    """Answer with finished prompts; ``max_items`` and ``offset`` page through them."""
     max_items = request.query.get("max_items")
     offset = int(request.query.get("offset", -1))
-    page = state.queue.history(None if max_items is None else int(max_items), offset)
-    return web.json_response(page)
+    return web.json_response(request.app[STATE].queue.history(None if max_items is None else int(max_items), offset))
 
 
 @routes.get("/history/{prompt_id}")
 async def read_history_of(request: web.Request) -> web.Response:
-    """One finished prompt, or an empty object."""
-    state = request.app[STATE]
-    return web.json_response(state.queue.history_of(request.match_info["prompt_id"]))
-
-
-@routes.post("/history")
-async def change_history(request: web.Request) -> web.Response:
-    """``{"clear": true}`` or ``{"delete": [ids]}``."""
-    queue = request.app[STATE].queue
-    body = await request.json()
-    if body.get("clear"):
-        queue.forget_all()
-    queue.forget(body.get("delete", []))
-    return web.Response()
+    """Answer with one finished prompt, or an empty object."""
+    return web.json_response(request.app[STATE].queue.history_of(request.match_info["prompt_id"]))
 
 
 @routes.post("/interrupt")
 async def interrupt(request: web.Request) -> web.Response:
     """End the running prompt: the one of ``prompt_id``, or whichever runs when none is named."""
     state = request.app[STATE]
-    state.stats.add("interrupts")
     try:
-        body = await request.json()
+        prompt_id = (await request.json()).get("prompt_id")
     except json.JSONDecodeError:
-        body = {}
-    prompt_id = body.get("prompt_id")
-    running, _ = state.queue.snapshot()
-    if prompt_id and prompt_id not in [item[1] for item in running]:
+        prompt_id = None
+    if prompt_id and not state.queue.is_running(prompt_id):
+        state.stats.add("interrupts")
         log.info("Prompt %s is not currently running, skipping interrupt", prompt_id)
-    elif not state.faults.get("ignore_interrupt"):
+    else:
         log.info("Interrupting %s", f"prompt {prompt_id}" if prompt_id else "whatever runs")
-        _interrupt_soon(state, {item[1] for item in running})
+        _interrupt(state)
     return web.Response()
 
 
-def _interrupt_soon(state: State, prompt_ids: set[str]) -> None:
-    """End what runs now. One that takes its time ends none of the prompts that follow: ComfyUI sets its flag at once,
-    and clears it when a prompt begins."""
-    late = state.faults.seconds("interrupt_slow")
-    if not late:
-        state.executor.interrupt()
-        return
+def _interrupt(state: State) -> None:
+    """End what runs now, or do as the faults ask.
 
-    def interrupt() -> None:
-        running, _ = state.queue.snapshot()
-        if prompt_ids & {item[1] for item in running}:
+    One that takes its time ends none of the prompts that follow: ComfyUI sets its flag at once, and clears it when a
+    prompt begins.
+    """
+    state.stats.add("interrupts")
+    late = state.faults.seconds("interrupt_slow")
+    running, _ = state.queue.snapshot()
+
+    def interrupt_if_still_running() -> None:
+        if any(state.queue.is_running(item[1]) for item in running):
             state.executor.interrupt()
 
-    asyncio.get_running_loop().call_later(late, interrupt)
+    if late:
+        asyncio.get_running_loop().call_later(late, interrupt_if_still_running)
+    elif not state.faults.get("ignore_interrupt"):
+        state.executor.interrupt()
 
 
 @routes.post("/free")
@@ -183,7 +178,7 @@ def is_job_id(value: Any) -> bool:
 
 @routes.get("/api/jobs")
 async def read_jobs(request: web.Request) -> web.Response:
-    """A page of the jobs with one of the statuses asked for, the newest first."""
+    """Answer with a page of the jobs with one of the statuses asked for, the newest first."""
     asked = [each.strip().lower() for each in request.query.get("status", "").split(",") if each.strip()]
     unknown = [each for each in asked if each not in STATUSES]
     if unknown:
@@ -200,7 +195,7 @@ async def read_jobs(request: web.Request) -> web.Response:
 
 @routes.get("/api/jobs/{job_id}")
 async def read_job(request: web.Request) -> web.Response:
-    """One job, with its outputs and graph once it has ended."""
+    """Answer with one job, with its outputs and graph once it has ended."""
     state, job_id = request.app[STATE], request.match_info["job_id"]
     job = next((each for each in _jobs(state) if each["id"] == job_id), None)
     if job is None:
@@ -233,12 +228,9 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 
 
 def _cancel(state: State, job_id: str) -> bool:
-    running, _ = state.queue.snapshot()
-    if job_id not in [item[1] for item in running]:
+    if not state.queue.is_running(job_id):
         return state.queue.delete(job_id)
-    state.stats.add("interrupts")
-    if not state.faults.get("ignore_interrupt"):
-        state.executor.interrupt()
+    _interrupt(state)
     return True
 
 

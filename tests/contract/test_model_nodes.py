@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,10 +169,10 @@ def test_the_order_of_loras_does_not_count_but_which_has_which_strength_does(own
 
 
 def test_the_models_bytes_change_the_picture(embedded: Callable[..., EmbeddedServer]) -> None:
+    server = embedded(args=["--cache-none"])
+    place_models(server.root)
     found = set()
     for fill in (1, 1, 9):
-        server = embedded()
-        place_models(server.root)
         (server.root / "models/checkpoints/tiny-sd15.safetensors").write_bytes(safetensors(fill=fill))
         found.add(picture(Comfy(server.url), sdxl_graph()))
     assert len(found) == 2
@@ -225,19 +226,21 @@ def test_what_does_not_fit_is_refused(own: Comfy, number: str, inputs: dict[str,
     assert [error["type"] for error in answer.json()["node_errors"][number]["errors"]] == [kind]
 
 
-def test_a_new_model_is_a_choice_at_once(embedded: Callable[..., EmbeddedServer]) -> None:
-    server = embedded()
-    comfy = Comfy(server.url)
+def models_of(own: Comfy) -> Path:
+    assert own.input_dir is not None
+    return own.input_dir.parent / "models"
 
+
+def test_a_new_model_is_a_choice_at_once(own: Comfy) -> None:
     def choices() -> list[str]:
-        info = comfy.get("/object_info/LoraLoader").json()
+        info = own.get("/object_info/LoraLoader").json()
         return info["LoraLoader"]["input"]["required"]["lora_name"][0]  # type: ignore[no-any-return]
 
-    assert choices() == []
-    place_models(server.root)
-    (server.root / "models/loras/styles").mkdir()
-    (server.root / "models/loras/styles/third.safetensors").write_bytes(safetensors())
-    assert choices() == ["first.safetensors", "second.safetensors", "styles/third.safetensors"]
+    before = choices()
+    new = models_of(own) / "loras/styles/third.safetensors"
+    new.parent.mkdir()
+    new.write_bytes(safetensors())
+    assert choices() == sorted([*before, "styles/third.safetensors"])
 
 
 @pytest.mark.parametrize(
@@ -250,25 +253,23 @@ def test_a_new_model_is_a_choice_at_once(embedded: Callable[..., EmbeddedServer]
         (b"\x02" + bytes(7) + b"[]", "invalid JSON in header"),
     ],
 )
-def test_a_damaged_file_is_not_sampled_with(embedded: Callable[..., EmbeddedServer], data: bytes, problem: str) -> None:
-    server = embedded()
-    place_models(server.root)
-    (server.root / "models/loras/second.safetensors").write_bytes(data)
-    kind, error = Comfy(server.url).run(sdxl_graph())["status"]["messages"][-1]
+def test_a_damaged_file_is_not_sampled_with(own: Comfy, data: bytes, problem: str) -> None:
+    (models_of(own) / "loras/damaged.safetensors").write_bytes(data)
+    graph = sdxl_graph()
+    graph["12"]["inputs"]["lora_name"] = "damaged.safetensors"
+    kind, error = own.run(graph)["status"]["messages"][-1]
     assert (kind, error["node_id"]) == ("execution_error", "12")
     assert error["exception_message"] == f"Error while deserializing header: {problem}\n"
 
 
-def test_sampling_is_interrupted_between_steps(embedded: Callable[..., EmbeddedServer]) -> None:
-    server = embedded(faults={"step_slow": 0.05})
-    place_models(server.root)
-    comfy = Comfy(server.url)
-    listener = comfy.listen()
+def test_sampling_is_interrupted_between_steps(own: Comfy) -> None:
+    own.post("/settee/faults", json={"step_slow": 0.05})
+    listener = own.listen()
     graph = sdxl_graph()
     graph["3"]["inputs"]["steps"] = 10_000
-    prompt_id = comfy.submit(graph, listener)
+    prompt_id = own.submit(graph, listener)
     listener.wait_for(lambda message: step_of(message) >= 2)
-    comfy.post("/interrupt", json={"prompt_id": prompt_id})
-    kind, data = comfy.wait_history(prompt_id)["status"]["messages"][-1]
+    own.post("/interrupt", json={"prompt_id": prompt_id})
+    kind, data = own.wait_history(prompt_id)["status"]["messages"][-1]
+    own.post("/settee/faults", json={"step_slow": None})
     assert (kind, data["node_id"]) == ("execution_interrupted", "3")
-    comfy.close()

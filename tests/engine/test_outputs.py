@@ -1,6 +1,6 @@
 """A result is everything that a job made, or an error: whatever its nodes start, report, send or only write.
 
-The classes are the embedded server's (settee/embedded/nodes/packs.py); a real ComfyUI at COMFY_URL has them with
+The classes are those of tests/support/comfy_pack/embedded.py; a real ComfyUI at COMFY_URL has them with
 tests/support/comfy_pack and settee/comfy_nodes/settee_patches in its custom_nodes, without which these are skipped.
 """
 
