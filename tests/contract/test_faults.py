@@ -16,7 +16,7 @@ import requests
 
 from settee.embedded import faults
 from tests.contract.driver import Comfy, Listener, empty_to_save, sampler_graph
-from tests.support.embedded import EmbeddedServer
+from tests.support.embedded import START_SECONDS, EmbeddedServer
 from tests.support.waiting import eventually
 
 SHORT = 0.3
@@ -242,13 +242,13 @@ def test_slow_start(embedded: Any) -> None:
 
 def test_die_at_start(embedded: Any) -> None:
     server = embedded(wait=False, faults={"die_at_start": True})
-    assert server.process.wait(5) == 1
+    assert server.process.wait(START_SECONDS) == 1
     assert "ModuleNotFoundError" in server.log_text()
 
 
 def test_an_unknown_fault_stops_the_start(embedded: Any) -> None:
     server = embedded(wait=False, faults={"nope": True})
-    assert server.process.wait(5) == 2
+    assert server.process.wait(START_SECONDS) == 2
     assert "no fault called 'nope'" in server.log_text()
 
 
