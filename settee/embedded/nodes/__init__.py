@@ -3,7 +3,7 @@ settee's own."""
 
 from __future__ import annotations
 
-from settee.embedded.nodes import files, models, own, pictures, sampling, values
+from settee.embedded.nodes import image_files, models, own, pictures, sampling, values
 from settee.embedded.nodes.node import NODES
 
-__all__ = ["NODES", "files", "models", "own", "pictures", "sampling", "values"]
+__all__ = ["NODES", "image_files", "models", "own", "pictures", "sampling", "values"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from settee.embedded.nodes.files import write
+from settee.embedded.nodes.image_files import write
 from settee.embedded.nodes.node import (
     IMAGE,
     Env,

@@ -19,7 +19,7 @@ from PIL import Image
 
 from settee.embedded.__main__ import main
 from settee.embedded.broadcast import PreviewImage
-from settee.embedded.nodes.files import PREFIX, save_pngs
+from settee.embedded.nodes.image_files import PREFIX, save_pngs
 from settee.embedded.nodes.node import (
     IMAGE,
     PROMPT,
