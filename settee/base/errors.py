@@ -50,6 +50,10 @@ class SetteeError(Exception):
     #: The same request may well succeed when it is sent again.
     retryable: bool = False
 
+    def __init_subclass__(cls, *, code: str | None = None, retryable: bool | None = None) -> None:
+        cls.code = code or cls.code
+        cls.retryable = cls.retryable if retryable is None else retryable
+
     def __init__(
         self,
         message: str | None = None,
@@ -110,138 +114,89 @@ def wrong_value(item: Mapping[str, Any]) -> str:
     return _WORDS.get(item["type"], message.replace(" after validation", ""))
 
 
-class ConfigError(SetteeError):
+class ConfigError(SetteeError, code="config_error"):
     """The worker's settings are wrong."""
 
-    code = "config_error"
 
-
-class InvalidRequest(SetteeError):
+class InvalidRequest(SetteeError, code="invalid_request"):
     """The request is not valid."""
 
-    code = "invalid_request"
 
-
-class SealBroken(InvalidRequest):
+class SealBroken(InvalidRequest, code="seal_broken"):
     """The encrypted input does not open with this worker's key."""
 
-    code = "seal_broken"
 
-
-class UnsafePath(InvalidRequest):
+class UnsafePath(InvalidRequest, code="unsafe_path"):
     """A file name leaves the folder it belongs to."""
 
-    code = "unsafe_path"
 
-
-class PayloadTooLarge(InvalidRequest):
+class PayloadTooLarge(InvalidRequest, code="payload_too_large"):
     """The request is over one of the worker's limits."""
 
-    code = "payload_too_large"
 
-
-class StagingError(SetteeError):
+class StagingError(SetteeError, code="staging_failed"):
     """An input or a model could not be put in place."""
 
-    code = "staging_failed"
 
-
-class ModelMissing(StagingError):
+class ModelMissing(StagingError, code="model_missing"):
     """The workflow names a model that no entry supplies."""
 
-    code = "model_missing"
 
-
-class DownloadFailed(StagingError):
+class DownloadFailed(StagingError, code="download_failed", retryable=True):
     """A download failed."""
 
-    code = "download_failed"
-    retryable = True
 
-
-class IntegrityError(StagingError):
+class IntegrityError(StagingError, code="integrity_error"):
     """A file is not what it should be."""
 
-    code = "integrity_error"
 
-
-class NoSpace(StagingError):
+class NoSpace(StagingError, code="no_space"):
     """There is not enough space left on the worker's disk."""
 
-    code = "no_space"
 
-
-class ComfyError(SetteeError):
+class ComfyError(SetteeError, code="comfy_error"):
     """ComfyUI could not run the workflow."""
 
-    code = "comfy_error"
 
-
-class ComfyUnavailable(ComfyError):
+class ComfyUnavailable(ComfyError, code="comfy_unavailable", retryable=True):
     """ComfyUI does not answer."""
 
-    code = "comfy_unavailable"
-    retryable = True
 
-
-class PromptLost(ComfyError):
+class PromptLost(ComfyError, code="prompt_lost", retryable=True):
     """The prompt was removed from ComfyUI's queue by someone else before it ran."""
 
-    code = "prompt_lost"
-    retryable = True
 
-
-class WorkflowRejected(ComfyError):
+class WorkflowRejected(ComfyError, code="workflow_rejected"):
     """ComfyUI does not accept the workflow."""
 
-    code = "workflow_rejected"
 
-
-class ExecutionFailed(ComfyError):
+class ExecutionFailed(ComfyError, code="execution_failed"):
     """A node of the workflow failed."""
 
-    code = "execution_failed"
 
-
-class OutOfMemory(ComfyError):
+class OutOfMemory(ComfyError, code="out_of_memory"):
     """The workflow needs more GPU memory than this worker has."""
 
-    code = "out_of_memory"
 
-
-class DeliveryError(SetteeError):
+class DeliveryError(SetteeError, code="delivery_failed"):
     """The outputs could not be delivered."""
 
-    code = "delivery_failed"
 
-
-class OutputTooLarge(DeliveryError):
+class OutputTooLarge(DeliveryError, code="output_too_large"):
     """The result is larger than the platform takes."""
 
-    code = "output_too_large"
 
-
-class OutputMissing(DeliveryError):
+class OutputMissing(DeliveryError, code="output_missing"):
     """ComfyUI reported an output file that is not there."""
 
-    code = "output_missing"
 
-
-class JobTimeout(SetteeError):
+class JobTimeout(SetteeError, code="timeout", retryable=True):
     """The job ran into its time limit."""
 
-    code = "timeout"
-    retryable = True
 
-
-class JobCanceled(SetteeError):
+class JobCanceled(SetteeError, code="canceled"):
     """The job was canceled."""
 
-    code = "canceled"
 
-
-class Busy(SetteeError):
+class Busy(SetteeError, code="busy", retryable=True):
     """The worker runs one job at a time, and one is running."""
-
-    code = "busy"
-    retryable = True

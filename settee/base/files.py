@@ -22,9 +22,6 @@ _CHUNK = 1024 * 1024
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EROFS)
 
 
-# --- whole files ----------------------------------------------------------------------------------------------
-
-
 def write_whole(
     path: Path | str,
     content: bytes | Iterable[bytes | memoryview],
@@ -72,9 +69,6 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise
-
-
-# --- locks ----------------------------------------------------------------------------------------------------
 
 
 class Lock(Enum):
@@ -151,9 +145,6 @@ def _open_to_lock(path: str, create: bool) -> int:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-
-
-# --- hashes ---------------------------------------------------------------------------------------------------
 
 
 def sha256_of(path: Path | str, check: Callable[[], object] = lambda: None) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from settee.engine.request import JobRequest
@@ -63,7 +63,7 @@ class Destination:
 class JobOptions:
     """Wishes of one door beyond the request."""
 
-    #: Instead of what the request and the settings say of delivery.
+    #: In place of the delivery that the request and the settings ask for.
     destination: Destination | None = None
     #: Full paths of the job's own models, as its door wrote them into the workflow; any other path is refused.
     own_paths: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ class Job:
     #: The largest result the door can carry, in bytes of its body; None when it has no limit.
     max_result_bytes: int | None = None
     options: JobOptions = JobOptions()
-    #: The request came sealed: its result leaves sealed, and no file of it may lie anywhere in plain.
+    #: The request came sealed: its result leaves sealed, and no file of it may exist anywhere in plain.
     sealed: bool = False
 
 
@@ -153,7 +153,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a job ended. Engine.run raises for failures, so ``error`` is only set by doors that store results."""
+    """The end of a job that succeeded: Engine.run raises for failures."""
 
     job_id: str
     status: Status
@@ -163,7 +163,6 @@ class Result:
     #: Drawn for this job, by ``node.input``.
     seeds: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    error: dict[str, Any] | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -196,7 +195,7 @@ class Cancel:
         return self._event.is_set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep at most ``timeout_s`` seconds; True as soon as the job is to stop."""
+        """Sleep at most ``timeout_s`` seconds; return True as soon as the job is to stop."""
         return self._event.wait(timeout_s)
 
     def fileno(self) -> int:

@@ -5,9 +5,12 @@ orjson and pybase64 are the worker's: the client does without them.
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -17,9 +20,6 @@ STEP = 1 << 20
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _SPACES = " \t\r\n\v\f"
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
-
-
-# --- JSON -----------------------------------------------------------------------------------------------------
 
 
 def loads(content: bytes | str) -> Any:
@@ -62,9 +62,6 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value).encode("ascii")
 
 
-# --- base64 ---------------------------------------------------------------------------------------------------
-
-
 class BadData(ValueError):
     """The data of one file is wrong, in the words of the message."""
 
@@ -87,43 +84,34 @@ def decode_base64(text: str, start: int = 0) -> Iterator[bytes]:
     Takes the standard and the URL-safe alphabet, white space anywhere, and missing padding. Raises BadData that
     names the position of what is neither.
     """
-    decode = _decoder()
+    decode = functools.partial(fast_base64().b64decode, validate=True)
     end = _without_padding(text, start)
     rest = b""
-    for position in range(start, end, STEP):
-        piece = text[position : min(position + STEP, end)]
-        if not rest:
-            try:
-                raw = decode(piece + "=" * (-len(piece) % 4))
-            except ValueError:
-                pass  # white space, the other alphabet, or a mistake: see below
-            else:
-                if "=" not in piece:
-                    yield raw
-                    continue
-        try:
-            clean = rest + piece.encode("ascii").translate(_STANDARD, _SPACES.encode())
-            whole = len(clean) // 4 * 4
-            raw = decode(clean[:whole])
-        except ValueError as error:
-            raise _not_base64(text, start, end) from error
-        if b"=" in clean:
-            raise _not_base64(text, start, end)
-        rest = clean[whole:]
-        yield raw
-    if rest:
-        try:
-            yield decode(rest + b"=" * (-len(rest) % 4))
-        except ValueError as error:
-            raise _not_base64(text, start, end) from error
-
-
-def _decoder() -> Callable[[str | bytes], bytes]:
     try:
-        import pybase64 as base64
+        for position in range(start, end, STEP):
+            clean = rest + text[position : min(position + STEP, end)].encode("ascii")
+            try:
+                raw = decode(clean[: len(clean) // 4 * 4])
+            except ValueError:  # white space, the other alphabet, or a mistake
+                clean = clean.translate(_STANDARD, _SPACES.encode())
+                raw = decode(clean[: len(clean) // 4 * 4])
+            if b"=" in clean:
+                raise ValueError
+            rest = clean[len(clean) // 4 * 4 :]
+            yield raw
+        if rest := rest.translate(_STANDARD, _SPACES.encode()):
+            yield decode(rest + b"=" * (-len(rest) % 4))
+    except ValueError as error:
+        raise _not_base64(text, start, end) from error
+
+
+def fast_base64() -> ModuleType:
+    """Return pybase64 where it is installed, else the standard library's base64."""
+    try:
+        import pybase64
     except ImportError:
-        import base64  # type: ignore[no-redef]
-    return lambda text: base64.b64decode(text, validate=True)
+        return base64
+    return pybase64
 
 
 def _not_base64(text: str, start: int, end: int) -> BadData:

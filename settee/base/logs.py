@@ -1,6 +1,6 @@
 """Log lines: set up once by a door, each with the id of the job it belongs to.
 
-settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries speak up from WARNING on, but for
+settee's own loggers and ComfyUI's output follow LOG_LEVEL; libraries log from WARNING on, except
 those in QUIET. RunPod's SDK does not use the logging module, and is left alone.
 """
 
@@ -37,7 +37,7 @@ def job(job_id: str) -> Iterator[None]:
 
 
 def setup(settings: Settings, stream: TextIO | None = None, spelled: Callable[[str], str] | None = None) -> None:
-    """Log to ``stream`` (default: stderr) as LOG_LEVEL and LOG_FORMAT say. Called again, it replaces itself.
+    """Log to ``stream`` (default: stderr) as LOG_LEVEL and LOG_FORMAT state. Called again, it replaces itself.
 
     ``spelled``: turns the engine's messages into the words of a door that calls settings by other names.
     """

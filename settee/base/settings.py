@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from settee.base.errors import ConfigError, wrong_value
 
@@ -27,10 +27,11 @@ def _default_workspace() -> Path:
 
 
 Names = Annotated[tuple[str, ...], NoDecode]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseSettings):
-    """Read with :func:`load`; a bad value is named together with all other bad values."""
+    """Read with :func:`load`, from the environment alone; a bad value is named together with all other bad values."""
 
     model_config = SettingsConfigDict(
         case_sensitive=False, extra="ignore", frozen=True, env_ignore_empty=True, allow_inf_nan=False
@@ -64,8 +65,8 @@ class Settings(BaseSettings):
         "Their code is run. What they need of Python: see docs/deploy.md.",
     )
     comfy_port: int = Field(8188, ge=0, le=65535, description="Its port on loopback; 0 picks a free one.")
-    comfy_start_timeout_s: float = Field(
-        600, gt=0, description="How long ComfyUI may take from its start to its first answer."
+    comfy_start_timeout_s: Positive = Field(
+        600, description="How long ComfyUI may take from its start to its first answer."
     )
     comfy_input_dir: Path | None = Field(
         None,
@@ -79,23 +80,21 @@ class Settings(BaseSettings):
         None,
         description="With COMFY_URL: its temp folder, when the worker shares it. Emptied before and after every job.",
     )
-    comfy_unresponsive_s: float = Field(
+    comfy_unresponsive_s: Positive = Field(
         60,
-        gt=0,
         description="ComfyUI counts as frozen when it answers nothing for this long during a job. Where nothing "
         "listens at COMFY_URL, that is reported after 10 s.",
     )
-    comfy_stall_s: float = Field(
+    comfy_stall_s: Positive = Field(
         20,
-        gt=0,
         description="Its executor counts as dead when a submitted prompt, next in line, has not begun for this long.",
     )
-    comfy_interrupt_s: float = Field(
-        20, gt=0, description="How long a stopped job may take to leave ComfyUI before ComfyUI is restarted."
+    comfy_interrupt_s: Positive = Field(
+        20, description="How long a stopped job may take to leave ComfyUI before ComfyUI is restarted."
     )
-    comfy_history_s: float = Field(15, gt=0, description="How long to wait for the history of a prompt that has ended.")
+    comfy_history_s: Positive = Field(15, description="How long to wait for the history of a prompt that has ended.")
     comfy_org_api_key: SecretStr | None = Field(
-        None, description="Comfy.org key for API nodes; a job's own `comfy_org_api_key` goes first."
+        None, description="Comfy.org key for API nodes; a job's own `comfy_org_api_key` takes precedence."
     )
     warmup_workflow: Path | None = Field(
         None, description="A workflow in API format that runs once before the worker takes jobs."
@@ -139,27 +138,27 @@ class Settings(BaseSettings):
         description="Most disk for models that jobs brought, in GB (10^9 bytes): the least recently used go first.",
     )
     models_connections: int = Field(8, ge=1, le=64, description="Most connections of all model downloads together.")
-    models_timeout_s: float = Field(7200, gt=0, description="Time limit for one model's download.")
+    models_timeout_s: Positive = Field(7200, description="Time limit for one model's download.")
     models_read_ahead: bool = Field(
         True, description="Read a job's models into the page cache while ComfyUI starts or fetches others."
     )
-    allow_job_models: bool = Field(True, description="Whether a job may bring models of its own (`models`).")
+    allow_job_models: bool = Field(True, description="Let a job bring models of its own (`models`).")
 
     # --- Jobs ----------------------------------------------------------------------------------------
-    job_timeout_s: float = Field(3600, gt=0, description="Time limit of a job that names none.")
-    max_job_timeout_s: float = Field(86400, gt=0, description="The longest limit that a job may ask for.")
+    job_timeout_s: Positive = Field(3600, description="Time limit of a job that names none.")
+    max_job_timeout_s: Positive = Field(86400, description="The longest limit that a job may ask for.")
     refresh_worker: bool = Field(False, description="Ask RunPod for a fresh worker after every job.")
     workspace_dir: Path = Field(
         default_factory=_default_workspace,
         description="Folder on the RAM disk that holds ComfyUI's input, output and temp, all emptied before and after "
         "every job: one of its own for every worker.",
     )
-    allow_debug: bool = Field(True, description="Whether a job's `debug: true` may keep its files until the next job.")
+    allow_debug: bool = Field(True, description="Let a job's `debug: true` keep its files until the next job.")
 
     # --- Limits --------------------------------------------------------------------------------------
-    max_request_mb: float = Field(64, gt=0, description="Largest request: its JSON, in MiB.")
+    max_request_mb: Positive = Field(64, description="Largest request: its JSON, in MiB.")
     max_files: int = Field(64, ge=0, description="Most input files of one job, `images` and `files` together.")
-    max_file_mb: float = Field(2048, gt=0, description="Largest single input file once decoded or downloaded, in MiB.")
+    max_file_mb: Positive = Field(2048, description="Largest single input file once decoded or downloaded, in MiB.")
     input_volume_dir: Path | None = Field(
         None,
         description="Folder of a network volume, below which jobs may name input files as `volume://path/in/it.png`. "
@@ -173,7 +172,7 @@ class Settings(BaseSettings):
         description="These node classes may not be used (names or patterns). Both lists are about the workflow that is "
         "sent, old names of classes as well: what an allowed class makes of itself or starts is that class's own.",
     )
-    download_timeout_s: float = Field(300, gt=0, description="Time limit for one URL or S3 input.")
+    download_timeout_s: Positive = Field(300, description="Time limit for one URL or S3 input.")
 
     # --- Delivery ------------------------------------------------------------------------------------
     bucket_endpoint_url: str | None = Field(None, description="S3 endpoint; with the two keys it turns S3 delivery on.")
@@ -186,8 +185,8 @@ class Settings(BaseSettings):
     bucket_path_style: bool = Field(True, description="Address as endpoint/bucket/key (MinIO wants it).")
     bucket_verify_tls: bool = Field(
         True,
-        description="Whether the certificate of BUCKET_ENDPOINT_URL is checked. Without that, anybody on the way may "
-        "read along: better name its CA's file in AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE.",
+        description="Check the certificate of BUCKET_ENDPOINT_URL. Without that, a server on the way may read along: "
+        "better name its CA's file in AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE.",
     )
     bucket_prefix: str = Field(
         "{job_id}", description="Key prefix template: {job_id}, {date}, {time}, {node_id}, {kind}."
@@ -200,8 +199,7 @@ class Settings(BaseSettings):
         False, description="Let a job's `s3Config` name an endpoint that is not on the public Internet."
     )
     delivery: Literal["auto", "base64", "s3"] = Field(
-        "auto",
-        description="Where results go when a job does not say: auto is S3 when configured, else base64.",
+        "auto", description="Where results go when a job does not say: auto is S3 when configured, else base64."
     )
     result_volume_dir: Path = Field(
         Path("/runpod-volume/settee-results"),
@@ -219,9 +217,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="Log lines for a person or for a machine.")
 
     # --- RunPod --------------------------------------------------------------------------------------
-    run_result_mb: float = Field(10, gt=0, description="RunPod's cap for a /run result, in MB (10^6 bytes).")
-    runsync_result_mb: float = Field(20, gt=0, description="RunPod's cap for a /runsync result, in MB.")
-    progress_interval_s: float = Field(1.0, gt=0, description="Least time between two progress updates of a job.")
+    run_result_mb: Positive = Field(10, description="RunPod's cap for a /run result, in MB (10^6 bytes).")
+    runsync_result_mb: Positive = Field(20, description="RunPod's cap for a /runsync result, in MB.")
+    progress_interval_s: Positive = Field(1.0, description="Least time between two progress updates of a job.")
     fast_loop: bool = Field(
         True, description="Take the next job as soon as the slot is free, instead of the SDK's 1 s sleep."
     )
@@ -231,16 +229,13 @@ class Settings(BaseSettings):
         "Without, and with WARMUP_WORKFLOW, RunPod's fitness check waits until ComfyUI answers.",
     )
     shutdown_grace_s: float = Field(
-        3.0,
-        ge=0,
-        description="How long a running job may go on after SIGTERM before it is canceled and reported.",
+        3.0, ge=0, description="How long a running job may go on after SIGTERM before it is canceled and reported."
     )
     serve_api_locally: bool = Field(
         False, description="Serve the SDK's local API on 0.0.0.0:8000 instead of taking jobs from RunPod."
     )
     runpod_allow_private_download_urls: bool = Field(
-        False,
-        description="Let a job's input files and models come from URLs that are not on the public Internet.",
+        False, description="Let a job's input files and models come from URLs that are not on the public Internet."
     )
 
     @field_validator("allowed_nodes", "custom_nodes_dirs", "denied_nodes", "models_extra_dirs", mode="before")
@@ -254,17 +249,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         bucket = (self.bucket_endpoint_url, self.bucket_access_key_id, self.bucket_secret_access_key)
-        if any(bucket) and not all(bucket):
-            raise ValueError(
-                "BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY belong together: "
-                "set all three or none"
-            )
         store = (self.models_s3_endpoint_url, self.models_s3_access_key_id, self.models_s3_secret_access_key)
-        if any(store) and not all(store):
-            raise ValueError(
-                "MODELS_S3_ENDPOINT_URL, MODELS_S3_ACCESS_KEY_ID and MODELS_S3_SECRET_ACCESS_KEY belong together: "
-                "set all three or none"
-            )
+        for owner, given in (("BUCKET", bucket), ("MODELS_S3", store)):
+            if any(given) and not all(given):
+                names = f"{owner}_ENDPOINT_URL, {owner}_ACCESS_KEY_ID and {owner}_SECRET_ACCESS_KEY"
+                raise ValueError(f"{names} belong together: set all three or none")
         if self.models_mirror and not (all(store) or all(bucket)):
             raise ValueError("MODELS_MIRROR needs MODELS_S3_ENDPOINT_URL (or BUCKET_ENDPOINT_URL) and its two keys")
         if self.delivery == "s3" and not all(bucket):
@@ -282,28 +271,8 @@ class Settings(BaseSettings):
     def has_bucket(self) -> bool:
         return self.bucket_endpoint_url is not None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take arguments first, then the environment. No .env file is read: nothing else may set a worker up."""
-        return init_settings, env_settings
 
-
-SECRETS = (
-    "bucket_access_key_id",
-    "bucket_secret_access_key",
-    "comfy_org_api_key",
-    "encryption_key",
-    "hf_token",
-    "models_s3_access_key_id",
-    "models_s3_secret_access_key",
-)
+SECRETS = tuple(name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None)
 
 
 def _secrets_from_files() -> dict[str, str]:
@@ -342,6 +311,3 @@ def child_environment() -> dict[str, str]:
     hidden = {name.upper() for name in SECRETS} | {f"{name.upper()}_FILE" for name in SECRETS}
     hidden |= {"RUNPOD_AI_API_KEY", "RUNPOD_API_KEY"}
     return {name: value for name, value in os.environ.items() if name.upper() not in hidden}
-
-
-__all__ = ["MIB", "Settings", "child_environment", "load", "secret_named"]

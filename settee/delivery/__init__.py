@@ -6,37 +6,33 @@ leave the worker only encrypted, each as one Fernet token in a file named ``….
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
+from settee.base.files import sync_folder, write_whole
 from settee.base.job import Artifact, Cancel, Job, Output
 from settee.base.settings import Settings
 from settee.base.threads import TICK_S, Call
 from settee.delivery import plan
-from settee.delivery.blob import delivery_error
-from settee.delivery.item import Item, encode
-from settee.delivery.keys import prefix_problem
+from settee.delivery.blob import Digest, delivery_error
+from settee.delivery.item import Delivery, Item, encode
+from settee.delivery.keys import Namer, prefix_problem
 from settee.delivery.plan import Place
-from settee.s3.client import is_seen, look
+from settee.s3.client import look
 from settee.s3.error_table import S3Error
-from settee.s3.target import (
-    Target,
-    bucket_problem,
-    callers_endpoint,
-    callers_target,
-    endpoint_problem,
-    unreadable,
-    workers_target,
-)
+from settee.s3.target import Target, bucket_problem, callers_target, endpoint_problem, unreadable, workers_target
 
 if TYPE_CHECKING:
-    from settee.engine.request import JobRequest
+    from settee.engine.request import Bucket, JobRequest
 
-__all__ = ["BucketLook", "Delivered", "check_request", "deliver"]
+log = logging.getLogger(__name__)
 
 #: How long a job waits for the look at its bucket when all else is ready, seconds from the look's beginning.
 LOOK_S = 5.0
@@ -54,26 +50,21 @@ def check_request(request: JobRequest, settings: Settings) -> None:
 
     Raises InvalidRequest with all problems of the request, ConfigError for the worker's own settings.
     """
-    problems: list[dict[str, Any]] = []
-    wanted = request.delivery
-    if wanted.mode == "s3" and request.bucket is None and not settings.has_bucket:
-        problems.append(
-            {
-                "path": "delivery.mode",
-                "problem": "this worker has no S3: set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and "
-                "BUCKET_SECRET_ACCESS_KEY, or send an s3Config with the job",
-            }
+    wanted, bucket = request.delivery, request.bucket
+    found: dict[str, str | None] = {}
+    if wanted.mode == "s3" and bucket is None and not settings.has_bucket:
+        found["delivery.mode"] = (
+            "this worker has no S3: set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and "
+            "BUCKET_SECRET_ACCESS_KEY, or send an s3Config with the job"
         )
-    if wanted.prefix is not None and (problem := prefix_problem(wanted.prefix)):
-        problems.append({"path": "delivery.prefix", "problem": problem})
-    if request.bucket is not None:
-        if problem := _endpoint_problem(request, settings):
-            problems.append({"path": "s3Config.endpointUrl", "problem": problem})
-        if problem := bucket_problem(request.bucket.bucket_name):
-            problems.append({"path": "s3Config.bucketName", "problem": problem})
-    if problems:
+    if wanted.prefix is not None:
+        found["delivery.prefix"] = prefix_problem(wanted.prefix)
+    if bucket is not None:
+        found["s3Config.endpointUrl"] = _endpoint_problem(bucket, settings)
+        found["s3Config.bucketName"] = bucket_problem(bucket.bucket_name)
+    if problems := [{"path": path, "problem": problem} for path, problem in found.items() if problem]:
         raise InvalidRequest.from_problems(problems)
-    if settings.has_bucket and request.bucket is None:
+    if settings.has_bucket and bucket is None:
         if problem := unreadable(settings.bucket_endpoint_url or ""):
             raise ConfigError(f"BUCKET_ENDPOINT_URL {problem}")
         if problem := prefix_problem(settings.bucket_prefix):
@@ -93,7 +84,7 @@ class BucketLook:
         self._until = time.monotonic() + LOOK_S
         mode = job.request.delivery.mode or settings.delivery
         target = target_for(job, settings) if job.options.destination or mode != "base64" else None
-        if target is not None and not is_seen(target):
+        if target is not None:
             self._asked = Call(lambda: look(target), name="settee-s3")
 
     def check(self, cancel: Cancel) -> None:
@@ -134,7 +125,7 @@ def deliver(
     fetch: Callable[[Artifact], Iterator[bytes]],
     cancel: Cancel,
     deadline: float,
-    notify: Callable[[int, int], None] | None = None,
+    notify: Callable[[int, int], object] = lambda done, total: None,
 ) -> Delivered:
     """Deliver all artifacts where the request, the settings and the platform's cap say.
 
@@ -154,52 +145,99 @@ def deliver(
 
     check()
     delivered = itertools.count(1)
-
-    def tell() -> None:
-        if notify is not None:
-            notify(next(delivered), len(items))
-
-    sealer = _sealer(job, settings)
-    target = target_for(job, settings)
-    items = [Item(index, artifact, job, settings, fetch) for index, artifact in enumerate(artifacts)]
-    places, warnings = plan.choose(items, job, settings, has_s3=target is not None, check=check)
-    by_place: dict[Place, list[Item]] = {}
-    for item, place in zip(items, places, strict=True):
-        by_place.setdefault(place, []).append(item)
+    delivery = Delivery(
+        job=job,
+        settings=settings,
+        target=target_for(job, settings),
+        sealer=_sealer(job, settings),
+        fetch=fetch,
+        check=check,
+        notify=lambda: notify(next(delivered), len(artifacts)),
+    )
+    items = [Item(index, artifact, delivery) for index, artifact in enumerate(artifacts)]
+    places, warnings = plan.choose(items, delivery)
     outputs: dict[int, Output] = {}
-    for item in by_place.get(Place.INLINE, ()):
-        outputs[item.index] = encode(item, check)
-        tell()
-    for place in (Place.S3, Place.VOLUME):
-        chosen = by_place.get(place, [])
+    for place, send in ((Place.INLINE, _inline), (Place.S3, _to_s3), (Place.VOLUME, _to_volume)):
+        chosen = [item for item, at in zip(items, places, strict=True) if at is place]
         if chosen:
-            send = _to_s3 if place is Place.S3 else _to_volume
-            sent = send(chosen, job, settings, sealer=sealer, check=check, notify=tell)
-            outputs.update(zip((item.index for item in chosen), sent, strict=True))
-            if sealer:
+            outputs.update(zip((item.index for item in chosen), send(chosen, delivery), strict=True))
+            if delivery.sealer and place is not Place.INLINE:
                 warnings.append(_sealed_warning(len(chosen)))
-    wanted = job.request.delivery
+    wanted = delivery.wanted
     if wanted.quality and wanted.image_format not in ("jpeg", "webp"):
         warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
     warnings += [warning for item in items for warning in item.warnings]
     return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
 
 
-def _to_s3(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
+def _inline(items: Sequence[Item], delivery: Delivery) -> list[Output]:
+    outputs = []
+    for item in items:
+        outputs.append(encode(item))
+        delivery.notify()
+    return outputs
+
+
+def _to_s3(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     from settee.delivery.to_s3 import upload
 
-    target = target_for(job, settings)
-    assert target is not None
     # Again: the name may have been pointed elsewhere while the job ran.
-    if problem := _endpoint_problem(job.request, settings):
+    bucket = delivery.job.request.bucket
+    if bucket is not None and (problem := _endpoint_problem(bucket, delivery.settings)):
         raise DeliveryError(f"s3Config.endpointUrl {problem}")
-    return upload(items, job, target, **options)
+    return upload(items, delivery)
 
 
-def _to_volume(items: Sequence[Item], job: Job, settings: Settings, **options: Any) -> list[Output]:
-    from settee.delivery.to_volume import store
+def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
+    """Write the items on the network volume: the last resort. Their Outputs have type "path".
 
-    return store(items, job, settings.result_volume_dir, **options)
+    Files are in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job ends. Only
+    their owner removes them. Raises DeliveryError; what was written is removed then.
+    """
+    job, folder = delivery.job, delivery.settings.result_volume_dir
+    namer = Namer("{job_id}", job)
+    written: list[Path] = []
+    outputs = []
+    try:
+        for item in items:
+            delivery.check()
+            outputs.append(_store(item, folder, namer, written))
+            delivery.notify()
+        for parent in (folder, folder.parent):
+            sync_folder(parent)
+    except BaseException as error:
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for parent in sorted({path.parent for path in written}, reverse=True):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            # Not the error itself: it names the file.
+            log.warning("job %s: the result volume failed: %s (errno %s)", job.id, type(error).__name__, error.errno)
+            raise DeliveryError(
+                f"the result cannot be written to the network volume ({error.strerror}): look at RESULT_VOLUME_DIR, "
+                "its owner and its free space"
+            ) from error
+        raise
+    return outputs
+
+
+def _store(item: Item, folder: Path, namer: Namer, written: list[Path]) -> Output:
+    sealer = item.delivery.sealer
+    with item.prepare() as prepared:
+        name = f"{item.index:04d}.sealed" if sealer else prepared.filename
+        path = folder / namer.key(item.artifact, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in reversed(path.relative_to(folder).parents[:-1]):
+            (folder / parent).mkdir(mode=0o700, exist_ok=True)
+        digest = Digest(item.delivery.check)
+        chunks = digest.through(prepared.content.chunks())
+        # Whole or not at all, and over what an earlier attempt at this job left.
+        written.append(path)
+        part = path.with_name(f".{path.name}.part")
+        write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
+        return item.output(prepared, digest, "path", url=str(path))
 
 
 def _sealed_warning(count: int) -> str:
@@ -207,14 +245,9 @@ def _sealed_warning(count: int) -> str:
     return f"{count} {files} {are} encrypted with the job's key: each url leads to one Fernet token"
 
 
-def _endpoint_problem(request: JobRequest, settings: Settings) -> str | None:
-    if request.bucket is None:
-        return None
-    try:
-        endpoint = callers_endpoint(request.bucket)
-    except ValueError as error:
-        return str(error)
-    return None if settings.allow_private_s3config else endpoint_problem(endpoint)
+def _endpoint_problem(bucket: Bucket, settings: Settings) -> str | None:
+    private = settings.allow_private_s3config
+    return endpoint_problem(bucket.endpoint_url, bucket.bucket_name, may_be_private=private)
 
 
 def _sealer(job: Job, settings: Settings) -> Any:

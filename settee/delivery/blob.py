@@ -9,11 +9,10 @@ import stat
 import struct
 import tempfile
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from settee.base.errors import DeliveryError, OutputMissing
 from settee.s3.error_table import S3Error
@@ -34,68 +33,29 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
 
-class Span(NamedTuple):
-    """A part of the file: where it begins and how long it is, in bytes."""
-
-    offset: int
-    length: int
-
-
 class Blob:
-    """Bytes in memory, a file, or a file with parts left out or put in (see ``strip``). Close it after use.
+    """Bytes in memory, or a file from its start. Close it after use.
 
     Safe to read from several threads: there is no file position.
     """
 
-    def __init__(self, pieces: Sequence[bytes | Span], fd: int = -1) -> None:
-        self._pieces = [piece for piece in pieces if (piece.length if isinstance(piece, Span) else len(piece))]
-        lengths = [piece.length if isinstance(piece, Span) else len(piece) for piece in self._pieces]
-        self._ends = list(accumulate(lengths))
-        self._fd = fd
-        self.size = self._ends[-1] if self._ends else 0
-
-    def rearranged(self, parts: Sequence[bytes | Span]) -> Blob:
-        """Return other bytes made of parts of this one (spans count in its own bytes), which is closed."""
-        pieces: list[bytes | Span] = []
-        for part in parts:
-            for piece in self._cut(part) if isinstance(part, Span) else [part]:
-                last = pieces[-1] if pieces else None
-                # A PNG has a chunk every few kilobytes: what lies together is read together.
-                if isinstance(last, Span) and isinstance(piece, Span) and sum(last) == piece.offset:
-                    pieces[-1] = Span(last.offset, last.length + piece.length)
-                else:
-                    pieces.append(piece)
-        fd, self._fd = self._fd, -1
-        return Blob(pieces, fd)
-
-    def _cut(self, span: Span) -> Iterator[bytes | Span]:
-        start = 0
-        for piece, end in zip(self._pieces, self._ends, strict=True):
-            low, high = max(span.offset, start) - start, min(span.offset + span.length, end) - start
-            if low < high:
-                yield Span(piece.offset + low, high - low) if isinstance(piece, Span) else piece[low:high]
-            start = end
+    def __init__(self, data: bytes = b"", *, fd: int = -1, size: int = 0) -> None:
+        """``fd``: of the file, which is closed by this object; ``size``: its bytes."""
+        self._data, self._fd = memoryview(data), fd
+        self.size = size if fd >= 0 else len(data)
 
     def read_into(self, buffer: WriteableBuffer, position: int) -> int:
         """Fill the buffer with the bytes at ``position``; return their number. Raises DeliveryError."""
-        view = memoryview(buffer).cast("B")
-        index = bisect_right(self._ends, position)
+        view = memoryview(buffer).cast("B")[: max(0, self.size - position)]
+        if self._fd < 0:
+            view[:] = self._data[position : position + len(view)]
+            return len(view)
         filled = 0
-        while filled < len(view) and index < len(self._pieces):
-            piece = self._pieces[index]
-            left = self._ends[index] - position
-            part = view[filled : filled + left]
-            if isinstance(piece, Span):
-                count = os.preadv(self._fd, [part], piece.offset + piece.length - left)
-                if count == 0:
-                    raise DeliveryError("an output file became shorter while it was being delivered")
-            else:
-                count = len(part)
-                part[:] = memoryview(piece)[len(piece) - left :][:count]
+        while filled < len(view):
+            count = os.preadv(self._fd, [view[filled:]], position + filled)
+            if count == 0:
+                raise DeliveryError("an output file became shorter while it was being delivered")
             filled += count
-            position += count
-            if count == left:
-                index += 1
         return filled
 
     def read_at(self, position: int, length: int) -> bytes:
@@ -120,12 +80,6 @@ class Blob:
 
     def __del__(self) -> None:
         # For uploads given up on: closing under the thread that still reads could hand it another file's bytes.
-        self.close()
-
-    def __enter__(self) -> Blob:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -156,10 +110,26 @@ class Stream:
             for chunk in self.chunks():
                 file.write(chunk)
             file.flush()
-            return Blob([Span(0, file.tell())], os.dup(file.fileno()))
+            return Blob(fd=os.dup(file.fileno()), size=file.tell())
 
     def close(self) -> None:
         """Do nothing: no descriptor is held between reads."""
+
+
+@dataclass
+class Prepared:
+    """An artifact's bytes as they will be delivered. Use as a context manager: it may hold an open file."""
+
+    content: Blob | Stream
+    filename: str
+    media_type: str
+    pixels: Size | None = None
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.content.close()
 
 
 class Digest:
@@ -182,6 +152,10 @@ class Digest:
             self._hash.update(chunk)
             self.size += len(chunk)
             yield chunk
+
+    def consume(self, chunks: Iterator[bytes] | Iterator[memoryview]) -> None:
+        for _ in self.through(chunks):
+            pass
 
     @property
     def sha256(self) -> str:
@@ -240,7 +214,7 @@ def open_file(artifact: Artifact) -> Blob:
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise OutputMissing(f"the output {artifact.filename} of node {artifact.node_id} is not a file", details=details)
-    return Blob([Span(0, status.st_size)], fd)
+    return Blob(fd=fd, size=status.st_size)
 
 
 def delivery_error(error: S3Error) -> DeliveryError:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import warnings
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from settee.delivery.blob import Blob, Window
+from settee.base.json_io import loads
+from settee.delivery.blob import Blob, Prepared, Window
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL import Image
 
 #: Format → suffix, media type, longest side in pixels.
 FORMATS: dict[str, tuple[str, str, int]] = {
@@ -34,13 +33,6 @@ _JPEG_EXIF = 65_000
 _PNG_LEVEL = 4
 
 
-class Converted(NamedTuple):
-    blob: Blob
-    filename: str
-    media_type: str
-    warnings: tuple[str, ...]
-
-
 class Kept(Exception):
     """Why an image stays as it is; to follow its name in a warning."""
 
@@ -53,24 +45,25 @@ def convert(
     quality: int | None = None,
     strip_metadata: bool = False,
     max_pixels: int,
-) -> Converted:
+    warnings: list[str],
+) -> Prepared:
     """Return the image in ``image_format`` (png | jpeg | webp), or raise Kept. The blob is only read.
 
     Colour profiles stay, the orientation is applied to the pixels, and unless ``strip_metadata`` the prompt and the
-    workflow move along. PNGs are lossless whatever ``quality`` says.
+    workflow move along; ``warnings`` get what did not. PNGs are lossless whatever ``quality`` says.
     """
     suffix, media_type, longest = FORMATS[image_format]
-    notes: list[str] = []
     with _opened(blob, max_pixels) as image:
         if max(image.size) > longest:
             raise Kept(f"has a side of more than the {longest} pixels that {image_format} can have")
-        text = {} if strip_metadata else _texts(image)
+        # ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo.
+        text = {} if strip_metadata else {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
         exif = None if strip_metadata else image.getexif()
         pixels, flattened = _pixels(image, image_format)
         options: dict[str, Any] = {"icc_profile": _profile(image, pixels, image_format)}
         if flattened:
-            notes.append(f"{filename}: {flattened}")
-        _add_metadata(options, image_format, text, exif, notes, filename)
+            warnings.append(f"{filename}: {flattened}")
+        _add_metadata(options, image_format, text, exif, warnings, filename)
         if image_format == "png":
             options["compress_level"] = _PNG_LEVEL
         else:
@@ -81,12 +74,14 @@ def convert(
         except (OSError, ValueError) as error:
             raise Kept(f"cannot be written as {image_format}") from error
     name = str(PurePosixPath(filename).with_suffix(suffix)) if PurePosixPath(filename).stem else filename
-    return Converted(Blob([out.getvalue()]), name, media_type, tuple(notes))
+    return Prepared(Blob(out.getvalue()), name, media_type)
 
 
 @contextlib.contextmanager
-def _opened(blob: Blob, max_pixels: int) -> Iterator[Image]:
+def _opened(blob: Blob, max_pixels: int) -> Iterator[Image.Image]:
     """Decode a still image. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
+    import warnings
+
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -106,9 +101,9 @@ def _opened(blob: Blob, max_pixels: int) -> Iterator[Image]:
             yield image
 
 
-def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
+def _pixels(image: Image.Image, image_format: str) -> tuple[Image.Image, str]:
     """Return the image upright and in a mode that the format can hold; what that cost, if anything."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
     note = ""
     ImageOps.exif_transpose(image, in_place=True)
@@ -123,13 +118,15 @@ def _pixels(image: Image, image_format: str) -> tuple[Image, str]:
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
         image = image.convert("RGB")
     if image.mode == "RGBA" and image_format == "jpeg":
-        image, note = _on_white(image), "its transparency was flattened onto white: JPEG has none"
+        page = Image.new("RGB", image.size, (255, 255, 255))
+        page.paste(image, mask=image.getchannel("A"))
+        image, note = page, "its transparency was flattened onto white: JPEG has none"
     if image.mode not in ("L", "RGB", "RGBA"):
         image = image.convert("RGB")
     return image, note
 
 
-def _profile(before: Image, after: Image, image_format: str) -> bytes | None:
+def _profile(before: Image.Image, after: Image.Image, image_format: str) -> bytes | None:
     """Return the colour profile, if it still fits: one for CMYK or grey does not apply to RGB."""
     profile: bytes | None = before.info.get("icc_profile")
     was_grey = before.mode in ("1", "L", "LA") or before.mode.startswith("I")
@@ -139,21 +136,8 @@ def _profile(before: Image, after: Image, image_format: str) -> bytes | None:
     return profile
 
 
-def _on_white(image: Image) -> Image:
-    from PIL import Image as Images
-
-    page = Images.new("RGB", image.size, (255, 255, 255))
-    page.paste(image, mask=image.getchannel("A"))
-    return page
-
-
-def _texts(image: Image) -> dict[str, str]:
-    """Return the texts of a PNG: ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo."""
-    return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
-
-
 def _add_metadata(
-    options: dict[str, Any], image_format: str, text: dict[str, str], exif: Any, notes: list[str], filename: str
+    options: dict[str, Any], image_format: str, text: dict[str, str], exif: Any, warnings: list[str], filename: str
 ) -> None:
     """Put the texts where ComfyUI looks for them in this format."""
     if image_format == "png":
@@ -174,20 +158,14 @@ def _add_metadata(
     for key, value in text.items():
         if key == "prompt":
             exif[0x0110] = f"prompt:{value}"
-        elif _is_json(value):
-            exif[tag] = f"{key}:{value}"
-            tag -= 1
+        else:
+            with contextlib.suppress(ValueError):
+                loads(value)
+                exif[tag] = f"{key}:{value}"
+                tag -= 1
     exif.pop(_ORIENTATION, None)
     block = exif.tobytes() if len(exif) else b""
     if image_format == "jpeg" and len(block) > _JPEG_EXIF:
-        notes.append(f"{filename}: its workflow is too large for a JPEG's 64 KiB of metadata and was left out")
+        warnings.append(f"{filename}: its workflow is too large for a JPEG's 64 KiB of metadata and was left out")
     elif block:
         options["exif"] = block
-
-
-def _is_json(value: str) -> bool:
-    try:
-        json.loads(value)
-    except (ValueError, RecursionError):
-        return False
-    return True

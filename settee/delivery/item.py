@@ -5,48 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from settee.base.errors import DeliveryError
 from settee.base.job import Artifact, Job, Kind, Output
 from settee.base.settings import Settings
 from settee.base.text import join_ascii
-from settee.delivery.blob import CHUNK, Blob, Digest, Size, Stream, image_size, open_file
+from settee.delivery.blob import CHUNK, Blob, Digest, Prepared, Stream, image_size, open_file
 
-Fetch = Callable[[Artifact], Iterator[bytes]]
+if TYPE_CHECKING:
+    from settee.base.sealing import Sealer
+    from settee.engine.request import Delivery as DeliveryOptions
+    from settee.s3.target import Target
 
 #: Formats with no room for a prompt beside what they are for.
 _BARE = (".bmp", ".tga", ".hdr", ".txt", ".md", ".srt", ".vtt", ".csv", ".json", ".yaml", ".yml")
 _SAME = {"png": (".png",), "jpeg": (".jpg", ".jpeg", ".jfif"), "webp": (".webp",)}
 
 
-@dataclass
-class Prepared:
-    """An artifact's bytes as they will be delivered. Use as a context manager: it may hold an open file."""
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One job's delivery: what its files have in common."""
 
-    content: Blob | Stream
-    filename: str
-    media_type: str
-    pixels: Size | None = None
+    job: Job
+    settings: Settings
+    #: The bucket, where there is one.
+    target: Target | None
+    #: For a sealed job: files leave as one Fernet token each.
+    sealer: Sealer | None
+    #: Streams an artifact that has neither ``path`` nor ``content``; only called in the delivery's own thread.
+    fetch: Callable[[Artifact], Iterator[bytes]]
+    #: Raises when the job is over.
+    check: Callable[[], None]
+    #: Called for each output that has been delivered.
+    notify: Callable[[], object]
 
-    def __enter__(self) -> Prepared:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.content.close()
+    @property
+    def wanted(self) -> DeliveryOptions:
+        return self.job.request.delivery
 
 
 @dataclass
 class Item:
-    """An artifact, its place in the result and its delivery. ``warnings`` fill up as it is prepared."""
+    """An artifact and its place in the result. ``warnings`` fill up as it is prepared."""
 
     index: int
     artifact: Artifact
-    job: Job
-    settings: Settings
-    fetch: Fetch
+    delivery: Delivery
     warnings: list[str] = field(default_factory=list)
-    _kept: bytes | None = None
-    _kept_name: tuple[str, str] = ("", "")
+    #: What has been made or fetched already, held in memory.
+    _kept: Prepared | None = None
 
     @property
     def is_text(self) -> bool:
@@ -56,13 +64,9 @@ class Item:
     @property
     def is_converted(self) -> bool:
         """Return True if its bytes, and so their number, are known only after work."""
-        wanted = self.job.request.delivery
+        wanted = self.delivery.wanted.image_format
         suffix = PurePosixPath(self.artifact.filename).suffix.lower()
-        return (
-            self.artifact.kind is Kind.IMAGE
-            and wanted.image_format is not None
-            and suffix not in _SAME[wanted.image_format]
-        )
+        return self.artifact.kind is Kind.IMAGE and wanted is not None and suffix not in _SAME[wanted]
 
     def prepare(self, *, keep: int = 0) -> Prepared:
         """Return the bytes to deliver. A converted image of up to ``keep`` bytes is remembered for the next call.
@@ -70,39 +74,30 @@ class Item:
         Raises OutputMissing, DeliveryError, and what ``fetch`` raises.
         """
         if self._kept is not None:
-            blob = Blob([self._kept])
-            return Prepared(blob, *self._kept_name, image_size(blob) if self.artifact.kind is Kind.IMAGE else None)
+            return self._kept
         self.warnings.clear()
-        wanted = self.job.request.delivery
-        artifact = self.artifact
-        content = self._open()
-        prepared = Prepared(content, artifact.filename, artifact.media_type)
+        prepared = Prepared(self._open(), self.artifact.filename, self.artifact.media_type)
         try:
-            if (
-                artifact.kind is Kind.IMAGE
-                and isinstance(content, Stream)
-                and (wanted.strip_metadata or self.is_converted)
-            ):
-                prepared.content = Blob([b"".join(content.chunks())])
-            if self.is_converted:
-                self._convert(prepared)
-            if wanted.strip_metadata and not self.is_text:
+            is_image, strips = self.artifact.kind is Kind.IMAGE, self.delivery.wanted.strip_metadata
+            if is_image and isinstance(prepared.content, Stream) and (strips or self.is_converted):
+                prepared.content = Blob(b"".join(prepared.content.chunks()))
+            is_made = self.is_converted and self._convert(prepared)
+            if strips and not self.is_text:
                 self._strip(prepared)
-            if isinstance(prepared.content, Blob) and artifact.kind is Kind.IMAGE:
+            if isinstance(prepared.content, Blob) and is_image:
                 prepared.pixels = image_size(prepared.content)
         except BaseException:
             prepared.content.close()
             raise
-        if self.is_converted and isinstance(prepared.content, Blob) and 0 < prepared.content.size <= keep:
-            self._kept = prepared.content.read_at(0, prepared.content.size)
-            self._kept_name = prepared.filename, prepared.media_type
+        if is_made and prepared.content.size <= keep:
+            self._kept = prepared
         return prepared
 
     def forget(self) -> None:
         """Drop what ``prepare`` remembered."""
         self._kept = None
 
-    def measure(self, check: Callable[[], None], *, keep: int = 0) -> int:
+    def measure(self, *, keep: int = 0) -> int:
         """Return the number of bytes to deliver, found in the cheapest way: usually no byte is read.
 
         What had to be made or fetched for it is remembered for the next ``prepare``, if it is ``keep`` bytes at most.
@@ -113,26 +108,27 @@ class Item:
             size = 0
             chunks: list[bytes] = []
             for chunk in prepared.content.chunks():
-                check()
+                self.delivery.check()
                 size += len(chunk)
                 chunks.append(chunk)
                 if size > keep:
                     chunks.clear()
             if size <= keep:
-                self._kept, self._kept_name = b"".join(chunks), (prepared.filename, prepared.media_type)
+                blob = Blob(b"".join(chunks))
+                pixels = image_size(blob) if self.artifact.kind is Kind.IMAGE else None
+                self._kept = Prepared(blob, prepared.filename, prepared.media_type, pixels)
             return size
 
     def _open(self) -> Blob | Stream:
         if self.artifact.content is not None:
-            return Blob([self.artifact.content])
-        if self.artifact.path is not None:
-            return open_file(self.artifact)
-        return Stream(self.artifact, self.fetch)
+            return Blob(self.artifact.content)
+        return open_file(self.artifact) if self.artifact.path else Stream(self.artifact, self.delivery.fetch)
 
-    def _convert(self, prepared: Prepared) -> None:
+    def _convert(self, prepared: Prepared) -> bool:
+        """Put the image in the format asked for; return False, with a warning, where it stays as it is."""
         from settee.delivery.convert import Kept, convert
 
-        wanted = self.job.request.delivery
+        wanted = self.delivery.wanted
         assert wanted.image_format is not None
         assert isinstance(prepared.content, Blob)
         try:
@@ -142,14 +138,15 @@ class Item:
                 image_format=wanted.image_format,
                 quality=wanted.quality,
                 strip_metadata=wanted.strip_metadata,
-                max_pixels=self.settings.max_pixels,
+                max_pixels=self.delivery.settings.max_pixels,
+                warnings=self.warnings,
             )
         except Kept as reason:
             self.warnings.append(f"{prepared.filename} was not converted to {wanted.image_format}: it {reason}")
-            return
+            return False
         prepared.content.close()
-        prepared.content, prepared.filename, prepared.media_type = done.blob, done.filename, done.media_type
-        self.warnings += done.warnings
+        prepared.content, prepared.filename, prepared.media_type = done.content, done.filename, done.media_type
+        return True
 
     def _strip(self, prepared: Prepared) -> None:
         from settee.delivery.strip import Unreadable, strip
@@ -170,13 +167,14 @@ class Item:
                 f"the metadata of {name} was not removed: strip_metadata works on PNG, JPEG and WEBP images"
             )
         else:
+            prepared.content.close()
             prepared.content = stripped
 
     def output(self, prepared: Prepared, digest: Digest, type: str, **where: str) -> Output:
         """Return the Output for its bytes, which all went through ``digest``; ``where`` is ``data`` or ``url``."""
         pixels = prepared.pixels
         if pixels is None and self.artifact.kind is Kind.IMAGE:
-            pixels = image_size(Blob([digest.head]))
+            pixels = image_size(Blob(digest.head))
         width, height = pixels or (None, None)
         return Output(
             filename=prepared.filename,
@@ -194,20 +192,17 @@ class Item:
         )
 
 
-def encode(item: Item, check: Callable[[], None]) -> Output:
+def encode(item: Item) -> Output:
     """Return the item as an Output of type base64 (text for shown text).
 
-    Raises OutputMissing, DeliveryError, what ``check`` raises between chunks, and what fetching raises.
+    Raises OutputMissing, DeliveryError, and what checking and fetching raise.
     """
-    check()  # preparing may be a conversion
+    item.delivery.check()  # preparing may be a conversion
+    digest = Digest(item.delivery.check)
     with item.prepare() as prepared:
-        digest = Digest(check)
-        if item.is_text:
-            assert isinstance(prepared.content, Blob)
-            content = b"".join(digest.through(prepared.content.chunks()))
-            where = {"data": content.decode("utf-8", "replace")}
-            return item.output(prepared, digest, "text", **where)
         chunks = digest.through(prepared.content.chunks())
+        if item.is_text:
+            return item.output(prepared, digest, "text", data=b"".join(chunks).decode("utf-8", "replace"))
         data = join_ascii(_encoded(chunks if isinstance(prepared.content, Blob) else _regrouped(chunks)))
         item.forget()
         return item.output(prepared, digest, "base64", data=data)

@@ -6,13 +6,15 @@ or a control character, and no two files of a job get the same name.
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import re
 import string
 import time
 import unicodedata
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from settee.base.files import digest_of
 from settee.base.job import Artifact, Job
 
 FIELDS = ("job_id", "date", "time", "node_id", "kind")
@@ -50,7 +52,7 @@ def safe_id(text: str) -> str:
     safe = safe_segment(text, _ID_BYTES)
     if safe == text:
         return safe
-    return f"{safe}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_HASH_BYTES]}"
+    return f"{safe}-{digest_of(text)[:_HASH_BYTES]}"
 
 
 def prefix_problem(template: str) -> str | None:
@@ -65,7 +67,7 @@ def prefix_problem(template: str) -> str | None:
             return f"unknown field {{{name[:40]}}}; known: {known}"
     literal = "".join(text for text, *_ in parts)
     if any(segment in (".", "..") for segment in literal.split("/")):
-        return "`.` and `..` are no folders here"
+        return "`.` and `..` are not allowed as folders"
     if any(ord(char) < 32 or ord(char) == 127 or 0xD800 <= ord(char) <= 0xDFFF for char in literal):
         return "control characters are not allowed"
     fields = sum(_FIELD_BYTES.get(name, 10) for _, name, *_ in parts if name)
@@ -91,29 +93,19 @@ class Namer:
         self._taken: set[str] = set()
         self._folders: set[str] = set()
 
-    def _folder(self, artifact: Artifact) -> str:
-        filled = self._template.format(
-            **self._values, node_id=safe_id(artifact.node_id), kind=safe_segment(artifact.kind.value)
-        )
-        return "/".join(safe_segment(segment, MAX_PREFIX_BYTES) for segment in filled.split("/") if segment.strip())
-
     def key(self, artifact: Artifact, filename: str) -> str:
         """``folder/name``; if that is taken ``folder/subfolder/name``, then ``folder/node/name``, then a counter."""
-        folder = self._folder(artifact)
-        name = safe_segment(filename)
-        subfolder = "/".join(safe_segment(part, 40) for part in artifact.subfolder.split("/")[:4] if part)
-        candidates = [f"{folder}/{name}"]
-        if subfolder:
-            candidates.append(f"{folder}/{subfolder}/{name}")
-        candidates.append(f"{folder}/{safe_id(artifact.node_id)}/{name}")
+        node = safe_id(artifact.node_id)
+        filled = self._template.format(**self._values, node_id=node, kind=safe_segment(artifact.kind.value))
+        segments = [safe_segment(segment, MAX_PREFIX_BYTES) for segment in filled.split("/") if segment.strip()]
+        folder, name = "/".join(segments), safe_segment(filename)
         path = PurePosixPath(name)
-        number = 1
-        while not self._take(candidates[0]):
-            candidates.pop(0)
-            if not candidates:
-                number += 1
-                candidates.append(f"{folder}/{path.stem}-{number}{path.suffix}")
-        return candidates[0]
+        subfolder = "/".join(safe_segment(part, 40) for part in artifact.subfolder.split("/")[:4] if part)
+        candidates: Iterator[str] = itertools.chain(
+            (f"{folder}/{name}", *([f"{folder}/{subfolder}/{name}"] if subfolder else ()), f"{folder}/{node}/{name}"),
+            (f"{folder}/{path.stem}-{number}{path.suffix}" for number in itertools.count(2)),
+        )
+        return next(key for key in candidates if self._take(key))
 
     def _take(self, key: str) -> bool:
         """False for a name that is given, and where a file would have to be a folder too."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typing import Any
 from settee.base.errors import OutputTooLarge
 from settee.base.job import Job
 from settee.base.sealing import sealed_size
-from settee.base.settings import Settings
-from settee.delivery.item import Item
+from settee.delivery.item import Delivery, Item
 
 #: Bytes for what surrounds the files: status, timings, warnings, the envelope.
 BODY = 8 * 1024
@@ -70,88 +69,71 @@ def _warned(item: Item, *, measured: bool) -> int:
     """Return the bytes for the warnings about an item: those it has if it was ``measured``, else those it may get."""
     if measured:
         return sum(2 * (text_size(warning) + 2) for warning in item.warnings)
-    wanted = item.job.request.delivery
+    wanted = item.delivery.wanted
     possible = item.is_converted + (wanted.strip_metadata and not item.is_text)
     return possible * 2 * (WARNING + text_size(item.artifact.filename))
 
 
-def choose(
-    items: Sequence[Item], job: Job, settings: Settings, *, has_s3: bool, check: Callable[[], None]
-) -> tuple[list[Place], list[str]]:
+def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list[str]]:
     """Return a place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
+    job, settings = delivery.job, delivery.settings
     if job.options.destination is not None:
         return [Place.S3] * len(items), []
-    mode = job.request.delivery.mode or settings.delivery
-    to_s3 = has_s3 and mode != "base64"
+    to_s3 = delivery.target is not None and (delivery.wanted.mode or settings.delivery) != "base64"
     places = [Place.S3 if to_s3 and not item.is_text else Place.INLINE for item in items]
     cap = job.max_result_bytes
     if cap is None:
         return places, []
-
-    def measure(index: int) -> int:
-        check()  # measuring may be a conversion
-        item = items[index]
-        if places[index] is Place.INLINE:
-            return item.measure(check, keep=max(0, cap - total))
-        return max(0, item.artifact.size)
-
     sizes: list[int] = []
-    total = BODY
     warned: list[int] = []
-    for index, item in enumerate(items):
-        sizes.append(measure(index))
-        total += _inline(item, sizes[-1]) if places[index] is Place.INLINE else _elsewhere(item)
-        warned.append(_warned(item, measured=places[index] is Place.INLINE))
+    total = BODY
+    for item, place in zip(items, places, strict=True):
+        delivery.check()  # measuring may be a conversion
+        is_inline = place is Place.INLINE
+        sizes.append(item.measure(keep=max(0, cap - total)) if is_inline else max(0, item.artifact.size))
+        total += _inline(item, sizes[-1]) if is_inline else _elsewhere(item)
+        warned.append(_warned(item, measured=is_inline))
     total += sum(sorted(warned, reverse=True)[:MAX_WARNINGS])
-    if _body(total, job) <= cap:
-        return places, []
-    spill = Place.S3 if has_s3 else Place.VOLUME if mounted(settings.result_volume_dir) else None
     asked = _body(total, job)
-    moved: list[int] = []
-    if spill is not None:
-        inline = [index for index, place in enumerate(places) if place is Place.INLINE]
-        for index in sorted(inline, key=lambda index: sizes[index], reverse=True):
-            if _body(total, job) <= cap:
-                break
-            total += _elsewhere(items[index]) - _inline(items[index], sizes[index])
-            places[index] = spill
-            items[index].forget()
-            moved.append(index)
+    if asked <= cap:
+        return places, []
+    spill = Place.S3 if delivery.target else Place.VOLUME if mounted(settings.result_volume_dir) else None
+    inline = [index for index, place in enumerate(places) if place is Place.INLINE]
+    moved = 0
+    for index in sorted(inline, key=lambda index: sizes[index], reverse=True):
+        if spill is None or _body(total, job) <= cap:
+            break
+        total += _elsewhere(items[index]) - _inline(items[index], sizes[index])
+        places[index] = spill
+        items[index].forget()
+        moved += 1
     if _body(total, job) > cap:
-        raise _too_large(items, sizes, asked, cap, settings, full=spill is not None)
-    return places, [_moved_warning(len(moved), len(items), asked, cap, spill)]
+        raise _too_large(items, sizes, asked, cap, full=spill is not None)
+    where = "to S3" if spill is Place.S3 else "to the network volume (url is a path there)"
+    return places, [
+        f"the result would have been {_mb(asked)}, over the {_mb(cap)} that fit into the answer: "
+        f"{moved} of {len(items)} files went {where} instead"
+    ]
 
 
 def _body(total: int, job: Job) -> int:
     return sealed_size(total) + BODY if job.sealed else total
 
 
-def _moved_warning(moved: int, count: int, size: int, cap: int, spill: Place | None) -> str:
-    where = "to S3" if spill is Place.S3 else "to the network volume (url is a path there)"
-    return (
-        f"the result would have been {_mb(size)}, over the {_mb(cap)} that fit into the answer: "
-        f"{moved} of {count} files went {where} instead"
-    )
-
-
-def _too_large(
-    items: Sequence[Item], sizes: Sequence[int], size: int, cap: int, settings: Settings, *, full: bool
-) -> OutputTooLarge:
-    wanted = ["BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "RESULT_VOLUME_DIR"]
-    remedy = (
-        "even the names of its files do not fit: save fewer files"
-        if full
-        else "set BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY to have large results "
-        "uploaded to S3, or attach a network volume (RESULT_VOLUME_DIR), or ask for smaller files "
-        '(delivery: {"image_format": "webp"})'
-    )
+def _too_large(items: Sequence[Item], sizes: Sequence[int], size: int, cap: int, *, full: bool) -> OutputTooLarge:
     files = [
         {"filename": item.artifact.filename, "node_id": item.artifact.node_id, "size": length}
         for item, length in zip(items, sizes, strict=True)
     ]
     details: dict[str, Any] = {"result_bytes": size, "cap_bytes": cap, "files": files[:100], "file_count": len(files)}
+    remedy = "even the names of its files do not fit: save fewer files"
     if not full:
-        details["settings"] = wanted
+        keys = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
+        details["settings"] = [*keys, "RESULT_VOLUME_DIR"]
+        remedy = (
+            f"set {keys[0]}, {keys[1]} and {keys[2]} to have large results uploaded to S3, or attach a network volume "
+            '(RESULT_VOLUME_DIR), or ask for smaller files (delivery: {"image_format": "webp"})'
+        )
     return OutputTooLarge(f"the result is {_mb(size)}, but {_mb(cap)} fit into the answer; {remedy}", details=details)
 
 

@@ -6,18 +6,18 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from settee.base.errors import DeliveryError
 from settee.base.job import Job, Output
-from settee.base.sealing import Sealer
 from settee.base.settings import MIB
-from settee.base.threads import TICK_S, Call
-from settee.delivery.blob import Blob, Digest, Stream, Window, delivery_error
-from settee.delivery.item import Item, Prepared
+from settee.base.threads import Call, Pool
+from settee.delivery.blob import Blob, Digest, Prepared, Stream, Window, delivery_error
+from settee.delivery.item import Delivery, Item
 from settee.delivery.keys import Namer
 from settee.s3.client import LANES, forget
 from settee.s3.error_table import S3Error, explained
@@ -26,7 +26,7 @@ from settee.s3.target import Target
 
 log = logging.getLogger(__name__)
 
-#: Above this a file goes up in parts, as DESIGN.md measured.
+#: Above this a file goes up in parts.
 MULTIPART_BYTES = 64 * MIB
 #: A part of a file: read from it as it is sent.
 PART_BYTES = 16 * MIB
@@ -43,127 +43,50 @@ CLEAN_UP_S = 5.0
 #: How long requests under way may take to notice that the job is over, seconds.
 GRACE_S = 5.0
 
-T = TypeVar("T")
 
+def upload(items: Sequence[Item], delivery: Delivery) -> list[Output]:
+    """Upload the items; for a sealed job, each as one Fernet token. Their Outputs have type "s3_url".
 
-def upload(
-    items: Sequence[Item],
-    job: Job,
-    target: Target,
-    *,
-    sealer: Sealer | None,
-    check: Callable[[], None],
-    notify: Callable[[], None],
-) -> list[Output]:
-    """Upload the items; with ``sealer``, each as one Fernet token. Their Outputs have type "s3_url".
-
-    ``notify`` is called for each that has arrived. Raises DeliveryError (also for S3's errors), OutputMissing, and what
-    ``check`` and fetching raise. The files that were already up are deleted then, as far as S3 permits it.
+    Raises DeliveryError (also for S3's errors), OutputMissing, and what checking and fetching raise. The files that
+    were already up are deleted then, as far as S3 permits it.
     """
-    return _Upload(job, target, sealer, check, notify).run(items)
+    return _Upload(delivery).run(items)
 
 
 @dataclass
 class _File:
-    """A file on its way."""
+    """A file on its way. ``prepared`` has no content any more: its descriptor is closed after the last request."""
 
     item: Item
     prepared: Prepared
     object: Object
     digest: Digest
-    requests: list[Call[Any]] = field(default_factory=list)
-
-    def close_if_sent(self) -> bool:
-        """Close the file once no request reads it any more."""
-        if all(request.ended.is_set() for request in self.requests):
-            self.prepared.content.close()
-            return True
-        return False
-
-
-class _Lanes:
-    """At most ``width`` calls at a time, each in a thread. Used from one thread.
-
-    ``check`` raises when the job is over; ``notify`` is called for each call started with ``tell`` once it has
-    succeeded. Calls are asked to stop through ``stop``.
-    """
-
-    def __init__(self, width: int, check: Callable[[], None], notify: Callable[[], None]) -> None:
-        self._width = width
-        self._check = check
-        self._notify = notify
-        self._some_ended = threading.Event()
-        #: With each, whether to notify of it.
-        self._pending: dict[Call[Any], bool] = {}
-        self.stop = threading.Event()
-
-    def submit(self, call: Callable[..., T], *args: Any, tell: bool = False, width: int | None = None) -> Call[T]:
-        """Start a call once there is a lane for it (of ``width``, if less). Raises what earlier calls raised."""
-        self.settle(below=min(width or self._width, self._width))
-        running = Call(partial(call, *args), name="settee-upload")
-        self._pending[running] = tell
-        running.when_ended(self._some_ended.set)
-        return running
-
-    def settle(self, below: int = 1) -> None:
-        """Wait until fewer than ``below`` calls are under way. Raises what they raise, and what ``check`` raises."""
-        while len(self._pending) >= below:
-            self._some_ended.wait(TICK_S)
-            self._some_ended.clear()
-            self._check()
-            for running in [each for each in self._pending if each.ended.is_set()]:
-                tell = self._pending.pop(running)
-                running.result()
-                if tell:
-                    self._notify()
-
-    def room(self) -> None:
-        """Wait until another call could start."""
-        self.settle(below=self._width)
-
-    def result(self, running: Call[T]) -> T:
-        """Return what one of the calls returns, needed before anything else can go on."""
-        while running in self._pending:
-            self.settle(below=len(self._pending))
-        return running.result()
-
-    def halt(self) -> None:
-        """Ask all calls to stop and give them GRACE_S to do so. Never raises."""
-        self.stop.set()
-        until = time.monotonic() + GRACE_S
-        for running in self._pending:
-            running.ended.wait(max(0.0, until - time.monotonic()))
 
 
 class _Upload:
-    def __init__(
-        self,
-        job: Job,
-        target: Target,
-        sealer: Sealer | None,
-        check: Callable[[], None],
-        notify: Callable[[], None],
-    ) -> None:
-        self._job = job
-        self._target = target
-        self._sealer = sealer
-        self._check = check
-        self._namer = Namer(target.prefix, job)
-        self._lanes = _Lanes(LANES, check, notify)
+    def __init__(self, delivery: Delivery) -> None:
+        assert delivery.target is not None
+        self._delivery = delivery
+        self._job = delivery.job
+        self._target = delivery.target
+        self._namer = Namer(self._target.prefix, self._job)
+        self._stop = threading.Event()
+        self._pool = Pool(LANES, delivery.check, name="settee-upload")
         self._files: list[_File] = []
-        self._open: list[_File] = []
+        #: Contents whose descriptors may be open: a job may have more files than a process may have open.
+        self._open: weakref.WeakSet[Blob | Stream] = weakref.WeakSet()
 
     def run(self, items: Sequence[Item]) -> list[Output]:
         try:
             with _explained(self._target, self._job):
-                self._bucket = Bucket(self._target, self._lanes.stop)
+                self._bucket = Bucket(self._target, self._stop)
                 for item in items:
                     self._send(item)
-                self._lanes.settle()
+                self._pool.settle()
                 for file in self._files:
                     if file.object.upload_id is not None:
                         self._submit(file, self._bucket.finish, last=True)
-                self._lanes.settle()
+                self._pool.settle()
                 return [
                     file.item.output(file.prepared, file.digest, "s3_url", url=self._bucket.url(file.object))
                     for file in self._files
@@ -172,55 +95,56 @@ class _Upload:
             self._undo()
             raise
         finally:
-            self._close_sent()
+            self._pool.close()
 
     def _submit(
         self, file: _File, call: Callable[..., None], *args: Any, last: bool = False, width: int | None = None
     ) -> None:
         """Start one of a file's requests; with the ``last`` one the file is delivered."""
-        file.requests.append(self._lanes.submit(call, file.object, *args, tell=last, width=width))
+        then = self._delivery.notify if last else lambda: None
+        self._pool.submit(partial(call, file.object, *args), then=lambda _: then(), width=width)
 
     def _begin(self, file: _File) -> None:
         """Start a multipart upload: its id is needed before anything else of the file can be sent."""
-        self._lanes.result(self._lanes.submit(self._bucket.begin, file.object))
+        self._pool.result(self._pool.submit(partial(self._bucket.begin, file.object)))
 
     def _send(self, item: Item) -> None:
-        # What is converted or small is held in memory from here on: not before there is a lane for it.
-        self._lanes.room()
-        self._close_sent()
-        self._check()  # preparing may be a conversion
-        prepared = item.prepare()
-        file = _File(item, prepared, self._object(item, prepared), Digest(self._check))
+        # What is converted or small is held in memory from here on: not before a thread is free for it.
+        self._pool.settle(LANES)
+        self._delivery.check()  # preparing may be a conversion
+        prepared, digest = item.prepare(), Digest(self._delivery.check)
+        destination = self._job.options.destination
+        if destination is None:
+            file = _File(item, prepared, self._described(item, prepared), digest)
+            chunks = digest.through(prepared.content.chunks())
+        else:  # its metadata has the hash, and is sent ahead of the file
+            if isinstance(prepared.content, Stream):
+                prepared.content = prepared.content.spooled(self._delivery.settings.workspace_dir)
+            digest.consume(prepared.content.chunks())
+            metadata = destination.metadata(item.artifact, digest.sha256)
+            thing = Object(destination.key(item.index, item.artifact), prepared.media_type, metadata)
+            file = _File(item, prepared, thing, digest)
+            chunks = iter(prepared.content.chunks())
         self._files.append(file)
-        self._open.append(file)
-        chunks = file.digest.through(prepared.content.chunks())
-        if self._sealer or not isinstance(prepared.content, Blob):
-            self._send_stream(file, self._sealer.seal_chunks(chunks) if self._sealer else chunks)
-        elif prepared.content.size <= SMALL_BYTES:
+        content, prepared.content = prepared.content, Blob()
+        self._open.add(content)
+        if self._delivery.sealer:
+            self._send_stream(file, self._delivery.sealer.seal_chunks(chunks))
+        elif not isinstance(content, Blob) or content.size <= SMALL_BYTES:
             self._send_stream(file, chunks)
         else:
-            self._send_blob(file, prepared.content)
-            for _ in chunks:
+            self._send_blob(file, content)
+            for _ in chunks if destination is None else ():
                 pass  # hashed here while the threads send
         item.forget()
 
-    def _object(self, item: Item, prepared: Prepared) -> Object:
+    def _described(self, item: Item, prepared: Prepared) -> Object:
         """Return its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
-        artifact = item.artifact
-        destination = self._job.options.destination
-        if destination is not None:
-            if isinstance(prepared.content, Stream):
-                prepared.content = prepared.content.spooled(item.settings.workspace_dir)
-            digest = Digest(self._check)
-            for _ in digest.through(prepared.content.chunks()):
-                pass  # its metadata has the hash, and goes ahead of it
-            metadata = destination.metadata(artifact, digest.sha256)
-            return Object(destination.key(item.index, artifact), prepared.media_type, metadata)
-        if self._sealer:
+        artifact, values = item.artifact, {"settee-job": self._job.id}
+        if self._delivery.sealer:
             key = self._namer.key(artifact, f"{item.index:04d}.sealed")
-            return Object(key, "application/octet-stream", {"settee-job": self._job.id})
-        values = {
-            "settee-job": self._job.id,
+            return Object(key, "application/octet-stream", values)
+        values |= {
             "settee-node": artifact.node_id,
             "settee-filename": prepared.filename,
             "settee-subfolder": artifact.subfolder,
@@ -228,21 +152,17 @@ class _Upload:
         metadata = {name: value for name, value in values.items() if value}
         return Object(self._namer.key(artifact, prepared.filename), prepared.media_type, metadata)
 
-    def _close_sent(self) -> None:
-        """Close what was sent: a job may have more files than a process may have open."""
-        self._open = [file for file in self._open if not file.close_if_sent()]
-
     def _send_blob(self, file: _File, blob: Blob) -> None:
         """Send a put, or parts: threads read them from the file as they go."""
-        stop = self._lanes.stop
         file.object.size = blob.size
         if blob.size <= MULTIPART_BYTES:
-            self._submit(file, self._bucket.put, Window(blob, stop=stop), last=True)
+            self._submit(file, self._bucket.put, Window(blob, stop=self._stop), last=True)
             return
         self._begin(file)
-        step = _part_bytes(blob.size)
+        # Larger parts for files that would have too many of them.
+        step = max(PART_BYTES, -(-blob.size // (MAX_PARTS * MIB)) * MIB)
         for number, offset in enumerate(range(0, blob.size, step), 1):
-            part = Window(blob, offset, min(step, blob.size - offset), stop)
+            part = Window(blob, offset, min(step, blob.size - offset), self._stop)
             self._submit(file, self._bucket.put_part, number, part)
 
     def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
@@ -270,7 +190,10 @@ class _Upload:
 
     def _undo(self) -> None:
         """Leave nothing behind: stop what is under way, abort, delete. Never raises."""
-        self._lanes.halt()
+        self._stop.set()
+        if self._pool.close(GRACE_S):
+            for content in self._open:  # their errors still refer to them
+                content.close()
         doubtful = [file.object for file in self._files if file.object.doubtful]
         if not doubtful:
             return
@@ -296,12 +219,6 @@ class _Upload:
                 len(failed),
                 f", and {late} are still being deleted" if late else "",
             )
-
-
-def _part_bytes(size: int) -> int:
-    """Return PART_BYTES, or more for files that would have too many parts."""
-    least = -(-size // MAX_PARTS)
-    return max(PART_BYTES, -(-least // MIB) * MIB)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -68,14 +67,6 @@ def is_this_machine(host: str) -> bool:
     return is_loopback(host) or (address is not None and address.is_unspecified)
 
 
-def leads_here(url: str) -> bool:
-    """The same for a URL; False for what is not one."""
-    try:
-        return is_this_machine(urlsplit(url).hostname or "")
-    except ValueError:
-        return False
-
-
 def holds_credentials(host: str) -> bool:
     """Return True for a numeric address where clouds keep a machine's credentials: link-local, and AWS's over IPv6."""
     address = numeric(normal_host(host))
@@ -129,6 +120,15 @@ def connect_public(connection: Any, connect: Callable[[], socket.socket]) -> soc
         return connect()
     finally:
         connection._dns_host = name
+
+
+def pool_classes(mixin: type, *pools: Any) -> dict[str, Any]:
+    """Return urllib3's pool classes by scheme, derived from ``pools`` (http, https), with ``mixin`` in connections."""
+
+    def derived(pool: Any) -> Any:
+        return type(pool.__name__, (pool,), {"ConnectionCls": type("Connection", (mixin, pool.ConnectionCls), {})})
+
+    return dict(zip(("http", "https"), map(derived, pools), strict=True))
 
 
 def _carried(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:

@@ -25,12 +25,11 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import LocationParseError
 
 from settee import __version__
 from settee.base.threads import Stopped
-from settee.net.addresses import connect_public, leads_here
+from settee.net.addresses import connect_public, is_this_machine, pool_classes
 from settee.net.failures import Broken, Refused, mapped
 from settee.net.retry import is_transient, retry_after_s
 
@@ -88,7 +87,7 @@ class Answer:
                 yield chunk
 
     def head_of_body(self, limit: int = 4096) -> bytes:
-        """The first bytes of an error's explanation; empty when it cannot be read."""
+        """Return the first bytes of an error's explanation; empty when it cannot be read."""
         try:
             return self._body.read1(limit)
         except (OSError, http.client.HTTPException, ValueError):
@@ -212,7 +211,7 @@ class Http:
             maker.clear()
 
     def note(self, sock: Any) -> None:
-        """A connection was made."""
+        """Keep a connection that was made, so that it can be cut."""
         with self._lock:
             self._sockets = [known for known in self._sockets if known.fileno() >= 0]
             if not self._cut:
@@ -226,7 +225,7 @@ class Http:
         with self._lock:
             if host not in self._by_host:
                 proxy, verify = environment_of(url)
-                if self._public_only or (not self._proxies_local and leads_here(url)):
+                if self._public_only or (not self._proxies_local and is_this_machine(urlsplit(url).hostname or "")):
                     proxy = None
                 kind = proxy, host == self._unchecked
                 if kind not in self._makers:
@@ -251,10 +250,11 @@ class Http:
 
 
 def _pools(owner: Http, public_only: bool) -> dict[str, Any]:
-    """Pool classes whose connections are made known to ``owner``."""
+    """Return pool classes whose connections are made known to ``owner``."""
 
     class Noted:
         sock: Any
+        response_class = Body
 
         def connect(self) -> None:
             super().connect()  # type: ignore[misc]
@@ -264,19 +264,7 @@ def _pools(owner: Http, public_only: bool) -> dict[str, Any]:
             connect = super()._new_conn  # type: ignore[misc]
             return connect_public(self, connect) if public_only else connect()
 
-    class Plain(Noted, HTTPConnection):
-        response_class = Body
-
-    class Secure(Noted, HTTPSConnection):
-        response_class = Body
-
-    class HttpPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class HttpsPool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    return {"http": HttpPool, "https": HttpsPool}
+    return pool_classes(Noted, urllib3.HTTPConnectionPool, urllib3.HTTPSConnectionPool)
 
 
 def environment_of(url: str) -> tuple[str | None, str | None]:
@@ -312,7 +300,7 @@ def _unchecked_tls() -> ssl.SSLContext:
 
 
 def number(text: str | None) -> int | None:
-    """A count of bytes as servers write it; None for anything else, and for what no file has."""
+    """Return a count of bytes as servers write it; None for anything else, and for what no file has."""
     return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
@@ -341,7 +329,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def _redirected(url: str, location: str | None) -> str:
     if not location:
-        raise Refused("it redirects without saying where to", 0)
+        raise Refused("it redirects without stating where to", 0)
     try:
         target = urljoin(url, location)
         scheme = urlsplit(target).scheme

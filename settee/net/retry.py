@@ -84,6 +84,3 @@ def retried(
             is_last = failures == tries or (within_s is not None and time.monotonic() - began > within_s)
             if is_last or not may_pass(error) or stop.wait(backoff.pause_s(failures)):
                 raise
-
-
-__all__ = ["Backoff", "is_transient", "retried", "retry_after_s"]

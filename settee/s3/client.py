@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import Any
 from urllib.parse import quote
 
-from settee.net.addresses import connect_public
+from settee.net.addresses import connect_public, pool_classes
 from settee.s3.error_table import CERTAIN, S3Error, code_of, explain, status_of
 from settee.s3.target import Target
 
@@ -58,15 +58,12 @@ def url_for(target: Target, key: str) -> str:
     return url
 
 
-def is_seen(target: Target) -> bool:
-    """Return True if the bucket needs no other look."""
-    return (*_identity(target), target.bucket) in _seen
-
-
 def look(target: Target) -> S3Error | None:
-    """Look at the bucket: return why S3 takes nothing, where it states that for certain."""
+    """Look at the bucket, once: return why S3 takes nothing, where it states that for certain."""
     from botocore.exceptions import BotoCoreError, ClientError
 
+    if (*_identity(target), target.bucket) in _seen:
+        return None
     try:
         client = client_for(target)
         try:
@@ -142,23 +139,12 @@ def _new_client(target: Target) -> Any:
 
 def _guard(client: Any) -> None:
     """Have a botocore client connect only to addresses that were looked up and checked for that very connection."""
-    from botocore import awsrequest
+    from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool
 
     class Checked:
         def _new_conn(self) -> Any:
             return connect_public(self, super()._new_conn)  # type: ignore[misc]
 
-    class Http(Checked, awsrequest.AWSHTTPConnection):  # type: ignore[misc]  # botocore has no types
-        pass
-
-    class Https(Checked, awsrequest.AWSHTTPSConnection):  # type: ignore[misc]
-        pass
-
-    class HttpPool(awsrequest.AWSHTTPConnectionPool):  # type: ignore[misc]
-        ConnectionCls = Http
-
-    class HttpsPool(awsrequest.AWSHTTPSConnectionPool):  # type: ignore[misc]
-        ConnectionCls = Https
-
+    pools = pool_classes(Checked, AWSHTTPConnectionPool, AWSHTTPSConnectionPool)
     # botocore has no public way to choose these.
-    client._endpoint.http_session._manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+    client._endpoint.http_session._manager.pool_classes_by_scheme = pools

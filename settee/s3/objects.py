@@ -6,11 +6,12 @@ import base64
 import contextlib
 import hashlib
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from settee.net.retry import Backoff, retried
 from settee.s3.client import client_for, url_for
@@ -25,6 +26,7 @@ _BACKOFF = Backoff(0.25, 4.0)
 _CHUNK = 256 * 1024
 #: Metadata of one object, names included, as Amazon limits it.
 METADATA_BYTES = 2048
+_PLAIN = " !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 #: A file is read again from its beginning for every attempt.
 Body = io.RawIOBase | bytearray | bytes
@@ -50,7 +52,7 @@ class Object:
     #: While it goes up in parts.
     upload_id: str | None = None
     parts: list[dict[str, Any]] = field(default_factory=list)
-    #: Whether S3 may hold (some of) it by now.
+    #: True if S3 may hold (some of) it by now.
     doubtful: bool = False
 
 
@@ -83,7 +85,7 @@ class Bucket:
             thing.upload_id = answer["UploadId"]
         if self._stop.is_set():
             # The clearing up may have been here already, and knew of no upload.
-            with contextlib.suppress(ClientError):  # or it was in time, and there is none any more
+            with contextlib.suppress(ClientError):  # or it was in time, and it is gone
                 self._client.abort_multipart_upload(**self._place(thing), UploadId=thing.upload_id)
             raise UploadStopped
 
@@ -204,32 +206,22 @@ def encode_metadata(values: Mapping[str, str]) -> dict[str, str]:
     S3 sends metadata as HTTP headers, which are ASCII. Spaces stay as they are inside a value. The whole keeps to
     Amazon's 2 KB: the longest values are cut, and end with "..." then.
     """
-    texts = {name: value.encode("utf-8", "replace").decode("utf-8") for name, value in values.items()}
-    budget = METADATA_BYTES - sum(len(name) for name in texts)
-    encoded = {name: _percent(text) for name, text in texts.items()}
+    encoded = {name: _percent(value) for name, value in values.items()}
+    budget = METADATA_BYTES - sum(len(name) for name in encoded)
     shorten = sorted(encoded, key=lambda name: len(encoded[name]))
     for position, name in enumerate(shorten):
         share = max(0, budget) // (len(shorten) - position)
         if len(encoded[name]) > share:
-            encoded[name] = _cut(texts[name], share)
+            whole = re.sub(r"%.?$", "", encoded[name][: max(0, share - 3)])
+            # Not within a character: what is left of one is dropped.
+            encoded[name] = f"{_percent(unquote(whole, errors='ignore').rstrip())}..."[:share]
         budget -= len(encoded[name])
     return encoded
 
 
 def _percent(text: str) -> str:
-    encoded = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-    # HTTP trims spaces at the ends of a header.
-    inner = encoded.strip(" ")
-    start = len(encoded) - len(encoded.lstrip(" "))
-    return "%20" * start + inner + "%20" * (len(encoded) - len(inner) - start) if inner else "%20" * len(encoded)
-
-
-def _cut(text: str, limit: int) -> str:
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(_percent(text[:middle])) + 3 <= limit else (low, middle - 1)
-    return (_percent(text[:low]) + "...")[:limit]
+    """Return the text percent-encoded, its spaces at the ends as well: HTTP trims them."""
+    return re.sub("^ +| +$", lambda spaces: "%20" * len(spaces[0]), quote(text, safe=_PLAIN, errors="replace"))
 
 
 def _md5(body: Body) -> str:

@@ -6,7 +6,7 @@ import ipaddress
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from settee.net.addresses import NotPublic, public_addresses
@@ -77,7 +77,7 @@ class CallersBucket(Protocol):
 def callers_target(bucket: CallersBucket, settings: Settings) -> Target:
     """Return a job's s3Config, without a prefix. Raises ValueError with what is wrong with its endpoint, by name."""
     try:
-        endpoint = callers_endpoint(bucket)
+        endpoint = callers_endpoint(bucket.endpoint_url, bucket.bucket_name)
     except ValueError as error:
         raise ValueError(f"{CALLERS}endpointUrl {error}") from error
     return Target(
@@ -94,16 +94,12 @@ def callers_target(bucket: CallersBucket, settings: Settings) -> Target:
 
 def workers_target(settings: Settings) -> Target | None:
     """Return the bucket of BUCKET_ENDPOINT_URL, without a prefix; None when it is not set."""
-    if not settings.bucket_endpoint_url:
-        return None
-    assert settings.bucket_access_key_id is not None
-    assert settings.bucket_secret_access_key is not None
-    endpoint = plain_endpoint(settings.bucket_endpoint_url, settings.bucket_name)
-    return Target(
-        endpoint_url=endpoint,
-        access_key=settings.bucket_access_key_id.get_secret_value(),
-        secret_key=settings.bucket_secret_access_key.get_secret_value(),
-        region=settings.bucket_region or region_of(endpoint),
+    return _operators(
+        settings.bucket_endpoint_url,
+        settings.bucket_name,
+        settings.bucket_access_key_id,
+        settings.bucket_secret_access_key,
+        settings.bucket_region,
         # RunPod's uploader: the month and year of the worker's clock. Behind an endpoint that names a bucket
         # itself (https://bucket.s3.region.amazonaws.com, as that worker's guide says) this is a folder in it.
         bucket=settings.bucket_name or time.strftime("%m-%y"),
@@ -117,18 +113,12 @@ def workers_target(settings: Settings) -> Target | None:
 
 def models_target(settings: Settings, expires_s: int) -> Target | None:
     """Return the store of MODELS_S3_ENDPOINT_URL, without a bucket; None when it is not set."""
-    key, secret = settings.models_s3_access_key_id, settings.models_s3_secret_access_key
-    if not settings.models_s3_endpoint_url:
-        return None
-    assert key is not None  # settings.py: all three or none
-    assert secret is not None
-    mirror = (settings.models_mirror or "s3://")[len("s3://") :].partition("/")[0]
-    endpoint = plain_endpoint(settings.models_s3_endpoint_url, mirror)
-    return Target(
-        endpoint_url=endpoint,
-        access_key=key.get_secret_value(),
-        secret_key=secret.get_secret_value(),
-        region=settings.models_s3_region or region_of(endpoint),
+    return _operators(
+        settings.models_s3_endpoint_url,
+        (settings.models_mirror or "s3://")[len("s3://") :].partition("/")[0],
+        settings.models_s3_access_key_id,
+        settings.models_s3_secret_access_key,
+        settings.models_s3_region,
         bucket="",
         path_style=settings.models_s3_path_style,
         expires_s=expires_s,
@@ -136,12 +126,19 @@ def models_target(settings: Settings, expires_s: int) -> Target | None:
     )
 
 
-# --- endpoints ------------------------------------------------------------------------------------------------
-
-
-def callers_endpoint(bucket: CallersBucket) -> str:
-    """Return what is connected to for an s3Config. Raises ValueError with what is wrong with its endpointUrl."""
-    return normal_endpoint(plain_endpoint(normal_endpoint(bucket.endpoint_url), bucket.bucket_name))
+def _operators(
+    url: str | None, named: str | None, key: SecretStr | None, secret: SecretStr | None, region: str | None, **more: Any
+) -> Target | None:
+    if not url or key is None or secret is None:  # settings.py: all three or none
+        return None
+    endpoint = plain_endpoint(url, named)
+    return Target(
+        endpoint_url=endpoint,
+        access_key=key.get_secret_value(),
+        secret_key=secret.get_secret_value(),
+        region=region or region_of(endpoint),
+        **more,
+    )
 
 
 def plain_endpoint(url: str, bucket: str | None) -> str:
@@ -212,10 +209,17 @@ def unreadable(url: str) -> str | None:
     return None if host else "has no host"
 
 
-def endpoint_problem(url: str) -> str | None:
-    """Return why a caller's endpoint may not be used. Looks the host up."""
+def callers_endpoint(url: str, bucket: str) -> str:
+    """Return what is connected to for an s3Config. Raises ValueError with what is wrong with its endpointUrl."""
+    return normal_endpoint(plain_endpoint(normal_endpoint(url), bucket))
+
+
+def endpoint_problem(url: str, bucket: str = "", *, may_be_private: bool = False) -> str | None:
+    """Return why a caller's endpoint may not be used. Looks the host up, unless it may be private."""
     try:
-        public_addresses(urlsplit(normal_endpoint(url)).hostname or "")
+        host = urlsplit(callers_endpoint(url, bucket)).hostname or ""
+        if not may_be_private:
+            public_addresses(host)
     except ValueError as error:
         return str(error)
     except NotPublic:

@@ -1,30 +1,36 @@
 """Downloads of input files, several at a time, under a time limit that no server can stretch.
 
 A caller's URL may point anywhere, so it is only fetched from public hosts, redirects included
-(:mod:`settee.net.http`). Only an operator's own S3 endpoint is reached directly (:mod:`settee.staging.remote`). URLs
-may carry signatures: errors never show one.
+(:mod:`settee.net.http`). Only an operator's own S3 endpoint is reached directly. URLs may carry signatures: errors
+never show one.
 """
 
 from __future__ import annotations
 
-import os
-import selectors
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
+from settee.base.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
 from settee.base.job import Cancel
-from settee.base.settings import MIB
+from settee.base.settings import MIB, Settings
 from settee.base.text import shown
-from settee.base.threads import Stopped
+from settee.base.threads import Pool, Stopped
 from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
-from settee.net.http import Answer, Http, environment_of, split_login
+from settee.net.http import Answer, Http, environment_of, origin, split_login
 from settee.net.retry import Backoff, retried
-from settee.staging.remote import Remote
+from settee.s3.client import url_for
+from settee.s3.error_table import S3Error
+from settee.s3.target import bucket_problem, callers_target, workers_target
+
+if TYPE_CHECKING:
+    from settee.engine.request import Bucket
 
 _THREADS = 4
 _CHUNK = 256 * 1024
@@ -34,8 +40,74 @@ _TRIES, _BACKOFF = 3, Backoff(0.5, 1.0)
 _MAX_REDIRECTS = 5
 #: How long the end waits for threads that write.
 _END_S = 5.0
+#: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
+_SIGNED_S = 6 * 3600
 
 Sink = Callable[[str, Iterable[bytes]], Path]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that is to be downloaded. ``where`` is the part of its address that may be shown."""
+
+    name: str
+    url: str = field(repr=False)
+    where: str
+    #: The address is the operator's own: it may be private, and does not redirect.
+    trusted: bool = False
+    #: RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS: a caller's address may be private as well.
+    may_be_private: bool = False
+    #: False for an endpoint of the operator's own with BUCKET_VERIFY_TLS=false.
+    verify_tls: bool = True
+
+    def failed(self, why: str, *, retryable: bool = True) -> DownloadFailed:
+        return DownloadFailed(
+            f"the input file {shown(self.name)} cannot be downloaded from {self.where}: {why}", retryable=retryable
+        )
+
+
+def web(name: str, url: str, settings: Settings) -> Remote:
+    """Return a caller's http(s) URL. Raises ValueError for what is not one."""
+    try:
+        _, host, _ = origin(split_login(url)[0])
+    except (Refused, ValueError):
+        host = ""
+    if not host or re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError("this is not a valid http(s) URL")
+    return Remote(name, url, shown(host), may_be_private=settings.runpod_allow_private_download_urls)
+
+
+def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote:
+    """Return ``s3://bucket/key`` as a URL signed here, with the caller's credentials or else the worker's.
+
+    The endpoint is never cut by the name in the address, which is a caller's: only by the bucket set beside it.
+    Raises ValueError with what is wrong with the address, or what to set.
+    """
+    match = re.fullmatch(r"(?i:s3)://([^/]+)/(.+)", uri, re.DOTALL)
+    if match is None:
+        raise ValueError("an S3 address is s3://bucket/key")
+    if problem := bucket_problem(match[1]):
+        raise ValueError(f"the bucket of this S3 address {problem}")
+    target = workers_target(settings) if bucket is None else callers_target(bucket, settings)
+    if target is None:
+        raise ValueError(
+            "the worker has no S3 credentials: send s3Config with the job, or set BUCKET_ENDPOINT_URL, "
+            "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the worker"
+        )
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        url = url_for(replace(target, bucket=match[1], expires_s=_SIGNED_S, public_url=None), match[2])
+    except (BotoCoreError, S3Error, ValueError) as error:
+        raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
+    return Remote(
+        name,
+        url,
+        shown(f"s3://{match[1]}/{match[2]}"),
+        trusted=target.own or settings.allow_private_s3config,
+        may_be_private=settings.runpod_allow_private_download_urls,
+        verify_tls=target.verify_tls,
+    )
 
 
 def download_all(
@@ -54,68 +126,46 @@ def download_all(
     The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched, PayloadTooLarge,
     JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being written any more.
     """
-    downloads = _Downloads(remotes, sink, timeout_s, max_bytes)
+    downloads = _Downloads(sink, timeout_s, max_bytes)
+
+    def check() -> None:
+        if cancel.is_set():
+            raise JobCanceled()
+        if time.monotonic() >= deadline:
+            raise JobTimeout("the job ran into its time limit while its input files were downloaded")
+        downloads.check()
+
+    pool = Pool(_THREADS, check, name="settee-download")
     try:
-        downloads.start()
-        done = 0
-        while done < len(remotes):
-            if cancel.is_set():
-                raise JobCanceled()
-            downloads.wait(cancel, deadline)
-            for remote, outcome in downloads.take():
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                done += 1
-                on_done(remote, outcome)
+        for remote in remotes:
+            pool.submit(partial(downloads.download, remote), then=partial(on_done, remote))
+        pool.settle()
     finally:
         downloads.stop()
+        pool.close()
 
 
 class _Downloads:
-    """Threads that download, and the one that waits for them: it is woken by a pipe, as by the cancel token."""
+    """Downloads, each in a thread. One that waits for a name server is left alone at the end, and writes nothing."""
 
-    def __init__(self, remotes: Sequence[Remote], sink: Sink, timeout_s: float, max_bytes: int) -> None:
-        self._todo = list(reversed(remotes))
+    def __init__(self, sink: Sink, timeout_s: float, max_bytes: int) -> None:
         self._sink = sink
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
         self._lock = threading.Condition()
         self._stopped = threading.Event()
-        self._outcomes: list[tuple[Remote, Path | BaseException]] = []
         #: Until when each running download may take.
         self._until: dict[Remote, float] = {}
         self._connections: list[Http] = []
         #: How many threads write a file.
         self._writing = 0
-        self._wake_read, self._wake_write = os.pipe()
 
-    def start(self) -> None:
-        for _ in range(min(_THREADS, len(self._todo))):
-            # Daemons: one that waits for a name server is left alone at the end, and writes nothing.
-            threading.Thread(target=self._work, name="settee-download", daemon=True).start()
-
-    def wait(self, cancel: Cancel, deadline: float) -> None:
-        """Sleep until a download ends or the job is to stop. Raises JobTimeout or DownloadFailed when time is up."""
+    def check(self) -> None:
+        """Raise DownloadFailed for a download that takes too long."""
         with self._lock:
-            first = min(self._until.items(), key=lambda item: item[1], default=None)
-        now = time.monotonic()
-        if now >= deadline:
-            raise JobTimeout("the job ran into its time limit while its input files were downloaded")
-        if first is not None and now >= first[1]:
-            raise first[0].failed(f"it took longer than DOWNLOAD_TIMEOUT_S ({self._timeout_s:g} s)")
-        # A download that begins only now ends no sooner than timeout_s from now.
-        until = min(deadline, first[1] if first else now + self._timeout_s)
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            selector.register(cancel, selectors.EVENT_READ)
-            for key, _ in selector.select(until - now):
-                if key.fd == self._wake_read:
-                    os.read(self._wake_read, 4096)
-
-    def take(self) -> list[tuple[Remote, Path | BaseException]]:
-        with self._lock:
-            outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+            late = [remote for remote, until in self._until.items() if time.monotonic() >= until]
+        if late:
+            raise late[0].failed(f"it took longer than DOWNLOAD_TIMEOUT_S ({self._timeout_s:g} s)")
 
     def stop(self) -> None:
         """Give up what still runs, and wait until none of it writes."""
@@ -124,27 +174,15 @@ class _Downloads:
             for connections in self._connections:
                 connections.cut()
             self._lock.wait_for(lambda: not self._writing, _END_S)
-            os.close(self._wake_write)
-            os.close(self._wake_read)
-            self._wake_write = -1
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._todo or self._stopped.is_set():
-                    return
-                remote = self._todo.pop()
-                self._until[remote] = time.monotonic() + self._timeout_s
-            outcome: Path | BaseException
-            try:
-                outcome = retried(partial(self._attempt, remote), _BACKOFF, tries=_TRIES, stop=self._stopped)
-            except BaseException as error:  # handed to the waiting thread, which raises it
-                outcome = error
+    def download(self, remote: Remote) -> Path:
+        with self._lock:
+            self._until[remote] = time.monotonic() + self._timeout_s
+        try:
+            return retried(partial(self._attempt, remote), _BACKOFF, tries=_TRIES, stop=self._stopped)
+        finally:
             with self._lock:
                 del self._until[remote]
-                self._outcomes.append((remote, outcome))
-                if self._wake_write >= 0:
-                    os.write(self._wake_write, b"x")
 
     def _attempt(self, remote: Remote) -> Path:
         connections = Http(
@@ -155,8 +193,7 @@ class _Downloads:
             unchecked=None if remote.verify_tls else remote.url,
         )
         with self._lock:
-            if self._stopped.is_set():
-                raise Stopped
+            self._go_on()
             self._connections.append(connections)
         try:
             answer = _open(remote, connections)
@@ -185,8 +222,7 @@ class _Downloads:
                 f"the input file {shown(remote.name)} is over MAX_FILE_MB ({self._max_bytes / MIB:g} MiB)"
             )
         with self._lock:
-            if self._stopped.is_set():
-                raise Stopped
+            self._go_on()
             self._writing += 1
         try:
             return self._sink(remote.name, self._body(answer))
@@ -196,21 +232,23 @@ class _Downloads:
                 self._lock.notify_all()
 
     def _body(self, answer: Answer) -> Iterator[bytes]:
-        """The body as it arrives; :attr:`_sink` holds it to the size limit."""
+        """Give the body as it arrives; :attr:`_sink` holds it to the size limit."""
         received, length = 0, _length(answer)
         for chunk in answer.chunks(_CHUNK):
-            if self._stopped.is_set():
-                raise Stopped
+            self._go_on()
             received += len(chunk)
             yield chunk
-        if self._stopped.is_set():
-            raise Stopped
+        self._go_on()
         if length is not None and received != length:  # urllib3 2 raises by itself
             raise Broken(f"the connection ended after {received} of {length} bytes")
 
+    def _go_on(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
 
 def _open(remote: Remote, connections: Http) -> Answer:
-    """The answer, its body unread. Raises NotPublic, Broken, Refused, Stopped."""
+    """Return the answer, its body unread. Raises NotPublic, Broken, Refused, Stopped."""
     url, login = split_login(remote.url)
     if remote.trusted:
         # The operator's own endpoint does not redirect, and what pretends to be it may lead anywhere.
@@ -225,5 +263,5 @@ def _open(remote: Remote, connections: Http) -> Answer:
 
 
 def _length(answer: Answer) -> int | None:
-    """Content-Length of an unencoded body; None when it is not given."""
+    """Return the Content-Length of an unencoded body; None when it is not given."""
     return answer.length if answer.headers.get("Content-Encoding", "identity") == "identity" else None

@@ -1,18 +1,20 @@
 """Input files: from what a caller sends to files in ComfyUI's input folder.
 
-Everything that can be known for free is found out first and told at once: all bad names, then all broken data. Only
+Everything that can be known for free is found out first and reported at once: all bad names, then all broken data. Only
 then are URLs fetched.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from itertools import islice
@@ -27,10 +29,9 @@ from settee.base.text import shown
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
 from settee.staging import fetch
-from settee.staging import remote as addresses
+from settee.staging.fetch import Remote
 from settee.staging.images import HEAD, check_image, looks_like_image
-from settee.staging.remote import Remote
-from settee.staging.workspace import Workspace, safe_relative
+from settee.staging.workspace import Workspace, open_folder, safe_relative
 
 if TYPE_CHECKING:
     from settee.engine.request import Bucket, InputFile
@@ -53,6 +54,8 @@ class Staged:
     width: int | None = None
     height: int | None = None
     changed_ns: int = field(default=0, compare=False)
+    #: Hex.
+    sha256: str = field(default="", compare=False)
 
     def is_as_it_came(self) -> bool:
         """False once a node has written to it, or has taken it away."""
@@ -80,12 +83,13 @@ def stage(
     ``notify(done, total)`` is called after each file. Raises InvalidRequest (UnsafePath or PayloadTooLarge when it
     is all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
     """
-    staging = _Staging(workspace, settings, cancel, deadline, bucket, len(files) + len(images), notify)
-    everything = [(file, False) for file in files] + [(image, True) for image in images]
-    _check_names([file.name for file, _ in everything])
+    everything = [*files, *images]
+    _check_names([file.name for file in everything])
+    pictures = frozenset(image.name for image in images)
+    staging = _Staging(workspace, settings, cancel, deadline, bucket, len(everything), notify, pictures)
     staging.write_inline(everything)
     staging.download()
-    return tuple(staging.done[file.name] for file, _ in everything)
+    return tuple(staging.done[file.name] for file in everything)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -114,71 +118,89 @@ def _check_names(names: Sequence[str]) -> None:
         raise (InvalidRequest if clash else UnsafePath).from_problems(problems, "input file")
 
 
+@dataclass
 class _Staging:
     """One job's input files on their way."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        settings: Settings,
-        cancel: Cancel,
-        deadline: float,
-        bucket: Bucket | None,
-        total: int,
-        notify: Callable[[int, int], None] | None,
-    ) -> None:
-        self._workspace = workspace
-        self._settings = settings
-        self._cancel = cancel
-        self._deadline = deadline
-        self._bucket = bucket
-        self._total = total
-        self._notify = notify
-        self._max_bytes = int(settings.max_file_mb * MIB)
-        self._remotes: list[Remote] = []
-        self._images: set[str] = set()
-        self.done: dict[str, Staged] = {}
+    workspace: Workspace
+    settings: Settings
+    cancel: Cancel
+    deadline: float
+    bucket: Bucket | None
+    total: int
+    notify: Callable[[int, int], None] | None
+    images: frozenset[str]
+    done: dict[str, Staged] = field(default_factory=dict)
+    remotes: list[Remote] = field(default_factory=list)
+    #: SHA-256 of what was written, by name: found on the way, no file is read again for it.
+    _digests: dict[str, str] = field(default_factory=dict)
+    _problems: list[tuple[Problem, type[InvalidRequest]]] = field(default_factory=list)
 
-    def write_inline(self, everything: Sequence[tuple[InputFile, bool]]) -> None:
+    @property
+    def max_bytes(self) -> int:
+        return int(self.settings.max_file_mb * MIB)
+
+    def write_inline(self, files: Sequence[InputFile]) -> None:
         """Decode and write what came with the request; what must be fetched is only noted."""
-        problems: list[tuple[Problem, type[InvalidRequest]]] = []
-        for file, is_image in everything:
+        for file in files:
             self._go_on()
-            if is_image:
-                self._images.add(file.name)
-            try:
+            with self._noting(file.name):
                 chunks = self._source(file)
-                if chunks is None:
-                    continue
-                self._finish(file.name, self._workspace.write(file.name, chunks, self._max_bytes))
-            except (BadData, InvalidRequest) as error:
-                problems += _problems_of(file.name, error)
-        _raise(problems)
+                if chunks is not None:
+                    self._finish(file.name, self._write(file.name, chunks))
+        self._raise()
 
     def download(self) -> None:
         """Fetch the rest, then check the images among it."""
-        problems: list[tuple[Problem, type[InvalidRequest]]] = []
 
         def arrived(remote: Remote, path: Path) -> None:
-            try:
+            with self._noting(remote.name):
                 self._finish(remote.name, path)
-            except InvalidRequest as error:
-                problems.extend(_problems_of(remote.name, error))
 
-        if self._remotes:
+        if self.remotes:
             fetch.download_all(
-                self._remotes,
-                lambda name, chunks: self._workspace.write(name, chunks, self._max_bytes),
-                cancel=self._cancel,
-                deadline=self._deadline,
-                timeout_s=self._settings.download_timeout_s,
-                max_bytes=self._max_bytes,
+                self.remotes,
+                self._write,
+                cancel=self.cancel,
+                deadline=self.deadline,
+                timeout_s=self.settings.download_timeout_s,
+                max_bytes=self.max_bytes,
                 on_done=arrived,
             )
-        _raise(problems)
+        self._raise()
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Note what is wrong with a file, so that all problems are raised together."""
+        try:
+            yield
+        except BadData as error:
+            self._problems.append(({"path": shown(name), "problem": str(error)}, InvalidRequest))
+        except InvalidRequest as error:
+            found = error.details.get("problems") or [{"problem": error.message}]
+            self._problems += [({**problem, "path": shown(name)}, type(error)) for problem in found]
+
+    def _raise(self) -> None:
+        """Raise one error for all problems; of their own kind when they are all of one."""
+        if self._problems:
+            kinds = {kind for _, kind in self._problems}
+            kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
+            raise kind.from_problems([problem for problem, _ in self._problems], "input file")
+
+    def _write(self, name: str, chunks: Iterable[bytes]) -> Path:
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[bytes]:
+            for chunk in chunks:
+                digest.update(chunk)
+                yield chunk
+
+        path = self.workspace.write(name, hashed(), self.max_bytes)
+        self._digests[name] = digest.hexdigest()
+        return path
 
     def _source(self, file: InputFile) -> Iterable[bytes] | None:
-        """The decoded data, piece by piece; None for an address, which is noted."""
+        """Return the decoded data, piece by piece; None for an address, which is noted."""
         text = file.data
         start = len(text[:64]) - len(text[:64].lstrip())
         if not text or text.isspace():
@@ -196,9 +218,9 @@ class _Staging:
             return self._from_volume(address[len("volume:/") :].removeprefix("/"))
         try:
             if kind in ("http", "https"):
-                self._remotes.append(addresses.web(file.name, address, self._settings))
+                self.remotes.append(fetch.web(file.name, address, self.settings))
             elif kind == "s3":
-                self._remotes.append(addresses.s3(file.name, address, self._settings, self._bucket))
+                self.remotes.append(fetch.s3(file.name, address, self.settings, self.bucket))
             else:
                 raise ValueError(
                     f"{kind}:// addresses are not fetched: give base64, data:, http(s)://, s3:// or volume://"
@@ -208,15 +230,15 @@ class _Staging:
         return None
 
     def _from_volume(self, name: str) -> Iterator[bytes]:
-        """A file below INPUT_VOLUME_DIR, piece by piece: copied, since all that lies in the workspace is wiped."""
-        if self._settings.input_volume_dir is None:
+        """Give a file below INPUT_VOLUME_DIR, piece by piece: copied, since the workspace is wiped."""
+        if self.settings.input_volume_dir is None:
             raise BadData(
                 "this worker takes no files from a volume (INPUT_VOLUME_DIR is not set): send the file instead"
             )
-        with _open_below(self._settings.input_volume_dir, name) as file:
+        with _open_below(self.settings.input_volume_dir, name) as file:
             found = os.fstat(file.fileno())
-            if found.st_size > self._max_bytes:
-                limit = f"MAX_FILE_MB ({self._settings.max_file_mb:g} MiB)"
+            if found.st_size > self.max_bytes:
+                limit = f"MAX_FILE_MB ({self.settings.max_file_mb:g} MiB)"
                 raise PayloadTooLarge(f"the file {shown(name)} of the volume is over {limit}")
             try:
                 while piece := file.read(MIB):
@@ -234,28 +256,21 @@ class _Staging:
     def _finish(self, name: str, path: Path) -> None:
         """Check a file that has been written, and count it."""
         now = path.stat()
-        width = height = None
-        if name in self._images or self._would_load(path):
-            width, height = check_image(path, self._settings.max_pixels)
-        self.done[name] = Staged(name, path, now.st_size, width, height, now.st_mtime_ns)
-        if self._notify is not None:
-            self._notify(len(self.done), self._total)
-
-    def _would_load(self, path: Path) -> bool:
-        """Whether LoadImage would open it: Pillow goes by the first bytes, whatever the name's suffix is."""
         with path.open("rb") as file:
-            return looks_like_image(file.read(HEAD))
+            # LoadImage goes by the first bytes as well, whatever the name's suffix is.
+            is_image = name in self.images or looks_like_image(file.read(HEAD))
+        width, height = check_image(path, self.settings.max_pixels) if is_image else (None, None)
+        self.done[name] = Staged(name, path, now.st_size, width, height, now.st_mtime_ns, self._digests[name])
+        if self.notify is not None:
+            self.notify(len(self.done), self.total)
 
     def _go_on(self) -> None:
-        if self._cancel.is_set():
+        if self.cancel.is_set():
             raise JobCanceled()
-        if time.monotonic() >= self._deadline:
+        if time.monotonic() >= self.deadline:
             raise JobTimeout("the job ran into its time limit while its input files were written")
 
 
-# --- the volume ------------------------------------------------------------------------------------------
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: A FIFO would be waited for.
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -272,18 +287,15 @@ def _open_below(folder: Path, name: str) -> FileIO:
     if ".." in inside.parts:
         raise UnsafePath(f"the volume's file {shown(name)} is a link that leaves the folder of INPUT_VOLUME_DIR")
     try:
-        fd = os.open(root, _FOLDER)
-        # Part by part, through no link: what was looked at may have been replaced since.
-        for left, part in zip(range(len(inside.parts))[::-1], inside.parts, strict=True):
-            parent = fd
-            try:
-                fd = os.open(part, _FOLDER if left else _FILE, dir_fd=parent)
-            finally:
-                os.close(parent)
+        folder_fd = open_folder(root, inside.parts[:-1])
+        try:
+            fd = os.open(inside.name or ".", _FILE, dir_fd=folder_fd)
+        finally:
+            os.close(folder_fd)
     except OSError as error:
         if not os.path.isdir(root):
             raise StagingError(
-                "the folder of INPUT_VOLUME_DIR is not there: is the volume attached to this worker?"
+                "the folder of INPUT_VOLUME_DIR does not exist: is the volume attached to this worker?"
             ) from error
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             problem = {"problem": f"the volume has no file {shown(name)}", "near": _near(root, path, name)}
@@ -296,7 +308,7 @@ def _open_below(folder: Path, name: str) -> FileIO:
 
 
 def _near(root: str, path: str, name: str) -> list[str]:
-    """Addresses of files with a name like this one, below the nearest folder that there is."""
+    """Return addresses of files with a name like this one, below the nearest folder that there is."""
     folder = os.path.dirname(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -304,18 +316,3 @@ def _near(root: str, path: str, name: str) -> list[str]:
     return [
         f"volume://{near}" for near in near_matches(name, [os.path.relpath(f, root) for f in islice(files, _MAX_NEAR)])
     ]
-
-
-def _problems_of(name: str, error: BadData | InvalidRequest) -> list[tuple[Problem, type[InvalidRequest]]]:
-    if isinstance(error, BadData):
-        return [({"path": shown(name), "problem": str(error)}, InvalidRequest)]
-    found = error.details.get("problems") or [{"problem": error.message}]
-    return [({**problem, "path": shown(name)}, type(error)) for problem in found]
-
-
-def _raise(problems: list[tuple[Problem, type[InvalidRequest]]]) -> None:
-    """One error for all problems; of their own kind when they are all of one."""
-    if problems:
-        kinds = {kind for _, kind in problems}
-        kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
-        raise kind.from_problems([problem for problem, _ in problems], "input file")

@@ -1,9 +1,9 @@
-"""Wiping: what a job left on the disk is overwritten where it lies, then removed.
+"""Wiping: what a job left on the disk is overwritten in place, then removed.
 
 The zeroes must land on the very pages that hold the old bytes. Opening a file for writing the usual way
 (``open(name, "wb")``) truncates it first: the old pages go back to the kernel untouched and the zeroes fill new
 ones. So a file is opened without truncation, overwritten in place, synced, and only then cut and unlinked. A hard
-link, a mapping or a descriptor that somebody else still holds then shows zeroes too.
+link, a mapping or a descriptor that another process still holds then shows zeroes too.
 
 This holds for a RAM disk and for file systems that overwrite in place (ext4, XFS). One that copies on write
 (btrfs, ZFS, a lower layer of overlayfs) keeps the old blocks until it reuses them.
@@ -32,7 +32,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class Wiped:
-    """What a wipe did."""
+    """The result of a wipe."""
 
     #: Directory entries removed that were not folders: files, links, fifos, sockets, devices.
     files: int = 0
@@ -89,7 +89,7 @@ def _zero(fd: int, size: int) -> int:
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data beyond here
                 break
-            end = size  # a file system that knows no holes
+            end = size  # a file system without holes
         while position < end:
             count = os.pwrite(fd, _ZEROES[: end - position], position)
             position += count
@@ -116,7 +116,7 @@ class _Wipe:
         self.bytes = 0
         #: What the present walk could not remove.
         self.left: list[str] = []
-        #: What no walk meets again, though it was not overwritten.
+        #: Entries that no walk meets again, though it was not overwritten.
         self.gone: list[str] = []
         #: Entries that the present walk removed or moved up.
         self.progress = 0
@@ -137,7 +137,7 @@ class _Wipe:
         """Wipe what the open folder ``fd`` holds, called ``path`` (ends with "/", "" for the root)."""
         names: list[str] = []
         folders: list[str] = []
-        # The names first: a folder that is written into meanwhile could go on listing for ever.
+        # The names first: a folder that is written into meanwhile could go on listing indefinitely.
         with os.scandir(fd) as entries:
             for entry in entries:
                 (folders if entry.is_dir(follow_symlinks=False) else names).append(entry.name)
@@ -147,11 +147,11 @@ class _Wipe:
             self.progress += self.folder(fd, name, path, depth)
 
     def file(self, fd: int, name: str, path: str) -> bool:
-        """Wipe one entry that was no folder; whether that is done with."""
+        """Wipe one entry that was not a folder; return True if that is done with."""
         try:
             self.bytes += wipe_file(name, dir_fd=fd)
         except FileNotFoundError:
-            return True  # somebody else was faster
+            return True  # another process was faster
         except OSError as error:
             if error.errno == errno.EISDIR:
                 return True  # a folder has taken its place, which the next walk meets
@@ -166,7 +166,7 @@ class _Wipe:
         return True
 
     def folder(self, fd: int, name: str, path: str, depth: int) -> bool:
-        """Empty and remove one folder; whether that is done with."""
+        """Empty and remove one folder; return True if that is done with."""
         try:
             if depth >= _DEEPEST:
                 self.moved += 1
@@ -189,7 +189,7 @@ class _Wipe:
 
 
 def _open_folder(name: str, dir_fd: int) -> int:
-    """A descriptor of a folder, never of what a link leads to, with the right to remove what is in it."""
+    """Return a descriptor of a folder, never of what a link leads to, with the right to remove what is in it."""
     try:
         fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
     except PermissionError:
@@ -205,7 +205,7 @@ def wipe_tree(root: Path) -> Wiped:
     """Wipe everything below ``root``, in the memory that the names of one folder take; ``root`` itself stays.
 
     Every folder is opened through its parent's descriptor and no link is followed, so nothing outside is touched
-    even when somebody swaps folders for links meanwhile. The one exception is ``root``: start.sh may have made
+    even when another process swaps folders for links meanwhile. The one exception is ``root``: start.sh may have made
     ComfyUI's input a link to the RAM disk, and it is the operator who names it. A missing root is an empty one.
     Never raises for what it meets in the tree: see :attr:`Wiped.left`.
     """

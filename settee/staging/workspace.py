@@ -11,10 +11,11 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import signal
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +34,7 @@ from settee.staging.wipe import Wiped, wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
 
-#: In the folder above: says that the folders beside it are settee's to empty, and holds the lock on them.
+#: In the folder above: states that the folders next to it are settee's to empty, and holds the lock on them.
 MARKER = ".settee"
 
 #: Names that Windows gives to devices, with any extension: a workflow folder may be opened there.
@@ -41,8 +42,21 @@ _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
 )
-#: ComfyUI's folder_paths cuts these off a file name and looks in that folder instead, space or not.
-_ANNOTATIONS = ("[input]", "[output]", "[temp]")
+_RULES = tuple(
+    (re.compile(pattern, re.DOTALL), why)
+    for pattern, why in (
+        (r"\Z", "is empty"),
+        (r"/", "is absolute: give a name relative to the input folder"),
+        (r".*\\", "has a backslash: subfolders are written with /"),
+        (r".:", "starts with a drive letter"),
+        (r"~", "starts with ~"),
+        # ComfyUI's folder_paths cuts these off a file name and looks in that folder instead, space or not.
+        (r".*\[(input|output|temp)\]\Z", "ends with a folder in brackets, which ComfyUI would look in instead"),
+        (r"(.*/)?(/|\Z)", "has an empty folder or file name"),
+        (r"(.*/)?\.\.?(/|\Z)", "has '.' or '..' as a folder: only plain subfolders are allowed"),
+        (r".*[. ](/|\Z)", "has a part that ends with a dot or a space"),
+    )
+)
 _PART_BYTES = 255
 #: What programs call a file that they are still writing.
 _UNFINISHED = (".tmp", ".part", ".partial", ".lock")
@@ -52,9 +66,9 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def safe_relative(name: str) -> PurePosixPath:
-    """The one rule for the names of input files: plain names, in plain subfolders if need be.
+    """Check a name by the one rule for input files: plain names, in plain subfolders if need be.
 
-    What it returns stays below its folder on any file system and means to ComfyUI what it says. Raises UnsafePath
+    The result stays below its folder on any file system and has one meaning to ComfyUI. Raises UnsafePath
     with the name and the rule that it breaks.
     """
     broken = _broken_rule(name)
@@ -64,41 +78,19 @@ def safe_relative(name: str) -> PurePosixPath:
 
 
 def _broken_rule(name: str) -> str | None:
-    if not name:
-        return "is empty"
-    if name.startswith("/"):
-        return "is absolute: give a name relative to the input folder"
-    if "\\" in name:
-        return "has a backslash: subfolders are written with /"
-    if name[1:2] == ":":
-        return "starts with a drive letter"
-    if name.startswith("~"):
-        return "starts with ~"
+    for pattern, why in _RULES:
+        if pattern.match(name):
+            return why
     if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
         return "has a control character"
-    if name.endswith(_ANNOTATIONS):
-        return "ends with a folder in brackets, which ComfyUI would look in instead"
     for part in name.split("/"):
-        broken = _broken_part(part)
-        if broken:
-            return broken
-    return None
-
-
-def _broken_part(part: str) -> str | None:
-    if not part:
-        return "has an empty folder or file name"
-    if part in (".", ".."):
-        return f"has {part!r} as a folder: only plain subfolders are allowed"
-    if part[-1] in ". ":
-        return "has a part that ends with a dot or a space"
-    if part.split(".")[0].rstrip(" ").upper() in _DEVICES:
-        return "has a part that is a device on Windows"
-    try:
-        if len(part.encode()) > _PART_BYTES:
-            return f"has a part of more than {_PART_BYTES} bytes"
-    except UnicodeEncodeError:
-        return "is not valid Unicode (half a surrogate pair)"
+        if part.split(".")[0].rstrip(" ").upper() in _DEVICES:
+            return "has a part that is a device on Windows"
+        try:
+            if len(part.encode()) > _PART_BYTES:
+                return f"has a part of more than {_PART_BYTES} bytes"
+        except UnicodeEncodeError:
+            return "is not valid Unicode (half a surrogate pair)"
     return None
 
 
@@ -113,7 +105,7 @@ class Folders:
     are_shared: bool = False
 
     def named(self) -> Iterator[tuple[str, Path]]:
-        """``(folder_type, path)`` of those there are."""
+        """Give ``(folder_type, path)`` of those that exist."""
         yield "input", self.input
         yield "output", self.output
         if self.temp is not None:
@@ -131,7 +123,7 @@ class Workspace:
     def claim(self) -> None:
         """Take the folders for this process, until :meth:`release`. Raises ConfigError when that must not be.
 
-        They are emptied before and after every job, so nobody else may use them, and what is in them must be ours:
+        They are emptied before and after every job, so no other process may use them, and what is in them must be ours:
         a lock, and a marker that says who made them. Called once, before the first :meth:`open`.
         """
         root = self.folders.input.parent
@@ -238,7 +230,7 @@ class Workspace:
         return Path(path), path[len(root.rstrip("/")) + 1 :]
 
     def made(self, below: str = "", kind: str = "output") -> tuple[list[str], int]:
-        """The names of the files in the output folder, or in one folder of it, and how many entries are no plain ones.
+        """Return the names of the files in a folder, and how many entries are not plain ones.
 
         Those are links, which are not followed, hidden files, unfinished ones, and folders that cannot be read.
         """
@@ -272,7 +264,7 @@ class Workspace:
         """
         relative = safe_relative(name)
         try:
-            folder_fd = self._open_folder(relative.parts[:-1])
+            folder_fd = open_folder(self.folders.input, relative.parts[:-1], make=True)
         except OSError as error:
             raise _write_error(name, error) from error
         try:
@@ -292,22 +284,24 @@ class Workspace:
             os.close(folder_fd)
         return self.folders.input / relative
 
-    def _open_folder(self, parts: tuple[str, ...]) -> int:
-        """A descriptor of the subfolder, made where missing; no link below the input folder is followed."""
-        fd = os.open(self.folders.input, _FOLDER & ~os.O_NOFOLLOW)
-        for part in parts:
-            try:
+
+def open_folder(root: str | Path, parts: Sequence[str], *, make: bool = False) -> int:
+    """Return a descriptor of a folder below ``root``; no link below that is followed. Raises OSError."""
+    fd = os.open(root, _FOLDER & ~os.O_NOFOLLOW)
+    for part in parts:
+        try:
+            if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=fd)
-                child = os.open(part, _FOLDER, dir_fd=fd)
-            finally:
-                os.close(fd)
-            fd = child
-        return fd
+            child = os.open(part, _FOLDER, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = child
+    return fd
 
 
 def is_being_written(path: Path) -> bool:
-    """True while any process has a file open for writing; False where the system does not tell.
+    """Return True while any process has a file open for writing; False where the system does not tell.
 
     Linux grants no lease for reading on such a file (fcntl(2), F_SETLEASE).
     """
@@ -347,7 +341,7 @@ def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: i
 
 
 def _write_error(name: str, error: OSError) -> Exception:
-    """Ours for what went wrong while a file was made; the host's path stays in the cause."""
+    """Return our error for what went wrong while a file was made; the host's path stays in the cause."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
             f"no space left for the input file {shown(name)}: send less, or give the worker a larger RAM disk "

@@ -82,7 +82,7 @@ def run(
             fetch=fetch,
             cancel=cancel or stack.enter_context(Cancel()),
             deadline=time.monotonic() + seconds,
-            notify=notify,
+            notify=notify or (lambda done, total: None),
         )
 
 

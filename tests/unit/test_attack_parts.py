@@ -20,17 +20,16 @@ from PIL import Image
 from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Result, Status
-from settee.delivery import check_request, convert
+from settee.delivery import check_request, convert, to_s3
 from settee.doors.runpod import render
 from settee.doors.runpod.door import ENVELOPE
 from settee.engine.request import MAX_HINTS, InputFile, parse
 from settee.net import addresses as net_addresses
 from settee.s3.target import endpoint_problem
 from settee.staging import fetch
-from settee.staging import remote as addresses
+from settee.staging.fetch import Remote
 from settee.staging.images import check_image
 from settee.staging.inputs import stage
-from settee.staging.remote import Remote
 from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
@@ -68,7 +67,7 @@ def test_a_callers_s3_address_stays_at_the_operators_endpoint() -> None:
     settings = make_settings(
         bucket_endpoint_url="https://minio.internal.example", bucket_access_key_id="K", bucket_secret_access_key="S"
     )
-    remote = addresses.s3("x", "s3://minio/key", settings, None)
+    remote = fetch.s3("x", "s3://minio/key", settings, None)
     assert urlsplit(remote.url).hostname == "minio.internal.example"
 
 
@@ -154,8 +153,11 @@ def test_conversions_that_are_only_measured_stop_as_well(
     assert 0 < len(done) < len(artifacts)
 
 
-def test_a_multipart_upload_that_begins_after_the_cancel_is_aborted(tmp_path: Path) -> None:
-    """create_multipart_upload answered after Lanes' 5 s of grace: nobody aborts the upload it made."""
+def test_a_multipart_upload_that_begins_after_the_cancel_is_aborted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """create_multipart_upload answered after the time of grace: the upload that it made is aborted all the same."""
+    monkeypatch.setattr(to_s3, "GRACE_S", 0.3)
     server = FaultyS3()
     with (tmp_path / "big.bin").open("wb") as file:
         file.truncate(70 * 1024 * 1024)
@@ -164,7 +166,7 @@ def test_a_multipart_upload_that_begins_after_the_cancel_is_aborted(tmp_path: Pa
         def slow(line: str) -> None:
             if line.startswith("POST") and line.endswith("?uploads"):
                 cancel.set()
-                time.sleep(6)
+                time.sleep(1.5)
 
         server.on_request = slow
         with pytest.raises(JobCanceled):

@@ -14,7 +14,7 @@ from settee.doors.agent.storage import Storage
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3_object import address
 from settee.staging.fetch import download_all
-from settee.staging.remote import s3 as s3_input
+from settee.staging.fetch import s3 as s3_input
 from tests.support.certificates import own_certificate
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
 from tests.support.faulty_s3 import FaultyS3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from settee.base.errors import DeliveryError
-from settee.delivery.blob import Blob, Span, image_size
+from settee.delivery.blob import Blob, image_size
 from settee.delivery.strip import Unreadable, strip
 from tests.support.delivering import only
 from tests.support.pictures import ICC, PROMPT, clean, comfy_png, deliver_one, exif_block, opened, picture
@@ -196,35 +196,9 @@ def test_no_bytes_break_the_cleaning_but_in_its_own_way(data: bytes, which: int)
     start = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\x40\0\0\0WEBP", b"")[which]
     cleaned = None
     with contextlib.suppress(Unreadable):
-        cleaned = strip(Blob([start + data]))
+        cleaned = strip(Blob(start + data))
     assert cleaned is None or cleaned.size <= len(start + data) + 64
-    image_size(Blob([start + data]))
-
-
-# --- a file in pieces --------------------------------------------------------------------------------
-
-
-@given(
-    st.binary(min_size=1, max_size=60),
-    st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 59), st.integers(0, 30))), max_size=6),
-    st.integers(0, 80),
-    st.integers(0, 80),
-)
-def test_pieces_read_like_their_concatenation(data: bytes, parts: list[Any], position: int, length: int) -> None:
-    spans = [part if isinstance(part, bytes) else Span(min(part[0], len(data)), part[1]) for part in parts]
-    spans = [
-        Span(part.offset, min(part.length, len(data) - part.offset)) if isinstance(part, Span) else part
-        for part in spans
-    ]
-    expected = b"".join(
-        data[part.offset : part.offset + part.length] if isinstance(part, Span) else part for part in spans
-    )
-    blob = Blob([data[:7], data[7:]]).rearranged(spans)
-    assert blob.size == len(expected)
-    assert b"".join(bytes(chunk) for chunk in blob.chunks()) == expected
-    assert blob.read_at(position, length) == expected[position : position + length]
-    twice = blob.rearranged([Span(0, blob.size), b"!", Span(0, blob.size)])
-    assert twice.read_at(0, twice.size) == expected + b"!" + expected
+    image_size(Blob(start + data))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp"])
@@ -235,4 +209,4 @@ def test_the_size_in_the_header(name: str, mode: str) -> None:
     for options in ({"lossless": True}, {}):
         out = io.BytesIO()
         picture(mode, (301, 17)).save(out, format={"jpg": "JPEG"}.get(name[2:], name[2:].upper()), **options)
-        assert image_size(Blob([out.getvalue()])) == (301, 17)
+        assert image_size(Blob(out.getvalue())) == (301, 17)

@@ -96,7 +96,7 @@ def test_a_volume_that_is_not_mounted_is_the_workers_fault(put: Stage, tmp_path:
     put.settings["input_volume_dir"] = tmp_path / "nowhere"
     error = put.refused({"bad.png": "volume://a.png"}, kind=StagingError)
     assert str(tmp_path) not in error.message
-    assert "the folder of INPUT_VOLUME_DIR is not there" in error.message
+    assert "the folder of INPUT_VOLUME_DIR does not exist" in error.message
 
 
 def test_pictures_must_be_whole_and_limits_hold(put: Stage, volume: Path) -> None:

@@ -15,7 +15,6 @@ from settee.backends.comfy.process import ExternalServer, Server, SupervisedServ
 from settee.backends.comfy.prompts import check, prompt_ids
 from settee.backends.comfy.session import Ended, Hooks, Session
 from settee.base.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
-from settee.base.files import sha256_of
 from settee.base.job import Artifact, Cancel, Job
 from settee.base.settings import Settings
 from settee.comfyui.graph import Graph, with_values
@@ -215,7 +214,7 @@ class ComfyBackend:
         )
         # No other process writes to a ComfyUI of our own, and the workspace has been wiped.
         present = self.workspace.made()[0] if self.is_shared and not self._server.is_ours else []
-        changed = salts(graph, {file.name: sha256_of(file.path) for file in staged})
+        changed = salts(graph, {file.name: file.sha256 for file in staged})
         try:
             ended = self._session.run(job, graph, changed, cancel=limits.cancel, deadline=limits.deadline, hooks=hooks)
         except WorkflowRejected as error:
