@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -21,21 +22,14 @@ from typing import Any, BinaryIO
 
 from settee.base.files import Lock, sha256_of, try_lock
 from settee.client.arguments import parse_given
-from settee.client.cli_options import ROW_KEYS
+from settee.client.cli_options import ROW_KEYS, Parse
 from settee.client.client_errors import UsageError
-from settee.client.job_outputs import LEDGER, Output
+from settee.client.job_outputs import LEDGER, Output, plain_name
 
 _LISTS = ("img", "mask", "video", "audio", "lora", "set")
 _EXCLUSIVE = {"seed": "keep_seed", "keep_seed": "seed"}
 #: Problems that are named at once.
 _MAX_PROBLEMS = 20
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """An entry that is not a row."""
-
-    why: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ def repeated(args: argparse.Namespace, count: int) -> list[Row]:
     return _keyed([(_number(number, count), args) for number in range(1, count + 1)])
 
 
-def read(path: str, args: argparse.Namespace, parse: Callable[[list[str], argparse.Namespace], Any]) -> list[Row]:
+def read(path: str, args: argparse.Namespace, parse: Parse) -> list[Row]:
     """Return the rows of a batch. ``parse`` is the command line's parser. Raises UsageError with every problem."""
     file = Path(path)
     try:
@@ -71,6 +65,8 @@ def read(path: str, args: argparse.Namespace, parse: Callable[[list[str], argpar
     lines = list(_csv(text) if is_csv else _jsonl(text))
     for number, (line, values) in enumerate(lines, 1):
         try:
+            if isinstance(values, UsageError):
+                raise values
             found.append(_row(values, args, parse, file.parent, _number(number, len(lines))))
         except UsageError as error:
             problems.append(f"line {line}: {error.message}")
@@ -98,7 +94,7 @@ def _jsonl(text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield number, _Unreadable(f"is not valid JSON: {error}")
+                yield number, UsageError(f"is not valid JSON: {error}")
 
 
 def _csv(text: str) -> Iterator[tuple[int, Any]]:
@@ -106,31 +102,20 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
     try:
         for row in reader:
             if None in row:
-                yield reader.line_num, _Unreadable("has more cells than the header")
+                yield reader.line_num, UsageError("has more cells than the header")
                 continue
+            cells = {name.strip(): value for name, value in row.items() if value and value.strip()}
             # A spreadsheet's cell holds one string: several files are separated by ";".
-            yield (
-                reader.line_num,
-                {
-                    name.strip(): [part.strip() for part in value.split(";")] if name.strip() in _LISTS else value
-                    for name, value in row.items()
-                    if value and value.strip()
-                },
-            )
+            lists = {name: [part.strip() for part in cells[name].split(";")] for name in _LISTS if name in cells}
+            yield reader.line_num, cells | lists
     except csv.Error as error:
-        yield reader.line_num, _Unreadable(f"is not valid CSV: {error}")
+        yield reader.line_num, UsageError(f"is not valid CSV: {error}")
 
 
 def _row(
-    values: Any,
-    args: argparse.Namespace,
-    parse: Callable[[list[str], argparse.Namespace], Any],
-    folder: Path,
-    number: str,
+    values: Any, args: argparse.Namespace, parse: Parse, folder: Path, number: str
 ) -> tuple[str, argparse.Namespace]:
-    """Name and arguments of one row. Raises UsageError."""
-    if isinstance(values, _Unreadable):
-        raise UsageError(values.why)
+    """Return name and arguments of one row. Raises UsageError."""
     if not isinstance(values, Mapping):
         raise UsageError("is not an object")
     if unknown := [name for name in values if name not in ROW_KEYS]:
@@ -191,8 +176,6 @@ def _safe(name: Any, number: str) -> str:
     """Return a row's name as the name of its folder, by the rules for files."""
     if name is None:
         return number
-    from settee.client.job_outputs import plain_name
-
     name = str(name).replace("/", "_").replace("\\", "_")
     safe = plain_name(Output("texts", f"{name}.txt", "text", "")).removesuffix(".txt")
     if safe.casefold() == LEDGER:
@@ -203,55 +186,42 @@ def _safe(name: Any, number: str) -> str:
 def _keyed(rows: list[tuple[str, argparse.Namespace]]) -> list[Row]:
     """Return the rows with their keys, which cover all options and the bytes of the named files; equal rows differ by
     their order."""
-    digests: dict[str, str] = {}
-    asked: dict[int, str] = {}
+    digest = functools.lru_cache(maxsize=None)(_digest)
+    # A --repeat is one command, however often.
+    asked = {id(args): _asked_for(args, digest) for args in {id(args): args for _, args in rows}.values()}
     seen: Counter[str] = Counter()
     found = []
     for name, args in rows:
-        # A --repeat is one command, however often.
-        if id(args) not in asked:
-            asked[id(args)] = _asked_for(args, digests)
         text = asked[id(args)]
         seen[text] += 1
         found.append(Row(name, args, hashlib.sha256(f"{text}#{seen[text]}".encode()).hexdigest()[:32]))
     return found
 
 
-def _asked_for(args: argparse.Namespace, digests: dict[str, str]) -> str:
+def _asked_for(args: argparse.Namespace, digest: Callable[[str, bool], str]) -> str:
     """Return a digest of everything that decides what a job makes."""
     asked = {key: getattr(args, key, None) for key in ROW_KEYS if key != "name"}
     asked["how"] = [args.max_side, args.jpeg, args.delivery, args.model, args.allow_partial]
-    files = {text: _digest(text, digests) for text in _named(args)}
-    files[args.workflow] = _workflow_digest(args.workflow, digests)
+    files = {}
+    for text in [*args.img, *args.mask, *args.video, *args.audio]:
+        with contextlib.suppress(UsageError):  # the job will report it
+            path = str(parse_given(text).path)
+            files[path] = digest(path, False)
+    files[args.workflow] = digest(args.workflow, True)
     return hashlib.sha256(json.dumps([asked, files], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _named(args: argparse.Namespace) -> Iterator[str]:
-    for text in [*args.img, *args.mask, *args.video, *args.audio]:
-        with contextlib.suppress(UsageError):  # the job will report it
-            yield str(parse_given(text).path)
-
-
-def _workflow_digest(text: str, known: dict[str, str]) -> str:
-    """Return the digest of the named workflow; "" where there is none, which the job will report."""
+def _digest(text: str, is_workflow: bool) -> str:
+    """Return the digest of the named file or workflow; "" where there is none, which the job will report."""
     from settee.client import workflow_files
 
-    if (key := f"workflow {text}") not in known:
-        try:
-            data = workflow_files.read(text, stdin=io.BytesIO()).data
-            known[key] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-        except UsageError:
-            known[key] = ""
-    return known[key]
-
-
-def _digest(path: str, known: dict[str, str]) -> str:
-    if path not in known:
-        try:
-            known[path] = sha256_of(path)
-        except (OSError, ValueError):  # the job will report that it is missing
-            known[path] = ""
-    return known[path]
+    try:
+        if not is_workflow:
+            return sha256_of(text)
+        data = workflow_files.read(text, stdin=io.BytesIO()).data
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    except (UsageError, OSError, ValueError):
+        return ""
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------
@@ -311,17 +281,16 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         with self._mutex:
             file, self._file = self._file, None
-            if file is None:
-                return
-            with contextlib.suppress(OSError), file:
-                if not self._entries:
-                    # While the lock is ours.
-                    self.path.unlink(missing_ok=True)
-                    return
-            if not self._entries:
-                # Windows does not remove an open file.
-                with contextlib.suppress(OSError):
-                    self.path.unlink(missing_ok=True)
+        if file is None:
+            return
+        with contextlib.suppress(OSError), file:
+            self._remove_empty()  # while the lock is ours
+        with contextlib.suppress(OSError):
+            self._remove_empty()  # Windows does not remove an open file
+
+    def _remove_empty(self) -> None:
+        if not self._entries:
+            self.path.unlink(missing_ok=True)
 
     def get(self, key: str) -> Entry | None:
         with self._mutex:

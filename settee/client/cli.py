@@ -93,7 +93,7 @@ def _dispatch(args: argparse.Namespace, prog: str) -> int:
                 return run_many.run(endpoint, args, _reparse(prog))
             from settee.client import run_one
 
-            return run_one.resume(endpoint, args) if args.resume else run_one.run(endpoint, args)
+            return run_one.run(endpoint, args)
         except NetworkError as error:
             # An error about a job that was sent is not about the address.
             if endpoint.is_named or error.job_id is not None or type(error) is not NetworkError:

@@ -89,7 +89,7 @@ def test_an_interrupt_between_tries_sends_nothing(client: Command, api: PublicAp
     eventually(lambda: api.count("run") > 0, what="the request")
     interrupt(process)
     found = ended(process, 20)
-    assert (found.code, "before the job was sent" in found.err) == (5, True), found
+    assert (found.code, "no job is left running there" in found.err) == (5, True), found
     assert len(api.jobs()) == before
 
 

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from settee.client import run_one
+from settee.base.threads import Call
 from settee.client.arguments import Environment
-from settee.client.client_errors import JobStopped
+from settee.client.client_errors import JobStopped, command_line
+from settee.client.display import Display
 from settee.client.endpoint import Job
 from settee.client.targets import Answer, Status
+from settee.client.under_way import UnderWay
 
 
-def test_ctrl_c_between_sending_a_job_and_waiting_for_it_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("status", "words", "asked"),
+    [
+        (Status.IN_PROGRESS, "job j1 asked to end", ["j1"]),
+        (Status.COMPLETED, "job j1 left as it is: --resume j1", []),
+        (Status.FAILED, "no job is left running there", []),
+    ],
+)
+def test_ctrl_c_between_sending_a_job_and_waiting_for_it(
+    monkeypatch: pytest.MonkeyPatch, status: Status, words: str, asked: list[str]
+) -> None:
     canceled: list[str] = []
     target = SimpleNamespace(cancel=canceled.append, keeps=lambda job_id: True)
     endpoint: Any = SimpleNamespace(target=target, environment=Environment())
 
-    def interrupted(*_: Any, **__: Any) -> Any:
+    def interrupted(call: Call[Job]) -> Job:
+        call.ended.wait(10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("settee.client.run_one.Display.on_stderr", interrupted)
-    arguments: Any = SimpleNamespace(quiet=True, timeout=1.0)
-    with pytest.raises(JobStopped, match="job j1 asked to end"):
-        run_one._finish(Job(endpoint, Answer("j1", Status.IN_PROGRESS)), arguments)
-    assert canceled == ["j1"]
+    monkeypatch.setattr(Call, "result", interrupted)
+    jobs = UnderWay(Display(io.StringIO()))
+    with command_line(), pytest.raises(JobStopped, match=words):
+        jobs.run(lambda: jobs.begun(lambda: Job(endpoint, Answer("j1", status))))
+    assert canceled == asked
