@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from settee.client.endpoint import Endpoint, Job
-    from settee.client.follow import Interrupted, Result
+    from settee.client.follow import Result
     from settee.client.inject import Given
     from settee.client.inject.parameter_places import Parameters
     from settee.client.job_outputs import Output
@@ -46,7 +46,6 @@ __all__ = [
     "Endpoint",
     "Environment",
     "Given",
-    "Interrupted",
     "Job",
     "JobFailed",
     "JobOptions",
@@ -67,7 +66,7 @@ _HOMES = {
     "arguments": ("Environment", "JobOptions"),
     "asynchronous": ("AsyncEndpoint", "AsyncJob"),
     "endpoint": ("Endpoint", "Job"),
-    "follow": ("Interrupted", "Result"),
+    "follow": ("Result",),
     "inject": ("Given",),
     "inject.parameter_places": ("Parameters",),
     "job_outputs": ("Output",),

@@ -131,8 +131,7 @@ def workflow_from(workflow: WorkflowLike) -> tuple[dict[str, Any], str]:
         return workflow_files.checked(workflow, "the workflow"), "the workflow"
     # A service has no standard input.
     stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
-    source = workflow_files.read(os.fspath(workflow), stdin=stdin)
-    return source.data, source.shown
+    return workflow_files.read(os.fspath(workflow), stdin=stdin)
 
 
 # --- at the command line --------------------------------------------------------------------------------------

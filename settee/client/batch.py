@@ -218,7 +218,7 @@ def _digest(text: str, is_workflow: bool) -> str:
     try:
         if not is_workflow:
             return sha256_of(text)
-        data = workflow_files.read(text, stdin=io.BytesIO()).data
+        data = workflow_files.read(text, stdin=io.BytesIO())[0]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     except (UsageError, OSError, ValueError):
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import signal
 import sys
@@ -26,22 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.prepare()
     try:
         with command_line():
-            return _main(argv, prog, is_command=is_command)
+            outcome = _run(argv, prog)
+            if is_command:
+                # Everything is done; a Ctrl-C now would only spoil the report.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            code = failed(outcome, prog, as_json="--json" in argv) if isinstance(outcome, ClientError) else outcome
+            if problem := streams.lost():
+                streams.say(f"{prog}: {problem}")
+                return code or UsageError.exit_code
+            return code
     finally:
         if is_command:
             streams.close()
-
-
-def _main(argv: list[str], prog: str, *, is_command: bool) -> int:
-    outcome = _run(argv, prog)
-    if is_command:
-        # Everything is done; a Ctrl-C now would only spoil the report.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code = failed(outcome, prog, as_json="--json" in argv) if isinstance(outcome, ClientError) else outcome
-    if problem := streams.lost():
-        streams.say(f"{prog}: {problem}")
-        return code or UsageError.exit_code
-    return code
 
 
 def _run(argv: list[str], prog: str) -> int | ClientError:
@@ -49,7 +46,7 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
     try:
         if argv[:1] == ["keygen"]:
             return _keygen(argv[1:], prog)
-        args = _workflow_found(_parser(prog).parse_args(argv))
+        args = _workflow_found(parse(argv, prog=prog))
         _check(args)
         return _dispatch(args, prog)
     except ClientError as error:
@@ -82,15 +79,13 @@ def _dispatch(args: argparse.Namespace, prog: str) -> int:
                 return 0
             if args.cancel:
                 endpoint.cancel(args.cancel)
-                if args.json:
-                    streams.document({"status": "cancel_requested", "job_id": args.cancel})
-                else:
-                    streams.line(f"{args.cancel}: asked to end")
+                found = {"status": "cancel_requested", "job_id": args.cancel}
+                streams.document(found) if args.json else streams.line(f"{args.cancel}: asked to end")
                 return 0
             if args.repeat or args.batch:
                 from settee.client import run_many
 
-                return run_many.run(endpoint, args, _reparse(prog))
+                return run_many.run(endpoint, args, functools.partial(parse, prog=prog))
             from settee.client import run_one
 
             return run_one.run(endpoint, args)
@@ -109,20 +104,13 @@ def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> in
     if as_json:
         found = {"status": "error", "error": error.message, "code": error.code, "job_id": error.job_id}
         streams.document({**found, "details": error.details})
-    code = f" [{error.code}]" if error.code else ""
-    streams.say(f"{prog}: {error.message}{code}")
-    for problem in _problems(error):
-        streams.say(f"  {problem}")
-    return error.exit_code
-
-
-def _problems(error: ClientError) -> list[str]:
-    """Return the problems that a worker listed, when there are more than its line states."""
+    streams.say(f"{prog}: {error.message}" + (f" [{error.code}]" if error.code else ""))
     problems = error.details.get("problems")
-    if not isinstance(problems, list) or len(problems) < 2:
-        return []
-    lines = [f"{p.get('path', '')}: {p.get('problem', '')}" for p in problems[:20] if isinstance(p, dict)]
-    return [spelled(printable(line[:500])) for line in lines]
+    # Those that a worker listed, when there are more than its line states.
+    for problem in problems[:20] if isinstance(problems, list) and len(problems) > 1 else ():
+        if isinstance(problem, dict):
+            streams.say("  " + spelled(printable(f"{problem.get('path', '')}: {problem.get('problem', '')}"[:500])))
+    return error.exit_code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,15 +120,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists all options)")
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    return cli_options.parser(_Parser, prog)
-
-
-def _reparse(prog: str) -> cli_options.Parse:
-    def parse(texts: list[str], base: argparse.Namespace) -> argparse.Namespace:
-        return _parser(prog).parse_args(texts, base)
-
-    return parse
+def parse(texts: list[str], base: argparse.Namespace | None = None, *, prog: str = PROG) -> argparse.Namespace:
+    """Parse arguments, into a copy of what was parsed before. Raises UsageError."""
+    return cli_options.parser(_Parser, prog).parse_args(texts, base)
 
 
 def _workflow_found(args: argparse.Namespace) -> argparse.Namespace:

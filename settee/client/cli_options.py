@@ -194,18 +194,17 @@ def _seed(text: str) -> int | None:
     return None if text.strip() == "-1" else _count(0, (1 << 64) - 1)(text)
 
 
-class _count:
-    """A whole number within limits."""
+def _count(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what parses a whole number within limits."""
 
-    def __init__(self, least: int, most: int | None = None) -> None:
-        self.least, self.most = least, most
-
-    def __call__(self, text: str) -> int:
+    def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
-            number = self.least - 1
-        if number < self.least or (self.most is not None and number > self.most):
-            limits = f"from {self.least}" + (f" to {self.most}" if self.most is not None else "")
+            number = least - 1
+        if number < least or (most is not None and number > most):
+            limits = f"from {least}" + (f" to {most}" if most is not None else "")
             raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {limits}")
         return number
+
+    return parse

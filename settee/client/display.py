@@ -113,10 +113,8 @@ class Display:
             else:
                 self._jobs[key] = job
         if is_new and not self._has_rows and not self._quiet:
-            state = f"{WORDS[answer.status]} after {duration(self._clock() - job.begun)}"
-            self._stream.write(
-                f"{for_terminal(key, most=_MAX_WORDS)}: {state if answer.status.is_terminal else _waiting(answer)}\n"
-            )
+            after = f" after {duration(self._clock() - job.begun)}" if answer.status.is_terminal else ""
+            self._stream.write(f"{for_terminal(key, most=_MAX_WORDS)}: {_waiting(answer)}{after}\n")
 
     def lost(self, name: str) -> None:
         """Count a job as failed that an error ended: it is not followed, was not sent, or its outputs are not saved.
@@ -134,47 +132,42 @@ class Display:
             if self._live is None:
                 self._stream.write("\n".join(lines) + "\n")
             else:
-                self._live.console.print("\n".join(lines), soft_wrap=True)
+                self._live.console.out("\n".join(lines), highlight=False)
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
         """Take the rows away, for a question or for other output to the same terminal."""
-        with self._writing:
-            self._hidden += 1
-            self._stop()
+        self._draw(hidden=1)
         try:
             yield
         finally:
-            with self._writing:
-                self._hidden -= 1
-                self._start()
+            self._draw(hidden=-1)
 
     def __enter__(self) -> Display:
-        with self._writing:
-            self._start()
+        self._draw(hidden=0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._writing:
-            self._hidden += 1
-            self._stop()
+        self._draw(hidden=1)
 
-    def _start(self) -> None:
-        if not self._has_rows or self._hidden or self._live is not None:
-            return
+    def _draw(self, hidden: int) -> None:
+        """Show the rows, or take them away: so many callers more want them hidden."""
+        with self._writing:
+            self._hidden += hidden
+            if self._live is not None and self._hidden:
+                self._live.stop()
+                self._live = None
+            elif self._live is None and self._has_rows and not self._hidden:
+                self._live = self._new_live()
+                self._live.start()
+
+    def _new_live(self) -> Live:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(
-            file=cast(IO[str], self._stream),
-            force_terminal=True,
-            force_interactive=True,
-            color_system=None,
-            markup=False,
-            emoji=False,
-            highlight=False,
-        )
-        self._live = Live(
+        file = cast(IO[str], self._stream)
+        console = Console(file=file, force_terminal=True, force_interactive=True, color_system=None)
+        return Live(
             get_renderable=lambda: self._rows(console),
             console=console,
             refresh_per_second=FRAMES_PER_S,
@@ -183,12 +176,6 @@ class Display:
             redirect_stderr=False,
             vertical_overflow="crop",
         )
-        self._live.start()
-
-    def _stop(self) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
 
     def _rows(self, console: Console) -> Text:
         """Return what the next frame shows, at the width that the terminal has now."""

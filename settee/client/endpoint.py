@@ -74,7 +74,7 @@ class Job:
         on_update: Callable[[Answer], None] = lambda _: None,
         stop: threading.Event | None = None,
     ) -> Result:
-        """Wait for its end. Raises Rejected, JobFailed, JobStopped, NetworkError; Interrupted when ``stop`` is set."""
+        """Wait for its end. Raises Rejected, JobFailed, NetworkError; JobStopped, also when ``stop`` is set."""
         from settee.client.follow import follow, result_of
 
         self.answer = follow(self.endpoint.target, self.answer, timeout_s=timeout_s, on_update=on_update, stop=stop)

@@ -23,18 +23,10 @@ from settee.client.targets import Answer, Status, Target
 FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
 
 
+#: The parts of an answer that show that a job moves.
+_MOVES = ("status", "progress", "queue_position")
 #: Of a job that its target does not keep (:meth:`Target.keeps`).
 NOT_KEPT = "the SDK's local API runs it to completion all the same, and returns its result to no other command"
-
-
-class Interrupted(Exception):
-    """Following was stopped; the job goes on."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(f"stopped following job {answer.job_id}")
-        #: How the job stood when it was last asked for.
-        self.answer = answer
-        self.job_id = answer.job_id
 
 
 @dataclass(frozen=True)
@@ -68,23 +60,7 @@ class Result:
         """
         from settee.client.saving import save
 
-        note = {
-            "job_id": self.job_id,
-            "seeds": self.seeds,
-            "timings": self.timings,
-            "warnings": list(self.warnings),
-            "workflow": self.workflow,
-        }
-        return save(
-            self.outputs,
-            Path(out),
-            job_id=self.job_id,
-            unseal=self.unseal,
-            overwrite=overwrite,
-            note=note if metadata else None,
-            on_saved=on_saved,
-            stop=stop,
-        )
+        return save(self, Path(out), overwrite=overwrite, metadata=metadata, on_saved=on_saved, stop=stop)
 
 
 def follow(
@@ -102,8 +78,8 @@ def follow(
     status or progress moves.
     ``on_update`` gets every answer, the one given and the last included. ``stop`` may be set from any thread.
 
-    Raises Interrupted when ``stop`` is set; JobStopped after ``timeout_s`` seconds (the job goes on) or when the
-    target knows the job no more; NetworkError when it cannot be asked.
+    Raises JobStopped when ``stop`` is set or after ``timeout_s`` seconds (the job goes on), or when the target knows
+    the job no more; NetworkError when it cannot be asked.
     """
     stop = stop or threading.Event()
     deadline = clock() + timeout_s
@@ -111,50 +87,44 @@ def follow(
     interval_s = 0.0 if answer.status is Status.IN_PROGRESS else FIRST_S
     on_update(answer)
     while not answer.status.is_terminal:
-        if (left := deadline - clock()) <= 0:
-            raise _out_of_time(target, answer, timeout_s)
-        if stop.wait(min(interval_s, left)):
-            raise Interrupted(answer)
-        if clock() >= deadline:
-            raise _out_of_time(target, answer, timeout_s)
-        try:
-            with limited(stop, lambda: deadline - clock()):
-                fresh = target.status(answer.job_id)
-        except NetworkError as error:
-            if stop.is_set():
-                raise Interrupted(answer) from error
-            if clock() >= deadline:
-                raise _out_of_time(target, answer, timeout_s) from error
-            raise _lost_touch(error, answer.job_id) from error
-        has_moved = (fresh.status, fresh.progress, fresh.queue_position) != (
-            answer.status,
-            answer.progress,
-            answer.queue_position,
-        )
+        if stop.wait(min(interval_s, max(0.0, deadline - clock()))):
+            raise _stopped(answer)
+        fresh = None
+        if clock() < deadline:
+            try:
+                with limited(stop, lambda: deadline - clock()):
+                    fresh = target.status(answer.job_id)
+            except NetworkError as error:
+                if stop.is_set():
+                    raise _stopped(answer) from error
+                if clock() < deadline:
+                    kind = client_errors.AuthError if isinstance(error, client_errors.AuthError) else NetworkError
+                    words = f"{error.message}; the job may go on: --resume {answer.job_id} picks it up"
+                    raise kind(words, code=error.code, details=error.details, job_id=answer.job_id) from error
+        if fresh is None:
+            raise JobStopped(
+                f"{target.name}: job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value})"
+                + (
+                    f"; it goes on there: {ways_back(answer.job_id)}"
+                    if target.keeps(answer.job_id)
+                    else f"; {NOT_KEPT}"
+                ),
+                job_id=answer.job_id,
+            )
+        has_moved = any(getattr(fresh, name) != getattr(answer, name) for name in _MOVES)
         interval_s = MOVED_S if has_moved else min(SLOWEST_S, max(FIRST_S, interval_s * GROWTH))
         answer = fresh
         on_update(answer)
     return answer
 
 
-def _out_of_time(target: Target, answer: Answer, timeout_s: float) -> JobStopped:
-    return JobStopped(
-        f"{target.name}: job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value}); "
-        + (f"it goes on there: {ways_back(answer.job_id)}" if target.keeps(answer.job_id) else NOT_KEPT),
-        job_id=answer.job_id,
-    )
+def _stopped(answer: Answer) -> JobStopped:
+    return JobStopped(f"stopped following job {answer.job_id}", job_id=answer.job_id)
 
 
 def ways_back(job_id: str) -> str:
     """Return the options that reach a job which goes on without us."""
     return f"--resume {job_id} picks it up, --cancel {job_id} ends it"
-
-
-def _lost_touch(error: NetworkError, job_id: str) -> NetworkError:
-    """Return the same error, with how to get back to the job."""
-    message = f"{error.message}; the job may go on: --resume {job_id} picks it up"
-    kind = client_errors.AuthError if isinstance(error, client_errors.AuthError) else NetworkError
-    return kind(message, code=error.code, details=error.details, job_id=job_id)
 
 
 def result_of(
@@ -173,11 +143,8 @@ def result_of(
             "the job completed, but its result has none of the lists for outputs: is a settee worker there?",
             job_id=answer.job_id,
         )
-    timings = {
-        str(name): float(value)
-        for name, value in _mapping(output.get("timings")).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    found = _mapping(output.get("timings"))
+    timings = {str(name): float(value) for name, value in found.items() if type(value) in (int, float)}
     # worker-comfyui has warnings under "errors" only; settee's workers have them under both.
     warnings = output.get("warnings") or output.get("errors")
     drawn = _mapping(output.get("seeds"))

@@ -50,23 +50,11 @@ def outputs_of(output: Mapping[str, Any], job_id: str | None = None) -> tuple[Ou
                     f"the worker's result lists something under {kind!r} that is not an output: is it a settee worker?",
                     job_id=job_id,
                 )
-            found.append(
-                Output(
-                    kind=kind,
-                    filename=str(item.get("filename") or ""),
-                    type=item["type"],
-                    data=item["data"],
-                    node_id=_text(item.get("node_id")),
-                    media_type=_text(item.get("media_type")),
-                    size=item["size"] if type(item.get("size")) is int else None,
-                    sha256=_text(item.get("sha256")),
-                )
-            )
+            hints = {key: item[key] for key in ("node_id", "media_type", "sha256") if isinstance(item.get(key), str)}
+            size = item["size"] if type(item.get("size")) is int else None
+            name = str(item.get("filename") or "")
+            found.append(Output(kind, name, type=item["type"], data=item["data"], size=size, **hints))
     return tuple(found)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 #: The ledger of a batch, in the folder of its results: no output may take its name.
@@ -76,14 +64,6 @@ MAX_BYTES = 120
 _MAX_HINT = 4096
 _MAX_SUFFIX = 12
 
-_WORDS = {
-    "images": "image",
-    "videos": "video",
-    "audio": "audio",
-    "models_3d": "model",
-    "texts": "text",
-    "files": "file",
-}
 #: What a desktop runs, or lets do as it likes, at a double click. None of it is what a workflow makes.
 _RUN_ON_CLICK = re.compile(
     """app|appimage|application|bat|chm|cmd|com|command|cpl|desktop|dll|exe|gadget|hta|html?|jar|jse?|lnk|mht|mhtml
@@ -110,9 +90,10 @@ def plain_name(output: Output) -> str:
     name = "".join(char for char in hint if not _is_hidden(char))
     name = _trimmed(re.sub(r"\s+", " ", re.sub(r'[<>:"|?*]', "_", name)))
     stem, suffix = _split(name)
-    stem = _trimmed(stem) or _WORDS.get(output.kind, "file")
+    stem = _trimmed(stem) or output.kind.split("_")[0].removesuffix("s") or "file"
     if not suffix:
-        suffix = _suffix_of(output)
+        is_text = output.type == "text" or output.kind == "texts"
+        suffix = suffix_of(output.media_type or "") or ("txt" if is_text else "bin")
     elif _RUN_ON_CLICK.fullmatch(suffix):
         suffix += ".bin"
     if stem.split(".")[0].rstrip(" ").upper() in _DEVICES:
@@ -159,19 +140,8 @@ def _split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _suffix_of(output: Output) -> str:
-    known = suffix_of(output.media_type or "")
-    return known or ("txt" if output.type == "text" or output.kind == "texts" else "bin")
-
-
 def _shortened(stem: str, most: int) -> str:
-    """Return the stem cut to ``most`` bytes, not in the middle of a character or before the marks that belong to
-    one."""
+    """Return the stem cut to ``most`` bytes, not in the middle of a character."""
     if len(stem.encode()) <= most:
         return stem
-    cut = stem.encode()[:most].decode(errors="ignore")
-    if unicodedata.combining(stem[len(cut)]) or stem[len(cut)] in _JOINERS:
-        while cut and unicodedata.combining(cut[-1]):
-            cut = cut[:-1]
-        cut = cut[:-1]
-    return cut.rstrip(" ." + _JOINERS) or "file"
+    return stem.encode()[:most].decode(errors="ignore").rstrip(" ." + _JOINERS) or "file"

@@ -16,7 +16,6 @@ from settee.client.cli_options import Parse
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Unsure, UsageError
 from settee.client.display import Display
 from settee.client.endpoint import Endpoint, Job
-from settee.client.follow import Interrupted
 from settee.client.targets import Status
 from settee.client.under_way import UnderWay
 
@@ -118,15 +117,13 @@ class _Many:
                 kind = UsageError if isinstance(self._dead, UsageError) else NetworkError
                 raise kind(f"not sent: {self._dead.message}")
             self._done(row, document)
-        except Interrupted:
-            document["status"] = "sent"
         except ClientError as error:
             self._failed(row, error)
         except Exception as error:  # a thread's edge: the other jobs go on
             self._failed(row, ClientError(f"an internal error of the client: {type(error).__name__}: {error}"))
 
     def _done(self, row: Row, document: dict[str, Any]) -> None:
-        """Take the row's job up or send it, follow it, and save its outputs. Raises ClientError, Interrupted."""
+        """Take the row's job up or send it, follow it, and save its outputs. Raises ClientError."""
         job = self._jobs.begun(lambda: self._sent_before(row) or self._sent(row))
         document |= {"job_id": job.id, "seeds": job.seeds}
         try:

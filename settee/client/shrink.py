@@ -121,22 +121,19 @@ def _encoded(picture: Image, original: Image, path: Path, jpeg: int | None) -> b
     if jpeg is not None:
         format_name = "JPEG"
         picture = picture.convert({"LA": "L", "RGBA": "RGB"}.get(picture.mode, picture.mode))
-        options |= {"quality": jpeg, "optimize": True}
     elif original.format in ("JPEG", "MPO") and picture.mode in _JPEG_MODES:
         format_name = "JPEG"
-        options |= {"quality": _QUALITY, "optimize": True}
     elif original.format == "WEBP":
         format_name = "WEBP"
+        # Its pixels are in a VP8L chunk then (RFC 9649); a profile of more than 4 KiB before it hides it.
+        with path.open("rb") as file:
+            is_lossless = b"VP8L" in file.read(4096)
         # Colours under transparent pixels are part of the picture (exact).
-        options |= {"quality": _QUALITY, "exact": True, "lossless": _is_lossless_webp(path)}
+        options |= {"quality": _QUALITY, "exact": True, "lossless": is_lossless}
     elif picture.mode == "I":
         picture = picture.convert("I;16")  # PNG's most
+    if format_name == "JPEG":
+        options |= {"quality": jpeg or _QUALITY, "optimize": True}
     buffer = io.BytesIO()
     picture.save(buffer, format_name, **options)
     return buffer.getvalue()
-
-
-def _is_lossless_webp(path: Path) -> bool:
-    """Return True if its pixels are in a VP8L chunk (RFC 9649); a profile of more than 4 KiB before it hides it."""
-    with path.open("rb") as file:
-        return b"VP8L" in file.read(4096)

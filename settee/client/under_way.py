@@ -83,7 +83,8 @@ class UnderWay:
         try:
             result = job.wait(args.timeout, on_update=lambda now: self.display.update(now, name), stop=self.stop)
         except ClientError:
-            self._leave(job)
+            if not self.stop.is_set():
+                self._leave(job)
             raise
         for warning in result.warnings:
             self.display.line(f"{f'{name}: ' if name else ''}warning: {warning}")

@@ -6,9 +6,9 @@ import contextlib
 import difflib
 import io
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,27 +33,19 @@ _ISOLATION = re.compile(r"(?:settee-[0-9a-f]{8}-[0-9a-f]{4}/)+")
 _WANTED = "a workflow is JSON, or a PNG, WEBP, MP4 or WEBM that ComfyUI made"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A workflow as it was found: API format of a valid shape, or else the editor's format."""
+def read(text: str, *, stdin: BinaryIO, folder: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Return the workflow that ``text`` names, and what to call it in a message (the path as it was given).
 
-    data: dict[str, Any] = field(repr=False)
-    #: What to call it in a message: the path as it was given, ``standard input``.
-    shown: str
-
-
-def read(text: str, *, stdin: BinaryIO, folder: Path | None = None) -> Source:
-    """Return the workflow that ``text`` names: ``-`` (standard input), a path, or the name of a workflow in ``folder``.
-
-    ``folder``: by default the folders named workflows in the working directory and next to the package. A file that
-    exists takes precedence over a name. Raises UsageError.
+    ``text``: ``-`` (standard input), a path, or the name of a workflow in ``folder``, by default the folders named
+    workflows in the working directory and next to the package. A file that exists takes precedence over a name. The
+    workflow is checked (:func:`checked`). Raises UsageError.
     """
     if text == "-":
-        return _read(stdin, "standard input")
+        return _read(stdin, "standard input"), "standard input"
     path = _found(text, folder)
     try:
         with path.open("rb") as file:
-            return _read(file, str(path))
+            return _read(file, str(path)), str(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
@@ -80,7 +72,7 @@ def _found(text: str, folder: Path | None) -> Path:
     """Return the file for a path or a name. Raises UsageError."""
     if not text:
         raise UsageError("name a workflow: a file, - for standard input, or one of workflows/")
-    folders = _folders() if folder is None else [folder]
+    folders = [Path("workflows"), Path(__file__).parents[2] / "workflows"] if folder is None else [folder]
     path = Path(text)
     # What cannot be a path at all (too long, a NUL in it) is not there either; Python's versions differ about it.
     with contextlib.suppress(OSError, ValueError):
@@ -102,31 +94,28 @@ def _found(text: str, folder: Path | None) -> Path:
     raise UsageError(f"there is no file {text[:200]!r}, and no workflow of that name{hint}")
 
 
-def _folders() -> list[Path]:
-    return [Path("workflows"), Path(__file__).parents[2] / "workflows"]
-
-
 # --- reading -----------------------------------------------------------------------------------------
 
 
-def _read(file: BinaryIO, shown: str) -> Source:
-    if not file.seekable():  # a pipe
-        content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UsageError(f"{shown} is too large for a workflow (over {MAX_BYTES // 2**20} MiB)")
-        file = io.BytesIO(content)
-    start = file.tell()
+def _read(file: BinaryIO, shown: str) -> dict[str, Any]:
+    if not file.seekable():
+        file = io.BytesIO(_content(file, shown))  # a pipe
     head = file.read(media_metadata.HEAD)
-    file.seek(start)
+    file.seek(-len(head), os.SEEK_CUR)
     format_name = media_metadata.format_of(head)
     if format_name is not None:
-        return Source(checked(_of_picture(file, shown, format_name), shown), shown)
-    content = file.read(MAX_BYTES + 1)
+        return checked(_of_picture(file, shown, format_name), shown)
+    content = _content(file, shown)
     if not content.strip():
         raise UsageError(f"{shown} is empty: {_WANTED}")
+    return checked(_json(content, shown), shown)
+
+
+def _content(file: BinaryIO, shown: str) -> bytes:
+    content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise UsageError(f"{shown} is too large for a workflow (over {MAX_BYTES // 2**20} MiB)")
-    return Source(checked(_json(content, shown), shown), shown)
+    return content
 
 
 def _of_picture(file: BinaryIO, shown: str, format_name: str) -> Any:
@@ -178,9 +167,13 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
     clean = cleaned(data)
     _require_json(clean, shown)
     wrong = shape_problems(clean, max_nodes=_MAX_NODES) or link_problems(clean)
-    if problems := [f"{shown}: {_line_of(problem)}" for problem in wrong]:
-        more = len(problems) - _SHOWN_PROBLEMS
-        raise UsageError("\n".join(problems[:_SHOWN_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])))
+    if wrong:
+        lines = []
+        for problem in wrong[:_SHOWN_PROBLEMS]:
+            where = str(problem["path"]).removeprefix("workflow").removeprefix(".")[:200]
+            lines.append(f"{shown}: {where}{': ' if where else ''}{problem['problem']}")
+        more = len(wrong) - _SHOWN_PROBLEMS
+        raise UsageError("\n".join([*lines, f"… and {more} more"] if more > 0 else lines))
     return clean
 
 
@@ -195,28 +188,18 @@ def _workflow_in(data: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _line_of(problem: Mapping[str, Any]) -> str:
-    where = str(problem["path"]).removeprefix("workflow").removeprefix(".")[:200]
-    return f"{where}: {problem['problem']}" if where else str(problem["problem"])
-
-
 def _require_json(data: Mapping[str, Any], shown: str) -> None:
     """Raise UsageError for numbers that JSON cannot express, though Python reads and writes them."""
-    for name, value in data.items():
-        for part, inner in _inputs_of(value):
+    for name, node in data.items():
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        # A node's inputs one by one, to name the one; all else as it is.
+        for part, inner in inputs.items() if isinstance(inputs, dict) else [("", node)]:
+            where = f"{shown}: {name[:100]}" + (f".{part[:100]}" if part else "")
             try:
                 json.dumps(inner, allow_nan=False)
             except ValueError as error:
-                where = f"{name[:100]}{part}"
-                raise UsageError(f"{shown}: {where} holds NaN or an infinite number, which cannot be sent") from error
+                raise UsageError(f"{where} holds NaN or an infinite number, which cannot be sent") from error
             except RecursionError as error:
-                raise UsageError(f"{shown}: {name[:100]}{part} is nested too deeply") from error
+                raise UsageError(f"{where} is nested too deeply") from error
             except TypeError as error:  # of a caller in Python: a path, a number of another library's
-                raise UsageError(f"{shown}: {name[:100]}{part} is not a JSON value: {error}") from error
-
-
-def _inputs_of(value: Any) -> Iterable[tuple[str, Any]]:
-    """Return a node's inputs one by one, with how to name them; all else as it is."""
-    if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
-        return [(f".{name[:100]}", inner) for name, inner in value["inputs"].items()]
-    return [("", value)]
+                raise UsageError(f"{where} is not a JSON value: {error}") from error

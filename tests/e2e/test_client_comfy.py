@@ -14,7 +14,7 @@ import requests
 from PIL import Image
 
 from settee.client.client_errors import JobStopped, NetworkError, Rejected, UsageError
-from settee.client.follow import Interrupted, follow, result_of
+from settee.client.follow import follow, result_of
 from settee.client.targets import Answer, Status
 from settee.client.targets.comfy import Comfy
 from tests.support.bare_comfy import end, fetched, image, images, is_idle, loading, ran, running, sent
@@ -276,7 +276,7 @@ def test_another_process_resumes_and_cancels(server: EmbeddedServer, target: Com
     stop = threading.Event()
     stop.set()
     answer = sent(gone, slow(steps=200, delay_ms=15), delivery={"include_temp": True})
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped, match="stopped following"):
         follow(gone, answer, timeout_s=10, stop=stop)
     gone.close()
     assert running(target, answer).progress["node"] == "5", "its socket is taken over"

@@ -20,7 +20,7 @@ from settee.client.client_errors import (
     Rejected,
     UsageError,
 )
-from settee.client.follow import Interrupted, follow, result_of
+from settee.client.follow import follow, result_of
 from settee.client.targets import Answer, Status, Target, runpod
 from settee.client.targets.runpod import RunPod
 from tests.support.client_jobs import run, sent, target_of
@@ -242,7 +242,7 @@ def test_following_stops_at_once_while_runpod_is_away(api: PublicApi, target: Ru
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     begun = time.monotonic()
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped, match="stopped following"):
         follow(target, answer, timeout_s=600, stop=stop)
     assert time.monotonic() - begun < 10
     api.clear()

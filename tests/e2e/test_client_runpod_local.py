@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from settee.client.client_errors import JobStopped, NetworkError, Rejected, UsageError
-from settee.client.follow import Interrupted, follow
+from settee.client.follow import follow
 from settee.client.targets import Answer, Status
 from settee.client.targets.runpod import RunPod
 from tests.e2e.test_runpod_local import serving
@@ -64,7 +64,7 @@ def test_local_time_runs_out_and_stopping_is_at_once(local: RunPod) -> None:
     assert not local.keeps(answer.job_id)
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped, match="stopped following"):
         follow(local, answer, timeout_s=60, stop=stop)
     assert time.monotonic() - begun < 3
     assert follow(local, answer, timeout_s=math.inf).status is Status.COMPLETED

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from settee.base.text import printable
@@ -21,6 +21,9 @@ from settee.client.client_errors import ClientError, JobFailed, JobStopped, Netw
 from settee.client.job_outputs import Output, Unseal, plain_name
 from settee.client.saving.fetch_output import Fetcher
 from settee.client.saving.part_file import Part, check, open_part, place, write_base64, write_text
+
+if TYPE_CHECKING:
+    from settee.client.follow import Result
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,7 @@ class Saved:
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``--json`` reports of the file."""
-        output = self.output
-        found = {"path": str(self.path), "kind": output.kind, "node_id": output.node_id}
-        return {**found, "media_type": output.media_type, "size": self.size, "sha256": self.sha256}
+        return {"path": str(self.path), **_known(self.output, self.size, self.sha256)}
 
 
 def make_folder(out: Path) -> None:
@@ -51,13 +52,11 @@ def make_folder(out: Path) -> None:
 
 
 def save(
-    outputs: Sequence[Output],
+    result: Result,
     out: Path,
     *,
-    job_id: str,
-    unseal: Unseal | None = None,
     overwrite: bool = False,
-    note: Mapping[str, Any] | None = None,
+    metadata: bool = False,
     on_saved: Callable[[Saved], None] = lambda _: None,
     timeout_s: float = 3600.0,
     stop: threading.Event | None = None,
@@ -66,8 +65,8 @@ def save(
 
     Names are of our own choosing (:func:`settee.client.job_outputs.plain_name`). Nothing is ever overwritten, also
     not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job never
-    share a name. A file exists whole and checked, or not at all. With ``note``, what it holds is written next to each
-    file as JSON, with what is known of the file: ``a.png.json``. ``unseal`` opens sealed files.
+    share a name. A file exists whole and checked, or not at all. With ``metadata``, the job's id, seeds, timings,
+    warnings and workflow are written next to each file, with what is known of the file: ``a.png.json``.
 
     ``on_saved`` is called for each file once it is saved. ``timeout_s`` limits each download; ``stop`` ends them.
 
@@ -75,20 +74,20 @@ def save(
     was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else JobFailed;
     ``details["saved"]`` are the paths of the others. UsageError when ``out`` takes no files.
     """
-    if not outputs:
+    if not result.outputs:
         return []
     make_folder(out)
     saved: list[Saved] = []
     failures: list[tuple[Output, ClientError]] = []
     taken: set[str] = set()
     with Fetcher(timeout_s=timeout_s, stop=stop) as fetcher:
-        for output in outputs:
+        for output in result.outputs:
             try:
                 with open_part(out) as part:
-                    _fill(part, output, fetcher, unseal)
+                    _fill(part, output, fetcher, result.unseal)
                     part.finish()
-                    written = None if note is None else _noted(note, output, part)
-                    path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=written)
+                    note = _noted(result, output, part) if metadata else None
+                    path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=note)
                     saved.append(Saved(path, output, part.size, part.sha256))
             except ClientError as error:
                 failures.append((output, error))
@@ -97,7 +96,7 @@ def save(
             else:
                 on_saved(saved[-1])
     if failures:
-        raise _summed_up(job_id, len(outputs), failures, saved)
+        raise _summed_up(result, failures, saved)
     return saved
 
 
@@ -129,50 +128,52 @@ def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -
         )
 
 
-def _noted(note: Mapping[str, Any], output: Output, part: Part) -> Callable[[str], bytes]:
+def _known(output: Output, size: int, sha256: str) -> dict[str, Any]:
+    """Return what is reported of a file."""
+    found = {"kind": output.kind, "node_id": output.node_id, "media_type": output.media_type}
+    return {**found, "size": size, "sha256": sha256}
+
+
+def _noted(result: Result, output: Output, part: Part) -> Callable[[str], bytes]:
     """Return what writes a file's note once the file's name is known."""
+    job = {"job_id": result.job_id, "seeds": result.seeds, "timings": result.timings}
+    content = {
+        **_known(output, part.size, part.sha256),
+        **job,
+        "warnings": result.warnings,
+        "workflow": result.workflow,
+    }
 
     def written(name: str) -> bytes:
-        content = {
-            "file": name,
-            "kind": output.kind,
-            "node_id": output.node_id,
-            "media_type": output.media_type,
-            "size": part.size,
-            "sha256": part.sha256,
-            **note,
-        }
+        text = json.dumps({"file": name, **content}, ensure_ascii=False, indent=2)
         # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
-        return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode(errors="backslashreplace")
+        return (text + "\n").encode(errors="backslashreplace")
 
     return written
 
 
-def _summed_up(
-    job_id: str, count: int, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]
-) -> ClientError:
+def _summed_up(result: Result, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]) -> ClientError:
     """Return one error for all outputs that were not saved."""
-    errors = [error for _, error in failures]
+    problems = [(plain_name(output), error.message) for output, error in failures]
     kind: type[ClientError] = JobFailed
-    if any(isinstance(error, JobStopped) for error in errors):
-        kind = JobStopped
-    elif any(isinstance(error, NetworkError) for error in errors):
-        kind = NetworkError
-    elif all(isinstance(error, UsageError) for error in errors):
+    if all(isinstance(error, UsageError) for _, error in failures):
         kind = UsageError
+    for worse in (NetworkError, JobStopped):
+        if any(isinstance(error, worse) for _, error in failures):
+            kind = worse
     if len(failures) == 1:
-        message = f"{plain_name(failures[0][0])} was not saved: {errors[0].message}"
+        message = f"{problems[0][0]} was not saved: {problems[0][1]}"
     else:
-        message = f"{len(failures)} of {count} outputs were not saved:"
-        message += "".join(f"\n  {plain_name(output)}: {error.message}" for output, error in failures)
+        message = f"{len(failures)} of {len(result.outputs)} outputs were not saved:"
+        message += "".join(f"\n  {name}: {problem}" for name, problem in problems)
     if kind is not JobFailed:
         message += "\n" if len(failures) > 1 else "; "
-        message += f"--resume {printable(job_id[:300], '?')} fetches the result again"
+        message += f"--resume {printable(result.job_id[:300], '?')} fetches the result again"
     details = {
         "saved": [str(one.path) for one in saved],
-        "not_saved": [{"file": plain_name(output), "problem": error.message} for output, error in failures],
+        "not_saved": [{"file": name, "problem": problem} for name, problem in problems],
     }
-    return kind(message, details=details, job_id=job_id)
+    return kind(message, details=details, job_id=result.job_id)
 
 
 def _reason(error: OSError) -> str:

@@ -6,12 +6,9 @@ again. An address is a secret (S3 signs it): errors name its host only.
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -39,23 +36,6 @@ _REFUSALS = {
 }
 
 
-@dataclass
-class _Copy:
-    """A download under way. ``validator`` identifies this version of the server's file."""
-
-    url: str
-    part: Part
-    output: Output
-    deadline: float
-    validator: str | None = None
-
-    @property
-    def can_go_on(self) -> bool:
-        """Return True if the bytes in place may be kept: the server, or the hash, will show if they are of another
-        file."""
-        return self.part.size > 0 and (self.validator is not None or self.output.sha256 is not None)
-
-
 class Fetcher:
     """Fetches one job's outputs; a context manager, for its connections.
 
@@ -63,17 +43,10 @@ class Fetcher:
     """
 
     def __init__(
-        self,
-        *,
-        timeout_s: float = 3600.0,
-        stop: threading.Event | None = None,
-        silent_s: float = SILENT_S,
-        clock: Callable[[], float] = time.monotonic,
-        rand: Callable[[], float] = random.random,
+        self, *, timeout_s: float = 3600.0, stop: threading.Event | None = None, silent_s: float = SILENT_S
     ) -> None:
         self._timeout_s, self._silent_s = timeout_s, silent_s
         self._stop = stop or threading.Event()
-        self._clock, self._rand = clock, rand
 
     @cached_property
     def _http(self) -> Http:
@@ -94,94 +67,87 @@ class Fetcher:
         Raises NetworkError, Damaged for a file that twice differs from what the worker stated, JobStopped when
         ``stop`` is set, and OSError of the disk.
         """
-        copy = _Copy(output.data, part, output, self._clock() + self._timeout_s)
-        self._whole(copy)
+        deadline = time.monotonic() + self._timeout_s
+        self._whole(output, part, deadline)
         try:
             check(part, output)
         except Damaged:
             # Joined wrongly, or damaged on the way: again, from the front.
             part.start_over()
-            copy.validator = None
-            self._whole(copy)
+            self._whole(output, part, deadline)
             check(part, output)
 
-    def _whole(self, copy: _Copy) -> None:
+    def _whole(self, output: Output, part: Part, deadline: float) -> None:
         """Try until the body has come to its end."""
         from settee.net.failures import Broken, Refused
 
-        tries, host = 0, _host(copy.url)
+        tries, host = 0, _host(output.data)
         while True:
-            if self._stop.is_set():
-                raise _stopped()
-            before = copy.part.size
+            before = part.size
             try:
-                return self._once(copy)
+                return self._rest(output, part, deadline)
             except Refused as error:
                 raise NetworkError(f"{host}: {_REFUSALS.get(error.status, error.reason)}") from error
             except Broken as error:
-                tries = 1 if copy.part.size > before else tries + 1
-                pause_s = BACKOFF.pause_s(tries, error.wait_s, rand=self._rand)
-                if tries >= MAX_TRIES or self._clock() + pause_s > copy.deadline:
+                tries = 1 if part.size > before else tries + 1
+                pause_s = BACKOFF.pause_s(tries, error.wait_s)
+                if tries >= MAX_TRIES or time.monotonic() + pause_s > deadline:
                     raise NetworkError(f"{host}: {error.reason}") from error
                 self._stop.wait(pause_s)
 
-    def _once(self, copy: _Copy) -> None:
-        """Fetch what is missing. Raises Broken, Refused, NetworkError."""
+    def _rest(self, output: Output, part: Part, deadline: float) -> None:
+        """Fetch what is missing. Raises Broken, Refused, NetworkError, JobStopped."""
         from settee.net.failures import Broken, Refused
 
-        if not copy.can_go_on:
-            copy.part.start_over()
-        headers = {}
-        if copy.part.size:
-            headers["Range"] = f"bytes={copy.part.size}-"
-            if copy.validator is not None:
-                headers["If-Range"] = copy.validator
+        # Bytes in place are kept where the server, or the hash, will show if they are of another file.
+        if part.validator is None and output.sha256 is None:
+            part.start_over()
+        headers = {"Range": f"bytes={part.size}-"} if part.size else {}
+        if part.size and part.validator is not None:
+            headers["If-Range"] = part.validator
+        self._check_wanted(output, deadline)
         try:
-            answer = self._http.follow(copy.url, headers, redirects=_MAX_REDIRECTS)
+            answer = self._http.follow(output.data, headers, redirects=_MAX_REDIRECTS)
         except Refused as error:
-            if error.status != 416 or not copy.part.size:
+            if error.status != 416 or not part.size:
                 raise
-            copy.part.start_over()
+            part.start_over()
             raise Broken("it has another file there than before") from error
         try:
-            self._read(copy, answer, _end_of(copy, answer))
+            end = _end_of(part, answer)
+            most = end if output.size is None else output.size
+            for piece in answer.chunks(_PIECE):
+                part.write(piece)
+                if most is not None and part.size > most:
+                    return  # what is too long already would only fill the disk
+                self._check_wanted(output, deadline)
         finally:
             answer.done()
+        if end is not None and part.size < end:
+            raise Broken(f"the file breaks off after {part.size:,} of {end:,} bytes")
 
-    def _read(self, copy: _Copy, answer: Answer, end: int | None) -> None:
-        """Write everything that comes into the part. ``end``: its size then."""
-        from settee.net.failures import Broken
-
-        most = end if copy.output.size is None else copy.output.size
-        for piece in answer.chunks(_PIECE):
-            copy.part.write(piece)
-            if most is not None and copy.part.size > most:
-                # What is too long already would only fill the disk.
-                return
-            if self._stop.is_set():
-                raise _stopped()
-            if self._clock() > copy.deadline:
-                raise NetworkError(f"{_host(copy.url)}: not done within {self._timeout_s:g} s")
-        if end is not None and copy.part.size < end:
-            raise Broken(f"the file breaks off after {copy.part.size:,} of {end:,} bytes")
+    def _check_wanted(self, output: Output, deadline: float) -> None:
+        if self._stop.is_set():
+            raise JobStopped("stopped before it was saved")
+        if time.monotonic() > deadline:
+            raise NetworkError(f"{_host(output.data)}: not done within {self._timeout_s:g} s")
 
 
-def _end_of(copy: _Copy, answer: Answer) -> int | None:
+def _end_of(part: Part, answer: Answer) -> int | None:
     """Return the size of the file once this answer has come whole; None when it is not stated. Raises Broken."""
     from settee.net.failures import Broken
 
-    part, headers = copy.part, answer.headers
-    if answer.status == 206:
-        span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)", headers.get("Content-Range", "").strip())
-        if span is None or int(span[1]) != part.size:
-            part.start_over()
-            raise Broken("it sends another piece of the file than it was asked for")
-    elif part.size:
+    headers = answer.headers
+    span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)", headers.get("Content-Range", "").strip())
+    if answer.status != 206:
         part.start_over()
+    elif span is None or int(span[1]) != part.size:
+        part.start_over()
+        raise Broken("it sends another piece of the file than it was asked for")
     is_packed = headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
     etag = headers.get("ETag", "")
     # Weak ones do not promise equal bytes, and bytes that are packed again need not be equal.
-    copy.validator = etag if etag.startswith('"') and not is_packed else None
+    part.validator = etag if etag.startswith('"') and not is_packed else None
     if is_packed or "Transfer-Encoding" in headers or answer.length is None:
         return None
     return part.size + answer.length
@@ -194,7 +160,3 @@ def _host(url: str) -> str:
     except ValueError:
         host = ""
     return host if re.fullmatch(r"[A-Za-z0-9_.:-]{1,253}", host) else "its server"
-
-
-def _stopped() -> JobStopped:
-    return JobStopped("stopped before it was saved")

@@ -29,6 +29,8 @@ class Part:
         self.path = path
         #: Bytes so far.
         self.size = 0
+        #: Identifies this version of the file on its server, where that is known.
+        self.validator: str | None = None
         self._file = file
         self._sha256 = hashlib.sha256()
 
@@ -45,8 +47,7 @@ class Part:
     def start_over(self) -> None:
         self._file.seek(0)
         self._file.truncate()
-        self._sha256 = hashlib.sha256()
-        self.size = 0
+        self._sha256, self.size, self.validator = hashlib.sha256(), 0, None
 
     def finish(self) -> None:
         """Close the file. Raises OSError: a full disk may be reported only now."""
@@ -97,64 +98,57 @@ def write_text(text: str, part: Part) -> None:
 #: Appended to the whole name of a file: ``a.png`` and ``a.mp4`` of one job do not collide.
 NOTE_SUFFIX = ".json"
 
-#: Makes the JSON to write next to a file of this name.
-Note = Callable[[str], bytes]
 
-
-def place(part: Path, folder: Path, name: str, taken: set[str], *, overwrite: bool, note: Note | None) -> Path:
-    """Move the part to its name, or to the next free one: ``a-2.png``. Where it is now. Raises OSError.
+def place(
+    part: Path, folder: Path, name: str, taken: set[str], *, overwrite: bool, note: Callable[[str], bytes] | None
+) -> Path:
+    """Move the part to its name, or to the next free one: ``a-2.png``. Returns where it is now. Raises OSError.
 
     What was there before stays, unless ``overwrite``; names in ``taken`` (of this job, as :func:`names.same` has
-    them) are never used twice, and the ones used are added. With a note, its name must be free too.
+    them) are never used twice, and the ones used are added. ``note`` makes the JSON to write next to a file of a name;
+    with one, its name must be free too.
     """
+    move = _replaced if overwrite else _taken
     for candidate in numbered(name):
         names = [candidate, candidate + NOTE_SUFFIX] if note else [candidate]
         paths = [folder / one for one in names]
-        if any(same(one) in taken for one in names):
+        is_blocked = Path.is_dir if overwrite else os.path.lexists
+        if any(same(one) in taken for one in names) or any(map(is_blocked, paths)):
             continue
-        if any(path.is_dir() if overwrite else os.path.lexists(path) for path in paths):
-            continue
-        if note and not _write_note(paths[1], note(candidate), overwrite=overwrite):
-            continue
-        if overwrite:
-            os.replace(part, paths[0])
-        elif not _taken(part, paths[0]):
-            if note:
-                paths[1].unlink(missing_ok=True)
-            continue
-        taken.update(same(one) for one in names)
-        return paths[0]
+        with open_part(folder) if note else contextlib.nullcontext() as written:
+            if written and note:
+                written.write(note(candidate))
+                written.finish()
+                if not move(written.path, paths[1]):
+                    continue
+        if move(part, paths[0]):
+            taken.update(same(one) for one in names)
+            return paths[0]
+        if note:
+            paths[1].unlink(missing_ok=True)
     raise AssertionError("numbers end")
 
 
-def _write_note(path: Path, content: bytes, *, overwrite: bool) -> bool:
-    with open_part(path.parent) as part:
-        part.write(content)
-        part.finish()
-        if overwrite:
-            os.replace(part.path, path)
-            return True
-        return _taken(part.path, path)
+def _replaced(source: Path, target: Path) -> bool:
+    os.replace(source, target)
+    return True
 
 
 def _taken(source: Path, target: Path) -> bool:
     """Give the file this name as well, or instead; False when the name was taken, also by another process at the same
     time."""
-    try:
-        os.link(source, target)
-        return True
-    except FileExistsError:
-        return False
-    except OSError:
-        # FAT, many network shares and Android have no hard links: take the name with an empty file, then fill it.
+    with contextlib.suppress(FileExistsError):
         try:
-            target.open("xb").close()
+            os.link(source, target)
         except FileExistsError:
-            return False
-    try:
-        os.replace(source, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            target.unlink()
-        raise
-    return True
+            raise
+        except OSError:
+            # FAT, many network shares and Android have no hard links: take the name with an empty file, then fill it.
+            target.open("xb").close()
+            try:
+                os.replace(source, target)
+            except OSError:
+                target.unlink(missing_ok=True)
+                raise
+        return True
+    return False

@@ -31,8 +31,8 @@ def read(content: str | list[Any], *arguments: str, name: str = "jobs.jsonl") ->
     """The rows of a batch with this content, under these arguments."""
     text = content if isinstance(content, str) else "\n".join(json.dumps(row, ensure_ascii=False) for row in content)
     Path(name).write_text(text, encoding="utf-8", newline="")
-    args = cli._parser("client").parse_args([*arguments, "--batch", name])
-    return batch.read(name, args, cli._reparse("client"))
+    args = cli.parse([*arguments, "--batch", name])
+    return batch.read(name, args, cli.parse)
 
 
 def refused(content: str | list[Any], *arguments: str, name: str = "jobs.jsonl") -> str:
@@ -228,7 +228,7 @@ def test_a_ledger_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_very_long_repeat_begins_soon() -> None:
-    args = cli._parser("client").parse_args(["w.json", "--repeat", "100000"])
+    args = cli.parse(["w.json", "--repeat", "100000"])
     begun = time.process_time()
     rows = batch.repeated(args, args.repeat)
     assert len({row.key for row in rows}) == 100_000

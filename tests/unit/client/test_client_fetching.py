@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError
+from settee.client.follow import Result
 from settee.client.job_outputs import Output
 from settee.client.saving import fetch_output, save
 from settee.client.saving.fetch_output import Fetcher
@@ -54,7 +55,7 @@ def saved(server: FileServer, folder: Path, *, filename: str = "a.png", **keys: 
     """The file that was saved; its address has a signature."""
     address = keys.pop("url", f"{server.url}?{SECRET}")
     output = Output("images", filename, keys.pop("type", "s3_url"), address, **keys.pop("about", {}))
-    (one,) = save((output,), folder, job_id="job-1", **keys)
+    (one,) = save(Result("job-1", (output,)), folder, **keys)
     assert [path.name for path in folder.iterdir()] == [filename]
     return one.path.read_bytes()
 

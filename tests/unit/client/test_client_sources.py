@@ -30,7 +30,7 @@ EDITOR = {"nodes": [], "links": [], "version": 0.4}
 FIFO = hasattr(os, "mkfifo")
 
 
-def read(text: str | Path, *, stdin: bytes = b"", folder: Path | None = None) -> workflow_files.Source:
+def read(text: str | Path, *, stdin: bytes = b"", folder: Path | None = None) -> tuple[dict[str, Any], str]:
     return workflow_files.read(str(text), stdin=io.BytesIO(stdin), folder=folder)
 
 
@@ -51,15 +51,15 @@ def written(path: Path, content: bytes | str) -> Path:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
 def test_a_file_in_any_spelling_of_unicode(tmp_path: Path, encoding: str) -> None:
     path = written(tmp_path / "a.json", json.dumps(GRAPH, ensure_ascii=False).encode(encoding))
-    assert read(path) == workflow_files.Source(GRAPH, str(path))
+    assert read(path) == (GRAPH, str(path))
 
 
 def test_standard_input() -> None:
-    assert read("-", stdin=json.dumps(GRAPH).encode()) == workflow_files.Source(GRAPH, "standard input")
+    assert read("-", stdin=json.dumps(GRAPH).encode()) == (GRAPH, "standard input")
 
 
 def test_a_picture_through_standard_input() -> None:
-    assert read("-", stdin=(FILES / "still.png").read_bytes()).data["9:1"]["class_type"] == "SaveImage"
+    assert read("-", stdin=(FILES / "still.png").read_bytes())[0]["9:1"]["class_type"] == "SaveImage"
 
 
 @pytest.mark.skipif(not FIFO, reason="no named pipes here")
@@ -70,25 +70,25 @@ def test_a_pipe_that_nobody_can_seek_in(tmp_path: Path, name: str) -> None:
     writer = threading.Thread(target=lambda: pipe.write_bytes((FILES / name).read_bytes()))
     writer.start()
     try:
-        assert "9:1" in read(pipe).data
+        assert "9:1" in read(pipe)[0]
     finally:
         writer.join(10)
 
 
 def test_a_name_is_a_workflow_of_the_folder(tmp_path: Path) -> None:
     path = written(tmp_path / "invert.json", json.dumps(GRAPH))
-    assert read("invert", folder=tmp_path).shown == str(path)
-    assert read("invert.json", folder=tmp_path).data == GRAPH
+    assert read("invert", folder=tmp_path)[1] == str(path)
+    assert read("invert.json", folder=tmp_path)[0] == GRAPH
 
 
 def test_the_shipped_workflows_have_names_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert read("invert").data["1"]["class_type"] == "LoadImage"
+    assert read("invert")[0]["1"]["class_type"] == "LoadImage"
     (tmp_path / "workflows").mkdir()
     written(tmp_path / "workflows" / "invert.json", json.dumps(GRAPH))
-    assert read("invert").data == GRAPH, "one's own goes before the shipped one"
+    assert read("invert")[0] == GRAPH, "one's own goes before the shipped one"
     (tmp_path / "invert").mkdir()
-    assert read("invert").data == GRAPH, "a folder of the same name hides nothing"
+    assert read("invert")[0] == GRAPH, "a folder of the same name hides nothing"
 
 
 def test_a_name_does_not_leave_the_folder(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 
 def test_the_editors_format_is_passed_on_for_the_converter(tmp_path: Path) -> None:
     graph = {"nodes": [{"id": 1, "type": "SaveImage"}], "links": []}
-    assert read(written(tmp_path / "a.json", json.dumps(graph))).data == graph
+    assert read(written(tmp_path / "a.json", json.dumps(graph)))[0] == graph
 
 
 # --- what is wrong with it ---------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_what_comfyui_and_isolation_left_is_taken_out(tmp_path: Path) -> None:
         made = isolate(made, NodeRegistry(registry), run, {"1": "salt"})
     made["1"]["is_changed"] = ["a" * 64]
     made["57:8"]["is_changed"] = float("nan")
-    assert read(written(tmp_path / "a.json", json.dumps(made))).data == graph
+    assert read(written(tmp_path / "a.json", json.dumps(made)))[0] == graph
 
 
 def test_names_that_only_look_like_isolation_stay() -> None:
@@ -207,11 +207,11 @@ def test_names_that_only_look_like_isolation_stay() -> None:
 
 @pytest.mark.parametrize("name", ["still.png", "moving.png", "moving.webp", "film.mp4", "film.webm"])
 def test_files_of_a_real_comfyui(name: str) -> None:
-    source = read(FILES / name)
-    assert list(source.data) == ["1", "2", *(f"9:{number}" for number in range(1, 10))]
-    assert source.data["1"]["_meta"] == {"title": "Grün 🙂"}
-    assert source.data["2"] == {"class_type": "LoadAudio", "inputs": {"audio": "tone.wav"}}, "without is_changed"
-    assert source.shown == str(FILES / name)
+    data, shown = read(FILES / name)
+    assert list(data) == ["1", "2", *(f"9:{number}" for number in range(1, 10))]
+    assert data["1"]["_meta"] == {"title": "Grün 🙂"}
+    assert data["2"] == {"class_type": "LoadAudio", "inputs": {"audio": "tone.wav"}}, "without is_changed"
+    assert shown == str(FILES / name)
 
 
 def png(path: Path, *chunks: tuple[bytes, bytes], crc: int | None = None) -> Path:
@@ -240,7 +240,7 @@ TEXT = json.dumps(GRAPH, ensure_ascii=False).encode()
     ],
 )
 def test_every_kind_of_text_in_a_png(tmp_path: Path, chunk: tuple[bytes, bytes]) -> None:
-    assert read(png(tmp_path / "a.png", (b"tEXt", b"parameters\0steps: 20"), chunk)).data == GRAPH
+    assert read(png(tmp_path / "a.png", (b"tEXt", b"parameters\0steps: 20"), chunk))[0] == GRAPH
 
 
 def test_a_png_that_pillow_wrote(tmp_path: Path) -> None:
@@ -248,23 +248,23 @@ def test_a_png_that_pillow_wrote(tmp_path: Path) -> None:
     info.add_text("workflow", json.dumps(EDITOR))
     info.add_text("prompt", json.dumps(GRAPH, ensure_ascii=False), zip=True)
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
-    assert read(tmp_path / "a.png").data == GRAPH
+    assert read(tmp_path / "a.png")[0] == GRAPH
 
 
 def test_latin_1_as_pngs_specification_has_it(tmp_path: Path) -> None:
     graph = {"1": {"class_type": "A", "inputs": {"text": "Grün"}}}
     text = json.dumps(graph, ensure_ascii=False).encode("latin-1")
-    assert read(png(tmp_path / "a.png", (b"tEXt", b"prompt\0" + text))).data == graph
+    assert read(png(tmp_path / "a.png", (b"tEXt", b"prompt\0" + text)))[0] == graph
 
 
 def test_the_editors_graph_where_there_is_no_prompt(tmp_path: Path) -> None:
     path = png(tmp_path / "a.png", (b"tEXt", b"workflow\0" + json.dumps(EDITOR).encode()))
-    assert read(path).data == EDITOR
+    assert read(path)[0] == EDITOR
 
 
 def test_a_picture_cut_off_after_its_prompt_is_enough(tmp_path: Path) -> None:
     whole = (FILES / "still.png").read_bytes()
-    assert "9:1" in read(written(tmp_path / "a.png", whole[: len(whole) - 30])).data
+    assert "9:1" in read(written(tmp_path / "a.png", whole[: len(whole) - 30]))[0]
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_text_that_inflates_without_end(tmp_path: Path) -> None:
 def test_only_the_first_of_many_texts_is_inflated(tmp_path: Path) -> None:
     bomb = zlib.compress(b"[" * (media_metadata.MAX_TEXT // 2), 9)
     path = png(tmp_path / "a.png", *[(b"zTXt", b"workflow\0\0" + bomb)] * 100, (b"tEXt", b"prompt\0" + TEXT))
-    assert read(path).data == GRAPH
+    assert read(path)[0] == GRAPH
 
 
 def test_a_size_that_no_file_has(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_webp_in_either_byte_order(tmp_path: Path, order: str, prefix: bytes) 
     exif = prefix + (b"II*\0" if order == "<" else b"MM\0*")
     exif += struct.pack(f"{order}IHHHIII", 8, 1, 0x0110, 2, len(text), 26, 0) + text
     body = b"EXIF" + struct.pack("<I", len(exif)) + exif
-    assert read(written(tmp_path / "a.webp", b"RIFF\0\0\0\0WEBP" + body)).data == GRAPH
+    assert read(written(tmp_path / "a.webp", b"RIFF\0\0\0\0WEBP" + body))[0] == GRAPH
 
 
 def test_a_webp_that_pillow_wrote(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_webp_that_pillow_wrote(tmp_path: Path) -> None:
     exif[0x0110] = f"prompt:{json.dumps(GRAPH)}"
     exif[0x010F] = f"workflow:{json.dumps(EDITOR)}"
     image.save(tmp_path / "a.webp", exif=exif)
-    assert read(tmp_path / "a.webp").data == GRAPH
+    assert read(tmp_path / "a.webp")[0] == GRAPH
 
 
 def box(kind: bytes, *content: bytes) -> bytes:
@@ -343,7 +343,7 @@ def film(values: dict[str, bytes], *, quicktime: bool = False, large: bool = Fal
 @pytest.mark.parametrize("how", [{}, {"quicktime": True}, {"large": True}])
 def test_an_mp4_however_it_is_built(tmp_path: Path, how: dict[str, bool]) -> None:
     path = written(tmp_path / "a.mp4", film({"encoder": b"x", "prompt": TEXT}, **how))
-    assert read(path).data == GRAPH
+    assert read(path)[0] == GRAPH
 
 
 def test_boxes_in_boxes_in_boxes(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_boxes_in_boxes_in_boxes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", [GRAPH, json.dumps(GRAPH)])
 def test_a_comment_that_holds_both(tmp_path: Path, inner: object) -> None:
     comment = json.dumps({"workflow": EDITOR, "prompt": inner, "CreationTime": "…"}).encode()
-    assert read(written(tmp_path / "a.mp4", film({"comment": comment}))).data == GRAPH
+    assert read(written(tmp_path / "a.mp4", film({"comment": comment})))[0] == GRAPH
 
 
 @pytest.mark.parametrize("comment", [b"my film", b"[1]", b"{}", b"[" * 100_000])
@@ -383,7 +383,7 @@ def test_a_damaged_file_is_a_clear_error_or_no_matter(tmp_path: Path, name: str)
             start = chance.randrange(len(content))
             del content[start : start + chance.randrange(40)]
         try:
-            assert read(written(path, bytes(content))).data
+            assert read(written(path, bytes(content)))[0]
         except UsageError as error:
             messages.append(error.message)
     assert messages
