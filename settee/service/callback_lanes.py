@@ -13,6 +13,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 
 #: Of a status; a terminal callback waits as long as it is asked to.
 _MAX_STATUS_PAUSE_S = 60.0
-#: Statuses of a job that wait; a job has nine states.
-_MAX_WAITING = 100
 #: Requests to one host at a time.
 _MAX_AT_ONCE = 4
 
@@ -37,9 +36,8 @@ class Run:
     """One attempt of a job, as far as its callbacks go."""
 
     attempt_id: str
-    statuses: deque[tuple[Status, Post]] = field(default_factory=deque)
-    #: It takes statuses.
-    is_open: bool = True
+    #: Those that wait, oldest first: the newest of each state.
+    statuses: dict[Status, Post] = field(default_factory=dict)
     #: Once it has ended: until when its statuses may be sent before its terminal callback, by the clock.
     until: float | None = None
     terminal: PendingCallback | None = None
@@ -55,12 +53,8 @@ class Run:
         return self.terminal is None or self.tries > 0
 
     def put(self, state: Status, post: Post) -> None:
-        """Add a status; it takes the place of one of the same state that waits."""
-        if self.statuses and self.statuses[-1][0] is state:
-            self.statuses.pop()
-        elif len(self.statuses) >= _MAX_WAITING:
-            self.statuses.popleft()
-        self.statuses.append((state, post))
+        self.statuses.pop(state, None)
+        self.statuses[state] = post
 
 
 class Ends:
@@ -74,7 +68,7 @@ class Ends:
 
     def add(self, run: Run, ending: Ending) -> None:
         """Note how a run ended. With the lock held; :meth:`write` stores it."""
-        run.is_open, run.unstored = False, ending
+        run.unstored = ending
         self._unstored.append(run)
 
     def write(self, run: Run, *, forget_key: bool = False) -> None:
@@ -166,8 +160,8 @@ class Lane:
         self.runs: deque[Run] = deque()
         #: Set in the loop, whenever something has changed.
         self.changed = asyncio.Event()
-        #: asyncio itself keeps no strong reference to a task.
-        self.task: asyncio.Task[None] | None = None
+        #: Of :meth:`work`; asyncio itself keeps no strong reference to a task.
+        self.task: Future[None] | None = None
         self._rules, self._ends, self._lock = rules, ends, lock
 
     async def work(self, on_empty: Callable[[], object]) -> None:
@@ -229,7 +223,8 @@ class Lane:
                 if run.until is not None and (not run.statuses or time.monotonic() >= run.until):
                     run.statuses.clear()
                     return
-                state, post = run.statuses.popleft()
+                state = next(iter(run.statuses))
+                post = run.statuses.pop(state)
             answer = await self._deliver(run, state, post)
             if not answer.is_delivered:
                 level = logging.DEBUG if rules.has_failed else logging.WARNING
@@ -242,7 +237,7 @@ class Lane:
         def is_stale() -> bool:
             """It is not worth another try: the job has ended, or a newer heartbeat states the same."""
             with self._lock:
-                return not run.is_open or (bool(run.statuses) and run.statuses[0][0] is state)
+                return run.until is not None or state in run.statuses
 
         for failures in range(1, rules.max_retries + 2):
             left_s = float("inf") if run.until is None else run.until - time.monotonic()
@@ -253,7 +248,7 @@ class Lane:
                 break
             # A receiver that asks to be left alone is, also by newer heartbeats; they gather meanwhile.
             asked_s = min(answer.retry_after_s, _MAX_STATUS_PAUSE_S)
-            if await self._wait(asked_s, lambda: not run.is_open) or await self._wait(
+            if await self._wait(asked_s, lambda: run.until is not None) or await self._wait(
                 rules.pause_s(failures), is_stale
             ):
                 break

@@ -171,7 +171,7 @@ class Outbox:
     def _open_run(self, attempt: Attempt) -> Run | None:
         lane = self._lanes.get(attempt.job_id)
         runs = lane.runs if lane is not None else ()
-        return next((run for run in runs if run.attempt_id == attempt.id and run.is_open), None)
+        return next((run for run in runs if run.attempt_id == attempt.id and run.until is None), None)
 
     def _add(self, job_id: str, run: Run) -> None:
         """Append a run to the lane of its job id."""
@@ -180,13 +180,10 @@ class Outbox:
             lane = self._lanes.get(job_id)
             if lane is None:
                 lane = self._lanes[job_id] = Lane(job_id, self._rules, self._ends, self._lock)
-                self._loop.call_soon_threadsafe(self._begin, lane)
+                work = lane.work(on_empty=lambda: self._lanes.pop(job_id))
+                lane.task = asyncio.run_coroutine_threadsafe(work, self._loop)
             lane.runs.append(run)
             self._wake(job_id)
-
-    def _begin(self, lane: Lane) -> None:
-        """In the loop."""
-        lane.task = asyncio.get_running_loop().create_task(lane.work(lambda: self._lanes.pop(lane.job_id)))
 
     def _wake(self, job_id: str) -> None:
         lane, loop = self._lanes.get(job_id), self._loop
@@ -219,7 +216,7 @@ class Outbox:
                 self._wake(run.terminal.job_id if run.terminal else "")
         for callback in self._store.callbacks():
             if (callback.attempt_id, callback.key) not in known:
-                self._add(callback.job_id, Run(callback.attempt_id, is_open=False, until=0.0, terminal=callback))
+                self._add(callback.job_id, Run(callback.attempt_id, until=0.0, terminal=callback))
 
 
 def pending(attempt: Attempt, post: Post) -> PendingCallback:
