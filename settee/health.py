@@ -12,7 +12,7 @@ import sys
 import time
 
 from settee import __version__
-from settee.backends.comfy.http_api import Client
+from settee.backends.comfy.comfy_client import Client
 from settee.base.errors import SetteeError
 from settee.base.settings import Settings, load
 

@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from settee import __version__
-from settee.backends.comfy.process import SupervisedServer
-from settee.backends.comfy.process_group import end
+from settee.backends.comfy.process import SupervisedServer, end
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings, load

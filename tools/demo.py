@@ -18,8 +18,7 @@ from pathlib import Path
 import requests
 
 from settee import __version__
-from settee.backends.comfy.process import free_port
-from settee.backends.comfy.process_group import end
+from settee.backends.comfy.process import end, free_port
 from settee.base.settings import Settings, child_environment
 
 ROOT = Path(__file__).parents[1]

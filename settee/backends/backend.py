@@ -6,11 +6,13 @@ collects what it made. All calls come from one thread, for one job at a time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from settee.base.errors import JobCanceled, JobTimeout
 from settee.base.job import Artifact, Cancel, Job
 from settee.models.entry import ModelEntry
 from settee.staging.inputs import Staged
@@ -46,6 +48,13 @@ class Limits:
     cancel: Cancel
     deadline: float
 
+    def check(self) -> None:
+        """Raise JobCanceled or JobTimeout when the job must not go on."""
+        if self.cancel.is_set():
+            raise JobCanceled(self.cancel.reason or None)
+        if time.monotonic() >= self.deadline:
+            raise JobTimeout
+
 
 @dataclass(frozen=True, kw_only=True)
 class Notify:
@@ -59,7 +68,7 @@ class Notify:
 
 
 class Backend(Protocol):
-    """Raises a SetteeError for every way in which a job can fail; JobCanceled and JobTimeout as :class:`Limits` say."""
+    """Raises a SetteeError for every way in which a job can fail; JobCanceled and JobTimeout by :class:`Limits`."""
 
     #: The folders that it reads and writes, wiped around every job.
     workspace: Workspace
@@ -67,57 +76,45 @@ class Backend(Protocol):
     @property
     def unrecoverable(self) -> bool:
         """True when it cannot be brought back: only a new worker helps."""
-        ...
 
     @property
     def restarts(self) -> int: ...
 
     def start(self) -> None:
         """Begin to start, and return. Raises ConfigError."""
-        ...
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None: ...
 
+    def close(self) -> None: ...
+
     def settle(self) -> None:
         """Return when nothing of the job before is left in its memory or history."""
-        ...
 
     def quiet(self) -> AbstractContextManager[object]:
-        """For a sealed job: print nothing of what it prints meanwhile."""
-        ...
+        """Print nothing of what it prints meanwhile: a sealed job runs."""
 
     def check_policy(self, job: Job) -> None:
         """Refuse what can be refused before it is ready."""
-        ...
 
     def ready(self, limits: Limits, notify: Notify) -> None:
         """Return once it can run a job."""
-        ...
 
     def check(self, job: Job, entries: Sequence[ModelEntry]) -> Checked:
         """Find everything wrong with a job's graph that costs no GPU time, a model that is missing too."""
-        ...
 
     def take(self, job: Job, checked: Checked, staged: Sequence[Staged]) -> None:
         """Take a job's input files. Raises InvalidRequest for one that the graph loads and that did not come."""
-        ...
 
     def free(self) -> None:
         """Drop models and caches before the next graph."""
-        ...
 
     def execute(
         self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, notify: Notify
     ) -> Callable[[], Made]:
         """Run a graph to its end; the returned call collects what it made. When it raises, nothing of it runs on."""
-        ...
 
     def fetch(self, artifact: Artifact) -> Iterator[bytes]:
         """Yield the bytes of an artifact without a path."""
-        ...
 
     def end_job(self) -> None:
         """Begin to forget the job: :meth:`settle` waits for it."""
-        ...
-
-    def close(self) -> None: ...

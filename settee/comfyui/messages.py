@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from settee.base.json_io import loads
 from settee.comfyui.workflow import Workflow
 
 #: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). Its content
@@ -22,8 +21,6 @@ PICTURE_NODE = "SaveImageWebsocket"
 
 #: The very first message to send: previews then name their node (success_ksampler_preview_metadata.json).
 FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
-
-Loads = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class ImageEvent:
     is_preview: bool = False
 
 
-def text_event(raw: bytes, loads: Loads = json.loads) -> Event | None:
+def text_event(raw: bytes) -> Event | None:
     """Read a text frame; None for one that is skipped, or has another shape."""
     if raw.startswith(_SKIPPED):
         return None
@@ -64,7 +61,7 @@ def remaining(status: Event) -> int | None:
     return said if isinstance(said, int) else None
 
 
-def image_event(raw: bytes, loads: Loads = json.loads) -> ImageEvent | None:
+def image_event(raw: bytes) -> ImageEvent | None:
     """Read a binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
     if len(raw) < 8:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from settee.backends.comfy.artifacts import collect
+from settee.backends.comfy.artifacts import Collector
 from settee.backends.comfy.process import SupervisedServer
 from settee.backends.comfy.session import Ended
 from settee.base.errors import ComfyUnavailable, SetteeError
@@ -40,7 +40,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def collected(space: Workspace, outputs: dict[str, Any]) -> list[Any]:
-    return collect(Ended("settee-x", [outputs]), {}, UNKNOWN, workspace=space, include_temp=False).artifacts
+    return Collector(Ended("settee-x", [outputs]), {}, UNKNOWN, space).collect(False).artifacts
 
 
 @pytest.mark.parametrize("key", ["string", "value", "caption"])

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from settee.backends.comfy.artifacts import collect
-from settee.backends.comfy.http_api import Queue
-from settee.backends.comfy.watcher import Limits, Watcher
+from settee.backends.backend import Limits, Notify
+from settee.backends.comfy.artifacts import Collector
+from settee.backends.comfy.process import Server
+from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
+from settee.base.settings import load
 from settee.comfyui import isolation, problems
+from settee.comfyui.http_api import Queue
 from settee.comfyui.messages import Event, ImageEvent, Meter, image_event
 from settee.comfyui.node_registry import NodeRegistry
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
@@ -231,22 +234,19 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
             if not self.left:
                 yield Event("executing", {"node": None, "prompt_id": "p"})
 
-    pictures: list[ImageEvent] = []
+    server = Server(Client())  # type: ignore[arg-type]  # stands for one that has answered
     watcher = Watcher(
-        Client(),  # type: ignore[arg-type]  # stands for one that has answered
+        server,
         Socket(),  # type: ignore[arg-type]
         "p",
         {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
-        limits=Limits(10, 10, 10),
-        check_server=lambda: None,
-        owns_queue=True,
-        on_report=lambda _: None,
-        on_image=pictures.append,
-        may_send={"2"},
+        load(),
+        Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None),
+        senders={"2"},
     )
     with Cancel() as cancel:
-        watcher.wait(cancel, time.monotonic() + 10)
-    assert len(pictures) == 8
+        watcher.wait(Limits(cancel=cancel, deadline=time.monotonic() + 10))
+    assert len(watcher.pictures) == 8
 
 
 def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +255,9 @@ def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def spy(*args: Any, **named: Any) -> Any:
         kept.append(len(args[0].pictures))
-        return collect(*args, **named)
+        return Collector(*args, **named)
 
-    monkeypatch.setattr("settee.backends.comfy.comfy_backend.collect", spy)
+    monkeypatch.setattr("settee.backends.comfy.comfy_backend.Collector", spy)
     with Rig(tmp_path, embedded=True, comfy_args="--preview-method auto") as rig:
         assert rig.run(slow(steps=20, delay_ms=5)).outputs
     assert kept == [0]

@@ -49,7 +49,7 @@ def test_nothing_of_a_killed_workers_job_runs_on_or_reaches_the_next(tmp_path: P
         with Rig(tmp_path / "own", **settings) as rig:
             result = rig.run(empty(3))
             assert [output.filename for output in result.outputs] == ["made_00001_.png"]
-            rig.engine.backend._session.forgetter.settle()
+            rig.engine.backend._session.prompts.settle()
             eventually(rig.is_idle, what="an idle ComfyUI")
             history = requests.get(f"{server.url}/history", timeout=5).json()
             assert set(history) == {theirs["prompt_id"]}

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import requests
 
-from settee.backends.comfy.artifacts import collect
-from settee.backends.comfy.event_socket import EventSocket
+from settee.backends.backend import Limits, Notify
+from settee.backends.comfy.artifacts import Collector
 from settee.backends.comfy.session import Ended
+from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout, OutputMissing
 from settee.base.job import Artifact, Cancel, Kind, Progress, Status
+from settee.comfyui.event_socket import EventSocket
 from settee.comfyui.messages import Event, ImageEvent
 from settee.comfyui.node_registry import UNKNOWN
 from settee.staging.workspace import Workspace
@@ -59,7 +61,7 @@ def test_prompts_that_a_job_starts_are_followed_and_their_outputs_returned(rig: 
     result = rig.run(graph)
     assert sorted(output.node_id for output in result.outputs) == ["2", "9"]
     assert any("2 more prompt" in warning for warning in result.warnings)
-    rig.engine.backend._session.forgetter.settle()
+    rig.engine.backend._session.prompts.settle()
     history = requests.get(f"{rig.url}/history", timeout=5).json()
     assert not [entry for entry in history.values() if "BatchManagerLike" in json.dumps(entry["prompt"])]
 
@@ -91,11 +93,12 @@ def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Ri
 
     prompt_id = requests.post(f"{own_rig.url}/prompt", json={"prompt": empty()}, timeout=5).json()["prompt_id"]
     eventually(lambda: requests.get(f"{own_rig.url}/history/{prompt_id}", timeout=5).json(), what="its end")
-    watcher = own_rig.engine.backend._session._watcher(
-        Silent(own_rig.url), empty(), Ended("p"), lambda _: None, prompt_id, is_told=False
+    notify = Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None)
+    watcher = Watcher(
+        own_rig.server, Silent(own_rig.url), prompt_id, empty(), own_rig.settings, notify, gets_events=False
     )
     with Cancel() as cancel:
-        assert watcher.wait(cancel, time.monotonic() + 10)["outputs"]
+        assert watcher.wait(Limits(cancel=cancel, deadline=time.monotonic() + 10))["outputs"]
 
 
 def test_a_prompt_that_a_job_started_fails_the_job(rig: Rig) -> None:
@@ -242,7 +245,7 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
 
     def collected(name: str) -> list[Artifact]:
         (workspace.folders.output / name).write_bytes(b"x")
-        return collect(ended, empty(), UNKNOWN, workspace=workspace, include_temp=None).artifacts
+        return Collector(ended, empty(), UNKNOWN, workspace).collect(None).artifacts
 
     with pytest.raises(OutputMissing):
         collected("a.png")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.backends.comfy import http_api as client
+from settee.backends.comfy import comfy_client as client
 from settee.base.errors import (
     ComfyError,
     ComfyUnavailable,

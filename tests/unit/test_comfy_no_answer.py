@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from settee.backends.comfy.http_api import Client, NoAnswer
+from settee.backends.comfy.comfy_client import Client, NoAnswer
 from settee.backends.comfy.process import free_port
 
 

@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from settee.backends.backend import Checked, Limits, Made, Notify
-from settee.backends.comfy.artifacts import collect
-from settee.backends.comfy.process import ExternalServer, Server, SupervisedServer
-from settee.backends.comfy.prompts import check, prompt_ids
-from settee.backends.comfy.session import Ended, Hooks, Session
+from settee.backends.comfy.artifacts import Collector
+from settee.backends.comfy.process import Server, SupervisedServer, external
+from settee.backends.comfy.prompts import prompt_ids
+from settee.backends.comfy.session import Session
 from settee.base.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
 from settee.base.job import Artifact, Cancel, Job
 from settee.base.settings import Settings
 from settee.comfyui.graph import Graph, with_values
 from settee.comfyui.isolation import salts
-from settee.comfyui.messages import Report
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import class_problems, load_problems, path_problems, registry_problems
 from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
 from settee.comfyui.seeds import draw_seeds
-from settee.comfyui.workflow import Workflow, own_node
+from settee.comfyui.workflow import Workflow
 from settee.models.entry import ModelEntry
 from settee.models.required import as_missing, missing_models, names_of
 from settee.staging.images import unloadable
@@ -52,13 +51,13 @@ class ComfyBackend:
         if settings.comfy_url is None:
             self._server = SupervisedServer(settings, folders)
         else:
-            self._server = ExternalServer(settings.comfy_url)
+            self._server = external(settings.comfy_url)
             given = settings.comfy_input_dir, settings.comfy_output_dir
             self.is_shared = None not in given
             if given[0] is not None and given[1] is not None:
                 folders = Folders(input=given[0], output=given[1], temp=settings.comfy_temp_dir, are_shared=True)
         self.workspace = Workspace(folders, settings)
-        self._session = Session(self._server, settings, self.workspace.note)
+        self._session = Session(self._server, settings, self.workspace)
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -107,7 +106,13 @@ class ComfyBackend:
 
     def stop_leftovers(self, deadline: float, is_over: Callable[[], bool]) -> bool:
         """Wait until ComfyUI runs nothing of an earlier job, and has forgotten it; False if it still does."""
-        return self._session.prompts.settle(deadline, is_over)
+        prompts = self._session.prompts
+        had_any = bool(prompts.leftovers)
+        while prompts.leftovers and not is_over() and time.monotonic() < deadline:
+            prompts.stop_leftovers()  # each for COMFY_INTERRUPT_S at most
+        if had_any and not prompts.leftovers:
+            prompts.settle()
+        return not prompts.leftovers
 
     def queue(self) -> tuple[int, int]:
         """How many prompts run and wait. Raises ComfyError when ComfyUI does not answer at once."""
@@ -116,13 +121,13 @@ class ComfyBackend:
 
     def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
         """Ask for the node registry. Raises ComfyUnavailable, JobCanceled."""
-        self._server.wait_ready(self._session.patience_s, cancel, for_job=True)
+        self._server.wait_ready(self._session.ready_timeout_s, cancel, for_job=True)
         return self._server.client.node_registry()
 
     # --- one job: before it runs ----------------------------------------------------------------------------
 
     def settle(self) -> None:
-        self._session.forgetter.settle()
+        self._session.prompts.settle()
         self._server.new_job()
 
     def quiet(self) -> AbstractContextManager[object]:
@@ -138,7 +143,7 @@ class ComfyBackend:
             raise InvalidRequest.from_problems(problems, "workflow")
 
     def ready(self, limits: Limits, notify: Notify) -> None:
-        self._session.ready(limits.cancel, limits.deadline, notify.waiting)
+        self._session.ready(limits, notify)
 
     def check(self, job: Job, entries: Sequence[ModelEntry]) -> Checked:
         """Find what the node registry shows to be wrong. Raises InvalidRequest, WorkflowRejected, ModelMissing."""
@@ -184,7 +189,7 @@ class ComfyBackend:
         job, in a format that its loader knows: ComfyUI would only refuse the outputs it concerns."""
         for file in () if self.is_shared else staged:
             subfolder, name = posixpath.split(file.name)
-            self._server.client.upload(file.path, name=name, subfolder=subfolder)
+            self._server.client.put(file.path, name=name, subfolder=subfolder)
         if job.request.allow_partial or not job.options.takes_files:
             return  # ComfyUI's own word is enough
         files = {file.name: unloadable(file.path) for file in staged}
@@ -192,7 +197,7 @@ class ComfyBackend:
             raise InvalidRequest.from_problems(problems, "workflow")
 
     def free(self) -> None:
-        self._session.free()
+        self._session.prompts.free()
 
     # --- one job: its run -----------------------------------------------------------------------------------
 
@@ -200,47 +205,34 @@ class ComfyBackend:
         self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, notify: Notify
     ) -> Callable[[], Made]:
         graph = checked.graph
-
-        def on_report(report: Report) -> None:
-            node_id = own_node(graph, report.node_id or "")
-            class_type = graph[node_id]["class_type"] if node_id in graph else None
-            notify.progress(node_id or None, class_type, report.value, report.maximum, report.percent)
-
-        hooks = Hooks(
-            on_dirty=lambda: self.workspace.wipe("output", "temp"),
-            on_submitted=notify.submitted,
-            on_wait=notify.waiting,
-            on_report=on_report,
-        )
         # No other process writes to a ComfyUI of our own, and the workspace has been wiped.
         present = self.workspace.made()[0] if self.is_shared and not self._server.is_ours else []
         changed = salts(graph, {file.name: file.sha256 for file in staged})
         try:
-            ended = self._session.run(job, graph, changed, cancel=limits.cancel, deadline=limits.deadline, hooks=hooks)
+            ended = self._session.run(job, graph, changed, limits, notify)
         except WorkflowRejected as error:
             raise as_missing(error, graph, checked.entries) from error
-        return lambda: self._collected(job, graph, staged, ended, present, limits)
 
-    def _collected(
-        self, job: Job, graph: Workflow, staged: Sequence[Staged], ended: Ended, present: list[str], limits: Limits
-    ) -> Made:
         def pause() -> None:
             limits.cancel.wait(0.05)
-            check(limits.cancel, limits.deadline)
+            limits.check()
 
-        found = collect(
-            ended,
-            graph,
-            self._session.registry,
-            workspace=self.workspace if self.is_shared else None,
+        def collect() -> Made:
+            collector = Collector(
+                ended,
+                graph,
+                self._session.registry,
+                self.workspace if self.is_shared else None,
+                staged={file.name for file in staged},
+                present=present,
+                rewritten=self._rewritten(staged) if self.is_shared else (),
+                pause=pause,
+            )
             # A door with a destination of its own has no such option.
-            include_temp=None if job.options.destination else job.request.delivery.include_temp,
-            staged={file.name for file in staged},
-            present=present,
-            rewritten=self._rewritten(staged) if self.is_shared else (),
-            pause=pause,
-        )
-        return Made(found.artifacts, (*ended.warnings, *found.warnings))
+            made = collector.collect(None if job.options.destination else job.request.delivery.include_temp)
+            return Made(made.artifacts, (*ended.warnings, *made.warnings))
+
+        return collect
 
     def _rewritten(self, staged: Sequence[Staged]) -> list[str]:
         """Return files below input that nodes wrote; on a ComfyUI that others use, only those over the job's own."""
@@ -250,12 +242,10 @@ class ComfyBackend:
         return [name for name in ours if name not in theirs]
 
     def fetch(self, artifact: Artifact) -> Iterator[bytes]:
-        return self._server.client.view(
-            filename=artifact.filename, subfolder=artifact.comfy_subfolder, folder_type=artifact.folder_type
-        )
+        return self._server.client.view((artifact.folder_type, artifact.comfy_subfolder, artifact.filename))
 
     def end_job(self) -> None:
-        self._session.forgetter.begin()
+        self._session.prompts.begin_to_forget()
 
     def forget_note(self) -> None:
         """Note that nothing of a job is left in ComfyUI, unless something is."""
@@ -271,6 +261,3 @@ def _filled_in(graph: Workflow, registry: NodeRegistry, *, every: bool) -> tuple
         warnings.insert(0, "seeds: random: this workflow has no seed to draw")
     graph = with_values(graph, drawn.values)
     return with_values(graph, filled_prefixes(graph, time.localtime())), drawn.shown(), warnings
-
-
-__all__ = ["ComfyBackend"]

@@ -23,34 +23,37 @@ from settee.base.settings import Settings
 from settee.comfyui.model_folders import KINDS
 from settee.staging.workspace import Folders
 
-#: An option that says what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since
+log = logging.getLogger(__name__)
+
+#: An option for what ComfyUI keeps from one prompt to the next; it takes one of them only. Its own default since
 #: 0.33 keeps the tensors of all prompts while the host has memory, and sees no container's limit.
 _CHOOSES_CACHE = re.compile(r"--(cache-|high-ram)").match
+#: Holds custom nodes, and must hold nothing else: ComfyUI imports whatever is in such a folder.
+NODES = Path(__file__).parents[2] / "comfy_nodes"
+#: Folders of these names mean something else to ComfyUI: code it would run, or words of the file itself.
+_NOT_KINDS = {"base_path", "custom_nodes", "is_default"} | {name for names in KINDS.values() for name in names}
 
 
 def command_line(settings: Settings, folders: Folders, *, listen: str, port: int, further: Sequence[str]) -> list[str]:
-    """The program and its arguments; ``further`` ones go before COMFY_ARGS, which has the last word.
+    """Return the program and its arguments; ``further`` ones stand before COMFY_ARGS, which has the last word.
 
     Raises ConfigError when there is no ComfyUI to start.
     """
     program, own = _program(settings), _words("COMFY_ARGS", settings.comfy_args)
+    options = {
+        "--listen": listen,
+        "--port": port,
+        "--input-directory": folders.input,
+        "--output-directory": folders.output,
+        # ComfyUI appends "temp" to this by itself.
+        "--temp-directory": folders.temp.parent if folders.temp else folders.input.parent,
+        # With --enable-assets its database keeps the names of what jobs made; and one process alone can have its file.
+        "--database-url": "sqlite:///:memory:",
+    }
     return [
         *program,
-        "--listen",
-        listen,
-        "--port",
-        str(port),
-        "--input-directory",
-        str(folders.input),
-        "--output-directory",
-        str(folders.output),
-        # ComfyUI appends "temp" to this by itself.
-        "--temp-directory",
-        str(folders.temp.parent if folders.temp else folders.input.parent),
+        *(str(word) for option in options.items() for word in option),
         "--disable-auto-launch",
-        # With --enable-assets its database keeps the names of what jobs made; and one process alone can have its file.
-        "--database-url",
-        "sqlite:///:memory:",
         *further,
         *(() if any(map(_CHOOSES_CACHE, (*program, *own))) else ("--cache-classic",)),
         *own,
@@ -58,7 +61,7 @@ def command_line(settings: Settings, folders: Folders, *, listen: str, port: int
 
 
 def check_program(program: str, settings: Settings) -> None:
-    """Raises ConfigError when the first word of the command line cannot be run."""
+    """Raise ConfigError when the first word of the command line cannot be run."""
     if shutil.which(program) is None:
         which = "COMFY_COMMAND" if settings.comfy_command else "COMFY_PYTHON"
         raise ConfigError(f"{which}: {program!r} is not a program that can be run; give its whole path")
@@ -70,13 +73,14 @@ def _program(settings: Settings) -> list[str]:
         if not command:
             raise ConfigError("COMFY_COMMAND is empty")
         return command
-    main = settings.comfy_dir / "main.py"
-    if not main.is_file():
+    folder = settings.comfy_dir
+    if not (folder / "main.py").is_file():
         raise ConfigError(
-            f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR to its folder, "
+            f"there is no ComfyUI at COMFY_DIR={folder}: set COMFY_DIR to its folder, "
             "COMFY_URL to a running one, or COMFY_COMMAND"
         )
-    return [settings.comfy_python or _python_of(settings.comfy_dir), str(main)]
+    own = [str(path) for path in (folder / "venv/bin/python", folder / ".venv/bin/python") if path.exists()]
+    return [settings.comfy_python or next(iter(own), sys.executable), str(folder / "main.py")]
 
 
 def _words(name: str, line: str) -> list[str]:
@@ -86,34 +90,15 @@ def _words(name: str, line: str) -> list[str]:
         raise ConfigError(f"{name} is not a command line: {error}") from error
 
 
-def _python_of(comfy_dir: Path) -> str:
-    for candidate in (comfy_dir / "venv/bin/python", comfy_dir / ".venv/bin/python"):
-        if candidate.exists():
-            return str(candidate)
-    return sys.executable
-
-
-log = logging.getLogger(__name__)
-
-#: Holds custom nodes, and must hold nothing else: ComfyUI imports whatever lies in such a folder.
-NODES = Path(__file__).parents[2] / "comfy_nodes"
-
-#: Folders of these names mean something else to ComfyUI: code it would run, or words of the file itself.
-_NOT_KINDS = frozenset(
-    {"base_path", "custom_nodes", "is_default"} | {name for names in KINDS.values() for name in names}
-)
-
-
 class ExtraPaths:
     """The file for one ComfyUI after another; :meth:`remove` it at the end."""
 
     def __init__(self, settings: Settings, folders: Folders) -> None:
-        self._settings = settings
-        self._folders = folders
+        self._settings, self._folders = settings, folders
         self._file: Path | None = None
 
     def arguments(self) -> list[str]:
-        """For ComfyUI's command line; empty before the first :meth:`write`."""
+        """Return arguments for ComfyUI's command line; none before the first :meth:`write`."""
         if self._file is None:
             return []
         # Our nodes are loaded also under --disable-all-custom-nodes; without it the list means nothing.
@@ -135,7 +120,6 @@ class ExtraPaths:
             ) from error
 
     def remove(self) -> None:
-        """Remove the file."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.unlink()
@@ -143,9 +127,9 @@ class ExtraPaths:
 
 
 def content(settings: Settings, folders: Folders) -> dict[str, dict[str, str | bool]]:
-    """What the file says: sections of ``{kind: folders, one a line}``, in the order in which ComfyUI is to look.
+    """Return the file's sections, ``{kind: folders, one a line}``, in the order in which ComfyUI is to look.
 
-    Raises ConfigError for a folder of custom nodes that is not there: every job that uses one would fail.
+    Raises ConfigError for a folder of custom nodes that does not exist: every job that uses one would fail.
     """
     sections: dict[str, dict[str, str | bool]] = {"settee_nodes": {"custom_nodes": str(NODES)}}
     for number, name in enumerate(settings.custom_nodes_dirs, start=1):
@@ -174,11 +158,9 @@ def _kinds(folder: Path) -> dict[str, str | bool]:
         others = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
         log.debug("no further kinds of model: %s", error.strerror)
-        others = []
-    for name in others:
-        if name not in _NOT_KINDS and not name.startswith("."):
-            found[name] = str(folder / name)
-    return found
+        return found
+    others = [name for name in others if name not in _NOT_KINDS and not name.startswith(".")]
+    return found | {name: str(folder / name) for name in others}
 
 
 def _absolute(folder: Path) -> Path:

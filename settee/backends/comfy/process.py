@@ -13,14 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
 
+from settee.backends.comfy.comfy_client import Client
 from settee.backends.comfy.console import Console
-from settee.backends.comfy.http_api import Client
 from settee.backends.comfy.launch import ExtraPaths, check_program, command_line
-from settee.backends.comfy.process_group import exit_text, kill_group
 from settee.base.errors import ComfyError, ComfyUnavailable, ConfigError
 from settee.base.job import Cancel
 from settee.base.settings import Settings, child_environment
@@ -38,65 +36,41 @@ MAX_FAILED_STARTS = 4
 _FAILED_IMPORT = re.compile(r"(?:Cannot import|Skip) (\S.*) module for custom nodes(?:: | due to )(.*)")
 #: Seconds before the first restart; doubles with each failed start.
 _BACKOFF = Backoff(1.0, 15.0)
-#: ComfyUI tells nobody when it is ready, so it is asked this often (its start takes seconds).
+#: ComfyUI does not report that it is ready, so it is asked this often (its start takes seconds).
 _READY_POLL_S = 0.05
-#: Whoever waits longer than this is told what for, seconds.
-_TELL_AFTER_S = 3.0
+#: A longer wait is logged, seconds.
+_LOG_AFTER_S = 3.0
 #: How long ComfyUI may take over a SIGTERM. The platform gives the whole worker a few seconds.
 _CLOSE_S = 1.5
 #: How long to read on after ComfyUI's end: something it started may hold the pipe open.
 _LAST_WORDS_S = 2.0
 
 
-class Server(Protocol):
-    """A ComfyUI that jobs can be sent to."""
+class Server:
+    """A ComfyUI that jobs can be sent to. This one is there already: it can be asked, not restarted."""
 
-    client: Client
-    #: Rises with every start: a prompt submitted under another number is gone.
-    generation: int
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the worker started it, alone uses it, and may restart it."""
-        ...
-
-    #: Whether it printed that the thread which runs prompts has ended.
-    executor_died: bool
-    #: Custom nodes that it printed it could not import, and why.
-    failed_imports: dict[str, str]
-
-    @property
-    def unrecoverable(self) -> bool: ...
-    def quiet(self) -> AbstractContextManager[None]: ...
-    def new_job(self) -> None: ...
-    def start(self) -> None: ...
-    def is_running(self) -> bool: ...
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None: ...
-    def restart(self, reason: str) -> None: ...
-    def log_tail(self, lines: int = 20) -> list[str]: ...
-    def close(self) -> None: ...
-
-
-class ExternalServer:
-    """A ComfyUI at COMFY_URL: it can be asked, not restarted."""
-
+    #: True if the worker started it, alone uses it, and may restart it.
     is_ours = False
-    unrecoverable = False
-    executor_died = False
-    generation = 0
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        #: Rises with every start: a prompt submitted under another number is gone.
+        self.generation = 0
+        #: True once it printed that the thread which runs prompts has ended.
+        self.executor_died = False
+        #: Custom nodes that it printed it could not import, and why.
         self.failed_imports: dict[str, str] = {}
-        try:
-            self.client = Client(url)
-        except ValueError as error:
-            raise ConfigError(f"COMFY_URL: {error}; it looks like http://127.0.0.1:8188") from error
+
+    @property
+    def unrecoverable(self) -> bool:
+        """True when no restart will bring it back."""
+        return False
 
     def start(self) -> None:
-        """Nothing to start."""
+        """Begin to start, and return. Raises ConfigError."""
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Nothing that it prints is read."""
+        """Keep what ComfyUI prints out of the worker's log and out of reports: a sealed job is running."""
         return nullcontext()
 
     def new_job(self) -> None:
@@ -109,91 +83,109 @@ class ExternalServer:
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until it answers; for a job only while something listens there. Raises ComfyUnavailable."""
         client = self.client
-        if not _poll_ready(client, time.monotonic() + timeout_s, cancel, lambda: not (for_job and client.is_gone)):
-            if client.is_gone:
-                raise ComfyUnavailable(
-                    f"nothing listens at COMFY_URL ({client.url}): start ComfyUI there, or correct COMFY_URL"
-                )
-            raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({client.url}) within {timeout_s:g} s")
+        if self._answers(time.monotonic() + timeout_s, cancel, lambda: not (for_job and client.is_gone)):
+            return
+        if client.is_gone:
+            raise ComfyUnavailable(
+                f"nothing listens at COMFY_URL ({client.url}): start ComfyUI there, or correct COMFY_URL"
+            )
+        raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({client.url}) within {timeout_s:g} s")
+
+    def _answers(
+        self, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool], *, is_logged: bool = True
+    ) -> bool:
+        """Ask until it answers; False at the deadline, when canceled, or when ``go_on`` is False."""
+        pause = cancel if cancel is not None else threading.Event()
+        log_at = time.monotonic() + _LOG_AFTER_S
+        while go_on():
+            if is_logged and time.monotonic() > log_at:
+                log.info("still waiting for ComfyUI at %s", self.client.url)
+                log_at = time.monotonic() + 10 * _LOG_AFTER_S
+            try:
+                self.client.system_stats(timeout_s=max(0.1, min(5.0, deadline - time.monotonic())))
+                return True
+            except ComfyError:
+                if time.monotonic() >= deadline or pause.wait(_READY_POLL_S):
+                    return False
+        return False
 
     def restart(self, reason: str) -> None:
+        """Kill ComfyUI, whatever it is doing, and have it started again."""
         raise ComfyUnavailable(f"ComfyUI at COMFY_URL needs a restart ({reason}), which the worker cannot do")
 
     def log_tail(self, lines: int = 20) -> list[str]:
+        """Return the last lines that it printed for this job, without tracebacks and this host's paths."""
         return []
 
     def close(self) -> None:
         self.client.close()
 
 
-class SupervisedServer:
+def external(url: str) -> Server:
+    """Return the ComfyUI at COMFY_URL. Raises ConfigError."""
+    try:
+        return Server(Client(url))
+    except ValueError as error:
+        raise ConfigError(f"COMFY_URL: {error}; it looks like http://127.0.0.1:8188") from error
+
+
+class SupervisedServer(Server):
     """A ComfyUI of our own: started on loopback, its log captured, restarted with backoff when it ends."""
 
     is_ours = True
 
     def __init__(self, settings: Settings, folders: Folders, *, listen: str = "127.0.0.1") -> None:
-        self._settings = settings
-        self._folders = folders
-        self._listen = listen
+        self._settings, self._folders, self._listen = settings, folders, listen
         self._extra_paths = ExtraPaths(settings, folders)
         self._port = settings.comfy_port or free_port()
-        self.client = Client(f"http://127.0.0.1:{self._port}")
-        self.generation = 0
+        super().__init__(Client(f"http://127.0.0.1:{self._port}"))
         self._process: subprocess.Popen[bytes] | None = None
         self._console = Console(self._note)
-        self.executor_died = False
-        self.failed_imports: dict[str, str] = {}
         self._closing = threading.Event()
         #: Starts in a row that never answered.
         self._failed_starts = 0
-        self._answered = False
-        self._has_answered_once = False
-        #: A start was ended by us: what it would have come to is not known.
+        #: The last generation that answered.
+        self._answered = 0
+        #: True once a start was ended by us: what it would have come to is not known.
         self._was_killed = False
         self._exit_code: int | None = None
         self._is_supervised = False
-        self._reader = threading.Thread()
-        self._lock = threading.RLock()
-
-    # --- what it is ---------------------------------------------------------------------------------------
+        self._lock = threading.Lock()
 
     @property
     def unrecoverable(self) -> bool:
         # One that never came up and ends by itself lacks something that no second try brings.
-        tries = MAX_FAILED_STARTS if self._has_answered_once or self._was_killed else 1
+        tries = MAX_FAILED_STARTS if self._answered or self._was_killed else 1
         return self._failed_starts >= tries
 
     def command(self) -> list[str]:
-        """The command line, as a list. Raises ConfigError when there is no ComfyUI to start."""
+        """Return the command line. Raises ConfigError when there is no ComfyUI to start."""
         return command_line(
             self._settings, self._folders, listen=self._listen, port=self._port, further=self._extra_paths.arguments()
         )
 
     def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines ComfyUI printed for this job, without tracebacks and this host's paths."""
         return self._console.tail(lines)
 
     def _note(self, line: str) -> None:
-        """Python's own words for a thread that ended: ComfyUI lives on, and runs nothing any more. And ComfyUI's for
-        a custom node that it goes on without (nodes.load_custom_node)."""
+        """Notice Python's own words for a thread that ended: ComfyUI lives on, and runs nothing any more. And ComfyUI's
+        for a custom node that it goes on without (nodes.load_custom_node)."""
         if line.startswith("Exception in thread") and "prompt_worker" in line:
             self.executor_died = True
         elif failed := _FAILED_IMPORT.search(line):
             self.failed_imports[Path(failed[1]).name] = neutral(failed[2])[:200]
 
     def quiet(self) -> AbstractContextManager[None]:
-        """Keep what ComfyUI prints out of the worker's log and out of reports: a sealed job is running."""
         return self._console.quiet()
 
     def new_job(self) -> None:
         """Count what is printed from now on to another job; what a failed start printed belongs to no job."""
-        if self._has_answered_once:
+        if self._answered:
             self._console.forget()
 
     # --- life -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start ComfyUI and return at once; a thread watches it from now on. Raises ConfigError."""
         with self._lock:
             if self._is_supervised or self._closing.is_set():
                 return
@@ -212,8 +204,13 @@ class SupervisedServer:
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
-        if _poll_ready(self.client, time.monotonic() + timeout_s, cancel, self._may_come_up, is_told=False):
-            # Whoever looks first: it may be killed before the other one has seen it.
+
+        def may_come_up() -> bool:
+            return not (self.unrecoverable or self._closing.is_set())
+
+        # The supervisor waits too, and logs it.
+        if self._answers(time.monotonic() + timeout_s, cancel, may_come_up, is_logged=False):
+            # Whoever looks first: it may be killed before the supervisor has seen it.
             self._note_answer()
             return
         if self._closing.is_set():
@@ -228,47 +225,74 @@ class SupervisedServer:
             message += "; a package is missing: set COMFY_PYTHON to the Python that has ComfyUI's"
         raise ComfyUnavailable(message, details={"exit_code": self._exit_code, "log": tail})
 
-    def _may_come_up(self) -> bool:
-        return not self.unrecoverable and not self._closing.is_set()
-
     def restart(self, reason: str) -> None:
         """Kill ComfyUI, whatever it is doing; the supervising thread starts the next one."""
-        with self._lock:
-            process = self._process
+        process = self._process
         if process is not None and process.poll() is None:
             log.warning("restarting ComfyUI: %s", reason)
-            self._was_killed = True
-            kill_group(process, signal.SIGKILL)
+            self._kill(process)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 log.error("ComfyUI (pid %s) does not die", process.pid)
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        self._was_killed = True
+        signal_group(process, signal.SIGKILL)
 
     def close(self) -> None:
         """Stop ComfyUI: SIGTERM, then SIGKILL."""
         self._closing.set()
         with self._lock:
             process = self._process
-        if process is not None and process.poll() is None:
-            kill_group(process, signal.SIGTERM)
-            try:
-                process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                kill_group(process, signal.SIGKILL)
-                process.wait(5)
         if process is not None:
-            # What it started itself may have ignored the SIGTERM.
-            kill_group(process, signal.SIGKILL)
+            end(process, _CLOSE_S)
         self._extra_paths.remove()
         self.client.close()
 
-    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _supervise(self, first: Future[None]) -> None:
+        """Keep a ComfyUI running until close(); ``first`` gets to know whether the first start was possible.
+
+        All starts are this thread's: ComfyUI is tied to the life of the thread that started it (leash.py).
+        """
+        while True:
+            try:
+                with self._lock:
+                    if self._closing.is_set():
+                        return
+                    process = self._launch()
+            except ConfigError as error:
+                self._failed_starts += 1
+                if not first.done():
+                    first.set_exception(error)
+                    return
+                log.error("ComfyUI cannot be started again: %s", error)
+            else:
+                reader = threading.Thread(target=self._console.follow, args=(process.stdout,), daemon=True)
+                reader.start()
+                if not first.done():
+                    first.set_result(None)
+                self._await_answer(process)
+                self._exit_code = process.wait()
+                # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
+                signal_group(process, signal.SIGKILL)
+                if self._closing.is_set():
+                    return
+                reader.join(_LAST_WORDS_S)  # why it ended is in its last lines
+                log.error("ComfyUI ended with %s", exit_text(self._exit_code))
+                self._failed_starts += self._answered != self.generation
+            if self.unrecoverable:
+                return
+            self._closing.wait(_BACKOFF.pause_s(self._failed_starts) if self._failed_starts else 0.0)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         if _is_taken(self._port):
             raise ConfigError(
                 f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
             )
+        self._extra_paths.write()
+        command = self.command()
         check_program(command[0], self._settings)
-        self._answered = False
         try:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
             # dealt with its job. The worker's own secrets stay out of reach of custom nodes. Unbuffered: a line
@@ -288,85 +312,54 @@ class SupervisedServer:
         self._process = process
         self.executor_died = False
         self.failed_imports = {}
-        self._reader = _thread("comfyui-log", self._console.follow, process.stdout)
-        _thread("comfyui-start", self._watch_start, process)
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
         return process
 
-    def _note_answer(self) -> None:
-        self._answered = self._has_answered_once = True
-        self._failed_starts = 0
-
-    def _watch_start(self, process: subprocess.Popen[bytes]) -> None:
+    def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""
-        limit = self._settings.comfy_start_timeout_s
-        if _poll_ready(self.client, time.monotonic() + limit, None, lambda: process.poll() is None):
+        limit_s = self._settings.comfy_start_timeout_s
+        if self._answers(time.monotonic() + limit_s, None, lambda: process.poll() is None):
             self._note_answer()
         elif process.poll() is None and not self._closing.is_set():
-            log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit)
-            self._was_killed = True
-            kill_group(process, signal.SIGKILL)
+            log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit_s)
+            self._kill(process)
 
-    def _supervise(self, first: Future[None]) -> None:
-        """Keep a ComfyUI running until close(); ``first`` learns whether the first start was possible.
-
-        All starts are this thread's: ComfyUI is tied to the life of the thread that started it (leash.py).
-        """
-        while not self._closing.is_set():
-            try:
-                with self._lock:
-                    if self._closing.is_set():
-                        return
-                    self._extra_paths.write()
-                    process = self._launch(self.command())
-            except ConfigError as error:
-                self._failed_starts += 1
-                if not first.done():
-                    first.set_exception(error)
-                    return
-                log.error("ComfyUI cannot be started again: %s", error)
-            else:
-                if not first.done():
-                    first.set_result(None)
-                self._exit_code = process.wait()
-                # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
-                kill_group(process, signal.SIGKILL)
-                if self._closing.is_set():
-                    return
-                self._reader.join(_LAST_WORDS_S)  # why it ended is in its last lines
-                log.error("ComfyUI ended with %s", exit_text(self._exit_code))
-                if not self._answered:
-                    self._failed_starts += 1
-            if self.unrecoverable:
-                return
-            backoff = _BACKOFF.pause_s(self._failed_starts) if self._failed_starts else 0.0
-            self._closing.wait(backoff)
+    def _note_answer(self) -> None:
+        self._answered = self.generation
+        self._failed_starts = 0
 
 
-def _poll_ready(
-    client: Client, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool], *, is_told: bool = True
-) -> bool:
-    """``is_told``: log that it is waited for; False where the supervisor waits too."""
-    pause = cancel if cancel is not None else threading.Event()
-    told = time.monotonic() + _TELL_AFTER_S
-    while go_on():
-        if is_told and time.monotonic() > told:
-            log.info("still waiting for ComfyUI at %s", client.url)
-            told = time.monotonic() + 10 * _TELL_AFTER_S
-        try:
-            client.system_stats(timeout_s=max(0.1, min(5.0, deadline - time.monotonic())))
-        except ComfyError:
-            if time.monotonic() >= deadline or pause.wait(_READY_POLL_S):
-                return False
-        else:
-            return True
-    return False
+# --- processes and ports ------------------------------------------------------------------------------------------
 
 
-def _thread(name: str, target: Callable[[Any], None], subject: Any) -> threading.Thread:
-    thread = threading.Thread(target=target, args=(subject,), name=name, daemon=True)
-    thread.start()
-    return thread
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a process and, where it leads a session, everything that it started; nothing for what has ended."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        process.send_signal(number)  # it leads none
+    except PermissionError:
+        # macOS answers so for a group whose members are all zombies.
+        log.debug("process group %s is gone", process.pid)
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM, and after ``grace_s`` seconds SIGKILL for what is left."""
+    if process.poll() is None:
+        signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    # What it started itself may have ignored the SIGTERM.
+    signal_group(process, signal.SIGKILL)
+    process.wait(5)
+
+
+def exit_text(code: int | None) -> str:
+    """Return an exit code as a person reads it."""
+    if code is not None and code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"signal {names.get(-code, -code)}"
+    return f"exit code {code}"
 
 
 def free_port() -> int:

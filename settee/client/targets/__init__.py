@@ -55,28 +55,19 @@ class Target(Protocol):
 
     def submit(self, payload: dict[str, Any]) -> Answer:
         """Begin a job. With a target that answers when the job has ended (/runsync), it may be over already."""
-        ...
 
     def status(self, job_id: str) -> Answer: ...
 
     def cancel(self, job_id: str) -> None:
-        """Ask for a job's end; :meth:`status` shows when it has come. Raises UsageError where the target cannot
-        cancel."""
-        ...
+        """Ask for a job's end, which :meth:`status` shows. Raises UsageError where the target cannot cancel."""
 
     def keeps(self, job_id: str) -> bool:
-        """Return True if the target keeps the job: its status can be asked for, and it can be canceled, by its id
-        later."""
-        ...
+        """Return True if the job can be asked for and canceled by its id later."""
 
     def health(self) -> dict[str, Any]:
         """Return the target's own health report, as it is."""
-        ...
 
     def node_registry(self) -> NodeRegistry | None:
         """ComfyUI's node registry, where it can be asked."""
-        ...
 
-    def close(self) -> None:
-        """Close its connections."""
-        ...
+    def close(self) -> None: ...

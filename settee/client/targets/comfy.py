@@ -9,22 +9,24 @@ a user of its page expects them.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Unsure
-from settee.client.targets import Answer, Status, comfy_request, comfy_result
-from settee.client.targets.comfy_api import Queue, Wire, json_of
+from settee.client.targets import Answer, Status, comfy_job
+from settee.client.targets.comfy_api import SUBMIT_S, Wire
 from settee.client.targets.comfy_events import Events, Heard
-from settee.client.targets.comfy_request import Asked
-from settee.client.targets.comfy_result import Entry
-from settee.client.targets.json_http import Reply, limited
+from settee.client.targets.comfy_job import Asked, Entry
+from settee.client.targets.json_http import limited
 from settee.comfyui.history import mapping, saving_nodes
+from settee.comfyui.http_api import Queue, Reply
 from settee.comfyui.messages import PICTURE_NODE
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow
@@ -39,25 +41,27 @@ FRESH_S = 10.0
 STALL_S = 15.0
 #: How long pictures may come after the history entry, seconds.
 PICTURES_S = 10.0
+#: The newest entries of history in which the prompts that a job's nodes started are looked for.
+RECENT = 100
 
 GONE = "{name} does not know job {job_id} (any more): its history is lost when it is restarted or cleared"
 
 
 @dataclass
 class _Sent:
-    """State of a job that has not ended. Times are the clock's."""
+    """State of a job that has not ended."""
 
-    workflow: Workflow
-    #: Nodes whose outputs may be pictures that are only sent.
-    senders: frozenset[str] = frozenset()
+    workflow: Workflow = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     timeout_s: float | None = None
-    runs_since: float | None = None
-    absent_since: float | None = None
-    idle_since: float | None = None
-    ended_since: float | None = None
     is_canceled: bool = False
     is_late: bool = False
+    #: Since when, by the clock, something has held.
+    since: dict[str, float] = field(default_factory=dict)
+
+    def lasted_s(self, what: str, now: float) -> float:
+        """Return for how long this has held, from the first time that it was asked for."""
+        return now - self.since.setdefault(what, now)
 
 
 class Comfy:
@@ -78,7 +82,6 @@ class Comfy:
         self._api_key, self._clock = api_key, clock
         self._wire = Wire(base_url, name=self.name)
         self._events = Events(base, clock=clock)
-        self._lock = threading.Lock()
         self._info_lock = threading.Lock()
         self._registry: NodeRegistry | None = None
         self._sent: dict[str, _Sent] = {}
@@ -111,20 +114,17 @@ class Comfy:
         Raises UsageError for what only a worker can do, Rejected for a file that it does not take, NetworkError; one
         with a ``job_id`` when it is not known whether the prompt was queued under that id.
         """
-        asked = comfy_request.read(payload)
+        asked = comfy_job.read(payload)
         registry = self.node_registry()
-        places = {name: self._wire.put(name, comfy_request.upload(name, data)) for name, data in asked.files.items()}
+        places = {name: self._wire.put(name, base64.b64decode(data)) for name, data in asked.files.items()}
         job_id = str(uuid.uuid4())
-        workflow = comfy_request.with_files(asked.workflow, places)
-        senders = frozenset(registry.picture_senders(workflow))
+        workflow = comfy_job.with_files(asked.workflow, places)
+        sent = _Sent(workflow, timeout_s=asked.timeout_s)
         # Before the prompt: ComfyUI does not repeat messages.
-        self._events.open()
-        self._events.watch(job_id, workflow, senders)
-        sent = _Sent(workflow, senders=senders, timeout_s=asked.timeout_s)
-        with self._lock:
-            self._sent[job_id] = sent
+        self._events.watch(job_id, workflow, registry)
+        self._sent[job_id] = sent
         try:
-            answer = self._queue_prompt(job_id, sent, asked, comfy_request.salted(workflow, registry, job_id))
+            answer = self._queue_prompt(job_id, sent, asked)
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._withdraw(job_id)  # Ctrl-C: its id is known nowhere else
@@ -134,39 +134,33 @@ class Comfy:
             self._forget(job_id)
         return answer
 
-    def _queue_prompt(self, job_id: str, sent: _Sent, asked: Asked, workflow: Workflow) -> Answer:
-        extra_data = dict(asked.extra_data)
+    def _queue_prompt(self, job_id: str, sent: _Sent, asked: Asked) -> Answer:
+        registry, extra_data = self.node_registry(), dict(asked.extra_data)
         if self._api_key:
             extra_data.setdefault("api_key_comfy_org", self._api_key)
         if asked.include_temp:
-            extra_data[comfy_result.NOTES] = {"include_temp": True}
-        body = {"prompt": workflow, "prompt_id": job_id, "client_id": self._events.client_id, "extra_data": extra_data}
+            extra_data[comfy_job.NOTES] = {"include_temp": True}
+        salted = comfy_job.salted(sent.workflow, registry, job_id)
         try:
-            reply = self._wire.prompt(body)
+            reply = self._wire.post_prompt(salted, job_id, self._events.client_id, extra_data, SUBMIT_S)
         except Unsure as error:
-            refused = self._left_out(job_id, workflow, error)
+            reply = Reply(200, {"node_errors": self._left_out(job_id, sent.workflow, error)})
+        answer = mapping(reply.data)
+        node_errors = mapping(answer.get("node_errors"))
+        if reply.status == 200 and not node_errors:
+            return Answer(job_id, Status.IN_QUEUE)
+        if reply.status in (200, 400):
+            line, details = comfy_job.refusal(mapping(answer.get("error")), node_errors, sent.workflow, registry)
         else:
-            if reply.status != 200:
-                return self._refusal(job_id, reply, workflow)
-            refused = mapping(json_of(reply).get("node_errors"))
-        if refused:
-            line, details = comfy_request.refusal({}, refused, sent.workflow, self.node_registry())
-            if not asked.allow_partial:
-                # 200 all the same: ComfyUI runs the valid outputs, and reports nothing about the others later.
-                self._withdraw(job_id)
-                return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
+            line, details = f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log", {}
+        if reply.status == 200 and asked.allow_partial:
             sent.warnings = tuple(
                 f"not run (allow_partial): {problem['path']}: {problem['problem']}" for problem in details["problems"]
             )
-        return Answer(job_id, Status.IN_QUEUE)
-
-    def _refusal(self, job_id: str, reply: Reply, workflow: Workflow) -> Answer:
-        if reply.status == 400:
-            said = json_of(reply)
-            error, node_errors = mapping(said.get("error")), mapping(said.get("node_errors"))
-            line, details = comfy_request.refusal(error, node_errors, workflow, self.node_registry())
-        else:
-            line, details = f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log", {}
+            return Answer(job_id, Status.IN_QUEUE)
+        if reply.status == 200:
+            # ComfyUI runs the valid outputs, and reports nothing about the others later.
+            self._withdraw(job_id)
         return Answer(job_id, Status.FAILED, error=line, code="workflow_rejected", details=details)
 
     def _left_out(self, job_id: str, workflow: Workflow, unsure: Unsure) -> dict[str, Any]:
@@ -175,13 +169,17 @@ class Comfy:
         Raises NetworkError when it does not show up: it may still be being validated, so it is not sent again.
         """
         give_up, pause_s = self._clock() + LOOK_S, 0.05
-        while (item := self._seen(job_id, give_up)) is None:
-            if self._clock() >= give_up:
-                message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
-                raise NetworkError(message, job_id=job_id) from unsure
-            # No event reports that ComfyUI has validated.
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
+        with limited(threading.Event(), lambda: give_up - self._clock()):
+            while True:
+                with contextlib.suppress(NetworkError):
+                    if (item := self._wire.item(job_id)) is not None:
+                        break
+                if self._clock() >= give_up:
+                    message = f"{unsure.message}; --resume {job_id} looks for it, --cancel {job_id} ends it"
+                    raise NetworkError(message, job_id=job_id) from unsure
+                # No event reports that ComfyUI has validated.
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 1.0)
         runs = item[4] if len(item) > 4 and isinstance(item[4], list) else []
         error = {"type": "not_run", "message": "it would not run; the reason was lost with ComfyUI's answer"}
         return {
@@ -190,70 +188,61 @@ class Comfy:
             if node_id not in runs
         }
 
-    def _seen(self, job_id: str, give_up: float) -> list[Any] | None:
-        with contextlib.suppress(NetworkError), limited(threading.Event(), lambda: give_up - self._clock()):
-            return self._wire.item(job_id)
-        return None
-
     # --- how it stands -----------------------------------------------------------------------------------------
 
     def status(self, job_id: str) -> Answer:
         """Raises JobStopped for a job that ComfyUI does not know, NetworkError."""
-        heard = self._events.heard(job_id)
-        with self._lock:
-            sent = self._sent.get(job_id)
+        heard, sent = self._events.heard(job_id), self._sent.get(job_id)
         entry = self._wire.history(job_id)
         if entry is None:
             # While the socket reports that it runs the queue is not needed, which holds all graphs.
-            if sent is not None and heard is not None and _surely_runs(heard):
+            if sent and heard and heard.surely_runs and self._clock() - heard.last < FRESH_S:
                 return self._under_way(job_id, sent, heard)
             queue = self._wire.queue()
-            if (item := queue.item(job_id)) is not None:
+            if (item := queue.items.get(job_id)) is not None:
                 return self._queued(job_id, sent or self._adopted(job_id, item), queue)
             # It may have ended between the two questions.
             entry = self._wire.history(job_id)
         if entry is None:
             return self._vanished(job_id, sent)
-        answer = self._ended(job_id, Entry(entry), sent)
+        answer = self._ended(job_id, Entry(entry), sent or _Sent(), self._events.heard(job_id) or Heard())
         if answer.status.is_terminal:
             self._forget(job_id)
         return answer
 
     def _adopted(self, job_id: str, item: list[Any]) -> _Sent:
         """Return a job that another process sent."""
-        workflow = mapping(item[2]) if len(item) > 2 else {}
-        senders = frozenset(self.node_registry().picture_senders(workflow))
+        workflow = Entry({"prompt": item}).workflow
         client_id = mapping(item[3]).get("client_id") if len(item) > 3 else None
         if isinstance(client_id, str):
-            self._events.adopt(client_id, job_id, workflow, senders)
-        with self._lock:
-            return self._sent.setdefault(job_id, _Sent(workflow, senders=senders))
+            self._events.watch(job_id, workflow, self.node_registry(), client_id)
+        return self._sent.setdefault(job_id, _Sent(workflow))
 
     def _queued(self, job_id: str, sent: _Sent, queue: Queue) -> Answer:
-        sent.absent_since = None
-        if queue.runs(job_id):
+        sent.since.pop("absent", None)
+        if job_id in queue.running:
             return self._under_way(job_id, sent, self._events.heard(job_id) or Heard())
-        now, progress = self._clock(), {}
-        sent.idle_since = None if queue.running else _first(sent.idle_since, now)
-        if sent.idle_since is not None and now - sent.idle_since >= STALL_S:
+        progress = {}
+        if queue.running:
+            sent.since.pop("idle", None)
+        elif (idle_s := sent.lasted_s("idle", self._clock())) >= STALL_S:
             # An executor thread that died leaves a server that answers, and runs nothing (worker_death.json).
-            progress = {"message": f"ComfyUI has run nothing for {now - sent.idle_since:.0f} s: see its log"}
-        return Answer(job_id, Status.IN_QUEUE, queue_position=queue.ahead(job_id), progress=progress)
+            progress = {"message": f"ComfyUI has run nothing for {idle_s:.0f} s: see its log"}
+        ahead = len(queue.running) + queue.pending.index(job_id)
+        return Answer(job_id, Status.IN_QUEUE, queue_position=ahead, progress=progress)
 
     def _under_way(self, job_id: str, sent: _Sent, heard: Heard) -> Answer:
-        now = self._clock()
-        sent.runs_since = _first(sent.runs_since, now)
-        if sent.timeout_s is not None and now - sent.runs_since >= sent.timeout_s and not sent.is_late:
+        report, runs_s = heard.report, sent.lasted_s("runs", self._clock())
+        if sent.timeout_s is not None and runs_s >= sent.timeout_s and not sent.is_late:
             sent.is_late = True
             self.cancel(job_id)
-        node = mapping(sent.workflow.get(heard.node_id or ""))
         progress = {
             "phase": "running",
-            "percent": heard.percent if heard.has_begun else None,
-            "node": heard.node_id,
-            "node_type": node.get("class_type"),
-            "step": heard.value,
-            "max": heard.maximum,
+            "percent": report.percent if heard.has_begun else None,
+            "node": report.node_id,
+            "node_type": mapping(sent.workflow.get(report.node_id or "")).get("class_type"),
+            "step": report.value,
+            "max": report.maximum,
         }
         known = {key: value for key, value in progress.items() if value is not None}
         return Answer(job_id, Status.IN_PROGRESS, progress=known)
@@ -262,9 +251,7 @@ class Comfy:
         """Answer for a job that neither history nor queue has."""
         if sent is None:
             raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
-        now = self._clock()
-        sent.absent_since = _first(sent.absent_since, now)
-        if not sent.is_canceled and now - sent.absent_since < GONE_S:
+        if not sent.is_canceled and sent.lasted_s("absent", self._clock()) < GONE_S:
             return Answer(job_id, Status.IN_PROGRESS, progress={"phase": "running"})
         self._forget(job_id)
         if sent.is_canceled:
@@ -280,87 +267,74 @@ class Comfy:
 
     # --- how it ended ------------------------------------------------------------------------------------------
 
-    def _ended(self, job_id: str, entry: Entry, sent: _Sent | None) -> Answer:
-        failure = comfy_result.failure(job_id, entry)
+    def _ended(self, job_id: str, entry: Entry, sent: _Sent, heard: Heard) -> Answer:
+        failure = comfy_job.failure(job_id, entry)
         if failure is not None:
-            was_stopped = sent is not None and sent.is_canceled and failure.status is Status.CANCELLED
-            return self._stopped(job_id, sent) if sent is not None and was_stopped else failure
-        heard = self._events.heard(job_id)
-        if sent is not None and self._awaits_pictures(sent, heard, entry):
-            return self._under_way(job_id, sent, heard or Heard())
-        is_whole = heard is not None and heard.is_whole and heard.has_ended
+            was_stopped = sent.is_canceled and failure.status is Status.CANCELLED
+            return self._stopped(job_id, sent) if was_stopped else failure
+        if self._awaits_pictures(sent, heard, entry):
+            return self._under_way(job_id, sent, heard)
+        is_whole = heard.is_whole and heard.has_ended
         started: list[Entry] = []
-        if heard is None or not is_whole or heard.had_others:
-            if self._wire.queue().started_by(job_id):
-                return self._under_way(job_id, sent or _Sent(entry.workflow), heard or Heard())
-            started = [Entry(each) for each in self._wire.started_by(job_id)]
-        if started and sent is not None and sent.is_canceled:
+        if not is_whole or heard.had_others:
+            if _started_by(job_id, self._wire.queue().items):
+                return self._under_way(job_id, sent, heard)
+            recent = {each: mapping(data) for each, data in self._wire.recent(RECENT).items()}
+            graphs = {each: data.get("prompt") for each, data in recent.items()}
+            started = [Entry(recent[each]) for each in _started_by(job_id, graphs)]
+        if started and sent.is_canceled:
             return self._stopped(job_id, sent)
         for each in started:
-            if (failure := comfy_result.failure(job_id, each)) is not None:
+            if (failure := comfy_job.failure(job_id, each)) is not None:
                 return failure
-        found, pictures = comfy_result.found_in(entry, self.node_registry(), started), self._events.forget(job_id)
-        only_sent = {i for i, node in entry.workflow.items() if node.get("class_type") == PICTURE_NODE} | set(
-            found.sent
-        )
-        if only_sent and not (is_whole and len(found.sent) <= len(pictures)):
-            names = " and ".join(
-                sorted({str(entry.workflow[i].get("class_type")) for i in only_sent if i in entry.workflow})
-            )
+        found, graph = comfy_job.found_in(entry, self.node_registry(), started), entry.workflow
+        only_sent = {i for i, node in graph.items() if node.get("class_type") == PICTURE_NODE}.union(found.sent)
+        if only_sent and not (is_whole and len(found.sent) <= len(heard.pictures)):
+            names = " and ".join(sorted({str(graph[i].get("class_type")) for i in only_sent if i in graph}))
             line = (
                 f"the pictures of {names} come over ComfyUI's event socket only, to the process that sent the "
                 "job, and that connection was lost; send the job again, or use SaveImage"
             )
             return Answer(job_id, Status.FAILED, error=line, code="output_missing", details={"retryable": True})
-        output, missing = comfy_result.output(
+        output, missing = comfy_job.output(
             found,
             look=self._wire.look,
-            pictures=pictures,
+            pictures=heard.pictures,
             execution_ms=entry.execution_ms,
-            warnings=sent.warnings if sent is not None else (),
+            warnings=sent.warnings,
         )
         if missing:
-            names = ", ".join(f"{place.filename} (node {place.node_id})" for place in missing)
+            names = ", ".join(missing)
             line = f"ComfyUI reports output that it does not have: {names}; was it deleted? send the job again"
             return Answer(job_id, Status.FAILED, error=line, code="output_missing")
         return Answer(job_id, Status.COMPLETED, output=output)
 
-    def _awaits_pictures(self, sent: _Sent, heard: Heard | None, entry: Entry) -> bool:
+    def _awaits_pictures(self, sent: _Sent, heard: Heard, entry: Entry) -> bool:
         """Return True if pictures may still come: they are sent after history is stored, before the last message."""
-        may_come = sent.senders - saving_nodes(entry.outputs)
-        if not may_come or heard is None or heard.has_ended or not heard.is_whole:
+        if not heard.senders - saving_nodes(entry.outputs) or heard.has_ended or not heard.is_whole:
             return False
-        now = self._clock()
-        sent.ended_since = _first(sent.ended_since, now)
-        return now - sent.ended_since < PICTURES_S
+        return sent.lasted_s("ended", self._clock()) < PICTURES_S
 
     # --- ending it ---------------------------------------------------------------------------------------------
 
     def cancel(self, job_id: str) -> None:
-        """Take it out of the queue, or interrupt it; nothing happens to one that has ended.
+        """Take it out of the queue, or interrupt it, with all that it started; nothing happens to one that has ended.
 
         Raises JobStopped for a job that ComfyUI does not know, NetworkError.
         """
-        queue = self._wire.queue()
-        started = queue.started_by(job_id)
-        for each in started:
-            self._wire.delete(each)
-            if queue.runs(each):
-                self._wire.interrupt(each)
-        item = queue.item(job_id)
-        if item is None and started:
-            with self._lock:
-                self._sent.setdefault(job_id, _Sent({})).is_canceled = True
-        if item is None:
-            if not started and self._wire.history(job_id) is None and job_id not in self._sent:
+        items = self._wire.queue().items
+        ids = {*_started_by(job_id, items), *({job_id} & items.keys())}
+        if not ids:
+            if job_id not in self._sent and self._wire.history(job_id) is None:
                 raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
             return
-        with self._lock:
-            self._sent.setdefault(job_id, _Sent(mapping(item[2]) if len(item) > 2 else {})).is_canceled = True
-        self._wire.delete(job_id)
-        # Only if it runs: an older ComfyUI interrupts whatever does, whichever is asked for.
-        if self._wire.queue().runs(job_id):
-            self._wire.interrupt(job_id)
+        sent = self._sent.setdefault(job_id, _Sent(Entry({"prompt": items.get(job_id)}).workflow))
+        sent.is_canceled = True
+        for each in ids:
+            self._wire.delete(each)
+        # Only what runs: an older ComfyUI interrupts whatever does, whichever is asked for.
+        for each in ids.intersection(self._wire.queue().running):
+            self._wire.interrupt(each)
 
     def _withdraw(self, job_id: str) -> None:
         """Cancel without an error, if that can be done soon: the error that led here is the one to report."""
@@ -370,13 +344,13 @@ class Comfy:
 
     def _forget(self, job_id: str) -> None:
         self._events.forget(job_id)
-        with self._lock:
-            self._sent.pop(job_id, None)
+        self._sent.pop(job_id, None)
 
 
-def _surely_runs(heard: Heard) -> bool:
-    return heard.has_begun and not heard.has_ended and heard.is_whole and heard.silent_s < FRESH_S
-
-
-def _first(known: float | None, now: float) -> float:
-    return now if known is None else known
+def _started_by(job_id: str, prompts: Mapping[str, Any]) -> list[str]:
+    """Return the ids of the prompts that a job's nodes started: they repeat its graph, and so its salt."""
+    return [
+        each
+        for each, prompt in prompts.items()
+        if each != job_id and isinstance(prompt, list) and job_id in json.dumps(prompt[2:3])
+    ]

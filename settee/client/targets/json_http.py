@@ -7,7 +7,7 @@ while the server has never answered: a typo in an address should not cost a minu
   429, 5xx, JSON that breaks off.
 - any other POST: only what the server surely has not begun on: the connection was never made, 429, 503. After anything
   else (a connection lost while waiting, a 500, 502 or 504, half an answer) the server may have accepted it; sending it
-  again might run and bill a job twice, so it is an error that says so.
+  again might run and bill a job twice, so that is an error which states this.
 
 urllib3.Retry cannot do this: it sees no body that breaks off, no caller that gives up, and no limit in seconds.
 Neither keys nor bodies get into errors or logs; of an answer that is an error, its one line ``error`` does.
@@ -21,14 +21,16 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from settee.base.text import one_line
 from settee.client.client_errors import AuthError, NetworkError, StatusError, Unsure, UsageError
+from settee.comfyui.http_api import Form, Reply, Request
 from settee.net.retry import Backoff, is_transient, retry_after_s
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKOFF = Backoff(first_s=0.5, longest_s=10.0)
+#: How long a connection may take, seconds.
+CONNECT_S = 10.0
 #: The longest answer that is read, bytes. RunPod's are 20 MB at most; a worker of one's own may send films.
 MAX_BYTES = 1 << 30
 #: Of an answer that is an error, at most this is read, bytes.
@@ -61,31 +65,8 @@ class Trouble(Exception):
     asked_s: float | None = None
     #: The first bytes of an answer that broke off; never shown.
     head: bytes = b""
-    #: The HTTP status, where there was one, and the answer's line about it.
-    status: int | None = None
-    words: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    path: str
-    params: Mapping[str, str] | None = None
-    content: bytes | None = None
-    #: Whether an answer without a body is accepted.
-    empty_ok: bool = False
-    content_type: str = "application/json"
-    #: HTTP statuses whose answer is wanted as it is, as a Reply.
-    takes: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer as it came. Header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
+    #: What to raise when it is given up; None: a NetworkError.
+    error: NetworkError | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +74,13 @@ class _Limits:
     stop: threading.Event
     left: Callable[[], float]
 
+    @property
+    def are_reached(self) -> bool:
+        return self.stop.is_set() or self.left() <= 0
+
 
 _UNLIMITED = _Limits(threading.Event(), lambda: float("inf"))
-_limits: ContextVar[_Limits] = ContextVar("limits")
+_limits: ContextVar[_Limits] = ContextVar("limits", default=_UNLIMITED)
 
 
 @contextlib.contextmanager
@@ -126,7 +111,6 @@ class Http:
         key: str | None = None,
         key_name: str | None = "the API key",
         timeout_s: float = 30.0,
-        connect_s: float = 10.0,
         retry_s: float = 60.0,
         first_s: float = 5.0,
         max_bytes: int = MAX_BYTES,
@@ -139,66 +123,39 @@ class Http:
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
             raise UsageError(f"{key_name} holds characters that no key has: is there a line break or a space in it?")
         self.name, self._key, self._key_name = name, key, key_name
-        self.timeout_s, self.connect_s = timeout_s, connect_s
-        self.retry_s, self.first_s = retry_s, first_s
-        self.max_bytes = max_bytes
+        self.timeout_s, self.retry_s, self.first_s, self.max_bytes = timeout_s, retry_s, first_s, max_bytes
         self._clock, self._rand = clock, rand
         self._closed = threading.Event()
         self._sleep = self._closed.wait if sleep is None else sleep
         self._has_answered = False
-        self._lock = threading.Lock()
-        self._kept: Connections | None = None
 
-    def get(self, path: str, *, params: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Any:
-        """Return the JSON value at a path below the base URL. Raises AuthError, StatusError, NetworkError."""
-        return self._ask(Request("GET", path, params), True, timeout_s)
+    def get(self, path: str, *, timeout_s: float | None = None) -> Any:
+        """Return the JSON value at a path below the base URL. Raises as :meth:`ask`."""
+        return self.ask(Request("GET", path, timeout_s=timeout_s)).data
 
-    def post(
-        self,
-        path: str,
-        body: Any = None,
-        *,
-        params: Mapping[str, str] | None = None,
-        repeatable: bool = False,
-        empty_ok: bool = False,
-        timeout_s: float | None = None,
-    ) -> Any:
-        """Send a JSON value, and return the answer's (None for an empty one, with ``empty_ok``).
+    def post(self, path: str, body: Any = None, *, repeatable: bool = False, timeout_s: float | None = None) -> Any:
+        """Send a JSON value, and return the answer's. Raises as :meth:`ask`."""
+        return self.ask(Request("POST", path, body, timeout_s=timeout_s, once=not repeatable)).data
 
-        Raises AuthError, StatusError, Unsure, NetworkError; UsageError for what is not JSON.
+    def ask(self, request: Request) -> Reply:
+        """Return the answer of a success, or of a status that the request takes.
+
+        Only a POST that may be repeated may be answered with nothing. Raises AuthError, StatusError, Unsure,
+        NetworkError; UsageError for a body that is not JSON.
         """
-        content = None if body is None else json_bytes(body)
-        return self._ask(Request("POST", path, params, content, empty_ok), repeatable, timeout_s)
-
-    def exchange(self, asked: Request, *, repeatable: bool, timeout_s: float | None = None) -> Reply:
-        """Return the answer as it came, for a request that ``takes`` its status; any other raises as above."""
-        reply = self._ask(asked, repeatable, timeout_s)
-        if not isinstance(reply, Reply):
-            raise NetworkError(f"{self.name}: it answers in a way that was not expected: check the address")
-        return reply
-
-    def close(self) -> None:
-        """Close the connections; requests that wait for another try give up."""
-        self._closed.set()
-        with self._lock:
-            if self._kept is not None:
-                self._kept.close()
-                self._kept = None
-
-    # --- trying -------------------------------------------------------------------------------------------
-
-    def _ask(self, asked: Request, repeatable: bool, timeout_s: float | None) -> Any:
+        if request.body is not None and not isinstance(request.body, Form):
+            request = replace(request, body=Form(json_bytes(request.body), "application/json"))
         failures, failing_since = 0, 0.0
         while True:
             try:
-                if repeatable:
-                    return self._once(self._connections(), asked, timeout_s, is_wanted=self._is_wanted)
+                if not request.once:
+                    return self._once(request, self._kept)
                 # A connection of its own: the server may close a kept one at this very moment, and then it could not
                 # be known whether the request had been read.
                 with contextlib.closing(_new_connections()) as connections:
-                    return self._once(connections, asked, timeout_s)
+                    return self._once(request, connections)
             except Trouble as trouble:
-                if not (repeatable or trouble.unsent):
+                if request.once and not trouble.unsent:
                     raise Unsure(
                         f"{self.name}: {trouble.what}; whether it was accepted is not known, and sending it again may "
                         "run it twice",
@@ -209,42 +166,32 @@ class Http:
                 pause_s = BACKOFF.pause_s(failures, trouble.asked_s, rand=self._rand)
                 allowed_s = self.retry_s if self._has_answered else self.first_s
                 if now + pause_s > failing_since + allowed_s or not self._pause(pause_s, trouble.what):
-                    raise self._given_up(trouble) from trouble.__cause__
+                    error = trouble.error or NetworkError(f"{self.name}: {trouble.what}")
+                    raise error from trouble.__cause__
 
-    def _once(
-        self,
-        connections: Connections,
-        asked: Request,
-        timeout_s: float | None,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> Any:
-        """Return the JSON value of one answer, or a Reply where ``asked.takes`` its status.
+    def close(self) -> None:
+        """Close the connections; requests that wait for another try give up."""
+        self._closed.set()
+        if "_kept" in vars(self):
+            self._kept.close()
 
-        Raises Trouble, AuthError, StatusError, NetworkError.
-        """
-        # Not 0, which would mean not to wait at all.
-        silent_s = max(0.05, min(self.timeout_s if timeout_s is None else timeout_s, _limits.get(_UNLIMITED).left()))
-        with self._opened(connections, asked, silent_s) as answer:
-            if answer.status in asked.takes:
-                headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Reply(answer.status, headers, self._body(answer, silent_s, self.max_bytes, is_wanted))
-            if not 200 <= answer.status < 300:
-                raise self._refusal(answer)
-            return self._parsed(answer, self._body(answer, silent_s, self.max_bytes, is_wanted), asked.empty_ok)
+    # --- trying -------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _opened(self, connections: Connections, asked: Request, silent_s: float) -> Iterator[HttpAnswer]:
+    def _once(self, request: Request, connections: Connections) -> Reply:
+        """Send the request once. Raises Trouble, AuthError, StatusError, NetworkError."""
         from settee.net.failures import Broken, Refused
 
+        # Not 0, which would mean not to wait at all.
+        silent_s = max(0.05, min(request.timeout_s or self.timeout_s, _limits.get().left()))
         headers = {"User-Agent": "settee-client", "Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
-        if asked.content:
-            headers["Content-Type"] = asked.content_type
-        url = f"{self.base_url}{asked.path}" + (f"?{urlencode(asked.params)}" if asked.params else "")
-        timeout = (min(self.connect_s, silent_s), silent_s)
+        form, content = request.body, None
+        if form is not None:
+            headers["Content-Type"], content = form.content_type, form.content
+        url, timeout = f"{self.base_url}{request.path}", (min(CONNECT_S, silent_s), silent_s)
         try:
-            answer = connections.open(asked.method, url, headers, content=asked.content, timeout=timeout)
+            answer = connections.open(request.method, url, headers, content=content, timeout=timeout)
         except Broken as error:
             hint = ": is it running, and is that the address?" if error.unsent and "proxy" not in error.reason else ""
             raise Trouble(f"{error.reason}{hint}", unsent=error.unsent) from error
@@ -252,38 +199,33 @@ class Http:
             raise NetworkError(f"{self.name}: {error.reason}") from error
         self._has_answered = True
         try:
-            yield answer
+            is_success = 200 <= answer.status < 300
+            if not is_success and answer.status not in request.takes:
+                raise self._refusal(answer)
+            content = self._body(answer, silent_s, self.max_bytes, _UNLIMITED if request.once else _limits.get())
+            data = None
+            if content or (is_success and (request.method == "GET" or request.once)):
+                try:
+                    data = self._parsed(answer, content)
+                except (Trouble, NetworkError):
+                    if is_success:
+                        raise
+            return Reply(answer.status, data, {name.lower(): value for name, value in answer.headers.items()})
         finally:
             answer.done()
 
-    def _is_wanted(self) -> bool:
-        """Return True while the caller still waits for the answer to a request that can be repeated."""
-        limits = _limits.get(_UNLIMITED)
-        return not limits.stop.is_set() and limits.left() > 0
-
     def _pause(self, seconds: float, why: str) -> bool:
         """Wait before another try; False when there shall be none."""
-        limits = _limits.get(_UNLIMITED)
+        limits = _limits.get()
         if self._closed.is_set() or limits.stop.is_set() or seconds >= limits.left():
             return False
         log.info("%s: %s; again in %.1f s", self.name, why, seconds)
-        if limits is _UNLIMITED:
-            self._sleep(seconds)
-        else:
-            limits.stop.wait(seconds)
+        (self._sleep if limits is _UNLIMITED else limits.stop.wait)(seconds)
         return not (self._closed.is_set() or limits.stop.is_set())
 
-    def _given_up(self, trouble: Trouble) -> NetworkError:
-        if trouble.status is None:
-            return NetworkError(f"{self.name}: {trouble.what}")
-        hint = ": send fewer at once, or try again later" if trouble.status == 429 else ""
-        return StatusError(f"{self.name}: {trouble.what}{hint}", trouble.status, trouble.words)
-
-    def _connections(self) -> Connections:
-        with self._lock:
-            if self._kept is None:
-                self._kept = _new_connections()
-            return self._kept
+    @cached_property
+    def _kept(self) -> Connections:
+        return _new_connections()
 
     # --- answers ------------------------------------------------------------------------------------------
 
@@ -303,13 +245,10 @@ class Http:
                 return AuthError(f"{self.name} does not accept the key in {self._key_name}: check that it is complete")
             return AuthError(f"the key in {self._key_name} has no access to {self.name}: check its owner and rights")
         if is_transient(status):
-            return Trouble(
-                f"it answers with HTTP {status}{detail}",
-                unsent=status in (429, 503),
-                asked_s=retry_after_s(answer.headers.get("Retry-After")),
-                status=status,
-                words=words,
-            )
+            what, asked_s = f"it answers with HTTP {status}{detail}", retry_after_s(answer.headers.get("Retry-After"))
+            hint = ": send fewer at once, or try again later" if status == 429 else ""
+            error = StatusError(f"{self.name}: {what}{hint}", status, words)
+            return Trouble(what, unsent=status in (429, 503), asked_s=asked_s, error=error)
         if 300 <= status < 400:
             detail = ": it redirects to another address; use that one"
         return StatusError(f"{self.name}: HTTP {status}{detail}", status, words)
@@ -323,13 +262,7 @@ class Http:
                     return one_line(text if self._key is None else text.replace(self._key, "…"))[:200]
         return ""
 
-    def _body(
-        self,
-        answer: HttpAnswer,
-        silent_s: float,
-        max_bytes: int,
-        is_wanted: Callable[[], bool] = lambda: True,
-    ) -> bytes:
+    def _body(self, answer: HttpAnswer, silent_s: float, max_bytes: int, limits: _Limits = _UNLIMITED) -> bytes:
         """Return the whole body, within a time that fits its size. Raises Trouble, NetworkError."""
         from settee.net.failures import Broken
 
@@ -339,7 +272,7 @@ class Http:
                 content += piece
                 if len(content) > max_bytes:
                     raise NetworkError(f"{self.name}: the answer is larger than {max_bytes / 1e6:g} MB")
-                if not is_wanted():
+                if limits.are_reached:
                     raise Trouble("the answer had not come whole when it was wanted")
                 if time.monotonic() - begun > silent_s + len(content) / _MIN_RATE:
                     raise Trouble("the answer comes too slowly", head=bytes(content[:_HEAD]))
@@ -347,9 +280,7 @@ class Http:
             raise Trouble("the answer broke off", head=bytes(content[:_HEAD])) from error
         return bytes(content)
 
-    def _parsed(self, answer: HttpAnswer, content: bytes, empty_ok: bool) -> Any:
-        if empty_ok and not content:
-            return None
+    def _parsed(self, answer: HttpAnswer, content: bytes) -> Any:
         if self._key is not None and len(self._key) >= _MIN_KEY:
             # Answers go into messages, logs and files, where an echo of the key does not belong.
             content = content.replace(self._key.encode(), "…".encode())
@@ -365,7 +296,7 @@ def _new_connections() -> Connections:
     from settee.net.http import Http as Connections
 
     # Each request has its own timeouts. The environment's proxy cannot reach this machine's own ports.
-    return Connections(public_only=False, connect_s=10.0, read_s=30.0, connections=64, proxies_local=False)
+    return Connections(public_only=False, connect_s=CONNECT_S, read_s=30.0, connections=64, proxies_local=False)
 
 
 def _checked_url(url: str) -> str:

@@ -8,8 +8,8 @@ could be reported about the job meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -101,15 +101,10 @@ class RunPod:
     def submit(self, payload: dict[str, Any]) -> Answer:
         """Begin a job. Raises Rejected when it is refused as it is, and NetworkError; with the words "not known" in
         it when the job may have been accepted all the same (see :mod:`settee.client.targets.json_http`)."""
-        sync = self._sync and not self._probe()
         try:
-            if sync:
-                data = self._http.post(
-                    "/runsync",
-                    payload,
-                    params={"wait": str(int(self._wait_s * 1000))},
-                    timeout_s=self._wait_s + _MARGIN_S,
-                )
+            if self._sync and not self._probe():
+                path, timeout_s = f"/runsync?wait={int(self._wait_s * 1000)}", self._wait_s + _MARGIN_S
+                data = self._http.post(path, payload, timeout_s=timeout_s)
             else:
                 data = self._http.post("/run", payload)
         except Unsure as error:
@@ -118,33 +113,28 @@ class RunPod:
             # Half an answer, but the half with the id in it: the rest can be asked for.
             return Answer(job_id, Status.IN_QUEUE)
         except StatusError as error:
-            raise self._not_taken(error) from error
+            raise self._meaning(error) from error
         return self._read(data)
 
     def status(self, job_id: str) -> Answer:
         """Ask for the job's status. Raises JobStopped for a job that the target does not know (any more)."""
-        if self._is_local:
+        path = _path("status", job_id)
+        if self._probe():
             return self._local_status(job_id)
         try:
-            data = self._http.get(_path("status", job_id))
+            return self._read(self._http.get(path), job_id)
         except StatusError as error:
-            if error.status == 405:
-                self._is_local = True
-                return self._local_status(job_id)
-            raise self._gone(error, job_id) from error
-        self._is_local = False
-        return self._read(data, job_id)
+            raise self._meaning(error, job_id) from error
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end. Raises UsageError with the SDK's local API, JobStopped for a job that is not known."""
-        if not self._is_local:
-            try:
-                self._http.post(_path("cancel", job_id), repeatable=True, empty_ok=True)
-                return
-            except StatusError as error:
-                if error.status not in (404, 405) or not self._probe():
-                    raise self._gone(error, job_id) from error
-        raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
+        path = _path("cancel", job_id)
+        if self._probe():
+            raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
+        try:
+            self._http.post(path, repeatable=True)
+        except StatusError as error:
+            raise self._meaning(error, job_id) from error
 
     def keeps(self, job_id: str) -> bool:
         """Return False for a job that the SDK's local API has begun: it cannot be canceled, its result is returned to
@@ -155,23 +145,21 @@ class RunPod:
     def health(self) -> dict[str, Any]:
         """Return ``{"jobs": {…}, "workers": {…}}``: how many in which state. Raises UsageError with the SDK's local
         API."""
-        if not self._is_local:
-            try:
-                data = self._http.get("/health")
-                if not isinstance(data, dict):
-                    raise NetworkError(f"{self.name}: the answer to /health is not an object: check the address")
-                return data
-            except StatusError as error:
-                if error.status not in (404, 405) or not self._probe():
-                    raise self._absent(error) from error
-        raise UsageError(LOCAL.format(name=self.name, what="report its health; it answers, so it is up"))
+        if self._probe():
+            raise UsageError(LOCAL.format(name=self.name, what="report its health; it answers, so it is up"))
+        try:
+            data = self._http.get("/health")
+        except StatusError as error:
+            raise self._meaning(error) from error
+        if not isinstance(data, dict):
+            raise NetworkError(f"{self.name}: the answer to /health is not an object: check the address")
+        return data
 
     def node_registry(self) -> NodeRegistry | None:
         """Return None: RunPod has no route to the worker's ComfyUI."""
         return None
 
     def close(self) -> None:
-        """Let go of the connections."""
         self._http.close()
 
     # --- answers ------------------------------------------------------------------------------------------
@@ -179,22 +167,17 @@ class RunPod:
     def _read(self, data: Any, job_id: str | None = None) -> Answer:
         return read_envelope(data, name=self.name, job_id=job_id, unseal=self._unseal)
 
-    def _not_taken(self, error: StatusError) -> ClientError:
+    def _meaning(self, error: StatusError, job_id: str | None = None) -> ClientError:
+        """Return what a status means for a submission, or for a question about a job."""
         words = f": {error.words}" if error.words else ""
-        if error.status == 413:
+        if job_id is None and error.status == 413:
             return Rejected(f"{self.name} refuses the request as too large (HTTP 413){words}", code="payload_too_large")
-        if error.status in (400, 422):
+        if job_id is None and error.status in (400, 422):
             return Rejected(f"{self.name} refuses the request (HTTP {error.status}){words}")
-        return self._absent(error)
-
-    def _absent(self, error: StatusError) -> ClientError:
+        if job_id is not None and error.status == 404:
+            return JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         if error.status in (404, 405):
             return NetworkError(f"{self.name}: there is no RunPod API (HTTP {error.status}): check the id or address")
-        return error
-
-    def _gone(self, error: StatusError, job_id: str) -> ClientError:
-        if error.status == 404:
-            return JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         error.job_id = job_id
         return error
 
@@ -223,12 +206,7 @@ class RunPod:
         with self._lock:
             # Its result may be large, and is not wanted twice.
             self._runs.pop(job_id, None)
-        try:
-            return run.result()
-        except ClientError:
-            raise
-        except Exception as error:  # a thread's edge
-            raise NetworkError(f"reading the answer failed: {type(error).__name__}") from error
+        return run.result()
 
     def _run_local(self, job_id: str) -> Answer:
         data = self._http.post(_path("status", job_id), timeout_s=LOCAL_JOB_S)
@@ -257,6 +235,8 @@ CODES = frozenset(
 MAX_LINE, MAX_TEXT = 4000, 500
 
 _STATUSES = {status.value: status for status in Status} | {"CANCELED": Status.CANCELLED}
+#: Where the line of an error may be.
+_LINES = ("error", "error_message", "message", "errors")
 _CODE = re.compile(r"\s*\[([a-z_]+)\]$")
 _ID = re.compile(rb'^\s*\{[^{}\[\]]*"id"\s*:\s*"([\w.-]{1,200})"')
 #: A job's id: it is printed, and put into addresses and commands.
@@ -328,16 +308,17 @@ def read_envelope(data: Any, *, name: str, job_id: str | None = None, unseal: Un
 
 
 def _failure(error: Any, output: Any) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Line, code and details of a job that ended badly, wherever its worker put them."""
+    """Return line, code and details of a job that ended badly, wherever its worker put them: the error may be an
+    object, or a JSON string of one, twice."""
     detail: dict[str, Any] = dict(output) if isinstance(output, dict) else {}
-    found = _as_object(error)
-    if found is not None:
-        detail, error = {**detail, **found}, None
-    if not error:
+    for _ in range(2):
+        if isinstance(error, str) and error.lstrip().startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                error = json.loads(error)
+        if isinstance(error, dict):
+            detail, error = {**detail, **error}, None
         # The SDK reports an exception of the handler as error_type, error_message and error_traceback.
-        error = next((detail[key] for key in ("error", "error_message", "message", "errors") if detail.get(key)), None)
-        if (inner := _as_object(error)) is not None:
-            detail, error = {**detail, **inner}, inner.get("message") or inner.get("error")
+        error = error or next((detail.pop(key) for key in _LINES if detail.get(key)), None)
     if isinstance(error, list):
         error = "; ".join(str(part) for part in error if isinstance(part, (str, int, float)))
     line = error.strip()[:MAX_LINE] if isinstance(error, str) else ""
@@ -348,31 +329,16 @@ def _failure(error: Any, output: Any) -> tuple[str | None, str | None, dict[str,
     return line or None, code, detail["details"] if isinstance(detail.get("details"), dict) else {}
 
 
-def _as_object(error: Any) -> dict[str, Any] | None:
-    """Return an error that is an object, or a JSON string of one."""
-    if isinstance(error, str) and error.lstrip().startswith("{"):
-        try:
-            error = json.loads(error)
-        except (ValueError, RecursionError):
-            return None
-    return error if isinstance(error, dict) else None
-
-
 def _progress(output: Any) -> dict[str, Any]:
     """Return a worker's last progress report of a running job, as far as it is valid."""
     if isinstance(output, str):
         return {"message": output[:MAX_TEXT]} if output else {}
     if not isinstance(output, dict):
         return {}
-    texts = {
-        key: str(output[key])[:MAX_TEXT]
-        for key in ("phase", "node", "node_type", "message")
-        if isinstance(output.get(key), (str, int)) and not isinstance(output[key], bool)
-    }
-    return texts | {key: output[key] for key in ("percent", "step", "max") if _is_number(output.get(key))}
+    texts = ("phase", "node", "node_type", "message")
+    found = {key: str(output[key])[:MAX_TEXT] for key in texts if type(output.get(key)) in (str, int)}
+    return found | {key: output[key] for key in ("percent", "step", "max") if _is_number(output.get(key))}
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
-    )
+    return type(value) in (int, float) and abs(value) < 1e15

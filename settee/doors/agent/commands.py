@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from settee.backends.comfy.http_api import Client
+from settee.backends.comfy.comfy_client import Client
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings
 from settee.base.threads import StillRunning, call

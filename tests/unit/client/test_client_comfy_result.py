@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from settee.client.job_outputs import outputs_of
-from settee.client.targets import Status, comfy_request, comfy_result
-from settee.client.targets.comfy_result import Entry, File, Place
+from settee.client.targets import Status, comfy_job
+from settee.client.targets.comfy_api import File
+from settee.client.targets.comfy_job import Entry
 from settee.comfyui.isolation import SALT_INPUT
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from tests.contract.recording import http_events, load
@@ -28,16 +29,16 @@ def entries(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place.filename}", 1)) -> dict[str, Any]:
-    output, missing = comfy_result.output(
-        comfy_result.found_in(entry, UNKNOWN), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
+def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place[2]}", 1)) -> dict[str, Any]:
+    output, missing = comfy_job.output(
+        comfy_job.found_in(entry, UNKNOWN), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
     )
     assert not missing
     return output
 
 
 def test_recorded_failures_name_the_node_and_no_path() -> None:
-    answers = [comfy_result.failure("j", Entry(entry)) for entry in entries("execution_errors")]
+    answers = [comfy_job.failure("j", Entry(entry)) for entry in entries("execution_errors")]
     failed = [answer for answer in answers if answer is not None]
     assert {answer.code for answer in failed} >= {"execution_failed"}
     assert all(answer.status is Status.FAILED and (answer.error or "").startswith("node ") for answer in failed)
@@ -46,7 +47,7 @@ def test_recorded_failures_name_the_node_and_no_path() -> None:
 
 
 def test_a_recorded_interrupt_is_a_cancel() -> None:
-    answers = [comfy_result.failure("j", Entry(entry)) for entry in entries("interrupt_prompt_id")]
+    answers = [comfy_job.failure("j", Entry(entry)) for entry in entries("interrupt_prompt_id")]
     assert [answer.status for answer in answers if answer is not None] == [Status.CANCELLED]
 
 
@@ -54,7 +55,7 @@ def test_recorded_outputs() -> None:
     for name in ("success_simple", "batch_outputs"):
         for data in entries(name):
             entry = Entry(data)
-            assert comfy_result.failure("j", entry) is None
+            assert comfy_job.failure("j", entry) is None
             assert entry.execution_ms is not None
             output = result(entry)
             images = [image for node in data["outputs"].values() for image in node.get("images", ())]
@@ -69,13 +70,14 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
         "9": {"gifs": [{"filename": "b.gif", "subfolder": "", "type": "output"}, {"filename": "b.gif"}]},
         "57:8": {"result": ["3d/c.glb", None, "camera.json"], "audio": [{"filename": "d.flac", "type": "output"}]},
     }
-    found = comfy_result.found_in(Entry({"outputs": outputs}), UNKNOWN)
-    assert found.places == [
-        Place("9", "b.gif", "", "output"),
-        Place("10", "a.mp4", "v/sub", "output"),
-        Place("57:8", "c.glb", "3d", "output", text="3d/c.glb"),
-        Place("57:8", "d.flac", "", "output"),
+    found = comfy_job.found_in(Entry({"outputs": outputs}), UNKNOWN)
+    assert [*found.files.items()] == [
+        (("output", "", "b.gif"), "9"),
+        (("output", "v/sub", "a.mp4"), "10"),
+        (("output", "3d", "c.glb"), "57:8"),
+        (("output", "", "d.flac"), "57:8"),
     ]
+    assert found.named == {("output", "3d", "c.glb"): "3d/c.glb"}
     assert found.texts == [("57:8", "camera.json")], "no file of a 3D preview's, so a word"
     assert found.warnings == []
     output = result(Entry({"outputs": outputs}))
@@ -89,14 +91,14 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
 
 def test_files_that_are_not_there_are_told_of() -> None:
     entry = Entry({"outputs": {"9": {"images": [{"filename": "a.png"}, {"filename": "b.png"}]}}})
-    output, missing = comfy_result.output(
-        comfy_result.found_in(entry, UNKNOWN),
-        look=lambda place: None if place.filename == "b.png" else File("http://c/a", None),
+    output, missing = comfy_job.output(
+        comfy_job.found_in(entry, UNKNOWN),
+        look=lambda place: None if place[2] == "b.png" else File("http://c/a", None),
         pictures=(),
         execution_ms=None,
         warnings=["w"],
     )
-    assert [place.filename for place in missing] == ["b.png"]
+    assert missing == ["b.png (node 9)"]
     assert [item["filename"] for item in output["images"]] == ["a.png"]
     assert output["warnings"] == ["w"]
 
@@ -116,7 +118,7 @@ _JSON = some.recursive(
 @given(some.dictionaries(_WORDS, _JSON, max_size=5))
 def test_whatever_stands_in_history_is_read(data: dict[str, Any]) -> None:
     entry = Entry(data)
-    comfy_result.failure("j", entry)
+    comfy_job.failure("j", entry)
     outputs_of(result(entry))
 
 
@@ -126,7 +128,7 @@ def test_every_end_of_a_graph_is_salted_and_nothing_else() -> None:
         "2": {"class_type": "Show", "inputs": {"a": ["1", 0]}},
         "3": {"class_type": "Unknown", "inputs": {"a": ["2", 0], "text": "kept"}},
     }
-    salted = comfy_request.salted(graph, NodeRegistry({"Show": {"output_node": True}, "Load": {}}), "s")
+    salted = comfy_job.salted(graph, NodeRegistry({"Show": {"output_node": True}, "Load": {}}), "s")
     assert {node_id for node_id, node in salted.items() if SALT_INPUT in node["inputs"]} == {"2", "3"}
     assert salted["3"]["inputs"] == {"a": ["2", 0], "text": "kept", SALT_INPUT: "s"}
     assert SALT_INPUT not in graph["3"]["inputs"], "the caller's graph is not changed"
@@ -146,7 +148,7 @@ def test_recorded_refusals_are_readable(version: str) -> None:
             whole = {i: n for i, n in graph.items() if isinstance(n, dict) and isinstance(n.get("inputs"), dict)}
             if len(whole) < len(graph) or any(not isinstance(node.get("class_type"), str) for node in whole.values()):
                 continue  # shape_problems refuses these before they are sent
-            line, _ = comfy_request.refusal(body["error"], body["node_errors"], whole, NodeRegistry(info))
+            line, _ = comfy_job.refusal(body["error"], body["node_errors"], whole, NodeRegistry(info))
             lines.append(line)
     assert len(lines) > 8
     assert all(line.startswith("ComfyUI refuses the workflow:") and len(line) > 35 for line in lines)

@@ -1,0 +1,177 @@
+"""ComfyUI's event socket, which reports early how a prompt goes. The truth is in history and queue.
+
+Shared by the worker's watcher and the client's bare ComfyUI. websocket-client is imported when a socket is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket as sockets
+import time
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from settee.comfyui.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
+
+if TYPE_CHECKING:
+    import websocket
+
+    from settee.base.job import Cancel
+
+#: A frame that has begun must be complete within this, or the connection counts as broken.
+_FRAME_TIMEOUT_S = 10.0
+#: select() takes no descriptor above 1023; Windows has nothing else.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+class SocketLost(Exception):
+    """The event socket is closed. The prompt may well go on."""
+
+
+class EventSocket:
+    """One connection under a client id, read by one thread.
+
+    A second connection under a client id that is still in use makes the server forget the newer one
+    (reconnect_takeover.json), so :meth:`reconnect` closes the old one first, and a socket that was ever
+    reconnected is not kept for the next job (`pristine`).
+    """
+
+    def __init__(self, url: str, client_id: str | None = None) -> None:
+        """``url`` is the server's, http(s)://…; ``client_id``: by default one that nothing else has."""
+        scheme, rest = url.split("://", 1)
+        self._url = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/ws?clientId="
+        self.client_id = client_id or uuid.uuid4().hex
+        self._ws: websocket.WebSocket | None = None
+        self.pristine = True
+        #: How many frames came, pongs too.
+        self.frames = 0
+        #: How many prompts wait or run, all clients' together, by the server's last word; None before its first.
+        self.remaining: int | None = None
+        #: The most that it ever said; set it to 0 to begin again.
+        self.peak = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._ws is not None
+
+    def connect(self, timeout_s: float = 5.0) -> None:
+        """Open the socket and wait for the server's greeting: events of what is submitted from now on have an address.
+
+        Raises SocketLost.
+        """
+        import websocket
+
+        with self._lost_on_failure():
+            self._ws = websocket.create_connection(
+                self._url + self.client_id,
+                timeout=timeout_s,
+                skip_utf8_validation=True,
+                enable_multithread=False,
+                redirect_limit=0,
+            )
+            self._ws.send(FEATURES)
+        for event in self.receive(time.monotonic() + timeout_s):
+            if isinstance(event, Event) and event.type == "status" and "sid" in event.data:
+                return
+        self.close()
+        raise SocketLost("no greeting")
+
+    def reconnect(self, timeout_s: float = 2.0) -> None:
+        self.close()
+        self.pristine = False
+        self.connect(timeout_s)
+
+    def receive(self, until: float, cancel: Cancel | None = None) -> Iterator[Event | ImageEvent]:
+        """Yield events as they come until ``until`` (time.monotonic()) or until ``cancel`` is set.
+
+        Raises SocketLost when the connection ends.
+        """
+        with self._selector(cancel) as selector:
+            while self._is_readable(selector, until - time.monotonic()):
+                event = self._read()
+                if event is not None:
+                    yield event
+                if time.monotonic() >= until or (cancel is not None and cancel.is_set()):
+                    return
+
+    def drain(self) -> None:
+        """Throw away what came since the last job. Raises SocketLost when the server closed meanwhile."""
+        give_up = time.monotonic() + 1.0
+        with self._selector(None) as selector:
+            while self._is_readable(selector, 0.0):
+                self._read()
+                if time.monotonic() > give_up:
+                    raise SocketLost("a flood of messages of others")
+
+    def ping(self) -> None:
+        """Have the server send a frame. Raises SocketLost."""
+        with self._lost_on_failure():
+            self._open_ws().ping()
+
+    def shut(self) -> None:
+        """End the connection, from any thread; the one that reads gets SocketLost, and closes it."""
+        ws = self._ws
+        if ws is not None and ws.sock is not None:
+            with contextlib.suppress(OSError):
+                ws.sock.shutdown(sockets.SHUT_RDWR)
+
+    def close(self) -> None:
+        ws, self._ws = self._ws, None
+        if ws is not None:
+            # No closing handshake: a frozen server would not answer it.
+            ws.shutdown()  # type: ignore[no-untyped-call]  # the library has no annotation here
+
+    def _selector(self, cancel: Cancel | None) -> selectors.BaseSelector:
+        """Return what waits for the socket and the cancel token."""
+        sock: Any = self._open_ws().sock
+        selector: selectors.BaseSelector = _Selector()
+        for each in (sock, cancel):
+            if each is not None:
+                selector.register(each, selectors.EVENT_READ)
+        return selector
+
+    def _is_readable(self, selector: selectors.BaseSelector, timeout_s: float) -> bool:
+        """Return True when there is something to read; False at the timeout, or when the cancel token is set."""
+        sock: Any = self._open_ws().sock
+        # TLS may hold bytes that poll cannot see.
+        pending = getattr(sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        return any(key.fileobj is sock for key, _ in selector.select(max(0.0, timeout_s)))
+
+    def _open_ws(self) -> websocket.WebSocket:
+        ws = self._ws
+        if ws is None or ws.sock is None:
+            raise SocketLost("closed")
+        return ws
+
+    @contextlib.contextmanager
+    def _lost_on_failure(self) -> Iterator[None]:
+        import websocket
+
+        try:
+            yield
+        except (OSError, ValueError, websocket.WebSocketException) as error:
+            self.close()
+            raise SocketLost(type(error).__name__) from error
+
+    def _read(self) -> Event | ImageEvent | None:
+        import websocket
+
+        ws = self._open_ws()
+        with self._lost_on_failure():
+            ws.settimeout(_FRAME_TIMEOUT_S)
+            opcode, raw = ws.recv_data(control_frame=True)
+        self.frames += 1
+        if opcode == websocket.ABNF.OPCODE_CLOSE:
+            self.close()
+            raise SocketLost("closed by the server")
+        if opcode == websocket.ABNF.OPCODE_BINARY:
+            return image_event(raw)
+        event = text_event(raw) if opcode == websocket.ABNF.OPCODE_TEXT else None
+        if event is not None and event.type == "status":
+            self.remaining = remaining(event)
+            self.peak = max(self.peak, self.remaining or 0)
+        return event
