@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+#: How many of the problems of one error are listed.
+MAX_PROBLEMS = 100
+
+
 def more(count: int) -> str:
     """Return the end of a message whose details hold ``count`` further problems."""
     return f" (and {count} more, see details)" if count else ""
@@ -72,7 +76,10 @@ class SetteeError(Exception):
 
     @classmethod
     def from_problems(cls, problems: list[dict[str, Any]], what: str = "request") -> Self:
-        """Return one error for a list of ``{"path", "problem", …}``: the first in the message, all in details."""
+        """Return one error for a list of ``{"path", "problem", …}``: the first in the message, a hundred in details."""
+        if len(problems) > MAX_PROBLEMS:
+            rest = {"path": "", "problem": f"and {len(problems) - MAX_PROBLEMS + 1} more"}
+            problems = [*problems[: MAX_PROBLEMS - 1], rest]
         # One line, whatever a caller's keys hold.
         line = " ".join(f"invalid {what}: {problem_line(problems[0])}".split())
         return cls(line + more(len(problems) - 1), details={"problems": problems})

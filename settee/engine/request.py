@@ -127,8 +127,8 @@ class JobRequest(_Strict):
     bucket: Bucket | None = Field(None, repr=False)
 
 
-#: How many mistakes of one request are reported, and how many of its unknown keys are compared with the known ones.
-MAX_PROBLEMS, MAX_HINTS = 100, 20
+#: How many of a request's unknown keys are compared with the known ones.
+MAX_HINTS = 20
 #: The keys of a payload, as documented.
 KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
 #: Keys that people know from elsewhere.
@@ -181,8 +181,6 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
         problems += _beyond_types(request, settings)
     if problems:
         over_limits_only = all(problem.get("type") == "limit" for problem in problems)
-        if len(problems) > MAX_PROBLEMS:
-            problems[MAX_PROBLEMS:] = [{"path": "", "problem": f"and {len(problems) - MAX_PROBLEMS} more"}]
         raise (PayloadTooLarge if over_limits_only else InvalidRequest).from_problems(problems)
     assert request is not None
     return request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -14,46 +13,29 @@ from settee.net.addresses import holds_credentials, is_this_machine, normal_host
 _MAX_URL = 2000
 
 
-@dataclass(frozen=True)
-class Urls:
-    """The addresses of a job's callbacks; None: not sent. They may hold credentials, so they are never shown."""
+def checked(
+    urls: Mapping[str, str | None], *, base_url: str | None = None, hosts: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Return the addresses of a job's callbacks by their names, :func:`addressed`, if they are :func:`allowed`.
 
-    status: str | None = field(default=None, repr=False)
-    completion: str | None = field(default=None, repr=False)
-    failure: str | None = field(default=None, repr=False)
-
-    def checked(self, *, base_url: str | None = None, hosts: Sequence[str] | None = None) -> Urls:
-        """Return them :func:`addressed`, if they are :func:`allowed`.
-
-        An address below ``base_url`` is the operator's own and always allowed. Raises InvalidRequest with every
-        problem, by the caller's names (``callbacks.status``).
-        """
-        problems: list[dict[str, Any]] = []
-        found: dict[str, str] = {}
-        for name, given in self.as_dict().items():
-            if not given:  # an empty address means none, as the dispatcher's other optional texts do
-                continue
-            try:
-                found[name] = url = addressed(given, base_url)
-                is_own = bool(base_url) and _origin(url) == _origin(base_url or "")
-                if not is_own and not allowed(url, hosts):
-                    raise ValueError("this host is not among callbacks.allowed_hosts of the agent")
-            except ValueError as error:
-                problems.append({"path": f"callbacks.{name}", "problem": str(error)})
-        if problems:
-            raise InvalidRequest.from_problems(problems)
-        return Urls(**found)
-
-    def as_dict(self) -> dict[str, str | None]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Urls:
-        """Return the reverse of :meth:`as_dict`. Raises TypeError for anything else."""
-        found = {each.name: data.get(each.name) for each in fields(cls)}
-        if not all(value is None or isinstance(value, str) for value in found.values()):
-            raise TypeError("an address is not text")
-        return cls(**found)
+    An empty one means none. One below ``base_url`` is the operator's own and always allowed. Raises InvalidRequest
+    with every problem, by the caller's names (``callbacks.status``).
+    """
+    problems: list[dict[str, Any]] = []
+    found: dict[str, str] = {}
+    for name, given in urls.items():
+        if not given:
+            continue
+        try:
+            found[name] = url = addressed(given, base_url)
+            is_own = bool(base_url) and _origin(url) == _origin(base_url or "")
+            if not is_own and not allowed(url, hosts):
+                raise ValueError("this host is not among callbacks.allowed_hosts of the agent")
+        except ValueError as error:
+            problems.append({"path": f"callbacks.{name}", "problem": str(error)})
+    if problems:
+        raise InvalidRequest.from_problems(problems)
+    return found
 
 
 def addressed(url: str, base_url: str | None = None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,48 +136,33 @@ def _known(section: type[Section], where: list[str]) -> list[str]:
 # --- secrets in files and variables ---------------------------------------------------------------------------
 
 
-def with_secrets(
-    data: dict[Any, Any], section: str, option: str, is_valid: Callable[[str], bool], rule: str, problems: list[Problem]
-) -> tuple[dict[Any, Any], list[Any]]:
-    """Return the data with the values of ``<option>_file`` and ``<option>_env`` among those of ``<option>``, and these.
+def values_of_file(name: Any) -> tuple[str, ...]:
+    """Return the lines of the file that an option names, without comments. Raises ValueError.
 
     A name that leads to no value is a problem: a service that was meant to be guarded must not start without.
     """
-    given = data.get(section)
-    if not isinstance(given, Mapping):
-        return data, []
-    written = given.get(option)
-    values = list(written) if isinstance(written, (list, tuple)) else []
-    for source, read in ((f"{option}_file", _file_values), (f"{option}_env", _variable_values)):
-        name = given.get(source)
-        if not isinstance(name, str) or not name:
-            continue
-        try:
-            found = read(name)
-            if not found:
-                raise ValueError(f"holds no {option.rstrip('s').rpartition('_')[2]}")
-            if not all(map(is_valid, found)):
-                raise ValueError(rule)
-        except ValueError as error:
-            problems.append({"path": f"{section}.{source}", "problem": str(error)})
-        else:
-            values += found
-    if written is None or isinstance(written, (list, tuple)):
-        data = {**data, section: {**given, option: values}}
-    return data, values
-
-
-def _file_values(name: str) -> list[str]:
+    if not isinstance(name, str) or not name.startswith("/"):
+        raise ValueError("must be an absolute path")
     try:
         text = Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}") from error
     lines = (line.strip() for line in text.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return _some(line for line in lines if not line.startswith("#"))
 
 
-def _variable_values(name: str) -> list[str]:
-    value = os.environ.get(name)
-    if value is None:
+def values_of_variable(name: Any) -> tuple[str, ...]:
+    """Return the comma-separated values of the environment variable that an option names. Raises ValueError."""
+    if not isinstance(name, str) or name not in os.environ:
         raise ValueError("names a variable that is not set")
-    return [each.strip() for each in value.split(",") if each.strip()]
+    return _some(each.strip() for each in os.environ[name].split(","))
+
+
+def _some(values: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(filter(None, values))
+    if not found:
+        raise ValueError("leads to no value")
+    return found
+
+
+__all__ = ["Section", "checked", "filled", "options", "read", "subsections", "values_of_file", "values_of_variable"]

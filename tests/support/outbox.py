@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,10 @@ import pytest
 
 from settee.base.errors import SetteeError
 from settee.base.job import Status
-from settee.doors.agent import contract
-from settee.doors.agent.agent_job import event_log, failure
 from settee.doors.agent.contract import JobResult, Meta, Params, UserShown, WorkflowShown
-from settee.doors.agent.heartbeats import JobCallbacks
+from settee.doors.agent.intake import event_log
+from settee.doors.agent.reporting import JobCallbacks, failure
 from settee.service import timestamps
-from settee.service.callback_urls import Urls
 from settee.service.callbacks import Outbox
 from settee.service.events import Outcome, Step
 from settee.service.store import Attempt, Store, StoredCallback
@@ -84,11 +83,11 @@ class ReportedJob:
             job_id=job_id,
             started_at=timestamps.now(),
             prompt_id=given.pop("prompt_id", None),
-            details={"client_id": "agent", "urls": Urls(**urls).as_dict()},
+            details={"client_id": "agent", "urls": dict(urls)},
         )
         self.outbox = outbox
         outbox.accept(self.attempt)
-        self.callbacks = JobCallbacks(self.attempt, Urls(**urls), "agent", outbox, **given)
+        self.callbacks = JobCallbacks(self.attempt, partial(outbox.note, self.attempt), **given)
         self.log = event_log(self.attempt)
 
     @property
@@ -111,7 +110,7 @@ class ReportedJob:
         self._end(Step(state=Status.SUCCEEDED, moment=timestamps.now(), outcome=Outcome(body=body)))
 
     def failed(self, error: SetteeError) -> None:
-        self._end(failure(contract.ended(error), error))
+        self._end(failure(error))
 
     def _end(self, step: Step) -> None:
         last, terminal = self.callbacks.closing(step)

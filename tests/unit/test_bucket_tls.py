@@ -10,7 +10,7 @@ import pytest
 
 from settee.base.errors import DeliveryError, DownloadFailed
 from settee.base.job import Cancel
-from settee.doors.agent.storage import Storage
+from settee.doors.agent.assets import Storage
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3_object import address
 from settee.staging.fetch import download_all
@@ -42,7 +42,7 @@ def test_it_is_refused(server: FaultyS3, tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed, match="certificate"):
         address(ENTRY, ENTRY.source, settings)
     with pytest.raises(DownloadFailed, match="certificate"):
-        Storage(settings).workflow("bucket", "graph.json")
+        Storage(settings).head("bucket", "graph.json", "workflow", lambda: None)
     (tmp_path / "a.png").write_bytes(BODY)
     with pytest.raises(DeliveryError, match="certificate"):
         run([file_artifact(tmp_path / "a.png")], make_job({"mode": "s3"}), settings)
@@ -55,7 +55,7 @@ def test_unless_the_operator_says_no(server: FaultyS3, tmp_path: Path) -> None:
     found = address(ENTRY, ENTRY.source, settings)
     fetch(found.url, tmp_path / "model", known={"verify_tls": found.verify_tls})
     assert (tmp_path / "model").read_bytes() == BODY
-    assert Storage(settings).workflow("bucket", "graph.json") == {"1": {}}
+    assert Storage(settings).head("bucket", "graph.json", "workflow", lambda: None)["ContentLength"] == 9
     remote = s3_input("an input", "s3://bucket/model.bin", settings, None)
     contents: list[bytes] = []
 

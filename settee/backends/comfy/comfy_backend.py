@@ -58,6 +58,8 @@ class ComfyBackend:
                 folders = Folders(input=given[0], output=given[1], temp=settings.comfy_temp_dir, are_shared=True)
         self.workspace = Workspace(folders, settings)
         self._session = Session(self._server, settings, self.workspace)
+        #: The node registry that a door asked for, and when it did.
+        self._registry: tuple[float, NodeRegistry] | None = None
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -119,10 +121,19 @@ class ComfyBackend:
         found = self._server.client.queue(timeout_s=_ASKED_S)
         return len(found.running), len(found.pending)
 
-    def node_registry(self, cancel: Cancel | None = None) -> NodeRegistry:
-        """Ask for the node registry. Raises ComfyUnavailable, JobCanceled."""
-        self._server.wait_ready(self._session.ready_timeout_s, cancel, for_job=True)
-        return self._server.client.node_registry()
+    def node_registry(
+        self, cancel: Cancel | None = None, *, max_age_s: float = 0.0, on_wait: Callable[[], None] = lambda: None
+    ) -> NodeRegistry:
+        """Return the node registry, at most ``max_age_s`` seconds old; ``on_wait`` is called before ComfyUI is asked.
+
+        Raises ComfyUnavailable, JobCanceled.
+        """
+        if self._registry is None or time.monotonic() - self._registry[0] > max_age_s:
+            on_wait()
+            begun = time.monotonic()
+            self._server.wait_ready(self._session.ready_timeout_s, cancel, for_job=True)
+            self._registry = (begun, self._server.client.node_registry())
+        return self._registry[1]
 
     # --- one job: before it runs ----------------------------------------------------------------------------
 

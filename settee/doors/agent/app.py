@@ -1,4 +1,4 @@
-"""The agent over HTTP: its routes. What happens to a job: :mod:`settee.doors.agent.intake`."""
+"""The agent over HTTP: its routes and their OpenAPI document. What happens to a job: settee/doors/agent/intake.py."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from settee import __version__
 from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, wrong_value
+from settee.doors.agent import contract
 from settee.doors.agent import envelope as envelopes
-from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary
+from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary, example
 from settee.doors.agent.intake import Intake, OtherBody
-from settee.doors.agent.openapi import EVENTS, add_page, body_of, schema_of
-from settee.doors.agent.reasons import reason
+from settee.doors.agent.reporting import reason
 from settee.service.events import EventLog
 from settee.service.http_server import Auth, Gate, problem
 from settee.service.metrics import Metrics
 
 SERVICE = "settee GPU agent"
-#: The largest body of a cancel: it is read on the event loop.
-_MAX_CANCEL_BYTES = 65_536
 #: Signs that begin or part values in a dispatch's JSON, those in its texts included. 10,000 overrides, as many
 #: parameters and 5,000 inline nodes have some 200,000 of them; 16 MB of empty lists have ten million, which keep every
 #: thread waiting for seconds and take a gigabyte.
@@ -38,44 +42,46 @@ _MAX_VALUES = 1_000_000
 KEEP_ALIVE_S = 15.0
 _EVENTS = "/events"
 
+Responses = dict["int | str", dict[str, Any]]
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "No token, or a wrong one"},
-    421: {
-        "model": Problem,
-        "description": "No token is set, and the Host header is not one of this machine's own names",
-    },
-}
-#: Refusals of routes that take a body.
-_BODY_REFUSALS: dict[int | str, dict[str, Any]] = {
-    **_REFUSALS,
-    400: {"model": Problem, "description": "The body is not what it should be"},
-    408: {"model": Problem, "description": "The body comes too slowly"},
-    413: {"model": Problem, "description": "The body is too large, or has too many values"},
-    415: {"model": Problem, "description": "The body is not declared as JSON"},
-}
-_UNKNOWN: dict[int | str, dict[str, Any]] = {
-    **_REFUSALS,
-    404: {"model": Problem, "description": "This agent has not run such a job lately"},
-    422: {"model": Problem, "description": "A parameter is wrong"},
-}
+
+def _refusals(**described: str) -> Responses:
+    """Return OpenAPI's responses for ``_404="…"``."""
+    return {int(status[1:]): {"model": Problem, "description": text} for status, text in described.items()}
+
+
+_REFUSALS = _refusals(
+    _401="No token, or a wrong one",
+    _421="No token is set, and the Host header is not one of this machine's own names",
+)
+_BODY_REFUSALS = _REFUSALS | _refusals(
+    _400="The body is not what it should be",
+    _408="The body comes too slowly",
+    _413="The body is too large, or has too many values",
+    _415="The body is not declared as JSON",
+)
+_UNKNOWN = _REFUSALS | _refusals(_404="This agent has not run such a job lately", _422="A parameter is wrong")
 
 
 def create_app(intake: Intake, metrics: Metrics, auth: Auth, *, max_body_bytes: int, max_nodes: int) -> FastAPI:
-    """The ASGI application."""
+    """Return the ASGI application."""
     app = FastAPI(title=SERVICE, version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
-    _add_health(app, intake)
-    _add_jobs(app, intake, max_nodes)
-    _add_following(app, intake)
+    _add_open(app, intake)
+    # The gate asks for the token; here is what the document states of it.
+    bearer = [] if auth.is_open else [Depends(HTTPBearer(scheme_name="bearer", auto_error=False))]
+    router = APIRouter(dependencies=bearer)
+    _add_jobs(router, intake, max_nodes)
+    _add_following(router, intake)
 
     # In a thread: counting what waits in the outbox may wait for its lock.
-    @app.get("/metrics", responses=_REFUSALS, response_class=Response, summary="Prometheus metrics")
+    @router.get("/metrics", responses=_REFUSALS, response_class=Response, summary="Prometheus metrics")
     def _metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    add_page(app)
-    app.openapi = lambda: schema_of(app, is_open=auth.is_open)  # type: ignore[method-assign]
+    app.include_router(router)
+    _add_page(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     app.add_middleware(
         Gate,
         auth=auth,
@@ -108,14 +114,17 @@ def _status_of(error: SetteeError) -> int:
     return 503 if isinstance(error, ComfyUnavailable) or error.retryable else 500
 
 
-def _add_health(app: FastAPI, intake: Intake) -> None:
+# --- routes -----------------------------------------------------------------------------------------------------
+
+
+def _add_open(app: FastAPI, intake: Intake) -> None:
     @app.get("/", summary="Health")
     async def _summary() -> Summary:
-        return Summary(service=SERVICE, busy=intake.is_busy)
+        return Summary(service=SERVICE, busy=intake.slot.is_busy)
 
     @app.get("/healthz", summary="Health")
     async def _health() -> Health:
-        return Health(busy=intake.is_busy)
+        return Health(busy=intake.slot.is_busy)
 
 
 def _decoded(body: bytes) -> Any:
@@ -127,21 +136,21 @@ def _decoded(body: bytes) -> Any:
         raise HTTPException(400, "the body is not valid JSON") from error
 
 
-def _add_jobs(app: FastAPI, intake: Intake, max_nodes: int) -> None:
+def _add_jobs(router: APIRouter, intake: Intake, max_nodes: int) -> None:
     # Of large bodies one at a time is in memory as Python's values; those that wait hold no thread.
     parsing = asyncio.Lock()
 
-    @app.post(
+    @router.post(
         "/jobs",
         status_code=202,
         summary="Dispatch a job",
-        responses={
-            **_BODY_REFUSALS,
-            409: {"model": Problem, "description": "Another job runs"},
-            422: {"model": Problem, "description": "The envelope is wrong; every problem is listed"},
-            503: {"model": Problem, "description": "The agent is shutting down, or its disk is full"},
-        },
-        openapi_extra=body_of("Envelope"),
+        responses=_BODY_REFUSALS
+        | _refusals(
+            _409="Another job runs",
+            _422="The envelope is wrong; every problem is listed",
+            _503="The agent is shutting down, or its disk is full",
+        ),
+        openapi_extra=_body("Envelope", "envelope"),
     )
     async def _dispatch(
         request: Request,
@@ -150,47 +159,35 @@ def _add_jobs(app: FastAPI, intake: Intake, max_nodes: int) -> None:
         ),
     ) -> Accepted:
         body = await request.body()
-
         # Parsing a large envelope, and noting it on disk, take time that others must not wait for.
         async with parsing:
             envelope = await run_in_threadpool(lambda: envelopes.parse(_decoded(body), max_nodes=max_nodes))
-        job_id = await run_in_threadpool(
-            lambda: intake.submit(envelope, idempotency_key, hashlib.sha256(body).hexdigest())
-        )
-        return Accepted(jobId=job_id)
+        digest = hashlib.sha256(body).hexdigest()
+        return Accepted(jobId=await run_in_threadpool(intake.submit, envelope, idempotency_key, digest))
 
-    @app.post(
+    @router.post(
         "/jobs/cancel",
         summary="Cancel the job that runs",
-        responses={
-            **_BODY_REFUSALS,
-            404: {"model": Problem, "description": "No job that runs has this token"},
-        },
-        openapi_extra=body_of("CancelRequest"),
+        responses=_BODY_REFUSALS | _refusals(_404="No job that runs has this token"),
+        openapi_extra=_body("CancelRequest", "cancel"),
     )
     async def _cancel(request: Request) -> Cancelling:
-        body = await request.body()
-        if len(body) > _MAX_CANCEL_BYTES:
-            raise HTTPException(413, f"a cancel has no more than {_MAX_CANCEL_BYTES} bytes")
-        try:
-            data = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise HTTPException(400, 'the body must be {"token": "…"}') from error
+        data = await run_in_threadpool(_decoded, await request.body())
         token = data.get("token") if isinstance(data, dict) else None
         if not isinstance(token, str) or not token.strip():
             raise HTTPException(400, 'the body must be {"token": "…"}, with the cancelToken of the job')
-        if not intake.cancel(token):
+        if not intake.slot.cancel(token):
             raise HTTPException(404, "no job that runs has this token")
         return Cancelling()
 
 
-def _add_following(app: FastAPI, intake: Intake) -> None:
-    """GET of a job, and of its events. A job id may hold slashes: it is all between ``/jobs/`` and the end, or
+def _add_following(router: APIRouter, intake: Intake) -> None:
+    """Add GET of a job, and of its events. A job id may hold slashes: it is all between ``/jobs/`` and the end, or
     ``/events``."""
 
     async def known(job_id: str) -> EventLog | None:
         # One that ended before a restart is read from the disk.
-        return await run_in_threadpool(lambda: intake.job_log(job_id))
+        return await run_in_threadpool(intake.logs.get, job_id)
 
     async def found(job_id: str) -> EventLog:
         log = await known(job_id)
@@ -198,13 +195,16 @@ def _add_following(app: FastAPI, intake: Intake) -> None:
             raise HTTPException(404, "this agent has not run such a job lately")
         return log
 
-    @app.get(
-        "/jobs/{job_id:path}/events",
+    @router.get(
+        f"/jobs/{{job_id:path}}{_EVENTS}",
         summary="Follow a job: server-sent events, until it has ended",
         response_class=StreamingResponse,
         responses={
             **_UNKNOWN,
-            200: EVENTS,
+            200: {
+                "description": "One event for each change, named state; its data is what GET /jobs/{id} would answer",
+                "content": {"text/event-stream": {"examples": {"example": {"value": example("event")}}}},
+            },
             204: {"description": "The job has ended, and Last-Event-ID names its last event"},
         },
     )
@@ -225,7 +225,7 @@ def _add_following(app: FastAPI, intake: Intake) -> None:
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
-    @app.get(
+    @router.get(
         "/jobs/{job_id:path}",
         summary="How a job stands: state, progress, result",
         responses={**_UNKNOWN, 200: {"model": Job, "description": "The job, as it stands"}},
@@ -237,7 +237,7 @@ def _add_following(app: FastAPI, intake: Intake) -> None:
 
 
 async def stream(log: EventLog, after: int, keep_alive_s: float) -> AsyncIterator[str]:
-    """Every event over ``after``, until the job has ended. A slow client misses some: nothing piles up for it."""
+    """Yield every event over ``after``, until the job has ended. A slow client misses some: nothing piles up for it."""
     loop, news = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
@@ -259,3 +259,75 @@ async def stream(log: EventLog, after: int, keep_alive_s: float) -> AsyncIterato
                 yield ": still here\n\n"
     finally:
         log.unfollow(wake)
+
+
+# --- the OpenAPI document, and a page to look at it -------------------------------------------------------------
+
+_REF = "#/components/schemas/{model}"
+#: Callback → its model, and its Idempotency-Key.
+_CALLBACKS: dict[str, tuple[type[BaseModel], str]] = {
+    "status": (contract.StatusCallback, "<job>-<state>-<heartbeat_seq>"),
+    "completion": (contract.CompletionCallback, "<job>-SUCCESS"),
+    "failure": (contract.FailureCallback, "<job>-FAILED or <job>-CANCELED"),
+}
+
+
+def _body(model: str, name: str | None = None) -> dict[str, Any]:
+    """Describe a body that FastAPI does not parse: the model, and the example of this name."""
+    content: dict[str, Any] = {"schema": {"$ref": _REF.format(model=model)}}
+    if name is not None:
+        content["examples"] = {"example": {"value": example(name)}}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with what the routes parse and write themselves, and the callbacks."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        # Job again: FastAPI has dropped every null of its examples.
+        models: list[type[BaseModel]] = [
+            envelopes.Envelope,
+            contract.CancelRequest,
+            Job,
+            *(model for model, _ in _CALLBACKS.values()),
+        ]
+        _, found = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+        schema["components"]["schemas"] |= found["$defs"]
+        schema["paths"]["/jobs"]["post"]["callbacks"] = {
+            name: {f"{{$request.body#/callbacks/{name}}}": {"post": _callback(model, key)}}
+            for name, (model, key) in _CALLBACKS.items()
+        }
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _callback(model: type[BaseModel], key: str) -> dict[str, Any]:
+    about = {"schema": {"type": "string"}, "description": f"{key}; the same whenever it is sent again."}
+    return {
+        "summary": model.__doc__,
+        "parameters": [{"name": "Idempotency-Key", "in": "header", "required": True, **about}],
+        **_body(model.__name__),
+        "responses": {"2XX": {"description": "It is delivered; the body is not read"}},
+        "security": [],
+    }
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add /docs and, below it, the files that it needs, which the package fastapi-offline brings."""
+
+    @app.get("/docs", include_in_schema=False)
+    async def _page() -> HTMLResponse:
+        # Relative addresses, for a proxy that puts a path before them.
+        page = get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=app.title,
+            swagger_js_url="docs/swagger-ui-bundle.js",
+            swagger_css_url="docs/swagger-ui.css",
+            swagger_favicon_url="docs/favicon.png",
+            swagger_ui_parameters={"validatorUrl": None},
+        )
+        # The page begins its script within itself; whatever else it loads is this server's.
+        page.headers["Content-Security-Policy"] = "default-src 'self' 'unsafe-inline'; img-src 'self' data:"
+        return page
+
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))

@@ -10,11 +10,9 @@ archive, never the job: nothing here raises for it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -22,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.files import write_whole
+from settee.delivery.keys import safe_id
 from settee.service import timestamps
 from settee.service.events import Step
 from settee.service.scrub import without_secrets
 
 log = logging.getLogger(__name__)
 
-_SAFE = re.compile(r"[A-Za-z0-9._-]{1,100}")
-#: Other bytes of a path's part may be up to 255; of an id that is not a plain name, this much is kept.
-_SHOWN = 60
+#: Line separators that JSON allows inside a string, and readers of lines may break at.
+_SEPARATORS = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 
 
 class Archive:
@@ -46,49 +44,43 @@ class Archive:
     ) -> None:
         """``secrets``: values that must not appear in any text, wherever they stand: the cancel token, the agent's own,
         and what :func:`settee.service.scrub.secret_values` finds."""
-        self.folder = outputs_dir / "logs" / folder_name(job_id)
-        self._job_id = job_id
-        self._secrets = tuple(secrets)
-        self._now = now
+        self.folder = outputs_dir / "logs" / safe_id(job_id)
+        self._job_id, self._secrets, self._now = job_id, tuple(secrets), now
         self._lock = threading.Lock()
         self._events: int | None = None
 
     def manifest(
         self, envelope: Mapping[str, Any], resolved_parameters: Mapping[str, Any], workflow: Mapping[str, Any]
-    ) -> bool:
-        """Keep what was asked for and what was made of it. Return True if it was kept."""
+    ) -> None:
+        """Keep what was asked for and what was made of it."""
         name = f"manifest-{timestamps.file_stamp(self._now())}.json"
-        return self._keep(name, {"envelope": envelope, "resolvedParameters": resolved_parameters, "workflow": workflow})
+        self._keep(name, {"envelope": envelope, "resolvedParameters": resolved_parameters, "workflow": workflow})
 
-    def applied_workflow(self, workflow: Mapping[str, Any]) -> bool:
-        """Keep the graph as it was submitted. Return True if it was kept."""
-        return self._keep("applied-workflow.json", workflow)
+    def applied_workflow(self, workflow: Mapping[str, Any]) -> None:
+        """Keep the graph as it was submitted."""
+        self._keep("applied-workflow.json", workflow)
 
     def on_step(self, step: Step) -> None:
         """Keep a state that was entered, and how the job ended."""
-        outcome = step.outcome
-        if outcome is not None:
-            body = outcome.body
-            is_result = "result" in body
-            details = (
-                {"artifacts": body["result"]["artifacts"], "timings": outcome.timings} if is_result else body["error"]
-            )
-            self.event(step.state.value, details)
-        elif step.is_new:
-            self.event(step.state.value, {"message": step.message} if step.message else None)
+        if step.outcome is None:
+            if step.is_new:
+                self.event(step.state.value, {"message": step.message} if step.message else {})
+        elif "result" in step.outcome.body:
+            artifacts = step.outcome.body["result"]["artifacts"]
+            self.event(step.state.value, {"artifacts": artifacts, "timings": step.outcome.timings})
+        else:
+            self.event(step.state.value, step.outcome.body["error"])
 
-    def event(self, event: str, details: Mapping[str, Any] | None = None) -> bool:
-        """Add a line. Return True if it was kept."""
-        said = {"timestamp": timestamps.stamp(self._now()), "event": event, "details": details or {}}
-        line = _json_line(without_secrets(said, self._secrets))
-        with self._lock:
-            try:
-                if self._events is None:
-                    self._events = self._opened_events()
-                os.write(self._events, line)
-            except OSError as error:
-                return self._lost("events.jsonl", error)
-        return True
+    def event(self, event: str, details: Mapping[str, Any]) -> None:
+        """Add a line."""
+        said = {"timestamp": timestamps.stamp(self._now()), "event": event, "details": details}
+        line = _json(without_secrets(said, self._secrets)).translate(_SEPARATORS)
+        self._write("events.jsonl", lambda path: self._append(path, _utf8(f"{line}\n")))
+
+    def _append(self, path: Path, line: bytes) -> None:
+        if self._events is None:
+            self._events = _opened(path)
+        os.write(self._events, line)
 
     def close(self) -> None:
         """No more events."""
@@ -103,52 +95,31 @@ class Archive:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _opened_events(self) -> int:
-        self._make_folder()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(self.folder / "events.jsonl", flags, 0o640)
-        size = os.fstat(fd).st_size
-        if size and os.pread(fd, 1, size - 1) != b"\n":
-            os.write(fd, b"\n")  # a kill broke the last line off
-        return fd
+    def _keep(self, name: str, value: Mapping[str, Any]) -> None:
+        text = _json(without_secrets(value, self._secrets), indent=2)
+        self._write(name, lambda path: write_whole(path, _utf8(text), mode=0o640, is_lasting=False))
 
-    def _keep(self, name: str, value: Mapping[str, Any]) -> bool:
-        text = json.dumps(without_secrets(value, self._secrets), ensure_ascii=False, indent=2)
+    def _write(self, name: str, write: Callable[[Path], None]) -> None:
         with self._lock:
             try:
-                self._make_folder()
-                write_whole(self.folder / name, _utf8(text), mode=0o640, is_lasting=False)
+                self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+                write(self.folder / name)
             except OSError as error:
-                return self._lost(name, error)
-        return True
-
-    def _make_folder(self) -> None:
-        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-
-    def _lost(self, name: str, error: OSError) -> bool:
-        log.warning("job %s: %s is not archived (%s)", self._job_id, name, error.strerror)
-        return False
+                log.warning("job %s: %s is not archived (%s)", self._job_id, name, error.strerror)
 
 
-def folder_name(job_id: str) -> str:
-    """A job id as the name of a folder: as it is where that is a plain name, else what is plain of it and a hash.
-
-    Names of the second sort have an ``@``, so no id can take another's folder.
-    """
-    if _SAFE.fullmatch(job_id) and job_id not in (".", ".."):
-        return job_id
-    digest = hashlib.sha256(job_id.encode(errors="surrogatepass")).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', job_id)[:_SHOWN]}@{digest[:16]}"
+def _opened(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        os.write(fd, b"\n")  # a kill broke the last line off
+    return fd
 
 
-def _json_line(value: Any) -> bytes:
-    text = json.dumps(value, ensure_ascii=False)
-    # Line separators that JSON allows inside a text, and readers of lines may break at.
-    for char in "\x85\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return _utf8(text) + b"\n"
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _utf8(text: str) -> bytes:
     """Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON escapes it."""
-    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+    return text.encode(errors="backslashreplace")

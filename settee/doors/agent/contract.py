@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from settee.base.errors import JobCanceled, SetteeError
 from settee.base.job import Status
 from settee.service.timestamps import stamp
 
@@ -26,17 +25,7 @@ State = Literal[
 ]
 ReasonCode = Literal["VALIDATION_ERROR", "TRANSIENT_ERROR", "TIMEOUT", "CANCELED", "SYSTEM_ERROR"]
 
-STATES: dict[Status, State] = {
-    Status.QUEUED: "QUEUED",
-    Status.PREPARING: "PREPARING",
-    Status.MATERIALIZING: "MATERIALIZING",
-    Status.SUBMITTED: "SUBMITTED",
-    Status.RUNNING: "RUNNING",
-    Status.UPLOADING: "UPLOADING",
-    Status.SUCCEEDED: "SUCCESS",
-    Status.FAILED: "FAILED",
-    Status.CANCELED: "CANCELED",
-}
+STATES: dict[Status, Any] = {status: "SUCCESS" if status is Status.SUCCEEDED else status.name for status in Status}
 
 
 @functools.lru_cache(maxsize=1)
@@ -330,15 +319,13 @@ class Job(Part):
 # --- what HTTP answers ------------------------------------------------------------------------------------
 
 
-class Summary(BaseModel):
-    status: str = "ok"
-    service: str
-    busy: bool
-
-
 class Health(BaseModel):
     status: str = "ok"
     busy: bool
+
+
+class Summary(Health):
+    service: str
 
 
 class Accepted(BaseModel):
@@ -363,19 +350,3 @@ class CancelRequest(BaseModel):
     """The body of POST /jobs/cancel, which the route reads itself."""
 
     token: str = Field(description="The job's cancelToken.", max_length=1000)
-
-
-# --- states, keys ------------------------------------------------------------------------------------------
-
-
-def ended(error: SetteeError) -> Status:
-    """Return CANCELED or FAILED."""
-    return Status.CANCELED if isinstance(error, JobCanceled) else Status.FAILED
-
-
-def status_key(job_id: str, state: Status, seq: int) -> str:
-    return f"{job_id}-{STATES[state]}-{seq}"
-
-
-def terminal_key(job_id: str, state: Status) -> str:
-    return f"{job_id}-{STATES[state]}"

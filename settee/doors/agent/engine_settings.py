@@ -7,10 +7,10 @@ agent's own, in `state_dir`, shows both as links.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,27 +19,31 @@ from settee.base.errors import ConfigError
 from settee.base.settings import Settings
 from settee.doors.agent.config import AgentConfig
 
-#: How this door's users know what the engine calls by another name: options, and what a dispatch says itself.
+#: Setting of the engine → the option that is its value.
+_OPTIONS = {
+    "bucket_access_key_id": "minio.access_key",
+    "bucket_region": "minio.region",
+    "bucket_secret_access_key": "minio.secret_key",
+    "bucket_verify_tls": "minio.verify_tls",
+    "comfy_input_dir": "comfyui.input_dir",
+    "comfy_output_dir": "comfyui.output_dir",
+    "comfy_temp_dir": "comfyui.temp_dir",
+    "job_timeout_s": "comfyui.timeout_seconds",
+    "progress_interval_s": "comfyui.poll_interval_seconds",
+}
+#: How this door's users know what the engine calls by another name: options, and what a dispatch states itself.
 SPELLINGS = {
-    "BUCKET_ACCESS_KEY_ID": "minio.access_key",
+    **{name.upper(): option for name, option in _OPTIONS.items()},
     "BUCKET_ENDPOINT_URL": "minio.endpoint",
     "BUCKET_NAME": "output.bucket",
-    "BUCKET_REGION": "minio.region",
-    "BUCKET_SECRET_ACCESS_KEY": "minio.secret_key",
-    "BUCKET_VERIFY_TLS": "minio.verify_tls",
     "COMFY_DIR": "comfyui.dir",
-    "COMFY_INPUT_DIR": "comfyui.input_dir",
-    "COMFY_OUTPUT_DIR": "comfyui.output_dir",
     "COMFY_PORT": "comfyui.port",
-    "COMFY_TEMP_DIR": "comfyui.temp_dir",
     "COMFY_URL": "comfyui.api_url",
-    "JOB_TIMEOUT_S": "comfyui.timeout_seconds",
     "MAX_JOB_TIMEOUT_S": "comfyui.timeout_seconds",
     "MODELS_DIR": "paths.base_models and paths.loras",
     "MODELS_S3_ACCESS_KEY_ID": "minio.access_key",
     "MODELS_S3_ENDPOINT_URL": "minio.endpoint",
     "MODELS_S3_SECRET_ACCESS_KEY": "minio.secret_key",
-    "PROGRESS_INTERVAL_S": "comfyui.poll_interval_seconds",
     "WORKSPACE_DIR": "paths.temp",
     "timeout_s": "comfyui.timeout_seconds",
 }
@@ -58,14 +62,12 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class ModelPlaces:
-    """The folders that the engine puts models in: ``ModelEntry.target`` is one of the two targets."""
+    """The folders that the engine puts models in: ``ModelEntry.target`` is one of ``targets``."""
 
     #: What the engine takes for ComfyUI's models folder.
     models_dir: Path
-    #: Below it, the place of `paths.base_models`: "checkpoints", or "checkpoints/sdxl".
-    base_models: str
-    #: Below it, the place of `paths.loras`.
-    loras: str
+    #: Below it, the places of `paths.base_models` ("checkpoints", or "checkpoints/sdxl") and of `paths.loras`.
+    targets: tuple[str, str]
     #: Links that must be there: in ``models_dir``, and where they lead.
     links: tuple[tuple[Path, Path], ...] = ()
 
@@ -80,9 +82,9 @@ def model_places(config: AgentConfig) -> ModelPlaces:
     loras, loras_below = _split(config.paths.loras, "loras")
     targets = str(PurePath("checkpoints", base_below)), str(PurePath("loras", loras_below))
     if base.name == "checkpoints" and loras.name == "loras" and base.parent == loras.parent:
-        return ModelPlaces(base.parent, *targets)
+        return ModelPlaces(base.parent, targets)
     own = config.state_folder / "models"
-    return ModelPlaces(own, *targets, links=((own / "checkpoints", base), (own / "loras", loras)))
+    return ModelPlaces(own, targets, links=((own / "checkpoints", base), (own / "loras", loras)))
 
 
 def _split(folder: Path, kind: str) -> tuple[Path, PurePath]:
@@ -96,27 +98,22 @@ def _split(folder: Path, kind: str) -> tuple[Path, PurePath]:
 def make_folders(config: AgentConfig) -> None:
     """Make what is missing of the agent's folders, and the links of :func:`model_places`. Raises ConfigError."""
     places, paths = model_places(config), config.paths
-    for folder in (paths.base_models, paths.loras, paths.workflows, paths.outputs, paths.temp, config.state_folder):
-        _make(folder)
+    folders = [paths.base_models, paths.loras, paths.workflows, paths.outputs, paths.temp, config.state_folder]
+    for folder in (*folders, *(link.parent for link, _ in places.links)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
     for link, folder in places.links:
-        _make(link.parent)
         _link(link, folder)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
-
-
 def _link(link: Path, folder: Path) -> None:
-    if link.is_symlink() and os.readlink(link) == str(folder):
-        return
     try:
-        if link.is_symlink():  # the configuration named another folder before
-            with contextlib.suppress(FileNotFoundError):
-                link.unlink()
+        if link.is_symlink():
+            if os.readlink(link) == str(folder):
+                return
+            link.unlink(missing_ok=True)  # the configuration named another folder before
         link.symlink_to(folder, target_is_directory=True)
     except OSError as error:
         raise ConfigError(
@@ -135,37 +132,27 @@ def to_settings(config: AgentConfig) -> Settings:
 
 def given(config: AgentConfig) -> dict[str, Any]:
     """Return the settings that do not come from the environment. A message that names one is :func:`spelled`."""
-    comfyui, minio = config.comfyui, config.minio
-    own: dict[str, Any] = {} if comfyui.dir is None else {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
+    comfyui = config.comfyui
+    own: dict[str, Any] = {name: attrgetter(option)(config) for name, option in _OPTIONS.items()}
+    if comfyui.dir is not None:
+        own |= {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
     if comfyui.custom_nodes_dirs is not None:
         own["custom_nodes_dirs"] = tuple(map(str, comfyui.custom_nodes_dirs))
     return dict(
+        own,
         comfy_url=comfyui.url if comfyui.dir is None else None,
-        comfy_input_dir=comfyui.input_dir,
-        comfy_output_dir=comfyui.output_dir,
-        comfy_temp_dir=comfyui.temp_dir,
         models_dir=model_places(config).models_dir,
         # The agent's jobs bring models, from its own S3 server; their addresses are never a caller's.
         allow_job_models=True,
         models_s3_endpoint_url=None,
         models_s3_access_key_id=None,
         models_s3_secret_access_key=None,
-        job_timeout_s=comfyui.timeout_seconds,
         max_job_timeout_s=max(_DAY_S, comfyui.timeout_seconds * comfyui.img2img_timeout_multiplier),
         workspace_dir=config.workspace_dir,
-        bucket_endpoint_url=minio.url,
-        bucket_access_key_id=minio.access_key,
-        bucket_secret_access_key=minio.secret_key,
-        bucket_region=minio.region,
+        bucket_endpoint_url=config.minio.url,
         bucket_path_style=True,
-        bucket_verify_tls=minio.verify_tls,
         bucket_name=None,
         bucket_public_url=None,
         delivery="s3",
-        progress_interval_s=comfyui.poll_interval_seconds,
         require_encryption=False,
-        **own,
     )
-
-
-__all__ = ["SPELLINGS", "ModelPlaces", "given", "make_folders", "model_places", "spelled", "to_settings"]

@@ -17,34 +17,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from settee.base.errors import wrong_value
+from settee.base.errors import MAX_PROBLEMS, wrong_value
 from settee.comfyui import workflow as graph
 from settee.comfyui.workflow import Problem
+from settee.doors.agent import fields
 from settee.doors.agent.contract import example
-from settee.doors.agent.fields import (
-    EMPTY_IS_NONE,
-    MAX_PROBLEMS,
-    NULL_IS_LIST,
-    NULL_IS_OBJECT,
-    Address,
-    Bucket,
-    Cfg,
-    LocalPath,
-    NodeId,
-    ObjectKey,
-    Path,
-    Prefix,
-    Printable,
-    Prompt,
-    Scalar,
-    Seed,
-    Sha256,
-    Side,
-    Steps,
-    kind_of,
-    refusal,
-    value_problems,
-)
+from settee.doors.agent.fields import EMPTY_IS_NONE, NULL_IS_LIST, NULL_IS_OBJECT, Printable, Scalar, refusal
 from settee.engine.request import misspelt
 
 
@@ -64,8 +42,8 @@ class User(_Part):
 
 
 class OutputPlace(_Part):
-    bucket: Bucket
-    prefix: Prefix
+    bucket: fields.Bucket
+    prefix: fields.Prefix
     """Keys of the uploads begin with it; empty takes the agent's own."""
 
 
@@ -74,23 +52,23 @@ class WorkflowSource(_Part):
 
     id: Printable
     version: Scalar = None
-    minio_key: Annotated[ObjectKey | None, EMPTY_IS_NONE] = None
-    local_path: Annotated[LocalPath | None, EMPTY_IS_NONE] = None
+    minio_key: Annotated[fields.ObjectKey | None, EMPTY_IS_NONE] = None
+    local_path: Annotated[fields.LocalPath | None, EMPTY_IS_NONE] = None
     """Below the agent's workflows folder."""
     inline: dict[str, Any] | None = Field(None, repr=False)
     """The workflow itself, in ComfyUI's API format."""
-    bucket: Annotated[Bucket | None, EMPTY_IS_NONE] = None
+    bucket: Annotated[fields.Bucket | None, EMPTY_IS_NONE] = None
     """The bucket of minioKey; baseModel.bucket unless given."""
 
 
 class Asset(_Part):
     """A model or a LoRA at the S3 endpoint."""
 
-    bucket: Bucket
-    key: ObjectKey
+    bucket: fields.Bucket
+    key: fields.ObjectKey
     cache_strategy: Literal["ephemeral", "persistent"] = "ephemeral"
     """An ephemeral asset goes after the job that brought it."""
-    checksum: Annotated[Sha256 | None, EMPTY_IS_NONE] = None
+    checksum: Annotated[fields.Sha256 | None, EMPTY_IS_NONE] = None
     """SHA-256 in hex, with or without sha256: in front."""
     display_name: Annotated[Printable | None, EMPTY_IS_NONE] = None
     original_name: Annotated[Printable | None, EMPTY_IS_NONE] = None
@@ -99,31 +77,31 @@ class Asset(_Part):
 class Resolution(_Part):
     """Pixels."""
 
-    width: Side
-    height: Side
+    width: fields.Side
+    height: fields.Side
 
 
 class Parameters(_Part):
     """Values of the render. A sampling field that is missing here may stand in extra, under its name in a binding."""
 
-    prompt: Prompt = Field(repr=False)
-    negative_prompt: Prompt | None = Field(None, repr=False)
-    seed: Seed | None = None
+    prompt: fields.Prompt = Field(repr=False)
+    negative_prompt: fields.Prompt | None = Field(None, repr=False)
+    seed: fields.Seed | None = None
     """Drawn when there is none."""
-    cfg_scale: Cfg | None = None
-    steps: Steps | None = None
-    sampler: Annotated[StrictStr | None, Field(max_length=200)] = None
-    scheduler: Annotated[StrictStr | None, Field(max_length=200)] = None
+    cfg_scale: fields.Cfg | None = None
+    steps: fields.Steps | None = None
+    sampler: Annotated[fields.Name | None, EMPTY_IS_NONE] = None
+    scheduler: Annotated[fields.Name | None, EMPTY_IS_NONE] = None
     resolution: Resolution | None = None
     extra: Annotated[dict[str, Any], NULL_IS_OBJECT] = Field(default_factory=dict, repr=False)
-    """More parameters by name, for bindings; extra.loras tells each LoRA's strength."""
+    """More parameters by name, for bindings; extra.loras has each LoRA's strength."""
 
 
 class Override(_Part):
     """A value for one place of the workflow."""
 
-    node: NodeId
-    path: Path
+    node: fields.NodeId
+    path: fields.Path
     """Dotted, such as inputs.ckpt_name."""
     value: Any = Field(repr=False)
 
@@ -132,12 +110,12 @@ class Binding(_Part):
     """One place of the workflow that a parameter's value goes to."""
 
     parameter: StrictStr = Field(min_length=1, max_length=200)
-    node: NodeId
-    path: Path
+    node: fields.NodeId
+    path: fields.Path
     """Dotted, such as inputs.ckpt_name."""
 
 
-_Url = Annotated[Address | None, EMPTY_IS_NONE]
+_Url = Annotated[fields.Address | None, EMPTY_IS_NONE]
 
 
 class Callbacks(_Part):
@@ -189,28 +167,33 @@ class Envelope(_Part):
         return self.model_dump(mode="json", by_alias=True, exclude={"cancel_token"}, exclude_unset=True)
 
 
+# --- parsing ----------------------------------------------------------------------------------------------------
+
+
 def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
-    """The envelope in decoded JSON. Raises InvalidRequest with every problem: ``details.problems``, each a
+    """Return the envelope in decoded JSON. Raises InvalidRequest with every problem: ``details.problems``, each a
     ``{"path", "problem"}`` such as ``{"path": "loras[0].key", …}``.
 
     ``max_nodes``: the most nodes of an inline workflow (settings.max_nodes).
     """
     if not isinstance(data, dict):
-        raise refusal([{"path": "", "problem": f"must be a JSON object, not {kind_of(data)}"}], "envelope")
-    problems = value_problems(data)
-    envelope: Envelope | None = None
-    if not problems:
-        try:
-            envelope = Envelope.model_validate(data)
-        except ValidationError as error:
-            problems += [_problem(item) for item in error.errors(include_input=False, include_url=False)]
-        problems += _source_problems(data, max_nodes)
-        problems += _given_twice(envelope)
-    if problems:
+        raise refusal([{"path": "", "problem": f"must be a JSON object, not {fields.kind_of(data)}"}], "envelope")
+    if problems := fields.value_problems(data):
         raise refusal(problems, "envelope")
-    assert envelope is not None
+    try:
+        envelope = Envelope.model_validate(data)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False)
+        problems = [{"path": _path(item["loc"]), "problem": wrong_value(item)} for item in found]
+        raise refusal([*problems, *_source_problems(data, max_nodes)], "envelope") from None
+    if problems := [*_source_problems(data, max_nodes), *_given_twice(envelope)]:
+        raise refusal(problems, "envelope")
     envelope._misspelt = tuple(itertools.islice(_misspelt(data, Envelope, ""), MAX_PROBLEMS))
     return envelope
+
+
+def _path(parts: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _misspelt(data: dict[str, Any], model: type[_Part], where: str) -> Iterator[str]:
@@ -255,13 +238,6 @@ def _given_twice(envelope: Envelope | None) -> list[Problem]:
             problems.append({"path": f"loras[{at}]", "problem": "is the same object as one before it"})
         seen.add((lora.bucket, lora.key))
     return problems
-
-
-def _problem(item: Any) -> Problem:
-    path = ""
-    for part in item["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
-    return {"path": path, "problem": wrong_value(item)}
 
 
 __all__ = ["Asset", "Binding", "Callbacks", "Envelope", "Override", "parse"]

@@ -18,19 +18,18 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from settee.doors.agent.contract import STATES
 from settee.service import timestamps
 
 log = logging.getLogger(__name__)
 
 _CACHE = "cache"
-_FOLDERS = ("pending", "refused", "jobs")
-#: What reading a file raises that is damaged. RecursionError: JSON of a thousand brackets.
+#: What a file that is damaged raises. RecursionError: JSON of a thousand brackets.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, sqlite3.ProgrammingError)
-_STATES = {"SUCCESS": "succeeded", "FAILED": "failed", "CANCELED": "canceled"}
 
 
 class PreviousState:
@@ -42,15 +41,21 @@ class PreviousState:
 
     def adopt(self, db: sqlite3.Connection) -> None:
         """Fill the tables of a new store. Raises sqlite3.Error."""
-        for name in ("pending", "refused"):
-            for path in sorted((self._folder / name).glob("*.json")):
-                self._take(path, lambda data, at=name: _add_callback(db, data, is_refused=at == "refused"))  # type: ignore[misc]
-        ended = sorted((self._folder / "jobs").glob("*.json"), key=_number)
-        for path in ended:
-            self._take(path, lambda data: _add_ended(db, data))
-        self._take(self._folder / "running.json", lambda data: _add_running(db, data))
-        self._take(self._folder / "keys.json", lambda data: _add_keys(db, data))
-        self._take(self._folder / "leavings.json", lambda data: _add_leftovers(db, data))
+        for pattern, add, order in (
+            ("pending/*.json", _add_callback, str),
+            ("refused/*.json", _add_refused, str),
+            ("jobs/*.json", _add_ended, _number),
+            ("running.json", _add_running, str),  # after the callbacks: it may have one already
+            ("keys.json", _add_keys, str),
+            ("leavings.json", _add_leftovers, str),
+        ):
+            for path in sorted(self._folder.glob(pattern), key=order):
+                try:
+                    add(db, json.loads(path.read_bytes()))
+                    self._taken.append(path)
+                except _DAMAGED:
+                    name = path.relative_to(self._folder)
+                    log.error("%s in the state folder cannot be read: it is not taken over", name)
         if self._taken:
             log.info("the state of the previous version is taken over: %d file(s)", len(self._taken))
 
@@ -58,52 +63,33 @@ class PreviousState:
         """Remove the files that were taken over: they are in the store now."""
         for path in self._taken:
             path.unlink(missing_ok=True)
-        for name in _FOLDERS:
-            folder = self._folder / name
-            if folder.is_dir() and not list(folder.glob("*.json")):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _take(self, path: Path, add: Callable[[dict[str, Any]], None]) -> None:
-        if not path.exists():
-            return
-        try:
-            data = json.loads(path.read_bytes())
-            if not isinstance(data, dict):
-                raise TypeError("not an object")
-            add(data)
-        except _DAMAGED:
-            log.error("%s in the state folder cannot be read: it is not taken over", path.relative_to(self._folder))
-            return
-        self._taken.append(path)
+        for name in ("pending", "refused", "jobs"):
+            if not list((self._folder / name).glob("*.json")):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
 
 
-def _add_callback(db: sqlite3.Connection, data: dict[str, Any], *, is_refused: bool) -> None:
+def _add_callback(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     texts = [data[name] for name in ("run_id", "job_id", "key", "url", "body")]
     if not all(isinstance(each, str) for each in texts):
         raise TypeError("not a string")
     texts[-1] = texts[-1].encode("ascii")
-    refused_at = "CURRENT_TIMESTAMP" if is_refused else "NULL"
-    db.execute(
-        f"INSERT INTO callbacks (attempt_id, job_id, key, url, body, refused_at) VALUES (?, ?, ?, ?, ?, {refused_at})",  # noqa: S608 - one of two words
-        texts,
-    )
+    db.execute("INSERT INTO callbacks (attempt_id, job_id, key, url, body) VALUES (?, ?, ?, ?, ?)", texts)
+
+
+def _add_refused(db: sqlite3.Connection, data: dict[str, Any]) -> None:
+    _add_callback(db, data)
+    db.execute("UPDATE callbacks SET refused_at = CURRENT_TIMESTAMP WHERE rowid = last_insert_rowid()")
 
 
 def _add_ended(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     shown = data["shown"]
+    state = {name: status.value for status, name in STATES.items()}[shown["state"]]
+    times = _column(shown["acceptedAt"]), _column(shown["finishedAt"])
+    ids = str(uuid.uuid4()), shown["jobId"]
     db.execute(
         "INSERT INTO attempts (id, job_id, run_count, state, prompt_id, started_at, ended_at, number, shown) "
         "VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
-        (
-            str(uuid.uuid4()),
-            shown["jobId"],
-            _STATES[shown["state"]],
-            shown.get("promptId"),
-            _column(shown["acceptedAt"]),
-            _column(shown["finishedAt"]),
-            int(data["number"]),
-            json.dumps(shown),
-        ),
+        (*ids, state, shown.get("promptId"), *times, int(data["number"]), json.dumps(shown)),
     )
 
 
@@ -144,7 +130,7 @@ def _number(path: Path) -> int:
 
 
 def move_cache(folder: Path) -> int:
-    """Move what lies in ``<folder>/cache`` to where links below ``folder`` show it, else to ``folder``; how many files.
+    """Move what is in ``<folder>/cache`` to where links below ``folder`` show it, else to ``folder``; how many files.
 
     ComfyUI goes on listing each under the name that its link had; of several links to one file the first becomes the
     file, and the others lead there. A file whose name is taken by another one stays where it is, as does what cannot
@@ -154,14 +140,11 @@ def move_cache(folder: Path) -> int:
     if not cache.is_dir() or cache.is_symlink():
         return 0
     shown: dict[str, list[Path]] = {}
-    for link in _links(folder, cache):
-        shown.setdefault(os.path.realpath(link), []).append(link)
-    moved = 0
-    for root, _, names in os.walk(cache):
-        for name in names:
-            source = Path(root, name)
-            if not source.is_symlink():
-                moved += _moved(source, shown.get(os.path.realpath(source), []), folder / source.relative_to(cache))
+    for path in _below(folder):
+        if path.is_symlink() and cache not in path.parents:
+            shown.setdefault(os.path.realpath(path), []).append(path)
+    files = [path for path in _below(cache) if not path.is_symlink()]
+    moved = sum(_moved(path, shown.get(os.path.realpath(path), []), folder / path.relative_to(cache)) for path in files)
     for root, _, _ in os.walk(cache, topdown=False):
         try:
             os.rmdir(root)
@@ -170,14 +153,11 @@ def move_cache(folder: Path) -> int:
     return moved
 
 
-def _links(folder: Path, cache: Path) -> Iterator[Path]:
-    """Every link below ``folder``, but for those in the cache itself, in a fixed order."""
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield every file and link below a folder, in a fixed order."""
     for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if Path(root, name) != cache)
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.is_symlink():
-                yield path
+        folders.sort()
+        yield from (Path(root, name) for name in sorted(names))
 
 
 def _moved(source: Path, links: list[Path], otherwise: Path) -> bool:

@@ -82,15 +82,13 @@ def binding(parameter: str, node_id: str | int, name: str) -> dict[str, Any]:
     return {"parameter": parameter, "node": node_id, "path": f"inputs.{name}"}
 
 
-def names_of(given: envelope.Envelope) -> parameters.ModelNames:
+def placed(given: envelope.Envelope) -> tuple[parameters.PlacedModel, ...]:
     """Models under their keys' last parts."""
-    return parameters.ModelNames(
-        base_model=given.base_model.key.rsplit("/", 1)[-1],
-        base_model_full_path="/models/checkpoints/base.safetensors",
-        loras=tuple(lora.key.rsplit("/", 1)[-1] for lora in given.loras),
-    )
+    base, *loras = (asset.key.rsplit("/", 1)[-1] for asset in (given.base_model, *given.loras))
+    base_model = parameters.PlacedModel(base, "/models/checkpoints/base.safetensors")
+    return base_model, *(parameters.PlacedModel(name, "") for name in loras)
 
 
 def context_of(given: envelope.Envelope, **defaults: Any) -> parameters.Context:
     """A drawn seed is 77."""
-    return parameters.context(given, names=names_of(given), defaults=defaults, draw=lambda: 77)
+    return parameters.context(given, placed(given), defaults=defaults, draw=lambda: 77)

@@ -10,24 +10,27 @@ import pytest
 
 from settee.doors.agent import assets, config
 from settee.doors.agent.envelope import Asset
-from settee.doors.agent.storage import Found
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from tests.unit.agent.templates import parsed
 
-FOLDERS = {"base_models": "checkpoints", "loras": "loras"}
+FOLDERS = ("checkpoints", "loras")
 BASE = {"bucket": "b", "key": "base.safetensors"}
 
 
 class Storage:
     """Objects by bucket and key: size, ETag, metadata."""
 
-    def __init__(self, **found: Found) -> None:
-        self.found = found
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, Any]] = {}
 
-    def head(self, bucket: str, key: str, *_: Any) -> Found:
-        return self.found.get(f"{bucket}/{key}", Found(10, "v1"))
+    def head(self, bucket: str, key: str, *_: Any) -> dict[str, Any]:
+        return self.found.get(f"{bucket}/{key}", uploaded(10, "v1"))
+
+
+def uploaded(size: int, version: str) -> dict[str, Any]:
+    return {"ContentLength": size, "ETag": f'"{version}"'}
 
 
 def options(tmp_path: Path, **more: Any) -> config.AgentConfig:
@@ -109,9 +112,9 @@ def test_two_objects_never_share_a_name(host: Host) -> None:
     assert second.startswith("STYLE-")
     assert second.endswith(".safetensors")
     assert len(second) == len("STYLE-12345678.safetensors")
-    assert found.names.loras == (first, second)
+    assert [each.name for each in found.placed[1:]] == [first, second]
     again = host.resolve({"key": "two/STYLE.safetensors"}, {"key": "one/style.safetensors"})
-    assert again.names.loras[0] == "STYLE.safetensors"
+    assert again.placed[1].name == "STYLE.safetensors"
 
 
 def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
@@ -119,7 +122,7 @@ def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"the operator's")
     found = host.resolve({"key": "style.safetensors"})
-    assert found.names.loras[0].startswith("style-")
+    assert found.placed[1].name.startswith("style-")
     host.place(found)
     assert path.read_bytes() == b"the operator's"
 
@@ -133,7 +136,7 @@ def test_an_object_that_was_uploaded_anew_is_fetched_anew(strategy: str, size: i
     lora = {"key": "style.safetensors", "cacheStrategy": strategy}
     host.place(host.resolve(lora))
     assert all(host.model_folder.state(entry) is FileState.RIGHT for entry in host.resolve(lora).entries)
-    host.storage.found["b/style.safetensors"] = Found(size, "v2")
+    host.storage.found["b/style.safetensors"] = uploaded(size, "v2")
     found = host.resolve(lora)
     [entry] = loras_of(found)
     assert host.model_folder.state(entry) is not FileState.RIGHT
@@ -146,12 +149,12 @@ def test_an_object_that_was_uploaded_anew_is_fetched_anew(strategy: str, size: i
 def test_a_passing_job_does_not_touch_what_is_kept(host: Host) -> None:
     kept = {"key": "style.safetensors", "cacheStrategy": "persistent"}
     host.place(host.resolve(kept))
-    host.storage.found["b/style.safetensors"] = Found(10, "v2")
+    host.storage.found["b/style.safetensors"] = uploaded(10, "v2")
     found = host.resolve({"key": "style.safetensors"})
     [entry] = loras_of(found)
     assert entry.name.startswith("style-")
     host.place(found, b"y" * 10)
-    assert assets.remove(found.passing, host.model_folder) == []
+    assert all(host.model_folder.discard(str(entry.path)) for entry in found.passing)
     assert not Path(host.model_folder.path_of(entry)).exists()
     assert Path(host.model_folder.path_of(replace(entry, name="style.safetensors"))).read_bytes() == b"x" * 10
 
@@ -177,7 +180,7 @@ def test_what_is_ephemeral_goes(
     found = host.resolve({"key": "style.safetensors", **lora}, base={**BASE, **base})
     assert [entry.name for entry in found.passing] == passing
     host.place(found)
-    assert assets.remove(found.passing, host.model_folder) == []
+    assert all(host.model_folder.discard(str(entry.path)) for entry in found.passing)
     there = {entry.name for entry in found.entries if Path(host.model_folder.path_of(entry)).exists()}
     assert there == {"base.safetensors", "style.safetensors"} - set(passing)
 

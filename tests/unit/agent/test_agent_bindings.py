@@ -82,12 +82,12 @@ def test_a_value_takes_the_place_of_its_kind(was: Any, now: Any) -> None:
 @pytest.mark.parametrize(
     ("was", "now", "says"),
     [
-        (1, "2", "it takes a number, and the value is a text"),
-        ("1", 2, "it takes a text, and the value is a number"),
+        (1, "2", "it takes a number, and the value is a string"),
+        ("1", 2, "it takes a string, and the value is a number"),
         (1, True, "it takes a number, and the value is true or false"),
         (True, 1, "it takes true or false, and the value is a number"),
-        ("a", ["a"], "it takes a text, and the value is a list"),
-        ({"a": 1}, "a", "it takes an object, and the value is a text"),
+        ("a", ["a"], "it takes a string, and the value is a list"),
+        ({"a": 1}, "a", "it takes an object, and the value is a string"),
         (["1", 0], 5, "it is linked to node '1'"),
         (5, ["1", 0], "looks like a link"),
         (5, None, "no value for it"),

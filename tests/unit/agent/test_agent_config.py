@@ -270,7 +270,7 @@ def test_secrets_are_not_shown(file: File) -> None:
 
 
 def tokens(loaded: AgentConfig) -> list[str]:
-    return [token.get_secret_value() for token in loaded.auth.tokens]
+    return [token.get_secret_value() for token in loaded.auth.secrets]
 
 
 def test_with_a_token_it_listens_everywhere(file: File) -> None:
@@ -308,17 +308,17 @@ def test_a_source_of_tokens_without_one_is_an_error_not_an_open_door(
     monkeypatch.delenv("AGENT_TOKENS", raising=False)
     problems = file.problems(f"auth: {{tokens_file: {tmp_path / 'empty'}, tokens_env: AGENT_TOKENS}}")
     assert problems == {
-        "auth.tokens_file": "holds no token",
+        "auth.tokens_file": "leads to no value",
         "auth.tokens_env": "names a variable that is not set",
     }
     monkeypatch.setenv("AGENT_TOKENS", "has space")
-    assert "cannot be sent" in file.problems("auth: {tokens_env: AGENT_TOKENS}")["auth.tokens_env"]
+    assert "visible ASCII" in file.problems("auth: {tokens_env: AGENT_TOKENS}")["auth.tokens_env.0"]
     assert "cannot be read" in file.problems("auth: {tokens_file: /nowhere/tokens}")["auth.tokens_file"]
 
 
 @pytest.mark.parametrize("token", ["''", "'has space'", "'ümlaut'", '"line\\nbreak"'])
 def test_a_token_must_be_one_that_can_be_sent(file: File, token: str) -> None:
-    assert "number 2 must be visible ASCII" in file.problems(f"auth: {{tokens: [fine, {token}]}}")["auth.tokens"]
+    assert "must be visible ASCII" in file.problems(f"auth: {{tokens: [fine, {token}]}}")["auth.tokens.1"]
 
 
 def signing_secret(number: int) -> str:
@@ -346,7 +346,7 @@ def test_a_source_of_signing_secrets_without_one_is_an_error(
     monkeypatch.setenv("AGENT_SIGNING", "not-a-secret")
     source = f"callbacks: {{signing_secrets_file: {tmp_path / 'empty'}, signing_secrets_env: AGENT_SIGNING}}"
     problems = file.problems(source)
-    assert problems["callbacks.signing_secrets_file"] == "holds no secret"
-    assert "cannot sign" in problems["callbacks.signing_secrets_env"]
+    assert problems["callbacks.signing_secrets_file"] == "leads to no value"
+    assert "must be whsec_" in problems["callbacks.signing_secrets_env.0"]
     assert "not-a-secret" not in str(problems)
-    assert "number 1 must be whsec_" in file.problems("callbacks: {signing_secrets: [x]}")["callbacks.signing_secrets"]
+    assert "must be whsec_" in file.problems("callbacks: {signing_secrets: [x]}")["callbacks.signing_secrets.0"]

@@ -14,29 +14,35 @@ from settee.base import errors
 from settee.base.job import Status
 from settee.base.text import one_line
 from settee.doors.agent import contract
-from settee.doors.agent.agent_job import failure as failure_step
 from settee.doors.agent.contract import Activity, LoraParams, Timing
-from settee.doors.agent.heartbeats import JobCallbacks, as_json, status_post
-from settee.doors.agent.reasons import reason_code
+from settee.doors.agent.reporting import JobCallbacks, reason_code
+from settee.doors.agent.reporting import failure as failure_step
 from settee.service import timestamps
-from settee.service.callback_urls import Urls
 from settee.service.events import Outcome, Step
 from settee.service.store import Attempt
+from settee.service.webhooks import Post
 
-ABOUT = {"job_id": "job-1", "client_id": "agent"}
 BEGUN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=timezone.utc)
 ENDED = BEGUN + timedelta(seconds=2, milliseconds=500)
 
 
 def status(state: Status, seq: int, **said: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(status_post("http://host/", ABOUT, state, seq, BEGUN, **said).body)
+    """The body of the status after ``seq - 1`` others."""
+    sent: list[Post] = []
+    details = {"client_id": "agent", "urls": {"status": "http://host/"}}
+    attempt = Attempt(id="a", job_id="job-1", started_at=BEGUN, prompt_id=said.pop("prompt_id", None), details=details)
+    callbacks = JobCallbacks(attempt, lambda _, post: sent.append(post), now=lambda: BEGUN, seq=seq - 1, heartbeat_s=60)
+    callbacks(Step(state=state, moment=BEGUN, **said))
+    assert sent[0].key == f"job-1-{contract.STATES[state]}-{seq}"
+    found: dict[str, Any] = json.loads(sent[0].body)
     return found
 
 
 def closed(step: Step, activity: Activity | None = None, prompt_id: str | None = "p") -> dict[str, Any]:
     """The body of the callback that must arrive."""
-    attempt = Attempt(id="a", job_id="job-1", started_at=BEGUN, prompt_id=prompt_id)
-    callbacks = JobCallbacks(attempt, Urls(None, "http://host/", "http://host/"), "agent", None)  # type: ignore[arg-type]
+    details = {"client_id": "agent", "urls": dict.fromkeys(("completion", "failure"), "http://host/")}
+    attempt = Attempt(id="a", job_id="job-1", started_at=BEGUN, prompt_id=prompt_id, details=details)
+    callbacks = JobCallbacks(attempt)
     callbacks._activity = activity
     _, terminal = callbacks.closing(step)
     assert terminal is not None
@@ -55,12 +61,10 @@ class TestStatus:
         }
 
     def test_everything(self) -> None:
-        activity = {"running": 1, "pending": 0, "timestamp": "2026-05-04T03:02:01.123Z"}
         progress = {"phase": "sampling", "percent": 40.0, "step": 40, "max": 80}
-        said = {"prompt_id": "p", "message": "node 5", "progress": progress, "reason": "why"}
-        body = status(Status.RUNNING, 4, **said, activity_snapshot=activity)
+        said = {"prompt_id": "p", "message": "node 5", "progress": progress}
+        body = status(Status.RUNNING, 4, **said)
         assert {name: body[name] for name in said} == said
-        assert body["activity_snapshot"] == activity
         assert '"step": 40,' in json.dumps(body), "a whole number stays one"
 
     def test_every_state_has_its_word(self) -> None:
@@ -78,10 +82,6 @@ class TestStatus:
                 "CANCELED",
             ]
         )
-
-    def test_keys(self) -> None:
-        assert contract.status_key("job-1", Status.RUNNING, 12) == "job-1-RUNNING-12"
-        assert contract.terminal_key("job-1", Status.SUCCEEDED) == "job-1-SUCCESS"
 
 
 class TestCompletion:
@@ -118,16 +118,9 @@ class TestCompletion:
         }
         assert LoraParams.model_validate(given).shown() == given
 
-    def test_what_json_has_no_word_for(self) -> None:
-        endless: list[Any] = []
-        endless.append(endless)
-        body = {"a": float("nan"), "b": BEGUN, "c": {1: (2, float("inf"))}, "d": endless, "e": "\ud800日本"}
-        assert json.loads(as_json(body))["c"] == {"1": [2, None]}
-        assert json.loads(as_json({"e": "\ud800日本"})) == {"e": "\ud800日本"}
-
 
 def failure(error: errors.SetteeError) -> dict[str, Any]:
-    step = failure_step(contract.ended(error), error)
+    step = failure_step(error)
     return closed(step, Activity(running=1, pending=0, timestamp="2026-05-04T03:02:01.123Z"))
 
 
@@ -211,7 +204,7 @@ class TestFailure:
         assert [each["message"] for each in body["node_errors"]["4"]["errors"]] == ["no", "nor"]
 
     def test_what_is_not_known_is_left_out(self) -> None:
-        body = closed(failure_step(Status.FAILED, errors.SetteeError("x")), prompt_id=None)
+        body = closed(failure_step(errors.SetteeError("x")), prompt_id=None)
         assert not {"prompt_id", "node_errors", "last_activity"} & set(body)
 
 

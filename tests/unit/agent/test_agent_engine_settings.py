@@ -120,7 +120,7 @@ def test_a_message_of_the_engine_is_spelled_in_options() -> None:
 )
 def test_comfyuis_own_layout_is_used_as_it_is(tmp_path: Path, base: str, loras: str, targets: tuple[str, str]) -> None:
     places = model_places(configured(tmp_path, {"base_models": base, "loras": loras}))
-    assert places == ModelPlaces(tmp_path / "models", *targets)
+    assert places == ModelPlaces(tmp_path / "models", targets)
     assert places.links == ()
 
 
@@ -144,7 +144,7 @@ def test_any_other_layout_is_shown_by_links(
     made = configured(tmp_path, {"base_models": base, "loras": loras})
     places = model_places(made)
     own = tmp_path / "outputs/state/models"
-    assert (places.models_dir, places.base_models, places.loras) == (own, *targets)
+    assert (places.models_dir, places.targets) == (own, targets)
     wanted = zip(("checkpoints", "loras"), links, strict=True)
     assert places.links == tuple((own / name, tmp_path / folder) for name, folder in wanted)
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_a_model_placed_through_a_link_lies_where_comfyui_looks(tmp_path: Path) 
     make_folders(made)
     places = model_places(made)
     model_folder = ModelFolder(places.models_dir)
-    model = entry(f"{places.loras}/m.safetensors", source=S3Object("bucket", "key"), from_job=True)
+    model = entry(f"{places.targets[1]}/m.safetensors", source=S3Object("bucket", "key"), from_job=True)
     with model_folder.claim(model) as is_ours:
         assert is_ours
         model_folder.path_of(model).write_bytes(DATA)

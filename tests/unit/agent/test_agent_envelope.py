@@ -104,7 +104,7 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
         ("workflow__inline", [], "workflow.inline", "should be an object"),
         ("workflow__inline", {}, "workflow.inline", "no nodes"),
         ("workflow__inline", {"1": {"inputs": {}}}, "workflow.inline.1", "no class_type"),
-        ("workflow__version", [1], "workflow.version", "text or a number"),
+        ("workflow__version", [1], "workflow.version", "string or a number"),
         ("workflow__localPath", "a\x00b", "workflow.localPath", "cannot be printed"),
         ("baseModel__key", "", "baseModel.key", "names no object"),
         ("baseModel__key", "a\x1fb", "baseModel.key", "cannot be printed"),
@@ -143,11 +143,11 @@ def test_a_checksum_is_64_hex_digits_however_written(checksum: str) -> None:
         ("workflowParameters", [{"node": 1, "path": "", "parameter": "p"}], "workflowParameters[0].path", "at least"),
         ("callbacks__status", "ftp://host/x", "callbacks.status", "http(s)"),
         ("callbacks__status", "javascript:alert(1)", "callbacks.status", "http(s)"),
-        ("callbacks__status", "//host/x", "callbacks.status", "not an address"),
+        ("callbacks__status", "//host/x", "callbacks.status", "not an http(s) address"),
         ("callbacks__failure", "http://", "callbacks.failure", "http(s)"),
         ("callbacks__failure", 5, "callbacks.failure", "should be a string"),
         ("cancelToken", 5, "cancelToken", "should be a string"),
-        ("priority", {}, "priority", "text or a number"),
+        ("priority", {}, "priority", "string or a number"),
     ],
 )
 def test_what_is_wrong_is_told_where_it_is(path: str, value: Any, at: str, says: str) -> None:
@@ -190,8 +190,8 @@ def test_thousands_of_problems_are_told_in_a_hundred() -> None:
     with pytest.raises(InvalidRequest) as caught:
         envelope.parse(dispatched(workflowParameters=[{}] * 5000))
     problems = caught.value.details["problems"]
-    assert len(problems) == 101
-    assert problems[-1]["problem"] == "and 14900 more"
+    assert len(problems) == 100
+    assert problems[-1]["problem"] == "and 14901 more"
 
 
 def test_a_document_deeper_than_pythons_stack_is_told_so() -> None:

@@ -85,7 +85,7 @@ def test_everything_wrong_with_the_bindings_is_told_at_once() -> None:
     assert "no node '33'" in problems[1]["problem"]
     assert "did you mean 'inputs.text_g'" in problems[2]["problem"]
     assert "leads nowhere" in problems[3]["problem"]
-    assert problems[4]["problem"] == "it takes a number, and the value is a text"
+    assert problems[4]["problem"] == "it takes a number, and the value is a string"
     assert "it is linked to node '2'" in problems[5]["problem"]
 
 

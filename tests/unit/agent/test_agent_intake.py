@@ -43,7 +43,7 @@ class Engine:
         self.is_idle.set()
         self.backend = self
 
-    def node_registry(self, cancel: object = None) -> NodeRegistry:
+    def node_registry(self, cancel: object = None, **_: object) -> NodeRegistry:
         return REGISTRY
 
     def await_models(self, entries: object, timeout_s: float) -> bool:
@@ -101,10 +101,10 @@ def intake_of(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> 
 def run(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> tuple[dict[str, Any], Engine]:
     with intake_of(root, store, ends, **comfyui) as (intake, engine):
         intake.submit(job(store))
-        record = intake.job_log("a job")
+        record = intake.logs.get("a job")
         assert record is not None
         eventually(lambda: record.is_over, 20)
-        assert not intake.is_busy
+        assert not intake.slot.is_busy
         return dict(record.shown), engine
 
 
@@ -182,9 +182,9 @@ def test_a_dispatch_that_the_disk_refuses_leaves_nothing_open(
                 with pytest.raises(StagingError):
                     intake.submit(job(store))
         assert len(os.listdir("/proc/self/fd")) == before
-        assert not intake.is_busy
+        assert not intake.slot.is_busy
         intake.submit(job(store))
-        eventually(lambda: not intake.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy, 20)
 
 
 def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
@@ -202,10 +202,10 @@ def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
             patched.setattr(threading.Thread, "start", refuse)
             with pytest.raises(StagingError):
                 intake.submit(job(store), "a key", "digest")
-        assert not intake.is_busy
+        assert not intake.slot.is_busy
         assert intake.submit(job(store), "a key", "digest") == "a job"
-        eventually(lambda: not intake.is_busy, 20)
-        record = intake.job_log("a job")
+        eventually(lambda: not intake.slot.is_busy, 20)
+        record = intake.logs.get("a job")
         assert record is not None
         assert dict(record.shown)["state"] == "SUCCESS"
 
@@ -228,23 +228,23 @@ def test_the_slot_is_free_when_the_end_is_told(
         intake.submit(job(store, cancelToken="stop"))
         assert told.wait(20)
         try:
-            assert not intake.is_busy
-            assert not intake.cancel("stop")
+            assert not intake.slot.is_busy
+            assert not intake.slot.cancel("stop")
             assert intake.submit(job(store, jobId="next")) == "next"
         finally:
             go_on.set()
-        eventually(lambda: not intake.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy, 20)
 
 
 def test_a_comfyui_that_runs_on_keeps_the_slot(tmp_path: Path, store: HeldStore) -> None:
     with intake_of(tmp_path, store, [JobCanceled(), "success"]) as (intake, engine):
         engine.is_idle.clear()
         intake.submit(job(store, cancelToken="stop"))
-        record = intake.job_log("a job")
+        record = intake.logs.get("a job")
         assert record is not None
         eventually(lambda: record.is_over, 20)
-        assert not intake.cancel("stop")
+        assert not intake.slot.cancel("stop")
         with pytest.raises(Busy):
             intake.submit(job(store, jobId="next"))
         engine.is_idle.set()
-        eventually(lambda: not intake.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy, 20)

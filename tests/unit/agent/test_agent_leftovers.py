@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from settee.backends.comfy.prompts import folder_of, prompt_ids
-from settee.doors.agent.leftovers import Leftovers
+from settee.doors.agent.assets import Leftovers
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.folder.model_folder import ModelFolder
 from settee.service import timestamps
@@ -20,8 +20,10 @@ PROMPT = str(uuid.uuid4())
 
 
 class Engine:
-    def __init__(self, models: Path) -> None:
-        self.model_folder, self.taken_back, self.backend = ModelFolder(models), list[str](), self
+    output_dir = None
+
+    def __init__(self, root: Path) -> None:
+        self.model_folder, self.taken_back, self.backend = ModelFolder(root / "models"), list[str](), self
 
     def take_back(self, prompt_id: str) -> None:
         self.taken_back.append(prompt_id)
@@ -40,6 +42,11 @@ def placed(model_folder: ModelFolder, name: str) -> Path:
 
 
 @pytest.fixture
+def engine(tmp_path: Path) -> Any:
+    return Engine(tmp_path)
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "state")
     store.open()
@@ -50,69 +57,69 @@ def store(tmp_path: Path) -> Iterator[Store]:
 ATTEMPT = Attempt(id="a", job_id="job", started_at=timestamps.now(), prompt_id=PROMPT)
 
 
-def killed(store: Store, *names: str) -> None:
-    """A job ran here, with these models, when its agent was killed."""
-    Leftovers(store, None).note([entry(name) for name in names])
+def leftovers_of(store: Store, engine: Any, root: Path) -> Leftovers:
+    return Leftovers(store, engine, root / "output")
 
 
-def test_what_the_job_brought_goes(tmp_path: Path, store: Store) -> None:
-    engine: Any = Engine(tmp_path / "models")
+def killed(store: Store, engine: Any, root: Path, *names: str) -> Leftovers:
+    """A job ran here, with these models, when its agent was killed; what the next one has."""
+    leftovers_of(store, engine, root).note([entry(name) for name in names])
+    return leftovers_of(store, engine, root)
+
+
+def test_what_the_job_brought_goes(tmp_path: Path, store: Store, engine: Any) -> None:
     brought, kept = placed(engine.model_folder, "brought.safetensors"), placed(engine.model_folder, "kept.safetensors")
     half = kept.with_name("half.safetensors.part")
     half.write_bytes(b"x")
-    killed(store, "brought.safetensors", "half.safetensors", "never.safetensors")
-    Leftovers(store, None).clear(engine, [ATTEMPT])
+    names = ("brought.safetensors", "half.safetensors", "never.safetensors")
+    killed(store, engine, tmp_path, *names).clear([ATTEMPT])
     assert engine.taken_back == [PROMPT]
     assert (brought.exists(), half.exists(), kept.exists()) == (False, False, True)
     assert store.leftovers() == []
 
 
-def test_files_of_every_attempt_go(tmp_path: Path, store: Store) -> None:
+def test_files_of_every_attempt_go(tmp_path: Path, store: Store, engine: Any) -> None:
     """A job that ran out of memory is submitted again, under another id."""
     output = tmp_path / "output"
     folders = [output / folder_of(each) for each in prompt_ids(PROMPT)]
-    for folder in (*folders, output / "somebody's"):
+    for folder in (*folders, output / "theirs"):
         (folder / "sub").mkdir(parents=True)
         (folder / "sub" / "a.png").write_bytes(b"x")
-    Leftovers(store, output).done(PROMPT)
-    assert [path.name for path in output.iterdir()] == ["somebody's"]
+    leftovers_of(store, engine, tmp_path).done(PROMPT, [], [])
+    assert [path.name for path in output.iterdir()] == ["theirs"]
     assert len(set(folders)) == 3
 
 
-def test_files_that_custom_nodes_made_elsewhere_in_the_folder_go(tmp_path: Path, store: Store) -> None:
+def test_files_that_custom_nodes_made_elsewhere_in_the_folder_go(tmp_path: Path, store: Store, engine: Any) -> None:
     output = tmp_path / "output"
     (output / "day").mkdir(parents=True)
     for path in (output / "day" / "a.png", output / "day" / "theirs.png", tmp_path / "outside.png"):
         path.write_bytes(b"x")
-    leftovers = Leftovers(store, output)
-    leftovers.made(["day/a.png", "day/never.png", "../outside.png"])
-    leftovers.done(PROMPT)
+    made = ["day/a.png", "day/never.png", "../outside.png"]
+    leftovers_of(store, engine, tmp_path).done(PROMPT, [], made)
     assert [path.name for path in (output / "day").iterdir()] == ["theirs.png"]
     assert (tmp_path / "outside.png").exists()
 
 
 def test_what_cannot_be_removed_is_noted_for_the_next_start(
-    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: Store, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine: Any = Engine(tmp_path / "models")
     path = placed(engine.model_folder, "busy.safetensors")
-    killed(store, "busy.safetensors")
+    leftovers = killed(store, engine, tmp_path, "busy.safetensors")
     with monkeypatch.context() as patched:
         patched.setattr(ModelFolder, "discard", lambda *_: False)  # another agent's job uses it
-        leftovers = Leftovers(store, None)
-        leftovers.clear(engine, [ATTEMPT])
+        leftovers.clear([ATTEMPT])
         leftovers.note([])
-        leftovers.done(PROMPT)
+        leftovers.done(PROMPT, [], [])
     assert store.leftovers() == ["loras/busy.safetensors"]
-    Leftovers(store, None).clear(engine, [ATTEMPT])
+    leftovers_of(store, engine, tmp_path).clear([ATTEMPT])
     assert not path.exists()
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
-def test_nothing_outside_the_models_folder_is_touched(name: str, tmp_path: Path, store: Store) -> None:
-    engine: Any = Engine(tmp_path / "models")
+def test_nothing_outside_the_models_folder_is_touched(name: str, tmp_path: Path, store: Store, engine: Any) -> None:
     outside = tmp_path / "outside.part"
     outside.write_bytes(b"x")
     store.set_leftovers([name])
-    Leftovers(store, None).clear(engine, [ATTEMPT])
+    leftovers_of(store, engine, tmp_path).clear([ATTEMPT])
     assert outside.exists()

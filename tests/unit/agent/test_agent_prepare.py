@@ -18,7 +18,7 @@ from settee.doors.agent.assets import Assets
 from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.contract import example
 from settee.doors.agent.envelope import Envelope
-from tests.unit.agent.templates import TEMPLATE, context_of, names_of, node, object_info, parsed
+from tests.unit.agent.templates import TEMPLATE, context_of, node, object_info, parsed, placed
 
 EXAMPLE: dict[str, Any] = example("envelope")
 
@@ -26,7 +26,7 @@ EXAMPLE: dict[str, Any] = example("envelope")
 def made_with(**nodes: Any) -> dict[str, Any]:
     given = parsed()
     graph = {**copy.deepcopy(TEMPLATE), **nodes}
-    return prepare.params(prepare.Plan(given, context_of(given), graph, Assets((), names_of(given), ()))).shown()
+    return prepare.params(prepare.Plan(given, context_of(given), graph, Assets((), placed(given), ()))).shown()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
         given,
         context_of(given),
         TEMPLATE,
-        Assets((), names_of(given), ()),
+        Assets((), placed(given), ()),
         unplaced=frozenset(["steps", "seed", "width", "baseModel", "prompt"]),
     )
     found = prepare.params(plan).shown()
@@ -68,7 +68,7 @@ def test_what_the_graph_made_of_it_is_told_not_what_was_asked_for() -> None:
 
 def planned(given: Envelope, graph: Workflow) -> prepare.Plan:
     config = AgentConfig.model_construct(workflow_defaults={})
-    return prepare.plan(given, config, graph, Assets((), names_of(given), ()), NodeRegistry(object_info()), lambda: 77)
+    return prepare.plan(given, config, graph, Assets((), placed(given), ()), NodeRegistry(object_info()), lambda: 77)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_a_key_takes_no_odd_character_from_a_files_name(name: str, suffix: str) 
     config = AgentConfig.model_construct(
         comfyui=AgentConfig.model_fields["comfyui"].get_default(call_default_factory=True)
     )
-    plan = prepare.Plan(given, context_of(given), TEMPLATE, Assets((), names_of(given), ()))
+    plan = prepare.Plan(given, context_of(given), TEMPLATE, Assets((), placed(given), ()))
     job, keys = prepare.job_for(plan, config, load(), str(uuid.uuid4()))
     assert job.options.destination is not None
     made = Artifact(node_id="9", kind=Kind.FILE, filename=name, subfolder="", media_type="x/y", size=1)
     assert job.options.destination.key(0, made) == keys[0]
-    assert keys[0].endswith(f"/01_{plan.seed}{suffix}")
+    assert keys[0].endswith(f"/01_{plan.values['seed']}{suffix}")

@@ -14,7 +14,7 @@ from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.problems import registry_problems
 from settee.comfyui.workflow import Workflow
 from settee.doors.agent.contract import example
-from settee.doors.agent.graph import role_inputs, validate
+from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained, is_pattern
 from tests.unit.agent.templates import DATA, REAL, TEMPLATE, binding, context_of, loras, node, object_info, parsed
@@ -73,7 +73,7 @@ def named_bindings(graph: Workflow, labels: dict[str, Any]) -> list[dict[str, An
     found = [binding("prompt", one["node"], one["input"]) for one in labels["positive"]]
     found += [binding("negative_prompt", one["node"], one["input"]) for one in labels["negative"]]
     found += [binding("seed", one["id"], one["input"]) for one in labels["seeds"] if one["live"]]
-    live = role_inputs.Uses(graph, NodeRegistry(object_info())).live
+    live = validate.Uses(graph, NodeRegistry(object_info())).live
     for node_id in live:
         if is_pattern(graph[node_id]):
             continue

@@ -43,7 +43,7 @@ def test_what_has_no_place_is_told_with_how_it_gets_one() -> None:
     bindings = [binding("prompt", 3, "text_g"), binding("negative_prompt", 4, "text_l")]
     found = warned(workflowParameters=bindings)
     seed, base = (next(text for text in found if text.startswith(name)) for name in ("seed", "baseModel"))
-    said = "with workflowParameters), and used what it says itself"
+    said = "with workflowParameters), and used its own value"
     assert seed == f"seed: the workflow has no place for it (bind it {said}"
     assert base == f"baseModel: the workflow has no place for it (bind base_model_name {said}"
 

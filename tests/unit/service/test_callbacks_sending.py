@@ -11,7 +11,7 @@ import pytest
 
 from settee.base.errors import InvalidRequest, JobCanceled
 from settee.base.job import Status
-from settee.doors.agent.agent_job import failure
+from settee.doors.agent.reporting import failure
 from settee.service.store import Store
 from settee.service.webhooks import Answer, Post
 from tests.support.http_double import Reply
@@ -248,7 +248,7 @@ class TestStatuses:
         outbox = make()
         reporter = begun(outbox, receiver.urls())
         succeed(reporter)
-        late, ending = Post(receiver.url(), "late", b"{}"), reporter.log.ending(failure(Status.FAILED, JobCanceled()))
+        late, ending = Post(receiver.url(), "late", b"{}"), reporter.log.ending(failure(JobCanceled()))
         outbox.note(reporter.attempt, Status.RUNNING, late)
         outbox.finish(reporter.attempt, ending, None, late)
         outbox.close(5)

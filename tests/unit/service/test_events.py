@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from settee.base.job import Status
-from settee.doors.agent.agent_job import event_log
 from settee.doors.agent.app import stream
+from settee.doors.agent.intake import event_log
 from settee.service.events import EventLog, JobEvents, JobLogs, Outcome, Step
 from settee.service.store import MAX_JOBS, Attempt, Store
 from tests.support.clock import Clock

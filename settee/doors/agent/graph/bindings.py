@@ -1,7 +1,7 @@
 """Writes a job's overrides and parameters into its workflow: :func:`bound`.
 
 Overrides come first, then bindings, so a binding wins where both name a place. Both keep what is there of its kind: a
-text never goes where a number was. A link may be replaced by an override, which says so, and not by a binding, which
+string never goes where a number was. A link may be replaced by an override, which says so, and not by a binding, which
 would cut the graph at a place whose value comes from elsewhere.
 
 Bindings happen on the template, before LoRA chains: what they write into a LoRA loader is the pattern's, and
@@ -11,13 +11,12 @@ Bindings happen on the template, before LoRA chains: what they write into a LoRA
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from settee.comfyui import workflow as graph
 from settee.comfyui.problems import MAX_NEAR, near_matches
 from settee.comfyui.workflow import Problem, Workflow, is_link
-from settee.doors.agent.envelope import Binding, Envelope
+from settee.doors.agent.envelope import Binding, Envelope, Override
 from settee.doors.agent.fields import kind_of, refusal, value_problems
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
@@ -27,20 +26,20 @@ _PARTS = ("inputs", "class_type", "_meta")
 
 
 def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
-    """A copy of the template with the envelope's overrides, then its parameters, written into it.
+    """Return a copy of the template with the envelope's overrides, then its parameters, written into it.
 
     Raises InvalidRequest with every unknown parameter, every node and path that does not exist, and every value of
     another kind than what is there; also for a template that is not a workflow in API format.
     """
-    problems = _shape_problems(workflow)
-    if problems:
+    if problems := _shape_problems(workflow):
         raise refusal(problems, "workflow")
     changed = copy.deepcopy(workflow)
     for at, override in enumerate(envelope.workflow_overrides):
-        said = {"path": f"workflowOverrides[{at}]", "node_id": override.node, "input": override.path}
-        _write(changed, said, copy.deepcopy(override.value), problems, may_unlink=True)
+        with_near = len(problems) < MAX_NEAR
+        if problem := _placed(changed, override, override.value, may_link=True, with_near=with_near):
+            problems.append({**_where("workflowOverrides", at, override), **problem})
     spoiled = _shape_problems(changed)
-    problems += [{**item, "path": f"{item['path']} after workflowOverrides"} for item in spoiled]
+    problems += [{**each, "path": f"{each['path']} after workflowOverrides"} for each in spoiled]
     if not spoiled:
         problems += _bind(changed, envelope.workflow_parameters, context) or _shape_problems(changed)
     if problems:
@@ -48,13 +47,16 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     return changed
 
 
+def _where(option: str, at: int, part: Binding | Override) -> Problem:
+    return {"path": f"{option}[{at}]", "node_id": part.node, "input": part.path}
+
+
 def _shape_problems(workflow: Any) -> list[Problem]:
     """Return what is wrong with a graph by itself; the functions of this package rely on an empty list."""
     if not isinstance(workflow, dict):
         return [{"path": "workflow", "problem": "the template is not an object of nodes in ComfyUI's API format"}]
-    values = value_problems(workflow)
-    if values:
-        return [{**problem, "path": f"workflow.{problem['path']}"} for problem in values]
+    if problems := value_problems(workflow):
+        return [{**problem, "path": f"workflow.{problem['path']}"} for problem in problems]
     return graph.shape_problems(workflow, max_nodes=max(len(workflow), 1))
 
 
@@ -62,87 +64,66 @@ def _bind(workflow: Workflow, bindings: tuple[Binding, ...], context: Context) -
     problems: list[Problem] = []
     taken: dict[tuple[str, str], str] = {}
     for at, binding in enumerate(bindings):
-        said = {
-            "path": f"workflowParameters[{at}]",
-            "parameter": binding.parameter,
-            "node_id": binding.node,
-            "input": binding.path,
-        }
-        if binding.parameter not in context.values:
-            near = near_matches(binding.parameter, context.values) if len(problems) < MAX_NEAR else []
-            problems.append({**said, "problem": f"there is no parameter {binding.parameter!r}", "near": near})
-            continue
-        other = taken.setdefault((binding.node, binding.path), binding.parameter)
-        if other != binding.parameter:
-            problems.append({**said, "problem": f"{other} is bound to the same place of node {binding.node}"})
-            continue
-        value = copy.deepcopy(context.values[binding.parameter])
-        node = workflow.get(binding.node)
-        if node is not None and binding.parameter in PRIMARY and is_pattern(node):
-            problem = primary_problem(node, binding.parameter, binding.path)
-            if problem:
-                problems.append({**said, "class_type": node["class_type"], "problem": problem})
-            if problem or value is None:
-                # A job without LoRAs has nothing for this place, which goes with its node.
-                continue
-        _write(workflow, said, value, problems, may_unlink=False)
+        name, problem = binding.parameter, None
+        node = workflow.get(binding.node, {})
+        is_patterns = bool(node) and name in PRIMARY and is_pattern(node)
+        with_near = len(problems) < MAX_NEAR
+        if name not in context.values:
+            near = near_matches(name, context.values) if with_near else []
+            problem = {"problem": f"there is no parameter {name!r}", "near": near}
+        elif (other := taken.setdefault((binding.node, binding.path), name)) != name:
+            problem = {"problem": f"{other} is bound to the same place of node {binding.node}"}
+        elif is_patterns and (why := primary_problem(node, name, binding.path)):
+            problem = {"class_type": node["class_type"], "problem": why}
+        elif not is_patterns or context.values[name] is not None:
+            # A job without LoRAs has nothing for a pattern, which goes then.
+            problem = _placed(workflow, binding, context.values[name], may_link=False, with_near=with_near)
+        if problem:
+            problems.append({**_where("workflowParameters", at, binding), "parameter": name, **problem})
     return problems
 
 
-def _write(
-    workflow: Workflow, said: Mapping[str, Any], value: Any, problems: list[Problem], *, may_unlink: bool
-) -> None:
-    node_id, path = said["node_id"], said["input"]
-    problem: Problem | None
-    if node_id not in workflow:
-        near = near_matches(node_id, workflow) if len(problems) < MAX_NEAR else []
-        problem = {"problem": f"the workflow has no node {node_id!r}", "near": near}
-    else:
-        problem = _placed(workflow[node_id], path, value, may_unlink=may_unlink)
-    if problem:
-        problems.append({**said, **problem})
-
-
-def _placed(node: dict[str, Any], path: str, value: Any, *, may_unlink: bool) -> Problem | None:
-    """Write a value into a node; or else what is wrong."""
-    class_type = node["class_type"]
-    if path.split(".")[0] not in (_PARTS if may_unlink else ("inputs",)) or (path == "inputs" and not may_unlink):
+def _placed(
+    workflow: Workflow, at: Binding | Override, value: Any, *, may_link: bool, with_near: bool
+) -> Problem | None:
+    """Write a value into a node's place; or else return what is wrong."""
+    path, node = at.path, workflow.get(at.node)
+    if node is None:
+        near = near_matches(at.node, workflow) if with_near else []
+        return {"problem": f"the workflow has no node {at.node!r}", "near": near}
+    class_type = {"class_type": node["class_type"]}
+    if path.split(".")[0] not in (_PARTS if may_link else ("inputs",)) or (path == "inputs" and not may_link):
         hint = f"; did you mean 'inputs.{path}'?" if path in node["inputs"] else ""
-        return {"class_type": class_type, "problem": f"{path!r} is not an input of a node: write inputs.NAME{hint}"}
+        return {**class_type, "problem": f"{path!r} is not an input of a node: write inputs.NAME{hint}"}
     place = find_path(node, path)
     if place is None:
-        return {
-            "class_type": class_type,
-            "problem": f"{path!r} leads nowhere in this {class_type}",
-            "near": [f"inputs.{name}" for name in near_matches(path.removeprefix("inputs."), node["inputs"])],
-        }
-    problem = _unfit(place, value, may_unlink=may_unlink)
-    if place.holder is node and place.exists and _kind(value) != _kind(place.value):
+        near = [f"inputs.{name}" for name in near_matches(path.removeprefix("inputs."), node["inputs"])]
+        return {**class_type, "problem": f"{path!r} leads nowhere in this {node['class_type']}", "near": near}
+    problem = None if may_link else _unbound(place, value)
+    was, now = _kind(place.value), _kind(value)
+    if place.holder is node and place.exists and was != now:
         problem = f"{path!r} of a node cannot become that"
+    elif problem is None and None not in (was, now) and was != now:
+        problem = f"it takes {was}, and the value is {now}"
     if problem:
-        return {"class_type": class_type, "problem": problem}
+        return {**class_type, "problem": problem}
     before = list(graph.links(node))
-    place.holder[place.key] = value
-    if not may_unlink and list(graph.links(node)) != before:
-        return {"class_type": class_type, "problem": "it would make a list there a link: only workflowOverrides may"}
+    place.holder[place.key] = copy.deepcopy(value)
+    if not may_link and list(graph.links(node)) != before:
+        return {**class_type, "problem": "it would make a list there a link: only workflowOverrides may"}
     return None
 
 
-def _unfit(place: InputPath, value: Any, *, may_unlink: bool) -> str | None:
-    """Why a value must not take the place of what is there."""
-    if not may_unlink:
-        if value is None:
-            return "this job has no value for it (primary_lora_… are a LoRA's)"
-        if is_link(value):
-            return "the parameter's value looks like a link to a node: only workflowOverrides may set links"
-        linked = next((item for item in (place.value, place.holder) if is_link(item)), None)
-        if linked is not None:
-            source = linked[0][:100]
-            return f"it is linked to node {source!r}: bind that node's input, or replace the link by workflowOverrides"
-    was, now = _kind(place.value), _kind(value)
-    if None in (was, now) or was == now:
+def _unbound(place: InputPath, value: Any) -> str | None:
+    """Return why a parameter's value must not take this place."""
+    if value is None:
+        return "this job has no value for it (primary_lora_… are a LoRA's)"
+    if is_link(value):
+        return "the parameter's value looks like a link to a node: only workflowOverrides may set links"
+    linked = next((each for each in (place.value, place.holder) if is_link(each)), None)
+    if linked is None:
         return None
-    return f"it takes {was}, and the value is {now}"
+    return f"it is linked to node {linked[0][:100]!r}: bind that node's input, or replace the link by workflowOverrides"
 
 
 def _kind(value: Any) -> str | None:
@@ -169,7 +150,7 @@ class InputPath(NamedTuple):
         return self.holder[self.key] if self.exists else None
 
 
-def find_path(root: Any, path: str) -> InputPath | None:
+def find_path(holder: Any, path: str) -> InputPath | None:
     """Resolve a dotted path such as ``inputs.ckpt_name``; None where an object or a list on its way does not exist.
 
     A number counts within a list, from 0. The names of some of ComfyUI's inputs have dots themselves ("values.a"), so
@@ -179,29 +160,17 @@ def find_path(root: Any, path: str) -> InputPath | None:
     parts = path.split(".")
     if not all(parts):
         return None
-    holder, at = root, 0
-    while True:
-        left = parts[at:]
-        if isinstance(holder, list):
-            key: str | int | None = _index(left[0], len(holder))
-            taken = 1
-        elif isinstance(holder, dict):
-            taken = next((n for n in range(len(left), 0, -1) if ".".join(left[:n]) in holder), 0)
-            key = ".".join(left[:taken]) if taken else left[0] if len(left) == 1 else None
-            taken = taken or 1
-        else:
-            return None
-        if key is None:
-            return None
-        if taken == len(left):
-            return InputPath(holder, key)
-        holder, at = holder[key], at + taken
-
-
-def _index(text: str, length: int) -> int | None:
-    if not (text.isascii() and text.isdigit() and len(text) < 7):
+    taken, key = 1, parts[0]
+    if isinstance(holder, list):
+        is_index = key.isascii() and key.isdigit() and len(key) < 7 and int(key) < len(holder)
+        found: InputPath | None = InputPath(holder, int(key)) if is_index else None
+    elif isinstance(holder, dict):
+        taken = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in holder), len(parts))
+        key = ".".join(parts[:taken])
+        found = InputPath(holder, key) if key in holder or len(parts) == 1 else None
+    else:
         return None
-    return int(text) if int(text) < length else None
+    return found if found is None or taken == len(parts) else find_path(found.value, ".".join(parts[taken:]))
 
 
 __all__ = ["bound", "find_path"]

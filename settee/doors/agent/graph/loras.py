@@ -14,11 +14,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
-from settee.comfyui.workflow import Workflow, is_link, links, natural_key, title
+from settee.comfyui.workflow import Workflow, links, natural_key, problem_at, texts, title
 from settee.doors.agent.fields import refusal
-from settee.doors.agent.graph.strengths import LoraUse
+from settee.doors.agent.graph.parameters import LoraUse
 
 #: Class → the input that each of its outputs is made from.
 _LOADERS: dict[str, tuple[str, ...]] = {"LoraLoader": ("model", "clip"), "LoraLoaderModelOnly": ("model",)}
@@ -31,16 +32,11 @@ PRIMARY = {
 _FIXED = re.compile(r"\bfixed\b", re.IGNORECASE)
 #: Class → its output that is a model, and its output that is a text encoder, for templates without a pattern.
 _SOURCES: dict[str, tuple[int | None, int | None]] = {
-    "CheckpointLoaderSimple": (0, 1),
-    "CheckpointLoader": (0, 1),
-    "unCLIPCheckpointLoader": (0, 1),
-    "DiffusersLoader": (0, 1),
-    "ImageOnlyCheckpointLoader": (0, None),
-    "UNETLoader": (0, None),
-    "CLIPLoader": (None, 0),
-    "DualCLIPLoader": (None, 0),
-    "TripleCLIPLoader": (None, 0),
-    "QuadrupleCLIPLoader": (None, 0),
+    **dict.fromkeys(
+        ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader", "DiffusersLoader"), (0, 1)
+    ),
+    **dict.fromkeys(("ImageOnlyCheckpointLoader", "UNETLoader"), (0, None)),
+    **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader"), (None, 0)),
 }
 Link = tuple[str, int]
 
@@ -58,26 +54,13 @@ def primary_problem(node: Mapping[str, Any], parameter: str, path: str) -> str |
     return None if path == f"inputs.{name}" else f"at a {class_type} it goes to 'inputs.{name}' only"
 
 
-def texts(node: Mapping[str, Any]) -> Iterator[str]:
-    """Every text among a node's inputs: some loaders keep a LoRA in an object (``{"on": true, "lora": …}``)."""
-    return (value for value in literals(node) if isinstance(value, str))
-
-
-def literals(node: Mapping[str, Any]) -> Iterator[Any]:
-    """Return every value among a node's inputs that is not a link, also within objects and lists."""
-    waiting = list(node["inputs"].values())
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif not isinstance(value, list):
-            yield value
-        elif not is_link(value):
-            waiting += value
+def strings(node: Mapping[str, Any]) -> set[str]:
+    """Return every string of a node's inputs: some loaders keep a LoRA in an object, ``{"on": true, "lora": …}``."""
+    return {text.text for name, value in node["inputs"].items() for text in texts(name, value)}
 
 
 def chained(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
-    """A copy with one loader for each LoRA wherever the template has a pattern for them, in the order of ``uses``.
+    """Return a copy with one loader for each LoRA, in their order, wherever the template has a pattern for them.
 
     In a template without a pattern they go behind the one node that loads the model (and the one that loads the text
     encoder), except those that a node there names, a custom node's loader say. The first LoRA at a pattern keeps the
@@ -86,62 +69,44 @@ def chained(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     """
     patterns = sorted((node_id for node_id, node in workflow.items() if is_pattern(node)), key=natural_key)
     if not patterns:
-        named = {text for node in workflow.values() for text in texts(node)}
+        named = set().union(*map(strings, workflow.values()))
         left = [use for use in uses if use.name not in named]
         return _inserted(workflow, left) if left else copy.deepcopy(workflow)
-    depths, lasts = _in_rows(workflow, patterns)
+    depths, lasts = _in_rows(workflow, set(patterns))
     ids = _free_ids(workflow)
     changed = copy.deepcopy(workflow)
     moved: dict[Link, Link] = {}
     for pattern in patterns:
-        depth = depths[pattern]
-        mine = uses[depth:] if pattern in lasts else uses[depth : depth + 1]
+        outputs = _LOADERS[workflow[pattern]["class_type"]]
+        mine = uses[depths[pattern] :] if pattern in lasts else uses[depths[pattern] :][:1]
         if mine:
             tail = _grow(changed, pattern, mine, ids)
-            moved |= {(pattern, slot): (tail, slot) for slot in range(len(_of(workflow, pattern)))}
+            moved |= {(pattern, slot): (tail, slot) for slot in range(len(outputs))}
         else:
-            moved |= _passed_on(workflow, pattern)
+            took = {name: (source, slot) for name, source, slot in links(workflow[pattern])}
+            moved |= {(pattern, slot): took[name] for slot, name in enumerate(outputs) if name in took}
             del changed[pattern]
     return _rewired(workflow, changed, moved)
 
 
-def _of(workflow: Workflow, node_id: str) -> tuple[str, ...]:
-    return _LOADERS[workflow[node_id]["class_type"]]
-
-
-def _in_rows(workflow: Workflow, patterns: Sequence[str]) -> tuple[dict[str, int], set[str]]:
+def _in_rows(workflow: Workflow, patterns: set[str]) -> tuple[dict[str, int], set[str]]:
     """Return how many patterns each one has before it, on the longest way to it, and which have none behind."""
-    chosen, order = set(patterns), _in_order(workflow)
-    passed: dict[str, int] = {}
+    sources = {node_id: [source for _, source, _ in links(node)] for node_id, node in workflow.items()}
     depths: dict[str, int] = {}
-    for node_id in order:
-        above = max((passed[source] for _, source, _ in links(workflow[node_id]) if source in passed), default=0)
-        depths[node_id] = above
-        passed[node_id] = above + (node_id in chosen)
     followed: set[str] = set()
+    # The workflow has no loop: its shape was checked.
+    order = [node_id for node_id in TopologicalSorter(sources).static_order() if node_id in workflow]
+    for node_id in order:
+        above = [depths[source] + (source in patterns) for source in sources[node_id] if source in depths]
+        depths[node_id] = max(above, default=0)
     for node_id in reversed(order):
-        if node_id in chosen or node_id in followed:
-            followed.update(source for _, source, _ in links(workflow[node_id]))
-    return {node_id: depths[node_id] for node_id in patterns}, chosen - followed
-
-
-def _in_order(workflow: Workflow) -> list[str]:
-    """Node ids, each behind the ones that it takes from. The workflow has no loop (its shape was checked)."""
-    order: dict[str, None] = {}
-    waiting = sorted(workflow, key=natural_key, reverse=True)
-    while waiting:
-        node_id = waiting[-1]
-        missing = [source for _, source, _ in links(workflow[node_id]) if source in workflow and source not in order]
-        if missing and node_id not in order:
-            waiting += missing
-        else:
-            order[node_id] = None
-            waiting.pop()
-    return list(order)
+        if node_id in patterns or node_id in followed:
+            followed.update(sources[node_id])
+    return depths, patterns - followed
 
 
 def _free_ids(workflow: Workflow) -> Iterator[str]:
-    """Whole numbers above all of the workflow's: some custom nodes take their id for one."""
+    """Yield whole numbers above all of the workflow's: some custom nodes take their id for one."""
     numbers = [int(part) for node_id in workflow for part in node_id.split(":") if part.isascii() and part.isdigit()]
     number = max((number for number in numbers if number < 10**12), default=0)
     while True:
@@ -151,31 +116,22 @@ def _free_ids(workflow: Workflow) -> Iterator[str]:
 
 
 def _grow(changed: Workflow, pattern: str, uses: Sequence[LoraUse], ids: Iterator[str]) -> str:
-    """One loader for each LoRA, the pattern itself for the first; the id of the last."""
-    last = pattern
+    """Make one loader for each LoRA, the pattern itself for the first; return the id of the last."""
+    outputs, last = _LOADERS[changed[pattern]["class_type"]], pattern
     for at, use in enumerate(uses):
         if at:
             new = next(ids)
             changed[new] = copy.deepcopy(changed[pattern])
-            for slot, name in enumerate(_of(changed, pattern)):
-                changed[new]["inputs"][name] = [last, slot]
+            changed[new]["inputs"] |= {name: [last, slot] for slot, name in enumerate(outputs)}
             last = new
-        inputs = changed[last]["inputs"]
-        inputs["lora_name"] = use.name
-        inputs["strength_model"] = use.strength_model
-        if "clip" in _of(changed, pattern):
-            inputs["strength_clip"] = use.strength_clip
+        changed[last]["inputs"] |= {"lora_name": use.name, "strength_model": use.strength_model}
+        if "clip" in outputs:
+            changed[last]["inputs"]["strength_clip"] = use.strength_clip
     return last
 
 
-def _passed_on(workflow: Workflow, pattern: str) -> dict[Link, Link]:
-    """Map what a removed loader gave to what it took."""
-    linked = {name: (source, slot) for name, source, slot in links(workflow[pattern])}
-    return {(pattern, slot): linked[name] for slot, name in enumerate(_of(workflow, pattern)) if name in linked}
-
-
 def _rewired(workflow: Workflow, changed: Workflow, moved: Mapping[Link, Link]) -> Workflow:
-    """Every link of the template led to where its source is now; a chain's own links stay as they were made."""
+    """Lead every link of the template to where its source is now; a chain's own links stay as they were made."""
     for node_id, node in workflow.items():
         if node_id not in changed:
             continue
@@ -184,20 +140,17 @@ def _rewired(workflow: Workflow, changed: Workflow, moved: Mapping[Link, Link]) 
             while link[0] not in changed and link in moved:
                 link = moved[link]
             if link[0] not in changed:
-                problem = {
-                    "path": f"workflow.{node_id}.inputs.{name}",
-                    "node_id": node_id,
-                    "input": name,
-                    "problem": f"it takes output {slot} of the LoRA loader {source!r}, which this job has no LoRA for, "
-                    "and which takes nothing that could go in its place: link its model and clip in the template",
-                }
-                raise refusal([problem], "workflow")
+                problem = (
+                    f"it takes output {slot} of the LoRA loader {source!r}, which this job has no LoRA for, and which "
+                    "takes nothing that could go in its place: link its model and clip in the template"
+                )
+                raise refusal([problem_at(node_id, node, name, problem=problem)], "workflow")
             changed[node_id]["inputs"][name] = list(moved.get(link, link))
     return changed
 
 
 def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
-    """The LoRAs behind the nodes that load the model and the text encoder, as a template without a pattern has them."""
+    """Put the LoRAs behind the nodes that load the model and the text encoder of a template without a pattern."""
     used = {(source, slot) for node in workflow.values() for _, source, slot in links(node)}
     sources: tuple[list[Link], list[Link]] = ([], [])
     for node_id, node in workflow.items():
@@ -213,15 +166,15 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
         raise refusal([{"path": "loras", "problem": problem}], "workflow")
     pattern = next(_free_ids(workflow))
     class_type = "LoraLoader" if clips else "LoraLoaderModelOnly"
+    ends = [*models, *clips]
     changed = copy.deepcopy(workflow)
-    ends = dict(zip(_LOADERS[class_type], (*models, *clips), strict=True))
     for node_id, node in workflow.items():
         for name, source, slot in links(node):
-            at = next((at for at, end in enumerate(ends.values()) if end == (source, slot)), None)
-            if at is not None:
-                changed[node_id]["inputs"][name] = [pattern, at]
-    changed[pattern] = {"class_type": class_type, "inputs": {name: list(end) for name, end in ends.items()}}
+            if (source, slot) in ends:
+                changed[node_id]["inputs"][name] = [pattern, ends.index((source, slot))]
+    inputs = {name: list(end) for name, end in zip(_LOADERS[class_type], ends, strict=True)}
+    changed[pattern] = {"class_type": class_type, "inputs": inputs}
     return chained(changed, uses)
 
 
-__all__ = ["PRIMARY", "chained", "is_pattern", "literals", "primary_problem", "texts"]
+__all__ = ["PRIMARY", "chained", "is_pattern", "primary_problem", "strings"]

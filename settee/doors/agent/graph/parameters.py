@@ -1,51 +1,70 @@
-"""The named values of a job, which bindings write into its workflow: :func:`context`.
+"""The named values of a job, which bindings write into its workflow: :func:`context`. docs/agent.md lists the names.
 
-The names: prompt, negative_prompt, seed, cfg_scale, steps, width, height, sampler, scheduler, base_model_path and
-base_model_name (both the name ComfyUI lists the file under), base_model_full_path, loras (their names), loras_metadata
-(an object for each), primary_lora_name, primary_lora_strength_model, primary_lora_strength_clip (None without a LoRA),
-and every key of the envelope's extra that is not one of these.
-
-A field of `parameters` takes precedence over the same name in `extra`, and that over workflow_defaults, which
-fill gaps only and none of the sampling fields. What the agent itself decides (names of models) a caller cannot give.
+A field of `parameters` takes precedence over the same name in `extra`, and that over workflow_defaults, which fill
+gaps only and none of the sampling fields. What the agent itself decides (names of models) a caller cannot give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from settee.comfyui.seeds import MAX_SEED
+from pydantic import AfterValidator, BaseModel, StrictStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from settee.base.errors import wrong_value
+from settee.comfyui.workflow import Problem
 from settee.doors.agent.config import REQUIRED_SAMPLING
-from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.fields import MAX_SIDE, MAX_STEPS, refusal, whole
-from settee.doors.agent.graph.strengths import LoraUse, lora_uses
+from settee.doors.agent.envelope import Asset, Envelope, Resolution
+from settee.doors.agent.fields import Cfg, Seed, Side, Steps, is_number, refusal
 
-#: Where the envelope says what a name stands for, for errors.
-_WRITTEN = {
-    "seed": "parameters.seed",
-    "steps": "parameters.steps",
-    "cfg_scale": "parameters.cfgScale",
-    "sampler": "parameters.sampler",
-    "scheduler": "parameters.scheduler",
-    "width": "parameters.resolution.width",
-    "height": "parameters.resolution.height",
-    "negative_prompt": "parameters.negativePrompt",
-}
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+class _Checked(BaseModel):
+    """Values that the envelope's own fields have been checked for; those of `extra` have not."""
+
+    steps: Steps
+    cfg_scale: Cfg
+    sampler: Annotated[StrictStr, AfterValidator(_not_blank)]
+    scheduler: Annotated[StrictStr, AfterValidator(_not_blank)]
+    width: Side
+    height: Side
+    seed: Seed
+    negative_prompt: StrictStr = ""
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model of the job: its name as ComfyUI lists it, and its file on this host."""
+
+    name: str
+    path: str = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelNames:
-    """Names of the job's models where ComfyUI looks for them."""
+class LoraUse:
+    """A LoRA of the job, and how strongly it is applied (-2 to 2)."""
 
-    #: As ComfyUI lists it: "sdxl_base_1.0.safetensors".
-    base_model: str
-    #: The file on this host.
-    base_model_full_path: str = field(default="", repr=False)
-    #: In the envelope's order.
-    loras: tuple[str, ...] = ()
-    #: Their files on this host, as many.
-    lora_paths: tuple[str, ...] = ()
+    #: As ComfyUI lists it.
+    name: str
+    key: str
+    strength_model: float = 1.0
+    strength_clip: float = 1.0
+    #: What extra.loras states of it.
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: For a person, what of that goes too far: "strength_model 5 is limited to 2".
+    limited: tuple[str, ...] = ()
+
+    def shown(self) -> dict[str, Any]:
+        """Return its entry in extra.loras, and the strengths that are applied."""
+        strengths = {"strength_model": self.strength_model, "strength_clip": self.strength_clip}
+        return {**self.metadata, "name": self.name, "key": self.key, **strengths}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,110 +72,192 @@ class Context:
     """The named values of a job."""
 
     values: dict[str, Any] = field(repr=False)
-    #: Whether the seed was drawn here, because the request gave none.
+    #: True if the seed was drawn here, because the request gave none.
     seed_drawn: bool
     #: In the envelope's order.
     loras: tuple[LoraUse, ...] = ()
+    #: Full paths of the job's models on this host, which may stand in the graph and in no error.
+    own_paths: frozenset[str] = field(default=frozenset(), repr=False)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Notes for a person on values that are not taken as they were given."""
         return tuple(f"loras[{at}]: {limited}" for at, use in enumerate(self.loras) for limited in use.limited)
 
-    @property
-    def own_paths(self) -> frozenset[str]:
-        """Full paths of the job's models on this host, which may stand in the graph and in no error."""
-        paths = (self.values["base_model_full_path"], *(use.path for use in self.loras))
-        return frozenset(path for path in paths if path)
 
-
-def context(envelope: Envelope, *, names: ModelNames, defaults: Mapping[str, Any], draw: Callable[[], int]) -> Context:
-    """The values of a job's names. ``draw`` makes a seed, 0 to 2**64 - 1.
+def context(
+    envelope: Envelope, models: Sequence[PlacedModel], *, defaults: Mapping[str, Any], draw: Callable[[], int]
+) -> Context:
+    """Return the values of a job's names. ``models`` are its base model and its LoRAs; ``draw`` makes a seed.
 
     Raises InvalidRequest with every sampling field that is missing or out of its range, by the caller's names, and
     every mistake in extra.loras.
     """
-    uses, problems = lora_uses(envelope, names.loras, names.lora_paths)
-    extra = envelope.parameters.extra
-    values: dict[str, Any] = {name: value for name, value in defaults.items() if name not in REQUIRED_SAMPLING}
-    values |= {name: value for name, value in extra.items() if name not in REQUIRED_SAMPLING}
-    values["prompt"] = envelope.parameters.prompt
-    given = _given(envelope)
-    for name in REQUIRED_SAMPLING:
-        value = given[name] if given[name] is not None else extra.get(name)
-        seed_drawn = name == "seed" and value is None
-        value, problem = _checked(name, draw() if seed_drawn else value)
-        values[name] = value
-        if problem:
-            problems.append({"path": _where(name, given), "parameter": name, "problem": problem})
-    if given["negative_prompt"] is not None:
-        values["negative_prompt"] = given["negative_prompt"]
-    elif values.get("negative_prompt") is None:
-        values["negative_prompt"] = ""
-    if not isinstance(values["negative_prompt"], str):
-        problems.append(
-            {"path": _where("negative_prompt", given), "parameter": "negative_prompt", "problem": "must be a text"}
-        )
+    base, *loras = models
+    parameters = envelope.parameters
+    extra = parameters.extra
+    uses, problems = lora_uses(envelope.loras, [each.name for each in loras], extra.get("loras"))
+    values = {name: value for name, value in defaults.items() if name not in REQUIRED_SAMPLING} | extra
+    given = {name: getattr(envelope.parameters, name, None) for name in _Checked.model_fields}
+    given = {name: value for name, value in given.items() if value is not None} | dict(
+        envelope.parameters.resolution or ()
+    )
+    values |= given
+    seed_drawn = values.get("seed") is None
+    if seed_drawn:
+        values["seed"] = draw()
+    known = {name: values[name] for name in _Checked.model_fields if values.get(name) is not None}
+    try:
+        values |= _Checked.model_validate(known)
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False):
+            name = str(item["loc"][0])
+            where = f"parameters.{'resolution.' if name in Resolution.model_fields else ''}{to_camel(name)}"
+            where += "" if name in given else f" (or parameters.extra.{name})"
+            problems.append({"path": where, "parameter": name, "problem": wrong_value(item)})
     if problems:
         raise refusal(problems, "parameters")
-    values |= _of_models(names, uses)
-    return Context(values=values, seed_drawn=seed_drawn, loras=uses)
-
-
-def _given(envelope: Envelope) -> dict[str, Any]:
-    """The fields of `parameters`, by their names in a binding; None where there is none."""
-    parameters = envelope.parameters
-    size = parameters.resolution
-    return {
-        "steps": parameters.steps,
-        "cfg_scale": parameters.cfg_scale,
-        "sampler": _text(parameters.sampler),
-        "scheduler": _text(parameters.scheduler),
-        "width": size.width if size else None,
-        "height": size.height if size else None,
-        "negative_prompt": parameters.negative_prompt,
-        "seed": parameters.seed,
-    }
-
-
-def _text(value: str | None) -> str | None:
-    """Blank is as good as nothing: extra may have it."""
-    return value if value and value.strip() else None
-
-
-def _where(name: str, given: Mapping[str, Any]) -> str:
-    return _WRITTEN[name] if given[name] is not None else f"{_WRITTEN[name]} (or parameters.extra.{name})"
-
-
-def _checked(name: str, value: Any) -> tuple[Any, str | None]:
-    """A sampling field as the graph takes it, and what is wrong with it: `extra` has not been looked at before."""
-    if value is None:
-        return None, "is missing: the request must give it"
-    if name in ("sampler", "scheduler"):
-        good = isinstance(value, str) and bool(value.strip())
-        return value, None if good else "must be a text that is not empty"
-    if name == "cfg_scale":
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        return value, None if good else "must be a number greater than 0"
-    least, most = {"seed": (0, MAX_SEED), "steps": (1, MAX_STEPS)}.get(name, (1, MAX_SIDE))
-    try:
-        return whole(value, least, most), None
-    except ValueError as error:
-        return value, str(error)
-
-
-def _of_models(names: ModelNames, uses: tuple[LoraUse, ...]) -> dict[str, Any]:
     primary = uses[0] if uses else None
-    return {
-        "base_model_path": names.base_model,
-        "base_model_name": names.base_model,
-        "base_model_full_path": names.base_model_full_path,
+    values |= {
+        "prompt": parameters.prompt,
+        "base_model_path": base.name,
+        "base_model_name": base.name,
+        "base_model_full_path": base.path,
         "loras": [use.name for use in uses],
         "loras_metadata": [use.shown() for use in uses],
         "primary_lora_name": primary.name if primary else None,
         "primary_lora_strength_model": primary.strength_model if primary else None,
         "primary_lora_strength_clip": primary.strength_clip if primary else None,
     }
+    own_paths = frozenset(each.path for each in models if each.path)
+    return Context(values=values, seed_drawn=seed_drawn, loras=uses, own_paths=own_paths)
 
 
-__all__ = ["Context", "LoraUse", "ModelNames", "context"]
+# --- strengths of LoRAs -----------------------------------------------------------------------------------------
+
+#: Strengths beyond it spoil any picture; the contract's limit, ComfyUI takes up to 100.
+MAX_STRENGTH = 2.0
+_WHERE = "parameters.extra.loras"
+_NAMES = ("name", "filename", "file", "displayName", "display_name", "originalName", "original_name", "title")
+_SPELLINGS = {
+    "strength_model": ("strength_model", "strengthModel"),
+    "strength_clip": ("strength_clip", "strengthClip"),
+    "strength": ("strength",),
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of extra.loras."""
+
+    path: str
+    #: Its index in a list, or its name in an object, whose order means nothing.
+    place: int | str
+    said: Mapping[str, Any]
+
+    @property
+    def names(self) -> set[str]:
+        given = (*(self.said.get(key) for key in _NAMES), self.place)
+        return {_stem(text) for text in given if text and isinstance(text, str)}
+
+    def value(self, kind: str) -> Any:
+        return next((self.said[name] for name in _SPELLINGS[kind] if self.said.get(name) is not None), None)
+
+
+def lora_uses(assets: Sequence[Asset], names: Sequence[str], given: Any) -> tuple[tuple[LoraUse, ...], list[Problem]]:
+    """Return the job's LoRAs with their strengths, in order, and every mistake of extra.loras (``given``).
+
+    ``names``: as ComfyUI lists them. ``given`` is a list of objects, or an object by key or name, of objects or plain
+    numbers. An entry belongs to the LoRA whose key it gives, else to the one it names (by any of its names, with or
+    without folders and suffix), else to the one at its own place in the list. Without an entry the strengths are 1.
+    """
+    problems: list[Problem] = []
+    matched = _matched(assets, names, list(_entries(given, problems)), problems)
+    uses = []
+    for at, (asset, name) in enumerate(zip(assets, names, strict=True)):
+        strengths = _strengths(matched[at], problems) if at in matched else {}
+        uses.append(LoraUse(name=name, key=asset.key, **strengths))
+    return tuple(uses), problems
+
+
+def _entries(given: Any, problems: list[Problem]) -> Iterator[_Entry]:
+    rows: list[tuple[str, int | str, Any]] = []
+    if isinstance(given, dict):
+        rows = [(f"{_WHERE}.{name[:100]}", name, entry) for name, entry in given.items()]
+    elif isinstance(given, list):
+        rows = [(f"{_WHERE}[{at}]", at, entry) for at, entry in enumerate(given)]
+    elif given is not None:
+        problems.append({"path": _WHERE, "problem": "must be a list with an object for each LoRA"})
+    for path, place, entry in rows:
+        if is_number(entry):
+            entry = {"strength": entry}
+        elif isinstance(entry, str):
+            entry = {"name": entry}
+        if isinstance(entry, dict):
+            yield _Entry(path, place, entry)
+        elif entry is not None:
+            problems.append({"path": path, "problem": "must be an object with strength_model and strength_clip"})
+
+
+def _matched(
+    assets: Sequence[Asset], names: Sequence[str], left: list[_Entry], problems: list[Problem]
+) -> dict[int, _Entry]:
+    """Match entries to LoRAs, by their places in the envelope; each to one at most."""
+
+    def has_key(entry: _Entry, at: int) -> bool:
+        key, bucket = entry.said.get("key"), entry.said.get("bucket", assets[at].bucket)
+        return entry.place == assets[at].key or (key, bucket) == (assets[at].key, assets[at].bucket)
+
+    def has_name(entry: _Entry, at: int) -> bool:
+        asset = assets[at]
+        called = (names[at], asset.key, asset.display_name, asset.original_name)
+        return not entry.names.isdisjoint(_stem(text) for text in called if text)
+
+    found: dict[int, _Entry] = {}
+    for fits in (has_key, has_name, lambda entry, at: entry.place == at):
+        for entry in list(left):
+            # A key that is not of this job's LoRAs belongs to another LoRA, whatever its name and place.
+            if fits is not has_key and "key" in entry.said:
+                continue
+            at = next((at for at in range(len(assets)) if at not in found and fits(entry, at)), None)
+            if at is not None:
+                found[at] = entry
+                left.remove(entry)
+    for entry in left:
+        if any(entry.value(kind) is not None for kind in _SPELLINGS):
+            problems.append({"path": entry.path, "problem": "belongs to no LoRA of this job: give it the LoRA's key"})
+    return found
+
+
+def _stem(name: str) -> str:
+    """Return a name without its folders and its suffix, in one case."""
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
+    stem, dot, suffix = last.rpartition(".")
+    return stem if dot and suffix in ("safetensors", "sft", "ckpt", "pt", "pth", "bin") else last
+
+
+def _strengths(entry: _Entry, problems: list[Problem]) -> dict[str, Any]:
+    """Return fields of a LoraUse. Each strength is its own, else `strength`; the encoder's follows the model's."""
+    values: dict[str, float] = {}
+    for kind in _SPELLINGS:
+        value = entry.value(kind)
+        if is_number(value):
+            values[kind] = value
+        elif value is not None:
+            problems.append({"path": f"{entry.path}.{kind}", "problem": "must be a number"})
+    within = {kind: max(-MAX_STRENGTH, min(MAX_STRENGTH, float(value))) for kind, value in values.items()}
+    model = next((kind for kind in ("strength_model", "strength") if kind in values), "")
+    clip = next((kind for kind in ("strength_clip", "strength", "strength_model") if kind in values), "")
+    return {
+        "strength_model": within.get(model, 1.0),
+        "strength_clip": within.get(clip, 1.0),
+        "metadata": entry.said,
+        "limited": tuple(
+            f"{kind} {values[kind]:g} is limited to {within[kind]:g}"
+            for kind in dict.fromkeys((model, clip))
+            if kind and within[kind] != values[kind]
+        ),
+    }
+
+
+__all__ = ["Context", "LoraUse", "PlacedModel", "context"]

@@ -3,32 +3,208 @@
 A binding names a node by its id, and ids of another version of the template name other nodes. So after binding and
 chaining, each bound value is looked up in the graph: it must be there, at an input that its node's class has and that
 takes such a value, in a node that an output needs; and a sampling field, a prompt or a model must be at (or lead,
-through nodes that only pass values on, to) a node that can use it as that: see role_inputs.py.
+through nodes that only pass values on, to) a node that can use it as that.
+
+The registry shows the parts that nodes play by what they give: something with a LATENT, SAMPLER, SIGMAS, NOISE or
+GUIDER samples or makes latents, something with CONDITIONING encodes, something with a MODEL loads. In ComfyUI's own
+classes names of inputs mean what they say, so there the name must fit too; custom nodes call theirs as they like.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from settee.comfyui.graph import Graph
 from settee.comfyui.model_folders import SUFFIXES
-from settee.comfyui.node_registry import NodeRegistry, choices_of, upload_kind
+from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic, options_of, upload_kind
 from settee.comfyui.problems import MAX_NEAR, near_matches, path_problems, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
 from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Binding, Envelope
-from settee.doors.agent.fields import refusal
-from settee.doors.agent.graph import role_inputs
+from settee.doors.agent.fields import is_number, refusal
 from settee.doors.agent.graph.bindings import find_path
-from settee.doors.agent.graph.loras import PRIMARY, is_pattern, literals, texts
+from settee.doors.agent.graph.loras import PRIMARY, is_pattern, strings
 from settee.doors.agent.graph.parameters import Context
+
+#: Outputs that are values: a node with no others passes on, or calculates with, what it was given.
+_VALUES = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "NUMBER", "*"])
+_SAMPLING = frozenset(["LATENT", "SAMPLER", "SIGMAS", "NOISE", "GUIDER", "CONDITIONING", "MODEL"])
+_MEDIA = frozenset(["IMAGE", "MASK", "VIDEO", "AUDIO", "MESH"])
+_SIZED = _SAMPLING | _MEDIA | {"WAN_CAMERA_EMBEDDING"}
+_MODELS = frozenset(["MODEL", "CLIP", "HOOKS"])
+
+
+@dataclass(frozen=True)
+class _Role:
+    """The use of a parameter."""
+
+    #: For a person: "no node uses it there as …".
+    meant: str
+    #: Outputs of ComfyUI's own classes that use it; a custom node may also do everything and give a picture.
+    gives: frozenset[str]
+    #: The input's name in ComfyUI's own classes.
+    name: str
+
+
+_TEXT = _Role("a text encoder's text", frozenset(["CONDITIONING"]), r".*")
+_BASE = _Role("the name at a node that loads a model", frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)")
+_ROLES: dict[str, _Role] = {
+    "prompt": _TEXT,
+    "negative_prompt": _TEXT,
+    "seed": _Role("a sampler's seed", _SAMPLING | _MEDIA, r"(noise_)?seed"),
+    "steps": _Role("a sampler's steps", _SAMPLING, r"steps|(start|end)_at_step"),
+    "cfg_scale": _Role("a sampler's cfg", _SAMPLING, r"cfg(_.*)?|guidance"),
+    "sampler": _Role("a sampler's name", _SAMPLING, r"sampler(_name)?"),
+    "scheduler": _Role("a sampler's scheduler", _SAMPLING, r"scheduler"),
+    "width": _Role("the width of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?width"),
+    "height": _Role("the height of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?height"),
+    "base_model_path": _BASE,
+    "base_model_name": _BASE,
+    "base_model_full_path": _BASE,
+    "primary_lora_name": _Role("the name at a node that loads a LoRA", _MODELS, r"lora_name"),
+    "primary_lora_strength_model": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_model)?"),
+    "primary_lora_strength_clip": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_clip)?"),
+}
+#: The side that each prompt must not be on alone.
+_OTHER_SIDE = {"prompt": "negative", "negative_prompt": "positive"}
+
+
+def is_named_for(parameter: str, name: str) -> bool:
+    """Return True if ComfyUI's own classes give inputs for this parameter such a name."""
+    # Inputs that another one brings with it have its name before theirs ("resize_type.width").
+    return bool(re.fullmatch(_ROLES[parameter].name, name.rpartition(".")[2]))
+
+
+class Uses:
+    """A graph as its values flow."""
+
+    def __init__(self, workflow: Workflow, registry: NodeRegistry) -> None:
+        self.workflow, self._registry = workflow, registry
+        #: The nodes that an output needs.
+        self.live = Graph(workflow, registry).live
+        self._users = Graph(self.live).users
+        #: Walks that were made: thousands of bindings may begin at the same places.
+        self._ends: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self._sides: dict[tuple[str, bool], set[str]] = {}
+
+    def _outputs(self, node_id: str) -> frozenset[str]:
+        """Return the types of what a node gives; a list of choices counts as COMBO."""
+        given = self._registry.entry(self.workflow[node_id]["class_type"]).get("output")
+        return frozenset(kind if isinstance(kind, str) else "COMBO" for kind in given or ())
+
+    # --- one input ----------------------------------------------------------------------------------------
+
+    def name_problem(self, node_id: str, name: str) -> Problem | None:
+        """Return a problem if one of ComfyUI's own classes has no such input: a custom one may make names up later."""
+        class_type = self.workflow[node_id]["class_type"]
+        # Not the hidden ones, which ComfyUI fills itself.
+        inputs = self._registry.inputs(class_type)
+        is_known = name in inputs or "." in name or any(map(is_dynamic, inputs.values()))
+        if is_known or not self._registry.is_core(class_type):
+            return None
+        near = [f"inputs.{key}" for key in near_matches(name, inputs)]
+        return {"problem": f"a {class_type} has no such input", "near": near}
+
+    def input_problem(self, node_id: str, name: str, value: Any) -> Problem | None:
+        """Return why a class's input cannot take a value, as far as the registry tells."""
+        class_type = self.workflow[node_id]["class_type"]
+        spec = self._registry.spec(class_type, name)
+        if "." in name or spec is None:
+            return self.name_problem(node_id, name)
+        kind = spec[0] if isinstance(spec, list) and spec and isinstance(spec[0], str) else "COMBO"
+        fits, meant = {
+            "INT": (is_number(value) and value == int(value), "a whole number"),
+            "FLOAT": (is_number(value), "a number"),
+            "STRING": (isinstance(value, str), "a string"),
+            "BOOLEAN": (isinstance(value, bool), "true or false"),
+        }.get(kind, (True, ""))
+        if fits and kind in ("INT", "FLOAT") and self._registry.is_core(class_type):
+            least, most = options_of(spec).get("min"), options_of(spec).get("max")
+            fits = not (is_number(least) and value < least) and not (is_number(most) and value > most)
+            meant = f"{least} to {most}"
+        return None if fits else {"problem": f"it takes {meant}"}
+
+    # --- what it is used for ------------------------------------------------------------------------------
+
+    def role_problem(self, parameter: str, node_id: str, name: str) -> Problem | None:
+        """Return why a parameter at this input does not reach a node that uses it as what it is."""
+        if parameter not in _ROLES:
+            return None
+        fitting = self._fitting(parameter, node_id, name)
+        if not fitting:
+            return {"problem": f"no node uses it there as {_ROLES[parameter].meant}"}
+        other = _OTHER_SIDE.get(parameter)
+        if other and set().union(*(self._sides_of(end) for end in fitting)) == {other}:
+            return {"problem": f"what this node encodes is used as {other} prompt only"}
+        return None
+
+    def other_side(self, parameter: str, node_id: str, name: str) -> str | None:
+        """Return the side that a prompt at this input is on besides its own: "negative" or "positive"."""
+        other = _OTHER_SIDE.get(parameter)
+        if other is None:
+            return None
+        fitting = self._fitting(parameter, node_id, name)
+        return other if any(other in self._sides_of(end, zeroed=False) for end in fitting) else None
+
+    def _fitting(self, parameter: str, node_id: str, name: str) -> list[str]:
+        """Return the nodes that use a parameter at this input as what it is."""
+        return [end for end, its_name in self._ends_of(node_id, name) if self._fits(parameter, end, its_name)]
+
+    def _fits(self, parameter: str, node_id: str, name: str) -> bool:
+        gives, given = _ROLES[parameter].gives, self._outputs(node_id)
+        if self._registry.is_core(self.workflow[node_id]["class_type"]):
+            return bool(is_named_for(parameter, name) and given & gives)
+        # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
+        return not given or bool(given & (gives | _MEDIA | {"*", "LATENT"}))
+
+    def _sides_of(self, node_id: str, *, zeroed: bool = True) -> set[str]:
+        """Return which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows).
+
+        ``zeroed``: also where it is set to zero first, so that nothing of the text is left.
+        """
+        if (found := self._sides.get((node_id, zeroed))) is not None:
+            return found
+        found = self._sides[node_id, zeroed] = set()
+        waiting, seen = [node_id], {node_id}
+        while waiting:
+            for use in self._users.get(waiting.pop(), []):
+                user = use.node_id
+                if use.input in ("positive", "negative"):
+                    found.add(use.input)
+                elif "CONDITIONING" not in self._outputs(user):
+                    found.add("positive" if use.input == "conditioning" else "unknown")
+                elif user not in seen and (zeroed or self.workflow[user]["class_type"] != "ConditioningZeroOut"):
+                    seen.add(user)
+                    waiting.append(user)
+        return found
+
+    def _ends_of(self, node_id: str, name: str) -> list[tuple[str, str]]:
+        """Return the inputs that a value gets to, through nodes that give nothing but values."""
+        if (found := self._ends.get((node_id, name))) is not None:
+            return found
+        found = self._ends[node_id, name] = []
+        waiting, seen = [(node_id, name)], {(node_id, name)}
+        while waiting:
+            at = waiting.pop()
+            outputs, uses = self._outputs(at[0]), self._users.get(at[0], [])
+            if uses and outputs and outputs <= _VALUES:
+                new = {(use.node_id, use.input) for use in uses} - seen
+                seen |= new
+                waiting += sorted(new)
+            else:
+                found.append(at)
+        return found
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
 
 _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
-    'if it is to stay as the template has it, let its title say "fixed"'
+    'if it is to stay as the template has it, put the word "fixed" into its title'
 )
-
 _BASE_MODEL = ("base_model_name", "base_model_path", "base_model_full_path")
 
 
@@ -37,118 +213,69 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, registry: No
     every name in the graph that ComfyUI has no file or choice for (:func:`unknown_names`).
 
     ``workflow`` is the graph after :func:`bound` and :func:`chained`. A binding to a LoRA loader that went with the
-    chain's making does not count; the LoRAs themselves are checked to be in the graph. A graph that this ComfyUI
-    cannot run at all is told as such: nothing can be said of what is used in it.
+    chain's making does not count; the LoRAs themselves are checked to be in the graph. Of a graph that this ComfyUI
+    cannot run at all that is reported alone.
     """
     problems = path_problems(workflow, registry, context.own_paths) + registry_problems(workflow, registry)
     if not problems and not registry.output_nodes(workflow):
         problems = [{"path": "workflow", "problem": "the workflow has no output node: add one, such as SaveImage"}]
     if problems:
         raise refusal(problems, "workflow")
-    graph = role_inputs.Uses(workflow, registry)
-    for at, binding in enumerate(envelope.workflow_parameters):
-        problem = _of_binding(graph, binding, context)
-        if problem:
-            said = {"parameter": binding.parameter, "node_id": binding.node, "input": binding.path}
-            problems.append({"path": f"workflowParameters[{at}]", **said, **problem})
-    problems += _of_overrides(graph, envelope)
-    problems += _of_loras(graph, context)
+    uses = Uses(workflow, registry)
+    problems += _binding_problems(uses, envelope, context)
+    problems += _override_problems(uses, envelope)
+    loaded = set().union(*map(strings, uses.live.values()))
+    problems += [
+        {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
+        for at, use in enumerate(context.loras)
+        if use.name not in loaded
+    ]
     problems += unknown_names(workflow, registry, context)
     if problems:
         raise refusal(problems, "workflow parameters")
 
 
-def warnings(workflow: Workflow, envelope: Envelope, context: Context, registry: NodeRegistry) -> tuple[str, ...]:
-    """Return warnings for a graph that :func:`check` took: what of the job it does not have
-    (:func:`unused`), prompts that are the other prompt too, and what was not taken as it was given.
-    """
-    graph = role_inputs.Uses(workflow, registry)
-    both = dict.fromkeys(
-        f"{binding.parameter}: it is used as {other} prompt too"
-        for binding in envelope.workflow_parameters
-        if binding.node in workflow
-        and (other := graph.other_side(binding.parameter, binding.node, binding.path.removeprefix("inputs.")))
-    )
-    return (*unused(workflow, envelope, context), *both, *context.warnings)
+def _binding_problems(uses: Uses, envelope: Envelope, context: Context) -> Iterator[Problem]:
+    for at, binding in enumerate(envelope.workflow_parameters):
+        node = uses.workflow.get(binding.node)
+        # A loader without a LoRA for it is gone; the LoRAs are looked at by themselves.
+        if node is None or (is_pattern(node) and binding.parameter in PRIMARY):
+            continue
+        if problem := _binding_problem(uses, binding, context):
+            said = {"parameter": binding.parameter, "node_id": binding.node, "input": binding.path}
+            yield {"path": f"workflowParameters[{at}]", **said, "class_type": node["class_type"], **problem}
 
 
-def unplaced(workflow: Workflow, envelope: Envelope, context: Context) -> frozenset[str]:
-    """Names of what of the job the graph does not have (``baseModel`` for that): it used values of its own.
-
-    Neither bound nor, as a whole value, at an input that is named for it; a template may well be meant so. Prompts and
-    the base model's name are no other value by chance, so they may stand anywhere.
-    """
-    bound_names = {binding.parameter for binding in envelope.workflow_parameters}
-    wanted = ["prompt", *(["negative_prompt"] if envelope.parameters.negative_prompt else []), *REQUIRED_SAMPLING]
-    left = {name for name in wanted if name not in bound_names and not _stands_in(workflow, name, context.values[name])}
-    base = context.values["base_model_name"]
-    if not bound_names.intersection(_BASE_MODEL) and not any(base in literals(node) for node in workflow.values()):
-        left.add("baseModel")
-    return frozenset(left)
-
-
-def unused(workflow: Workflow, envelope: Envelope, context: Context) -> tuple[str, ...]:
-    """:func:`unplaced`, said for a person."""
-    left = unplaced(workflow, envelope, context)
-    said = "the workflow has no place for it (bind {} with workflowParameters), and used what it says itself"
-    order = ["prompt", "negative_prompt", *REQUIRED_SAMPLING]
-    told = [f"{name}: {said.format('it')}" for name in order if name in left]
-    return (*told, *([f"baseModel: {said.format('base_model_name')}"] if "baseModel" in left else []))
-
-
-def _stands_in(workflow: Workflow, parameter: str, value: Any) -> bool:
-    """Return True if an input that is named for a parameter has its value."""
-    return any(
-        value in literals({"inputs": {name: given}})
-        for node in workflow.values()
-        for name, given in node["inputs"].items()
-        if role_inputs.is_named_for(parameter, name)
-    )
-
-
-def _of_binding(graph: role_inputs.Uses, binding: Binding, context: Context) -> Problem | None:
-    node = graph.workflow.get(binding.node)
-    if node is None or (is_pattern(node) and binding.parameter in PRIMARY):
-        # A loader without a LoRA for it is gone; what is left of them is looked at below.
-        return None
-    class_type = node["class_type"]
+def _binding_problem(uses: Uses, binding: Binding, context: Context) -> Problem | None:
+    node, name, value = uses.workflow[binding.node], _input_of(binding), context.values.get(binding.parameter)
     place = find_path(node, binding.path)
-    value = context.values.get(binding.parameter)
     if place is None or not place.exists or place.value != value:
-        return {"class_type": class_type, "problem": _REPLACED}
-    if binding.node not in graph.live:
-        return {"class_type": class_type, "problem": f"no output uses what this {class_type} makes"}
-    name = binding.path.split(".", 1)[1]
-    problem = graph.input_problem(binding.node, name, value) or graph.role_problem(
-        binding.parameter, binding.node, name
-    )
-    return {"class_type": class_type, **problem} if problem else None
+        return {"problem": _REPLACED}
+    if binding.node not in uses.live:
+        return {"problem": f"no output uses what this {node['class_type']} makes"}
+    return uses.input_problem(binding.node, name, value) or uses.role_problem(binding.parameter, binding.node, name)
 
 
-def _of_overrides(graph: role_inputs.Uses, envelope: Envelope) -> Iterator[Problem]:
-    """Overrides without an effect: of what the chain of LoRAs sets itself, of what no class of that name has."""
+def _input_of(binding: Binding) -> str:
+    return binding.path.removeprefix("inputs.")
+
+
+def _override_problems(uses: Uses, envelope: Envelope) -> Iterator[Problem]:
+    """Yield overrides without an effect: of what the chain of LoRAs sets itself, of what no class of that name has."""
     for at, override in enumerate(envelope.workflow_overrides):
-        node = graph.workflow.get(override.node)
+        node = uses.workflow.get(override.node)
         part, _, name = override.path.partition(".")
         if node is None or part != "inputs" or not name:
             continue
         is_set_later = is_pattern(node) and name in PRIMARY.values() and node["inputs"].get(name) != override.value
-        problem = {"problem": _REPLACED} if is_set_later else graph.name_problem(override.node, name)
+        problem = {"problem": _REPLACED} if is_set_later else uses.name_problem(override.node, name)
         if problem:
             said = {"node_id": override.node, "class_type": node["class_type"], "input": override.path}
             yield {"path": f"workflowOverrides[{at}]", **said, **problem}
 
 
-def _of_loras(graph: role_inputs.Uses, context: Context) -> Iterator[Problem]:
-    """Every LoRA of the job must be loaded by a node that an output needs."""
-    loaded = {text for node_id in graph.live for text in texts(graph.workflow[node_id])}
-    for at, use in enumerate(context.loras):
-        if use.name not in loaded:
-            yield {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
-
-
 def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) -> list[Problem]:
-    """Every name that a choice of the registry does not have, with near matches: ComfyUI would refuse it.
+    """Return every name that a choice of the registry does not have, with near matches: ComfyUI would refuse it.
 
     The job's own models may not be there yet. Classes of custom nodes may check their inputs in their own way, which
     the registry does not tell, so there only names of model files are looked at.
@@ -156,36 +283,71 @@ def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) 
     problems: list[Problem] = []
     base = context.values["base_model_name"]
     coming = {base, *(use.name for use in context.loras)}
-    is_base_bound = any(base in literals(node) for node in workflow.values())
+    is_base_bound = any(base in strings(node) for node in workflow.values())
     for node_id, node in Graph(workflow, registry).live.items():
         for name, given in node["inputs"].items():
             value, spec = unwrapped(given), registry.spec(node["class_type"], name)
             choices = choices_of(spec)
             if choices is None or is_link(value) or isinstance(value, (list, dict)) or value in choices:
                 continue
-            is_ours = value in coming or upload_kind(spec)
             is_model = isinstance(value, str) and value.lower().endswith(SUFFIXES)
-            if is_ours or not (is_model or registry.is_core(node["class_type"])):
+            if value in coming or upload_kind(spec) or not (is_model or registry.is_core(node["class_type"])):
                 continue
             is_path = value in context.own_paths
             shown = "a model's full path" if is_path else str(value)[:200]
             problem = f"{shown if is_path else repr(shown)} is not one of the {len(choices)} that ComfyUI has there"
-            if is_path or (role_inputs.is_named_for("base_model_name", name) and not is_base_bound):
+            if is_path or (is_named_for("base_model_name", name) and not is_base_bound):
                 problem += ": bind base_model_name to it"
-            near = near_matches(value, choices) if len(problems) < MAX_NEAR else []
-            problems.append(
-                problem_at(
-                    node_id,
-                    node,
-                    name,
-                    value=shown,
-                    type="value_not_in_list",
-                    problem=problem,
-                    # A number may be spelled as the text that is given.
-                    near=[match for match in near if match != str(value)],
-                )
+            # A number may be spelled as the string that is given.
+            near = (
+                [each for each in near_matches(value, choices) if each != str(value)]
+                if len(problems) < MAX_NEAR
+                else []
             )
+            more = {"value": shown, "type": "value_not_in_list", "problem": problem, "near": near}
+            problems.append(problem_at(node_id, node, name, **more))
     return problems
 
 
-__all__ = ["check", "unknown_names", "unplaced", "unused", "warnings"]
+# --- warnings ---------------------------------------------------------------------------------------------------
+
+
+def warnings(workflow: Workflow, envelope: Envelope, context: Context, registry: NodeRegistry) -> tuple[str, ...]:
+    """Return warnings for a graph that :func:`check` took: what of the job it has no place for, prompts that are the
+    other prompt too, and what was not taken as it was given."""
+    left = unplaced(workflow, envelope, context)
+    said = "the workflow has no place for it (bind {} with workflowParameters), and used its own value"
+    order = ["prompt", "negative_prompt", *REQUIRED_SAMPLING, "baseModel"]
+    unused = [
+        f"{name}: {said.format('base_model_name' if name == 'baseModel' else 'it')}" for name in order if name in left
+    ]
+    uses = Uses(workflow, registry)
+    both = dict.fromkeys(
+        f"{binding.parameter}: it is used as {other} prompt too"
+        for binding in envelope.workflow_parameters
+        if binding.node in workflow and (other := uses.other_side(binding.parameter, binding.node, _input_of(binding)))
+    )
+    return (*unused, *both, *context.warnings)
+
+
+def unplaced(workflow: Workflow, envelope: Envelope, context: Context) -> frozenset[str]:
+    """Return the names of what of the job the graph does not have (``baseModel`` for that): it used values of its own.
+
+    Neither bound nor at an input that is named for it; a template may well be meant so. The base model's name is no
+    other value by chance, so it may stand anywhere.
+    """
+    bound_names = {binding.parameter for binding in envelope.workflow_parameters}
+    wanted = {"prompt", *REQUIRED_SAMPLING} | ({"negative_prompt"} if envelope.parameters.negative_prompt else set())
+    inputs = [item for node in workflow.values() for item in node["inputs"].items()]
+    left = {
+        parameter
+        for parameter in wanted - bound_names
+        if not any(value == context.values[parameter] and is_named_for(parameter, name) for name, value in inputs)
+    }
+    base = context.values["base_model_name"]
+    if bound_names.isdisjoint(_BASE_MODEL) and not any(base in strings(node) for node in workflow.values()):
+        left.add("baseModel")
+    return frozenset(left)
+
+
+__all__ = ["check", "unknown_names", "unplaced", "warnings"]
