@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.test_models import tensors, tint
-from tests.shell.test_start_worker import EMBEDDED, container
+from tests.shell.test_start_worker import container
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.rig import empty
 from tests.support.worker import ROOT
 
@@ -53,7 +54,7 @@ def first_result(models: str, graph: dict[str, Any], endpoint: str = "", **env: 
             "MODELS": models,
             "HF_ENDPOINT": endpoint or "http://127.0.0.1:9",
             "HOST_CACHE_DIR": f"{folder}/cache",
-            "COMFY_COMMAND": f"{EMBEDDED} --fault slow_start={START_S}",
+            "COMFY_COMMAND": f"{COMFY_COMMAND} --fault slow_start={START_S}",
             **env,
         }
         with container(Path(folder), **settings) as running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import struct
 import time
@@ -29,8 +30,14 @@ class PreviewImage(NamedTuple):
     image: Image.Image
     max_size: int | None
 
-    def encoded(self) -> bytes:
-        """The image file's bytes, scaled down to max_size."""
+    def message(self, metadata: dict[str, Any] | None) -> bytes:
+        """Return the binary event: PREVIEW_WITH_METADATA, or PREVIEW without any."""
+        if metadata is None:
+            return struct.pack(">II", PREVIEW, 2 if self.format == "PNG" else 1) + self._encoded()
+        described = json.dumps({**metadata, "image_type": f"image/{self.format.lower()}"}).encode()
+        return struct.pack(">II", PREVIEW_WITH_METADATA, len(described)) + described + self._encoded()
+
+    def _encoded(self) -> bytes:
         image = self.image
         if self.max_size is not None:
             image = ImageOps.contain(image, (self.max_size, self.max_size), Image.Resampling.BILINEAR)
@@ -54,8 +61,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop, faults: Faults) -> None:
         self._loop = loop
         self._faults = faults
-        self._outbox: asyncio.Queue[tuple[str | int, Any, Any]] = asyncio.Queue()
-        self._messages_of_run = 0
+        self._outbox: asyncio.Queue[tuple[str | PreviewImage, Any, Any]] = asyncio.Queue()
         self.clients: dict[Any, Client] = {}
         self.client_id: Any = None
         """The client that submitted the prompt that runs, or that ran last. Not always a string: callers may send
@@ -63,8 +69,11 @@ class Hub:
         self.last_node_id: str | None = None
         """The node that runs for client_id, which that client gets when it reconnects."""
 
-    def post(self, event: str | int, data: Any, client_id: Any) -> None:
-        """Queue a message to one client, or to all of them when client_id is None; callable from any thread."""
+    def post(self, event: str | PreviewImage, data: Any, client_id: Any) -> None:
+        """Queue a message to one client, or to all of them when client_id is None; callable from any thread.
+
+        The data of a picture is its metadata, None for a client that does not understand any.
+        """
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, (event, data, client_id))
 
     def supports(self, client_id: Any, feature: str) -> bool:
@@ -80,14 +89,13 @@ class Hub:
         """
         while True:
             event, data, client_id = await self._outbox.get()
-            if event == "execution_start":
-                self._messages_of_run = 0
             await self.send(event, data, client_id)
-            if event != "status":
-                self._messages_of_run += 1
-                self._drop_if_asked()
+            if event != "status" and self._faults.is_reached("ws_drop_after"):
+                for client in list(self.clients.values()):
+                    if client.transport is not None:
+                        client.transport.abort()  # without a closing handshake
 
-    async def send(self, event: str | int, data: Any, client_id: Any) -> None:
+    async def send(self, event: str | PreviewImage, data: Any, client_id: Any) -> None:
         """Send one message now."""
         if client_id is None:
             clients = list(self.clients.values())
@@ -95,40 +103,11 @@ class Hub:
             clients = [self.clients[client_id]] if client_id in self.clients else []
         if not clients or self._faults.get("ws_silent"):
             return
-        payload = _encode(event, data)
+        text = json.dumps({"type": event, "data": data}) if isinstance(event, str) else None
+        binary = b"" if isinstance(event, str) else event.message(data)
         for client in clients:
-            try:
-                if isinstance(payload, str):
-                    await client.socket.send_str(payload)
-                else:
-                    await client.socket.send_bytes(payload)
-            except (aiohttp.ClientError, ConnectionError):
-                continue  # the client is leaving; its handler removes it
-
-    def _drop_if_asked(self) -> None:
-        limit = self._faults.get("ws_drop_after")
-        if limit is not None and self._messages_of_run >= limit:
-            self._faults.set("ws_drop_after", None)
-            self.abort_all()
-
-    def abort_all(self) -> None:
-        """Reset every socket's connection without a closing handshake."""
-        for client in list(self.clients.values()):
-            if client.transport is not None:
-                client.transport.abort()
-
-
-def _encode(event: str | int, data: Any) -> str | bytes:
-    if event == PREVIEW:
-        image_type = struct.pack(">I", 2 if data.format == "PNG" else 1)
-        return struct.pack(">I", PREVIEW) + image_type + bytes(data.encoded())
-    if event == PREVIEW_WITH_METADATA:
-        preview, metadata = data
-        kind = "image/png" if preview.format == "PNG" else "image/jpeg"
-        described = json.dumps({**metadata, "image_type": kind}).encode()
-        head = struct.pack(">II", PREVIEW_WITH_METADATA, len(described))
-        return head + described + bytes(preview.encoded())
-    return json.dumps({"type": event, "data": data})
+            with contextlib.suppress(aiohttp.ClientError, ConnectionError):  # it is leaving; its handler removes it
+                await (client.socket.send_bytes(binary) if text is None else client.socket.send_str(text))
 
 
 PROGRESS_SECONDS = 0.1
@@ -137,7 +116,7 @@ PROGRESS_SHARE = 0.005
 
 
 def place(node_id: str) -> dict[str, Any]:
-    """The ids ComfyUI repeats for nodes that other nodes created; here every node is its own."""
+    """Return the ids that ComfyUI repeats for nodes that other nodes created; here every node is its own."""
     return {"display_node_id": node_id, "parent_node_id": None, "real_node_id": node_id}
 
 
@@ -151,11 +130,11 @@ class Progress:
         self._sent: dict[str, tuple[float, float]] = {}
 
     def start(self, node_id: str) -> None:
-        """A node starts."""
+        """Note that a node starts."""
         self._set(node_id, 0.0, 1.0, "running")
 
     def finish(self, node_id: str) -> None:
-        """A node is done, or was found in the cache."""
+        """Note that a node is done, or was found in the cache."""
         maximum = self._nodes[node_id]["max"] if node_id in self._nodes else 1
         self._set(node_id, maximum, maximum, "finished")
 
@@ -172,14 +151,14 @@ class Progress:
         self._sent[node_id] = value, now
         client_id = self._hub.client_id
         self._set(node_id, value, maximum, "running")
-        detailed = preview is not None and self._hub.supports(client_id, "supports_preview_metadata")
-        if detailed:
+        is_detailed = self._hub.supports(client_id, "supports_preview_metadata")
+        if preview and is_detailed:
             metadata = {"node_id": node_id, "prompt_id": self._prompt_id, **place(node_id)}
-            self._hub.post(PREVIEW_WITH_METADATA, (preview, metadata), client_id)
+            self._hub.post(preview, metadata, client_id)
         step = {"value": value, "max": maximum, "prompt_id": self._prompt_id, "node": node_id}
         self._hub.post("progress", step, client_id)
-        if preview is not None and not detailed:
-            self._hub.post(PREVIEW, preview, client_id)
+        if preview and not is_detailed:
+            self._hub.post(preview, None, client_id)
 
     def _set(self, node_id: str, value: float, maximum: float, state: str) -> None:
         self._nodes[node_id] = {

@@ -15,10 +15,6 @@ from settee.embedded.nodes.node import Node, Outcome
 log = logging.getLogger("settee.embedded")
 
 
-class CycleError(Exception):
-    """Nodes wait for each other. Validation finds static cycles first."""
-
-
 class ExecutionOrder:
     """Hands out nodes whose inputs are ready, preferring those that bring an output node closest.
 
@@ -61,10 +57,8 @@ class ExecutionOrder:
             self._awaited_by[source][target] = None
 
     def next(self) -> str:
-        """The node to run now; raises CycleError when all of them wait."""
+        """Return the node to run now. Not all of them wait: validation refuses cycles."""
         ready = [node_id for node_id, needs in self._waits_for.items() if not needs]
-        if not ready:
-            raise CycleError("Dependency cycle detected")
         for steps in range(3):
             for node_id in ready:
                 if self._leads_to_output(node_id, steps):
@@ -91,7 +85,7 @@ class NeverEqual:
 
 
 def hashable(value: Any) -> Any:
-    """A hashable form of a JSON value that is equal exactly when the values are."""
+    """Return a hashable form of a JSON value that is equal exactly when the values are."""
     if value is None or isinstance(value, (int, float, str, bool)):
         return value
     if isinstance(value, Mapping):

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from settee.comfyui.workflow import is_link
-from settee.embedded.broadcast import PREVIEW, Hub, Progress
+from settee.embedded.broadcast import Hub, Progress
 from settee.embedded.caching import Cache, ExecutionOrder, Fingerprints, Prompt
+from settee.embedded.faults import exit_soon, out_of_memory
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.node import Env, Interrupted, Node, Outcome
-from settee.embedded.nodes.own import exit_soon, out_of_memory
 from settee.embedded.pending import PromptQueue
 from settee.embedded.validation import type_name
 
@@ -83,7 +83,7 @@ class Run:
             self._progress.update(node_id, value, total, preview)
 
         def send(picture: Any) -> None:
-            self._hub.post(PREVIEW, picture, self._hub.client_id)
+            self._hub.post(picture, None, self._hub.client_id)
 
         state = self._cache.state(node_id, node.name)
         return node.run(replace(env, report=report, send=send, state=state), dict(self._inputs))
@@ -179,7 +179,7 @@ class Executor:
                 self._work_on(ticket, *item)
             flags = self._queue.take_flags()
             if flags.get("free_memory") or flags.get("unload_models"):
-                self._env.memory.free()
+                self._env.stats.add("memory_frees")
             if flags.get("free_memory"):
                 self._cache.clear()
                 self._env.stats.add("cache_drops")

@@ -6,7 +6,9 @@ Set them at start with ``--fault NAME[=VALUE]`` (repeatable) or while running wi
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from typing import Any
 
 FAULTS = {
@@ -28,15 +30,17 @@ FAULTS = {
     "step_slow": ("seconds", "every step of KSampler takes that much longer"),
     "truncate_outputs": ("true", "every saved file is cut to half its length right after it was written"),
     "view_404": ("true", "GET /view answers 404 for everything"),
-    "ws_drop_after": ("N", "all sockets are reset after N messages of a run; once"),
+    "ws_drop_after": ("N", "all sockets are reset after N more messages of runs; once"),
     "ws_refuse": ("true", "new sockets are answered 503"),
     "ws_silent": ("true", "sockets stay open and nothing is sent to them any more"),
 }
 """By name: the form of the value, and what happens. A count is used up: true means every time, N the next N times."""
 
+_CRASH_DELAY_SECONDS = 0.05
+
 STATS = (
     *("prompts_queued", "prompts_executed", "prompts_succeeded", "prompts_failed", "nodes_executed", "interrupts"),
-    *("frees", "unloads", "cache_drops", "uploads", "sockets_opened"),
+    *("frees", "unloads", "memory_frees", "cache_drops", "uploads", "sockets_opened"),
 )
 
 
@@ -122,3 +126,24 @@ class Stats:
         """Count one more."""
         with self._lock:
             self.counts[name] += 1
+
+
+class OutOfMemoryError(RuntimeError):
+    """Reported under the name of PyTorch's exception."""
+
+
+OutOfMemoryError.__module__ = "torch"
+
+
+def out_of_memory() -> OutOfMemoryError:
+    """Return an exception that reads like CUDA's."""
+    return OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 15.99 GiB of which "
+        "1.23 GiB is free."
+    )
+
+
+def exit_soon() -> None:
+    """End the process as a crash would, once the messages sent so far are on their way."""
+    time.sleep(_CRASH_DELAY_SECONDS)
+    os._exit(9)

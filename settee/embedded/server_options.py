@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from settee import __version__
-from settee.embedded.faults import UnknownFault, parse_assignment
+from settee.embedded.faults import FAULTS, UnknownFault, parse_assignment
 from settee.embedded.folders import Folders, model_folders
 
 log = logging.getLogger("settee.embedded")
@@ -26,7 +26,7 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class Options:
-    """How one server was asked to be."""
+    """The options of one server."""
 
     listen: str
     port: int
@@ -40,7 +40,7 @@ class Options:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments that have an effect. Others of ComfyUI's (--cpu, --disable-auto-launch, …) are ignored."""
+    """Return a parser of those that have an effect. Others of ComfyUI's (--cpu, --lowvram, …) are ignored."""
     result = argparse.ArgumentParser(
         prog="python -m settee.embedded", usage="%(prog)s [OPTIONS]", allow_abbrev=False, description=DESCRIPTION
     )
@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")
     result.add_argument("--max-upload-size", type=float, default=100, metavar="MIB")
     result.add_argument("--verbose", nargs="?", const="DEBUG", default="INFO", metavar="LEVEL")
-    result.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help="see faults.py")
+    forms = ", ".join(f"{name}={form}" if form != "true" else name for name, (form, _) in FAULTS.items())
+    result.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help=f"fail: {forms}")
     return result
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from settee.embedded.broadcast import Hub
 from settee.embedded.executor import Executor
 from settee.embedded.faults import Faults, Stats
-from settee.embedded.nodes.node import Env, Memory
+from settee.embedded.nodes.node import Env
 from settee.embedded.pending import PromptQueue
 from settee.embedded.server_options import Options
 
@@ -23,7 +23,7 @@ class State:
         self.faults, self.stats = Faults(options.faults), Stats()
         self.hub = Hub(loop, self.faults)
         self.queue = PromptQueue(on_change=lambda: self.hub.post("status", {"status": self.queue_info()}, None))
-        self.executor = Executor(self.queue, self.hub, Env(options, self.faults, self.stats, Memory()))
+        self.executor = Executor(self.queue, self.hub, Env(options, self.faults, self.stats))
         #: For prompts that bring no number of their own.
         self.numbers = itertools.count()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from settee.backends.comfy.process import free_port
 from settee.base.sealing import Sealer, generate_key
 from tests.support.control_plane import ControlPlane
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.rig import b64, empty, files_below
 from tests.support.stub_rig import does, working
 from tests.support.worker import REAL, WorkerProcess
@@ -27,7 +27,7 @@ KEY = generate_key()
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlane, WorkerProcess, Path]]:
     folder = tmp_path_factory.mktemp("attack")
     env = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(free_port()),
         "WORKSPACE_DIR": str(folder / "workspace"),
         "ENCRYPTION_KEY": KEY,

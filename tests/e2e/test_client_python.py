@@ -29,6 +29,7 @@ from settee.client import (
 from settee.client.arguments import Environment
 from tests.support.client_command import INVERT, PICTURE, runpod_with_worker
 from tests.support.editor_files import OBJECT_INFO, pair
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.public_api import PublicApi
 from tests.support.rig import empty, failing, slow
 from tests.support.worker import REAL, ROOT, WorkerProcess
@@ -56,7 +57,7 @@ def environment(api: PublicApi) -> Environment:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     env = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(free_port()),
         "WORKSPACE_DIR": str(tmp_path_factory.mktemp("worker")),
     }

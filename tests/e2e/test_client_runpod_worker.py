@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from settee.client.client_errors import JobFailed, Rejected, UsageError
 from settee.client.follow import follow
 from settee.client.targets import Answer, Status
 from tests.support.client_jobs import run, sent, target_of
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.public_api import PublicApi
 from tests.support.rig import b64, empty, failing, png, slow
 from tests.support.worker import REAL, WorkerProcess
@@ -30,7 +30,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicApi]:
     """A real worker's, on the embedded ComfyUI."""
     folder: Path = tmp_path_factory.mktemp("worker")
     settings = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(free_port()),
         "WORKSPACE_DIR": str(folder / "workspace"),
         "PROGRESS_INTERVAL_S": "0.05",

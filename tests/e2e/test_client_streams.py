@@ -17,7 +17,7 @@ import pytest
 from settee.backends.comfy.process import free_port
 from tests.e2e.test_runpod_local import LocalApi
 from tests.support.client_command import INVERT, PICTURE, Command, ended, interrupt
-from tests.support.embedded import EmbeddedServer
+from tests.support.embedded import COMFY_COMMAND, EmbeddedServer
 from tests.support.rig import empty, failing, slow
 from tests.support.waiting import eventually
 from tests.support.worker import REAL, ROOT, WorkerProcess
@@ -93,7 +93,7 @@ def test_a_job_at_a_bare_comfyui_is_left_and_picked_up(client: Command) -> None:
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalApi]:
     port = free_port()
     env = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(free_port()),
         "WORKSPACE_DIR": str(tmp_path_factory.mktemp("worker")),
     }

@@ -24,6 +24,7 @@ from settee.backends.comfy.process import free_port
 from settee.base.sealing import Sealer, generate_key
 from settee.staging.workspace import MARKER
 from tests.support.control_plane import ControlPlane
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.rig import b64, empty, failing, files_below, png, slow
 from tests.support.worker import REAL, WorkerProcess
 
@@ -58,7 +59,7 @@ class Rig:
 def working(folder: Path, **env: str) -> Iterator[Rig]:
     port = free_port()
     settings = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(port),
         "WORKSPACE_DIR": str(folder / "workspace"),
         "PROGRESS_INTERVAL_S": "0.05",

@@ -16,10 +16,9 @@ from settee.backends.comfy.process import SupervisedServer
 from settee.base.errors import ComfyUnavailable
 from settee.base.settings import load
 from settee.staging.workspace import Folders
-from tests.support.embedded import EmbeddedServer
+from tests.support.embedded import COMFY_COMMAND, EmbeddedServer
 from tests.support.waiting import eventually
 
-EMBEDDED = f'"{sys.executable}" -m settee.embedded'
 GRAPH = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 1}},
     "9": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
@@ -32,7 +31,7 @@ def server(tmp_path: Path, **settings: Any) -> Iterator[SupervisedServer]:
     for _, folder in folders.named():
         folder.mkdir(exist_ok=True)
     given = {
-        "comfy_command": EMBEDDED,
+        "comfy_command": COMFY_COMMAND,
         "comfy_dir": tmp_path / "none",
         "comfy_port": 0,
         "models_extra_dirs": (),
@@ -46,7 +45,7 @@ def server(tmp_path: Path, **settings: Any) -> Iterator[SupervisedServer]:
 
 
 def test_one_that_never_came_up_is_beyond_repair_at_once(tmp_path: Path) -> None:
-    with server(tmp_path, comfy_command=f"{EMBEDDED} --fault die_at_start=true") as comfy:
+    with server(tmp_path, comfy_command=f"{COMFY_COMMAND} --fault die_at_start=true") as comfy:
         comfy.start()
         with pytest.raises(ComfyUnavailable, match="it ended with exit code 1 before it answered") as caught:
             comfy.wait_ready(30)
@@ -62,7 +61,7 @@ def test_one_that_never_came_up_is_beyond_repair_at_once(tmp_path: Path) -> None
 def test_one_that_came_up_before_is_tried_four_times(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     script = tmp_path / "comfyui.sh"
-    script.write_text(f'[ ! -e {gone} ] || exit 3\nexec {EMBEDDED} "$@"\n')
+    script.write_text(f'[ ! -e {gone} ] || exit 3\nexec {COMFY_COMMAND} "$@"\n')
     with server(tmp_path, comfy_command=f"/bin/sh {script}") as comfy:
         comfy.start()
         comfy.wait_ready(30)
@@ -78,7 +77,7 @@ def test_one_that_was_too_slow_is_tried_again(tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.touch()
     script = tmp_path / "comfyui.sh"
-    script.write_text(f'[ ! -e {slow} ] || {{ rm {slow}; sleep 60; }}\nexec {EMBEDDED} "$@"\n')
+    script.write_text(f'[ ! -e {slow} ] || {{ rm {slow}; sleep 60; }}\nexec {COMFY_COMMAND} "$@"\n')
     with server(tmp_path, comfy_command=f"/bin/sh {script}", comfy_start_timeout_s=12) as comfy:
         comfy.start()
         comfy.wait_ready(60)

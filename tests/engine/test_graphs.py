@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import requests
 from PIL import Image
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge, WorkflowRejected
-from tests.support.embedded import EmbeddedServer
+from tests.support.embedded import COMFY_COMMAND, EmbeddedServer
 from tests.support.rig import Rig, b64, empty, picture, png
 
 LOOSE: dict[str, Any] = {
@@ -92,7 +91,7 @@ def test_a_custom_node_that_failed_to_import_is_named_with_the_reason(tmp_path: 
         "Skip /comfyui/custom_nodes/empty module for custom nodes due to the lack of NODE_CLASS_MAPPINGS\n"
     )
     script = tmp_path / "comfyui.sh"
-    script.write_text(f'cat {said}\nexec "{sys.executable}" -m settee.embedded "$@"\n')
+    script.write_text(f'cat {said}\nexec {COMFY_COMMAND} "$@"\n')
     graph = {**empty(46), "2": {"class_type": "PackLoader", "inputs": {"image": ["1", 0]}}}
     with Rig(tmp_path, embedded=True, comfy_command=f"/bin/sh {script}") as rig:
         with pytest.raises(WorkflowRejected, match=r"workflow\.2 \(PackLoader\): no such node class") as caught:

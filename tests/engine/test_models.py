@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from settee.base.errors import (
     ModelMissing,
 )
 from settee.base.job import Result, Status
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.hub import HubServer
 from tests.support.rig import ROOT, Rig, empty
 from tests.support.waiting import eventually
@@ -90,7 +90,7 @@ def make(hub: HubServer, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
             embedded=True,
             comfy_dir=comfy,
             # ComfyUI runs in its own folder, whence a checkout is not found.
-            comfy_command=f"/usr/bin/env PYTHONPATH={ROOT} {sys.executable} -m settee.embedded",
+            comfy_command=f"/usr/bin/env PYTHONPATH={ROOT} {COMFY_COMMAND}",
             models=models,
             hf_endpoint=hub.endpoint,
             host_cache_dir=tmp_path / "cache",

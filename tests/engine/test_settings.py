@@ -15,7 +15,7 @@ from settee.base.errors import ComfyUnavailable, ConfigError
 from settee.base.job import Status
 from settee.base.settings import load
 from settee.staging.workspace import Folders
-from tests.support.embedded import comfyui_in
+from tests.support.embedded import COMFY_COMMAND, comfyui_in
 from tests.support.rig import SLOW, Rig, empty, files_below, slow
 from tests.support.waiting import eventually
 
@@ -92,7 +92,7 @@ def test_a_comfyui_that_dies_for_good_makes_the_worker_unrecoverable(tmp_path: P
     """Then the result carries refresh_worker. It came up once, and its restarts, ever later, all fail."""
     gone = tmp_path / "gone"
     script = tmp_path / "comfyui.sh"
-    script.write_text(f'[ ! -e {gone} ] || exit 1\nexec {sys.executable} -m settee.embedded "$@"\n')
+    script.write_text(f'[ ! -e {gone} ] || exit 1\nexec {COMFY_COMMAND} "$@"\n')
     with Rig(tmp_path, embedded=True, comfy_command=f"/bin/sh {script}") as rig:
         run = rig.start(slow(steps=400))
         run.reach(Status.RUNNING, SLOW)

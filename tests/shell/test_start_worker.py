@@ -18,12 +18,12 @@ import requests
 from settee.backends.comfy.process import free_port
 from settee.staging.workspace import MARKER
 from tests.support.control_plane import ControlPlane
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.hub import HubServer
 from tests.support.rig import empty, files_below, slow
 from tests.support.waiting import eventually
 from tests.support.worker import ROOT, WorkerProcess
 
-EMBEDDED = f'"{sys.executable}" -m settee.embedded'
 #: A container's end after SIGTERM.
 END_S = 5.0
 
@@ -62,7 +62,7 @@ def container(folder: Path, *arguments: str, **env: str) -> Iterator[Container]:
     settings = {
         "SETTEE_PYTHON": sys.executable,
         "COMFY_DIR": str(folder / "comfyui"),
-        "COMFY_COMMAND": EMBEDDED,
+        "COMFY_COMMAND": COMFY_COMMAND,
         "PYTHONPATH": str(ROOT),  # for the embedded ComfyUI, which runs in COMFY_DIR
         "COMFY_PORT": str(port),
         "WORKSPACE_DIR": str(folder / "ram"),
@@ -126,7 +126,7 @@ def test_sigterm_during_a_job_ends_within_5_s_with_its_result_or_its_stop(
 def test_a_comfyui_that_dies_at_its_start_ends_the_worker_at_once(tmp_path: Path, mode: str) -> None:
     """One start, not four; the end of its log; exit code 1. The platform starts another worker."""
     arguments = ["--rp_api_port", str(free_port())] if mode == "serve-api" else []
-    with container(tmp_path, *arguments, MODE=mode, COMFY_COMMAND=f"{EMBEDDED} --fault die_at_start=true") as box:
+    with container(tmp_path, *arguments, MODE=mode, COMFY_COMMAND=f"{COMFY_COMMAND} --fault die_at_start=true") as box:
         begun = time.monotonic()
         assert box.process.wait(15) == 1
         assert time.monotonic() - begun < 10, "most of it the imports of a cold start"
@@ -185,7 +185,7 @@ def test_interactive_places_models_beside_comfyui(tmp_path: Path) -> None:
 
 
 def test_interactive_ends_when_comfyui_cannot_start(tmp_path: Path) -> None:
-    with container(tmp_path, MODE="interactive", COMFY_COMMAND=f"{EMBEDDED} --fault die_at_start=true") as box:
+    with container(tmp_path, MODE="interactive", COMFY_COMMAND=f"{COMFY_COMMAND} --fault die_at_start=true") as box:
         assert box.process.wait(15) == 1
         assert "ComfyUI said: ModuleNotFoundError: No module named 'torch'" in box.process.log
 
@@ -194,7 +194,7 @@ def test_secrets_from_files_reach_the_worker_and_neither_log_nor_comfyui(tmp_pat
     token = tmp_path / "token"
     token.write_text("hush-token\n")
     printing = tmp_path / "comfyui.sh"
-    printing.write_text(f'env >&2\nexec {EMBEDDED} "$@"\n')
+    printing.write_text(f'env >&2\nexec {COMFY_COMMAND} "$@"\n')
     with container(tmp_path, HF_TOKEN_FILE=str(token), ENCRYPTION_KEY="", COMFY_COMMAND=f"/bin/bash {printing}") as box:
         job_id = box.runpod.submit({"workflow": empty()})
         assert box.runpod.wait_result(job_id, timeout_s=30)["output"]["status"] == "success"

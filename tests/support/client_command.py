@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.backends.comfy.process import free_port
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.public_api import PublicApi
 from tests.support.screen import Screen
 from tests.support.worker import REAL, ROOT, WorkerProcess
@@ -35,7 +36,7 @@ _HALF_A_CODE = re.compile(r"\x1b(\[[?\d]*)?$")
 def runpod_with_worker(folder: Path, **settings: str) -> Iterator[PublicApi]:
     """RunPod's public API, with rp_handler.py on the embedded ComfyUI behind it."""
     env = {
-        "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+        "COMFY_COMMAND": COMFY_COMMAND,
         "COMFY_PORT": str(free_port()),
         "WORKSPACE_DIR": str(folder / "workspace"),
         "PROGRESS_INTERVAL_S": "0.05",

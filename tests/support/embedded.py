@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from settee.backends.comfy.process import free_port
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 _ROOT = Path(__file__).parents[2]
-COMMAND = (sys.executable, str(_ROOT / "tests/support/comfy_pack/embedded.py"))
+_COMMAND = (sys.executable, str(_ROOT / "tests/support/comfy_pack/embedded.py"))
+COMFY_COMMAND = shlex.join(_COMMAND)
 """``python -m settee.embedded`` with the nodes of tests/support/comfy_pack."""
 
 
@@ -45,7 +47,7 @@ class EmbeddedServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._session = requests.Session()
-        self._command = [*COMMAND, "--port", str(self.port)]
+        self._command = [*_COMMAND, "--port", str(self.port)]
         self._command += ["--base-directory", str(self.root), *args]
         for name, value in (faults or {}).items():
             self._command += ["--fault", name if value is True else f"{name}={value}"]

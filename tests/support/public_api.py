@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.control_plane import POD, ControlPlane
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.public_api_server import Asked, Fault, Server
 
 KEY = "rpa_test-key-of-a-caller"
@@ -273,7 +273,7 @@ def main() -> int:
         api = stack.enter_context(PublicApi(port=args.port, key=args.key))
         if not args.no_worker:
             settings = {
-                "COMFY_COMMAND": f'"{sys.executable}" -m settee.embedded',
+                "COMFY_COMMAND": COMFY_COMMAND,
                 "COMFY_PORT": str(free_port()),
                 "WORKSPACE_DIR": str(Path(folder) / "workspace"),
                 **({"ENCRYPTION_KEY": args.encryption_key} if args.encryption_key else {}),

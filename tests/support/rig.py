@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import shlex
 import signal
 import threading
 import uuid
@@ -25,7 +24,7 @@ from settee.base.job import Cancel, Job, Output, Progress, Result, Status
 from settee.base.settings import Settings, load
 from settee.engine.engine import Engine
 from settee.engine.request import parse
-from tests.support.embedded import COMMAND
+from tests.support.embedded import COMFY_COMMAND
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -205,7 +204,7 @@ class Rig:
         chosen: dict[str, Any] = {
             "workspace_dir": root / "workspace",
             "comfy_port": 0,
-            "comfy_command": shlex.join(COMMAND),
+            "comfy_command": COMFY_COMMAND,
             **QUICK,
             **settings,
         }

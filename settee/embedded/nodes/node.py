@@ -50,27 +50,12 @@ class Outcome:
 
 
 @dataclass
-class Memory:
-    """The memory of a GPU that is not there, for SetteeFault."""
-
-    #: How many out-of-memory errors there were.
-    raised: int = 0
-    full: bool = False
-    freed: bool = False
-
-    def free(self) -> None:
-        """Note that /free was posted, which counts only when memory was full."""
-        self.full, self.freed = False, self.full or self.freed
-
-
-@dataclass
 class Env:
     """What a running node can use of the server."""
 
     options: Options
     faults: Faults
     stats: Stats
-    memory: Memory
     #: Progress of the running node: value, total, preview. Raises Interrupted.
     report: Callable[[float, float, PreviewImage | None], None] = lambda value, total, preview: None
     #: A picture over the socket, without metadata, to the client that submitted the prompt.
