@@ -15,69 +15,48 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from settee.client.arguments import Environment, JobOptions
-    from settee.client.asynchronous import AsyncEndpoint, AsyncJob
-    from settee.client.client_errors import (
-        Ambiguous,
-        AuthError,
-        ClientError,
-        JobFailed,
-        JobStopped,
-        NetworkError,
-        Rejected,
-        UsageError,
-    )
-    from settee.client.endpoint import Endpoint, Job
-    from settee.client.follow import Result
-    from settee.client.inject import Given
-    from settee.client.inject.parameter_places import Parameters
-    from settee.client.job_outputs import Output
-    from settee.client.prepared import Prepared, Wishes
-    from settee.client.saving import Saved
-    from settee.client.targets import Answer, Status
+    from settee.client.arguments import Environment as Environment
+    from settee.client.arguments import JobOptions as JobOptions
+    from settee.client.asynchronous import AsyncEndpoint as AsyncEndpoint
+    from settee.client.asynchronous import AsyncJob as AsyncJob
+    from settee.client.client_errors import Ambiguous as Ambiguous
+    from settee.client.client_errors import AuthError as AuthError
+    from settee.client.client_errors import ClientError as ClientError
+    from settee.client.client_errors import JobFailed as JobFailed
+    from settee.client.client_errors import JobStopped as JobStopped
+    from settee.client.client_errors import NetworkError as NetworkError
+    from settee.client.client_errors import Rejected as Rejected
+    from settee.client.client_errors import UsageError as UsageError
+    from settee.client.endpoint import Endpoint as Endpoint
+    from settee.client.endpoint import Job as Job
+    from settee.client.inject import Given as Given
+    from settee.client.inject.parameter_places import Parameters as Parameters
+    from settee.client.job_outputs import Output as Output
+    from settee.client.prepared import Prepared as Prepared
+    from settee.client.prepared import Wishes as Wishes
+    from settee.client.saving import Result as Result
+    from settee.client.saving import Saved as Saved
+    from settee.client.targets import Answer as Answer
+    from settee.client.targets import Status as Status
 
-__all__ = [
-    "Ambiguous",
-    "Answer",
-    "AsyncEndpoint",
-    "AsyncJob",
-    "AuthError",
-    "ClientError",
-    "Endpoint",
-    "Environment",
-    "Given",
-    "Job",
-    "JobFailed",
-    "JobOptions",
-    "JobStopped",
-    "NetworkError",
-    "Output",
-    "Parameters",
-    "Prepared",
-    "Rejected",
-    "Result",
-    "Saved",
-    "Status",
-    "UsageError",
-    "Wishes",
-]
-
-_HOMES = {
-    "arguments": ("Environment", "JobOptions"),
-    "asynchronous": ("AsyncEndpoint", "AsyncJob"),
-    "endpoint": ("Endpoint", "Job"),
-    "follow": ("Result",),
-    "inject": ("Given",),
-    "inject.parameter_places": ("Parameters",),
-    "job_outputs": ("Output",),
-    "prepared": ("Prepared", "Wishes"),
-    "saving": ("Saved",),
-    "targets": ("Answer", "Status"),
+_ERRORS = "Ambiguous AuthError ClientError JobFailed JobStopped NetworkError Rejected UsageError"
+_NAMES = {
+    "arguments": "Environment JobOptions",
+    "asynchronous": "AsyncEndpoint AsyncJob",
+    "client_errors": _ERRORS,
+    "endpoint": "Endpoint Job",
+    "inject": "Given",
+    "inject.parameter_places": "Parameters",
+    "job_outputs": "Output",
+    "prepared": "Prepared Wishes",
+    "saving": "Result Saved",
+    "targets": "Answer Status",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'client_errors')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -83,15 +83,14 @@ class JobOptions:
     jpeg: int | None = None
 
     def as_input(self, environment: Environment) -> dict[str, Any]:
-        """Return the keys of the request's input (docs/api.md)."""
-        given = {
+        """Return the keys of the request's input (docs/api.md); None for what is not asked for."""
+        return {
             "delivery": self.delivery,
             "timeout_s": self.timeout_s,
             "models": list(self.models) or None,
             "allow_partial": self.allow_partial or None,
             "comfy_org_api_key": environment.comfy_org_api_key,
         }
-        return {name: value for name, value in given.items() if value is not None}
 
 
 # --- in Python ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from settee.base.threads import Call
 from settee.client.arguments import WorkflowLike
 from settee.client.endpoint import WAIT_S, Endpoint, Job
-from settee.client.follow import Result
+from settee.client.saving import Result
 from settee.client.targets import Answer
 
 T = TypeVar("T")

@@ -27,7 +27,8 @@ from settee.client.client_errors import UsageError
 from settee.client.job_outputs import LEDGER, Output, plain_name
 
 _LISTS = ("img", "mask", "video", "audio", "lora", "set")
-_EXCLUSIVE = {"seed": "keep_seed", "keep_seed": "seed"}
+#: What a row's option puts back to its default.
+_EXCLUSIVE: dict[str, tuple[str, Any]] = {"seed": ("keep_seed", False), "keep_seed": ("seed", None)}
 #: Problems that are named at once.
 _MAX_PROBLEMS = 20
 
@@ -120,19 +121,13 @@ def _row(
         raise UsageError("is not an object")
     if unknown := [name for name in values if name not in ROW_KEYS]:
         raise UsageError(f"{', '.join(map(repr, unknown))} is not an option of a row; these are: {', '.join(ROW_KEYS)}")
-    base = argparse.Namespace(**{**vars(args), **{name: [] for name in _LISTS if name in values}})
-    for name, other in _EXCLUSIVE.items():
-        if name in values:
-            setattr(base, other, None if other == "seed" else False)
-    texts = []
-    for name, value in values.items():
-        if name not in ("workflow", "name") and value is not None:
-            texts += _option(name, value)
-    found = parse(texts, base)
+    replaced: dict[str, Any] = {name: [] for name in _LISTS if name in values}
+    replaced |= {other: unset for name, (other, unset) in _EXCLUSIVE.items() if name in values}
+    given = {name: value for name, value in values.items() if value is not None}
+    texts = [text for name in given if name not in ("workflow", "name") for text in _option(name, given[name])]
+    found = parse(texts, argparse.Namespace(**{**vars(args), **replaced}))
     # argparse sets a positional that is not among the texts to its default.
-    found.workflow = args.workflow
-    if values.get("workflow") is not None:
-        found.workflow = _found_from(str(values["workflow"]), folder)
+    found.workflow = _found_from(str(given["workflow"]), folder) if "workflow" in given else args.workflow
     if found.workflow is None:
         raise UsageError("names no workflow, nor does the command line")
     for name in ("img", "mask", "video", "audio"):
@@ -267,14 +262,14 @@ class Ledger:
                 file.seek(0)
                 content = file.read()
                 if content and not content.endswith(b"\n"):
-                    # A run that was killed while it wrote leaves half a line.
-                    file.write(b"\n")
+                    file.write(b"\n")  # a run that was killed while it wrote leaves half a line
                 opened.pop_all()
                 self._file = file
         except OSError as error:
             raise UsageError(f"{self.path} cannot be used: {error.strerror}") from error
         for line in content.split(b"\n"):
-            if (entry := _entry(line)) is not None:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # a line that is not an entry
+                entry = Entry(**json.loads(line))
                 self._entries[entry.key] = entry
         return self
 
@@ -320,11 +315,3 @@ class Ledger:
         """Forget all entries, so that the file is removed."""
         with self._mutex:
             self._entries.clear()
-
-
-def _entry(line: bytes) -> Entry | None:
-    try:
-        data = json.loads(line)
-        return Entry(**data) if isinstance(data, dict) and isinstance(data.get("status"), str) else None
-    except (ValueError, TypeError, RecursionError):
-        return None

@@ -89,8 +89,9 @@ def _targets(group: argparse._ArgumentGroup) -> None:
 
 
 def _injection(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     for name, what in (("img", "images"), ("mask", "masks"), ("video", "videos"), ("audio", "sound files")):
-        group.add_argument(
+        add(
             f"--{name}",
             nargs="+",
             action="extend",
@@ -98,48 +99,41 @@ def _injection(group: argparse._ArgumentGroup) -> None:
             metavar="[NODE=]FILE",
             help=f"{what} for the loaders, lowest node id first; NODE is an id or a title",
         )
-    group.add_argument("--prompt", help="the positive prompt, at the text that the sampler uses")
-    group.add_argument("--negative", help="the negative prompt")
+    add("--prompt", help="the positive prompt, at the text that the sampler uses")
+    add("--negative", help="the negative prompt")
     seeds = group.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=_seed, metavar="N", help="every seed (default, and -1: each is drawn at random)")
     seeds.add_argument("--keep-seed", action="store_true", help="leave the workflow's seeds unchanged")
-    group.add_argument("--steps", type=int, metavar="N")
-    group.add_argument("--cfg", type=float, metavar="X")
-    group.add_argument("--width", type=int, metavar="PX")
-    group.add_argument("--height", type=int, metavar="PX")
-    group.add_argument("--denoise", type=float, metavar="X", help="0 to 1")
-    group.add_argument("--sampler", metavar="NAME")
-    group.add_argument("--scheduler", metavar="NAME")
-    group.add_argument("--ckpt", metavar="FILE", help="the checkpoint's name")
-    group.add_argument("--lora", action="append", default=[], metavar="NAME[:STRENGTH]", help="once per loader")
-    group.add_argument(
+    add("--steps", type=int, metavar="N")
+    add("--cfg", type=float, metavar="X")
+    add("--width", type=int, metavar="PX")
+    add("--height", type=int, metavar="PX")
+    add("--denoise", type=float, metavar="X", help="0 to 1")
+    add("--sampler", metavar="NAME")
+    add("--scheduler", metavar="NAME")
+    add("--ckpt", metavar="FILE", help="the checkpoint's name")
+    add("--lora", action="append", default=[], metavar="NAME[:STRENGTH]", help="once per loader")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
         help='any input: 6.inputs.text="a fox", "Title.text=a fox"; overrides the other options',
     )
-    group.add_argument("--max-side", type=_count(1), metavar="PX", help="scale larger images down to this size")
-    group.add_argument(
-        "--jpeg", type=_count(1, 100), nargs="?", const=90, metavar="QUALITY", help="send images as JPEG (90)"
-    )
+    add("--max-side", type=_count(1), metavar="PX", help="scale larger images down to this size")
+    add("--jpeg", type=_count(1, 100), nargs="?", const=90, metavar="QUALITY", help="send images as JPEG (90)")
 
 
 def _job(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--dry-run", action="store_true", help="show what would be sent, without sending it")
-    group.add_argument("--save-workflow", metavar="FILE", help="write the resulting workflow (- for stdout)")
-    group.add_argument(
-        "--timeout", type=_seconds, default=3600.0, metavar="S", help="maximum wait in seconds (default: 3600)"
-    )
-    group.add_argument("--job-timeout", type=_seconds, metavar="S", help="the worker's time limit for the job, seconds")
-    group.add_argument("--delivery", choices=("auto", "base64", "s3"), help="how results come back")
-    group.add_argument(
-        "--model", action="append", default=[], metavar="SPEC", help="a model the job brings (docs/models.md)"
-    )
-    group.add_argument(
-        "--allow-partial", action="store_true", help="run the valid outputs of a partly invalid workflow"
-    )
-    group.add_argument("--detach", action="store_true", help="print the job's id, without waiting")
+    add = group.add_argument
+    add("--dry-run", action="store_true", help="show what would be sent, without sending it")
+    add("--save-workflow", metavar="FILE", help="write the resulting workflow (- for stdout)")
+    add("--timeout", type=_seconds, default=3600.0, metavar="S", help="maximum wait in seconds (default: 3600)")
+    add("--job-timeout", type=_seconds, metavar="S", help="the worker's time limit for the job, seconds")
+    add("--delivery", choices=("auto", "base64", "s3"), help="how results come back")
+    add("--model", action="append", default=[], metavar="SPEC", help="a model the job brings (docs/models.md)")
+    add("--allow-partial", action="store_true", help="run the valid outputs of a partly invalid workflow")
+    add("--detach", action="store_true", help="print the job's id, without waiting")
 
 
 def _many(group: argparse._ArgumentGroup) -> None:
@@ -161,17 +155,14 @@ def _jobs_sent(group: argparse._ArgumentGroup) -> None:
 
 
 def _results(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the outputs (default: out)"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace files of the same name")
-    group.add_argument(
-        "--metadata", action="store_true", help="write a JSON file next to each output: job, seeds, timings, workflow"
-    )
-    group.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    group.add_argument("--open", action="store_true", help="open the first picture")
-    group.add_argument("--preview", action="store_true", help="show pictures in a terminal that can (kitty, iTerm2)")
-    group.add_argument("--quiet", action="store_true", help="errors only")
+    add = group.add_argument
+    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the outputs (default: out)")
+    add("--overwrite", action="store_true", help="replace files of the same name")
+    add("--metadata", action="store_true", help="write a JSON file next to each output: job, seeds, timings, workflow")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("--open", action="store_true", help="open the first picture")
+    add("--preview", action="store_true", help="show pictures in a terminal that can (kitty, iTerm2)")
+    add("--quiet", action="store_true", help="errors only")
 
 
 def _url(text: str) -> str:

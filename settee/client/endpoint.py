@@ -22,8 +22,8 @@ from settee.client.arguments import (
     workflow_from,
 )
 from settee.client.client_errors import JobStopped, Unsure, UsageError
-from settee.client.follow import Result
 from settee.client.prepared import Prepared, Wishes, prepared
+from settee.client.saving import Result
 from settee.client.targets import Answer, Target
 from settee.client.targets.json_http import limited
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry

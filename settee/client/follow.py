@@ -5,19 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from settee.client import client_errors
 from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
-from settee.client.job_outputs import KINDS, Output, Unseal, outputs_of
-from settee.client.targets.json_http import limited
-
-if TYPE_CHECKING:
-    from settee.client.saving import Saved
+from settee.client.job_outputs import KINDS, outputs_of
+from settee.client.saving import Result
 from settee.client.targets import Answer, Status, Target
+from settee.client.targets.json_http import limited
 
 #: Seconds between questions: at first, after something moved, at the slowest; and by how much they grow.
 FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
@@ -27,40 +22,6 @@ FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
 _MOVES = ("status", "progress", "queue_position")
 #: Of a job that its target does not keep (:meth:`Target.keeps`).
 NOT_KEPT = "the SDK's local API runs it to completion all the same, and returns its result to no other command"
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a job that succeeded."""
-
-    job_id: str
-    outputs: tuple[Output, ...]
-    #: Milliseconds by phase, the worker's and RunPod's.
-    timings: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    #: The seeds that the client put in and the worker drew, by ``node.input``.
-    seeds: dict[str, int] = field(default_factory=dict)
-    #: As it was sent.
-    workflow: dict[str, Any] = field(default_factory=dict, repr=False)
-    #: Opens what a sealed job has put on S3: each address leads to a token.
-    unseal: Unseal | None = field(default=None, repr=False, compare=False)
-
-    def save(
-        self,
-        out: str | PathLike[str],
-        *,
-        overwrite: bool = False,
-        metadata: bool = False,
-        on_saved: Callable[[Saved], None] = lambda _: None,
-        stop: threading.Event | None = None,
-    ) -> list[Saved]:
-        """Save every output into a folder; :func:`settee.client.saving.save` has the rules for names and errors.
-
-        ``metadata``: write the job's id, seeds, timings, warnings and workflow next to each file as JSON.
-        """
-        from settee.client.saving import save
-
-        return save(self, Path(out), overwrite=overwrite, metadata=metadata, on_saved=on_saved, stop=stop)
 
 
 def follow(

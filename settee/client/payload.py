@@ -95,7 +95,7 @@ class Request:
         """Raise the UsageError that :meth:`build` would, for all that is known without sending a file anywhere."""
         if self._to_upload():
             assert self._upload is not None
-            self._upload.check()
+            _ = self._upload.target
 
     def build(self) -> dict[str, Any]:
         """Return ``{"input": {…}}``. A large file is held once, as its base64, or sealed as its token.

@@ -16,6 +16,7 @@ from settee.client.cli_options import Parse
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Unsure, UsageError
 from settee.client.display import Display
 from settee.client.endpoint import Endpoint, Job
+from settee.client.saving import make_folder
 from settee.client.targets import Status
 from settee.client.under_way import UnderWay
 
@@ -26,8 +27,6 @@ def run(endpoint: Endpoint, args: argparse.Namespace, parse: Parse) -> int:
     rows = batch.read(args.batch, args, parse) if args.batch else batch.repeated(args, args.repeat)
     if args.dry_run:
         return _dry(endpoint, rows, args)
-    from settee.client.saving import make_folder
-
     make_folder(args.out)
     with Ledger(args.out) as ledger:
         todo = [row for row in rows if not ledger.is_done(row.key)]

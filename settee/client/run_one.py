@@ -7,20 +7,16 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from settee.client import streams
 from settee.client.arguments import options_of, wishes_of
 from settee.client.client_errors import ClientError, UsageError
 from settee.client.display import Display, table
 from settee.client.endpoint import Endpoint, Job
-from settee.client.follow import Result
 from settee.client.inject.media_files import unfed
 from settee.client.prepared import Prepared
+from settee.client.saving import Result, Saved, make_folder
 from settee.client.under_way import UnderWay
-
-if TYPE_CHECKING:
-    from settee.client.saving import Saved
 
 
 def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
@@ -43,8 +39,6 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
             return 0
     is_detached = args.detach and not args.resume
     if not is_detached:
-        from settee.client.saving import make_folder
-
         make_folder(args.out)
     with Display.on_stderr(endpoint.environment.all, quiet=args.quiet) as display:
         jobs = UnderWay(display)

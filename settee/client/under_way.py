@@ -13,18 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from settee.base.threads import Call
 from settee.client import streams
 from settee.client.client_errors import ClientError, JobStopped, Unsure
 from settee.client.display import Display
 from settee.client.endpoint import Job
-from settee.client.follow import NOT_KEPT, Result, ways_back
+from settee.client.follow import NOT_KEPT, ways_back
+from settee.client.saving import Result, Saved
 from settee.client.targets import Status
-
-if TYPE_CHECKING:
-    from settee.client.saving import Saved
 
 T = TypeVar("T")
 

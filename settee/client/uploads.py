@@ -45,12 +45,30 @@ class Uploader:
         self._keys: list[str] = []
 
     @functools.cached_property
-    def _target(self) -> Target:
-        return _target(self._environment)
-
-    def check(self) -> None:
-        """Raise the UsageError that :meth:`put` would for an environment that names half a bucket, or none rightly."""
-        _ = self._target
+    def target(self) -> Target:
+        """The bucket. Raises UsageError for an environment that names half a bucket, or an invalid one."""
+        given = self._environment
+        needed = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
+        if missing := [name.upper() for name in needed if not getattr(given, name)]:
+            raise UsageError(f"to send files by S3, set {', '.join(missing)}")
+        url, name = str(given.bucket_endpoint_url), given.bucket_name
+        if not url.startswith(("https://", "http://")):
+            raise UsageError("BUCKET_ENDPOINT_URL must begin with https:// or http://")
+        if name and (problem := bucket_problem(name)):
+            raise UsageError(f"BUCKET_NAME {problem}")
+        endpoint = plain_endpoint(url, name)
+        return Target(
+            endpoint_url=endpoint,
+            access_key=str(given.bucket_access_key_id),
+            secret_key=str(given.bucket_secret_access_key),
+            region=given.bucket_region or region_of(endpoint),
+            # Without a name the address must hold it (https://name.s3.region.amazonaws.com): what would be the
+            # bucket's name is then the first folder in it.
+            path_style=given.bucket_path_style if name else True,
+            bucket=name or PREFIX,
+            prefix=f"{PREFIX}/" if name else "",
+            expires_s=EXPIRES_S,
+        )
 
     def put(self, name: str, content: Path | bytes) -> str:
         """Put a file under ``settee-inputs/<uuid>/<name>``; returns a URL that opens it for 24 hours.
@@ -58,7 +76,7 @@ class Uploader:
         Raises UsageError for half a bucket; UsageError and AuthError where S3 refuses, NetworkError where it cannot be
         reached, and JobStopped.
         """
-        key = f"{self._target.prefix}{uuid.uuid4()}/{name}"
+        key = f"{self.target.prefix}{uuid.uuid4()}/{name}"
         # Noted before it is there: what an interrupted upload leaves is removed too.
         self._keys.append(key)
         try:
@@ -67,7 +85,7 @@ class Uploader:
                     raise UploadStopped
                 body = opened.enter_context(_File(content, self._stop)) if isinstance(content, Path) else content
                 bucket.put(Object(key, "application/octet-stream", {}), body)
-                return url_for(self._target, key)
+                return url_for(self.target, key)
         except UploadStopped:
             raise JobStopped("the upload of the input files was given up; no job was sent") from None
 
@@ -87,8 +105,8 @@ class Uploader:
     def _bucket(self) -> Iterator[Bucket]:
         """Give the bucket; what S3 answers to requests within becomes one of the client's errors."""
         try:
-            with explained(self._target):
-                yield Bucket(self._target, self._stop, patience_s=_PATIENCE_S)
+            with explained(self.target):
+                yield Bucket(self.target, self._stop, patience_s=_PATIENCE_S)
         except ImportError as error:
             raise UsageError("sending files by S3 needs one more package: pip install 'settee[s3]'") from error
         except S3Error as error:
@@ -120,32 +138,3 @@ class _File(io.FileIO):
         if self._stop.is_set():
             raise UploadStopped
         return super().read(-1 if size is None else size) or b""
-
-
-def _target(environment: Environment) -> Target:
-    given = {
-        "BUCKET_ENDPOINT_URL": environment.bucket_endpoint_url,
-        "BUCKET_ACCESS_KEY_ID": environment.bucket_access_key_id,
-        "BUCKET_SECRET_ACCESS_KEY": environment.bucket_secret_access_key,
-    }
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        raise UsageError(f"to send files by S3, set {', '.join(missing)}")
-    url, name = str(environment.bucket_endpoint_url), environment.bucket_name
-    if not url.startswith(("https://", "http://")):
-        raise UsageError("BUCKET_ENDPOINT_URL must begin with https:// or http://")
-    if name and (problem := bucket_problem(name)):
-        raise UsageError(f"BUCKET_NAME {problem}")
-    endpoint = plain_endpoint(url, name)
-    return Target(
-        endpoint_url=endpoint,
-        access_key=str(environment.bucket_access_key_id),
-        secret_key=str(environment.bucket_secret_access_key),
-        region=environment.bucket_region or region_of(endpoint),
-        # Without a name the address must hold it (https://name.s3.region.amazonaws.com): what would be the bucket's
-        # name is then the first folder in it.
-        path_style=environment.bucket_path_style if name else True,
-        bucket=name or PREFIX,
-        prefix=f"{PREFIX}/" if name else "",
-        expires_s=EXPIRES_S,
-    )

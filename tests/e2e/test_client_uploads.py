@@ -170,7 +170,7 @@ def test_the_name_is_not_said_twice(s3: S3Server) -> None:
 
 def _signed(uploader: Uploader) -> str:
     """The URL of what would be put; nothing is asked of the address."""
-    return url_for(uploader._target, f"{uploader._target.prefix}x/a.png")
+    return url_for(uploader.target, f"{uploader.target.prefix}x/a.png")
 
 
 @pytest.mark.parametrize(

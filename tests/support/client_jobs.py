@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from settee.client.follow import Result, follow, result_of
+from settee.client.follow import follow, result_of
+from settee.client.saving import Result
 from settee.client.targets import Target
 from settee.client.targets.runpod import RunPod
 from tests.support.public_api import PublicApi

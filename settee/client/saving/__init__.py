@@ -1,8 +1,8 @@
 """A job's outputs, saved into a folder under names of our own choosing.
 
-save ──┬─▶ job_outputs   names, from the server's hint or the media type
-       ├─▶ part_file     the bytes on their way: counted, hashed, checked; then the free name, taken at once
-       └─▶ fetch_output  from S3 or a ComfyUI: resumed, retried
+Result.save ──┬─▶ job_outputs   names, from the server's hint or the media type
+              ├─▶ part_file     the bytes on their way: counted, hashed, checked; then the free name, taken at once
+              └─▶ fetch_output  from S3 or a ComfyUI: resumed, retried
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from settee.base.text import printable
@@ -21,9 +22,6 @@ from settee.client.client_errors import ClientError, JobFailed, JobStopped, Netw
 from settee.client.job_outputs import Output, Unseal, plain_name
 from settee.client.saving.fetch_output import Fetcher
 from settee.client.saving.part_file import Part, check, open_part, place, write_base64, write_text
-
-if TYPE_CHECKING:
-    from settee.client.follow import Result
 
 
 @dataclass(frozen=True)
@@ -51,53 +49,110 @@ def make_folder(out: Path) -> None:
         raise UsageError(f"cannot write into {out}: {_reason(error)}; choose another folder with --out") from error
 
 
-def save(
-    result: Result,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    metadata: bool = False,
-    on_saved: Callable[[Saved], None] = lambda _: None,
-    timeout_s: float = 3600.0,
-    stop: threading.Event | None = None,
-) -> list[Saved]:
-    """Save a job's outputs, in their order, into the folder ``out``, which is made.
+@dataclass(frozen=True)
+class Result:
+    """The result of a job that succeeded."""
 
-    Names are of our own choosing (:func:`settee.client.job_outputs.plain_name`). Nothing is ever overwritten, also
-    not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job never
-    share a name. A file exists whole and checked, or not at all. With ``metadata``, the job's id, seeds, timings,
-    warnings and workflow are written next to each file, with what is known of the file: ``a.png.json``.
+    job_id: str
+    outputs: tuple[Output, ...]
+    #: Milliseconds by phase, the worker's and RunPod's.
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    #: The seeds that the client put in and the worker drew, by ``node.input``.
+    seeds: dict[str, int] = field(default_factory=dict)
+    #: As it was sent.
+    workflow: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: Opens what a sealed job has put on S3: each address leads to a token.
+    unseal: Unseal | None = field(default=None, repr=False, compare=False)
 
-    ``on_saved`` is called for each file once it is saved. ``timeout_s`` limits each download; ``stop`` ends them.
+    def save(
+        self,
+        out: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        metadata: bool = False,
+        on_saved: Callable[[Saved], None] = lambda _: None,
+        timeout_s: float = 3600.0,
+        stop: threading.Event | None = None,
+    ) -> list[Saved]:
+        """Save the outputs, in their order, into the folder ``out``, which is made.
 
-    Raises one ClientError that names all outputs that were not saved, after the others were: JobStopped when ``stop``
-    was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else JobFailed;
-    ``details["saved"]`` are the paths of the others. UsageError when ``out`` takes no files.
-    """
-    if not result.outputs:
-        return []
-    make_folder(out)
-    saved: list[Saved] = []
-    failures: list[tuple[Output, ClientError]] = []
-    taken: set[str] = set()
-    with Fetcher(timeout_s=timeout_s, stop=stop) as fetcher:
-        for output in result.outputs:
-            try:
-                with open_part(out) as part:
-                    _fill(part, output, fetcher, result.unseal)
-                    part.finish()
-                    note = _noted(result, output, part) if metadata else None
-                    path = place(part.path, out, plain_name(output), taken, overwrite=overwrite, note=note)
-                    saved.append(Saved(path, output, part.size, part.sha256))
-            except ClientError as error:
-                failures.append((output, error))
-            except OSError as error:
-                failures.append((output, UsageError(f"cannot write into {out}: {_reason(error)}")))
-            else:
-                on_saved(saved[-1])
-    if failures:
-        raise _summed_up(result, failures, saved)
-    return saved
+        Names are of our own choosing (:func:`settee.client.job_outputs.plain_name`). Nothing is ever overwritten, also
+        not by two jobs that save at once (``a.png``, ``a-2.png``, …), unless ``overwrite``; two outputs of one job
+        never share a name. A file exists whole and checked, or not at all. With ``metadata``, the job's id, seeds,
+        timings, warnings and workflow are written next to each file, with what is known of the file: ``a.png.json``.
+
+        ``on_saved`` is called for each file once it is saved. ``timeout_s`` limits each download; ``stop`` ends them.
+
+        Raises one ClientError that names all outputs that were not saved, after the others were: JobStopped when
+        ``stop`` was set, NetworkError when one could not be fetched, UsageError when it was only the disk, else
+        JobFailed; ``details["saved"]`` are the paths of the others. UsageError when ``out`` takes no files.
+        """
+        if not self.outputs:
+            return []
+        folder = Path(out)
+        make_folder(folder)
+        saved: list[Saved] = []
+        failures: list[tuple[Output, ClientError]] = []
+        taken: set[str] = set()
+        with Fetcher(timeout_s=timeout_s, stop=stop) as fetcher:
+            for output in self.outputs:
+                try:
+                    with open_part(folder) as part:
+                        _fill(part, output, fetcher, self.unseal)
+                        part.finish()
+                        note = self._noted(output, part) if metadata else None
+                        path = place(part.path, folder, plain_name(output), taken, overwrite=overwrite, note=note)
+                        saved.append(Saved(path, output, part.size, part.sha256))
+                except ClientError as error:
+                    failures.append((output, error))
+                except OSError as error:
+                    failures.append((output, UsageError(f"cannot write into {out}: {_reason(error)}")))
+                else:
+                    on_saved(saved[-1])
+        if failures:
+            raise self._summed_up(failures, saved)
+        return saved
+
+    def _noted(self, output: Output, part: Part) -> Callable[[str], bytes]:
+        """Return what writes a file's note once the file's name is known."""
+        job = {"job_id": self.job_id, "seeds": self.seeds, "timings": self.timings}
+        content = {
+            **_known(output, part.size, part.sha256),
+            **job,
+            "warnings": self.warnings,
+            "workflow": self.workflow,
+        }
+
+        def written(name: str) -> bytes:
+            text = json.dumps({"file": name, **content}, ensure_ascii=False, indent=2)
+            # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
+            return (text + "\n").encode(errors="backslashreplace")
+
+        return written
+
+    def _summed_up(self, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]) -> ClientError:
+        """Return one error for all outputs that were not saved."""
+        problems = [(plain_name(output), error.message) for output, error in failures]
+        kind: type[ClientError] = JobFailed
+        if all(isinstance(error, UsageError) for _, error in failures):
+            kind = UsageError
+        for worse in (NetworkError, JobStopped):
+            if any(isinstance(error, worse) for _, error in failures):
+                kind = worse
+        if len(failures) == 1:
+            message = f"{problems[0][0]} was not saved: {problems[0][1]}"
+        else:
+            message = f"{len(failures)} of {len(self.outputs)} outputs were not saved:"
+            message += "".join(f"\n  {name}: {problem}" for name, problem in problems)
+        if kind is not JobFailed:
+            message += "\n" if len(failures) > 1 else "; "
+            message += f"--resume {printable(self.job_id[:300], '?')} fetches the result again"
+        details = {
+            "saved": [str(one.path) for one in saved],
+            "not_saved": [{"file": name, "problem": problem} for name, problem in problems],
+        }
+        return kind(message, details=details, job_id=self.job_id)
 
 
 def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -> None:
@@ -132,48 +187,6 @@ def _known(output: Output, size: int, sha256: str) -> dict[str, Any]:
     """Return what is reported of a file."""
     found = {"kind": output.kind, "node_id": output.node_id, "media_type": output.media_type}
     return {**found, "size": size, "sha256": sha256}
-
-
-def _noted(result: Result, output: Output, part: Part) -> Callable[[str], bytes]:
-    """Return what writes a file's note once the file's name is known."""
-    job = {"job_id": result.job_id, "seeds": result.seeds, "timings": result.timings}
-    content = {
-        **_known(output, part.size, part.sha256),
-        **job,
-        "warnings": result.warnings,
-        "workflow": result.workflow,
-    }
-
-    def written(name: str) -> bytes:
-        text = json.dumps({"file": name, **content}, ensure_ascii=False, indent=2)
-        # Half a surrogate pair, which UTF-8 cannot take, comes out as its JSON escape.
-        return (text + "\n").encode(errors="backslashreplace")
-
-    return written
-
-
-def _summed_up(result: Result, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]) -> ClientError:
-    """Return one error for all outputs that were not saved."""
-    problems = [(plain_name(output), error.message) for output, error in failures]
-    kind: type[ClientError] = JobFailed
-    if all(isinstance(error, UsageError) for _, error in failures):
-        kind = UsageError
-    for worse in (NetworkError, JobStopped):
-        if any(isinstance(error, worse) for _, error in failures):
-            kind = worse
-    if len(failures) == 1:
-        message = f"{problems[0][0]} was not saved: {problems[0][1]}"
-    else:
-        message = f"{len(failures)} of {len(result.outputs)} outputs were not saved:"
-        message += "".join(f"\n  {name}: {problem}" for name, problem in problems)
-    if kind is not JobFailed:
-        message += "\n" if len(failures) > 1 else "; "
-        message += f"--resume {printable(result.job_id[:300], '?')} fetches the result again"
-    details = {
-        "saved": [str(one.path) for one in saved],
-        "not_saved": [{"file": name, "problem": problem} for name, problem in problems],
-    }
-    return kind(message, details=details, job_id=result.job_id)
 
 
 def _reason(error: OSError) -> str:

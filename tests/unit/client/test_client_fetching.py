@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError
-from settee.client.follow import Result
 from settee.client.job_outputs import Output
-from settee.client.saving import fetch_output, save
+from settee.client.saving import Result, fetch_output
 from settee.client.saving.fetch_output import Fetcher
 from settee.client.saving.part_file import open_part
 from settee.net.retry import Backoff
@@ -55,7 +54,7 @@ def saved(server: FileServer, folder: Path, *, filename: str = "a.png", **keys: 
     """The file that was saved; its address has a signature."""
     address = keys.pop("url", f"{server.url}?{SECRET}")
     output = Output("images", filename, keys.pop("type", "s3_url"), address, **keys.pop("about", {}))
-    (one,) = save(Result("job-1", (output,)), folder, **keys)
+    (one,) = Result("job-1", (output,)).save(folder, **keys)
     assert [path.name for path in folder.iterdir()] == [filename]
     return one.path.read_bytes()
 

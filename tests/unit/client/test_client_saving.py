@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from settee.base import json_io
 from settee.client.client_errors import ClientError, JobFailed, NetworkError, UsageError
-from settee.client.follow import Result
 from settee.client.job_outputs import KINDS, MAX_BYTES, Output, outputs_of
-from settee.client.saving import Saved, make_folder, plain_name
+from settee.client.saving import Result, Saved, make_folder, plain_name
 from settee.client.saving.part_file import Damaged, open_part, write_base64
 
 DATA = bytes(range(256)) * 5
@@ -157,7 +156,7 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path) -> None:
         import base64, resource
         from pathlib import Path
         from settee.client.client_errors import UsageError
-        from settee.client.follow import Result
+        from settee.client.saving import Result
         from settee.client.job_outputs import Output
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
         def output(name, size):

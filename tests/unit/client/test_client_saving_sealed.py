@@ -10,8 +10,8 @@ import pytest
 
 from settee.base import sealing
 from settee.client.client_errors import UsageError
-from settee.client.follow import Result
 from settee.client.job_outputs import outputs_of
+from settee.client.saving import Result
 from settee.client.sealed_jobs import Sealer
 from tests.support.file_server import FileServer
 
