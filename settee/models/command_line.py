@@ -194,7 +194,7 @@ def _planned(entry: ModelEntry, store: ModelStore) -> dict[str, Any]:
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
     folder = ModelFolder(settings.models_folder)
     aside = list(set_aside_in(folder.root))
-    placed = [(item, _is_there(folder.root, item)) for item in folder.records() if not item.pending]
+    placed = [(item, _is_there(folder.root, item)) for item in folder.records if not item.pending]
     if arguments.json:
         keys = ("path", "size", "sha256", "source", "link", "from_job", "last_used")
         found = [{**{key: getattr(item, key) for key in keys}, "is_there": is_there} for item, is_there in placed]

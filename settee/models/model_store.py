@@ -275,7 +275,7 @@ class ModelStore:
                 placing.give_up()
             self._changed.wait_for(lambda: all(item.outcome is not None for item in placings), _END_S)
         for part in (part for placing in placings for part in placing.parts):
-            self.tools.folder.discard(str(part.entry.path), wipe=True)
+            self.tools.folder.records.discard(str(part.entry.path), wipe=True)
 
     def has_changed(self, placings: Iterable[Placing]) -> bool:
         """Return True if a name has another content than when a job last used it, until :meth:`forgotten`."""

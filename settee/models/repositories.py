@@ -27,7 +27,8 @@ from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import relative, temporary_name
 from settee.models.folder.records import FOLDER
 from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
-from settee.models.sources import BACKOFF, TRIES, host_cache, hugging_face
+from settee.models.sources import BACKOFF, TRIES, host_cache
+from settee.models.sources.hugging_face import Hub
 from settee.net.retry import retried
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def listed(
     """
     file = _source(entry)
     try:
-        commit, files = retried(lambda: hugging_face.files_of(entry, file, settings), BACKOFF, tries=TRIES, stop=stop)
+        commit, files = retried(Hub(entry, file, settings).files, BACKOFF, tries=TRIES, stop=stop)
     except SetteeError as error:
         cached = host_cache.snapshot(file, settings.host_cache_dir) if error.retryable else None
         if cached is None:

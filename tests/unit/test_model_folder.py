@@ -98,7 +98,7 @@ def test_a_broken_record_is_none(models: ModelFolder, garbage: bytes) -> None:
     download(models, entry())
     record_file(models).write_bytes(garbage)
     assert models.state(entry()) is FileState.UNKNOWN
-    assert list(models.records()) == []
+    assert list(models.records) == []
     assert models.adopt(entry()) is None
     assert models.state(entry()) is FileState.RIGHT
 
@@ -237,7 +237,7 @@ def test_killed_between_rename_and_record(models: ModelFolder, who: str) -> None
     assert models.state(asked) is FileState.UNKNOWN
     assert models.adopt(asked) is None
     assert models.state(asked) is FileState.RIGHT
-    assert next(models.records()).from_job == asked.from_job
+    assert next(iter(models.records)).from_job == asked.from_job
 
 
 def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(models: ModelFolder) -> None:
@@ -265,20 +265,20 @@ def test_a_failed_download_leaves_the_record_of_what_was_there(models: ModelFold
     assert models.state(old) is FileState.RIGHT
     with pytest.raises(OSError, match="cut"), models.claim(entry("loras/other.safetensors")):
         raise OSError("cut")
-    assert [placed.path for placed in models.records()] == ["loras/m.safetensors"]
+    assert [placed.path for placed in models.records] == ["loras/m.safetensors"]
 
 
 def test_a_file_that_vanished_is_not_recorded(models: ModelFolder) -> None:
     with pytest.raises(IntegrityError, match="gone again"), models.claim(entry()):
         models.record(entry(), size=3, sha256=None, xxh3=None)
-    assert list(models.records()) == []
+    assert list(models.records) == []
 
 
 def test_another_file_in_a_downloads_place_is_not_recorded(models: ModelFolder) -> None:
     put(models, entry())
     with pytest.raises(IntegrityError, match="another file"):
         models.record(entry(), size=3, sha256=None, xxh3=None)
-    assert list(models.records()) == []
+    assert list(models.records) == []
 
 
 # --- a folder that cannot be written ---------------------------------------------------------------------------
@@ -316,10 +316,10 @@ def test_a_read_only_folder_is_used_and_warned_of_once(
     assert len(caplog.records) == 1
     assert "cannot be recorded" in caplog.text
     assert read_only.state(entry()) is FileState.RIGHT
-    assert [placed.path for placed in read_only.records()] == ["loras/m.safetensors", "loras/n.safetensors"]
+    assert [placed.path for placed in read_only.records] == ["loras/m.safetensors", "loras/n.safetensors"]
     with read_only.use([entry(), other]) as gone:
         assert gone == ()
-        assert read_only.in_use("loras/m.safetensors")
+        assert read_only.records.in_use("loras/m.safetensors")
 
 
 def test_a_read_only_folder_takes_no_link_and_says_what_to_do(read_only: ModelFolder, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_job_may_use_them_when_they_are_what_it_asks_for(models: ModelFolder) 
     assert models.state(entry(from_job=True, source=OTHER, sha256=sha256(DATA))) is FileState.RIGHT
     assert models.adopt(entry("loras/own.safetensors", from_job=True), sha256=sha256(DATA)) is None
     # And they stay what they were: nothing that a job may evict.
-    assert [placed.from_job for placed in models.records()] == [False, False]
+    assert [placed.from_job for placed in models.records] == [False, False]
 
 
 def test_a_jobs_file_is_replaced_by_the_next_jobs_and_by_models(models: ModelFolder, source: Path) -> None:
@@ -53,15 +53,15 @@ def test_a_jobs_file_is_replaced_by_the_next_jobs_and_by_models(models: ModelFol
     assert models.state(entry(source=OTHER)) is FileState.RIGHT
     download(models, entry(), safetensors(fill=3))
     assert models.state(entry()) is FileState.RIGHT
-    assert not next(models.records()).from_job
+    assert not next(iter(models.records)).from_job
 
 
 def test_models_keeps_what_a_job_brought(models: ModelFolder) -> None:
     download(models, entry(from_job=True))
     models.keep(entry(from_job=True))
-    assert next(models.records()).from_job
+    assert next(iter(models.records)).from_job
     models.keep(entry())
-    assert not next(models.records()).from_job
+    assert not next(iter(models.records)).from_job
     assert models.state(entry()) is FileState.RIGHT
 
 
@@ -73,7 +73,7 @@ def test_a_link_of_models_that_leads_nowhere_may_be_filled_by_a_job(models: Mode
     with models.claim(entry(from_job=True)):
         put(models, entry())
         models.record(entry(from_job=True), size=len(DATA), sha256=None, xxh3=None)
-    assert [(placed.from_job, placed.link) for placed in models.records()] == [(False, None)]
+    assert [(placed.from_job, placed.link) for placed in models.records] == [(False, None)]
 
 
 def test_a_broken_file_of_the_operators_is_replaced_and_said(

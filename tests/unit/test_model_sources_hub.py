@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
 from settee.base.settings import Settings
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.sources import hugging_face as hub_source
+from settee.models.sources.hugging_face import Hub
 from settee.models.transfer.address import Address
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
@@ -44,7 +44,7 @@ def ask(hub: HubServer, repo: str, filename: str, revision: str = "main", **chan
     file = HubFile(repo, filename, revision)
     own = changes.pop("token", None)
     entry = ModelEntry(file, "checkpoints", "m.bin", token=None if own is None else SecretStr(own))
-    return hub_source.address(entry, file, settings(hub, **changes))
+    return Hub(entry, file, settings(hub, **changes)).address()
 
 
 def settings(hub: HubServer, **changes: Any) -> Settings:
@@ -219,7 +219,7 @@ def test_forbidden_and_disabled(hub: HubServer) -> None:
 
 
 def test_a_hub_that_says_nothing(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_source, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("settee.models.sources.hugging_face._TIMEOUT_S", 0.2)
     hub.faults.silent = True
     error = refused(hub, DownloadFailed, "org/open", "config.json")
     assert error.retryable
@@ -291,11 +291,11 @@ def test_the_library_fetches_into_the_folder_and_nowhere_else(
 _SCRIPT = """
 import sys
 from settee.models.entry import HubFile, ModelEntry
-from settee.models.sources import hugging_face
+from settee.models.sources.hugging_face import Hub
 from settee.base.settings import Settings
 assert "huggingface_hub" not in sys.modules
 file = HubFile("org/open", "config.json")
-hugging_face.address(ModelEntry(file, "checkpoints", "m.bin"), file, Settings(hf_endpoint=sys.argv[1]))
+Hub(ModelEntry(file, "checkpoints", "m.bin"), file, Settings(hf_endpoint=sys.argv[1])).address()
 """
 
 

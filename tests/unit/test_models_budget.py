@@ -54,7 +54,7 @@ def place(models: ModelFolder, name: str, megabytes: float, *, age: int = 0, **c
 
 
 def left(models: ModelFolder) -> set[str]:
-    return {placed.path[6:-4] for placed in models.records() if models.path_of(model(placed.path[6:-4])).exists()}
+    return {placed.path[6:-4] for placed in models.records if models.path_of(model(placed.path[6:-4])).exists()}
 
 
 def test_the_least_recently_used_go_first_and_no_more_than_need_be(models: ModelFolder, disk: Any) -> None:

@@ -80,12 +80,12 @@ def test_a_jobs_file_that_changed_is_not_taken_on_its_name_alone(models: ModelFo
 
 def test_a_newer_file_of_the_same_size_and_time_is_not_removed(models: ModelFolder) -> None:
     path = download(models, brought(0), xxh3=None)
-    old = next(models.records())
+    old = next(iter(models.records))
     download(ModelFolder(models.models_dir), brought(1), OTHER, xxh3=None)
     # What a clock of 4 ms gives two files that are written one after the other.
     os.utime(path, ns=(old.mtime_ns, old.mtime_ns))
     ModelFolder(models.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
-    assert models.remove(old) is None
+    assert models.records.remove(old) is None
     assert path.read_bytes() == OTHER
     assert models.state(brought(1)) is FileState.RIGHT
 
@@ -105,7 +105,7 @@ def test_a_file_that_could_not_be_claimed_is_what_it_was(models: ModelFolder, mo
     other = ModelFolder(models.models_dir)
     with other.use([brought(0)]) as gone:
         assert not gone
-        monkeypatch.setattr(models, "in_use", lambda rel: False)  # it is from now on
+        monkeypatch.setattr(models.records, "in_use", lambda rel: False)  # it is from now on
         with pytest.raises(SetteeError, match="in use"), models.claim(brought(1)):
             raise AssertionError("claimed")
         assert models.state(brought(0)) is FileState.RIGHT

@@ -38,12 +38,12 @@ sys.stdin.readline()
 
 def test_a_file_in_use_by_another_process_stays(models: ModelFolder, source: Path) -> None:
     download(models, entry(from_job=True))
-    placed = next(models.records())
+    placed = next(iter(models.records))
     with other_process(_USE, models.models_dir) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert models.in_use(placed.path)
-        assert models.remove(placed) is None
+        assert models.records.in_use(placed.path)
+        assert models.records.remove(placed) is None
         with pytest.raises(IntegrityError, match="in use by a running job") as failure:
             models.link(entry(source=OTHER), source)
         assert failure.value.retryable
@@ -53,18 +53,18 @@ def test_a_file_in_use_by_another_process_stays(models: ModelFolder, source: Pat
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline()
-        assert not models.in_use(placed.path)
-        assert models.remove(placed) == len(DATA)
+        assert not models.records.in_use(placed.path)
+        assert models.records.remove(placed) == len(DATA)
     assert models.state(entry()) is FileState.ABSENT
 
 
 def test_a_killed_process_uses_nothing(models: ModelFolder) -> None:
     download(models, entry(from_job=True))
     with other_process(_USE, models.models_dir) as process:
-        assert models.in_use("loras/m.safetensors")
+        assert models.records.in_use("loras/m.safetensors")
         process.kill()
         process.wait()
-        assert not models.in_use("loras/m.safetensors")
+        assert not models.records.in_use("loras/m.safetensors")
 
 
 def test_a_forked_child_does_not_keep_a_file_in_use(models: ModelFolder) -> None:
@@ -78,7 +78,7 @@ def test_a_forked_child_does_not_keep_a_file_in_use(models: ModelFolder) -> None
             os._exit(0)
         os.read(ready[0], 1)
     try:
-        assert not models.in_use("loras/m.safetensors")
+        assert not models.records.in_use("loras/m.safetensors")
     finally:
         os.write(end[1], b"1")
         os.waitpid(child, 0)
@@ -89,13 +89,13 @@ def test_a_forked_child_does_not_keep_a_file_in_use(models: ModelFolder) -> None
 def test_use_counts_within_the_process_and_touches(models: ModelFolder) -> None:
     download(models, entry(from_job=True))
     os.utime(record_file(models), (1, 1))
-    placed = next(models.records())
+    placed = next(iter(models.records))
     assert placed.last_used == 1
     with models.use([entry(), entry()]), models.use([entry()]):
-        assert ModelFolder(models.models_dir).remove(placed) is None
-        assert models.remove(placed) is None
-    assert next(models.records()).last_used == pytest.approx(time.time(), abs=60)
-    assert models.remove(placed) == len(DATA)
+        assert ModelFolder(models.models_dir).records.remove(placed) is None
+        assert models.records.remove(placed) is None
+    assert next(iter(models.records)).last_used == pytest.approx(time.time(), abs=60)
+    assert models.records.remove(placed) == len(DATA)
 
 
 def test_use_says_what_is_gone(models: ModelFolder) -> None:
@@ -110,11 +110,11 @@ def test_without_locks_this_process_still_counts(models: ModelFolder, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     download(models, entry(from_job=True))
-    placed = next(models.records())
+    placed = next(iter(models.records))
     with models.use([entry()]) as gone:
         assert gone == ()
-        assert models.remove(placed) is None
-    assert models.remove(placed) == len(DATA)
+        assert models.records.remove(placed) is None
+    assert models.records.remove(placed) == len(DATA)
 
 
 def test_a_record_is_not_replaced_under_a_job(models: ModelFolder) -> None:
@@ -122,9 +122,9 @@ def test_a_record_is_not_replaced_under_a_job(models: ModelFolder) -> None:
     other = ModelFolder(models.models_dir)
     with models.use([entry()]):
         other.keep(entry())
-        assert not next(other.records()).from_job
-        assert other.in_use("loras/m.safetensors")
-    assert next(ModelFolder(models.models_dir).records()).from_job
+        assert not next(iter(other.records)).from_job
+        assert other.records.in_use("loras/m.safetensors")
+    assert next(iter(ModelFolder(models.models_dir).records)).from_job
 
 
 def test_another_processs_later_record_counts_for_more_than_a_remembered_one(models: ModelFolder) -> None:
@@ -166,8 +166,8 @@ def test_eviction_and_use_race_without_a_file_in_use_that_is_gone(models: ModelF
 
     def remove() -> None:
         while not stop.is_set():
-            for placed in other.records():
-                other.remove(placed)
+            for placed in other.records:
+                other.records.remove(placed)
 
     removing = threading.Thread(target=remove, daemon=True)
     removing.start()
@@ -203,21 +203,21 @@ def _record(models: ModelFolder, asked: ModelEntry) -> bool:
 
 def test_removing_a_link_leaves_what_it_leads_to(models: ModelFolder, source: Path) -> None:
     models.link(entry(from_job=True), source)
-    assert models.remove(next(models.records())) == 0
+    assert models.records.remove(next(iter(models.records))) == 0
     assert source.read_bytes() == DATA
     assert not os.path.lexists(models.path_of(entry()))
-    assert list(models.records()) == []
+    assert list(models.records) == []
 
 
 @pytest.mark.parametrize("data", [safetensors(fill=1), DATA[:-1]])
 def test_what_somebody_put_there_since_is_not_removed(models: ModelFolder, data: bytes) -> None:
     path = download(models, entry(from_job=True))
-    placed = next(models.records())
+    placed = next(iter(models.records))
     path.write_bytes(data)
     os.utime(path, ns=(0, 10**9))
-    assert models.remove(placed) == 0
+    assert models.records.remove(placed) == 0
     assert path.read_bytes() == data
-    assert list(models.records()) == []
+    assert list(models.records) == []
 
 
 def test_wiping_what_a_sealed_job_brought(models: ModelFolder, tmp_path: Path) -> None:
@@ -228,18 +228,18 @@ def test_wiping_what_a_sealed_job_brought(models: ModelFolder, tmp_path: Path) -
     os.link(path, tmp_path / "witness")
     os.link(part, tmp_path / "witness.part")
     with models.use([asked]):
-        assert not models.discard("loras/m.safetensors", wipe=True)
-    assert models.discard("loras/m.safetensors", wipe=True)
+        assert not models.records.discard("loras/m.safetensors", wipe=True)
+    assert models.records.discard("loras/m.safetensors", wipe=True)
     assert os.listdir(path.parent) == []
     # Overwritten where it lay: another name of the same file has no byte of it.
     assert not (tmp_path / "witness").read_bytes().strip(b"\0")
     assert not (tmp_path / "witness.part").read_bytes().strip(b"\0")
-    assert models.discard("loras/m.safetensors", wipe=True)
+    assert models.records.discard("loras/m.safetensors", wipe=True)
 
 
 def test_wiping_leaves_models_files(models: ModelFolder) -> None:
     path = download(models, entry())
-    assert models.discard("loras/m.safetensors", wipe=True)
+    assert models.records.discard("loras/m.safetensors", wipe=True)
     assert path.read_bytes() == DATA
     assert models.state(entry()) is FileState.RIGHT
 
@@ -256,10 +256,10 @@ def test_nobody_waits_while_bytes_are_overwritten(models: ModelFolder, monkeypat
         download(other, theirs)
         with other.use([theirs]) as gone:
             assert gone == ()
-        freed.append(other.remove(next(other.records())))
+        freed.append(other.records.remove(next(iter(other.records))))
         overwrite(path)
 
     monkeypatch.setattr(records_module, "overwrite", slowly)
-    assert models.discard("loras/m.safetensors", wipe=True)
+    assert models.records.discard("loras/m.safetensors", wipe=True)
     assert freed == [len(DATA)]
     assert os.listdir(models.path_of(asked).parent) == []

@@ -85,7 +85,7 @@ def test_every_file_of_a_revision_is_placed_verified_and_listed(make: Make) -> N
     store = make()
     assert outcome(store) == "6 files: 6 downloaded from Hugging Face"
     assert placed(store) == SHOWN
-    records = {record.path: record for record in store.tools.folder.records()}
+    records = {record.path: record for record in store.tools.folder.records}
     assert set(records) == {f"diffusers/pipe/{name}" for name in SHOWN}
     assert {finding.verdict for finding in verify(store.tools.folder)} == {Verdict.OK}
 
@@ -205,8 +205,8 @@ def test_a_job_that_names_the_folder_waits_for_all_of_a_lazy_one(make: Make, val
     with Order.begin(store, naming(value)) as order:
         assert not order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
         assert placed(store) == SHOWN
-        assert store.tools.folder.in_use("diffusers/pipe/unet/model.safetensors")
-    assert not store.tools.folder.in_use("diffusers/pipe/unet/model.safetensors")
+        assert store.tools.folder.records.in_use("diffusers/pipe/unet/model.safetensors")
+    assert not store.tools.folder.records.in_use("diffusers/pipe/unet/model.safetensors")
 
 
 def test_a_job_that_names_another_does_not(make: Make, hub: HubServer) -> None:
@@ -228,7 +228,7 @@ def test_a_job_brings_one_and_it_goes_like_any_model_of_a_job(make: Make) -> Non
     assert problems == []
     with Order.begin(store, {}, entries) as order:
         order.wait(Cancel(), time.monotonic() + 20, lambda _: None)
-    records = list(store.tools.folder.records())
+    records = list(store.tools.folder.records)
     assert [(record.path, record.from_job) for record in records] == [
         ("diffusers/pipe/model_index.json", True),
         ("diffusers/pipe/unet/config.json", True),

@@ -287,7 +287,7 @@ class Leftovers:
     def _remove(self, models: Iterable[str]) -> None:
         for name in models:
             is_below = not name.startswith("/") and ".." not in name.split("/")
-            if is_below and not self._engine.model_folder.discard(name):
+            if is_below and not self._engine.model_folder.records.discard(name):
                 self._left.add(name)
         self._write(set(self._left))
 

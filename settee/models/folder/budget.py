@@ -109,7 +109,7 @@ class Budget:
             if not (excess > 0 or (lack > 0 and on_disk)):
                 continue
             try:
-                freed = self._folder.remove(placed)
+                freed = self._folder.records.remove(placed)
             except OSError as error:
                 log.warning("a model that a job brought cannot be removed to make room: %s", error.strerror)
                 continue
@@ -139,11 +139,11 @@ class Budget:
 
     def _brought(self) -> Iterator[Placed]:
         """Return plain files that jobs brought."""
-        return (p for p in self._folder.records() if p.from_job and not p.pending and p.link is None)
+        return (p for p in self._folder.records if p.from_job and not p.pending and p.link is None)
 
     def _evictable(self, asked: _Reservation) -> list[Placed]:
         busy = {other.path for other in self._reserved} | {asked.path} | self._kept.keys()
-        found = [p for p in self._brought() if p.path not in busy and not self._folder.in_use(p.path)]
+        found = [p for p in self._brought() if p.path not in busy and not self._folder.records.in_use(p.path)]
         return sorted(found, key=lambda placed: placed.last_used)
 
     def _check(self, asked: _Reservation, excess: int, lack: int, evictable: list[Placed]) -> None:

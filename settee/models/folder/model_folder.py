@@ -30,23 +30,9 @@ from settee.base.threads import Stopped
 from settee.comfyui.model_folders import namesakes
 from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import model_problem
-from settee.models.folder.file_state import (
-    FileState,
-    Inspection,
-    inspect,
-    is_kept_from,
-    unprovable,
-)
+from settee.models.folder.file_state import FileState, Inspection, inspect, is_kept_from, unprovable
 from settee.models.folder.hashing import hash_file
-from settee.models.folder.place import (
-    blob_sha256,
-    check_source,
-    relative,
-    set_aside,
-    symlink,
-    taken,
-    unusable,
-)
+from settee.models.folder.place import blob_sha256, check_source, relative, set_aside, symlink, taken, unusable
 from settee.models.folder.records import Placed, Records
 
 log = logging.getLogger(__name__)
@@ -64,7 +50,8 @@ class ModelFolder:
         self.models_dir = models_dir
         #: The same, absolute, as a string: paths below are built often.
         self.root = os.path.abspath(models_dir)
-        self._records = Records(self.root)
+        #: And the users of its files.
+        self.records = Records(self.root)
 
     # --- looking -------------------------------------------------------------------------------------------
 
@@ -79,7 +66,7 @@ class ModelFolder:
     def inspect(self, entry: ModelEntry) -> Inspection:
         """Return the state with its reason."""
         rel = relative(entry)
-        return inspect(f"{self.root}/{rel}", entry, self._records.read(rel))
+        return inspect(f"{self.root}/{rel}", entry, self.records.read(rel))
 
     def content_of(self, entry: ModelEntry) -> frozenset[object]:
         """Return the facts that identify the content of the entry's name: two contents are one if they share a fact.
@@ -89,16 +76,12 @@ class ModelFolder:
         for rel in map(str, namesakes(entry.path)):
             with contextlib.suppress(OSError):
                 info = os.stat(f"{self.root}/{rel}")
-                placed = self._records.read(rel)
+                placed = self.records.read(rel)
                 is_known = placed and placed.size == info.st_size and placed.same_time(info.st_mtime_ns)
                 known = (placed.sha256 or placed.xxh3) if placed and is_known else None
                 file = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
                 return frozenset((file, known) if known else (file,))
         return frozenset()
-
-    def records(self) -> Iterator[Placed]:
-        """Yield every record, sorted by path. Its file may be gone."""
-        return iter(self._records)
 
     # --- putting there ---------------------------------------------------------------------------------------
 
@@ -140,7 +123,7 @@ class ModelFolder:
         xxh3 = found.xxh3 if found and before.link is None else None
         known = self._placed(entry, before, sha256=wanted, xxh3=xxh3, is_adopted=True)
         # Another process may have put another file there meanwhile: its record must stay.
-        if not self._records.rewrite(old, known, is_still=lambda: self.inspect(entry) == before):
+        if not self.records.rewrite(old, known, is_still=lambda: self.inspect(entry) == before):
             return None if self.state(entry) is FileState.RIGHT else "was replaced while it was looked at"
         return None
 
@@ -160,20 +143,20 @@ class ModelFolder:
                 yield False
                 return
             self.make_way(entry)
-            before = self._records.read(rel)
+            before = self.records.read(rel)
             if not self._write(entry, self.inspect(entry), pending=True):
-                self._records.forget(rel)
+                self.records.forget(rel)
                 raise taken(entry, "is in use by a running job", retryable=True)
             try:
                 yield True
             except BaseException:
-                now = self._records.read(rel)
+                now = self.records.read(rel)
                 if now is not None and now.pending:
                     if before is not None:
-                        self._records.rewrite(now, before, wait_s=WAIT_S)
+                        self.records.rewrite(now, before, wait_s=WAIT_S)
                     else:
                         with contextlib.suppress(OSError):
-                            self._records.delete(rel)
+                            self.records.delete(rel)
                 raise
 
     @contextlib.contextmanager
@@ -181,7 +164,7 @@ class ModelFolder:
         """Be the only one to place this entry. Yields True if another process did before."""
         deadline, had_to_wait = time.monotonic() + wait_s, False
         while True:
-            with self._records.placing(relative(entry), _STEP_S) as lock:
+            with self.records.placing(relative(entry), _STEP_S) as lock:
                 if lock is not Lock.BUSY:
                     yield had_to_wait
                     return
@@ -209,7 +192,7 @@ class ModelFolder:
                 raise taken(entry, "is a model that the worker's MODELS placed")
         else:
             self._take_from_operator(entry, found)
-        if self.in_use(rel):
+        if self.records.in_use(rel):
             raise taken(entry, "is in use by a running job", retryable=True)
         self._make_way_for_name(entry)
 
@@ -221,10 +204,10 @@ class ModelFolder:
         for other in map(str, namesakes(entry.path)):
             if other == relative(entry) or not os.path.lexists(f"{self.root}/{other}"):
                 continue
-            placed = self._records.read(other)
+            placed = self.records.read(other)
             if placed is not None and placed.from_job:
                 try:
-                    if self.remove(placed) is None:
+                    if self.records.remove(placed) is None:
                         raise taken(entry, f"goes by the name of {other}, which a running job uses", retryable=True)
                 except OSError as error:
                     raise unusable(entry, error) from error
@@ -247,9 +230,8 @@ class ModelFolder:
         """Make the entry's place an absolute symbolic link to ``source``, and record it.
 
         The Hub's cache has the source's sha256 in its name. If only the entry has one, the source is read once. One
-        rename: there is no moment without a file. Raises what :meth:`make_way` does,
-        IntegrityError when the source is not the entry's model, StagingError when it does not exist or is the very
-        file in this place, Stopped.
+        rename: there is no moment without a file. Raises what :meth:`make_way` does, IntegrityError when the source is
+        not the entry's model, StagingError when it does not exist or is the very file in this place, Stopped.
         """
         path, aim = self.path_of(entry), os.path.abspath(source)
         info = check_source(entry, path, aim)
@@ -269,13 +251,13 @@ class ModelFolder:
                 return
             self.make_way(entry)
             # No job may begin to use the old file between this and its replacement.
-            with self._records.lock(relative(entry), exclusive=True) as lock:
+            with self.records.lock(relative(entry), exclusive=True) as lock:
                 if lock is Lock.BUSY:
                     raise taken(entry, "is in use by a running job", retryable=True)
                 linked = Inspection(FileState.RIGHT, size=info.st_size, mtime_ns=info.st_mtime_ns, link=aim)
                 placed = self._placed(entry, linked, sha256=sha256)
                 symlink(entry, path, aim)
-                self._records.write_locked(placed)
+                self.records.write_locked(placed)
 
     def record(self, entry: ModelEntry, *, size: int, sha256: str | None, xxh3: str | None) -> None:
         """Record a download that was just renamed into place. Raises IntegrityError when another file is there."""
@@ -292,12 +274,12 @@ class ModelFolder:
 
     def keep(self, entry: ModelEntry) -> None:
         """Make a job's file one of MODELS', which is not evicted. Costs nothing when it is already."""
-        placed = self._records.read(relative(entry))
+        placed = self.records.read(relative(entry))
         if placed is not None and placed.from_job and not entry.from_job:
-            self._records.rewrite(placed, replace(placed, from_job=False))
+            self.records.rewrite(placed, replace(placed, from_job=False))
 
     def _write(self, entry: ModelEntry, found: Inspection, *, wait_s: float = 0.0, **known: Any) -> bool:
-        return self._records.write(self._placed(entry, found, **known), wait_s=wait_s)
+        return self.records.write(self._placed(entry, found, **known), wait_s=wait_s)
 
     def _placed(
         self,
@@ -310,7 +292,7 @@ class ModelFolder:
         is_adopted: bool = False,
     ) -> Placed:
         rel, source = relative(entry), identity(entry.source)
-        old = self._records.read(rel)
+        old = self.records.read(rel)
         # A file that MODELS placed stays MODELS' when a job asks for the same.
         is_models = old is not None and not old.from_job and (is_adopted or old.source == source)
         # A file that existed before is the operator's: it must not be evicted.
@@ -351,31 +333,11 @@ class ModelFolder:
         """
         entries = tuple(entries)
         names = [relative(entry) for entry in entries]
-        with self._records.use(names, lambda number: self.state(entries[number]) is FileState.RIGHT) as gone:
+        with self.records.use(names, lambda number: self.state(entries[number]) is FileState.RIGHT) as gone:
             yield tuple(entries[number] for number in gone)
-
-    def in_use(self, rel: str) -> bool:
-        """Return True if a running job uses the file, in this process or another."""
-        return self._records.in_use(rel)
-
-    def remove(self, placed: Placed) -> int | None:
-        """Remove a recorded file. Return the bytes freed, or None while it is used (:meth:`Records.remove`)."""
-        return self._records.remove(placed)
-
-    def is_placing(self, rel: str) -> bool:
-        """Return True if some process is placing this file."""
-        return self._records.is_placing(rel)
-
-    def remove_part(self, rel: str) -> bool:
-        """Remove what was downloaded so far. False while a process goes on with it (:meth:`Records.remove_part`)."""
-        return self._records.remove_part(rel)
-
-    def discard(self, rel: str, *, wipe: bool = False) -> bool:
-        """Remove what a job brought, after its :meth:`use` (:meth:`Records.discard`)."""
-        return self._records.discard(rel, wipe=wipe)
 
     def wipe_left(self) -> None:
         """Wipe models of sealed jobs whose worker was killed; not those that another worker's job uses now."""
-        for placed in [placed for placed in self.records() if placed.sealed]:
-            if not self.is_placing(placed.path) and not self.in_use(placed.path):
-                self.discard(placed.path, wipe=True)
+        for placed in [placed for placed in self.records if placed.sealed]:
+            if not self.records.is_placing(placed.path) and not self.records.in_use(placed.path):
+                self.records.discard(placed.path, wipe=True)

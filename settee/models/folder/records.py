@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import orjson
 from pydantic import ConfigDict, TypeAdapter
@@ -160,7 +160,7 @@ class Records:
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
         try:
-            data = {name: value for name, value in asdict(placed).items() if name != "last_used"}
+            data = {name: value for name, value in vars(placed).items() if name != "last_used"}
             content = orjson.dumps(data, option=orjson.OPT_INDENT_2)
             # Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds.
             write = functools.partial(write_whole, file, content, is_lasting=False, part=f"{folder}/{temporary_name()}")

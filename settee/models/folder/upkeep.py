@@ -60,7 +60,7 @@ def verify(folder: ModelFolder) -> Iterator[Finding]:
 
     Findings come as they are made; an iterator that is closed early ends its readers.
     """
-    placed, ended = [item for item in folder.records() if not item.pending], threading.Event()
+    placed, ended = [item for item in folder.records if not item.pending], threading.Event()
     pool = ThreadPoolExecutor(_READERS, "verify")
     try:
         for future in as_completed([pool.submit(_verified, folder.root, item, ended) for item in placed]):
@@ -148,35 +148,35 @@ def _parts(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pru
     left = list(walk(folder.root))
     parts = {name.removesuffix(PART) for name in left if name.endswith(PART)}
     journals = {name.removesuffix(JOURNAL) for name in left if name.endswith(JOURNAL)}
-    ours = journals | {placed.path for placed in folder.records()}
+    ours = journals | {placed.path for placed in folder.records}
     for rel in sorted((parts | journals) & ours - wanted):
         target = f"{folder.root}/{rel}"
-        if folder.is_placing(rel):
+        if folder.records.is_placing(rel):
             continue
         freed = _allocated(target + PART) + _allocated(target + JOURNAL)
         try:
-            if dry_run or folder.remove_part(rel):
+            if dry_run or folder.records.remove_part(rel):
                 yield Pruned(rel + PART, freed, "a download that no process goes on with")
         except OSError as error:
             _warn(rel + PART, error)
 
 
 def _placed(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pruned]:
-    for placed in list(folder.records()):
+    for placed in list(folder.records):
         target = f"{folder.root}/{placed.path}"
         if not os.path.lexists(target):
             # The record of a running download will be needed at its end.
-            if (placed.pending and folder.is_placing(placed.path)) or folder.in_use(placed.path):
+            if (placed.pending and folder.records.is_placing(placed.path)) or folder.records.in_use(placed.path):
                 continue
             why, freed = "a record of a file that is gone", 0
         elif placed.from_job and not placed.pending and placed.path not in wanted:
-            if folder.in_use(placed.path):
+            if folder.records.in_use(placed.path):
                 continue
             why, freed = "brought by a job", 0 if placed.link else _allocated(target)
         else:
             continue
         try:
-            if dry_run or folder.remove(placed) is not None:
+            if dry_run or folder.records.remove(placed) is not None:
                 yield Pruned(placed.path, freed, why)
         except OSError as error:
             _warn(placed.path, error)

@@ -31,7 +31,8 @@ from settee.base.errors import ModelMissing
 from settee.base.settings import Settings
 from settee.comfyui.model_folders import namesakes
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
-from settee.models.sources import host_cache, hugging_face
+from settee.models.sources import host_cache
+from settee.models.sources.hugging_face import Hub
 from settee.models.transfer.address import Address
 from settee.net.retry import Backoff, retried
 
@@ -147,7 +148,7 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: CallersBucket | Non
 def _own(entry: ModelEntry, settings: Settings, bucket: CallersBucket | None) -> Origin:
     source = entry.source
     if isinstance(source, HubFile):
-        return Origin("Hugging Face", partial(_held_to, entry, partial(hugging_face.address, entry, source, settings)))
+        return Origin("Hugging Face", partial(_held_to, entry, Hub(entry, source, settings).address))
     if isinstance(source, S3Object):
         # A warm start needs no S3, whose modules take 30 ms to import.
         from settee.models.sources import s3_object

@@ -56,7 +56,7 @@ def find(
 
 
 def snapshot(file: HubFile, cache: Path) -> tuple[str, list[list[str | None]]] | None:
-    """Return a revision's commit and the files of its snapshot, in the form of hugging_face.files_of.
+    """Return a revision's commit and the files of its snapshot, in the form of Hub.files.
 
     None without a snapshot. It may lack files: the complete list is not known here.
     """

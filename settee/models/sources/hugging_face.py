@@ -30,24 +30,11 @@ _NAMED = {"library_name": "settee", "library_version": __version__}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def address(entry: ModelEntry, file: HubFile, settings: Settings) -> Address:
-    """Ask the Hub about a file.
+class Hub:
+    """Asks the Hub about a file, or the files of its revision.
 
     Raises ModelMissing when there is no such repository, revision or file, else DownloadFailed with what to do.
     """
-    return _Hub(entry, file, settings).address(file.revision)
-
-
-def files_of(entry: ModelEntry, file: HubFile, settings: Settings) -> tuple[str, list[list[Any]]]:
-    """Return the commit of a revision, and (path, size, sha256 of an LFS file) of each of its files.
-
-    Raises as :func:`address` does.
-    """
-    return _Hub(entry, file, settings).files()
-
-
-class _Hub:
-    """Asks the Hub about one file."""
 
     def __init__(self, entry: ModelEntry, file: HubFile, settings: Settings) -> None:
         self.file = file
@@ -58,10 +45,11 @@ class _Hub:
         #: The token's name for errors.
         self.token_name = "the token of this entry" if entry.token else "HF_TOKEN"
 
-    def address(self, revision: str) -> Address:
+    def address(self, commit: str | None = None) -> Address:
+        """Return where the file is, at its revision or a commit of it."""
         from settee.net.http import origin  # urllib3, which a warm start does not need
 
-        hub = _library()
+        hub, revision = _library(), commit or self.file.revision
         try:
             url = hub.hf_hub_url(self.file.repo, self.file.filename, revision=revision, endpoint=self.endpoint)
             found = hub.get_hf_file_metadata(
@@ -71,7 +59,7 @@ class _Hub:
             raise self.explained(error, revision) from error
         if not found.commit_hash or not found.etag:
             raise self._failed("this address does not answer as a Hub does: look at HF_ENDPOINT")
-        commit: str = found.commit_hash
+        commit = str(found.commit_hash)
         # From here on the commit's own address, wherever the branch points meanwhile.
         own = hub.hf_hub_url(self.file.repo, self.file.filename, revision=commit, endpoint=self.endpoint)
         location = urljoin(url, found.location)
@@ -89,6 +77,7 @@ class _Hub:
         )
 
     def files(self) -> tuple[str, list[list[Any]]]:
+        """Return the commit of the revision, and (path, size, sha256 of an LFS file) of each of its files."""
         try:
             found = self._info(self.file.revision, files_metadata=True)
         except _failures() as error:

@@ -154,7 +154,7 @@ def test_a_passing_job_does_not_touch_what_is_kept(host: Host) -> None:
     [entry] = loras_of(found)
     assert entry.name.startswith("style-")
     host.place(found, b"y" * 10)
-    assert all(host.model_folder.discard(str(entry.path)) for entry in found.passing)
+    assert all(host.model_folder.records.discard(str(entry.path)) for entry in found.passing)
     assert not Path(host.model_folder.path_of(entry)).exists()
     assert Path(host.model_folder.path_of(replace(entry, name="style.safetensors"))).read_bytes() == b"x" * 10
 
@@ -180,7 +180,7 @@ def test_what_is_ephemeral_goes(
     found = host.resolve({"key": "style.safetensors", **lora}, base={**BASE, **base})
     assert [entry.name for entry in found.passing] == passing
     host.place(found)
-    assert all(host.model_folder.discard(str(entry.path)) for entry in found.passing)
+    assert all(host.model_folder.records.discard(str(entry.path)) for entry in found.passing)
     there = {entry.name for entry in found.entries if Path(host.model_folder.path_of(entry)).exists()}
     assert there == {"base.safetensors", "style.safetensors"} - set(passing)
 

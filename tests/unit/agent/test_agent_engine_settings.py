@@ -163,8 +163,8 @@ def test_a_model_placed_through_a_link_lies_where_comfyui_looks(tmp_path: Path) 
         model_folder.path_of(model).write_bytes(DATA)
         model_folder.record(model, size=len(DATA), sha256=None, xxh3=None)
     assert (tmp_path / "fast/lora/m.safetensors").read_bytes() == DATA
-    (placed,) = model_folder.records()
-    assert model_folder.remove(placed) == len(DATA)
+    (placed,) = model_folder.records
+    assert model_folder.records.remove(placed) == len(DATA)
     assert list((tmp_path / "fast/lora").iterdir()) == []
 
 

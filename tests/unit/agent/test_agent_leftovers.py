@@ -13,6 +13,7 @@ from settee.backends.comfy.prompts import folder_of, prompt_ids
 from settee.doors.agent.assets import Leftovers
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.folder.model_folder import ModelFolder
+from settee.models.folder.records import Records
 from settee.service import timestamps
 from settee.service.store import Attempt, Store
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_removed_is_noted_for_the_next_start(
     path = placed(engine.model_folder, "busy.safetensors")
     leftovers = killed(store, engine, tmp_path, "busy.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr(ModelFolder, "discard", lambda *_: False)  # another agent's job uses it
+        patched.setattr(Records, "discard", lambda *_: False)  # another agent's job uses it
         leftovers.clear([ATTEMPT])
         leftovers.note([])
         leftovers.done(PROMPT, [], [])
