@@ -38,10 +38,12 @@ _MAX_UPLOAD = "this ComfyUI takes: start it with a higher --max-upload-size (MB)
 class NoAnswer(ComfyUnavailable):
     """ComfyUI does not answer."""
 
-    #: True when it took the connection but said nothing in time (frozen or busy), False when it is not there.
-    timed_out = False
-    #: True when there was no connection, so that nothing of the request can have arrived.
-    refused = False
+    def __init__(self, error: urllib3.exceptions.HTTPError) -> None:
+        #: There was no connection, so that nothing of the request can have arrived. (urllib3 has it for a timeout.)
+        self.refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+        #: It took the connection, and said nothing in time: it is frozen or busy.
+        self.timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not self.refused
+        super().__init__("ComfyUI does not answer in time" if self.timed_out else "ComfyUI cannot be reached")
 
 
 class Client(HttpApi):
@@ -87,7 +89,7 @@ class Client(HttpApi):
         try:
             response = self._open(Request("GET", view_path(place)), urllib3.Timeout(10, read=60))
         except urllib3.exceptions.HTTPError as error:
-            raise _no_answer(error) from error
+            raise NoAnswer(error) from error
         try:
             if response.status != 200:
                 raise OutputMissing(
@@ -140,7 +142,7 @@ class Client(HttpApi):
             finally:
                 response.release_conn()
         except urllib3.exceptions.HTTPError as error:
-            no_answer = _no_answer(error)
+            no_answer = NoAnswer(error)
             self.refused_since = (self.refused_since or time.monotonic()) if no_answer.refused else None
             raise no_answer from error
 
@@ -177,12 +179,3 @@ def _body(response: urllib3.BaseHTTPResponse, give_up: float) -> bytes:
             response.close()
             raise urllib3.exceptions.ReadTimeoutError(None, "", "the answer came too slowly")  # type: ignore[arg-type]
     return b"".join(parts)
-
-
-def _no_answer(error: urllib3.exceptions.HTTPError) -> NoAnswer:
-    # urllib3 counts a refused connection among the timeouts.
-    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
-    timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not refused
-    no_answer = NoAnswer("ComfyUI does not answer in time" if timed_out else "ComfyUI cannot be reached")
-    no_answer.timed_out, no_answer.refused = timed_out, refused
-    return no_answer
