@@ -259,6 +259,8 @@ class SupervisedServer(Server):
             try:
                 with self._lock:
                     if self._closing.is_set():
+                        if not first.done():
+                            first.set_result(None)
                         return
                     process = self._launch()
             except ConfigError as error:
