@@ -7,6 +7,8 @@ DEMO := $(VENV)/.demo
 ALL := $(VENV)/.installed
 # Processes that run tests: most of them wait for servers, not for a core.
 WORKERS ?= 3
+# Hundreds of processes are started here: without bytecode each would compile everything it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-fast lint bench lock clean
 
