@@ -18,26 +18,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
+from settee.base import terminal
 from settee.base.text import for_terminal
-from settee.client import streams
 from settee.client.inject import Change
 from settee.client.targets import Answer, Status
 from settee.comfyui.workflow import Workflow, shown_node
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-FRAMES_PER_S = 10
 #: Of many jobs, those under way get a row each while they are at most this many.
 MAX_ROWS = 4
 #: Characters that are shown of a worker's own words, and of a workflow's value.
 _MAX_WORDS, _MAX_VALUE = 200, 2000
 #: A row has room for a bar from this width on.
-_BAR_FROM, _BAR_CELLS = 73, 16
+_BAR_FROM = 73
 #: Cells that these columns of the table take at most.
 _MAX_WHY, _MAX_INPUT = 12, 24
 
@@ -79,7 +77,7 @@ class Display:
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream, self._clock, self._quiet = _Stream(stream), clock, quiet
+        self._stream, self._clock, self._quiet = terminal.Stream(stream), clock, quiet
         self._has_rows = not quiet and (stream.isatty() if is_terminal is None else is_terminal)
         self._width = width
         #: For the jobs (a frame takes this one alone); for what is written.
@@ -113,7 +111,7 @@ class Display:
             else:
                 self._jobs[key] = job
         if is_new and not self._has_rows and not self._quiet:
-            after = f" after {duration(self._clock() - job.begun)}" if answer.status.is_terminal else ""
+            after = f" after {terminal.duration(self._clock() - job.begun)}" if answer.status.is_terminal else ""
             self._stream.write(f"{for_terminal(key, most=_MAX_WORDS)}: {_waiting(answer)}{after}\n")
 
     def lost(self, name: str) -> None:
@@ -158,31 +156,13 @@ class Display:
                 self._live.stop()
                 self._live = None
             elif self._live is None and self._has_rows and not self._hidden:
-                self._live = self._new_live()
+                self._live = terminal.live(self._stream, self._rows, self._width)
                 self._live.start()
 
-    def _new_live(self) -> Live:
-        from rich.console import Console
-        from rich.live import Live
-
-        file = cast(IO[str], self._stream)
-        console = Console(file=file, force_terminal=True, force_interactive=True, color_system=None)
-        return Live(
-            get_renderable=lambda: self._rows(console),
-            console=console,
-            refresh_per_second=FRAMES_PER_S,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-        )
-
-    def _rows(self, console: Console) -> Text:
+    def _rows(self, width: int) -> Text:
         """Return what the next frame shows, at the width that the terminal has now."""
         from rich.text import Text
 
-        # rich would look at standard input first, which may be another terminal.
-        console.width = width = self._width or streams.columns(80)
         with self._lock:
             jobs, now, is_named = list(self._jobs.values()), self._clock(), self._total > 1
             rows = []
@@ -204,30 +184,8 @@ class Display:
             f"{len(running)} running" if running else "",
             f"{len(jobs) - len(running)} in queue" if len(jobs) > len(running) else "",
             f"{min(100.0, 100 * whole / self._total):.0f}%",
-            duration(now - self._begun),
+            terminal.duration(now - self._begun),
         ]
-
-
-class _Stream:
-    """A stream that takes every character, and nothing once it is gone. Every write is flushed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._is_broken = stream, False
-        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        if not self._is_broken:
-            try:
-                self._stream.write(streams.fitting(text, self.encoding))
-                self._stream.flush()
-            except (OSError, ValueError):  # the terminal or the pipe is gone; the jobs go on
-                self._is_broken = True
-        return len(text)
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return True
 
 
 # --- one job ---------------------------------------------------------------------------------------------------
@@ -240,16 +198,17 @@ def _job_row(job: _Followed, now: float, width: int, *, is_named: bool) -> list[
     """
     from rich.text import Text
 
-    elapsed, name = duration(now - job.begun), Text(for_terminal(job.name, most=_MAX_WORDS) if is_named else "")
+    elapsed, name = (
+        terminal.duration(now - job.begun),
+        Text(for_terminal(job.name, most=_MAX_WORDS) if is_named else ""),
+    )
     name.truncate(max(8, width // 4), overflow="ellipsis")
     if job.answer.status is not Status.IN_PROGRESS:
         return [name.plain, _waiting(job.answer), elapsed]
     progress: Any = job.answer.progress if isinstance(job.answer.progress, dict) else {}
     shown, percent = WORDS[Status.IN_PROGRESS], _percent(progress)
     if percent is not None:
-        filled = int(_BAR_CELLS * percent / 100)
-        bar = f" {'█' * filled}{'░' * (_BAR_CELLS - filled)}" if width >= _BAR_FROM else ""
-        shown += f"{bar} {percent:.0f}%"
+        shown += f"{f' {terminal.bar(percent / 100)}' if width >= _BAR_FROM else ''} {percent:.0f}%"
     step, maximum = _number(progress.get("step")), _number(progress.get("max"))
     steps = "" if step is None or maximum is None or maximum <= 1 else f"step {step:.0f}/{maximum:.0f}"
     node = " ".join(filter(None, (_word(progress.get("node")), _word(progress.get("node_type")))))
@@ -313,10 +272,3 @@ def _value(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value[:_MAX_VALUE]
     return json.dumps(value, ensure_ascii=False, default=str)[:_MAX_VALUE]
-
-
-def duration(seconds: float) -> str:
-    """Return ``0:06``, ``12:30``, ``1:02:03``."""
-    minutes, second = divmod(int(max(0.0, seconds)), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

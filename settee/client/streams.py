@@ -9,10 +9,9 @@ import os
 import sys
 from typing import Any, TextIO
 
-from settee.base.text import encodable, printable
+from settee.base.terminal import fitting
+from settee.base.text import printable
 
-#: Of the signs that we draw with.
-_PLAIN = str.maketrans("·█░…", "-#-.")
 #: Why standard output takes no more; of this process.
 _broken: list[OSError] = []
 
@@ -80,15 +79,6 @@ def say(text: str) -> None:
     """Write lines to standard error. They may quote a worker, a server or a file: nothing in them steers a terminal."""
     with contextlib.suppress(OSError, ValueError):
         print(fitting(printable(text, keep="\n"), sys.stderr.encoding), file=sys.stderr, flush=True)
-
-
-def fitting(text: str, encoding: str | None) -> str:
-    """Return the text in characters that the stream can take: plain ones for our signs, else question marks."""
-    try:
-        text.encode(encoding or "utf-8")
-    except UnicodeError:
-        return encodable(text.translate(_PLAIN), encoding or "utf-8")
-    return text
 
 
 def lost() -> str | None:

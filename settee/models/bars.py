@@ -9,16 +9,15 @@ Nothing in here can fail a transfer: a stream that is gone is not written to any
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, TextIO
 
-from settee.base.text import encodable, for_terminal
+from settee.base import terminal
+from settee.base.text import for_terminal
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 #: Speed is the average of this long.
 _SPEED_S = 5.0
-_BAR_CELLS = 16
 
 
 @dataclass
@@ -58,7 +56,7 @@ class _Transfer:
             return f"{amount(self.done)}, {amount(speed)}/s"
         share, size = min(100, self.done * 100 // self.total), amount(self.done, unit_of=self.total).split()[0]
         left_s = (self.total - self.done) / speed if speed > 0 else float("inf")
-        left = f", {duration(left_s)} left" if left_s < 100 * 3600 else ""
+        left = f", {terminal.duration(round(left_s))} left" if left_s < 100 * 3600 else ""
         return f"{share}%, {size} of {amount(self.total)}, {amount(speed)}/s{left}"
 
 
@@ -78,7 +76,7 @@ class Bars:
         interval_s: float = 5.0,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        self._stream, self._clock, self._interval_s = _Stream(stream), clock, interval_s
+        self._stream, self._clock, self._interval_s = terminal.Stream(stream), clock, interval_s
         self._log = log or (lambda line: self._stream.write(f"{line}\n"))
         self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
         #: A frame takes it, so nothing is printed while it is held.
@@ -120,27 +118,7 @@ class Bars:
 
     def __enter__(self) -> Bars:
         if self._is_terminal:
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(
-                file=cast(IO[str], self._stream),
-                width=self._stream.columns(),
-                force_terminal=True,
-                force_interactive=True,
-                color_system=None,
-                markup=False,
-                emoji=False,
-                highlight=False,
-            )
-            self._live = Live(
-                get_renderable=self._rows,
-                console=console,
-                refresh_per_second=10,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
+            self._live = terminal.live(self._stream, self._rows)
             self._live.start()
         return self
 
@@ -148,49 +126,17 @@ class Bars:
         if self._live is not None:
             self._live.stop()
 
-    def _rows(self) -> Text:
+    def _rows(self, width: int) -> Text:
         """Return a row for each file; one that is too long loses the end of its name."""
         from rich.text import Text
 
-        rows = []
-        full, empty = "█░" if self._text("█░") == "█░" else "#."
         with self._lock:
-            now = self._clock()
-            for one in self._transfers.values():
-                filled = min(_BAR_CELLS, one.done * _BAR_CELLS // one.total) if one.total else 0
-                bar = full * filled + empty * (_BAR_CELLS - filled)
-                rows.append(f"{bar}  {one.facts(now)}  {one.name}")
+            now, all_ = self._clock(), self._transfers.values()
+            rows = [f"{terminal.bar(one.done / (one.total or 1e99))}  {one.facts(now)}  {one.name}" for one in all_]
         return Text("\n".join(rows), no_wrap=True, overflow="ellipsis")
 
     def _text(self, text: str) -> str:
         return for_terminal(text, self._stream.encoding)
-
-
-class _Stream:
-    """A stream whose terminal or pipe may go away: nothing is raised then. Every write is flushed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._is_gone = stream, False
-        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        if not self._is_gone:
-            try:
-                self._stream.write(encodable(text, self.encoding))
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._is_gone = True
-        return len(text)
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return True
-
-    def columns(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError):
-            return os.get_terminal_size(self._stream.fileno()).columns or None
-        return None
 
 
 # --- words -------------------------------------------------------------------------------------------------
@@ -205,10 +151,3 @@ def amount(size: float, *, unit_of: float | None = None) -> str:
     if scale < 1e6:
         return f"{size / 1e3:.0f} kB"
     return f"{size / 1e6:.0f} MB" if scale < 1e9 else f"{size / 1e9:.2f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Return ``0:06``, ``12:30``, ``1:02:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
