@@ -31,8 +31,8 @@ _ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by the one
 _LOOK_S = 1.0
 
 
-def serve(settings: Settings, stop: threading.Event) -> int:
-    """Run until ``stop`` is set, or ComfyUI is beyond repair; the exit code. Raises ConfigError."""
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """Run until ``stop`` is set. Raises ConfigError, and ComfyUnavailable when ComfyUI is beyond repair."""
     if settings.comfy_url is not None:
         raise ConfigError("MODE=interactive starts a ComfyUI of its own: unset COMFY_URL")
     root = settings.workspace_dir
@@ -48,21 +48,10 @@ def serve(settings: Settings, stop: threading.Event) -> int:
             log.info("ComfyUI's editor: port %s", settings.comfy_port)
             while not stop.wait(_LOOK_S):  # the supervisor does not report that it gives up
                 if server.unrecoverable:
-                    _report(server)
-                    return 1
+                    server.wait_ready(0)  # raises, with the end of its log
     finally:
         server.close()
         workspace.release()
-    return 0
-
-
-def _report(server: SupervisedServer) -> None:
-    try:
-        server.wait_ready(0)
-    except SetteeError as error:
-        log.error("%s", error.message)
-        for line in error.details.get("log", ()):
-            log.error("ComfyUI said: %s", line)
 
 
 @contextlib.contextmanager
@@ -91,9 +80,15 @@ def main() -> int:
     try:
         settings = load()
         logs.setup(settings)
-        return serve(settings, stop)
+        serve(settings, stop)
     except ConfigError as error:
         sys.exit("\n".join(f"settee: {line}" for line in error.lines()))
+    except SetteeError as error:
+        log.error("%s", error.message)
+        for line in error.details.get("log", ()):
+            log.error("ComfyUI said: %s", line)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

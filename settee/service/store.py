@@ -264,10 +264,6 @@ class Store:
 
     # --- callbacks --------------------------------------------------------------------------------------------
 
-    def add_callback(self, callback: PendingCallback) -> PendingCallback:
-        with self._transaction() as db:
-            return _inserted(db, callback)
-
     def callbacks(self, *, is_refused: bool = False) -> list[StoredCallback]:
         """Return those to be delivered, or those that were refused, oldest first."""
         rows = self._rows("SELECT * FROM callbacks WHERE (refused_at IS NOT NULL) = ? ORDER BY id", is_refused)

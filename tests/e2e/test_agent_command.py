@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from settee.backends.comfy.process import free_port
-from settee.service.store import PendingCallback, Store
+from settee.base.job import Status
+from settee.service import timestamps
+from settee.service.store import Ending, PendingCallback, Store
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -120,12 +122,12 @@ def with_callbacks(folder: Path) -> Store:
     """The state of an agent that has one callback to send, and two that were refused."""
     store = Store(folder / "outputs" / "state")
     store.open()
+    ending = Ending(state=Status.FAILED, moment=timestamps.now(), number=1, shown={})
     for number, key in enumerate(("waiting-SUCCESS", "refused-FAILED", "other-FAILED")):
         url = f"http://me:a-password@receiver-{number}.example/secret-path"
         body = f'{{"number": {number}}}'.encode()
-        added = store.add_callback(
-            PendingCallback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
-        )
+        callback = PendingCallback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
+        (added,) = store.end(key, ending, [callback])
         assert added.id == number + 1
         if number:
             store.refuse(added.id, "HTTP 404")
