@@ -32,7 +32,7 @@ from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import model_problem
 from settee.models.folder.file_state import FileState, Inspection, inspect, is_kept_from, unprovable
 from settee.models.folder.hashing import hash_file
-from settee.models.folder.place import blob_sha256, check_source, relative, set_aside, symlink, taken, unusable
+from settee.models.folder.place import blob_sha256, check_source, of_disk, relative, set_aside, symlink, taken
 from settee.models.folder.records import Placed, Records
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class ModelFolder:
                     if self.records.remove(placed) is None:
                         raise taken(entry, f"goes by the name of {other}, which a running job uses", retryable=True)
                 except OSError as error:
-                    raise unusable(entry, error) from error
+                    raise of_disk(error, Path(other)) from error
             elif entry.from_job:
                 raise taken(entry, f"goes by the name of {other}, a model of the worker's")
 
@@ -256,7 +256,7 @@ class ModelFolder:
                     raise taken(entry, "is in use by a running job", retryable=True)
                 linked = Inspection(FileState.RIGHT, size=info.st_size, mtime_ns=info.st_mtime_ns, link=aim)
                 placed = self._placed(entry, linked, sha256=sha256)
-                symlink(entry, path, aim)
+                symlink(path, aim)
                 self.records.write_locked(placed)
 
     def record(self, entry: ModelEntry, *, size: int, sha256: str | None, xxh3: str | None) -> None:

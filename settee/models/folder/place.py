@@ -127,7 +127,7 @@ def set_aside(entry: ModelEntry, path: Path) -> None:
         try:
             os.rename(path, aside)
         except OSError as error:
-            raise unusable(entry, error) from error
+            raise of_disk(error, path) from error
         position = entry.position or "an entry"
         log.warning("%s is not the model that %s asks for: it is kept as %s", entry.path, position, aside.name)
         return
@@ -169,7 +169,7 @@ def check_source(entry: ModelEntry, path: Path, aim: str) -> os.stat_result:
     return info
 
 
-def symlink(entry: ModelEntry, path: Path, aim: str) -> None:
+def symlink(path: Path, aim: str) -> None:
     """Put the link there in one rename. Raises StagingError, NoSpace."""
     temporary = path.with_name(temporary_name())
     try:
@@ -178,7 +178,7 @@ def symlink(entry: ModelEntry, path: Path, aim: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise unusable(entry, error) from error
+        raise of_disk(error, path) from error
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -194,10 +194,18 @@ def taken(entry: ModelEntry, what: str, *, retryable: bool | None = None) -> Sta
     )
 
 
-def unusable(entry: ModelEntry, error: OSError) -> StagingError:
-    """Return the error for a place that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"{entry.path} cannot be placed: the models folder's disk is full")
+def of_disk(error: OSError, path: Path, needed: int | None = None) -> StagingError:
+    """Return the error for a failed write, without the folder's name."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = free_at(str(path))
+        numbers = "" if needed is None else f" it needs {needed:,} bytes more,"
+        return NoSpace(
+            f"there is no room for {path.name} on the worker's disk:{numbers} {free:,} bytes are free. "
+            "Free some, set MODELS_DISK_BUDGET_GB, or give the worker a larger disk",
+            details={"file": path.name, "needed": needed, "free": free},
+        )
+    why = os.strerror(error.errno) if error.errno else "it failed"
     return StagingError(
-        f"{entry.path} cannot be placed ({error.strerror}): let MODELS_DIR name a folder that the worker may write"
+        f"{path.name} cannot be written to the models folder ({why}): let MODELS_DIR name a folder that the worker may "
+        "write"
     )

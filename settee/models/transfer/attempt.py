@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from settee.base.errors import SetteeError
 from settee.base.threads import Stopped
 from settee.models.folder.hashing import Hashes, Hashing
+from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load
 from settee.models.transfer.route import Route, probe, span_of, validator_of
 from settee.models.transfer.scheduler import Lane, Ticket
 from settee.models.transfer.stream import Ledger, Span, Stream
-from settee.models.transfer.trouble import Limits, Reason, Retries, StartOver, changed, failed, of_disk
+from settee.models.transfer.trouble import Limits, Reason, Retries, StartOver, changed, failed
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http
 
@@ -221,13 +222,12 @@ class Attempt:
         if saved is None or os.fstat(self.part.fd).st_size != size:
             return None
         head, done, same_boot = saved
-        where, file = self.route.where, self.file
-        if head.range_bytes != self.limits.range_bytes or not (same_boot or file.sha256):
+        if head.range_bytes != self.limits.range_bytes or not (same_boot or self.file.sha256):
             return None
-        if not head.admits(where, file.validator, file.sha256, size):
+        if not head.admits(self.file):
             return None
         # Another server may give the same bytes another ETag.
-        self._etag = head.etag if head.where == where else None
+        self._etag = head.etag if head.where == self.file.where else None
         log.info("%s goes on after %d of %d bytes", self.route.address.logged, sum(done), size)
         return done
 

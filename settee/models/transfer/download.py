@@ -15,11 +15,12 @@ from settee.base.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.base.threads import Call, Stopped
 from settee.models.folder.checks import model_problem
 from settee.models.folder.hashing import Hashes, hash_file
+from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_hash, wrong_size
 from settee.models.transfer.attempt import Attempt, Task
 from settee.models.transfer.part import Part
 from settee.models.transfer.scheduler import Lane
-from settee.models.transfer.trouble import Limits, Reason, StartOver, failed, of_disk
+from settee.models.transfer.trouble import Limits, Reason, StartOver, failed
 from settee.net.failures import Broken
 
 log = logging.getLogger(__name__)

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from settee.base.files import is_at, sync_folder
+from settee.base.files import is_at, sync_folder, write_whole
 from settee.base.threads import Stopped
-from settee.models.folder.place import JOURNAL, PART, free_at
-from settee.models.transfer.trouble import of_disk
+from settee.models.folder.place import JOURNAL, PART, free_at, of_disk
+from settee.models.transfer.address import Address
 
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FORMAT = 1
@@ -199,13 +199,13 @@ class Head:
     size: int
     range_bytes: int
 
-    def admits(self, where: str, validator: str | None, sha256: str | None, size: int) -> bool:
+    def admits(self, file: Address) -> bool:
         """Return True if a download of that file may go on with these bytes: only when they are known to be its."""
-        if size != self.size:
+        if file.size != self.size:
             return False
-        if sha256 is not None and self.sha256 is not None:
-            return sha256 == self.sha256
-        return validator is not None and validator == self.validator and where == self.where
+        if file.sha256 is not None and self.sha256 is not None:
+            return file.sha256 == self.sha256
+        return file.validator is not None and file.validator == self.validator and file.where == self.where
 
 
 class Journal:
@@ -215,17 +215,10 @@ class Journal:
         """Write it whole, in place of any older one. Raises OSError."""
         fields = json.dumps({"format": _FORMAT, "boot": boot(), **asdict(head)})
         begin = f'{fields[:-1]},\n"done": [\n'.encode()
-        text = begin + ",\n".join(f"{count:{_WIDTH}d}" for count in done).encode() + b"\n]}\n"
+        lines = ",\n".join(f"{count:{_WIDTH}d}" for count in done).encode()
         self._offset = len(begin)
-        fresh = _fresh_path(path)
-        self._fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            if os.write(self._fd, text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fresh.replace(path)
-        except BaseException:
-            self.close()
-            raise
+        write_whole(path, begin + lines + b"\n]}\n", is_lasting=False, part=_fresh_path(path))
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def note(self, index: int, count: int) -> None:
         """Range ``index`` has ``count`` bytes in place, from its beginning on. Raises OSError."""

@@ -8,16 +8,12 @@ Stopped     the caller has given it up
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
-from settee.base.errors import DownloadFailed, NoSpace, SetteeError, StagingError
+from settee.base.errors import DownloadFailed, SetteeError
 from settee.base.settings import MIB
-from settee.models.folder.place import free_at
 from settee.net.failures import Broken, Refused
 from settee.net.retry import Backoff
 
@@ -97,20 +93,6 @@ def advised(refused: Refused) -> Refused:
         return refused
     advice = _ADVICE.get(refused.status, "the server does not serve it")
     return Refused(f"{advice} ({refused.reason})", refused.status)
-
-
-def of_disk(error: OSError, path: Path, needed: int | None = None) -> SetteeError:
-    """Return the error for a failed write, without the folder's name."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = free_at(str(path))
-        numbers = "" if needed is None else f" it needs {needed:,} bytes more,"
-        return NoSpace(
-            f"there is no room for {path.name} on the worker's disk:{numbers} {free:,} bytes are free. "
-            "Free some, set MODELS_DISK_BUDGET_GB, or give the worker a larger disk",
-            details={"file": path.name, "needed": needed, "free": free},
-        )
-    why = os.strerror(error.errno) if error.errno else "it failed"
-    return StagingError(f"{path.name} cannot be written to the models folder: {why}")
 
 
 class Retries:
