@@ -6,14 +6,13 @@ collects what it made. All calls come from one thread, for one job at a time.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from settee.base.errors import JobCanceled, JobTimeout
 from settee.base.job import Artifact, Cancel, Job
+from settee.base.job import Limits as Limits
 from settee.models.entry import ModelEntry
 from settee.staging.inputs import Staged
 from settee.staging.workspace import Workspace
@@ -39,21 +38,6 @@ class Made:
 
     artifacts: list[Artifact]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The conditions that end a job early. ``deadline`` is in ``time.monotonic()``."""
-
-    cancel: Cancel
-    deadline: float
-
-    def check(self) -> None:
-        """Raise JobCanceled or JobTimeout when the job must not go on."""
-        if self.cancel.is_set():
-            raise JobCanceled(self.cancel.reason or None)
-        if time.monotonic() >= self.deadline:
-            raise JobTimeout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from settee.base.errors import JobCanceled, JobTimeout
+
 if TYPE_CHECKING:
     from settee.engine.request import JobRequest
 
@@ -213,3 +215,18 @@ class Cancel:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The conditions that end a job early. ``deadline`` is in ``time.monotonic()``."""
+
+    cancel: Cancel
+    deadline: float
+
+    def check(self) -> None:
+        """Raise JobCanceled or JobTimeout when the job must not go on."""
+        if self.cancel.is_set():
+            raise JobCanceled(self.cancel.reason or None)
+        if time.monotonic() >= self.deadline:
+            raise JobTimeout

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
+from settee.base.errors import ConfigError, DeliveryError, InvalidRequest
 from settee.base.files import sync_folder, write_whole
-from settee.base.job import Artifact, Cancel, Job, Output
+from settee.base.job import Artifact, Cancel, Job, Limits, Output
 from settee.base.settings import Settings
 from settee.base.threads import TICK_S, Call
 from settee.delivery import plan
@@ -123,27 +123,20 @@ def deliver(
     settings: Settings,
     *,
     fetch: Callable[[Artifact], Iterator[bytes]],
-    cancel: Cancel,
-    deadline: float,
+    limits: Limits,
     notify: Callable[[int, int], object] = lambda done, total: None,
 ) -> Delivered:
     """Deliver all artifacts where the request, the settings and the platform's cap say.
 
     ``fetch`` streams an artifact that has neither ``path`` nor ``content``; it is only called in this thread. Its
-    ``size`` is checked then; below 1 it is unknown. ``deadline`` is on ``time.monotonic()``'s clock. ``notify`` is
-    called with ``(outputs delivered, all outputs)`` in this thread.
+    ``size`` is checked then; below 1 it is unknown. ``notify`` is called with ``(outputs delivered, all outputs)`` in
+    this thread.
 
     Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
     of the job is left in the bucket or on the volume then.
     """
 
-    def check() -> None:
-        if cancel.is_set():
-            raise JobCanceled
-        if time.monotonic() > deadline:
-            raise JobTimeout("the job ran into its time limit while its outputs were being delivered")
-
-    check()
+    limits.check()
     delivered = itertools.count(1)
     delivery = Delivery(
         job=job,
@@ -151,7 +144,7 @@ def deliver(
         target=target_for(job, settings),
         sealer=_sealer(job, settings),
         fetch=fetch,
-        check=check,
+        check=limits.check,
         notify=lambda: notify(next(delivered), len(artifacts)),
     )
     items = [Item(index, artifact, delivery) for index, artifact in enumerate(artifacts)]

@@ -245,8 +245,7 @@ class JobRun:
             request.images,
             self._backend.workspace,
             self._settings,
-            cancel=self._limits.cancel,
-            deadline=self._limits.deadline,
+            limits=self._limits,
             bucket=request.bucket,
             notify=self._counts(Status.MATERIALIZING),
         )
@@ -269,8 +268,7 @@ class JobRun:
             self._job,
             self._settings,
             fetch=self._backend.fetch,
-            cancel=self._limits.cancel,
-            deadline=self._limits.deadline,
+            limits=self._limits,
             notify=self._counts(Status.UPLOADING),
         )
 

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from settee.base.errors import DownloadFailed, InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge
-from settee.base.job import Cancel
+from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
+from settee.base.job import Limits
 from settee.base.settings import MIB, Settings
 from settee.base.text import shown
 from settee.base.threads import Pool, Stopped
@@ -114,25 +114,21 @@ def download_all(
     remotes: Sequence[Remote],
     sink: Sink,
     *,
-    cancel: Cancel,
-    deadline: float,
+    limits: Limits,
     timeout_s: float,
     max_bytes: int,
     on_done: Callable[[Remote, Path], None],
 ) -> None:
     """Download all, up to four at once; ``sink(name, chunks)`` writes one, from a thread of its own.
 
-    ``deadline`` (``time.monotonic``) is the job's, ``timeout_s`` each file's. ``on_done`` is called in this thread.
+    ``timeout_s``: the limit of each file. ``on_done`` is called in this thread.
     The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched, PayloadTooLarge,
     JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being written any more.
     """
     downloads = _Downloads(sink, timeout_s, max_bytes)
 
     def check() -> None:
-        if cancel.is_set():
-            raise JobCanceled()
-        if time.monotonic() >= deadline:
-            raise JobTimeout("the job ran into its time limit while its input files were downloaded")
+        limits.check()
         downloads.check()
 
     pool = Pool(_THREADS, check, name="settee-download")

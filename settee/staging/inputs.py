@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from settee.base.errors import InvalidRequest, JobCanceled, JobTimeout, PayloadTooLarge, StagingError, UnsafePath
-from settee.base.job import Cancel
+from settee.base.errors import InvalidRequest, PayloadTooLarge, StagingError, UnsafePath
+from settee.base.job import Limits
 from settee.base.json_io import BadData, decode_base64, decode_data_uri
 from settee.base.settings import MIB, Settings
 from settee.base.text import shown
@@ -72,21 +71,20 @@ def stage(
     workspace: Workspace,
     settings: Settings,
     *,
-    cancel: Cancel,
-    deadline: float,
+    limits: Limits,
     bucket: Bucket | None = None,
     notify: Callable[[int, int], None] | None = None,
 ) -> tuple[Staged, ...]:
     """Write a job's input files; returns them in order, ``files`` first.
 
-    ``deadline`` is the job's, in ``time.monotonic`` seconds; ``bucket`` the caller's own S3 credentials;
-    ``notify(done, total)`` is called after each file. Raises InvalidRequest (UnsafePath or PayloadTooLarge when it
-    is all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
+    ``bucket``: the caller's own S3 credentials. ``notify(done, total)`` is called after each file. Raises
+    InvalidRequest (UnsafePath or PayloadTooLarge when it is all that) with every problem of a stage, DownloadFailed,
+    NoSpace, JobTimeout, JobCanceled.
     """
     everything = [*files, *images]
     _check_names([file.name for file in everything])
     pictures = frozenset(image.name for image in images)
-    staging = _Staging(workspace, settings, cancel, deadline, bucket, len(everything), notify, pictures)
+    staging = _Staging(workspace, settings, limits, bucket, len(everything), notify, pictures)
     staging.write_inline(everything)
     staging.download()
     return tuple(staging.done[file.name] for file in everything)
@@ -124,8 +122,7 @@ class _Staging:
 
     workspace: Workspace
     settings: Settings
-    cancel: Cancel
-    deadline: float
+    limits: Limits
     bucket: Bucket | None
     total: int
     notify: Callable[[int, int], None] | None
@@ -143,7 +140,7 @@ class _Staging:
     def write_inline(self, files: Sequence[InputFile]) -> None:
         """Decode and write what came with the request; what must be fetched is only noted."""
         for file in files:
-            self._go_on()
+            self.limits.check()
             with self._noting(file.name):
                 chunks = self._source(file)
                 if chunks is not None:
@@ -161,8 +158,7 @@ class _Staging:
             fetch.download_all(
                 self.remotes,
                 self._write,
-                cancel=self.cancel,
-                deadline=self.deadline,
+                limits=self.limits,
                 timeout_s=self.settings.download_timeout_s,
                 max_bytes=self.max_bytes,
                 on_done=arrived,
@@ -242,7 +238,7 @@ class _Staging:
                 raise PayloadTooLarge(f"the file {shown(name)} of the volume is over {limit}")
             try:
                 while piece := file.read(MIB):
-                    self._go_on()
+                    self.limits.check()
                     yield piece
                 now = os.fstat(file.fileno())
             except OSError as error:
@@ -263,12 +259,6 @@ class _Staging:
         self.done[name] = Staged(name, path, now.st_size, width, height, now.st_mtime_ns, self._digests[name])
         if self.notify is not None:
             self.notify(len(self.done), self.total)
-
-    def _go_on(self) -> None:
-        if self.cancel.is_set():
-            raise JobCanceled()
-        if time.monotonic() >= self.deadline:
-            raise JobTimeout("the job ran into its time limit while its input files were written")
 
 
 #: A FIFO would be waited for.

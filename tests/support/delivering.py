@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from settee.base.job import Artifact, Cancel, Job, Output
+from settee.base.job import Artifact, Cancel, Job, Limits, Output
 from settee.base.settings import Settings, load
 from settee.comfyui.media import kind_of
 from settee.delivery import Delivered, deliver
@@ -80,8 +80,7 @@ def run(
             job,
             settings,
             fetch=fetch,
-            cancel=cancel or stack.enter_context(Cancel()),
-            deadline=time.monotonic() + seconds,
+            limits=Limits(cancel=cancel or stack.enter_context(Cancel()), deadline=time.monotonic() + seconds),
             notify=notify or (lambda done, total: None),
         )
 

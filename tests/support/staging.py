@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from settee.base.errors import InvalidRequest, SetteeError
-from settee.base.job import Cancel
+from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
 from settee.engine.request import InputFile
 from settee.staging.inputs import Staged, stage
@@ -47,8 +47,7 @@ class Stage:
             [InputFile(name=name, data=data) for name, data in (images or {}).items()],
             self.workspace,
             Settings(**self.settings),
-            cancel=self.cancel,
-            deadline=time.monotonic() + self.seconds,
+            limits=Limits(cancel=self.cancel, deadline=time.monotonic() + self.seconds),
             notify=lambda done, total: self.done.append((done, total)),
         )
         return {file.name: file for file in staged}

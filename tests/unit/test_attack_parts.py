@@ -19,7 +19,7 @@ from PIL import Image
 
 from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
-from settee.base.job import Cancel, Result, Status
+from settee.base.job import Cancel, Limits, Result, Status
 from settee.delivery import check_request, convert, to_s3
 from settee.doors.runpod import render
 from settee.doors.runpod.door import ENVELOPE
@@ -215,7 +215,7 @@ def test_an_image_by_another_name_is_checked(kind: str, tmp_path: Path) -> None:
     workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), settings)
     workspace.open()
     with Cancel() as cancel, pytest.raises(InvalidRequest, match=r"a\.bin"):
-        stage([file], [], workspace, settings, cancel=cancel, deadline=time.monotonic() + 10)
+        stage([file], [], workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
 
 
 def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
     workspace.open()
     file = InputFile(name="a.txt", data=base64.b64encode(b"BMW and others, a list of cars").decode())
     with Cancel() as cancel:
-        (staged,) = stage([file], [], workspace, settings, cancel=cancel, deadline=time.monotonic() + 10)
+        (staged,) = stage([file], [], workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
     assert staged.width is None
 
 
@@ -301,8 +301,7 @@ def test_a_downloads_url_is_in_no_log(tmp_path: Path) -> None:
         fetch.download_all(
             [remote],
             sink,
-            cancel=cancel,
-            deadline=time.monotonic() + 10,
+            limits=Limits(cancel=cancel, deadline=time.monotonic() + 10),
             timeout_s=10,
             max_bytes=100,
             on_done=lambda *_: None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from settee.base.errors import DeliveryError, DownloadFailed
-from settee.base.job import Cancel
+from settee.base.job import Cancel, Limits
 from settee.doors.agent.assets import Storage
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3_object import address
@@ -63,9 +63,10 @@ def test_unless_the_operator_says_no(server: FaultyS3, tmp_path: Path) -> None:
         contents.append(b"".join(chunks))
         return tmp_path
 
-    limits = {"deadline": time.monotonic() + 20, "timeout_s": 20, "max_bytes": len(BODY)}
+    limits = {"timeout_s": 20, "max_bytes": len(BODY)}
     with Cancel() as cancel:
-        download_all([remote], sink, cancel=cancel, on_done=lambda *_: None, **limits)
+        deadline = Limits(cancel=cancel, deadline=time.monotonic() + 20)
+        download_all([remote], sink, limits=deadline, on_done=lambda *_: None, **limits)
     assert contents == [BODY]
     (tmp_path / "a.png").write_bytes(BODY)
     run([file_artifact(tmp_path / "a.png")], make_job({"mode": "s3"}), settings)

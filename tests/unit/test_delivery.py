@@ -176,7 +176,7 @@ def test_a_cancel_stops_between_chunks(tmp_path: Path) -> None:
 
 
 def test_the_deadline_holds_while_delivering(tmp_path: Path) -> None:
-    with pytest.raises(JobTimeout, match="delivered"):
+    with pytest.raises(JobTimeout):
         run([file_artifact(write(tmp_path / "a.bin", b"x"))], make_job(), make_settings(), seconds=-1)
 
 

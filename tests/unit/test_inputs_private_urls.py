@@ -7,6 +7,7 @@ import time
 import pytest
 
 from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
+from settee.base.job import Limits
 from settee.base.settings import Settings
 from settee.engine.request import InputFile
 from settee.staging.inputs import stage
@@ -66,8 +67,7 @@ def test_the_callers_own_s3_endpoint_may_not_be_private_either(
             [],
             put.workspace,
             Settings(),
-            cancel=put.cancel,
-            deadline=time.monotonic() + 10,
+            limits=Limits(cancel=put.cancel, deadline=time.monotonic() + 10),
             bucket=bucket,
         )
     assert web.asked == []

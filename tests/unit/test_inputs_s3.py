@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
-from settee.base.job import Cancel
+from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
 from settee.engine.request import Bucket, InputFile
 from settee.staging.inputs import Staged, stage
@@ -41,7 +41,9 @@ class Stage:
     def __call__(self, address: str, settings: Settings, own: Bucket | None = None) -> Staged:
         files = [InputFile(name="file.bin", data=address)]
         deadline = time.monotonic() + 30
-        (staged,) = stage(files, [], self.workspace, settings, cancel=self.cancel, deadline=deadline, bucket=own)
+        (staged,) = stage(
+            files, [], self.workspace, settings, limits=Limits(cancel=self.cancel, deadline=deadline), bucket=own
+        )
         return staged
 
 
