@@ -37,7 +37,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         raise ConfigError("MODE=interactive starts a ComfyUI of its own: unset COMFY_URL")
     root = settings.workspace_dir
     folders = Folders(input=root / "input", output=root / "output", temp=root / "temp")
-    workspace = Workspace(folders, settings)
+    workspace = Workspace(folders)
     workspace.claim()  # a worker beside this one would wipe what is drawn here
     server = SupervisedServer(settings, folders, listen=_ANYWHERE)
     try:

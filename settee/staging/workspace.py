@@ -28,7 +28,7 @@ from settee.base.errors import (
     StagingError,
     UnsafePath,
 )
-from settee.base.settings import MIB, Settings
+from settee.base.settings import MIB
 from settee.base.text import shown
 from settee.staging.wipe import Wiped, wipe_file, wipe_tree
 
@@ -115,9 +115,8 @@ class Folders:
 class Workspace:
     """The folders, from one job to the next."""
 
-    def __init__(self, folders: Folders, settings: Settings) -> None:
+    def __init__(self, folders: Folders) -> None:
         self.folders = folders
-        self._settings = settings
         self._claim: int | None = None
 
     def claim(self) -> None:
@@ -191,16 +190,9 @@ class Workspace:
 
         ``left`` names start with the folder.
         """
-        files = wiped_bytes = 0
-        left: list[str] = []
-        for kind, folder in self.folders.named():
-            if kinds and kind not in kinds:
-                continue
-            wiped = wipe_tree(folder)
-            files += wiped.files
-            wiped_bytes += wiped.bytes
-            left += [kind if name == "." else f"{kind}/{name}" for name in wiped.left]
-        return Wiped(files, wiped_bytes, tuple(left))
+        done = [(kind, wipe_tree(folder)) for kind, folder in self.folders.named() if not kinds or kind in kinds]
+        left = (kind if name == "." else f"{kind}/{name}" for kind, wiped in done for name in wiped.left)
+        return Wiped(sum(wiped.files for _, wiped in done), sum(wiped.bytes for _, wiped in done), tuple(left))
 
     def path_of(self, folder_type: str, subfolder: str, filename: str) -> tuple[Path, str]:
         """Return the file that ComfyUI's history names, with every link resolved, and its name below that folder.

@@ -34,7 +34,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def space(tmp_path: Path) -> Workspace:
-    space = Workspace(Folders(tmp_path / "input", tmp_path / "output", tmp_path / "temp"), load(comfy_url=None))
+    space = Workspace(Folders(tmp_path / "input", tmp_path / "output", tmp_path / "temp"))
     space.open()
     return space
 

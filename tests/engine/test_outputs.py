@@ -238,7 +238,7 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
                 (self.folders.output / name).unlink()
             return found
 
-    workspace = Vanishing(rig.engine.backend.workspace.folders, rig.settings)
+    workspace = Vanishing(rig.engine.backend.workspace.folders)
     ended = Ended(
         "p", [{"9": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}}], is_alone=lambda: True
     )

@@ -65,7 +65,7 @@ class Stage:
 
 @pytest.fixture
 def put(tmp_path: Path) -> Iterator[Stage]:
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
     with Cancel() as cancel:
         yield Stage(workspace, cancel)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from settee.base.settings import Settings
 from settee.models.folder.model_folder import ModelFolder
 from settee.staging.workspace import Folders, Workspace
 from tests.support.models import DATA
@@ -32,6 +31,6 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     folders = Folders(tmp_path / "ws" / "input", tmp_path / "ws" / "output", tmp_path / "ws" / "temp")
-    workspace = Workspace(folders, Settings())
+    workspace = Workspace(folders)
     workspace.open()
     return workspace

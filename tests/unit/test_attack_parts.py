@@ -212,7 +212,7 @@ def test_an_image_by_another_name_is_checked(kind: str, tmp_path: Path) -> None:
     data = {"half a png": png[: len(png) // 2], "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n", "too large": png}[kind]
     file = InputFile(name="a.bin", data=base64.b64encode(data).decode())
     settings = make_settings(max_pixels=64 * 64 - 1 if kind == "too large" else 64 * 64)
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), settings)
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
     with Cancel() as cancel, pytest.raises(InvalidRequest, match=r"a\.bin"):
         stage([file], [], workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
@@ -220,7 +220,7 @@ def test_an_image_by_another_name_is_checked(kind: str, tmp_path: Path) -> None:
 
 def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
     settings = make_settings()
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), settings)
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
     file = InputFile(name="a.txt", data=base64.b64encode(b"BMW and others, a list of cars").decode())
     with Cancel() as cancel:

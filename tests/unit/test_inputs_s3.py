@@ -34,7 +34,7 @@ def bucket(s3: S3Server) -> Iterator[str]:
 
 class Stage:
     def __init__(self, folder: Path, cancel: Cancel) -> None:
-        self.workspace = Workspace(Folders(folder / "input", folder / "output", None), Settings())
+        self.workspace = Workspace(Folders(folder / "input", folder / "output", None))
         self.workspace.open()
         self.cancel = cancel
 

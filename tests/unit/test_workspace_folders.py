@@ -22,7 +22,6 @@ from settee.base.errors import (
     StagingError,
     UnsafePath,
 )
-from settee.base.settings import Settings
 from settee.staging.workspace import Folders, Workspace
 
 # --- folders ---------------------------------------------------------------------------------------------
@@ -33,7 +32,7 @@ def test_open_makes_folders_for_this_user_only_and_empties_them(tmp_path: Path) 
     (tmp_path / "new" / "output" / "old").mkdir(parents=True)
     (tmp_path / "new" / "output" / "old" / "picture.png").write_bytes(b"of another job")
 
-    wiped = Workspace(folders, Settings()).open()
+    wiped = Workspace(folders).open()
 
     assert (wiped.files, wiped.bytes, wiped.left) == (1, 14, ())
     assert stat.S_IMODE(folders.input.stat().st_mode) == 0o700
@@ -44,7 +43,7 @@ def test_a_folder_that_cannot_be_made_is_a_matter_of_settings(tmp_path: Path) ->
     (tmp_path / "file").write_bytes(b"")
     folders = Folders(tmp_path / "file" / "input", tmp_path / "output", None)
     with pytest.raises(ConfigError, match="WORKSPACE_DIR") as caught:
-        Workspace(folders, Settings()).open()
+        Workspace(folders).open()
     assert str(tmp_path) not in caught.value.message
 
 
@@ -205,14 +204,14 @@ def test_folders_with_files_of_somebody_else_are_not_taken(tmp_path: Path) -> No
     (tmp_path / "output").mkdir()
     precious = tmp_path / "output" / "precious.png"
     precious.write_bytes(b"x")
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     with pytest.raises(ConfigError, match="not settee's"):
         workspace.claim()
     assert precious.read_bytes() == b"x"
 
 
 def test_what_a_worker_left_is_its_own_the_next_time(tmp_path: Path) -> None:
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.claim()
     workspace.open()
     (tmp_path / "input" / "left").write_bytes(b"x")
@@ -225,15 +224,15 @@ def test_what_a_worker_left_is_its_own_the_next_time(tmp_path: Path) -> None:
 
 def test_two_workers_cannot_have_the_same_folders(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from settee.base.settings import Settings; "
+        "import sys; from pathlib import Path; "
         "from settee.staging.workspace import Folders, Workspace; root = Path(sys.argv[1]); "
-        "Workspace(Folders(root / 'input', root / 'output', None), Settings()).claim(); "
+        "Workspace(Folders(root / 'input', root / 'output', None)).claim(); "
         "print('mine', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdin is not None
     assert other.stdout is not None
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     with other, other.stdin:
         assert other.stdout.readline() == b"mine\n"
         with pytest.raises(ConfigError, match="another worker"):

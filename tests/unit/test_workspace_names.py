@@ -11,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from settee.base.errors import OutputMissing, UnsafePath
-from settee.base.settings import Settings
 from settee.staging.workspace import Folders, Workspace, safe_relative
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "shm").mkdir()
     (tmp_path / "shm" / "a.png").write_bytes(b"x")
     (tmp_path / "output").symlink_to(tmp_path / "shm")
-    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     assert workspace.path_of("output", "", "a.png")[0].read_bytes() == b"x"
 
 
@@ -205,6 +204,6 @@ def test_what_is_no_file_is_missing(workspace: Workspace) -> None:
 
 
 def test_temp_is_refused_where_it_is_not_shared(tmp_path: Path) -> None:
-    workspace = Workspace(Folders(tmp_path / "i", tmp_path / "o", None), Settings())
+    workspace = Workspace(Folders(tmp_path / "i", tmp_path / "o", None))
     with pytest.raises(UnsafePath, match="does not share"):
         workspace.path_of("temp", "", "a.png")

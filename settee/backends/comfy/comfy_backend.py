@@ -56,7 +56,7 @@ class ComfyBackend:
             self.is_shared = None not in given
             if given[0] is not None and given[1] is not None:
                 folders = Folders(input=given[0], output=given[1], temp=settings.comfy_temp_dir, are_shared=True)
-        self.workspace = Workspace(folders, settings)
+        self.workspace = Workspace(folders)
         self._session = Session(self._server, settings, self.workspace)
         #: The node registry that a door asked for, and when it did.
         self._registry: tuple[float, NodeRegistry] | None = None
