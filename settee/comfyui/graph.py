@@ -4,10 +4,10 @@ and client."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.workflow import Workflow, is_link, links, natural_key, unwrapped
@@ -59,6 +59,21 @@ def with_values(workflow: Workflow, values: Mapping[Place, Any]) -> Workflow:
     return changed
 
 
+_T = TypeVar("_T")
+
+
+def reached(starts: Iterable[_T], beyond: Callable[[_T], Iterable[_T]]) -> list[_T]:
+    """Return these and all that is found behind them, each once; ``beyond`` is asked once for each, so that loops
+    end."""
+    found = dict.fromkeys(starts)
+    waiting = list(found)
+    while waiting:
+        new = dict.fromkeys(each for each in beyond(waiting.pop()) if each not in found)
+        found |= new
+        waiting += new
+    return list(found)
+
+
 class Graph:
     """The nodes of a workflow and their links. ``registry`` describes the classes that it has."""
 
@@ -81,13 +96,12 @@ class Graph:
 
     def needed(self, node_ids: Iterable[str]) -> set[str]:
         """Return these nodes and all that they are made from."""
-        found, waiting = set[str](), list(node_ids)
-        while waiting:
-            node_id = waiting.pop()
-            if node_id not in found and node_id in self.workflow:
-                found.add(node_id)
-                waiting += [source for _, source, _ in links(self.workflow[node_id])]
-        return found
+        known = [node_id for node_id in node_ids if node_id in self.workflow]
+        return set(reached(known, self.sources))
+
+    def sources(self, node_id: str) -> list[str]:
+        """Return the nodes whose outputs a node takes."""
+        return [source for _, source, _ in links(self.workflow[node_id]) if source in self.workflow]
 
     @cached_property
     def live(self) -> Workflow:
@@ -130,16 +144,13 @@ class Graph:
         itself."""
         if _value_input(self.workflow[place.node_id]) != place.input or not self.users[place.node_id]:
             return [place]
-        found, waiting, seen = [], [place.node_id], set()
-        while waiting:
-            node_id = waiting.pop()
-            seen.add(node_id)
-            for use in self.users[node_id]:
-                if not self.is_reroute(use.node_id):
-                    found.append(Place(use.node_id, use.input))
-                elif use.node_id not in seen:
-                    waiting.append(use.node_id)
-        return sorted(set(found), key=lambda found: (natural_key(found.node_id), found.input))
+
+        def reroutes(node_id: str) -> list[str]:
+            return [use.node_id for use in self.users[node_id] if self.is_reroute(use.node_id)]
+
+        uses = [use for node_id in reached([place.node_id], reroutes) for use in self.users[node_id]]
+        found = {Place(use.node_id, use.input) for use in uses if not self.is_reroute(use.node_id)}
+        return sorted(found, key=lambda found: (natural_key(found.node_id), found.input))
 
     def is_reroute(self, node_id: str) -> bool:
         return "reroute" in self.class_of(node_id).casefold()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from settee.base.errors import InvalidRequest
-from settee.comfyui.graph import Computed, Graph, Place
+from settee.comfyui.graph import Computed, Graph, Place, reached
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.workflow import Workflow, link_problems, links, texts, title, unwrapped
 
@@ -68,15 +68,9 @@ def linked(workflow: Workflow, registry: NodeRegistry) -> Workflow:
 
 def without_unknown(workflow: Workflow, registry: NodeRegistry) -> Workflow:
     """Return the workflow without nodes of unknown classes and their users: ComfyUI would refuse it whole."""
-    dropped: set[str] = set()
+    graph = Graph(workflow)
     unknown = [node_id for node_id, node in workflow.items() if node["class_type"] not in registry]
-    while unknown:
-        dropped.update(unknown)
-        unknown = [
-            node_id
-            for node_id, node in workflow.items()
-            if node_id not in dropped and any(source in dropped for _, source, _ in links(node))
-        ]
+    dropped = set(reached(unknown, lambda node_id: (use.node_id for use in graph.users[node_id])))
     return {node_id: node for node_id, node in workflow.items() if node_id not in dropped} if dropped else workflow
 
 

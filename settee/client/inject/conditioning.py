@@ -10,7 +10,7 @@ from typing import NamedTuple
 from settee.client.inject import vocabulary
 from settee.client.inject.selectors import LiveGraph
 from settee.client.inject.vocabulary import Side
-from settee.comfyui.graph import Use
+from settee.comfyui.graph import Use, reached
 from settee.comfyui.workflow import links
 
 #: Types of ComfyUI's registry that are neither conditioning nor a text.
@@ -161,23 +161,19 @@ class PromptGraph(LiveGraph):
         return [name for name in linked if vocabulary.is_switch_name(name)]
 
     def _behind_reroutes(self, node_id: str) -> str:
-        seen: set[str] = set()
-        while node_id not in seen:
-            seen.add(node_id)
-            values = list(self.inputs[node_id].items())
-            if len(values) == 1 and isinstance(values[0][1], Link) and not vocabulary.conditioning_side(values[0][0]):
-                node_id = values[0][1].node_id
-        return node_id
+        def source(node_id: str) -> Iterator[str]:
+            inputs = self.inputs[node_id]
+            if len(inputs) == 1 and not vocabulary.conditioning_side(next(iter(inputs))):
+                yield from (value.node_id for value in inputs.values() if isinstance(value, Link))
+
+        return reached([node_id], source)[-1]
 
     def uses_behind_reroutes(self, node_id: str) -> list[Use]:
         """Return where a node's outputs end up, as far as it matters."""
-        found, waiting, seen = [], [node_id], {node_id}
-        while waiting:
-            for use in self.live_uses(waiting.pop()):
-                is_reroute = len(self.inputs[use.node_id]) == 1 and self.passed_through(use.node_id)
-                if not is_reroute or not self.live_uses(use.node_id):
-                    found.append(use)
-                elif use.node_id not in seen:
-                    seen.add(use.node_id)
-                    waiting.append(use.node_id)
-        return found
+
+        def is_reroute(node_id: str) -> bool:
+            is_one = len(self.inputs[node_id]) == 1 and self.passed_through(node_id)
+            return bool(is_one and self.live_uses(node_id))
+
+        users = reached([node_id], lambda i: (use.node_id for use in self.live_uses(i) if is_reroute(use.node_id)))
+        return [use for user in users for use in self.live_uses(user) if not is_reroute(use.node_id)]

@@ -12,7 +12,7 @@ from typing import Any
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.selectors import LiveGraph, about, near
-from settee.comfyui.graph import Place
+from settee.comfyui.graph import Place, reached
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, options_of
 from settee.comfyui.workflow import Workflow, is_link, links, listed_nodes, natural_key
 
@@ -112,24 +112,16 @@ class _Samplers(LiveGraph):
     @cached_property
     def samplers(self) -> list[str]:
         sampling = [i for i, node in self.live.items() if not _SAMPLING.isdisjoint(node["inputs"])]
-        return [node_id for node_id in sampling if any(True for _ in self._latents_of(node_id))]
+        return [node_id for node_id in sampling if self._latents_of(node_id)]
 
-    def _latents_of(self, node_id: str) -> Iterator[str]:
-        for name, source, _ in links(self.workflow[node_id]):
-            if source in self.workflow and _LATENT.fullmatch(name):
-                yield source
+    def _latents_of(self, node_id: str) -> list[str]:
+        found = [source for name, source, _ in links(self.workflow[node_id]) if _LATENT.fullmatch(name)]
+        return [source for source in found if source in self.workflow]
 
     def _behind(self, node_ids: Iterable[str]) -> set[str]:
         """Return every node that the latents of these come through, by way of latents only."""
-        found, waiting = set[str](), list(node_ids)
-        while waiting:
-            node_id = waiting.pop()
-            sources = set(self._latents_of(node_id))
-            if self.is_reroute(node_id):
-                sources |= {source for _, source, _ in links(self.workflow[node_id]) if source in self.workflow}
-            waiting += sources - found
-            found |= sources
-        return found
+        starts = [source for node_id in node_ids for source in self._latents_of(node_id)]
+        return set(reached(starts, lambda i: self.sources(i) if self.is_reroute(i) else self._latents_of(i)))
 
     def sized(self) -> list[str]:
         """Return the nodes whose width and height are the picture's, in natural order: those that the samplers' latents
@@ -150,15 +142,8 @@ class _Samplers(LiveGraph):
 
     def _owners(self, node_id: str) -> set[str]:
         """Return the samplers that a node is, or that use what it makes; not through another sampler."""
-        found, seen, waiting = set(), set(), [node_id]
-        while waiting:
-            at = waiting.pop()
-            if at in self.samplers:
-                found.add(at)
-            elif at not in seen:
-                seen.add(at)
-                waiting += [use.node_id for use in self.live_uses(at)]
-        return found
+        users = reached([node_id], lambda i: () if i in self.samplers else (use.node_id for use in self.live_uses(i)))
+        return set(users).intersection(self.samplers)
 
 
 # --- places -------------------------------------------------------------------------------------------------

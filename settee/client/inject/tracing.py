@@ -14,7 +14,7 @@ from typing import NamedTuple
 from settee.client.inject import vocabulary
 from settee.client.inject.conditioning import Link, PromptGraph
 from settee.client.inject.vocabulary import Side
-from settee.comfyui.graph import Place, Use
+from settee.comfyui.graph import Place, Use, reached
 
 #: The last is found by what the others left.
 _WALKED: tuple[Side, ...] = ("positive", "negative", "middle", "empty", "erased")
@@ -116,15 +116,8 @@ class Tracing:
 
     def _walked(self, side: Side) -> Reach:
         reach = Reach()
-        waiting = [step for node_id, names in self._starts(side) for step in self._enter(node_id, names, side, reach)]
-        seen: set[_Step] = set()
-        while waiting:
-            step = waiting.pop()
-            if step not in seen:
-                seen.add(step)
-                reach.visited.add(step.at.node_id)
-                reach.outputs.add(step.at)
-                waiting += self._beyond(step, side, reach)
+        starts = [step for node_id, names in self._starts(side) for step in self._enter(node_id, names, side, reach)]
+        reached(starts, lambda step: self._beyond(step, side, reach))
         return reach
 
     def _starts(self, side: Side) -> Iterator[tuple[str, list[str]]]:
@@ -166,6 +159,8 @@ class Tracing:
     def _beyond(self, step: _Step, side: Side, reach: Reach) -> list[_Step]:
         """Visit one node of a path: note its texts, and return where the path goes on."""
         node_id, graph = step.at.node_id, self.graph
+        reach.visited.add(node_id)
+        reach.outputs.add(step.at)
         if side != "erased" and re.search(r"zero_?out", graph.class_of(node_id), re.IGNORECASE):
             reach.zeroed.add(node_id)
             return []
@@ -209,23 +204,22 @@ class Tracing:
         """Return a text input, followed to the literals that it is made of; the nodes on the way count as visited."""
         literals: dict[Place, None] = {}
         makers: dict[str, None] = {}
-        waiting, seen = [place], set()
-        while waiting:
-            one = waiting.pop()
+
+        def parts(one: Place) -> list[Place]:
             value = self.graph.inputs[one.node_id].get(one.input)
-            if one in seen or value is None:
-                continue
-            seen.add(one)
             if isinstance(value, str):
                 literals[one] = None
-                continue
+            if not isinstance(value, Link):
+                return []
             reach.visited.add(value.node_id)
-            parts = self._parts(value, side)
-            if not parts:
+            names = self._parts(value, side)
+            if not names:
                 makers[value.node_id] = None
             # Where a text is put together, an empty part is not a prompt.
-            filled = [name for name in parts if self.graph.inputs[value.node_id][name] != ""]
-            waiting += [Place(value.node_id, name) for name in reversed(filled or parts)]
+            filled = [name for name in names if self.graph.inputs[value.node_id][name] != ""]
+            return [Place(value.node_id, name) for name in reversed(filled or names)]
+
+        reached([place], parts)
         return Text(place, tuple(literals), tuple(makers))
 
     def _parts(self, link: Link, side: Side) -> list[str]:
