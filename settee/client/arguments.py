@@ -51,7 +51,7 @@ class Environment:
     bucket_path_style: bool = True
     comfy_org_api_key: str | None = field(default=None, repr=False)
 
-    #: All of it, for who has to know the terminal and the desktop.
+    #: All of it: some of it describes the terminal and the desktop.
     all: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from settee.base.files import Lock, sha256_of, try_lock
-from settee.client.arguments import parse_given
+from settee.client.arguments import parse_given, sets_from
 from settee.client.cli_options import ROW_KEYS, Parse
 from settee.client.client_errors import UsageError
 from settee.client.job_outputs import LEDGER, Output, plain_name
@@ -143,9 +143,7 @@ def _option(name: str, value: Any) -> list[str]:
             raise UsageError(f"keep_seed must be true or false, not {value!r}")
         return [flag] if str(value).lower() in ("true", "1", "yes") else []
     if name in _LISTS:
-        if isinstance(value, Mapping):
-            value = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
-        items = value if isinstance(value, list) else [value]
+        items = list(sets_from(value)) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
     else:
         items = [value]
     if any(not isinstance(item, (str, int, float)) or isinstance(item, bool) for item in items):
@@ -156,8 +154,8 @@ def _option(name: str, value: Any) -> list[str]:
 def _found_from(text: str, folder: Path) -> str:
     """Return the path as the command line would read it, or else the one next to the batch file."""
     path = Path(text)
-    beside = folder / path
-    return str(beside) if not path.is_absolute() and not path.exists() and beside.exists() else text
+    there = folder / path
+    return str(there) if not path.is_absolute() and not path.exists() and there.exists() else text
 
 
 def _given_from(text: str, folder: Path) -> str:
@@ -288,8 +286,7 @@ class Ledger:
             self.path.unlink(missing_ok=True)
 
     def get(self, key: str) -> Entry | None:
-        with self._mutex:
-            return self._entries.get(key)
+        return self._entries.get(key)
 
     def is_done(self, key: str) -> bool:
         """Return True if a job has succeeded and all its files still exist."""
@@ -313,5 +310,4 @@ class Ledger:
 
     def remove(self) -> None:
         """Forget all entries, so that the file is removed."""
-        with self._mutex:
-            self._entries.clear()
+        self._entries.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import signal
 import sys
@@ -46,7 +45,7 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
     try:
         if argv[:1] == ["keygen"]:
             return _keygen(argv[1:], prog)
-        args = _workflow_found(parse(argv, prog=prog))
+        args = parse(argv, prog=prog)
         _check(args)
         return _dispatch(args, prog)
     except ClientError as error:
@@ -85,7 +84,7 @@ def _dispatch(args: argparse.Namespace, prog: str) -> int:
             if args.repeat or args.batch:
                 from settee.client import run_many
 
-                return run_many.run(endpoint, args, functools.partial(parse, prog=prog))
+                return run_many.run(endpoint, args, parse)
             from settee.client import run_one
 
             return run_one.run(endpoint, args)
@@ -125,28 +124,21 @@ def parse(texts: list[str], base: argparse.Namespace | None = None, *, prog: str
     return cli_options.parser(_Parser, prog).parse_args(texts, base)
 
 
-def _workflow_found(args: argparse.Namespace) -> argparse.Namespace:
-    """Take the workflow back from an option that takes several files (``--img a.png workflow.json``), as no loader
-    takes JSON. Only where there is no doubt."""
-    if args.workflow or args.resume or args.cancel or args.health:
-        return args
-    given = [texts for texts in (args.img, args.mask, args.video, args.audio) if texts]
-    found = [(texts, text) for texts in given for text in texts if text.lower().endswith(".json")]
-    if len(found) == 1 and found[0][0][-1] == found[0][1] and "=" not in found[0][1]:
-        args.workflow = found[0][0].pop()
-    return args
-
-
 def _check(args: argparse.Namespace) -> None:
     """Check the options against each other. Raises UsageError."""
     apart = [name for name in ("resume", "cancel", "health") if getattr(args, name)]
     if apart and args.workflow:
         why = "it asks about the target, not for a job" if args.health else "the job exists already"
         raise UsageError(f"--{apart[0]} takes no workflow: {why}")
-    if not apart and not args.workflow and not args.batch:
-        last = next((texts[-1] for texts in (args.img, args.mask, args.video, args.audio) if texts), None)
-        hint = f" ({last} was taken for an input file: put the workflow first)" if last else ""
-        raise UsageError(f"name a workflow: a file, - for stdin, a name from workflows/, or a picture{hint}")
+    if not apart and not args.workflow:
+        # An option that takes several files may have taken it (``--img a.png workflow.json``): no loader takes JSON.
+        files = [texts for texts in (args.img, args.mask, args.video, args.audio) if texts]
+        found = [texts for texts in files for text in texts if text.lower().endswith(".json")]
+        if len(found) == 1 and found[0][-1].lower().endswith(".json") and "=" not in found[0][-1]:
+            args.workflow = found[0].pop()
+        elif not args.batch:
+            hint = f" ({files[0][-1]} was taken for an input file: put the workflow first)" if files else ""
+            raise UsageError(f"name a workflow: a file, - for stdin, a name from workflows/, or a picture{hint}")
     many = "--repeat" if args.repeat else "--batch" if args.batch else None
     for name in ("detach", "save_workflow", "preview", "open"):
         if many and getattr(args, name):

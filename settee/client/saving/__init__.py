@@ -1,9 +1,4 @@
-"""A job's outputs, saved into a folder under names of our own choosing.
-
-Result.save ──┬─▶ job_outputs   names, from the server's hint or the media type
-              ├─▶ part_file     the bytes on their way: counted, hashed, checked; then the free name, taken at once
-              └─▶ fetch_output  from S3 or a ComfyUI: resumed, retried
-"""
+"""A job's outputs, saved into a folder under names of our own choosing."""
 
 from __future__ import annotations
 
@@ -20,8 +15,7 @@ from urllib.parse import urlsplit
 from settee.base.text import printable
 from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
 from settee.client.job_outputs import Output, Unseal, plain_name
-from settee.client.saving.fetch_output import Fetcher
-from settee.client.saving.part_file import Part, check, open_part, place, write_base64, write_text
+from settee.client.saving.part_file import Fetcher, Part, check, open_part, place, write_base64, write_text
 
 
 @dataclass(frozen=True)

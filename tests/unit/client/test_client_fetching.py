@@ -15,9 +15,8 @@ import pytest
 
 from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError
 from settee.client.job_outputs import Output
-from settee.client.saving import Result, fetch_output
-from settee.client.saving.fetch_output import Fetcher
-from settee.client.saving.part_file import open_part
+from settee.client.saving import Result, part_file
+from settee.client.saving.part_file import Fetcher, open_part
 from settee.net.retry import Backoff
 from tests.support.file_server import FileServer
 from tests.support.http_double import Ask, Reply
@@ -47,7 +46,7 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_output, "BACKOFF", Backoff(first_s=0.001, longest_s=0.01))
+    monkeypatch.setattr(part_file, "BACKOFF", Backoff(first_s=0.001, longest_s=0.01))
 
 
 def saved(server: FileServer, folder: Path, *, filename: str = "a.png", **keys: Any) -> bytes:
@@ -176,7 +175,7 @@ def test_trouble_without_end_has_an_end(server: FileServer, tmp_path: Path) -> N
         message
         == "a.png was not saved: 127.0.0.1: the server answers HTTP 503; --resume job-1 fetches the result again"
     )
-    assert len(server.asked) == fetch_output.MAX_TRIES
+    assert len(server.asked) == part_file.MAX_TRIES
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from settee.client.client_errors import UsageError
-from settee.client.shrink import fitted
+from settee.client.payload import fitted
 
 
 def photo(size: tuple[int, int] = (320, 200)) -> Image.Image:
