@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,14 +73,19 @@ class Folders:
     def next_slot(self, prefix: str, kind: str, width: int, height: int) -> Slot:
         """Find the next free number for a prefix below ``output`` or ``temp``, creating its folder.
 
-        Raises OutsideOutputError when the prefix leads out of there.
+        Raises Exception, as ComfyUI does, when the prefix leads out of there.
         """
         root = self.temp if kind == "temp" else self.output
         if "%" in prefix:
             prefix = _fill_tokens(prefix, width, height)
         subfolder, stem = os.path.split(os.path.normpath(prefix))
         folder = os.path.join(root, subfolder)
-        _refuse_escape(folder, root)
+        absolute = os.path.abspath(folder)
+        if os.path.commonpath((root, absolute)) != root:
+            raise Exception(
+                "**** ERROR: Saving image outside the output folder is not allowed."
+                f"\n full_output_folder: {absolute}\n         output_dir: {root}"
+            )
         try:
             taken = os.listdir(folder)
         except FileNotFoundError:
@@ -97,32 +103,10 @@ def _models_below(top: str) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(directory, name), top)
 
 
-class OutsideOutputError(Exception):
-    """A prefix leads out of the directory; nodes report it under ComfyUI's exception type, a plain Exception."""
-
-
-OutsideOutputError.__module__, OutsideOutputError.__qualname__ = "builtins", "Exception"
-
-
-def _refuse_escape(folder: str, root: str) -> None:
-    absolute = os.path.abspath(folder)
-    if os.path.commonpath((root, absolute)) != root:
-        raise OutsideOutputError(
-            "**** ERROR: Saving image outside the output folder is not allowed."
-            f"\n full_output_folder: {absolute}\n         output_dir: {root}"
-        )
-
-
 def _highest(names: list[str], stem: str) -> int:
     """Return the largest number N among names like ``stem_N_…``, or 0."""
-    start = os.path.normcase(stem + "_")
-    highest = 0
-    for name in names:
-        if os.path.normcase(name[: len(start)]) == start:
-            digits = name[len(start) :].split("_", 1)[0]
-            if digits.isdecimal():
-                highest = max(highest, int(digits))
-    return highest
+    numbered = re.compile(re.escape(stem) + r"_(\d+)(_|$)", re.ASCII)
+    return max((int(found[1]) for name in names if (found := numbered.match(name))), default=0)
 
 
 def _fill_tokens(prefix: str, width: int, height: int) -> str:
