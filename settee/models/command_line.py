@@ -31,8 +31,7 @@ from settee.models.folder.place import free_at, relative, set_aside_in
 from settee.models.folder.records import Placed
 from settee.models.folder.upkeep import Verdict
 from settee.models.model_store import ModelStore
-from settee.models.placing import IN_PLACE
-from settee.models.repositories import expanded, known_files, listed
+from settee.models.placing import IN_PLACE, expanded, known_files, listed
 from settee.models.sources import addresses, linked
 
 #: Exit codes. The first of these that fits a failure wins.

@@ -105,7 +105,7 @@ class ModelEntry:
 
     @property
     def is_repository(self) -> bool:
-        """Return True if it means many files (settee.models.repositories), and its path is their folder."""
+        """Return True if it means many files (settee.models.placing), and its path is their folder."""
         return isinstance(self.source, HubFile) and "*" in self.source.filename
 
     @property

@@ -21,9 +21,8 @@ from settee.comfyui.model_folders import name_of
 from settee.models import spec
 from settee.models.bars import Bars
 from settee.models.entry import ModelEntry
-from settee.models.placing import IN_PLACE, Placing, Progressed, Tools
+from settee.models.placing import IN_PLACE, Placing, Progressed, Tools, new_placing
 from settee.models.readahead import ReadAhead
-from settee.models.repositories import new_placing
 
 if TYPE_CHECKING:
     from settee.s3.target import CallersBucket

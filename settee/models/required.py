@@ -125,7 +125,9 @@ def missing_models(workflow: Workflow, registry: NodeRegistry, entries: Sequence
     """Return a problem for every model of a core loader that neither exists nor is supplied by an entry."""
     problems: list[Problem] = []
     for named in named_models(workflow):
-        choices = _choices(named, registry)
+        if not named.folders or not registry.is_core(named.class_type):
+            continue
+        choices = choices_of(registry.spec(named.class_type, named.input))
         if choices is None or named.value in choices:
             continue
         if any(entry.target.split("/")[0] in named.folders for entry in supplying(named, entries)):
@@ -153,12 +155,6 @@ def _in_another_folder(named: Named, registry: NodeRegistry) -> Problem | None:
                         "near": [choice],
                     }
     return None
-
-
-def _choices(named: Named, registry: NodeRegistry) -> list[Any] | None:
-    if not named.folders or not registry.is_core(named.class_type):
-        return None
-    return choices_of(registry.spec(named.class_type, named.input))
 
 
 def _problem(named: Named, choices: Iterable[Any], entries: Sequence[ModelEntry]) -> Problem:

@@ -15,7 +15,7 @@ from settee.models import spec
 from settee.models.folder.upkeep import Verdict, verify
 from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from settee.models.repositories import expanded
+from settee.models.placing import expanded
 from settee.models.required import named_models, supplying
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer

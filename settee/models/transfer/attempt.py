@@ -79,7 +79,8 @@ class Attempt:
         self.route = Route(task.address, self._http, self.limits)
         #: What is known of the file: by its source, and then also by its server.
         self._given = self.file = task.address
-        self._ledger: Ledger | None = None
+        #: The ranges. Nothing is known of them before the first question is answered.
+        self.ledger, self._is_known = Ledger(None, self.limits.range_bytes), False
         self._journal: Journal | None = None
         self._etag: str | None = None
         self._greeting = threading.Lock()
@@ -89,12 +90,6 @@ class Attempt:
         self._failure: BaseException | None = None
         self._hashes: Hashes | None = None
         self._ended = False
-
-    @property
-    def ledger(self) -> Ledger:
-        """Return the ranges. Exists before any stream runs."""
-        assert self._ledger is not None
-        return self._ledger
 
     def run(self) -> Hashes:
         """Fetch the file into the part, and sync it.
@@ -111,11 +106,11 @@ class Attempt:
                     failure, hashes = self._failure, self._hashes
                 if failure is not None:
                     raise failure
-                if self._ledger is not None and reported is None:
+                if self._is_known and reported is None:
                     # A small file may be whole by now.
-                    reported = (self._ledger.resumed, self._ledger.size)
+                    reported = (self.ledger.resumed, self.ledger.size)
                     self.task.on_progress(*reported)
-                if self._ledger is not None and reported != (now := (self._ledger.total, self._ledger.size)):
+                if self._is_known and reported != (now := (self.ledger.total, self.ledger.size)):
                     self.task.on_progress(*now)
                     reported = now
                 if hashes is not None:
@@ -139,7 +134,7 @@ class Attempt:
         with self._greeting:
             etag = validator_of(answer)
             if self._etag is not None and etag is not None and etag != self._etag:
-                raise StartOver(changed(self.route.where))
+                raise StartOver(changed(self.file.where))
             self._etag = self._etag or etag
             expected = self._of_range(answer, span) if answer.status == 206 else self._of_whole(answer, span)
             if not self._greeted:
@@ -152,7 +147,7 @@ class Attempt:
         if self.plain or span.end is None:
             raise Broken("it answers with a part where all was asked for")
         if found is None or found[0] != span.position or not found[0] <= found[1] < span.end:
-            wrong = failed(self.route.where, "the server sends other bytes than those asked for", retryable=False)
+            wrong = failed(self.file.where, "the server sends other bytes than those asked for", retryable=False)
             raise StartOver(wrong, Reason.RANGES)
         if found[2] is not None and found[2] != self.ledger.size:
             raise StartOver(self._size_differs(found[2]))
@@ -165,7 +160,7 @@ class Attempt:
             raise StartOver(self._size_differs(size))
         if not self.plain:
             if self._greeted or self.ledger.total or span.start:
-                unsteady = failed(self.route.where, "the server serves ranges only now and then")
+                unsteady = failed(self.file.where, "the server serves ranges only now and then")
                 raise StartOver(unsteady, Reason.RANGES)
             self.plain = True
         self.ledger.make_plain(size)
@@ -173,8 +168,8 @@ class Attempt:
 
     def _size_differs(self, found: int) -> SetteeError:
         if self._given.size is not None:
-            return wrong_size(self.route.where, self._given.size, found)
-        return changed(self.route.where)
+            return wrong_size(self.file.where, self._given.size, found)
+        return changed(self.file.where)
 
     def noted(self, span: Span, count: int) -> None:
         """Note so many more written bytes of the span. Raises StartOver when they are more than there can be."""
@@ -210,8 +205,9 @@ class Attempt:
         self.part.check_room(self.file.size or 0)
         done = self._resumed(self.file.size) if self.file.size and not self.plain else None
         self.plain = self.plain or not self.file.size
-        self._ledger = Ledger(None if self.plain else self.file.size, self.limits.range_bytes, done)
-        if self._ledger.is_whole:
+        self.ledger = Ledger(None if self.plain else self.file.size, self.limits.range_bytes, done)
+        self._is_known = True
+        if self.ledger.is_whole:
             self._spawn(self._follow)
         else:
             self._stream()
@@ -248,7 +244,7 @@ class Attempt:
         if size is not None:
             self.part.allocate(size)
         if size and not self.plain:
-            head = Head(self.route.where, file.validator, self._etag, file.sha256, size, self.limits.range_bytes)
+            head = Head(self.file.where, file.validator, self._etag, file.sha256, size, self.limits.range_bytes)
             try:
                 self._journal = Journal(self.part.journal_path, head, [span.done for span in spans])
             except OSError as error:
@@ -272,7 +268,7 @@ class Attempt:
             work()
         except BaseException as error:
             if isinstance(error, Refused):
-                error = failed(self.route.where, error.reason, retryable=False, status=error.status or None)
+                error = failed(self.file.where, error.reason, retryable=False, status=error.status or None)
             with self._changed:
                 self._failure = self._failure or error
                 self._changed.notify_all()
@@ -284,8 +280,7 @@ class Attempt:
             self._changed.notify_all()
         for ticket in tickets:
             ticket.cancel()
-        if self._ledger is not None:
-            self._ledger.close()
+        self.ledger.close()
         self._http.cut()
         self.part.settle(self.limits.end_s)
         self._http.close()

@@ -29,20 +29,12 @@ class Route:
         self._http = http
         self._limits = limits
         self._lock = threading.Lock()
-        self._address = address
+        self.address = address
         #: The target of redirects, once a GET brought bytes from there.
         self._direct: str | None = None
         self._generation = 0
         #: This generation brought bytes. A fresh address that is refused at once would be refused again.
         self._proven = True
-
-    @property
-    def address(self) -> Address:
-        return self._address
-
-    @property
-    def where(self) -> str:
-        return self._address.where
 
     def ask(
         self, method: str, headers: Mapping[str, str], on_hop: Callable[[Answer], object] = lambda answer: None
@@ -53,7 +45,7 @@ class Route:
         """
         while True:
             with self._lock:
-                generation, address, direct = self._generation, self._address, self._direct
+                generation, address, direct = self._generation, self.address, self._direct
             url = direct or address.url
             try:
                 # A redirect's target that is asked directly gets none of the address's own headers.
@@ -80,20 +72,20 @@ class Route:
     def renew(self) -> Address:
         """Return the source's newest address, where it gives one. Raises Broken, and what the source raises."""
         with self._lock:
-            self._address = _renewed(self._address)
-            return self._address
+            self.address = _renewed(self.address)
+            return self.address
 
     def _freshen(self, generation: int) -> bool:
         """Return True if there is a newer address to try than that of ``generation``."""
         with self._lock:
             if generation != self._generation:
                 return True
-            if not self._proven or (self._address.renew is None and self._direct is None):
+            if not self._proven or (self.address.renew is None and self._direct is None):
                 return False
-            fresh = _renewed(self._address)
-            if _is_another(self._address, fresh):
+            fresh = _renewed(self.address)
+            if _is_another(self.address, fresh):
                 raise StartOver(changed(fresh.where))
-            self._address, self._direct, self._proven = fresh, None, False
+            self.address, self._direct, self._proven = fresh, None, False
             self._generation += 1
             return True
 
