@@ -96,10 +96,6 @@ def _add_errors(app: FastAPI) -> None:
     async def _refused(_: Request, error: SetteeError) -> JSONResponse:
         return problem(_status_of(error), reason(error), error.details.get("problems"))
 
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
-
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         found = [{"path": ".".join(map(str, each["loc"])), "problem": wrong_value(each)} for each in error.errors()]

@@ -206,7 +206,6 @@ def test_nothing_is_shared_with_template_or_envelope() -> None:
 @pytest.mark.parametrize(
     ("graph", "says"),
     [
-        ([], "not an object of nodes"),
         ({}, "no nodes"),
         ({"nodes": [], "links": []}, "Export"),
         ({"1": {"class_type": "A", "inputs": {"x": float("nan")}}}, "finite"),

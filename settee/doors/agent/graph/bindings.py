@@ -51,10 +51,8 @@ def _where(option: str, at: int, part: Binding | Override) -> Problem:
     return {"path": f"{option}[{at}]", "node_id": part.node, "input": part.path}
 
 
-def _shape_problems(workflow: Any) -> list[Problem]:
+def _shape_problems(workflow: Workflow) -> list[Problem]:
     """Return what is wrong with a graph by itself; the functions of this package rely on an empty list."""
-    if not isinstance(workflow, dict):
-        return [{"path": "workflow", "problem": "the template is not an object of nodes in ComfyUI's API format"}]
     if problems := value_problems(workflow):
         return [{**problem, "path": f"workflow.{problem['path']}"} for problem in problems]
     return graph.shape_problems(workflow, max_nodes=max(len(workflow), 1))
