@@ -49,15 +49,10 @@ class Archive:
         self._lock = threading.Lock()
         self._events: int | None = None
 
-    def manifest(
-        self, envelope: Mapping[str, Any], resolved_parameters: Mapping[str, Any], workflow: Mapping[str, Any]
-    ) -> None:
-        """Keep what was asked for and what was made of it."""
+    def prepared(self, envelope: Mapping[str, Any], values: Mapping[str, Any], workflow: Mapping[str, Any]) -> None:
+        """Keep what was asked for, and the parameters and the graph that were made of it."""
         name = f"manifest-{timestamps.file_stamp(self._now())}.json"
-        self._keep(name, {"envelope": envelope, "resolvedParameters": resolved_parameters, "workflow": workflow})
-
-    def applied_workflow(self, workflow: Mapping[str, Any]) -> None:
-        """Keep the graph as it was submitted."""
+        self._keep(name, {"envelope": envelope, "resolvedParameters": values, "workflow": workflow})
         self._keep("applied-workflow.json", workflow)
 
     def on_step(self, step: Step) -> None:

@@ -123,8 +123,7 @@ class JobRun:
         models = assets.resolve(self._envelope, config, intake.storage, engine.model_folder, targets, self._check)
         self._check()
         ready = self._planned(graph, models)
-        self._archive.manifest(self._envelope.shown(), ready.context.values, ready.workflow)
-        self._archive.applied_workflow(ready.workflow)
+        self._archive.prepared(self._envelope.shown(), ready.values, ready.workflow)
         self._check()
         intake.metrics.phases({"preparing": self._spent_s() * 1000})
         self._publish(Status.MATERIALIZING)
@@ -146,17 +145,17 @@ class JobRun:
         """Check again by a new answer of ComfyUI's what an older one refuses: files may have come."""
         intake, seed, begun = self._intake, secrets.randbelow(MAX_DRAWN + 1), time.monotonic()
 
+        def waits() -> None:
+            self._publish(Status.PREPARING, "waiting for ComfyUI to answer")
+
         def planned(max_age_s: float) -> prepare.Plan:
-            known = intake.engine.backend.node_registry(self._cancel, max_age_s=max_age_s, on_wait=self._waits)
+            known = intake.engine.backend.node_registry(self._cancel, max_age_s=max_age_s, on_wait=waits)
             return prepare.plan(self._envelope, intake.config, graph, models, known, lambda: seed)
 
         try:
             return planned(intake.config.comfyui.object_info_cache_seconds)
         except InvalidRequest:
             return planned(time.monotonic() - begun)
-
-    def _waits(self) -> None:
-        self._publish(Status.PREPARING, "waiting for ComfyUI to answer")
 
     def _listed(self, run: Callable[[], Result], missing: Sequence[ModelEntry]) -> Result:
         """Run again where ComfyUI does not list yet what was just placed."""

@@ -102,17 +102,12 @@ def reason_code(error: SetteeError) -> ReasonCode:
 
 def reason(error: SetteeError) -> str:
     """Return one line: of several problems as many as have room in it."""
-    rest = _problems(error)[1:]
+    rest = [_shown(each) for each in error.lines()[1:]]
     # The message has the first; what it ends in speaks of details, which this door's answers do not have.
-    line, left = one_line(_shown(error.message.removesuffix(errors.more(len(rest))))), _more(rest)
-    while rest:
-        where = f"{rest[0]['path']}: " if rest[0]["path"] else ""
-        longer = f"{line}; {where}{rest[0]['problem']}"
-        if len(longer) + len(_more(rest[1:])) > MAX_REASON:
-            break
-        line, rest = longer, rest[1:]
-        left = _more(rest)
-    return one_line(line, MAX_REASON - len(left)) + left
+    line = one_line(_shown(error.message.removesuffix(errors.more(len(rest)))))
+    while rest and len(f"{line}; {rest[0]}{_more(rest[1:])}") <= MAX_REASON:
+        line, rest = f"{line}; {rest[0]}", rest[1:]
+    return one_line(line, MAX_REASON - len(_more(rest))) + _more(rest)
 
 
 def _more(rest: Sequence[object]) -> str:

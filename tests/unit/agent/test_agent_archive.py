@@ -42,8 +42,7 @@ class TestArchive:
     def test_what_is_kept(self, tmp_path: Path) -> None:
         with Archive(tmp_path, "job-1", now=lambda: NOW) as archive:
             graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 2**64 - 1, "model": ["1", 0]}}}
-            archive.manifest(ENVELOPE, {"seed": 7, "prompt": "肖像"}, graph)
-            archive.applied_workflow(graph)
+            archive.prepared(ENVELOPE, {"seed": 7, "prompt": "肖像"}, graph)
             archive.event("accepted", {})
             archive.event("uploaded", {"key": "p/01_7.png", "url": "https://s3/p?X-Amz-Signature=abc&a=b"})
         folder = tmp_path / "logs" / "job-1"
@@ -63,8 +62,8 @@ class TestArchive:
 
     def test_no_secret_in_any_of_them(self, tmp_path: Path) -> None:
         with Archive(tmp_path, "job-1", secrets=["cancel-me-please", "minio-secret"]) as archive:
-            archive.manifest(ENVELOPE, {"note": "signed with minio-secret"}, {})
-            archive.applied_workflow({"1": {"inputs": {"text": "cancel-me-please", "api_key": "k-123"}}})
+            graph = {"1": {"inputs": {"text": "cancel-me-please", "api_key": "k-123"}}}
+            archive.prepared(ENVELOPE, {"note": "signed with minio-secret"}, graph)
             archive.event("canceled", {"why": "cancel-me-please was given", "callbacks": ENVELOPE["callbacks"]})
         text = everything(tmp_path)
         for secret in ("cancel-me-please", "minio-secret", "hf_abc", "k-123", "me:pw", "sig=abc", "token=abc"):
@@ -97,8 +96,7 @@ class TestArchive:
             "2": {"class_type": "B", "inputs": {"text": "a cat", "model": ["4", 0]}},
         }
         with Archive(tmp_path, "job-1", secrets=secret_values(shown)) as archive:
-            archive.manifest(shown, {"hf_token": "hf_a", "style": "bound-to-a-password", "seed": 1}, graph)
-            archive.applied_workflow(graph)
+            archive.prepared(shown, {"hf_token": "hf_a", "style": "bound-to-a-password", "seed": 1}, graph)
             archive.event("failed", {"reason": "node 1 said: sk-2-long is not valid"})
         text = everything(tmp_path)
         for secret in ("hf_a", "bound-to-a-password", "sk-1", "sk-2-long", "in-the-path", "/T0"):
@@ -147,8 +145,7 @@ class TestArchive:
     ) -> None:
         (tmp_path / "logs").write_text("a file where the folder should be")
         with Archive(tmp_path, "job-1") as archive:
-            archive.manifest(ENVELOPE, {}, {})
-            archive.applied_workflow({})
+            archive.prepared(ENVELOPE, {}, {})
             archive.event("accepted", {})
         assert "job-1" in caplog.text
 
@@ -161,7 +158,7 @@ class TestArchive:
             (folder / name).symlink_to(outside)
         with Archive(tmp_path, "job-1") as archive:
             archive.event("accepted", {})
-            archive.applied_workflow({})
+            archive.prepared({}, {}, {})
         assert outside.read_text() == "mine"
 
     def test_nothing_is_touched_before(self, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ MADE_FROM = ("model", "clip")
 
 
 def uses(count: int) -> list[LoraUse]:
-    return [LoraUse(name=f"l{at}", key=f"l{at}", strength_model=at / 10, strength_clip=-at / 10) for at in range(count)]
+    return [LoraUse(name=f"l{at}", strength_model=at / 10, strength_clip=-at / 10) for at in range(count)]
 
 
 def way(graph: Workflow, node_id: str, name: str) -> tuple[list[tuple[str, float, float | None]], Any]:

@@ -53,18 +53,12 @@ class LoraUse:
 
     #: As ComfyUI lists it.
     name: str
-    key: str
-    strength_model: float = 1.0
-    strength_clip: float = 1.0
-    #: What extra.loras states of it.
+    strength_model: float
+    strength_clip: float
+    #: Its entry in extra.loras, with name and key, and the strengths that are applied.
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: For a person, what of that goes too far: "strength_model 5 is limited to 2".
     limited: tuple[str, ...] = ()
-
-    def shown(self) -> dict[str, Any]:
-        """Return its entry in extra.loras, and the strengths that are applied."""
-        strengths = {"strength_model": self.strength_model, "strength_clip": self.strength_clip}
-        return {**self.metadata, "name": self.name, "key": self.key, **strengths}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +92,9 @@ def context(
     extra = parameters.extra
     uses, problems = lora_uses(envelope.loras, [each.name for each in loras], extra.get("loras"))
     values = {name: value for name, value in defaults.items() if name not in REQUIRED_SAMPLING} | extra
-    given = {name: getattr(envelope.parameters, name, None) for name in _Checked.model_fields}
-    given = {name: value for name, value in given.items() if value is not None} | dict(
-        envelope.parameters.resolution or ()
-    )
+    given = {name: getattr(parameters, name, None) for name in _Checked.model_fields}
+    given |= dict(parameters.resolution or ())
+    given = {name: value for name, value in given.items() if value is not None}
     values |= given
     seed_drawn = values.get("seed") is None
     if seed_drawn:
@@ -124,7 +117,7 @@ def context(
         "base_model_name": base.name,
         "base_model_full_path": base.path,
         "loras": [use.name for use in uses],
-        "loras_metadata": [use.shown() for use in uses],
+        "loras_metadata": [use.metadata for use in uses],
         "primary_lora_name": primary.name if primary else None,
         "primary_lora_strength_model": primary.strength_model if primary else None,
         "primary_lora_strength_clip": primary.strength_clip if primary else None,
@@ -175,8 +168,10 @@ def lora_uses(assets: Sequence[Asset], names: Sequence[str], given: Any) -> tupl
     matched = _matched(assets, names, list(_entries(given, problems)), problems)
     uses = []
     for at, (asset, name) in enumerate(zip(assets, names, strict=True)):
-        strengths = _strengths(matched[at], problems) if at in matched else {}
-        uses.append(LoraUse(name=name, key=asset.key, **strengths))
+        entry = matched.get(at, _Entry("", at, {}))
+        strengths, limited = _strengths(entry, problems)
+        metadata = {**entry.said, "name": name, "key": asset.key, **strengths}
+        uses.append(LoraUse(name=name, **strengths, metadata=metadata, limited=limited))
     return tuple(uses), problems
 
 
@@ -236,8 +231,11 @@ def _stem(name: str) -> str:
     return stem if dot and suffix in ("safetensors", "sft", "ckpt", "pt", "pth", "bin") else last
 
 
-def _strengths(entry: _Entry, problems: list[Problem]) -> dict[str, Any]:
-    """Return fields of a LoraUse. Each strength is its own, else `strength`; the encoder's follows the model's."""
+def _strengths(entry: _Entry, problems: list[Problem]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return the strengths of the model and of the text encoder, and a note for each that is limited.
+
+    Each is its own, else `strength`; the encoder's follows the model's.
+    """
     values: dict[str, float] = {}
     for kind in _SPELLINGS:
         value = entry.value(kind)
@@ -248,16 +246,12 @@ def _strengths(entry: _Entry, problems: list[Problem]) -> dict[str, Any]:
     within = {kind: max(-MAX_STRENGTH, min(MAX_STRENGTH, float(value))) for kind, value in values.items()}
     model = next((kind for kind in ("strength_model", "strength") if kind in values), "")
     clip = next((kind for kind in ("strength_clip", "strength", "strength_model") if kind in values), "")
-    return {
-        "strength_model": within.get(model, 1.0),
-        "strength_clip": within.get(clip, 1.0),
-        "metadata": entry.said,
-        "limited": tuple(
-            f"{kind} {values[kind]:g} is limited to {within[kind]:g}"
-            for kind in dict.fromkeys((model, clip))
-            if kind and within[kind] != values[kind]
-        ),
-    }
+    limited = tuple(
+        f"{kind} {values[kind]:g} is limited to {within[kind]:g}"
+        for kind in dict.fromkeys((model, clip))
+        if kind and within[kind] != values[kind]
+    )
+    return {"strength_model": within.get(model, 1.0), "strength_clip": within.get(clip, 1.0)}, limited
 
 
 __all__ = ["Context", "LoraUse", "PlacedModel", "context"]
