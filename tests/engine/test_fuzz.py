@@ -103,7 +103,7 @@ def outside(rig: Rig) -> set[Path]:
     return {path for path in rig.root.rglob("*") if not inside & {path, *path.parents}}
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(request=REQUESTS)
 def test_whatever_is_asked_for(fuzzed: Rig, request: dict[str, Any]) -> None:
     before = outside(fuzzed)

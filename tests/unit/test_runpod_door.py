@@ -58,7 +58,7 @@ JSON = st.recursive(
 
 
 @given(job_input=JSON)
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=100)
 def test_any_input_is_answered(job_input: Any) -> None:
     rig = Rig()
     try:

@@ -23,7 +23,7 @@ NOT_ASKED = "not asked for: start the worker with --rp_debugger"
 DEFERRED = ("paramiko", "tomlkit", "tarfile")
 #: Modules that our loop builds on or replaces a part of, in the order in which they are hashed.
 INSIDE = ("worker", "modules/rp_scale", "modules/rp_job", "modules/rp_http", "modules/worker_state")
-#: sha256 over the sources of INSIDE, and the SDK version each belongs to. tests/unit/test_runpod_sdk.py fails
+#: sha256 over the sources of INSIDE, and the SDK version each belongs to. tests/e2e/test_runpod_sdk.py fails
 #: when the installed SDK is not among them: read its changes to these files, run tests/e2e, then add it.
 KNOWN_INSIDES = {"335189ff53ea396b511e539ee00ae5b8a02de071048840ae384453187d3bb6c1": "1.12.0"}
 

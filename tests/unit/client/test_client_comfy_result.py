@@ -114,7 +114,7 @@ _JSON = some.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(some.dictionaries(_WORDS, _JSON, max_size=5))
 def test_whatever_stands_in_history_is_read(data: dict[str, Any]) -> None:
     entry = Entry(data)

@@ -132,13 +132,13 @@ def check(graph: Graph, side: str, registry: dict[str, Any] | None) -> str:
 def test_a_text_lands_on_all_that_makes_its_side_and_on_nothing_of_the_other(with_registry: bool) -> None:
     registry = json.loads((DATA / "object_info.json").read_text()) if with_registry else None
     ends: dict[str, int] = {}
-    for seed in range(300):
+    for seed in range(120):
         graph = random_graph(random.Random(seed))
         for side in ("positive", "negative"):
             end = check(graph, side, registry)
             ends[end] = ends.get(end, 0) + 1
     # That all of them are met is what the figures are for.
-    assert min(ends.get(end, 0) for end in ("placed", "ambiguous", "none")) > 25, ends
+    assert min(ends.get(end, 0) for end in ("placed", "ambiguous", "none")) > 10, ends
 
 
 #: Everything but what a graph of custom nodes still has of ComfyUI's own.
@@ -148,7 +148,7 @@ _KEPT = ("PrimitiveString", "StringConcatenate", "SaveImage", "CheckpointLoaderS
 def test_with_classes_that_nobody_knows_a_text_lands_where_it_belongs_or_nowhere() -> None:
     """However two-sided nodes are wired: what is not the custom of all is refused, not guessed."""
     found = refused = 0
-    for seed in range(500):
+    for seed in range(200):
         graph = random_graph(random.Random(seed))
         strange = {
             node_id: one if one["class_type"] in _KEPT else one | {"class_type": f"Fancy{one['class_type']}"}
@@ -167,8 +167,8 @@ def test_with_classes_that_nobody_knows_a_text_lands_where_it_belongs_or_nowhere
                 found += 1
                 assert places == ours, (seed, side)
                 assert not places & theirs, (seed, side)
-    assert found > 50
-    assert refused > 50
+    assert found > 20
+    assert refused > 20
 
 
 def alive(graph: Graph) -> set[str]:
