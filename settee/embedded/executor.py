@@ -240,7 +240,7 @@ class Executor:
                 log.info("Processing interrupted")
                 self._note("execution_interrupted", run.where(node_id), broadcast=True)
                 return False
-            except Exception as problem:  # edge: a node may raise anything, and the client is told
+            except Exception as problem:  # edge: a node may raise anything, and its client learns of it
                 log.exception("!!! Exception during processing !!! %s", problem)
                 self._env.stats.add("prompts_failed")
                 self._note("execution_error", run.failure(node_id, problem))

@@ -116,7 +116,7 @@ class Faults:
 
 
 class Stats:
-    """What the server did since it started, for tests; served by GET /settee/stats."""
+    """Counts of what the server did since it started, for tests; served by GET /settee/stats."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What POST /prompt checks before it queues a prompt, with ComfyUI's error types and bodies.
+"""The checks of POST /prompt before it queues a prompt, with ComfyUI's error types and bodies.
 
 Node classes are looked at in the order of the graph; ComfyUI walks sets there, so the order of its errors varies.
 """
@@ -23,7 +23,7 @@ _CONVERTED = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 @dataclass
 class Verdict:
-    """What is wrong with a whole prompt (None: it can run), the outputs that will be made, and errors by node."""
+    """The error of a whole prompt (None: it can run), the outputs that will be made, and errors by node."""
 
     error: Error | None = None
     outputs: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class _Judge:
         """Judge a node and everything before it; whatever goes wrong becomes an error of the node."""
         try:
             return self._judge(node_id)
-        except Exception as problem:  # edge: a graph can be broken in any way, and the caller must be told
+        except Exception as problem:  # edge: a graph can be broken in any way, and the caller gets an answer
             self._note_exception(node_id, problem, "exception_during_validation", "Exception when validating node")
             return self.verdicts[node_id]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-import wave
 from datetime import datetime
 from io import BytesIO
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.contract import generations, recording
-from tests.contract.driver import Comfy, Graph, empty, empty_to_save
+from tests.contract.driver import Comfy, Graph, empty_to_save
 
 
 def saved(comfy: Comfy, prefix: str, batch: int = 3) -> list[tuple[str, str]]:
@@ -127,39 +126,3 @@ def test_values_are_shown_as_text(comfy: Comfy) -> None:
         "5": {"text": ["True"]},
         "7": {"text": ["1.0"]},
     }
-
-
-def files_graph(kind: str, **inputs: Any) -> Graph:
-    inputs = {"kind": kind, "filename_prefix": f"files/{uuid.uuid4().hex[:8]}", **inputs}
-    return {"1": empty(), "2": {"class_type": "SetteeSaveFiles", "inputs": inputs}}
-
-
-@pytest.fixture
-def own(comfy: Comfy) -> Comfy:
-    if comfy.is_real:
-        pytest.skip("SetteeSaveFiles is a node of the embedded server")
-    return comfy
-
-
-def test_every_kind_of_output_is_listed_as_real_nodes_do(own: Comfy) -> None:
-    shown = own.run(files_graph("all", text="hi"))["outputs"]["2"]
-    suffixes = {key: shown[key][0]["filename"].split(".")[-1] for key in ("audio", "3d", "images", "gifs", "files")}
-    assert suffixes == {"audio": "wav", "3d": "glb", "images": "mp4", "gifs": "gif", "files": "txt"}
-    assert (shown["animated"], shown["text"]) == ([True], ["hi"])
-    assert set(shown["gifs"][0]) >= {"format", "frame_rate", "fullpath"}
-    for key in suffixes:
-        assert len(own.view({name: shown[key][0][name] for name in ("filename", "subfolder", "type")})) > 10
-
-
-def test_a_saved_sound_is_one(own: Comfy) -> None:
-    (file,) = own.run(files_graph("audio"))["outputs"]["2"]["audio"]
-    with wave.open(BytesIO(own.view(file))) as sound:
-        assert (sound.getnchannels(), sound.getframerate(), sound.getnframes()) == (1, 8000, 800)
-
-
-def test_a_saved_scene_is_one(own: Comfy) -> None:
-    (file,) = own.run(files_graph("3d"))["outputs"]["2"]["3d"]
-    data = own.view(file)
-    assert data[:4] == b"glTF"
-    assert int.from_bytes(data[8:12], "little") == len(data)
-    assert json.loads(data[20:])["asset"] == {"version": "2.0"}

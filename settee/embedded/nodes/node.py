@@ -43,7 +43,7 @@ class ImageBatch(list[Image.Image]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a node gives: one value per output, and what it shows (the ``output`` of ``executed``)."""
+    """The result of a node: one value per output, and what it shows (the ``output`` of ``executed``)."""
 
     values: tuple[Any, ...] = ()
     ui: dict[str, list[Any]] | None = None
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass
 class Env:
-    """What a running node can use of the server."""
+    """The parts of the server that a running node can use."""
 
     options: Options
     faults: Faults
