@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from settee.base.errors import IntegrityError, StagingError
 from settee.base.files import WAIT_S, Lock
@@ -144,9 +143,10 @@ class ModelFolder:
                 return
             self.make_way(entry)
             before = self.records.read(rel)
-            if not self._write(entry, self.inspect(entry), pending=True):
-                self.records.forget(rel)
-                raise taken(entry, "is in use by a running job", retryable=True)
+            with self.records.lock(rel, exclusive=True) as lock:
+                if lock is Lock.BUSY:
+                    raise taken(entry, "is in use by a running job", retryable=True)
+                self.records.write_locked(self._placed(entry, self.inspect(entry), pending=True))
             try:
                 yield True
             except BaseException:
@@ -269,17 +269,15 @@ class ModelFolder:
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
             raise IntegrityError(f"{entry.path} was downloaded, and something else put another file in its place")
         found = Inspection(FileState.RIGHT, size=info.st_size, mtime_ns=info.st_mtime_ns)
+        placed = self._placed(entry, found, sha256=sha256, xxh3=xxh3)
         # Any reader of the pending record releases its lock at once.
-        self._write(entry, found, sha256=sha256, xxh3=xxh3, wait_s=WAIT_S)
+        self.records.rewrite(self.records.read(rel), placed, wait_s=WAIT_S)
 
     def keep(self, entry: ModelEntry) -> None:
         """Make a job's file one of MODELS', which is not evicted. Costs nothing when it is already."""
         placed = self.records.read(relative(entry))
         if placed is not None and placed.from_job and not entry.from_job:
             self.records.rewrite(placed, replace(placed, from_job=False))
-
-    def _write(self, entry: ModelEntry, found: Inspection, *, wait_s: float = 0.0, **known: Any) -> bool:
-        return self.records.write(self._placed(entry, found, **known), wait_s=wait_s)
 
     def _placed(
         self,

@@ -124,18 +124,6 @@ class Records:
         finally:
             os.close(fd)
 
-    def write(self, placed: Placed, *, wait_s: float = 0.0) -> bool:
-        """Replace the record. If the folder is read-only, it is kept for this process only, with one warning.
-
-        False when running jobs hold the lock of the existing record for longer than ``wait_s``.
-        """
-        with self.lock(placed.path, exclusive=True, wait_s=wait_s) as lock:
-            if lock is Lock.BUSY:
-                self._remember(placed, self._read(placed.path))
-                return False
-            self.write_locked(placed)
-            return True
-
     def rewrite(
         self, seen: Placed | None, placed: Placed, *, is_still: Callable[[], bool] = lambda: True, wait_s: float = 0.0
     ) -> bool:
@@ -156,7 +144,10 @@ class Records:
             return True
 
     def write_locked(self, placed: Placed) -> None:
-        """Replace the record. The caller holds the exclusive lock."""
+        """Replace the record. The caller holds the exclusive lock.
+
+        If the folder is read-only, it is kept for this process only, with one warning.
+        """
         file = self.file(placed.path)
         folder, _, _ = file.rpartition("/")
         try:
@@ -180,10 +171,6 @@ class Records:
 
     def _remember(self, placed: Placed, on_disk: Placed | None) -> None:
         self._unwritten[placed.path] = (replace(placed, last_used=time.time()), on_disk)
-
-    def forget(self, rel: str) -> None:
-        """Drop a record that only this process has."""
-        self._unwritten.pop(rel, None)
 
     def delete(self, rel: str) -> None:
         """Delete a record. Raises OSError; one that stays does no harm, as it no longer matches the file."""

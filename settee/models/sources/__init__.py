@@ -135,27 +135,25 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: CallersBucket | Non
 
     ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
     """
-    may_be_mirrored = not isinstance(entry.source, S3Object) and (entry.sha256 or not entry.from_job)
-    if settings.models_mirror and may_be_mirrored:
+    source = entry.source
+    ask: Callable[[], Address]
+    if settings.models_mirror and not isinstance(source, S3Object) and (entry.sha256 or not entry.from_job):
         from settee.models.sources import s3_object
 
         ask = partial(s3_object.address, entry, s3_object.mirrored(entry, settings.models_mirror), settings)
-        held = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
-        yield Origin("the mirror", held, tries=1)
-    yield _own(entry, settings, bucket if entry.from_job else None)
-
-
-def _own(entry: ModelEntry, settings: Settings, bucket: CallersBucket | None) -> Origin:
-    source = entry.source
+        yield Origin("the mirror", partial(_known_to_caller if entry.from_job else _held_to, entry, ask), tries=1)
     if isinstance(source, HubFile):
-        return Origin("Hugging Face", partial(_held_to, entry, Hub(entry, source, settings).address))
-    if isinstance(source, S3Object):
+        label, ask = "Hugging Face", Hub(entry, source, settings).address
+    elif isinstance(source, S3Object):
         # A warm start needs no S3, whose modules take 30 ms to import.
         from settee.models.sources import s3_object
 
-        return Origin("S3", partial(_held_to, entry, partial(s3_object.address, entry, source, settings, bucket)))
-    host = urlsplit(source.where).hostname or source.where
-    return Origin(host, partial(_held_to, entry, partial(web_address, entry, source, settings)))
+        label = "S3"
+        ask = partial(s3_object.address, entry, source, settings, bucket if entry.from_job else None)
+    else:
+        label = urlsplit(source.where).hostname or source.where
+        ask = partial(web_address, entry, source, settings)
+    yield Origin(label, partial(_held_to, entry, ask))
 
 
 def web_address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address:
