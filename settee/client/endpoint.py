@@ -10,6 +10,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from settee.client.arguments import (
     Environment,
@@ -89,6 +90,10 @@ class Job:
             self._uploader.remove()
 
 
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
 class Endpoint:
     """A place that runs workflows.
 
@@ -96,7 +101,7 @@ class Endpoint:
     one RUNPOD_ENDPOINT_ID, and without that a worker on this machine. ``api_key``: RunPod's, or RUNPOD_API_KEY.
     ``encryption_key``, ``key_file`` (or ENCRYPTION_KEY) seals jobs and results. ``registry``: a ComfyUI's URL, or a
     file with its /object_info, to convert the editor's format with. No request is made before the first call. Its
-    methods may be called from any thread.
+    methods may be called from any thread. Raises UsageError for an invalid address, or without a key.
     """
 
     def __init__(
@@ -112,14 +117,14 @@ class Endpoint:
         environment: Environment | None = None,
     ) -> None:
         self.environment = environment or Environment.read()
-        self._where, self.is_comfy, self._sync = where, comfy, sync
         #: Whether an address was given, or it is the default, a worker on this machine.
         self.is_named = bool(where or self.environment.endpoint_id)
-        self._given_key, self._api_key = api_key, api_key or self.environment.api_key
+        self.is_comfy = comfy
         self._encryption_key, self._key_file = encryption_key, key_file
         self._registry = registry
-        self._making = threading.Lock()
-        self._target: Target | None = None
+        self._where = where or self.environment.endpoint_id or LOCAL_URL
+        #: One for all threads: it remembers its jobs.
+        self.target = self._to_comfy(sync) if comfy else self._to_worker(api_key, sync)
 
     def __enter__(self) -> Endpoint:
         return self
@@ -129,49 +134,34 @@ class Endpoint:
 
     def close(self) -> None:
         """Close its connections."""
-        if self._target is not None:
-            self._target.close()
+        self.target.close()
 
     # --- what it is made of -----------------------------------------------------------------------------------
 
-    @property
-    def target(self) -> Target:
-        """Return the one target for all threads; it remembers its jobs. Raises UsageError for an invalid address, or
-        without a key."""
-        with self._making:
-            if self._target is None:
-                self._target = self._new_target()
-            return self._target
+    def _to_comfy(self, sync: bool) -> Target:
+        from settee.client.targets.comfy import Comfy
 
-    def _new_target(self) -> Target:
-        where = self._where or self.environment.endpoint_id or LOCAL_URL
-        is_url = where.startswith(("http://", "https://"))
-        if self.is_comfy:
-            if not is_url:
-                raise UsageError(f"{where!r} is not the address of a ComfyUI: give one such as http://127.0.0.1:8188")
-            if self._sync:
-                raise UsageError("--sync is for workers: ComfyUI has no /runsync")
-            if self._encryption_key is not None or self._key_file is not None:
-                raise UsageError(
-                    "a bare ComfyUI cannot open sealed jobs: leave the key (--key-file) out, or send to a worker"
-                )
-            from settee.client.targets.comfy import Comfy
+        if not _is_url(self._where):
+            raise UsageError(f"{self._where!r} is not the address of a ComfyUI: give one such as http://127.0.0.1:8188")
+        if sync:
+            raise UsageError("--sync is for workers: ComfyUI has no /runsync")
+        if self._encryption_key is not None or self._key_file is not None:
+            raise UsageError(
+                "a bare ComfyUI cannot open sealed jobs: leave the key (--key-file) out, or send to a worker"
+            )
+        return Comfy(self._where, api_key=self.environment.comfy_org_api_key)
 
-            return Comfy(where, api_key=self.environment.comfy_org_api_key)
+    def _to_worker(self, given_key: str | None, sync: bool) -> Target:
         from settee.client.targets import runpod
 
-        if is_url:
-            return runpod.RunPod(where, api_key=self._key_for(where), sync=self._sync, unseal=self._unsealed)
-        base_url = self.environment.endpoint_base_url or runpod.API
-        return runpod.endpoint(where, self._api_key, self._sync, base_url=base_url, unseal=self._unsealed)
-
-    def _key_for(self, url: str) -> str | None:
-        """RunPod's key goes to RunPod only, and to an address it was given for."""
-        from urllib.parse import urlsplit
-
-        host = (urlsplit(url).hostname or "").lower()
+        api_key = given_key or self.environment.api_key
+        if not _is_url(self._where):
+            base_url = self.environment.endpoint_base_url or runpod.API
+            return runpod.endpoint(self._where, api_key, sync, base_url=base_url, unseal=self._unsealed)
+        # RunPod's key goes to RunPod only, and to an address it was given for.
+        host = (urlsplit(self._where).hostname or "").lower()
         is_runpod = host == "runpod.ai" or host.endswith((".runpod.ai", ".runpod.net"))
-        return self._api_key if is_runpod else self._given_key
+        return runpod.RunPod(self._where, api_key=api_key if is_runpod else given_key, sync=sync, unseal=self._unsealed)
 
     @cached_property
     def sealer(self) -> Sealer | None:

@@ -97,7 +97,6 @@ class _Many:
 
     def run(self, rows: Sequence[Row]) -> None:
         """Run the rows. Raises JobStopped after Ctrl-C."""
-        _ = self._endpoint.target  # asked once, by one thread, instead of by each
         left = iter(rows)
         self._jobs.run(lambda: self._work(left), min(self._args.jobs, len(rows)))
 
