@@ -152,7 +152,8 @@ class _Downloads:
         self._stopped = threading.Event()
         #: Until when each running download may take.
         self._until: dict[Remote, float] = {}
-        self._connections: list[Http] = []
+        #: By what they may reach.
+        self._connections: dict[tuple[bool, str | None], Http] = {}
         #: How many threads write a file.
         self._writing = 0
 
@@ -167,8 +168,9 @@ class _Downloads:
         """Give up what still runs, and wait until none of it writes."""
         self._stopped.set()
         with self._lock:
-            for connections in self._connections:
+            for connections in self._connections.values():
                 connections.cut()
+                connections.close()
             self._lock.wait_for(lambda: not self._writing, _END_S)
 
     def download(self, remote: Remote) -> Path:
@@ -180,19 +182,19 @@ class _Downloads:
             with self._lock:
                 del self._until[remote]
 
-    def _attempt(self, remote: Remote) -> Path:
-        connections = Http(
-            public_only=not (remote.trusted or remote.may_be_private),
-            connect_s=_CONNECT_S,
-            read_s=_READ_S,
-            connections=1,
-            unchecked=None if remote.verify_tls else remote.url,
-        )
+    def _http_for(self, remote: Remote) -> Http:
+        kind = not (remote.trusted or remote.may_be_private), None if remote.verify_tls else remote.url
         with self._lock:
             self._go_on()
-            self._connections.append(connections)
+            if kind not in self._connections:
+                self._connections[kind] = Http(
+                    public_only=kind[0], unchecked=kind[1], connect_s=_CONNECT_S, read_s=_READ_S, connections=_THREADS
+                )
+            return self._connections[kind]
+
+    def _attempt(self, remote: Remote) -> Path:
         try:
-            answer = _open(remote, connections)
+            answer = _open(remote, self._http_for(remote))
             try:
                 return self._write(remote, answer)
             finally:
@@ -204,10 +206,6 @@ class _Downloads:
             ) from error
         except (Broken, Refused) as error:
             raise remote.failed(error.reason, retryable=isinstance(error, Broken)) from error
-        finally:
-            connections.close()
-            with self._lock:
-                self._connections.remove(connections)
 
     def _write(self, remote: Remote, answer: Answer) -> Path:
         """Have the file made, now that there is an answer: a thread left waiting for one has nothing to clean up."""
