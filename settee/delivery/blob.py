@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
 CHUNK = 3 << 17
-#: Enough for the header of nearly every image, bytes.
-_HEAD = 64 * 1024
 PNG = b"\x89PNG\r\n\x1a\n"
 
 #: Width and height, pixels.
@@ -123,7 +121,6 @@ class Prepared:
     content: Blob | Stream
     filename: str
     media_type: str
-    pixels: Size | None = None
 
     def __enter__(self) -> Prepared:
         return self
@@ -135,20 +132,20 @@ class Prepared:
 class Digest:
     """A counter that passes chunks on: ``size`` and ``sha256`` are those of all the bytes once they are through.
 
-    ``head`` is the first chunk.
+    ``pixels`` are those of an image whose first chunk has its size.
     """
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._hash = hashlib.sha256()
         self._check = check
         self.size = 0
-        self.head = b""
+        self.pixels: Size | None = None
 
     def through(self, chunks: Iterator[bytes] | Iterator[memoryview]) -> Iterator[bytes | memoryview]:
         for chunk in chunks:
             self._check()
             if not self.size:
-                self.head = bytes(chunk[:_HEAD])
+                self.pixels = image_size(bytes(chunk))
             self._hash.update(chunk)
             self.size += len(chunk)
             yield chunk
@@ -222,9 +219,11 @@ def delivery_error(error: S3Error) -> DeliveryError:
     return DeliveryError(error.message, details=error.details, retryable=error.retryable)
 
 
-def image_size(blob: Blob) -> Size | None:
-    """Return width and height in pixels of a PNG, JPEG, WEBP, GIF or BMP as shown; None for anything else."""
-    head = blob.read_at(0, 32)
+def image_size(head: bytes) -> Size | None:
+    """Return width and height in pixels of a PNG, JPEG, WEBP, GIF or BMP, by its first bytes; None for anything else.
+
+    ``Image.open`` would read all of a WEBP, and stop at a PNG whose workflow is longer than ``head``.
+    """
     try:
         if head.startswith(PNG):
             width, height = struct.unpack(">II", head[16:24])
@@ -236,7 +235,7 @@ def image_size(blob: Blob) -> Size | None:
             width, height = struct.unpack("<ii", head[18:26])
             height = abs(height)  # negative: stored from the top
         elif head[:2] == b"\xff\xd8":
-            return _jpeg(blob)
+            return _jpeg(head)
         else:
             return None
     except (struct.error, ValueError):
@@ -258,11 +257,11 @@ def _webp(head: bytes) -> Size:
     raise ValueError(kind)
 
 
-def _jpeg(blob: Blob) -> Size | None:
+def _jpeg(head: bytes) -> Size | None:
     """Hop from segment to segment to the frame header (SOFn), which comes early in any real file."""
     position = 2
     for _ in range(1000):
-        marker = blob.read_at(position, 9)
+        marker = head[position : position + 9]
         if len(marker) < 9 or marker[0] != 0xFF:
             return None
         if marker[1] == 0xFF:  # a fill byte

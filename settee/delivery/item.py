@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from settee.base.errors import DeliveryError
 from settee.base.job import Artifact, Job, Kind, Output
 from settee.base.settings import Settings
 from settee.base.text import join_ascii
-from settee.delivery.blob import CHUNK, Blob, Digest, Prepared, Stream, image_size, open_file
+from settee.delivery.blob import CHUNK, Blob, Digest, Prepared, Stream, open_file
 
 if TYPE_CHECKING:
     from settee.base.sealing import Sealer
@@ -84,8 +84,6 @@ class Item:
             is_made = self.is_converted and self._convert(prepared)
             if strips and not self.is_text:
                 self._strip(prepared)
-            if isinstance(prepared.content, Blob) and is_image:
-                prepared.pixels = image_size(prepared.content)
         except BaseException:
             prepared.content.close()
             raise
@@ -114,9 +112,7 @@ class Item:
                 if size > keep:
                     chunks.clear()
             if size <= keep:
-                blob = Blob(b"".join(chunks))
-                pixels = image_size(blob) if self.artifact.kind is Kind.IMAGE else None
-                self._kept = Prepared(blob, prepared.filename, prepared.media_type, pixels)
+                self._kept = replace(prepared, content=Blob(b"".join(chunks)))
             return size
 
     def _open(self) -> Blob | Stream:
@@ -172,9 +168,7 @@ class Item:
 
     def output(self, prepared: Prepared, digest: Digest, type: str, **where: str) -> Output:
         """Return the Output for its bytes, which all went through ``digest``; ``where`` is ``data`` or ``url``."""
-        pixels = prepared.pixels
-        if pixels is None and self.artifact.kind is Kind.IMAGE:
-            pixels = image_size(Blob(digest.head))
+        pixels = digest.pixels if self.artifact.kind is Kind.IMAGE else None
         width, height = pixels or (None, None)
         return Output(
             filename=prepared.filename,
