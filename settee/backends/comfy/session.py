@@ -109,7 +109,11 @@ class Session:
                 return ended
             except ComfyDied as error:
                 where = located(error.node_id, graph) if error.node_id else "this workflow"
-                self._recover(error)
+                # What is left of a ComfyUI that failed us must be gone; its supervisor starts the next one.
+                self._drop_socket()
+                self._known_generation = -1
+                if error.needs_restart and self._server.is_ours and self._server.is_running():
+                    self._server.restart(error.message)
                 if error.is_fatal:
                     raise ExecutionFailed(f"ComfyUI cannot run {where}: {error.message}") from error
                 if died:
@@ -152,6 +156,9 @@ class Session:
             previews=request.delivery.include_temp,
             expanding=self._expanding,
         )
+        extra_data = dict(request.extra_data)
+        if (key := request.comfy_org_api_key or self._settings.comfy_org_api_key) is not None:
+            extra_data["api_key_comfy_org"] = key.get_secret_value()
         limits.check()
         socket = self._open_socket()
         senders = self.registry.picture_senders(isolated)
@@ -168,7 +175,7 @@ class Session:
                 prompt_id,
                 socket.client_id,
                 limits,
-                extra_data=self._extra_data(job),
+                extra_data=extra_data,
                 allow_partial=request.allow_partial,
             )
             notify.submitted()
@@ -240,18 +247,6 @@ class Session:
                 if time.monotonic() >= give_up:
                     raise ComfyDied(error.message) from error
                 limits.cancel.wait(0.0 if error.timed_out else 0.2)
-
-    def _extra_data(self, job: Job) -> dict[str, Any]:
-        key = job.request.comfy_org_api_key or self._settings.comfy_org_api_key
-        own = {} if key is None else {"api_key_comfy_org": key.get_secret_value()}
-        return {**job.request.extra_data, **own}
-
-    def _recover(self, error: ComfyDied) -> None:
-        """Make sure that what is left of a ComfyUI that failed us is gone; its supervisor starts the next one."""
-        self._drop_socket()
-        self._known_generation = -1
-        if error.needs_restart and self._server.is_ours and self._server.is_running():
-            self._server.restart(error.message)
 
     # --- the socket ------------------------------------------------------------------------------------------
 
