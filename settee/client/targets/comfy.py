@@ -322,19 +322,22 @@ class Comfy:
 
         Raises JobStopped for a job that ComfyUI does not know, NetworkError.
         """
-        items = self._wire.queue().items
-        ids = {*_started_by(job_id, items), *({job_id} & items.keys())}
-        if not ids:
+        queue = self._wire.queue()
+        started, item = _started_by(job_id, queue.items), queue.items.get(job_id)
+        if item is None and not started:
             if job_id not in self._sent and self._wire.history(job_id) is None:
                 raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
             return
-        sent = self._sent.setdefault(job_id, _Sent(Entry({"prompt": items.get(job_id)}).workflow))
-        sent.is_canceled = True
-        for each in ids:
-            self._wire.delete(each)
-        # Only what runs: an older ComfyUI interrupts whatever does, whichever is asked for.
-        for each in ids.intersection(self._wire.queue().running):
-            self._wire.interrupt(each)
+        self._sent.setdefault(job_id, _Sent(Entry({"prompt": item}).workflow)).is_canceled = True
+        for each in started:
+            # At once: it may be about to start another.
+            stop = self._wire.interrupt if each in queue.running else self._wire.delete
+            stop(each)
+        if item is not None:
+            self._wire.delete(job_id)
+            # Only if it runs: an older ComfyUI interrupts whatever does, whichever is asked for.
+            if job_id in self._wire.queue().running:
+                self._wire.interrupt(job_id)
 
     def _withdraw(self, job_id: str) -> None:
         """Cancel without an error, if that can be done soon: the error that led here is the one to report."""
