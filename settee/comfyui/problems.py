@@ -128,13 +128,11 @@ _MAX_PATH = 4096
 _BASE64_JPEG = re.compile(r"/9j/[A-Za-z0-9+/\s]{60,}={0,2}\s*$")
 
 
-def _texts(workflow: Workflow, registry: NodeRegistry) -> Iterator[tuple[str, Mapping[str, Any], str, Any, Text]]:
-    """Yield (node id, node, input, its spec, a string in it) for every string of a workflow."""
+def _inputs(workflow: Workflow, registry: NodeRegistry) -> Iterator[tuple[str, Mapping[str, Any], str, Any, Any]]:
+    """Yield (node id, node, name, value, spec) of every input."""
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
-            spec = registry.spec(node["class_type"], name)
-            for text in texts(name, value):
-                yield node_id, node, name, spec, text
+            yield node_id, node, name, value, registry.spec(node["class_type"], name)
 
 
 def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str, str | None]) -> list[Problem]:
@@ -143,20 +141,21 @@ def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str
     ``files`` came with the job, by name, with what bars a core loader from them.
     """
     problems: list[Problem] = []
-    for node_id, node, name, spec, text in _texts(workflow, registry):
-        if not upload_kind(spec) or text.name != name or _is_no_file(text.text, spec):
-            continue
-        match = _ANNOTATION.match(text.text)
-        given = match["name"] if match else text.text
-        key, shown = posixpath.normpath(given), given[:200]
-        if key not in files:
-            problem = f"loads {shown!r}, which did not come with the job: add it to `images` or `files`"
-            more = {"problem": problem, "near": near_matches(given, files)}
-        elif files[key] and registry.is_core(node["class_type"]):
-            more = {"problem": f"loads {shown!r}: {files[key]}"}
-        else:
-            continue
-        problems.append(problem_at(node_id, node, name, value=shown, **more))
+    for node_id, node, name, value, spec in _inputs(workflow, registry):
+        for text in texts(name, value) if upload_kind(spec) else ():
+            if text.name != name or _is_no_file(text.text, spec):
+                continue
+            match = _ANNOTATION.match(text.text)
+            given = match["name"] if match else text.text
+            key, shown = posixpath.normpath(given), given[:200]
+            if key not in files:
+                problem = f"loads {shown!r}, which did not come with the job: add it to `images` or `files`"
+                more = {"problem": problem, "near": near_matches(given, files)}
+            elif files[key] and registry.is_core(node["class_type"]):
+                more = {"problem": f"loads {shown!r}: {files[key]}"}
+            else:
+                continue
+            problems.append(problem_at(node_id, node, name, value=shown, **more))
     return problems
 
 
@@ -173,13 +172,14 @@ def path_problems(workflow: Workflow, registry: NodeRegistry, own: Collection[st
     models, which custom loaders may be given: no file is written under them, and no problem shows them.
     """
     problems: list[Problem] = []
-    for node_id, node, name, spec, text in _texts(workflow, registry):
-        is_own = text.text in own
-        if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
-            continue
-        if problem := _broken_rule(name, text.text, spec):
-            shown = "a model's full path" if is_own else text.text[:200]
-            problems.append(problem_at(node_id, node, name, value=shown, **problem))
+    for node_id, node, name, value, spec in _inputs(workflow, registry):
+        for text in texts(name, value):
+            is_own = text.text in own
+            if (is_own and name != _PREFIX) or not _may_be_path(name, text, spec):
+                continue
+            if problem := _broken_rule(name, text.text, spec):
+                shown = "a model's full path" if is_own else text.text[:200]
+                problems.append(problem_at(node_id, node, name, value=shown, **problem))
     return problems
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from settee.client.convert.editor_file import Node, shown
 from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.seeds import SEED_INPUTS
 
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
 WIDGETS = frozenset(["INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"])
@@ -29,7 +30,6 @@ BROWSER_WIDGETS = frozenset(_BROWSER_WIDGETS.split())
 DYNAMIC = "COMFY_"
 #: Custom nodes of ComfyUI's own repository.
 _OWN_CUSTOM_NODES = frozenset(["custom_nodes.websocket_image_save"])
-SEEDS = frozenset(["seed", "noise_seed"])
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Input:
     @property
     def controls(self) -> int:
         """Return how many widgets for "control after generate" follow this one: a combo's also has a filter."""
-        controlled = self.options.get("control_after_generate", self.type == "INT" and self.name in SEEDS)
+        controlled = self.options.get("control_after_generate", self.type == "INT" and self.name in SEED_INPUTS)
         if not controlled or self.type not in ("INT", "COMBO"):
             return 0
         return 1 if self.type == "INT" else 2
