@@ -29,9 +29,8 @@ from settee.doors.agent import envelope as envelopes
 from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary, example
 from settee.doors.agent.intake import Intake, OtherBody
 from settee.doors.agent.reporting import reason
-from settee.service.events import EventLog
+from settee.service.events import EventLog, Metrics
 from settee.service.http_server import Auth, Gate, problem
-from settee.service.metrics import Metrics
 
 SERVICE = "settee GPU agent"
 #: Signs that begin or part values in a dispatch's JSON, those in its texts included. 10,000 overrides, as many

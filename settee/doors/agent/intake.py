@@ -34,8 +34,7 @@ from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
 from settee.service import callback_urls, timestamps
 from settee.service.callbacks import Outbox, pending
-from settee.service.events import EventLog, JobEvents, JobLogs, Outcome, Step
-from settee.service.metrics import Metrics
+from settee.service.events import EventLog, JobEvents, JobLogs, Metrics, Outcome, Step
 from settee.service.scrub import secret_values
 from settee.service.slot import SHUTDOWN, Slot, SlotJob
 from settee.service.store import Attempt, Store

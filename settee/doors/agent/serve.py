@@ -105,8 +105,8 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.previous_state import PreviousState, move_cache
     from settee.engine.engine import Engine
     from settee.service.callbacks import Outbox
+    from settee.service.events import Metrics
     from settee.service.http_server import Auth, Patient, Server
-    from settee.service.metrics import Metrics
     from settee.service.webhooks import WebhookSender
 
     sys.setswitchinterval(_SWITCH_S)

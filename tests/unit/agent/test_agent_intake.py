@@ -22,7 +22,7 @@ from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.intake import Intake
 from settee.models.folder.model_folder import ModelFolder
 from settee.service.callbacks import Outbox
-from settee.service.metrics import Metrics
+from settee.service.events import Metrics
 from settee.service.store import Store, StoreError
 from settee.service.webhooks import WebhookSender
 from tests.support.agent import HeldStore

@@ -18,8 +18,8 @@ from settee.doors.agent import contract
 from settee.doors.agent.app import create_app
 from settee.doors.agent.contract import CompletionCallback, FailureCallback, Job, StatusCallback
 from settee.doors.agent.intake import Intake
+from settee.service.events import Metrics
 from settee.service.http_server import OPEN_PATHS, Auth
-from settee.service.metrics import Metrics
 
 EXAMPLE: dict[str, Any] = contract.example("envelope")
 RUNNING, SUCCEEDED, FAILED = JOBS = contract.example("jobs")
