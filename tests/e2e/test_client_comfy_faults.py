@@ -142,7 +142,7 @@ def test_a_lost_answer_hides_no_refused_output(server: EmbeddedServer, target: C
 def test_a_prompt_that_never_shows_up_is_not_sent_twice(
     server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comfy, "LOOK_S", 0.2)
+    monkeypatch.setattr(comfy, "SEARCH_S", 0.2)
     server.fault("prompt_lost_response", 1)
     server.fault("history_lost")
     # It runs and leaves no trace before it is looked for.
@@ -156,7 +156,7 @@ def test_a_prompt_that_never_shows_up_is_not_sent_twice(
 
 def test_a_server_that_dies_of_the_prompt_is_told_of_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes with the answer: what was asked for is not known, and asked for only so long."""
-    monkeypatch.setattr(comfy, "LOOK_S", 0.3)
+    monkeypatch.setattr(comfy, "SEARCH_S", 0.3)
     with EmbeddedServer(tmp_path, faults={"crash_on_prompt": 1, "prompt_lost_response": 1}) as server:
         target = Comfy(server.url)
         monkeypatch.setattr(target._wire, "item", lambda job_id: target._wire.queue() and None)

@@ -75,7 +75,7 @@ class Collector:
             if (text := self._take(item)) is not None:
                 texts.append(text)
         if self.workspace is not None:
-            self._look_around(self.workspace)
+            self._find_unreported(self.workspace)
         pictures = self._pictures()
         kept, warnings = without_previews(
             self._files,
@@ -146,7 +146,7 @@ class Collector:
 
     # --- the output folder -----------------------------------------------------------------------------------------
 
-    def _look_around(self, workspace: Workspace) -> None:
+    def _find_unreported(self, workspace: Workspace) -> None:
         """Find what was written and not reported: all that is new, or what is in the job's own folder if others ran.
 
         Input files that were written over are among it.

@@ -117,7 +117,7 @@ class ComfyBackend:
         return not prompts.leftovers
 
     def queue(self) -> tuple[int, int]:
-        """How many prompts run and wait. Raises ComfyError when ComfyUI does not answer at once."""
+        """Return how many prompts run and wait. Raises ComfyError when ComfyUI does not answer at once."""
         found = self._server.client.queue(timeout_s=_ASKED_S)
         return len(found.running), len(found.pending)
 

@@ -1,4 +1,4 @@
-"""How ComfyUI is started: its command line, and the file that shows it further folders.
+"""The start of ComfyUI: its command line, and the file that shows it further folders.
 
 ComfyUI reads that file (`--extra-model-paths-config`) with a YAML parser, of which JSON is a part, and keeps a list of
 folders for every kind of model (its utils/extra_config.py and folder_paths.py). Nothing in COMFY_DIR is touched.

@@ -32,7 +32,7 @@ from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow
 
 #: How long a prompt whose answer was lost is looked for, and one that is nowhere to be seen is waited for, seconds.
-LOOK_S, GONE_S = 10.0, 3.0
+SEARCH_S, GONE_S = 10.0, 3.0
 #: How long it may take to take back a prompt, seconds.
 WITHDRAW_S = 5.0
 #: After this long without a message over the socket the queue is asked again, seconds.
@@ -168,7 +168,7 @@ class Comfy:
 
         Raises NetworkError when it does not show up: it may still be being validated, so it is not sent again.
         """
-        give_up, pause_s = self._clock() + LOOK_S, 0.05
+        give_up, pause_s = self._clock() + SEARCH_S, 0.05
         with limited(threading.Event(), lambda: give_up - self._clock()):
             while True:
                 with contextlib.suppress(NetworkError):
@@ -298,7 +298,7 @@ class Comfy:
             return Answer(job_id, Status.FAILED, error=line, code="output_missing", details={"retryable": True})
         output, missing = comfy_job.output(
             found,
-            look=self._wire.look,
+            file_at=self._wire.file_at,
             pictures=heard.pictures,
             execution_ms=entry.execution_ms,
             warnings=sent.warnings,

@@ -81,7 +81,7 @@ class Wire(HttpApi):
         subfolder = f"{FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}"
         # urllib3 writes quotes as browsers do, and ComfyUI keeps percent-encoded names so (uploads.json).
         stored = name.rpartition("/")[2].replace('"', "%22")
-        known = self.look(("input", subfolder, stored))
+        known = self.file_at(("input", subfolder, stored))
         if known is not None and known.size == len(content):
             return f"{subfolder}/{stored}"
         # While a body comes that is too long, ComfyUI may answer and close; a slow line then only sees it closed.
@@ -106,7 +106,7 @@ class Wire(HttpApi):
         limit = mapping(self.ask(Request("GET", "/features", takes=(404, 405))).data).get("max_upload_size")
         return limit if isinstance(limit, (int, float)) else float("inf")
 
-    def look(self, place: Place) -> File | None:
+    def file_at(self, place: Place) -> File | None:
         """Return a file's address and size; None when it does not exist."""
         path = view_path(place)
         reply = self.ask(Request("HEAD", path, takes=(400, 403, 404, 405, 501)))

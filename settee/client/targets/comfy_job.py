@@ -243,12 +243,12 @@ def _normal(place: Place) -> Place:
 def output(
     found: Found,
     *,
-    look: Callable[[Place], File | None],
+    file_at: Callable[[Place], File | None],
     pictures: Sequence[ImageEvent],
     execution_ms: float | None,
     warnings: Sequence[str],
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return (a worker's result with the files' addresses in it, the missing files). ``look`` asks for a file."""
+    """Return (a worker's result with the files' addresses in it, the missing files). ``file_at`` asks for one."""
     result: dict[str, Any] = {"status": "success", **{kind: [] for kind in KINDS}}
     missing, texts = [], list(found.texts)
 
@@ -260,7 +260,7 @@ def output(
 
     for place, node_id in found.files.items():
         _, subfolder, filename = place
-        file = look(place)
+        file = file_at(place)
         if file is not None:
             kind, media_type = kind_of(filename)
             add(kind.value, filename, "url", file.url, node_id, media_type, file.size, subfolder=subfolder)

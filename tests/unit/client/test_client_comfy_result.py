@@ -31,7 +31,7 @@ def entries(name: str) -> list[dict[str, Any]]:
 
 def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place[2]}", 1)) -> dict[str, Any]:
     output, missing = comfy_job.output(
-        comfy_job.found_in(entry, UNKNOWN), look=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
+        comfy_job.found_in(entry, UNKNOWN), file_at=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
     )
     assert not missing
     return output
@@ -93,7 +93,7 @@ def test_files_that_are_not_there_are_told_of() -> None:
     entry = Entry({"outputs": {"9": {"images": [{"filename": "a.png"}, {"filename": "b.png"}]}}})
     output, missing = comfy_job.output(
         comfy_job.found_in(entry, UNKNOWN),
-        look=lambda place: None if place[2] == "b.png" else File("http://c/a", None),
+        file_at=lambda place: None if place[2] == "b.png" else File("http://c/a", None),
         pictures=(),
         execution_ms=None,
         warnings=["w"],
