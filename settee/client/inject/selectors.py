@@ -171,48 +171,42 @@ def set_changes(workflow: Workflow, texts: Sequence[str]) -> list[Change]:
 
 def _split(graph: LiveGraph, text: str) -> tuple[Place, str]:
     """Return (the named input, the value as a string): of the ways to read it, the first that names an input."""
-    ends = [at for at, char in enumerate(text) if char == "="]
-    if not ends:
+    left, equals, _ = text.partition("=")
+    if not equals:
         raise UsageError(f"--set {text}: {_FORM}")
-    ambiguous: Ambiguous | None = None
-    for end in ends:
+    errors: dict[str, UsageError] = {}
+    for end in (at for at, char in enumerate(text) if char == "="):
         for name, asked in _readings(text[:end].strip()):
             try:
                 node_id = graph.named(name)
-            except Ambiguous as error:
-                ambiguous = ambiguous or error
-                continue
-            except UsageError:
+            except UsageError as error:
+                errors.setdefault(name, error)
                 continue
             for known in (asked, asked.removeprefix("inputs.")):
                 if known in graph.workflow[node_id]["inputs"]:
                     return Place(node_id, known), text[end + 1 :]
-    with about(f"--set {text[: ends[0]].strip()}"):
-        raise ambiguous or _unknown(graph, text[: ends[0]].strip())
+    with about(f"--set {left.strip()}"):
+        ambiguous = next((error for error in errors.values() if isinstance(error, Ambiguous)), None)
+        raise ambiguous or _unknown(graph, left.strip(), errors)
 
 
 def _readings(left: str) -> Iterator[tuple[str, str]]:
     yield from ((left[:at], left[at + 1 :]) for at, char in enumerate(left) if char == ".")
 
 
-def _unknown(graph: LiveGraph, left: str) -> UsageError:
-    """Return the error that names the wrong half of NODE.INPUT."""
+def _unknown(graph: LiveGraph, left: str, errors: dict[str, UsageError]) -> UsageError:
+    """Return the error that names the wrong half of NODE.INPUT; ``errors`` are those of the nodes."""
     if "." not in left:
         having = [node_id for node_id, node in graph.workflow.items() if left in node["inputs"]]
         listed = listed_nodes(graph.workflow, having)
         where = f"; an input {left!r} have:\n{listed}" if left and having else ""
         return UsageError(f"which node? {_FORM}{where}")
-    wrong: dict[str, UsageError] = {}
     for name, asked in _readings(left):
-        try:
-            node_id = graph.named(name)
-        except UsageError as error:
-            wrong[name] = error
-            continue
-        asked = asked.removeprefix("inputs.")
-        known = near(asked, graph.workflow[node_id]["inputs"])
-        return UsageError(f"node {graph.shown(node_id)} has no input {asked!r}; {known}".rstrip("; "))
-    return wrong.get(left.split(".inputs.")[0]) or next(iter(wrong.values()))
+        if name not in errors:
+            node_id, asked = graph.named(name), asked.removeprefix("inputs.")
+            known = near(asked, graph.workflow[node_id]["inputs"])
+            return UsageError(f"node {graph.shown(node_id)} has no input {asked!r}; {known}".rstrip("; "))
+    return errors.get(left.split(".inputs.")[0]) or next(iter(errors.values()))
 
 
 def _typed(present: Any, text: str, name: str) -> Any:
