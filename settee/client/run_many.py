@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from settee.client import batch, streams
@@ -49,16 +50,16 @@ def run(endpoint: Endpoint, args: argparse.Namespace, parse: Parse) -> int:
     return max((error.exit_code for error in many.failures), default=0)
 
 
-def _document(row: Row, status: str, entry: Entry | None = None) -> dict[str, Any]:
+def _document(row: Row, status: str) -> dict[str, Any]:
     """Return what ``--json`` reports of a row."""
-    job_id, seeds = (entry.job_id, entry.seeds) if entry else (None, {})
-    return {"name": row.name, "status": status, "job_id": job_id, "files": [], "seeds": seeds, "warnings": []}
+    return {"name": row.name, "status": status, "job_id": None, "files": [], "seeds": {}, "warnings": []}
 
 
 def _done_before(row: Row, ledger: Ledger, args: argparse.Namespace) -> dict[str, Any]:
     entry = ledger.get(row.key)
-    files = [{"path": str(args.out / name)} for name in (entry.files if entry else ())]
-    return {**_document(row, "done_before", entry), "files": files}
+    assert entry is not None, "it is done"
+    files = [{"path": str(args.out / name)} for name in entry.files]
+    return {**_document(row, "done_before"), "job_id": entry.job_id, "seeds": entry.seeds, "files": files}
 
 
 def _dry(endpoint: Endpoint, rows: Sequence[Row], args: argparse.Namespace) -> int:
@@ -97,16 +98,14 @@ class _Many:
 
     def run(self, rows: Sequence[Row]) -> None:
         """Run the rows. Raises JobStopped after Ctrl-C."""
-        left = iter(rows)
-        self._jobs.run(lambda: self._work(left), min(self._args.jobs, len(rows)))
+        left = collections.deque(rows)  # whose methods are atomic
 
-    def _work(self, left: Iterator[Row]) -> None:
-        while not self._jobs.stop.is_set():
-            with self._mutex:
-                row = next(left, None)
-            if row is None:
-                return
-            self._one(row)
+        def work() -> None:
+            with contextlib.suppress(IndexError):
+                while not self._jobs.stop.is_set():
+                    self._one(left.popleft())
+
+        self._jobs.run(work, min(self._args.jobs, len(rows)))
 
     def _one(self, row: Row) -> None:
         document = self.found[row.key] = _document(row, "failed")

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
 from settee.base.terminal import fitting
 from settee.base.text import printable
@@ -63,7 +63,9 @@ def _end(stream: TextIO) -> None:
 
 def document(found: object, *, indent: int | None = None) -> None:
     """Write JSON to standard output, whatever characters and numbers are in it."""
-    text = _json(found, indent)
+    # A worker's NaN or infinity, which JSON cannot express, becomes null.
+    known = json.loads(json.dumps(found), parse_constant=lambda _: None)
+    text = json.dumps(known, ensure_ascii=False, indent=indent)
     with contextlib.suppress(UnicodeError):
         # A name beyond the locale's characters is nearly always UTF-8, as the document is.
         text = text.encode("utf-8", "surrogateescape").decode("utf-8")
@@ -86,15 +88,6 @@ def lost() -> str | None:
     if _broken and _broken[0].errno != errno.EPIPE:
         return f"standard output cannot be written: {_broken[0].strerror}"
     return None
-
-
-def _json(found: object, indent: int | None) -> str:
-    try:
-        return json.dumps(found, ensure_ascii=False, indent=indent, allow_nan=False)
-    except ValueError:
-        # A worker's NaN or infinity, which JSON cannot express.
-        known: Any = json.loads(json.dumps(found), parse_constant=lambda _: None)
-        return json.dumps(known, ensure_ascii=False, indent=indent)
 
 
 def columns(otherwise: int = 200) -> int:
