@@ -6,6 +6,7 @@ orjson and pybase64 are the worker's: the client does without them.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 import re
@@ -22,17 +23,21 @@ _SPACES = " \t\r\n\v\f"
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/_\- \t\r\n\v\f]")
 
 
-def loads(content: bytes | str) -> Any:
-    """Parse JSON, also in Python's dialect (Infinity, whole numbers of any size). Raises ValueError, however deep."""
+def _orjson() -> Any:
+    """Return orjson; None where it is not installed."""
     try:
         import orjson
     except ImportError:
-        pass
-    else:
-        try:
+        return None
+    return orjson
+
+
+def loads(content: bytes | str) -> Any:
+    """Parse JSON, also in Python's dialect (Infinity, whole numbers of any size). Raises ValueError, however deep."""
+    if orjson := _orjson():
+        # What orjson alone refuses, or what is not JSON: the standard library decides.
+        with contextlib.suppress(ValueError):
             return orjson.loads(content)
-        except ValueError:
-            pass  # what orjson alone refuses, or what is not JSON: the standard library decides
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -41,24 +46,16 @@ def loads(content: bytes | str) -> Any:
 
 def loads_strict(content: bytes) -> Any:
     """Parse JSON by the letter: neither NaN nor half a surrogate pair, where orjson is installed. Raises ValueError."""
-    try:
-        import orjson
-    except ImportError:
-        return loads(content)
-    return orjson.loads(content)
+    orjson = _orjson()
+    return orjson.loads(content) if orjson else loads(content)
 
 
 def dumps(value: Any) -> bytes:
     """Write JSON in UTF-8. Whatever orjson refuses (big integers, half surrogate pairs) the standard library writes."""
-    try:
-        import orjson
-    except ImportError:
-        pass
-    else:
-        try:
-            return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
-        except TypeError:
-            pass
+    if orjson := _orjson():
+        with contextlib.suppress(TypeError):
+            written: bytes = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+            return written
     return json.dumps(value).encode("ascii")
 
 

@@ -43,7 +43,13 @@ def setup(settings: Settings, stream: TextIO | None = None, spelled: Callable[[s
     """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     if spelled is not None:
-        handler.addFilter(_Spelling(spelled))
+
+        def spell(record: logging.LogRecord) -> bool:
+            if record.name.partition(".")[0] == "settee":
+                record.msg, record.args = spelled(record.getMessage()), ()
+            return True
+
+        handler.addFilter(spell)
     handler.set_name("settee")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     root = logging.getLogger()
@@ -54,17 +60,6 @@ def setup(settings: Settings, stream: TextIO | None = None, spelled: Callable[[s
         logging.getLogger(name).setLevel(settings.log_level)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-class _Spelling(logging.Filter):
-    def __init__(self, spelled: Callable[[str], str]) -> None:
-        super().__init__("settee")
-        self._spelled = spelled
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if super().filter(record):
-            record.msg, record.args = self._spelled(record.getMessage()), ()
-        return True
 
 
 class TextFormatter(logging.Formatter):

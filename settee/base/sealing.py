@@ -83,7 +83,9 @@ class Sealer:
 
     def seal(self, value: Any) -> str:
         """Return a token around a JSON value. Needs memory for its JSON and for the token, once each."""
-        return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(_slices(dumps(value))))
+        data = memoryview(dumps(value))
+        slices = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+        return join_ascii(str(piece, "ascii") for piece in self.seal_chunks(slices))
 
     def seal_chunks(self, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
         """Give the token for a message that arrives in chunks, in pieces; together they are ``sealed_size`` bytes."""
@@ -171,12 +173,6 @@ def _signed(source: BinaryIO, signature: bytearray) -> Iterator[bytes]:
             yield rest[:-_HMAC]
             rest = rest[-_HMAC:]
     signature += rest
-
-
-def _slices(data: bytes) -> Iterator[memoryview]:
-    view = memoryview(data)
-    for start in range(0, len(data), _CHUNK):
-        yield view[start : start + _CHUNK]
 
 
 def main() -> None:
