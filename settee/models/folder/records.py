@@ -323,7 +323,7 @@ class Records:
         except OSError as error:
             is_gone, why = False, str(error.strerror)
         if not is_gone:
-            log.warning("a job's model could not be removed: %s", why)
+            log.log(logging.ERROR if wipe else logging.WARNING, "a job's model could not be removed: %s", why)
         return is_gone
 
 
