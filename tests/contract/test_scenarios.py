@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ Server = tuple[str, Path | None]
 """Where it is, and the folder that is /ComfyUI in recordings."""
 
 
-@pytest.fixture
-def own(comfy: Comfy, embedded: Callable[..., EmbeddedServer]) -> Server:
-    """An embedded server whose sampler takes its time."""
-    server = embedded(wait=False, faults={"step_slow": 0.01})
-    place_models(server.root)
-    server.wait_until_up()
-    return server.url, server.root
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An embedded server whose sampler takes its time, and whose cache is the recorded one's."""
+    if os.environ.get("COMFY_URL"):
+        pytest.skip("the real server is repeated at")
+    folder = tmp_path_factory.mktemp("scenarios")
+    place_models(folder)
+    with EmbeddedServer(folder, faults={"step_slow": 0.01}, args=["--cache-classic"]) as server:
+        yield server.url, server.root
 
 
 @pytest.fixture

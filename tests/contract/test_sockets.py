@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.contract import recording
 from tests.contract.driver import Binary, Comfy, Graph, empty_to_save, label, sampler_graph, step_of
+from tests.support.embedded import EmbeddedServer
 
 Slow = Callable[[int], Graph]
 FLAGS = json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
@@ -110,17 +113,24 @@ def test_flags_after_another_message_are_ignored(comfy: Comfy) -> None:
     assert "feature_flags" not in listener.labels()
 
 
-def preview_run(embedded: Any, first: str | None) -> list[Any]:
-    server = embedded(args=["--preview-method", "auto", "--preview-size", "32"])
-    comfy = Comfy(server.url)
+@pytest.fixture(scope="module")
+def previewing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    if os.environ.get("COMFY_URL"):
+        pytest.skip("only the embedded server can be started with previews")
+    args = ["--preview-method", "auto", "--preview-size", "32", "--cache-none"]
+    with EmbeddedServer(tmp_path_factory.mktemp("previewing"), args=args) as server:
+        yield Comfy(server.url)
+
+
+def preview_run(comfy: Comfy, first: str | None) -> list[Any]:
     listener = comfy.listen(first=first)
     comfy.run(sampler_graph(4, delay_ms=1), listener)
     comfy.close()
     return listener.messages
 
 
-def test_previews_are_jpegs_after_each_step(embedded: Any) -> None:
-    messages = preview_run(embedded, None)
+def test_previews_are_jpegs_after_each_step(previewing: Comfy) -> None:
+    messages = preview_run(previewing, None)
     got = of_sampler([label(message) for message in messages])
     want = of_sampler(recording.labels("success_ksampler_preview"))
     assert got[: got.index("executing:9")] == want[: want.index("executing:8")]
@@ -130,8 +140,8 @@ def test_previews_are_jpegs_after_each_step(embedded: Any) -> None:
         assert (image.format, image.size) == ("JPEG", (32, 32))
 
 
-def test_previews_with_metadata_come_before_the_step(embedded: Any) -> None:
-    messages = preview_run(embedded, FLAGS)
+def test_previews_with_metadata_come_before_the_step(previewing: Comfy) -> None:
+    messages = preview_run(previewing, FLAGS)
     got = of_sampler([label(message) for message in messages])
     want = of_sampler(recording.labels("success_ksampler_preview_metadata"))
     assert got[: got.index("executing:9")] == want[: want.index("executing:8")]
