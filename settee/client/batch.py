@@ -116,7 +116,6 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
 def _row(
     values: Any, args: argparse.Namespace, parse: Parse, folder: Path, number: str
 ) -> tuple[str, argparse.Namespace]:
-    """Return name and arguments of one row. Raises UsageError."""
     if not isinstance(values, Mapping):
         raise UsageError("is not an object")
     if unknown := [name for name in values if name not in ROW_KEYS]:

@@ -125,7 +125,6 @@ def parse(texts: list[str], base: argparse.Namespace | None = None, *, prog: str
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Check the options against each other. Raises UsageError."""
     apart = [name for name in ("resume", "cancel", "health") if getattr(args, name)]
     if apart and args.workflow:
         why = "it asks about the target, not for a job" if args.health else "the job exists already"

@@ -60,7 +60,8 @@ def show(path: Path, stream: TextIO, env: Mapping[str, str], *, size: tuple[int,
         )
     most = (min(_MAX_PIXELS[0], size[0] * _CELL[0]), min(_MAX_PIXELS[1], max(1, size[1] - 2) * _CELL[1]))
     png = _png(path, most)
-    encoded = {"kitty": _kitty, "iterm2": _iterm2}[protocol](base64.b64encode(png).decode(), len(png))
+    data = base64.b64encode(png).decode()
+    encoded = _kitty(data) if protocol == "kitty" else _iterm2(data, len(png))
     with contextlib.suppress(BrokenPipeError):
         stream.write(encoded + "\n")
         stream.flush()
@@ -92,15 +93,16 @@ def _png(path: Path, most: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def _kitty(data: str, _size: int) -> str:
+def _kitty(data: str) -> str:
     """kitty's graphics protocol: PNG (f=100), shown at once (a=T), no answers (q=2), in pieces (m=1 but for the last).
 
     https://sw.kovidgoyal.net/kitty/graphics-protocol/
     """
-    pieces = [data[start : start + _KITTY_PIECE] for start in range(0, len(data), _KITTY_PIECE)]
-    heads = ["a=T,f=100,q=2,", *[""] * (len(pieces) - 1)]
-    more = [*[1] * (len(pieces) - 1), 0]
-    return "".join(f"\x1b_G{head}m={m};{piece}\x1b\\" for head, m, piece in zip(heads, more, pieces, strict=True))
+    codes = []
+    for start in range(0, len(data), _KITTY_PIECE):
+        keys, more = "" if start else "a=T,f=100,q=2,", int(start + _KITTY_PIECE < len(data))
+        codes.append(f"\x1b_G{keys}m={more};{data[start : start + _KITTY_PIECE]}\x1b\\")
+    return "".join(codes)
 
 
 def _iterm2(data: str, size: int) -> str:

@@ -69,7 +69,6 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _found(text: str, folder: Path | None) -> Path:
-    """Return the file for a path or a name. Raises UsageError."""
     if not text:
         raise UsageError("name a workflow: a file, - for standard input, or one of workflows/")
     folders = [Path("workflows"), Path(__file__).parents[2] / "workflows"] if folder is None else [folder]

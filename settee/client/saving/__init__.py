@@ -126,7 +126,6 @@ class Result:
         return written
 
     def _summed_up(self, failures: Sequence[tuple[Output, ClientError]], saved: Sequence[Saved]) -> ClientError:
-        """Return one error for all outputs that were not saved."""
         problems = [(plain_name(output), error.message) for output, error in failures]
         kind: type[ClientError] = JobFailed
         if all(isinstance(error, UsageError) for _, error in failures):
@@ -178,7 +177,6 @@ def _fill(part: Part, output: Output, fetcher: Fetcher, unseal: Unseal | None) -
 
 
 def _known(output: Output, size: int, sha256: str) -> dict[str, Any]:
-    """Return what is reported of a file."""
     found = {"kind": output.kind, "node_id": output.node_id, "media_type": output.media_type}
     return {**found, "size": size, "sha256": sha256}
 

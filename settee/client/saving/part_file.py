@@ -226,7 +226,6 @@ class Fetcher:
             check(part, output)
 
     def _whole(self, output: Output, part: Part, deadline: float) -> None:
-        """Try until the body has come to its end."""
         from settee.net.failures import Broken, Refused
 
         tries, host = 0, _host(output.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import stat
@@ -19,8 +20,11 @@ from settee.base.sealing import generate_key
 from settee.client import Endpoint, sealed_jobs
 from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
+from settee.client.job_outputs import outputs_of
+from settee.client.saving import Result
 from settee.client.sealed_jobs import Sealer
 from settee.doors.runpod.render import closed, closed_error
+from tests.support.file_server import FileServer
 
 KEY, OTHER = generate_key(), generate_key()
 ROOT = Path(__file__).parents[3]
@@ -185,6 +189,26 @@ def test_a_file_that_does_not_open_leaves_nothing(tmp_path: Path, content: bytes
     with pytest.raises(UsageError, match="it does not open with the key of ENCRYPTION_KEY"):
         Sealer(KEY).open_file(tmp_path / "0000.sealed", opened)
     assert not opened.getvalue()
+
+
+def test_what_a_sealed_job_put_on_s3_is_opened(tmp_path: Path) -> None:
+    """Size and hash in the result are those of the file inside the token."""
+    key, content = generate_key(), os.urandom(100_000)
+    token = b"".join(WorkersSealer(key).seal_chunks([content]))
+    with FileServer(token).running() as server:
+        item = {
+            "filename": "a.bin",
+            "type": "s3_url",
+            "data": f"http://127.0.0.1:{server.port}/0000.sealed?X-Amz-Signature=1",
+        }
+        known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        outputs = outputs_of({"files": [{**item, **known}]})
+        (saved,) = Result("job", outputs, unseal=Sealer(key).open_file).save(tmp_path / "out")
+        assert saved.path.read_bytes() == content
+        wrong = Result("job", outputs, unseal=Sealer(generate_key()).open_file)
+        with pytest.raises(UsageError, match="does not open with the key"):
+            wrong.save(tmp_path / "other")
+        assert not list((tmp_path / "other").iterdir())
 
 
 # --- a machine without the worker's packages ---------------------------------------------------------
