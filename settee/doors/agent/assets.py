@@ -31,6 +31,7 @@ from settee.models.entry import ModelEntry, S3Object, identity
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.records import overwrite
+from settee.models.required import names_of
 from settee.models.sources.s3_object import sha256_of
 from settee.s3.client import client_for
 from settee.s3.error_table import S3Error, explained
@@ -179,7 +180,8 @@ def resolve(
         entries.append(entry)
         if not stays and is_removed and not _is_kept(entry, model_folder):
             passing.append(entry)
-    placed = tuple(PlacedModel(entry.name, str(model_folder.path_of(entry))) for entry in entries)
+    paths = [str(model_folder.path_of(entry)) for entry in entries]
+    placed = tuple(map(PlacedModel, names_of(entries), paths))
     return Assets(tuple(dict.fromkeys(entries)), placed, tuple(dict.fromkeys(passing)))
 
 

@@ -32,6 +32,7 @@ from settee.doors.agent.reporting import AgentRestarted, JobCallbacks, failure, 
 from settee.engine.engine import Engine
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
+from settee.models.required import names_of
 from settee.service import callback_urls, timestamps
 from settee.service.callbacks import Outbox, pending
 from settee.service.events import EventLog, JobEvents, JobLogs, Metrics, Outcome, Step
@@ -168,7 +169,7 @@ class JobRun:
             return run()
         except ModelMissing as error:
             names = {str(problem.get("value")) for problem in error.details.get("problems") or ()}
-            if not names.intersection(entry.name for entry in missing):
+            if names.isdisjoint(names_of(missing)):
                 raise
             # Its dispatcher has done nothing wrong.
             raise StagingError(

@@ -127,6 +127,13 @@ def test_an_operators_own_file_of_that_name_stays(host: Host) -> None:
     assert path.read_bytes() == b"the operator's"
 
 
+def test_below_a_folder_of_comfyuis_a_name_has_the_folder(host: Host) -> None:
+    given = parsed(baseModel=BASE, loras=[], parameters__extra=EXTRA)
+    targets = ("checkpoints/sdxl", "loras")
+    found = assets.resolve(given, host.options, host.storage, host.model_folder, targets, lambda: None)  # type: ignore[arg-type]
+    assert found.placed[0].name == "sdxl/base.safetensors"
+
+
 # --- what an object holds now -------------------------------------------------------------------------------
 
 
