@@ -13,7 +13,7 @@ from settee.comfyui.workflow import Workflow, link_problems, shape_problems
 from settee.doors.agent.graph import validate
 from settee.doors.agent.graph.bindings import bound
 from settee.doors.agent.graph.loras import chained
-from tests.unit.agent.templates import TEMPLATE, context_of, loras, node, object_info, parsed
+from tests.unit.agent.templates import TEMPLATE, context_of, loras, object_info, parsed
 
 
 def made(template: Workflow = TEMPLATE, **changes: Any) -> Workflow:
@@ -87,24 +87,3 @@ def test_everything_wrong_with_the_bindings_is_told_at_once() -> None:
     assert "leads nowhere" in problems[3]["problem"]
     assert problems[4]["problem"] == "it takes a number, and the value is a string"
     assert "it is linked to node '2'" in problems[5]["problem"]
-
-
-@pytest.mark.parametrize(
-    ("parameter", "node_id", "path", "says"),
-    [
-        ("steps", "5", "inputs.batch_size", "no node uses it there as a sampler's steps"),
-        ("width", "5", "inputs.height", "as the width of a latent"),
-        ("prompt", "8", "inputs.filename_prefix", "as a text encoder's text"),
-        ("seed", "6", "inputs.sead", "no such input"),
-        ("cfg_scale", "6", "inputs.denoise", "takes 0.0 to 1.0"),
-        ("prompt", "9", "inputs.text", "no output uses"),
-    ],
-)
-def test_a_value_that_lands_elsewhere_is_told(parameter: str, node_id: str, path: str, says: str) -> None:
-    template = {**TEMPLATE, "9": node("CLIPTextEncode", clip=["1", 1], text="")}
-    with pytest.raises(InvalidRequest) as caught:
-        made(template, workflowParameters=[{"parameter": parameter, "node": node_id, "path": path}])
-    [problem] = [item for item in caught.value.details["problems"] if item["path"] == "workflowParameters[0]"]
-    assert problem["node_id"] == node_id
-    assert problem["parameter"] == parameter
-    assert says in problem["problem"]
