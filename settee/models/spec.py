@@ -13,7 +13,6 @@ fetched. No network is used.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import SecretStr
 from settee.base.errors import ConfigError, UnsafePath
 from settee.base.settings import Settings, secret_named
 from settee.base.text import shown
+from settee.base.yaml_io import read_yaml
 from settee.comfyui.model_folders import KINDS
 from settee.comfyui.workflow import Problem
 from settee.models.entry import HubFile, ModelEntry, S3Object, Source, WebFile
@@ -120,11 +120,9 @@ def _read(path: Path | None, problems: list[Problem]) -> list[Any]:
     if path is None:
         return []
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        problems.append({"path": "MODELS_FILE", "problem": f"{path} cannot be read: {reason}"})
+        content = read_yaml(path, str(path))
+    except ConfigError as error:
+        problems.append({"path": "MODELS_FILE", "problem": error.message})
         return []
     if isinstance(content, dict) and set(content) <= {"models"}:
         content = content.get("models")
@@ -135,17 +133,6 @@ def _read(path: Path | None, problems: list[Problem]) -> list[Any]:
         problems.append({"path": "MODELS_FILE", "problem": problem})
         return []
     return content
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"this is not valid YAML{at}: {getattr(error, 'problem', None) or error}") from error
 
 
 # --- one entry -------------------------------------------------------------------------------------------

@@ -49,35 +49,6 @@ def options(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def read(path: Path | str) -> object:
-    """Return what a YAML file holds. Raises ConfigError, which quotes nothing of it, also for an option that is there
-    twice, of which YAML would take the last in silence."""
-    import yaml
-
-    name = f"the configuration {path}"
-
-    def construct_mapping(self: Any, node: Any, deep: bool = False) -> Any:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for number, key in enumerate(keys):
-            if any(key.value == other.value for other in keys[:number]):
-                line = key.start_mark.line + 1
-                raise ConfigError(f"{name} has {key.value} a second time in line {line}: leave one of them out")
-        return yaml.SafeLoader.construct_mapping(self, node, deep)
-
-    loader: Any = type("Loader", (yaml.SafeLoader,), {"construct_mapping": construct_mapping})
-    try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), loader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ConfigError(f"{name} cannot be read: {why}") from error
-    except yaml.MarkedYAMLError as error:
-        # Neither the error nor its problem: both may quote the line, and that a secret.
-        line = f": see line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{name} is not valid YAML{line}") from None
-    except (yaml.YAMLError, RecursionError, ValueError):
-        raise ConfigError(f"{name} is not valid YAML") from None
-
-
 def filled(data: object, section: type[Section], name: str, example: str) -> dict[Any, Any]:
     """Return the data without options that hold nothing, and with all sections. Raises ConfigError."""
     if data is None:
@@ -165,4 +136,4 @@ def _some(values: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-__all__ = ["Section", "checked", "filled", "options", "read", "subsections", "values_of_file", "values_of_variable"]
+__all__ = ["Section", "checked", "filled", "options", "subsections", "values_of_file", "values_of_variable"]

@@ -171,7 +171,7 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: [", "not valid YAML in line"),
+        ("a: [", "not valid YAML: see line"),
         ("{a: 1}", "must be a list"),
         ("text", "must be a list"),
         ("- {source: 'o/r:a.st', target: vae, token: NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),

@@ -17,8 +17,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 
 from settee.base.errors import ConfigError
 from settee.base.settings import MIB
+from settee.base.yaml_io import read_yaml
 from settee.net.addresses import is_loopback
-from settee.service.config_file import Problem, Section, checked, filled, read, values_of_file, values_of_variable
+from settee.service.config_file import Problem, Section, checked, filled, values_of_file, values_of_variable
 from settee.service.webhooks import signing_key
 
 VARIABLE = "VISION_SUITE_AGENT_CONFIG"
@@ -282,7 +283,7 @@ def load(path: Path | str | None = None) -> AgentConfig:
     path = path or os.environ.get(VARIABLE)
     if not path:
         raise ConfigError(f"there is no configuration: name a YAML file with --config or {VARIABLE}")
-    return parse(read(path), f"the configuration {path}")
+    return parse(read_yaml(path, f"the configuration {path}"), f"the configuration {path}")
 
 
 def parse(data: object, name: str = "the configuration") -> AgentConfig:
