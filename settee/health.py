@@ -48,7 +48,7 @@ def _stands_still(client: Client) -> bool:
 def main() -> int:
     """Print what is wrong, if anything; Docker keeps the line."""
     parser = argparse.ArgumentParser(
-        prog="python -m settee.health", description="Exit with 0 when ComfyUI answers and runs what it is given."
+        prog="python -m settee.health", description="Exit with 0 if ComfyUI answers and runs prompts."
     )
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.parse_args()

@@ -86,7 +86,7 @@ def main() -> int:
     except SetteeError as error:
         log.error("%s", error.message)
         for line in error.details.get("log", ()):
-            log.error("ComfyUI said: %s", line)
+            log.error("ComfyUI printed: %s", line)
         return 1
     return 0
 

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     )
     custom_nodes_dirs: Names = Field(
         (),
-        description="Folders of custom nodes beside COMFY_DIR/custom_nodes, on a network volume say, comma-separated. "
-        "Their code is run. What they need of Python: see docs/deploy.md.",
+        description="Folders of custom nodes in addition to COMFY_DIR/custom_nodes, for example on a network volume, "
+        "comma-separated. Their code is run. What they need of Python: see docs/deploy.md.",
     )
     comfy_port: int = Field(8188, ge=0, le=65535, description="Its port on loopback; 0 picks a free one.")
     comfy_start_timeout_s: Positive = Field(
@@ -111,12 +111,12 @@ class Settings(BaseSettings):
     models_dir: Path | None = Field(None, description="ComfyUI's models folder. Unset: COMFY_DIR/models.")
     models_extra_dirs: Names = Field(
         ("/runpod-volume/models",),
-        description="Folders laid out like ComfyUI's models folder, on a network volume say: ComfyUI is shown them, "
-        "and a model found there is linked instead of downloaded. Comma-separated.",
+        description="Folders laid out like ComfyUI's models folder, for example on a network volume: ComfyUI reads "
+        "them, and a model found there is linked instead of downloaded. Comma-separated.",
     )
     host_cache_dir: Path = Field(
         Path("/runpod-volume/huggingface-cache/hub"),
-        description="RunPod's cache of Hugging Face models: what is there is linked, at no cost of disk.",
+        description="RunPod's cache of Hugging Face models: cached files are linked and take no disk space.",
     )
     hf_token: SecretStr | None = Field(None, description="Hugging Face token, for private and gated models.")
     hf_endpoint: str = Field("https://huggingface.co", description="The Hub, or a mirror that speaks its protocol.")
@@ -169,8 +169,8 @@ class Settings(BaseSettings):
     allowed_nodes: Names = Field((), description="When set, only these node classes may be used (names or patterns).")
     denied_nodes: Names = Field(
         (),
-        description="These node classes may not be used (names or patterns). Both lists are about the workflow that is "
-        "sent, old names of classes as well: what an allowed class makes of itself or starts is that class's own.",
+        description="Node classes that are refused (names or patterns). Both lists are about the workflow that is "
+        "sent, old names of classes as well: nodes that an allowed class adds or starts are not checked.",
     )
     download_timeout_s: Positive = Field(300, description="Time limit for one URL or S3 input.")
 
@@ -193,13 +193,14 @@ class Settings(BaseSettings):
     )
     bucket_expires_s: int = Field(604_800, ge=1, le=604_800, description="Lifetime of presigned URLs, in seconds.")
     bucket_public_url: str | None = Field(
-        None, description="Base of public URLs (a CDN, say) to return instead of presigned ones."
+        None, description="Base of public URLs (for example of a CDN) to return instead of presigned ones."
     )
     allow_private_s3config: bool = Field(
         False, description="Let a job's `s3Config` name an endpoint that is not on the public Internet."
     )
     delivery: Literal["auto", "base64", "s3"] = Field(
-        "auto", description="Where results go when a job does not say: auto is S3 when configured, else base64."
+        "auto",
+        description="Where results go when the job names no destination: auto is S3 when configured, else base64.",
     )
     result_volume_dir: Path = Field(
         Path("/runpod-volume/settee-results"),

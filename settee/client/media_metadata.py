@@ -58,7 +58,7 @@ def texts(file: BinaryIO) -> dict[str, str]:
     walks = {"PNG": _png, "WEBP": _webp, "MP4": _mp4, "WEBM": _webm}
     walk = walks.get(format_of(file.read(HEAD)) or "")
     if walk is None:
-        raise Unreadable("is not a picture or film that a workflow can be read from")
+        raise Unreadable("is not a picture or video that a workflow can be read from")
     try:
         for keyword, text in walk(file, end):
             found.setdefault(keyword, text)

@@ -116,7 +116,7 @@ class UnderWay:
         with self.display.hidden():
             try:
                 if not self._all_sent(_MOMENT_S):
-                    streams.say("stopping as soon as it is known whether the job was accepted (Ctrl-C again: at once)")
+                    streams.say("stopping as soon as the job is accepted or refused (Ctrl-C again: immediately)")
                     while not self._all_sent(_WAIT_S):
                         pass
                 unsure = [error.message for error in self._unsure]

@@ -90,7 +90,7 @@ def _found(text: str, folder: Path | None) -> Path:
         hint = f"; did you mean {' or '.join(near)}?"
     else:
         hint = f"; there are {', '.join(names[:_SHOWN_NAMES])}" if names else ""
-    raise UsageError(f"there is no file {text[:200]!r}, and no workflow of that name{hint}")
+    raise UsageError(f"no file {text[:200]!r}, and no workflow of that name{hint}")
 
 
 # --- reading -----------------------------------------------------------------------------------------

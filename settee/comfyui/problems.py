@@ -97,7 +97,7 @@ def registry_problems(
             outputs = registry.entry(workflow[source]["class_type"]).get("output")
             if isinstance(outputs, list) and slot >= len(outputs):
                 kind, value = workflow[source]["class_type"], [source, slot]
-                problem = f"node {source} ({kind}) has {len(outputs)} output(s), so there is no output {slot}"
+                problem = f"node {source} ({kind}) has {len(outputs)} output(s), so it has no output {slot}"
                 problems.append(problem_at(node_id, node, name, value=value, type="bad_link_slot", problem=problem))
     return problems
 

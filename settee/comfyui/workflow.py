@@ -147,7 +147,7 @@ def shape_problems(workflow: Mapping[str, Any], *, max_nodes: int) -> list[Probl
     if isinstance(workflow.get("nodes"), list) and "links" in workflow:
         problem = EXPORT_HINT
     elif isinstance(workflow.get("prompt"), dict) and set(workflow) <= _PROMPT_KEYS:
-        problem = 'this is a whole POST /prompt body: send what is inside its "prompt"'
+        problem = 'this is a whole POST /prompt body: send the value of its "prompt"'
     elif not workflow:
         problem = "the workflow has no nodes"
     elif len(workflow) > max_nodes:

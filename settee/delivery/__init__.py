@@ -105,7 +105,7 @@ def target_for(job: Job, settings: Settings) -> Target | None:
     if job.options.destination is not None:
         own = workers_target(settings)
         if own is None:
-            raise DeliveryError("there is no S3 endpoint to put the outputs at: set BUCKET_ENDPOINT_URL")
+            raise DeliveryError("no S3 endpoint is configured for the outputs: set BUCKET_ENDPOINT_URL")
         return replace(own, bucket=job.options.destination.bucket, by_month=False, expires_s=expires_s)
     if request.bucket is not None:
         try:

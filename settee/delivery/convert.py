@@ -33,7 +33,7 @@ _JPEG_EXIF = 65_000
 _PNG_LEVEL = 4
 
 
-class Kept(Exception):
+class NotConverted(Exception):
     """Why an image stays as it is; to follow its name in a warning."""
 
 
@@ -47,7 +47,7 @@ def convert(
     max_pixels: int,
     warnings: list[str],
 ) -> Prepared:
-    """Return the image in ``image_format`` (png | jpeg | webp), or raise Kept. The blob is only read.
+    """Return the image in ``image_format`` (png | jpeg | webp), or raise NotConverted. The blob is only read.
 
     Colour profiles stay, the orientation is applied to the pixels, and unless ``strip_metadata`` the prompt and the
     workflow move along; ``warnings`` get what did not. PNGs are lossless whatever ``quality`` says.
@@ -55,7 +55,7 @@ def convert(
     suffix, media_type, longest = FORMATS[image_format]
     with _opened(blob, max_pixels) as image:
         if max(image.size) > longest:
-            raise Kept(f"has a side of more than the {longest} pixels that {image_format} can have")
+            raise NotConverted(f"has a side of more than the {longest} pixels that {image_format} can have")
         # ComfyUI writes `prompt`, and `workflow` and others from extra_pnginfo.
         text = {} if strip_metadata else {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
         exif = None if strip_metadata else image.getexif()
@@ -72,14 +72,14 @@ def convert(
         try:
             pixels.save(out, format=image_format.upper(), **options)
         except (OSError, ValueError) as error:
-            raise Kept(f"cannot be written as {image_format}") from error
+            raise NotConverted(f"cannot be written as {image_format}") from error
     name = str(PurePosixPath(filename).with_suffix(suffix)) if PurePosixPath(filename).stem else filename
     return Prepared(Blob(out.getvalue()), name, media_type)
 
 
 @contextlib.contextmanager
 def _opened(blob: Blob, max_pixels: int) -> Iterator[Image.Image]:
-    """Decode a still image. Whatever Pillow raises for a bad file (it has many ways) becomes Kept."""
+    """Decode a still image. Whatever Pillow raises for a bad file (it has many ways) becomes NotConverted."""
     import warnings
 
     from PIL import Image
@@ -89,14 +89,14 @@ def _opened(blob: Blob, max_pixels: int) -> Iterator[Image.Image]:
         try:
             image = Image.open(io.BufferedReader(Window(blob)), formats=_READABLE)
             if getattr(image, "n_frames", 1) > 1:
-                raise Kept("is animated")
+                raise NotConverted("is animated")
             if image.width * image.height > max_pixels:
-                raise Kept(f"has more than the {max_pixels} pixels of MAX_PIXELS")
+                raise NotConverted(f"has more than the {max_pixels} pixels of MAX_PIXELS")
             image.load()
-        except Kept:
+        except NotConverted:
             raise
         except Exception as error:
-            raise Kept("cannot be decoded") from error
+            raise NotConverted("cannot be decoded") from error
         with image:
             yield image
 

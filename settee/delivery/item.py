@@ -122,7 +122,7 @@ class Item:
 
     def _convert(self, prepared: Prepared) -> bool:
         """Put the image in the format asked for; return False, with a warning, where it stays as it is."""
-        from settee.delivery.convert import Kept, convert
+        from settee.delivery.convert import NotConverted, convert
 
         wanted = self.delivery.wanted
         assert wanted.image_format is not None
@@ -137,7 +137,7 @@ class Item:
                 max_pixels=self.delivery.settings.max_pixels,
                 warnings=self.warnings,
             )
-        except Kept as reason:
+        except NotConverted as reason:
             self.warnings.append(f"{prepared.filename} was not converted to {wanted.image_format}: it {reason}")
             return False
         prepared.content.close()

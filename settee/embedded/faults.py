@@ -16,7 +16,7 @@ FAULTS = {
     "delete_outputs": ("true", "every saved file is removed right after it was written"),
     "die_at_start": ("true", "prints the traceback of a failed import and exits with code 1"),
     "executor_dead": ("true", "prompts are queued, nothing runs, HTTP goes on"),
-    "flags_late": ("true", "what POST /free asks for waits until after the next prompt, as when that is quicker"),
+    "flags_late": ("true", "POST /free takes effect only after the next prompt, as when that is quicker"),
     "history_late": ("seconds", "history appears that much later than executing: null"),
     "history_lost": ("true", "a finished prompt never reaches history"),
     "http_hang": ("prefix", "requests whose path starts with it are never answered (/settee/ is spared)"),

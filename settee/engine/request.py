@@ -134,7 +134,7 @@ KEYS = tuple(name for name in JobRequest.model_fields if name != "bucket")
 #: Keys that people know from elsewhere.
 _ELSEWHERE = {
     "prompt": "is called `workflow` here: give the graph under that key (words of a prompt go into its nodes)",
-    "s3Config": "goes beside `input`, at the top of the request, and not inside it",
+    "s3Config": "belongs next to `input`, at the top of the request, not inside it",
 }
 
 

@@ -38,7 +38,7 @@ from settee.models.sources import addresses, linked
 CODES = ((ConfigError, 2), (IntegrityError, 3), (NoSpace, 4), (SetteeError, 1))
 _NOTHING = "no models to place: MODELS and MODELS_FILE are empty"
 EXIT_CODES = """exit codes: 0 all is well; 1 a required model could not be placed; 2 a setting or argument is wrong;
-3 a file is not what it should be (placing or verify); 4 there is not enough disk; 130 interrupted"""
+3 a file does not match its entry (placing or verify); 4 there is not enough disk; 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _report(line)
         return _code(error)
     except KeyboardInterrupt:
-        _report("interrupted; what was downloaded so far is kept, and resumed next time")
+        _report("interrupted; downloaded parts are kept, and resumed next time")
         return 130
 
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     place.set_defaults(run=_place)
     place.add_argument("--lazy", action="store_true", help="the lazy ones too")
     for name, run, words in (
-        ("plan", _plan, "say what would be placed, from where, and how many bytes"),
+        ("plan", _plan, "list what would be placed, from where, and how many bytes"),
         ("list", _list, "list what was placed"),
         ("verify", _verify, "read and compare what was placed"),
     ):
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     command = commands.add_parser("prune", help="remove unfinished downloads and what jobs brought")
     command.set_defaults(run=_prune)
-    command.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    command.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     return parser
 
 
@@ -108,7 +108,7 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
         _report(f"warning: {doubt}")
     entries = [entry for entry in configured if arguments.lazy or not entry.lazy]
     if entries and settings.models_dir is None and not settings.comfy_dir.is_dir():
-        raise ConfigError(f"there is no ComfyUI at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
+        raise ConfigError(f"no ComfyUI was found at COMFY_DIR={settings.comfy_dir}: set COMFY_DIR, or MODELS_DIR")
     if not entries:
         print(_NOTHING)
         return 0

@@ -147,7 +147,7 @@ def _of_answer(code: str, status: int, target: Target, reads: bool) -> S3Error:
         why = " (the month and year: BUCKET_NAME is not set)" if target.by_month else ""
         return found(f"S3 has no bucket {target.bucket!r}{why}: create it, or set {name}", Kind.NO_BUCKET, name)
     if reads and (status == 404 or code in ("NoSuchKey", "NotFound")):
-        return found("there is no such object", Kind.NO_OBJECT)
+        return found("no such object exists", Kind.NO_OBJECT)
     if code in _WRONG_KEYS:
         return found(f"S3 does not accept the keys: look at {' and '.join(keys)}", Kind.WRONG_KEYS, *keys)
     if code == "RequestTimeTooSkewed":
@@ -155,7 +155,7 @@ def _of_answer(code: str, status: int, target: Target, reads: bool) -> S3Error:
     if code in _OTHER_REGION or status in (301, 307):
         return found(f"the bucket is in another region: set {region}", Kind.OTHER, region, endpoint)
     if status in (401, 403) and reads:
-        what = "S3 does not let these keys read it, or there is no such object"
+        what = "S3 does not let these keys read it, or no such object exists"
         return found(f"{what}: look at {' and '.join(keys)}", Kind.FORBIDDEN, *keys)
     if status in (401, 403):
         what = f"S3 does not allow these keys to write to the bucket {target.bucket!r}"

@@ -81,7 +81,7 @@ class Slot:
             try:
                 work()
                 if self._job is job and not self._settled():
-                    log.error("ComfyUI still runs job %s, which it was told to stop", job.id)
+                    log.error("ComfyUI still runs job %s, which was canceled", job.id)
             finally:
                 self.free(job)
 

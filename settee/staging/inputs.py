@@ -200,7 +200,7 @@ class _Staging:
         text = file.data
         start = len(text[:64]) - len(text[:64].lstrip())
         if not text or text.isspace():
-            raise BadData("there is no data")
+            raise BadData("it has no data")
         uri = _DATA_URI.match(text, start)
         if uri is not None:
             return decode_data_uri(uri[1], text, uri.end())

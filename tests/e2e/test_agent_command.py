@@ -77,7 +77,7 @@ def test_check_finds_what_jobs_would_fail_for(
     assert [line.removeprefix("settee agent: ") for line in done.stderr.splitlines()] == [
         f"paths.base_models: the folder {tmp_path / 'base_models'} does not exist: name ComfyUI's own, or make it",
         words,
-        f"comfyui.dir: there is no ComfyUI (main.py) in {tmp_path / 'none'}",
+        f"comfyui.dir: no ComfyUI (main.py) in {tmp_path / 'none'}",
     ]
     assert "is right" not in done.stdout
 
@@ -85,7 +85,7 @@ def test_check_finds_what_jobs_would_fail_for(
 def test_the_example_must_be_filled_in_first() -> None:
     done = command("--check", "--config", "deploy/config.example.yaml")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "minio.access_key and minio.secret_key still say CHANGE-ME" in done.stderr
+    assert "minio.access_key and minio.secret_key still contain CHANGE-ME" in done.stderr
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_callbacks_are_listed_sent_again_and_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["retry", "9"], "there is no callback 9"),
+        (["retry", "9"], "no callback 9"),
         (["retry", "2", "--url", "nowhere"], "--url"),
         (["retry"], "ID"),
         (["drop"], "ID"),

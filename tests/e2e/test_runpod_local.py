@@ -151,7 +151,7 @@ def test_a_test_input_that_failed_shows_every_problem() -> None:
         (("--test_input", '{"input'), "--test_input must be a JSON object"),
         (("--test_input", "[]"), "--test_input must be a JSON object"),
         ((), "outside RunPod no jobs come by themselves: --rp_serve_api"),
-        (("--rp_serve_api", "--rp_prot", "1"), "there is no option '--rp_prot'"),
+        (("--rp_serve_api", "--rp_prot", "1"), "unknown option '--rp_prot'"),
     ],
 )
 def test_arguments_that_the_sdk_takes_amiss_are_errors_that_say_what_to_do(

@@ -216,7 +216,7 @@ def refused(kind: type[SetteeError], settings: Settings, bucket: str, key: str, 
 
 def test_what_is_not_there(s3: S3Server, bucket: str) -> None:
     error = refused(ModelMissing, own(s3), bucket, "folder/quite-another.bin")
-    assert error.message == f"s3://{bucket}/folder/quite-another.bin: there is no such object"
+    assert error.message == f"s3://{bucket}/folder/quite-another.bin: no such object exists"
     error = refused(ModelMissing, own(s3), "no-such-bucket", "folder/plain.bin")
     assert error.message == "s3://no-such-bucket/folder/plain.bin: S3 has no bucket 'no-such-bucket'"
 

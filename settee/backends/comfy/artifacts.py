@@ -94,7 +94,7 @@ class Collector:
                     raise  # else its node has taken it away meanwhile
         if self._unfinished:
             names = _listed(self._unfinished)
-            self._warnings.append(f"still open for writing after the workflow had ended, may not be whole: {names}")
+            self._warnings.append(f"still open for writing after the workflow had ended, may be incomplete: {names}")
         self._ask_silent_nodes()
         artifacts = sorted([*files, *texts], key=lambda each: natural_key(each.node_id)) + pictures
         return Made(artifacts, tuple(self._warnings))
@@ -223,7 +223,7 @@ class Collector:
                     "only, which was lost; send the job again, or use SaveImage",
                     retryable=True,
                 )
-            where = "" if self.workspace else ": what it wrote, if anything, is on ComfyUI's own disk"
+            where = "" if self.workspace else ": any file that it wrote is on ComfyUI's own disk"
             self._warnings.append(f"{self._name(node_id)} reported nothing{where}")
 
     def _name(self, node_id: str) -> str:

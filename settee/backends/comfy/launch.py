@@ -76,7 +76,7 @@ def _program(settings: Settings) -> list[str]:
     folder = settings.comfy_dir
     if not (folder / "main.py").is_file():
         raise ConfigError(
-            f"there is no ComfyUI at COMFY_DIR={folder}: set COMFY_DIR to its folder, "
+            f"no ComfyUI was found at COMFY_DIR={folder}: set COMFY_DIR to its folder, "
             "COMFY_URL to a running one, or COMFY_COMMAND"
         )
     own = [str(path) for path in (folder / "venv/bin/python", folder / ".venv/bin/python") if path.exists()]

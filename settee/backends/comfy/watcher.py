@@ -211,7 +211,7 @@ class Watcher:
                 return entry
             if time.monotonic() >= give_up:
                 raise ComfyError(
-                    f"ComfyUI said that the prompt ended, but its history did not come within {limit_s:g} s"
+                    f"ComfyUI reported the end of the prompt, but its history was not available within {limit_s:g} s"
                 )
             if limits.cancel.wait(pause) or time.monotonic() >= limits.deadline:
                 return None

@@ -149,9 +149,9 @@ def _script(module: Any, extensions: Iterable[str] | None) -> str | None:
         return None
     pack = module.split(".", 1)[1]
     if extensions is None:
-        return f"is of the custom nodes {pack}, which may bring an editor script that changes what is exported"
+        return f"is of the custom nodes {pack}, which may have an editor script that changes the exported values"
     if any(path.startswith(f"/extensions/{pack}/") for path in extensions):
-        return f"is of the custom nodes {pack}, whose editor script may change what is exported"
+        return f"is of the custom nodes {pack}, whose editor script may change the exported values"
     return None
 
 

@@ -240,7 +240,7 @@ def _check_file(path: Path, *, is_picture: bool) -> None:
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except FileNotFoundError as error:
-        raise UsageError("there is no such file") from error
+        raise UsageError("the file does not exist") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not head:

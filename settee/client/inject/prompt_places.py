@@ -112,7 +112,7 @@ class _Search:
         found = self._encoders[side]
         self._refuse_the_unknown(side)
         if not found:
-            raise UsageError(f"there is no place for a {_WANTED[side]} in this workflow{self._why(side)}")
+            raise UsageError(f"no input was found for a {_WANTED[side]} in this workflow{self._why(side)}")
         texts = [text for encoder in found for text in encoder.texts]
         exact = [text.literals[0] for text in texts if len(text.literals) == 1 and not text.makers]
         if len(exact) < len(texts):
@@ -139,13 +139,13 @@ class _Search:
             )
         if self._unexplained:
             raise Ambiguous(
-                "it is not known whether these texts are a prompt, a negative prompt or neither. "
+                "these texts may be a prompt, a negative prompt or neither. "
                 f"Choose instead with\n{self._choices(self._unexplained)}"
             )
         strays = {f"{use.input!r} of {shown_node(self._workflow, use.node_id)}" for use in self._tracing.strays(side)}
         if strays:
             raise Ambiguous(
-                f"what it would change also goes to {', '.join(sorted(strays))}, and it is not known whether that is "
+                f"what it would change also goes to {', '.join(sorted(strays))}, which may be "
                 f"positive or negative. Choose instead with\n{self._choices(_literals(self._encoders[side]))}"
             )
 
@@ -169,13 +169,13 @@ class _Search:
         for use, encoders in ((f"the {_WANTED[other]}", self._encoders[other]), ("no prompt at all", empty)):
             if shared := _literals(encoders) & {*places}:
                 raise Ambiguous(
-                    f"this text is also what is used as {use}, which would change with it. Give the sampler an encoder "
+                    f"this text is also used as {use}, which would change with it. Give the sampler an encoder "
                     f"for each, or change both with\n{self._choices(shared)}"
                 )
 
     def _why(self, side: Side) -> str:
         reach = self._tracing.reaches[side]
-        for nodes, why in ((reach.zeroed, "is emptied by"), (reach.ends, "comes without a text from")):
+        for nodes, why in ((reach.zeroed, "is emptied by"), (reach.ends, "comes without a string from")):
             if nodes:
                 return f": the sampler's {side} conditioning {why}\n{listed_nodes(self._workflow, nodes)}"
         idle = [

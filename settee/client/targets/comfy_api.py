@@ -48,7 +48,7 @@ class Wire(HttpApi):
             return self._http.ask(request)
         except StatusError as error:
             if error.status == 404:
-                raise NetworkError(f"{self.name}: there is no ComfyUI (HTTP 404): check the address") from error
+                raise NetworkError(f"{self.name}: not a ComfyUI (HTTP 404): check the address") from error
             raise
 
     def misshapen(self) -> NetworkError:

@@ -192,7 +192,7 @@ def failure(job_id: str, entry: Entry) -> Answer | None:
     if end.kind == "interrupted":
         return Answer(job_id, Status.CANCELLED, error="the job was interrupted in ComfyUI", code="canceled")
     if end.kind == "out_of_memory":
-        line = f"{end.where} ran out of memory: use a smaller size or batch, or free what else is loaded in ComfyUI"
+        line = f"{end.where} ran out of memory: use a smaller size or batch, or unload other models in ComfyUI"
         return Answer(job_id, Status.FAILED, error=line, code="out_of_memory", details=end.details)
     line = f"{end.where} failed: {end.said}" if end.where else "ComfyUI reports that the workflow failed, but not why"
     return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)

@@ -157,7 +157,7 @@ class Http:
             except Trouble as trouble:
                 if request.once and not trouble.unsent:
                     raise Unsure(
-                        f"{self.name}: {trouble.what}; whether it was accepted is not known, and sending it again may "
+                        f"{self.name}: {trouble.what}; it may have been accepted, and sending it again may "
                         "run it twice",
                         trouble.head,
                     ) from trouble.__cause__

@@ -177,7 +177,7 @@ class RunPod:
         if job_id is not None and error.status == 404:
             return JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         if error.status in (404, 405):
-            return NetworkError(f"{self.name}: there is no RunPod API (HTTP {error.status}): check the id or address")
+            return NetworkError(f"{self.name}: not a RunPod API (HTTP {error.status}): check the id or address")
         error.job_id = job_id
         return error
 

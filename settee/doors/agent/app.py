@@ -51,7 +51,7 @@ def _refusals(**described: str) -> Responses:
 
 _REFUSALS = _refusals(
     _401="No token, or a wrong one",
-    _421="No token is set, and the Host header is not one of this machine's own names",
+    _421="No token is set, and the Host header is not a name of this machine",
 )
 _BODY_REFUSALS = _REFUSALS | _refusals(
     _400="The body is not what it should be",
@@ -205,7 +205,9 @@ def _add_following(router: APIRouter, intake: Intake) -> None:
     )
     async def _events(
         job_id: str,
-        last_event_id: str = Header("", max_length=100, description="What was seen last: what came since is sent."),
+        last_event_id: str = Header(
+            "", max_length=100, description="The last event that was received: later ones are sent."
+        ),
     ) -> Response:
         log = await known(job_id)
         if log is None and await known(f"{job_id}{_EVENTS}") is not None:

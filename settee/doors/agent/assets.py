@@ -66,7 +66,7 @@ class Storage:
         client_for(self._target)
 
     def head(self, bucket: str, key: str, what: str, check: Check) -> Mapping[str, Any]:
-        """Return S3's answer to HEAD. Raises InvalidRequest when there is no such object, DownloadFailed when S3
+        """Return S3's answer to HEAD. Raises InvalidRequest when no such object exists, DownloadFailed when S3
         fails."""
         return self._ask(what, bucket, key, check, lambda target: head(target, key))
 
@@ -299,7 +299,7 @@ class Leftovers:
         try:
             self._store.set_leftovers(models)
         except StoreError as error:
-            log.warning("what this job leaves could not be found after a kill: %s", error.message)
+            log.warning("files that this job left could not be found after a kill: %s", error.message)
         else:
             self._stored = models
 

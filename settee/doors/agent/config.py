@@ -282,7 +282,7 @@ def load(path: Path | str | None = None) -> AgentConfig:
     """Return the configuration of ``path``, or of the file that VISION_SUITE_AGENT_CONFIG names. Raises ConfigError."""
     path = path or os.environ.get(VARIABLE)
     if not path:
-        raise ConfigError(f"there is no configuration: name a YAML file with --config or {VARIABLE}")
+        raise ConfigError(f"no configuration: name a YAML file with --config or {VARIABLE}")
     return parse(read_yaml(path, f"the configuration {path}"), f"the configuration {path}")
 
 

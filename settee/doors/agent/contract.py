@@ -191,7 +191,7 @@ class JobProblem(Part):
     """One thing that is wrong with a job."""
 
     path: str
-    """Path in the envelope or the workflow; empty where there is no path to name."""
+    """Path in the envelope or the workflow; empty if the problem has no path."""
     problem: str
 
 

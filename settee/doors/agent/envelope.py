@@ -87,7 +87,7 @@ class Parameters(_Part):
     prompt: fields.Prompt = Field(repr=False)
     negative_prompt: fields.Prompt | None = Field(None, repr=False)
     seed: fields.Seed | None = None
-    """Drawn when there is none."""
+    """Drawn if absent."""
     cfg_scale: fields.Cfg | None = None
     steps: fields.Steps | None = None
     sampler: Annotated[fields.Name | None, EMPTY_IS_NONE] = None

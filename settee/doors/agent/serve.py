@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The example can be read as it stands, but not be used.
         keys = {"minio.access_key": config.minio.access_key, "minio.secret_key": config.minio.secret_key}
         if left := [name for name, key in keys.items() if key.get_secret_value() == _PLACEHOLDER]:
-            raise ConfigError(f"{' and '.join(left)} still say {_PLACEHOLDER}: put the keys of the S3 server there")
+            raise ConfigError(f"{' and '.join(left)} still contain {_PLACEHOLDER}: put the keys of the S3 server there")
         return _checked(config) if args.check else run(config)
     except ConfigError as error:
         for line in error.lines():
@@ -211,7 +211,7 @@ def _checked(config: AgentConfig) -> int:
     if config.comfyui.dir is None:
         notes.insert(0, _comfyui_note(config.comfyui.url))
     elif settings.comfy_command is None and not (config.comfyui.dir / "main.py").is_file():
-        problems.append(f"comfyui.dir: there is no ComfyUI (main.py) in {config.comfyui.dir}")
+        problems.append(f"comfyui.dir: no ComfyUI (main.py) in {config.comfyui.dir}")
     for problem in problems:
         print(f"settee agent: {spelled(problem)}", file=sys.stderr)
     print("the configuration can be read, but not be used as it is" if problems else "the configuration is right")
@@ -224,7 +224,7 @@ def _folder_problem(name: str, folder: Path) -> str | None:
     if not folder.is_dir():
         return f"paths.{name}: the folder {folder} does not exist: name ComfyUI's own, or make it"
     if not os.access(folder, os.W_OK | os.X_OK):
-        return f"paths.{name}: this user may not write to {folder}, and models are placed there"
+        return f"paths.{name}: this user has no permission to write to {folder}, and models are placed there"
     return None
 
 
@@ -260,7 +260,7 @@ def _callbacks(args: argparse.Namespace, config: AgentConfig) -> int:
     """Carry out a command; return the exit code. Raises ConfigError."""
     store = Store(config.state_folder)
     if not store.path.exists():
-        raise ConfigError(f"there are no callbacks in {config.state_folder}: has the agent run with this state_dir?")
+        raise ConfigError(f"no callbacks in {config.state_folder}: has the agent run with this state_dir?")
     store.open(exclusive=False)
     try:
         refused = store.callbacks(is_refused=True)
@@ -270,7 +270,7 @@ def _callbacks(args: argparse.Namespace, config: AgentConfig) -> int:
             return 0
         ids = list(found) if args.refused else args.ids
         if unknown := [str(each) for each in ids if each not in found]:
-            raise ConfigError(f"there is no callback {', '.join(unknown)}: settee agent callbacks list shows all")
+            raise ConfigError(f"no callback {', '.join(unknown)}: settee agent callbacks list shows all")
         if args.command == "drop":
             store.remove(ids)
         else:

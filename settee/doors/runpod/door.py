@@ -193,7 +193,7 @@ class Door:
             try:
                 await asyncio.wait({ended}, timeout=deadline - loop.time())
             except asyncio.CancelledError:
-                log.debug("stopped once more while stopping")
+                log.debug("stopped again while stopping")
         if not ended.done():
             log.critical("the job did not stop; this worker takes no more")
             self.is_stuck = True

@@ -74,7 +74,7 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jobs_fetcher = self._fetch
-        slowest = LONG_POLL_S + BODY_S + wire.TOO_MANY_S + wire.Pace.LONGEST_FAILING
+        slowest = LONG_POLL_S + BODY_S + wire.TOO_MANY_S + wire.Pace.MAX_FAILING_S
         self.jobs_fetcher_timeout = slowest  # never ours to cut off
         self._pace = wire.Pace()
         self._all_taken = asyncio.Event()

@@ -124,7 +124,7 @@ class Pace:
     """
 
     #: Seconds.
-    SHORTEST, LONGEST, LONGEST_FAILING = 0.1, 1.0, 10.0
+    MIN_S, MAX_S, MAX_FAILING_S = 0.1, 1.0, 10.0
 
     def __init__(self) -> None:
         self._delay = 0.0
@@ -134,13 +134,13 @@ class Pace:
     def took(self, job: bool) -> None:
         """RunPod answered, with a job or without."""
         held = time.monotonic() - self._asked
-        if job or held >= self.LONGEST:
+        if job or held >= self.MAX_S:
             self._delay = self._next = 0.0
         else:
-            self._delay = self._next = min(self.LONGEST, max(self.SHORTEST, self._delay * 2))
+            self._delay = self._next = min(self.MAX_S, max(self.MIN_S, self._delay * 2))
 
     def failed(self) -> None:
-        self._delay = self._next = min(self.LONGEST_FAILING, max(self.LONGEST, self._delay * 2))
+        self._delay = self._next = min(self.MAX_FAILING_S, max(self.MAX_S, self._delay * 2))
 
     def too_many(self) -> None:
         self._next = TOO_MANY_S

@@ -154,7 +154,7 @@ class Worker:
     def _report(self, error: SetteeError) -> None:
         log.error("not fit for jobs: %s", error.message)
         for line in error.details.get("log", ()):
-            log.error("ComfyUI said: %s", line)
+            log.error("ComfyUI printed: %s", line)
 
     # --- from start to end --------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ def _check_arguments() -> None:
     arguments, unknown = _sdk_arguments()
     runpods = map(os.environ.get, ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_REALTIME_PORT"))  # by which it finds jobs
     if unknown:
-        raise ConfigError(f"there is no option {unknown[0]!r}: --help lists all")
+        raise ConfigError(f"unknown option {unknown[0]!r}: --help lists all")
     if arguments.test_input:
         try:
             is_object = isinstance(json.loads(arguments.test_input), dict)

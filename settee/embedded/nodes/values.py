@@ -40,7 +40,7 @@ _TEXT: Any = value("STRING", multiline=True, dynamicPrompts=True)
 def _encoded(clip: Weights | None, **inputs: Any) -> Conditioning:
     """Everything but the CLIP itself goes into the hash as it is."""
     if clip is None:
-        raise RuntimeError("the CLIP input is empty: what it is linked to gives none")
+        raise RuntimeError("the CLIP input is empty: the linked node returns none")
     return Conditioning(digest_of(clip.digest, {name: str(given) for name, given in sorted(inputs.items())}))
 
 

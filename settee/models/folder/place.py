@@ -200,7 +200,7 @@ def of_disk(error: OSError, path: Path, needed: int | None = None) -> StagingErr
         free = free_at(str(path))
         numbers = "" if needed is None else f" it needs {needed:,} bytes more,"
         return NoSpace(
-            f"there is no room for {path.name} on the worker's disk:{numbers} {free:,} bytes are free. "
+            f"not enough space for {path.name} on the worker's disk:{numbers} {free:,} bytes are free. "
             "Free some, set MODELS_DISK_BUDGET_GB, or give the worker a larger disk",
             details={"file": path.name, "needed": needed, "free": free},
         )

@@ -143,7 +143,7 @@ class Hub:
             return self._missing(
                 f"the account of {self.token_name} sees no such repository: look at the name, or give it access"
                 if self.token
-                else "there is no such public repository: look at the name, or set HF_TOKEN if it is private",
+                else "no such public repository: check the name, or set HF_TOKEN if it is private",
                 "repository",
             )
         if isinstance(error, kinds.HFValidationError):

@@ -88,7 +88,7 @@ def _fetched(task: Task) -> Hashes:
                 raise again.verdict from again
             reasons.add(again.reason)
             if again.reason is Reason.CORRUPT:
-                log.warning("%s is not what it should be; it is fetched once more", task.address.logged)
+                log.warning("%s does not match its hash or size; it is fetched again", task.address.logged)
         task.part.reset()
 
 

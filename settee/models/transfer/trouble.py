@@ -19,8 +19,8 @@ from settee.net.retry import Backoff
 
 _ADVICE = {
     401: "it wants credentials: give a token that may read it",
-    403: "it is forbidden: check the token, or whether the signed address has expired",
-    404: "there is no such file: check its name and revision",
+    403: "it is forbidden: check the token and the expiry of a signed address",
+    404: "no such file: check its name and revision",
     407: "the proxy wants credentials: put them into HTTPS_PROXY",
     410: "the file is gone: give another address",
     416: "it has fewer bytes than it stated",

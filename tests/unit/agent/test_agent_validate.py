@@ -113,7 +113,7 @@ def test_values_may_go_through_nodes_that_only_pass_them_on() -> None:
     [problem] = problems_of(graph, workflowParameters=[binding("steps", 20, "value")])
     assert problem["problem"] == "no node uses it there as a sampler's steps"
     [problem] = problems_of(graph, workflowParameters=[binding("negative_prompt", 21, "value")])
-    assert problem["problem"] == "what this node encodes is used as positive prompt only"
+    assert problem["problem"] == "this node's text is used as positive prompt only"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_values_may_go_through_nodes_that_only_pass_them_on() -> None:
         ("primary_lora_name", 1, "ckpt_name", "as the name at a node that loads a LoRA"),
         ("primary_lora_strength_model", 6, "denoise", "as the strength at a node that loads a LoRA"),
         ("steps", 6, "stepz", "has no such input"),
-        ("prompt", 9, "text", "no output uses what this CLIPTextEncode makes"),
+        ("prompt", 9, "text", "no output depends on this CLIPTextEncode"),
     ],
 )
 def test_what_lands_elsewhere_is_told_by_parameter_node_and_path(

@@ -55,7 +55,7 @@ def test_what_is_no_picture(content: bytes, what: str, option: str, tmp_path: Pa
 def test_sound_and_video_are_not_looked_into_but_must_be_there(tmp_path: Path) -> None:
     workflow = graph(n1=("LoadAudio", {"audio": "a"}), n2=("SaveAudio", {"audio": ["1", 0]}))
     path = tmp_path / "a.wav"
-    with pytest.raises(UsageError, match=r"--audio .*there is no such file"):
+    with pytest.raises(UsageError, match=r"--audio .*the file does not exist"):
         media_changes(workflow, images=[], audio=[Given(path)])
     path.write_bytes(b"x")
     assert len(media_changes(workflow, images=[], audio=[Given(path)])[1]) == 1
@@ -64,7 +64,7 @@ def test_sound_and_video_are_not_looked_into_but_must_be_there(tmp_path: Path) -
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, what in (
-        (tmp_path / "missing.png", "there is no such file"),
+        (tmp_path / "missing.png", "the file does not exist"),
         (tmp_path, "is a folder"),
         (tmp_path / "pipe", "is not an ordinary file"),
         (tmp_path / ("x" * 300), "cannot be read"),

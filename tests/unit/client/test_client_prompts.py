@@ -85,7 +85,7 @@ def test_a_published_workflow_gets_its_texts_where_they_are_labelled(
         if labelled(name, side):
             assert sorted(asked(workflow, side, registry)) == labelled(name, side)
         else:
-            with pytest.raises(UsageError, match=r"there is no place for a (negative )?prompt in this workflow"):
+            with pytest.raises(UsageError, match=r"no input was found for a (negative )?prompt in this workflow"):
                 asked(workflow, side, registry)
     assert workflow == before
 
@@ -230,7 +230,7 @@ def test_without_a_sampler_the_texts_that_there_are_get_named() -> None:
 
 
 def test_a_text_input_that_holds_a_number_is_no_place() -> None:
-    with pytest.raises(UsageError, match="comes without a text from\n  6 CLIPTextEncode"):
+    with pytest.raises(UsageError, match="comes without a string from\n  6 CLIPTextEncode"):
         asked(sd15(n6=encoder(5)), "positive")
 
 

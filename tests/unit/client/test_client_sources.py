@@ -94,7 +94,7 @@ def test_the_shipped_workflows_have_names_anywhere(tmp_path: Path, monkeypatch: 
 def test_a_name_does_not_leave_the_folder(tmp_path: Path) -> None:
     written(tmp_path / "secret.json", json.dumps(GRAPH))
     (tmp_path / "workflows").mkdir()
-    assert "there is no file" in refusal("../secret", folder=tmp_path / "workflows")
+    assert "no file" in refusal("../secret", folder=tmp_path / "workflows")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def _bind(workflow: Workflow, bindings: tuple[Binding, ...], context: Context) -
         with_near = len(problems) < MAX_NEAR
         if name not in context.values:
             near = near_matches(name, context.values) if with_near else []
-            problem = {"problem": f"there is no parameter {name!r}", "near": near}
+            problem = {"problem": f"no parameter {name!r}", "near": near}
         elif (other := taken.setdefault((binding.node, binding.path), name)) != name:
             problem = {"problem": f"{other} is bound to the same place of node {binding.node}"}
         elif is_patterns and (why := primary_problem(node, name, binding.path)):

@@ -138,7 +138,7 @@ class Uses:
             return {"problem": f"no node uses it there as {_ROLES[parameter].meant}"}
         other = _OTHER_SIDE.get(parameter)
         if other and set().union(*(self._sides_of(end) for end in fitting)) == {other}:
-            return {"problem": f"what this node encodes is used as {other} prompt only"}
+            return {"problem": f"this node's text is used as {other} prompt only"}
         return None
 
     def other_side(self, parameter: str, node_id: str, name: str) -> str | None:
@@ -226,7 +226,7 @@ def check(workflow: Workflow, envelope: Envelope, context: Context, registry: No
     problems += _override_problems(uses, envelope)
     loaded = set().union(*map(strings, uses.live.values()))
     problems += [
-        {"path": f"loras[{at}]", "problem": "no output uses what the LoRA loaders of this workflow make"}
+        {"path": f"loras[{at}]", "problem": "no output uses the LoRA loaders of this workflow"}
         for at, use in enumerate(context.loras)
         if use.name not in loaded
     ]
@@ -252,7 +252,7 @@ def _binding_problem(uses: Uses, binding: Binding, context: Context) -> Problem 
     if place is None or not place.exists or place.value != value:
         return {"problem": _REPLACED}
     if binding.node not in uses.live:
-        return {"problem": f"no output uses what this {node['class_type']} makes"}
+        return {"problem": f"no output depends on this {node['class_type']}"}
     return uses.input_problem(binding.node, name, value) or uses.role_problem(binding.parameter, binding.node, name)
 
 

@@ -68,9 +68,9 @@ def sampler(**inputs: Any) -> dict[str, Any]:
     return node("KSampler", **{"seed": 2, "steps": 5, "model": "@1", "latent_image": "@3", **inputs})
 
 
-SHARED = (Ambiguous, "is also what is used as")
+SHARED = (Ambiguous, "is also used as")
 DIFFER = (Ambiguous, "several places")
-NONE = (UsageError, "there is no place for a")
+NONE = (UsageError, "no input was found for a")
 
 
 def guided(guider: dict[str, Any], **more: Any) -> Graph:
