@@ -275,10 +275,12 @@ class Ledger:
             file, self._file = self._file, None
         if file is None:
             return
-        with contextlib.suppress(OSError), file:
-            self._remove_empty()  # while the lock is ours
-        with contextlib.suppress(OSError):
-            self._remove_empty()  # Windows does not remove an open file
+        try:
+            with file:
+                self._remove_empty()  # while the lock is ours
+        except OSError:  # Windows does not remove an open file
+            with contextlib.suppress(OSError):
+                self._remove_empty()
 
     def _remove_empty(self) -> None:
         if not self._entries:

@@ -43,6 +43,7 @@ class UnderWay:
         self._sending = 0
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
+        #: Errors of those that were being sent when Ctrl-C came.
         self._unsure: list[Unsure] = []
 
     def run(self, work: Callable[[], T], threads: int = 1) -> list[T]:
@@ -68,7 +69,8 @@ class UnderWay:
             found.append(begin())
             return found[0]
         except Unsure as error:
-            self._unsure.append(error)
+            if self.stop.is_set():
+                self._unsure.append(error)
             raise
         finally:
             with self._changed:
@@ -114,6 +116,7 @@ class UnderWay:
         """Stop, and return the error that reports what became of the jobs."""
         self.stop.set()
         with self.display.hidden():
+            is_second = False
             try:
                 if not self._all_sent(_MOMENT_S):
                     streams.say("stopping as soon as the job is accepted or refused (Ctrl-C again: immediately)")
@@ -122,13 +125,14 @@ class UnderWay:
                 unsure = [error.message for error in self._unsure]
             except KeyboardInterrupt:
                 unsure = ["stopped while a job was being sent: it may have been accepted all the same"]
+                is_second = True
             jobs = [job for job in self._jobs if not job.answer.status.is_terminal]
             # Those that have ended well are being saved.
             done = [job for job in self._jobs if job.answer.status is Status.COMPLETED]
-            if unsure:
-                return _stopped([*unsure, *([left_as_is(jobs)] if jobs else [])], jobs)
             if jobs:
-                return canceled(jobs)
+                return _stopped([*unsure, left_as_is(jobs) if is_second else canceled(jobs).message], jobs)
+            if unsure:
+                return _stopped(unsure, jobs)
             return _stopped([left_as_is(done) if done else "stopped: no job is left running there"], done)
 
     def _all_sent(self, seconds: float) -> bool:

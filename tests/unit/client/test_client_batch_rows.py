@@ -204,6 +204,19 @@ def test_a_ledger_goes_where_open_files_cannot_be_removed(tmp_path: Path, monkey
     assert not (tmp_path / LEDGER).exists()
 
 
+def test_a_ledger_that_goes_leaves_the_next_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def taken_over(path: Path, missing_ok: bool = False) -> None:
+        monkeypatch.setattr(Path, "unlink", unlink)
+        unlink(path, missing_ok=missing_ok)
+        path.write_text("another run's")
+
+    with Ledger(tmp_path):
+        monkeypatch.setattr(Path, "unlink", taken_over)
+    assert (tmp_path / LEDGER).read_text() == "another run's"
+
+
 def test_a_ledger_is_one_runs(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from settee.client.batch import Ledger\n"
