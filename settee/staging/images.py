@@ -263,17 +263,19 @@ def _check_gif(data: mmap.mmap, max_pixels: int) -> None:
         return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
     try:
-        position, blocks = 13 + colour_table(data[10]), 0
+        position, blocks, frames = 13 + colour_table(data[10]), 0, 0
         while (kind := data[position]) != 0x3B:
             if kind not in (0x21, 0x2C):
                 raise Broken("is damaged: something else stands where a block must start")
+            frames += kind == 0x2C
+            if frames > _MAX_FRAMES:  # Pillow walks through them all to count them
+                raise Broken(f"has more than {_MAX_FRAMES} frames")
             position += 11 + colour_table(data[position + 9]) if kind == 0x2C else 2
-            while size := data[position]:
-                position += 1 + size
-                blocks += 1
-                if blocks > _MAX_PARTS:
-                    raise Broken("has too many blocks")
+            while blocks <= _MAX_PARTS and (size := data[position]):
+                position, blocks = position + 1 + size, blocks + 1
             position, blocks = position + 1, blocks + 1
+            if blocks > _MAX_PARTS:
+                raise Broken("has too many blocks")
     except IndexError as error:
         raise Broken("is truncated: it ends before its trailer") from error
 

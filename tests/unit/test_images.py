@@ -276,7 +276,9 @@ BOMBS = {
     "png-animated": png(rows())[:33] + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)) + png(rows())[33:],
     "jpeg": FORMATS["jpeg-RGB"].replace(struct.pack(">HH", SIDE, SIDE), b"\xff\xff\xff\xff", 1),
     "gif": FORMATS["gif"][:6] + b"\xff\xff\xff\xff" + FORMATS["gif"][10:],
-    "webp": FORMATS["webp-animated"].replace(b"\x17\0\0\x17\0\0", b"\xff\x3f\0\xff\x3f\0", 1),
+    "webp": FORMATS["webp-animated"].replace(
+        struct.pack("<HBHB", SIDE - 1, 0, SIDE - 1, 0), b"\xff\x3f\0\xff\x3f\0", 1
+    ),
     "bmp": FORMATS["bmp"][:18] + struct.pack("<ii", 60_000, 60_000) + FORMATS["bmp"][26:],
 }
 
@@ -310,6 +312,7 @@ CROWDS = {
     "jpeg": b"\xff\xd8" + b"\xff\xfe\0\2" * 2000,
     "gif": FORMATS["gif"][:-1] + b"!\xfe\1x\0" * 2000,
     "gif-blocks": FORMATS["gif"][:-1] + b"!\xfe" + b"\1x" * 2000,
+    "gif-empty": FORMATS["gif"][:-1] + b"!\xfe\0" * 2000,
 }
 
 
@@ -325,6 +328,15 @@ def test_frames_are_limited_whatever_their_size(file: Path, monkeypatch: pytest.
     for name in ("gif-animated", "webp-animated", "png-animated"):
         assert "more than 2 frames" in refused(file, FORMATS[name])
     assert "more than 2 frames" in refused(file, encode(picture(), "TIFF", 3))
+
+
+def test_a_gifs_frames_are_counted_before_pillow_walks_through_them(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That took an hour for the 12-byte frames of 2 GiB."""
+    monkeypatch.setattr(images_module, "_MAX_FRAMES", 2)
+    monkeypatch.setattr(images_module, "_decode", lambda *_: pytest.fail("it is not opened"))
+    assert "more than 2 frames" in refused(file, FORMATS["gif-animated"])
 
 
 def test_a_deflate_bomb_stops_at_the_size_that_the_png_names(file: Path) -> None:
