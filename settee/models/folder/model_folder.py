@@ -31,7 +31,16 @@ from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import model_problem
 from settee.models.folder.file_state import FileState, Inspection, inspect, is_kept_from, unprovable
 from settee.models.folder.hashing import hash_file
-from settee.models.folder.place import blob_sha256, check_source, of_disk, relative, set_aside, symlink, taken
+from settee.models.folder.place import (
+    blob_sha256,
+    check_source,
+    is_itself,
+    of_disk,
+    relative,
+    set_aside,
+    symlink,
+    taken,
+)
 from settee.models.folder.records import Placed, Records
 
 log = logging.getLogger(__name__)
@@ -230,11 +239,12 @@ class ModelFolder:
         """Make the entry's place an absolute symbolic link to ``source``, and record it.
 
         The Hub's cache has the source's sha256 in its name. If only the entry has one, the source is read once. One
-        rename: there is no moment without a file. Raises what :meth:`make_way` does, IntegrityError when the source is
-        not the entry's model, StagingError when it does not exist or is the very file in this place, Stopped.
+        rename: there is no moment without a file. An operator's file that is its own source is recorded as it is.
+        Raises what :meth:`make_way` does, IntegrityError when the source is not the entry's model, StagingError when
+        it does not exist or is another entry's file in this place, Stopped.
         """
         path, aim = self.path_of(entry), os.path.abspath(source)
-        info = check_source(entry, path, aim)
+        info = check_source(entry, aim)
         sha256 = blob_sha256(aim)
         if sha256 is None and entry.sha256 is not None:
             try:
@@ -246,6 +256,12 @@ class ModelFolder:
                 f"{entry.path}: the file on this host has the sha256 {sha256} instead of {entry.sha256}",
                 details={"model": str(entry.path), "expected_sha256": entry.sha256, "sha256": sha256},
             )
+        if is_itself(path, aim):
+            before = self.inspect(entry)
+            known = self._placed(entry, before, sha256=sha256, is_adopted=True)
+            if before.placed or not self.records.rewrite(None, known, is_still=lambda: self.inspect(entry) == before):
+                raise StagingError(f"{entry.path} cannot be linked: it would lead to itself")
+            return
         with self._placing(entry, stop, _MAX_WAIT_S) as had_to_wait:
             if had_to_wait and self.state(entry) is FileState.RIGHT:
                 return

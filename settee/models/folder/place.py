@@ -148,25 +148,28 @@ def blob_sha256(path: str | Path) -> str | None:
     return found[1] if found else None
 
 
-def check_source(entry: ModelEntry, path: Path, aim: str) -> os.stat_result:
-    """Raise StagingError or IntegrityError when a link's source is not the entry's model by size or head.
-
-    Nor may it be the file at ``path`` itself: an extra folder may be the models folder, or lead there.
-    """
+def check_source(entry: ModelEntry, aim: str) -> os.stat_result:
+    """Raise StagingError or IntegrityError when a link's source is not the entry's model by size or head."""
     try:
         info = os.stat(aim)
     except OSError as error:
         raise StagingError(f"{entry.path} cannot be linked: its source is gone ({error.strerror})") from error
-    folder, name = os.path.split(aim)
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.lstat(path), info) or (name == path.name and os.path.samefile(folder, path.parent)):
-            raise StagingError(f"{entry.path} cannot be linked: it would lead to itself")
     problem = model_problem(Path(aim), entry.name)
     if problem is None and entry.size is not None and info.st_size != entry.size:
         problem = f"has {info.st_size} bytes instead of {entry.size}"
     if problem:
         raise IntegrityError(f"{entry.path}: the file on this host {problem}", details={"model": str(entry.path)})
     return info
+
+
+def is_itself(path: Path, aim: str) -> bool:
+    """Return True if a link's source is the very file in its place: an extra folder may lead to the models folder."""
+    folder, name = os.path.split(aim)
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.lstat(path), os.stat(aim)) or (
+            name == path.name and os.path.samefile(folder, path.parent)
+        )
+    return False
 
 
 def symlink(path: Path, aim: str) -> None:
