@@ -284,5 +284,9 @@ def interrupted(attempt: Attempt, step: Step) -> Post | None:
 
 
 def as_json(body: Mapping[str, Any]) -> bytes:
-    """Return what is sent. A value that JSON cannot hold must not lose a callback."""
-    return json.dumps(body, default=str).encode("ascii")
+    """Return what is sent. A value that JSON cannot hold (NaN, say) must not lose a callback."""
+    try:
+        text = json.dumps(body, default=str, allow_nan=False)
+    except ValueError:
+        text = json.dumps(json.loads(json.dumps(body, default=str), parse_constant=lambda _: None))
+    return text.encode("ascii")

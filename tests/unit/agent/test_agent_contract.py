@@ -15,7 +15,7 @@ from settee.base.job import Status
 from settee.base.text import one_line
 from settee.doors.agent import contract
 from settee.doors.agent.contract import Activity, LoraParams, Timing
-from settee.doors.agent.reporting import JobCallbacks, reason_code
+from settee.doors.agent.reporting import JobCallbacks, as_json, reason_code
 from settee.doors.agent.reporting import failure as failure_step
 from settee.service import timestamps
 from settee.service.events import Outcome, Step
@@ -105,6 +105,12 @@ class TestCompletion:
             "duration_ms": 2500,
         }
         assert "warnings" not in body
+
+    def test_what_json_has_no_word_for(self) -> None:
+        """A receiver that reads JSON as others do refuses NaN, and the callback for good with it."""
+        body = {"a": float("nan"), "b": BEGUN, "c": {"d": [2, float("inf")]}, "e": "\ud800日本"}
+        read = json.loads(as_json(body), parse_constant=lambda word: pytest.fail(word))
+        assert read == {"a": None, "b": str(BEGUN), "c": {"d": [2, None]}, "e": "\ud800日本"}
 
     def test_what_extra_says_of_a_lora_stays(self) -> None:
         given = {
