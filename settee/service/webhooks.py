@@ -144,8 +144,12 @@ class WebhookSender:
     async def _exchange(self, connections: httpcore.AsyncConnectionPool, url: SplitResult, post: Post) -> Answer:
         """Only the head of an answer is read: its body states nothing that is needed, may be endless, and may be
         other than its head announces."""
-        headers, content = list(self._headers(post, url).items()), post.body
-        async with connections, connections.stream("POST", _address(url), headers=headers, content=content) as answer:
+        options: dict[str, Any] = {"headers": list(self._headers(post, url).items()), "content": post.body}
+        address = _address(url)
+        if b":" in address.host and isinstance(connections, httpcore.AsyncHTTPProxy):
+            # The proxy is asked for it as it is written here, but no certificate has the brackets.
+            address.host, options["extensions"] = b"[%b]" % address.host, {"trace": _unbracketed}
+        async with connections, connections.stream("POST", address, **options) as answer:
             status = answer.status
             asked = [value.decode("latin-1") for name, value in answer.headers if name.lower() == b"retry-after"]
         if 300 <= status < 400:
@@ -255,6 +259,11 @@ def _checked(url: str) -> SplitResult:
 def _address(url: SplitResult) -> httpcore.URL:
     target = urlunsplit(("", "", url.path or "/", url.query, ""))
     return httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target)
+
+
+async def _unbracketed(event: str, info: dict[str, Any]) -> None:
+    if event.endswith("start_tls.started"):
+        info["server_hostname"] = info["server_hostname"].strip("[]")
 
 
 def _credentials(url: SplitResult) -> tuple[bytes, bytes] | None:

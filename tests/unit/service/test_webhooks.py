@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import socket
@@ -18,6 +19,7 @@ import pytest
 import standardwebhooks
 
 from settee.service.webhooks import Answer, Post, WebhookSender, header_text, signing_key
+from tests.support.certificates import own_certificate
 from tests.support.http_double import Reply
 from tests.support.outbox import ask
 from tests.support.receiver import CUT, SILENT, Call, Receiver
@@ -192,6 +194,38 @@ def test_a_proxy_is_used(proxy: Callable[[str], None]) -> None:
         proxy(f"http://127.0.0.1:{receiver.port}")
         assert ask(WebhookSender(), post("http://dispatcher.example/callbacks"), 5).is_delivered
     assert receiver.calls[0].path == "http://dispatcher.example/callbacks"
+
+
+def test_a_proxy_is_told_an_ipv6_address_in_brackets(proxy: Callable[[str], None]) -> None:
+    with Receiver() as receiver:
+        proxy(f"http://127.0.0.1:{receiver.port}")
+        assert ask(WebhookSender(), post("http://[2001:db8::1]:81/callbacks"), 5).is_delivered
+    assert receiver.calls[0].path == "http://[2001:db8::1]:81/callbacks"
+
+
+@pytest.mark.usefixtures("proxy")
+def test_an_ipv6_address_over_tls_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is asked for it in brackets; its certificate is for the address itself."""
+    tls = own_certificate(tmp_path / "both.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "both.pem"))
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                asked.append(connection.recv(65536).partition(b" HTTP/")[0])
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                with contextlib.suppress(OSError), tls.wrap_socket(connection, server_side=True) as secured:
+                    secured.recv(65536)
+                    secured.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.getsockname()[1]}")
+        answer = ask(WebhookSender(), post("https://[2001:db8::1]/callbacks"), 5)
+        thread.join()
+    assert (asked, answer.status) == ([b"CONNECT [2001:db8::1]:443"], 204)
 
 
 class SlowLookup:
