@@ -38,6 +38,8 @@ class Run:
     attempt_id: str
     #: Those that wait, oldest first: the newest of each state.
     statuses: dict[Status, Post] = field(default_factory=dict)
+    #: It takes statuses, and an end.
+    is_open: bool = True
     #: Once it has ended: until when its statuses may be sent before its terminal callback, by the clock.
     until: float | None = None
     terminal: PendingCallback | None = None
@@ -68,7 +70,7 @@ class Ends:
 
     def add(self, run: Run, ending: Ending) -> None:
         """Note how a run ended. With the lock held; :meth:`write` stores it."""
-        run.unstored = ending
+        run.is_open, run.unstored = False, ending
         self._unstored.append(run)
 
     def write(self, run: Run, *, forget_key: bool = False) -> None:

@@ -171,7 +171,7 @@ class Outbox:
     def _open_run(self, attempt: Attempt) -> Run | None:
         lane = self._lanes.get(attempt.job_id)
         runs = lane.runs if lane is not None else ()
-        return next((run for run in runs if run.attempt_id == attempt.id and run.until is None), None)
+        return next((run for run in runs if run.attempt_id == attempt.id and run.is_open), None)
 
     def _add(self, job_id: str, run: Run) -> None:
         """Append a run to the lane of its job id."""
@@ -216,7 +216,7 @@ class Outbox:
                 self._wake(run.terminal.job_id if run.terminal else "")
         for callback in self._store.callbacks():
             if (callback.attempt_id, callback.key) not in known:
-                self._add(callback.job_id, Run(callback.attempt_id, until=0.0, terminal=callback))
+                self._add(callback.job_id, Run(callback.attempt_id, is_open=False, until=0.0, terminal=callback))
 
 
 def pending(attempt: Attempt, post: Post) -> PendingCallback:

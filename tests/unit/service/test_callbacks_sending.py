@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,6 +252,22 @@ class TestStatuses:
         late, ending = Post(receiver.url(), "late", b"{}"), reporter.log.ending(failure(JobCanceled()))
         outbox.note(reporter.attempt, Status.RUNNING, late)
         outbox.finish(reporter.attempt, ending, None, late)
+        outbox.close(5)
+        assert [call.key for call in receiver.calls] == ["job-SUCCESS-1", "job-SUCCESS"]
+
+    def test_nor_while_the_end_is_being_stored(
+        self, make: Make, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outbox = make()
+        reporter, store, end = begun(outbox, receiver.urls()), outbox._store, outbox._store.end
+        late = Post(receiver.url(), "late", b"{}")
+
+        def slow(*args: Any, **given: Any) -> Any:
+            outbox.note(reporter.attempt, Status.RUNNING, late)
+            return end(*args, **given)
+
+        monkeypatch.setattr(store, "end", slow)
+        succeed(reporter)
         outbox.close(5)
         assert [call.key for call in receiver.calls] == ["job-SUCCESS-1", "job-SUCCESS"]
 
