@@ -9,7 +9,7 @@ read-ahead, 128 KiB over FUSE, and SEQUENTIAL doubles that for one descriptor, s
 own and reads 8 MiB from one place.
 
 Needs the standard library only: ComfyUI's Python loads it too, for its two functions about memory
-(comfy_nodes/settee_memory).
+(comfy_nodes/settee_patches).
 """
 
 from __future__ import annotations
