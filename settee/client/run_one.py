@@ -40,12 +40,15 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
     is_detached = args.detach and not args.resume
     if not is_detached:
         make_folder(args.out)
+    # Ctrl-C does not wait for the answer of a target that may be gone.
+    known = endpoint.job(args.resume) if args.resume else None
     with Display.on_stderr(endpoint.environment.all, quiet=args.quiet) as display:
         jobs = UnderWay(display)
 
         def begin() -> Job:
             if ready is None:
-                return endpoint.job(args.resume)
+                assert known is not None
+                return known
             return endpoint.send(ready, options_of(args), stop=jobs.stop)
 
         def finish() -> tuple[Job, Result, list[Saved]]:

@@ -92,6 +92,19 @@ def test_an_interrupt_between_tries_sends_nothing(client: Command, api: PublicAp
     assert len(api.jobs()) == before
 
 
+def test_an_interrupt_before_a_resumed_job_is_found(client: Command, api: PublicApi) -> None:
+    job_id = api.run(json.dumps({"input": {"workflow": slow(steps=600)}}).encode(), sync=False)[1]["id"]
+    runs(api)
+    api.fault("status", times=100, status=500)
+    process = client.start("--resume", job_id)
+    eventually(lambda: api.count("status") > 0, what="the request")
+    interrupt(process)
+    found = ended(process, 20)
+    assert (found.code, "may have been accepted" in found.err) == (5, False), found
+    assert state(api, job_id) == "IN_PROGRESS"
+    api.cancel(job_id)
+
+
 def test_an_interrupt_before_anything(client: Command) -> None:
     os.mkfifo(client.folder / "pipe.json")
     process = client.start("pipe.json", "--json")
