@@ -83,7 +83,7 @@ def _add_refused(db: sqlite3.Connection, data: dict[str, Any]) -> None:
 
 def _add_ended(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     shown = data["shown"]
-    state = {name: status.value for status, name in STATES.items()}[shown["state"]]
+    state = {name: status.value for status, name in STATES.items() if status.is_terminal}[shown["state"]]
     times = _column(shown["acceptedAt"]), _column(shown["finishedAt"])
     ids = str(uuid.uuid4()), shown["jobId"]
     db.execute(

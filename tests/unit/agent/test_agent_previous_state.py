@@ -102,3 +102,15 @@ def test_what_is_damaged_costs_itself_alone(text: str, folder: Path, caplog: pyt
     assert (len(store.callbacks()), store.running(), store.leftovers()) == (2, [], ["loras/l.safetensors"])
     assert all(path.name in caplog.text and path.exists() for path in damaged)
     store.close()
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PREPARING", "else"])
+def test_so_does_an_end_that_is_none(state: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = next((folder / "jobs").iterdir())
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "shown": {**data["shown"], "state": state}}))
+    store = taken_over(folder)
+    assert [each.job_id for each in store.running()] == ["interrupted"]
+    assert path.name in caplog.text
+    assert path.exists()
+    store.close()
