@@ -90,8 +90,8 @@ class Watcher:
     def wait(self, limits: Limits) -> dict[str, Any]:
         """Return the history entry of the prompt once it has ended.
 
-        Raises JobCanceled, JobTimeout, PromptLost (taken out of the queue), ComfyDied (its process ended, froze or
-        was restarted), ComfyStalled, or ComfyError when the history of an ended prompt does not come.
+        Raises JobCanceled, JobTimeout, PromptLost (taken out of the queue), ComfyDied (its process ended, froze, was
+        restarted or runs nothing), or ComfyError when the history of an ended prompt does not come.
         """
         while True:
             limits.check()

@@ -102,8 +102,8 @@ class Wire(HttpApi):
         return f"{subfolder}/{answer['name']}"
 
     def _max_upload_bytes(self) -> float:
-        # An older ComfyUI has no such route.
-        limit = mapping(self.ask(Request("GET", "/features", takes=(404, 405))).data).get("max_upload_size")
+        # An older ComfyUI has no such route, and what is in front of it answers in its own way.
+        limit = mapping(self.ask(Request("GET", "/features", takes=range(400, 600))).data).get("max_upload_size")
         return limit if isinstance(limit, (int, float)) else float("inf")
 
     def file_at(self, place: Place) -> File | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from settee.client.client_errors import NetworkError, UsageError
 from settee.client.targets import comfy_api
 from settee.comfyui.node_registry import NodeRegistry
 from tests.support.file_server import FileServer
-from tests.support.http_double import Ask, Reply
+from tests.support.http_double import Ask, HttpDouble, Reply
 
 INFO: dict[str, Any] = {"SaveImage": {"input": {"required": {"images": ["IMAGE"]}}, "output_node": True}}
 
@@ -127,3 +128,21 @@ def test_custom_nodes_of_a_server_that_says_what_scripts_it_has(extensions: list
         else:
             with pytest.raises(UsageError, match="1 Mine"):
                 endpoint.prepare(editor)
+
+
+@pytest.mark.parametrize("status", [400, 404, 501])
+def test_a_limit_that_is_not_known_is_none(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in front of an older ComfyUI answers for the route that it lacks."""
+
+    class Older(HttpDouble):
+        def answer(self, ask: Ask) -> Reply:
+            if ask.method != "POST":
+                return Reply(404 if ask.method == "HEAD" else status)
+            return Reply(200, body=json.dumps({"name": "a.png", "subfolder": subfolder}).encode())
+
+    subfolder = f"settee/{hashlib.sha256(b'file').hexdigest()[:16]}"
+    monkeypatch.setattr(comfy_api, "ASK_FIRST_BYTES", 1)
+    with Older() as server:
+        wire = comfy_api.Wire(server.origin, name="it")
+        assert wire.put("a.png", b"file") == f"{subfolder}/a.png"
+        wire.close()
