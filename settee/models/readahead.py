@@ -317,7 +317,6 @@ class ReadAhead:
                 self._files.remove(file)
                 took = self._clock() - file.started
                 level = logging.INFO if file.read else logging.DEBUG
-                log.log(
-                    level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, file.next / 1e6, took
-                )
+                size = (file.size or 0) / 1e6
+                log.log(level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, size, took)
             self._changed.notify_all()

@@ -121,11 +121,13 @@ def test_a_file_is_in_the_page_cache_afterwards(disk: Path) -> None:
 
 
 @pytest.mark.usefixtures("unprobed")
-def test_every_byte_is_read_once_by_several_readers(disk: Path) -> None:
+def test_every_byte_is_read_once_by_several_readers(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     path = dropped(written(disk / "model.safetensors", 5 * REGION + 123))
     reads = read([path])
     assert sorted(offset for offset, _ in reads.pieces) == list(range(0, 5 * REGION + 123, PIECE))
     assert reads.total == 5 * REGION + 123
+    assert "42 of a model's 42 MB" in caplog.text
 
 
 def test_what_is_cached_is_not_read_again(disk: Path) -> None:
