@@ -44,7 +44,9 @@ class Archive:
     ) -> None:
         """``secrets``: values that must not appear in any text, wherever they stand: the cancel token, the agent's own,
         and what :func:`settee.service.scrub.secret_values` finds."""
-        self.folder = outputs_dir / "logs" / safe_id(job_id)
+        name = safe_id(job_id)
+        # A ~ is in no safe id, so no other job's id can be what this one's became.
+        self.folder = outputs_dir / "logs" / (name if name == job_id else f"{name}~")
         self._job_id, self._secrets, self._now = job_id, tuple(secrets), now
         self._lock = threading.Lock()
         self._events: int | None = None

@@ -180,6 +180,7 @@ class TestFolder:
         [events] = tmp_path.rglob("events.jsonl")
         assert events.parent.parent == tmp_path / "outputs" / "logs"
         assert events.parent.name != job_id
+        assert Archive(tmp_path / "outputs", events.parent.name).folder != events.parent  # no other job's id
 
 
 class TestSecrets:
