@@ -157,6 +157,8 @@ def test_a_jobs_model_hides_none_of_the_volumes(make: Any, tmp_path: Path, place
     assert placed(tmp_path) == {}
     run(store, {}, own(f"o/r:a.safetensors:unet:x.safetensors#sha256={sha256(A)}"))
     assert (tmp_path / "models/unet/x.safetensors").is_symlink()
+    with pytest.raises(InvalidRequest, match="on this worker's volume"):
+        run(store, {}, own("o/r:b.safetensors:unet:x.safetensors"))
 
 
 def test_what_an_earlier_worker_left_may_have_been_loaded_by_name_before_it_is_replaced(make: Any) -> None:
@@ -260,3 +262,13 @@ def test_what_a_killed_workers_sealed_job_left_is_wiped_at_the_next_start(
     make().start()
     eventually(lambda: not path.exists())
     assert (tmp_path / "models" / "loras" / "plain.safetensors").exists()
+
+
+def test_a_jobs_model_in_a_folder_that_is_a_link_to_the_volume_is_not_the_operators(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "volume/loras").mkdir(parents=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/loras").symlink_to(tmp_path / "volume/loras")
+    store = make()
+    for name in "aab":
+        run(store, {}, own(f"o/r:{name}.safetensors:loras:x.safetensors"))
+        assert (tmp_path / "volume/loras/x.safetensors").read_bytes() == {"a": A, "b": B}[name]

@@ -92,9 +92,17 @@ def find_on_volume(path: PurePosixPath, folders: Iterable[Path], *, size: int | 
 
 
 def volume_file(path: PurePosixPath, settings: Settings) -> Path | None:
-    """Return the operator's file that ComfyUI finds on a volume under this name, whatever its size."""
+    """Return the operator's file that ComfyUI finds on a volume under this name, whatever its size.
+
+    What the models folder has too, through a link to a folder of the volume, may be a job's: its record decides.
+    """
+
+    def folder_of(file: Path) -> str:
+        return os.path.realpath(file.parent)
+
+    own = {folder_of(settings.models_folder / place) for place in namesakes(path)}
     places = (folder / place for folder in _volumes(settings) for place in namesakes(path))
-    return next((found for found in places if os.path.isfile(found)), None)
+    return next((found for found in places if os.path.isfile(found) and folder_of(found) not in own), None)
 
 
 def _volumes(settings: Settings) -> Iterator[Path]:
