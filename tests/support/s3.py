@@ -198,7 +198,7 @@ def start(folder: Path) -> tuple[S3Server, subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             cwd=folder,
             # Nothing of the caller's cloud credentials or proxies may reach it.
-            env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "GOMEMLIMIT": "256MiB"},
+            env={"PATH": os.environ.get("PATH", ""), "HOME": str(folder), "GOMEMLIMIT": "1GiB"},
         )
     server = S3Server(f"http://127.0.0.1:{port}")
     try:
