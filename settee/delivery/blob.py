@@ -9,10 +9,12 @@ import stat
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from settee.base.errors import DeliveryError, OutputMissing
 from settee.s3.error_table import S3Error
@@ -31,29 +33,72 @@ PNG = b"\x89PNG\r\n\x1a\n"
 Size = tuple[int, int]
 
 
+class Span(NamedTuple):
+    """A part of a blob: where it begins and how long it is, in bytes."""
+
+    offset: int
+    length: int
+
+
 class Blob:
-    """Bytes in memory, or a file from its start. Close it after use.
+    """Bytes in memory, a file, or a file with parts left out or put in (see ``strip``). Close it after use.
 
     Safe to read from several threads: there is no file position.
     """
 
     def __init__(self, data: bytes = b"", *, fd: int = -1, size: int = 0) -> None:
         """``fd``: of the file, which is closed by this object; ``size``: its bytes."""
-        self._data, self._fd = memoryview(data), fd
-        self.size = size if fd >= 0 else len(data)
+        self._fd = fd
+        self._consist_of([Span(0, size)] if fd >= 0 else [data])
+
+    def _consist_of(self, pieces: Sequence[bytes | Span]) -> None:
+        self._pieces = [piece for piece in pieces if (piece.length if isinstance(piece, Span) else len(piece))]
+        self._ends = list(accumulate(piece.length if isinstance(piece, Span) else len(piece) for piece in self._pieces))
+        self.size = self._ends[-1] if self._ends else 0
+
+    def rearranged(self, parts: Sequence[bytes | Span]) -> Blob:
+        """Return other bytes made of parts of this one (spans count in its own bytes), which gives its file away."""
+        pieces: list[bytes | Span] = []
+        for part in parts:
+            for piece in self._cut(part) if isinstance(part, Span) else [part]:
+                last = pieces[-1] if pieces else None
+                # A PNG has a chunk every few kilobytes: neighbours are read together.
+                if isinstance(last, Span) and isinstance(piece, Span) and sum(last) == piece.offset:
+                    pieces[-1] = Span(last.offset, last.length + piece.length)
+                else:
+                    pieces.append(piece)
+        made = Blob()
+        made._fd, self._fd = self._fd, -1
+        made._consist_of(pieces)
+        return made
+
+    def _cut(self, span: Span) -> Iterator[bytes | Span]:
+        start = 0
+        for piece, end in zip(self._pieces, self._ends, strict=True):
+            low, high = max(span.offset, start) - start, min(span.offset + span.length, end) - start
+            if low < high:
+                yield Span(piece.offset + low, high - low) if isinstance(piece, Span) else piece[low:high]
+            start = end
 
     def read_into(self, buffer: WriteableBuffer, position: int) -> int:
         """Fill the buffer with the bytes at ``position``; return their number. Raises DeliveryError."""
-        view = memoryview(buffer).cast("B")[: max(0, self.size - position)]
-        if self._fd < 0:
-            view[:] = self._data[position : position + len(view)]
-            return len(view)
-        filled = 0
-        while filled < len(view):
-            count = os.preadv(self._fd, [view[filled:]], position + filled)
-            if count == 0:
-                raise DeliveryError("an output file became shorter while it was being delivered")
+        view = memoryview(buffer).cast("B")
+        index, filled = bisect_right(self._ends, position), 0
+        while filled < len(view) and index < len(self._pieces):
+            piece = self._pieces[index]
+            left = self._ends[index] - position
+            part = view[filled : filled + left]
+            if isinstance(piece, Span):
+                count = os.preadv(self._fd, [part], piece.offset + piece.length - left)
+                if count == 0:
+                    raise DeliveryError("an output file became shorter while it was being delivered")
+            else:
+                count = len(part)
+                part[:] = memoryview(piece)[len(piece) - left :][:count]
             filled += count
+            position += count
+            if count == left:
+                index += 1
         return filled
 
     def read_at(self, position: int, length: int) -> bytes:

@@ -163,7 +163,6 @@ class Item:
                 f"the metadata of {name} was not removed: strip_metadata works on PNG, JPEG and WEBP images"
             )
         else:
-            prepared.content.close()
             prepared.content = stripped
 
     def output(self, prepared: Prepared, digest: Digest, type: str, **where: str) -> Output:

@@ -1,7 +1,7 @@
 """Takes the prompt, the workflow and EXIF out of images without touching a pixel.
 
-What a picture needs to look right stays: colour profiles, transparency, animation, and the orientation, which moves
-into an EXIF block of its own.
+The result is a view of the file with parts left out, so it costs no copy. What a picture needs to look right stays:
+colour profiles, transparency, animation, and the orientation, which moves into an EXIF block of its own.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
 
-from settee.delivery.blob import PNG, Blob
+from settee.delivery.blob import PNG, Blob, Span
 
 #: Chunks that say how to show the picture. A list of what may stay: ComfyUI's animated PNGs keep the workflow in a
 #: chunk of its own invention (`comf`), and the next one will have another name.
@@ -21,6 +20,8 @@ _PNG_KEPT = frozenset(
 _WEBP_KEPT = frozenset([b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"])
 _WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+
+
 #: No picture has more chunks or segments; walking a file made of nothing else would take minutes.
 _MAX_PARTS = 200_000
 
@@ -30,127 +31,142 @@ class Unreadable(Exception):
 
 
 def strip(blob: Blob) -> Blob | None:
-    """Return the image without its metadata, in memory; None when its format is not one of PNG, JPEG and WEBP.
+    """Return the image without its metadata, or None when its format is not one of PNG, JPEG and WEBP.
 
-    Raises Unreadable for a file that is cut off or damaged.
+    Takes the blob over when it returns another one. Raises Unreadable for a file that is cut off or damaged.
     """
     head = blob.read_at(0, 16)
-    parts: Callable[[bytes], Iterable[bytes | memoryview]]
     if head.startswith(PNG):
-        parts = _png
+        parts = _png(blob)
     elif head[:3] == b"\xff\xd8\xff":
-        parts = _jpeg
+        parts = _jpeg(blob)
     elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        parts = _webp
+        parts = _webp(blob)
     else:
         return None
-    return Blob(b"".join(parts(blob.read_at(0, blob.size))))
+    return blob.rearranged(parts)
 
 
-def _png(data: bytes) -> Iterator[bytes | memoryview]:
-    view, position = memoryview(data), 8
-    yield view[:8]
+def _png(blob: Blob) -> list[bytes | Span]:
+    parts: list[bytes | Span] = [Span(0, 8)]
+    position = 8
     for _ in range(_MAX_PARTS):
-        header = data[position : position + 8]
-        end, kind = position + int.from_bytes(header[:4], "big") + 12, header[4:]
-        if len(header) < 8 or end > len(data):
+        header = blob.read_at(position, 8)
+        length, kind = int.from_bytes(header[:4], "big") + 12, header[4:]
+        if len(header) < 8 or position + length > blob.size:
             raise Unreadable("it ends before its last chunk")
         if kind in _PNG_KEPT:
-            yield view[position:end]
-        elif kind == b"eXIf" and (turned := _orientation(data[position + 8 : end - 4])):
-            body = b"eXIf" + _exif(turned)
-            yield struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+            parts.append(Span(position, length))
+        elif kind == b"eXIf":
+            turned = _orientation(blob.read_at(position + 8, length - 12))
+            if turned:
+                body = b"eXIf" + _exif(turned)
+                parts.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
         if kind == b"IEND":
-            return
-        position = end
+            return parts
+        position += length
     raise Unreadable("it has too many chunks")
 
 
-def _jpeg(data: bytes) -> Iterator[bytes | memoryview]:
-    view, position = memoryview(data), 2
-    yield view[:2]
+def _jpeg(blob: Blob) -> list[bytes | Span]:
+    parts: list[bytes | Span] = [Span(0, 2)]
+    position = 2
     for _ in range(_MAX_PARTS):
-        header = data[position : position + 20]
+        header = blob.read_at(position, 20)
         if len(header) < 4 or header[0] != 0xFF:
             raise Unreadable("its segments do not follow each other")
-        code, end = header[1], position + int.from_bytes(header[2:4], "big") + 2
+        code, length = header[1], int.from_bytes(header[2:4], "big") + 2
         if code == 0xFF:  # a fill byte
             position += 1
             continue
         if code == 0xDA:
             # Pixels from here to the end; what follows the end marker (motion photos, appended archives) goes.
-            yield view[position : _jpeg_end(data, position)]
-            return
-        if end > len(data):
+            parts.append(Span(position, _jpeg_end(blob, position) - position))
+            return parts
+        if position + length > blob.size:
             raise Unreadable("it ends before its pixels")
         if code == 0xE1 and header[4:10] == b"Exif\0\0":
-            if turned := _orientation(data[position + 10 : end]):
+            turned = _orientation(blob.read_at(position + 10, length - 10))
+            if turned:
                 body = b"Exif\0\0" + _exif(turned)
-                yield b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+                parts.append(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body)
         # APP0 is JFIF's density, APP2 the colour profile, APP14 Adobe's colour transform; other APPn and COM talk.
         elif not (0xE0 <= code <= 0xEF or code == 0xFE) or (
             (code == 0xE0 and header[4:9] == b"JFIF\0")
             or (code == 0xE2 and header[4:16] == b"ICC_PROFILE\0")
             or (code == 0xEE and header[4:9] == b"Adobe")
         ):
-            yield view[position:end]
-        position = end
+            parts.append(Span(position, length))
+        position += length
     raise Unreadable("it has too many segments")
 
 
-def _jpeg_end(data: bytes, position: int) -> int:
+def _jpeg_end(blob: Blob, position: int) -> int:
     """Return where the picture ends: after the end marker that follows its last scan.
 
     Between scans of a progressive file lie further segments; none of them carries text in practice, but a comment
     may, so a file that has one is refused rather than half cleaned.
     """
     for _ in range(_MAX_PARTS):
-        header = data[position : position + 4]
+        header = blob.read_at(position, 4)
         if len(header) < 4:
-            break
+            raise Unreadable("it ends in the middle of its pixels")
         code = header[1]
         if 0xE0 <= code <= 0xEF or code == 0xFE:
             raise Unreadable("it has comments between its scans")
         position += 2 + int.from_bytes(header[2:4], "big")
         if code == 0xDA:
-            # The first marker in entropy-coded data that is neither a stuffed byte nor a restart.
-            found = _JPEG_MARKER.search(data, position)
-            if found is None:
-                break
-            position = found.start()
-            if found[0] == b"\xff\xd9":
+            position = _jpeg_marker(blob, position)
+            if blob.read_at(position, 2) == b"\xff\xd9":
                 return position + 2
+    raise Unreadable("it has too many segments")
+
+
+def _jpeg_marker(blob: Blob, position: int) -> int:
+    """Find the first marker in entropy-coded data that is neither a stuffed byte nor a restart."""
+    step = 1 << 18
+    while position < blob.size - 1:
+        data = blob.read_at(position, step)
+        found = _JPEG_MARKER.search(data)
+        if found:
+            return position + found.start()
+        position += len(data) - 1  # a marker may lie across two reads
     raise Unreadable("it ends in the middle of its pixels")
 
 
-def _webp(data: bytes) -> list[bytes | memoryview]:
+def _webp(blob: Blob) -> list[bytes | Span]:
     """Strip a WEBP: chunks are ``name, size, body``, padded to even; VP8X flags must not promise what is gone."""
-    view, end = memoryview(data), min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    kept: list[bytes | memoryview] = []
-    orientation, flags_at, position = 0, -1, 12
+    end = min(blob.size, 8 + int.from_bytes(blob.read_at(4, 4), "little"))
+    kept: list[bytes | Span] = []
+    orientation = 0
+    flags_at: int | None = None
+    position = 12
     while position + 8 <= end:
         if len(kept) > _MAX_PARTS:
             raise Unreadable("it has too many chunks")
-        kind, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
-        if position + 8 + size > len(data):
+        header = blob.read_at(position, 8)
+        kind, size = header[:4], int.from_bytes(header[4:], "little")
+        length = 8 + size + size % 2
+        if position + 8 + size > blob.size:
             raise Unreadable("it ends before its last chunk")
-        following = position + 8 + size + size % 2
         if kind == b"VP8X" and size >= 10:
             flags_at = len(kept)
-        if kind == b"EXIF":
-            orientation = _orientation(data[position + 8 : position + 8 + size])
+            kept.append(blob.read_at(position, length))
+        elif kind == b"EXIF":
+            orientation = _orientation(blob.read_at(position + 8, size))
         elif kind in _WEBP_KEPT:
-            kept.append(view[position:following])
-        position = following
-    if flags_at >= 0:
-        extended = bytearray(kept[flags_at])
+            kept.append(Span(position, min(length, blob.size - position)))
+        position += length
+    if flags_at is not None:
+        extended = bytearray(bytes(kept[flags_at]))  # the one piece kept as bytes
         extended[8] &= ~(_WEBP_EXIF | _WEBP_XMP)
         if orientation:
             extended[8] |= _WEBP_EXIF
             body = _exif(orientation)
             kept.append(b"EXIF" + struct.pack("<I", len(body)) + body)
         kept[flags_at] = bytes(extended)
-    return [b"RIFF" + struct.pack("<I", 4 + sum(map(len, kept))) + b"WEBP", *kept]
+    total = 4 + sum(part.length if isinstance(part, Span) else len(part) for part in kept)
+    return [b"RIFF" + struct.pack("<I", total) + b"WEBP", *kept]
 
 
 def _orientation(exif: bytes) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from settee.base.errors import DeliveryError
-from settee.delivery.blob import Blob, image_size
+from settee.delivery.blob import Blob, Span, image_size
 from settee.delivery.strip import Unreadable, strip
 from tests.support.delivering import only
 from tests.support.pictures import ICC, PROMPT, clean, comfy_png, deliver_one, exif_block, opened, picture
@@ -199,6 +201,52 @@ def test_no_bytes_break_the_cleaning_but_in_its_own_way(data: bytes, which: int)
         cleaned = strip(Blob(start + data))
     assert cleaned is None or cleaned.size <= len(start + data) + 64
     image_size(start + data)
+
+
+def test_a_large_file_is_cleaned_without_a_copy_of_it(tmp_path: Path) -> None:
+    pixels = b"IDAT" + bytes(24_000_000)
+    chunk = struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
+    path = comfy_png(tmp_path / "a.png")
+    plain = path.read_bytes()
+    at = plain.index(b"IDAT") - 4
+    path.write_bytes(plain[:at] + chunk + plain[at:])
+    tracemalloc.start()
+    try:
+        cleaned = strip(Blob(fd=os.open(path, os.O_RDONLY), size=path.stat().st_size))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert cleaned is not None
+    assert b"KSampler" in plain
+    assert b"KSampler" not in b"".join(bytes(part) for part in cleaned.chunks())
+    cleaned.close()
+    assert peak < 1_000_000
+
+
+# --- a file in pieces --------------------------------------------------------------------------------
+
+
+@given(
+    st.binary(min_size=1, max_size=60),
+    st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 59), st.integers(0, 30))), max_size=6),
+    st.integers(0, 80),
+    st.integers(0, 80),
+)
+def test_pieces_read_like_their_concatenation(data: bytes, parts: list[Any], position: int, length: int) -> None:
+    spans = [part if isinstance(part, bytes) else Span(min(part[0], len(data)), part[1]) for part in parts]
+    spans = [
+        Span(part.offset, min(part.length, len(data) - part.offset)) if isinstance(part, Span) else part
+        for part in spans
+    ]
+    expected = b"".join(
+        data[part.offset : part.offset + part.length] if isinstance(part, Span) else part for part in spans
+    )
+    blob = Blob(data).rearranged([Span(0, 7), Span(7, 60)]).rearranged(spans)
+    assert blob.size == len(expected)
+    assert b"".join(bytes(chunk) for chunk in blob.chunks()) == expected
+    assert blob.read_at(position, length) == expected[position : position + length]
+    twice = blob.rearranged([Span(0, blob.size), b"!", Span(0, blob.size)])
+    assert twice.read_at(0, twice.size) == expected + b"!" + expected
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp"])
