@@ -269,7 +269,7 @@ def test_a_wrong_key_and_a_missing_one(api: PublicApi) -> None:
 def test_an_endpoint_that_is_not_there(api: PublicApi) -> None:
     with closing(RunPod(f"{api.url}x", api_key=api.key)) as target:
         for ask in (lambda: target.submit(sent({})), target.health):
-            with pytest.raises(NetworkError, match="there is no RunPod API"):
+            with pytest.raises(NetworkError, match="not a RunPod API"):
                 ask()
 
 

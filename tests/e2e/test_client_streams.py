@@ -255,4 +255,5 @@ def test_a_job_needs_nothing_of_the_workers(client: Command, comfy: EmbeddedServ
     )
     env: dict[str, Any] = {**client.env, "PYTHONPATH": str(ROOT)}
     found = subprocess.run([sys.executable, "-c", code], cwd=client.folder, env=env, capture_output=True, text=True)
-    assert (found.returncode, found.stdout) == (0, "out/made_00001_.png\n"), found.stderr
+    assert found.returncode == 0, found.stderr
+    assert re.fullmatch(r"out/made_\d+_\.png\n", found.stdout)

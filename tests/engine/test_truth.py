@@ -199,7 +199,7 @@ def test_history_comes_late_and_the_socket_says_nothing(rig: Rig) -> None:
 
 def test_history_never_comes(rig: Rig) -> None:
     rig.fault("history_lost")
-    with pytest.raises(ComfyError, match="history did not come within 4 s"):
+    with pytest.raises(ComfyError, match="history was not available within 4 s"):
         rig.run(empty(6))
 
 

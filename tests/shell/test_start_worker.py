@@ -133,7 +133,7 @@ def test_a_comfyui_that_dies_at_its_start_ends_the_worker_at_once(tmp_path: Path
         log = box.process.log
         assert log.count("started ComfyUI") == 1
         assert "ComfyUI does not start: it ended with exit code 1 before it answered" in log
-        assert "ComfyUI said: ModuleNotFoundError: No module named 'torch'" in log
+        assert "ComfyUI printed: ModuleNotFoundError: No module named 'torch'" in log
         assert box.runpod.takes == [], "it never took a job"
 
 
@@ -187,7 +187,7 @@ def test_interactive_places_models_beside_comfyui(tmp_path: Path) -> None:
 def test_interactive_ends_when_comfyui_cannot_start(tmp_path: Path) -> None:
     with container(tmp_path, MODE="interactive", COMFY_COMMAND=f"{COMFY_COMMAND} --fault die_at_start=true") as box:
         assert box.process.wait(15) == 1
-        assert "ComfyUI said: ModuleNotFoundError: No module named 'torch'" in box.process.log
+        assert "ComfyUI printed: ModuleNotFoundError: No module named 'torch'" in box.process.log
 
 
 def test_secrets_from_files_reach_the_worker_and_neither_log_nor_comfyui(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_gated(hub: HubServer) -> None:
 @pytest.mark.parametrize("repo", ["org/private", "org/no-such"])
 def test_private_and_missing_look_the_same(hub: HubServer, repo: str) -> None:
     error = refused(hub, ModelMissing, repo, "model.bin")
-    assert "look at the name, or set HF_TOKEN if it is private" in error.message
+    assert "check the name, or set HF_TOKEN if it is private" in error.message
     error = refused(hub, ModelMissing, repo, "model.bin", hf_token="hf_stranger")
     assert "the account of HF_TOKEN sees no such repository" in error.message
     assert not error.retryable

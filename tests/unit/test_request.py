@@ -92,7 +92,7 @@ def test_all_mistakes_at_once(settings: Settings) -> None:
         ({"workflow": GRAPH, "images": [{"name": "a", "image": ""}] * 2}, "given twice"),
         ({"workflow": GRAPH, "bucket": {}}, "unknown key"),
         ({"prompt": GRAPH}, "prompt: is called `workflow` here"),
-        ({"workflow": GRAPH, "s3Config": {}}, "s3Config: goes beside `input`"),
+        ({"workflow": GRAPH, "s3Config": {}}, "s3Config: belongs next to `input`"),
     ],
 )
 def test_one_clear_line(payload: Any, says: str, settings: Settings) -> None:

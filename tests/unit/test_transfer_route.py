@@ -77,7 +77,7 @@ class TestRedirects:
         assert 3 <= len(server.asked) <= 2 + SMALL.streams
 
     @pytest.mark.parametrize(
-        ("place", "why"), [("file:///etc/passwd", "not an http"), ("", "without saying"), ("/file.bin", "without end")]
+        ("place", "why"), [("file:///etc/passwd", "not an http"), ("", "without stating"), ("/file.bin", "without end")]
     )
     def test_that_lead_nowhere(self, server: FileServer, tmp_path: Path, place: str, why: str) -> None:
         server.rule = to(place)

@@ -38,10 +38,10 @@ _MAX_UPLOAD = "this ComfyUI takes: start it with a higher --max-upload-size (MB)
 class NoAnswer(ComfyUnavailable):
     """ComfyUI does not answer."""
 
-    def __init__(self, error: urllib3.exceptions.HTTPError) -> None:
+    def __init__(self, error: urllib3.exceptions.HTTPError | None = None) -> None:
         #: There was no connection, so that nothing of the request can have arrived. (urllib3 has it for a timeout.)
         self.refused = isinstance(error, urllib3.exceptions.NewConnectionError)
-        #: It took the connection, and said nothing in time: it is frozen or busy.
+        #: It took the connection, and sent nothing in time: it is frozen or busy.
         self.timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not self.refused
         super().__init__("ComfyUI does not answer in time" if self.timed_out else "ComfyUI cannot be reached")
 
