@@ -44,7 +44,7 @@ class ComfyDied(ComfyUnavailable):
     #: The node that ran last, where that is known.
     node_id: str | None = None
 
-    def __init__(self, message: str, *, needs_restart: bool = False, is_fatal: bool = False) -> None:
+    def __init__(self, message: str | None = None, *, needs_restart: bool = False, is_fatal: bool = False) -> None:
         super().__init__(message)
         self.needs_restart, self.is_fatal = needs_restart, is_fatal
 
