@@ -44,7 +44,7 @@ def test_nothing_of_a_killed_workers_job_runs_on_or_reaches_the_next(tmp_path: P
             running = lambda: requests.get(f"{server.url}/queue", timeout=5).json()["queue_running"]  # noqa: E731
             eventually(running, timeout_s=60, what="the job")
             worker.kill()
-        assert requests.get(f"{server.url}/queue", timeout=5).json()["queue_running"], "it runs on"
+        eventually(running, what="it running on")  # between two prompts of one job none runs
         theirs = requests.post(f"{server.url}/prompt", json={"prompt": empty(prefix="theirs")}, timeout=5).json()
         with Rig(tmp_path / "own", **settings) as rig:
             result = rig.run(empty(3))
