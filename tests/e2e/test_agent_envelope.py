@@ -46,7 +46,7 @@ def test_the_seeds_envelope_runs_from_end_to_end(agent: Agent, store: Store) -> 
         assert answer.json() == {"status": "accepted", "jobId": EXAMPLE["jobId"]}
         ended = agent.ended(EXAMPLE["jobId"])
         assert ended["state"] == "SUCCESS", (ended, agent.log_path.read_text())
-        eventually(lambda: any(call.path.endswith("completion") for call in receiver.calls), timeout_s=10)
+        eventually(lambda: any(call.path.endswith("completion") for call in receiver.calls))
         calls = list(receiver.calls)
 
     states = list(dict.fromkeys(call.state for call in calls if call.path.endswith("status")))

@@ -56,12 +56,12 @@ def test_cancel(state: str, agent: Agent, store: HeldStore, server: EmbeddedServ
             envelope = store.envelope(receiver, jobId=job_id, parameters=wanted, cancelToken="the-cancel-token")
             assert agent.post(envelope).status_code == 202
             if state != "QUEUED":
-                eventually(lambda: agent.state(job_id) == state, 20, state)
+                eventually(lambda: agent.state(job_id) == state, what=state)
             assert state != "UPLOADING" or store.is_holding.wait(20), "S3 is silent with the upload under way"
             assert (agent.cancel("another"), agent.cancel(" ")) == (404, 400)
             assert agent.cancel("the-cancel-token") == 200
             # Also where S3 is silent for minutes.
-            eventually(lambda: not agent.is_busy(), 10, "the slot is free")
+            eventually(lambda: not agent.is_busy(), what="the slot is free")
             assert is_idle(server)
     finally:
         server.fault("interrupt_slow", None)
@@ -69,7 +69,7 @@ def test_cancel(state: str, agent: Agent, store: HeldStore, server: EmbeddedServ
     assert (call.body["state"], call.body["reason_code"]) == ("CANCELED", "CANCELED")
     assert (agent.state(job_id), agent.cancel("the-cancel-token")) == ("CANCELED", 404)
     # What S3 stores when it wakes up is taken back by who sent it.
-    eventually(lambda: store.outputs() == before, 10, "nothing stays in S3")
+    eventually(lambda: store.outputs() == before, what="nothing stays in S3")
     assert not list((server.root / "models" / "loras").iterdir())
     archive = agent.outputs / "logs"
     assert all("the-cancel-token" not in path.read_text() for path in archive.rglob("*.json*"))
@@ -81,12 +81,12 @@ def test_the_slot_is_free_only_when_comfyui_is_idle(agent: Agent, store: HeldSto
     with held_in("RUNNING", store, server) as wanted:
         server.fault("interrupt_slow", 7)
         agent.post(store.envelope(jobId="hard to stop", parameters=wanted, cancelToken="stop"))
-        eventually(lambda: agent.state("hard to stop") == "RUNNING", 20)
+        eventually(lambda: agent.state("hard to stop") == "RUNNING")
         assert agent.cancel("stop") == 200
         eventually(lambda: agent.state("hard to stop") == "CANCELED", 7)
         assert not is_idle(server)
         assert agent.post(store.envelope(jobId="too early")).status_code == 409
-        eventually(lambda: not agent.is_busy(), 20, "the slot is free")
+        eventually(lambda: not agent.is_busy(), what="the slot is free")
         assert is_idle(server)
         server.fault("interrupt_slow", None)
     assert agent.post(store.envelope(jobId="in time")).status_code == 202
@@ -110,7 +110,7 @@ def test_a_comfyui_that_is_waited_for_is_named(tmp_path: Path, store: HeldStore)
         pass
     with Agent(tmp_path / "agent", store, gone) as agent:
         agent.post(store.envelope(jobId="waits", cancelToken="stop"))
-        eventually(lambda: agent.job("waits").get("message") == "waiting for ComfyUI to answer", 10)
+        eventually(lambda: agent.job("waits").get("message") == "waiting for ComfyUI to answer")
         assert agent.cancel("stop") == 200
 
 
@@ -121,7 +121,7 @@ def test_a_model_that_lands_after_its_job(agent: Agent, store: HeldStore, server
         assert agent.post(envelope).status_code == 202
         assert store.is_holding.wait(20)
         assert agent.cancel("the-cancel-token") == 200
-        eventually(lambda: not agent.is_busy(), 20)
+        eventually(lambda: not agent.is_busy())
     # One that had landed would be taken for a model that was there before, and stay for good.
     agent.post(store.envelope(jobId="the next one"))
     assert agent.ended("the next one")["state"] == "SUCCESS"
@@ -145,7 +145,7 @@ def test_one_of_200(agent: Agent, store: HeldStore, server: EmbeddedServer) -> N
             answers = Counter(pool.map(post, range(200)))
         assert answers == {202: 1, 409: 199}
         agent.cancel("stop")
-        eventually(lambda: not agent.is_busy(), 10)
+        eventually(lambda: not agent.is_busy())
 
 
 def test_idempotency(agent: Agent, store: HeldStore, server: EmbeddedServer, receiver: Receiver) -> None:
@@ -184,8 +184,8 @@ def test_receivers(name: str, rule: Any, tries: int, agent: Agent, store: HeldSt
     with Receiver(lambda call: rule(call) if call.path.endswith("completion") else OK) as receiver:
         agent.post(store.envelope(receiver, jobId=name))
         assert agent.ended(name)["state"] == "SUCCESS"
-        eventually(lambda: len([c for c in receiver.calls if c.path.endswith("completion")]) == tries, 15)
-        eventually(lambda: "settee_callbacks_pending 0.0" in metrics(agent), 10)
+        eventually(lambda: len([c for c in receiver.calls if c.path.endswith("completion")]) == tries)
+        eventually(lambda: "settee_callbacks_pending 0.0" in metrics(agent))
         calls = [call for call in receiver.calls if not call.path.endswith("status")]
     assert {(call.key, call.raw) for call in calls} == {(f"{name}-SUCCESS", calls[0].raw)}
     assert len(calls) == tries

@@ -264,7 +264,7 @@ def test_job_ids_are_any_text(job_id: str, agent: Agent, store: HeldStore) -> No
             return json.loads(answer.read()) if answer.status == 200 else answer.status
 
     path = "/jobs/" + quote(job_id, safe="")
-    eventually(lambda: not agent.is_busy(), 20)
+    eventually(lambda: not agent.is_busy())
     found = asked(path)
     assert (found["jobId"], found["state"]) == (job_id, "SUCCESS")
     key = found["result"]["artifacts"][0]["s3"]["key"]
@@ -346,8 +346,8 @@ def test_answers_and_callbacks_are_as_documented(agent: Agent, store: HeldStore,
     with Receiver() as receiver:
         with held_in("RUNNING", store, server) as wanted:
             agent.post(store.envelope(receiver, jobId="told", parameters=wanted, cancelToken="stop it"))
-            eventually(lambda: any("activity_snapshot" in call.body for call in receiver.delivered), 20)
-            eventually(lambda: "step" in agent.job("told").get("progress", {}), 20)
+            eventually(lambda: any("activity_snapshot" in call.body for call in receiver.delivered))
+            eventually(lambda: "step" in agent.job("told").get("progress", {}))
             jobs.append(agent.job("told"))
             assert agent.cancel("stop it") == 200
             jobs.append(agent.ended("told"))

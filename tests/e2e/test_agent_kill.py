@@ -42,11 +42,11 @@ def test_killed(state: str, tmp_path: Path, store: HeldStore, server: EmbeddedSe
             envelope = store.envelope(receiver, jobId=job_id, parameters=parameters)
             assert agent.post(envelope, headers={"Idempotency-Key": "one"}).status_code == 202
             if state != "QUEUED":
-                eventually(lambda: agent.state(job_id) == state, 20, state)
+                eventually(lambda: agent.state(job_id) == state, what=state)
             agent.kill()
             assert terminal(receiver) == []
         agent.start()
-        eventually(lambda: not agent.is_busy(), 20, "the slot is free")
+        eventually(lambda: not agent.is_busy(), what="the slot is free")
         assert is_idle(server), "a free slot is a ComfyUI that is idle"
         call = receiver.wait_for_key(f"{job_id}-FAILED")
         assert (call.body["state"], call.body["reason_code"]) == ("FAILED", "SYSTEM_ERROR")
@@ -73,11 +73,11 @@ def test_killed_while_the_job_runs_once_more(tmp_path: Path, store: HeldStore, s
     with agent:
         server.fault("oom", 1)
         agent.post(store.envelope(jobId="a job", parameters=parameters(steps=10_000)))
-        eventually(lambda: server.stats()["prompts_failed"] > failed and not is_idle(server), 20, "it runs again")
+        eventually(lambda: server.stats()["prompts_failed"] > failed and not is_idle(server), what="it runs again")
         agent.kill()
         assert not is_idle(server)
         agent.start()
-        eventually(lambda: is_idle(server) and not agent.is_busy(), 10, "ComfyUI is idle")
+        eventually(lambda: is_idle(server) and not agent.is_busy(), what="ComfyUI is idle")
         server.fault("oom", 1)
         agent.post(store.envelope(jobId="next"))
         ended = agent.ended("next")
@@ -92,7 +92,7 @@ def test_told_to_end(state: str, tmp_path: Path, store: HeldStore, server: Embed
     with Receiver() as receiver, Agent(tmp_path, store, server) as agent:
         with held_in(state, store, server) as parameters:
             agent.post(store.envelope(receiver, jobId="a job", parameters=parameters))
-            eventually(lambda: agent.state("a job") == state, 20, state)
+            eventually(lambda: agent.state("a job") == state, what=state)
             assert state == "RUNNING" or store.is_holding.wait(20), "S3 is silent with the upload under way"
             with agent.session.get(f"{agent.url}/jobs/a job/events", stream=True, timeout=20) as events:
                 assert agent.end(signal.SIGTERM) == 0

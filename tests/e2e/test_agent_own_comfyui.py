@@ -34,7 +34,7 @@ def agent(tmp_path: Path, store: HeldStore, comfyui: EmbeddedServer) -> Iterator
     with Agent(tmp_path / "agent", store, comfyui, comfyui=own) as agent:
         yield agent
     assert "Traceback" not in agent.log_path.read_text()
-    eventually(lambda: not answers(comfyui), 10, "ComfyUI ends with its agent")
+    eventually(lambda: not answers(comfyui), what="ComfyUI ends with its agent")
 
 
 def answers(comfyui: EmbeddedServer) -> bool:
@@ -87,7 +87,7 @@ def test_killed_with_its_comfyui(agent: Agent, store: HeldStore, comfyui: Embedd
         agent.post(store.envelope(receiver, jobId="a job", parameters=LONG))
         eventually(lambda: agent.state("a job") == "RUNNING", 60)
         agent.kill()
-        eventually(lambda: not answers(comfyui), 10, "ComfyUI ends with its agent")
+        eventually(lambda: not answers(comfyui), what="ComfyUI ends with its agent")
         agent.start()
         receiver.wait_for_key("a job-FAILED")
         agent.post(store.envelope(receiver, jobId="next"))

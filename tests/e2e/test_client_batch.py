@@ -96,7 +96,7 @@ def test_a_batch_that_was_ended_goes_on(client: Command, api: PublicApi, killed:
         sent = len(ledger_ids(client))
         return sent == len(api.jobs()) - before and len(list(client.folder.glob("out/job */*.png"))) >= 3
 
-    eventually(halfway, 20, "three jobs")
+    eventually(halfway, what="three jobs")
     if killed == "killed":
         process.send_signal(signal.SIGKILL)
         ended(process)

@@ -48,7 +48,7 @@ def colour(content: bytes) -> object:
 def test_a_picture_goes_there_and_comes_back(target: Comfy) -> None:
     answer = sent(target, loading("1_photo.png"), images=[image("1_photo.png", png((1, 2, 3)))])
     assert answer.status is Status.IN_QUEUE
-    result = result_of(follow(target, answer, timeout_s=15))
+    result = result_of(follow(target, answer, timeout_s=60))
     [output] = result.outputs
     assert (output.kind, output.type, output.node_id, output.media_type) == ("images", "url", "9", "image/png")
     assert output.filename.startswith("loaded_")
@@ -277,7 +277,7 @@ def test_another_process_resumes_and_cancels(server: EmbeddedServer, target: Com
     stop.set()
     answer = sent(gone, slow(steps=200, delay_ms=15), delivery={"include_temp": True})
     with pytest.raises(JobStopped, match="stopped following"):
-        follow(gone, answer, timeout_s=10, stop=stop)
+        follow(gone, answer, timeout_s=60, stop=stop)
     gone.close()
     assert running(target, answer).progress["node"] == "5", "its socket is taken over"
     eventually(lambda: target.status(answer.job_id).progress.get("step"), what="a step")

@@ -49,7 +49,7 @@ def until(target: Target, job_id: str, status: Status) -> Answer:
         answer = target.status(job_id)
         return answer if answer.status is status else None
 
-    return eventually(there, 20, status.value)  # type: ignore[no-any-return]
+    return eventually(there, what=status.value)  # type: ignore[no-any-return]
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_cancel_while_it_runs(target: RunPod) -> None:
     until(target, answer.job_id, Status.IN_PROGRESS)
     target.cancel(answer.job_id)
     with pytest.raises(JobStopped, match="the job was canceled"):
-        result_of(follow(target, answer, timeout_s=10))
+        result_of(follow(target, answer, timeout_s=60))
     assert run(target, does("Give", size=3)).outputs, "the worker is free again"
 
 
@@ -134,8 +134,8 @@ def test_cancel_while_it_waits_and_once_it_is_over(api: PublicApi, target: RunPo
     first = target.submit(sent(does("Wait", seconds=1)))
     second = target.submit(sent(does("Give", size=3)))
     target.cancel(second.job_id)
-    assert follow(target, second, timeout_s=10).status is Status.CANCELLED
-    assert follow(target, first, timeout_s=10).status is Status.COMPLETED
+    assert follow(target, second, timeout_s=60).status is Status.CANCELLED
+    assert follow(target, first, timeout_s=60).status is Status.COMPLETED
     assert api.plane.of("take", second.job_id) == []
     target.cancel(first.job_id)
     assert target.status(first.job_id).status is Status.COMPLETED
@@ -144,11 +144,11 @@ def test_cancel_while_it_waits_and_once_it_is_over(api: PublicApi, target: RunPo
 def test_over_the_execution_timeout(target: RunPod) -> None:
     answer = target.submit({**sent(does("Wait", seconds=60)), "policy": {"executionTimeout": 300}})
     with pytest.raises(JobStopped, match="execution timeout"):
-        result_of(follow(target, answer, timeout_s=20))
+        result_of(follow(target, answer, timeout_s=60))
 
 
 def test_a_result_that_has_expired(api: PublicApi, target: RunPod, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = follow(target, target.submit(sent(does("Give", size=3))), timeout_s=20)
+    answer = follow(target, target.submit(sent(does("Give", size=3))), timeout_s=60)
     monkeypatch.setattr(api, "run_kept_s", -1.0)
     with pytest.raises(JobStopped, match=r"does not know job .* \(any more\): RunPod keeps results") as caught:
         target.status(answer.job_id)
@@ -171,7 +171,7 @@ def test_what_is_no_job_id_is_not_asked_for(api: PublicApi, target: RunPod, ask:
 
 def test_a_result_that_runpod_lost(api: PublicApi, target: RunPod) -> None:
     answer = target.submit(sent(does("Give", size=3)))
-    follow(target, answer, timeout_s=20)
+    follow(target, answer, timeout_s=60)
     api.fault("status", body=b'{"id": "%s", "status": "COMPLETED"}' % answer.job_id.encode())
     with pytest.raises(JobFailed, match="over RunPod's limit"):
         result_of(target.status(answer.job_id))
@@ -194,7 +194,7 @@ def test_runsync_that_takes_longer_is_followed(api: PublicApi) -> None:
         answer = target.submit(sent(does("Wait", seconds=2)))
         # The first job of a worker waits in the queue while that starts.
         assert not answer.status.is_terminal
-        assert follow(target, answer, timeout_s=20).status is Status.COMPLETED
+        assert follow(target, answer, timeout_s=60).status is Status.COMPLETED
 
 
 def test_half_an_answer_to_runsync_still_leads_to_the_job(api: PublicApi) -> None:
@@ -202,7 +202,7 @@ def test_half_an_answer_to_runsync_still_leads_to_the_job(api: PublicApi) -> Non
         api.fault("runsync", cut_after=120)
         answer = target.submit(sent(does("Give", size=3000)))
         assert answer.job_id.startswith("sync-")
-        assert result_of(follow(target, answer, timeout_s=20)).outputs[0].size == 3000
+        assert result_of(follow(target, answer, timeout_s=60)).outputs[0].size == 3000
         assert api.count("runsync") == 1
 
 
@@ -234,7 +234,7 @@ def test_cancel_gets_through_a_bad_connection(api: PublicApi, target: RunPod) ->
     api.fault("cancel", status=502)
     api.fault("cancel", cut_after=0)
     target.cancel(answer.job_id)
-    assert follow(target, answer, timeout_s=10).status is Status.CANCELLED
+    assert follow(target, answer, timeout_s=60).status is Status.CANCELLED
 
 
 def test_following_stops_at_once_while_runpod_is_away(api: PublicApi, target: RunPod) -> None:
@@ -247,7 +247,7 @@ def test_following_stops_at_once_while_runpod_is_away(api: PublicApi, target: Ru
         follow(target, answer, timeout_s=600, stop=stop)
     assert time.monotonic() - begun < 10
     api.clear()
-    assert follow(target, answer, timeout_s=20).status is Status.COMPLETED, "picked up again"
+    assert follow(target, answer, timeout_s=60).status is Status.COMPLETED, "picked up again"
 
 
 def test_time_runs_out_while_runpod_is_slow(api: PublicApi, target: RunPod) -> None:

@@ -23,10 +23,11 @@ from settee.models.sources import addresses
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.trouble import Limits
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server
-from tests.support.transferring import KIB, SMALL, left, noise, sha256
+from tests.support.transferring import HASTY, KIB, SMALL, left, noise, sha256
 
 DATA = noise(2_500_000)
 SHA256 = sha256(DATA)
@@ -63,7 +64,7 @@ class Place:
         (origin,) = addresses(entry, settings)
         return origin.ask()
 
-    def fetch(self, address: Address, *, stop_at: int | None = None) -> Hashes:
+    def fetch(self, address: Address, *, stop_at: int | None = None, limits: Limits = SMALL) -> Hashes:
         """``stop_at``: give up once so many bytes are in place."""
         stop = threading.Event()
 
@@ -75,9 +76,9 @@ class Place:
             address,
             self.target,
             lane=Scheduler(8).lane(stop),
-            deadline=time.monotonic() + 20,
+            deadline=time.monotonic() + 60,
             on_progress=on_progress,
-            limits=SMALL,
+            limits=limits,
         )
 
     def __call__(self, token: str | None = None, **changes: Any) -> Hashes:
@@ -255,7 +256,7 @@ def test_cut_at_all_tenths_of_one_download(place: Place, hub: HubServer, target:
 
 def test_a_server_that_falls_silent_in_the_middle(place: Place, hub: HubServer, target: Path) -> None:
     hub.faults.stall_at = len(DATA) // 2
-    assert place().sha256 == SHA256
+    assert place.fetch(place.address(), limits=HASTY).sha256 == SHA256
     assert_whole(target)
 
 

@@ -30,7 +30,7 @@ class LocalApi:
         answer.raise_for_status()
         return answer.json()
 
-    def wait(self, timeout_s: float = 20) -> LocalApi:
+    def wait(self, timeout_s: float = 40) -> LocalApi:
         deadline = time.monotonic() + timeout_s
         while True:
             try:

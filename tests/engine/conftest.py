@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.support.rig import Rig, files_below
 
@@ -33,3 +34,10 @@ def own_rig(tmp_path: Path) -> Iterator[Rig]:
     """One for this test alone."""
     with Rig(tmp_path, embedded=True) as rig:
         yield rig
+
+
+@pytest.fixture
+def comfy_pack(rig: Rig) -> None:
+    """Skip what needs nodes of tests/support/comfy_pack on a ComfyUI at COMFY_URL that lacks them."""
+    if rig.is_external and not requests.get(f"{rig.url}/object_info/Teller", timeout=5).json():
+        pytest.skip("copy tests/support/comfy_pack into the custom_nodes of the ComfyUI at COMFY_URL")

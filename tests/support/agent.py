@@ -257,7 +257,7 @@ class Agent:
     def ended(self, job_id: str, timeout_s: float = 40) -> dict[str, Any]:
         """How a job ended, once the slot is free again."""
         eventually(lambda: self.job(job_id)["state"] in ("SUCCESS", "FAILED", "CANCELED"), timeout_s=timeout_s)
-        eventually(lambda: not self.is_busy(), timeout_s=10)
+        eventually(lambda: not self.is_busy())
         return self.job(job_id)
 
 

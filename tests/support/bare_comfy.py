@@ -20,7 +20,7 @@ def sent(target: Comfy, graph: Graph, **asked: Any) -> Answer:
     return target.submit({"input": {"workflow": graph, **asked}})
 
 
-def end(target: Comfy, answer: Answer, timeout_s: float = 15) -> Answer:
+def end(target: Comfy, answer: Answer, timeout_s: float = 60) -> Answer:
     """Ask without a pause until the job has ended."""
 
     def ended() -> Answer | None:

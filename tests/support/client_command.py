@@ -143,7 +143,7 @@ class Terminal:
         """Ctrl-C, as the terminal's driver makes a signal of it."""
         self.type("\x03")
 
-    def read_until(self, condition: Callable[[str], bool] | str, timeout_s: float = 20) -> None:
+    def read_until(self, condition: Callable[[str], bool] | str, timeout_s: float = 40) -> None:
         """Read what it writes until a row says so. Raises AssertionError."""
         deadline = time.monotonic() + timeout_s
         wanted = condition
@@ -152,7 +152,7 @@ class Terminal:
             more = self._read(deadline - time.monotonic())
             assert more, f"{condition!r} is not on the screen: {self.screen.text}"
 
-    def end(self, timeout_s: float = 20) -> int:
+    def end(self, timeout_s: float = 40) -> int:
         """Its exit code, with all that it wrote on the screen."""
         deadline = time.monotonic() + timeout_s
         while self._read(deadline - time.monotonic()):

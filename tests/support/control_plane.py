@@ -133,7 +133,7 @@ class ControlPlane(HttpDouble):
         """The progress updates of a job, in order: what /status would have shown."""
         return [event.body["output"] for event in self.of("progress", job_id)]
 
-    def wait_for(self, kind: str, job_id: str | None = None, *, count: int = 1, timeout_s: float = 30.0) -> Event:
+    def wait_for(self, kind: str, job_id: str | None = None, *, count: int = 1, timeout_s: float = 60.0) -> Event:
         """Wait until there are ``count`` events of a kind; returns the last. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -144,7 +144,7 @@ class ControlPlane(HttpDouble):
                 self._changed.wait(left)
         return found[-1]
 
-    def wait_result(self, job_id: str, timeout_s: float = 30.0) -> Any:
+    def wait_result(self, job_id: str, timeout_s: float = 60.0) -> Any:
         """The posted result of a job: ``{"output", "error"?, "stopPod"?}``. Raises TimeoutError."""
         return self.wait_for("result", job_id, timeout_s=timeout_s).body
 

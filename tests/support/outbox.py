@@ -137,6 +137,10 @@ def tries(outbox: Outbox) -> list[int]:
         return [run.tries for lane in outbox._lanes.values() for run in lane.runs if run.terminal is not None]
 
 
+def post(url: str, key: str = "job-1-SUCCESS", body: bytes = b'{"state": "SUCCESS"}') -> Post:
+    return Post(url, key, body)
+
+
 def ask(sender: WebhookSender, post: Post, timeout_s: float) -> Answer:
     """One try, in a loop of its own."""
     return asyncio.run(sender(post, timeout_s))

@@ -88,7 +88,7 @@ class Receiver(HttpDouble):
     def states(self) -> list[str]:
         return [call.state for call in self.delivered]
 
-    def wait_for_key(self, key: str, timeout_s: float = 10) -> Call:
+    def wait_for_key(self, key: str, timeout_s: float = 30) -> Call:
         """The call of that key which was answered with 2xx."""
         found = eventually(lambda: [call for call in self.delivered if call.key == key], timeout_s, f"a callback {key}")
         return found[0]  # type: ignore[no-any-return]

@@ -59,6 +59,15 @@ def empty(colour: int = 255, size: int = 64, save: bool = True, prefix: str = "m
     return graph
 
 
+def with_node(class_type: str, colour: int = 7, **inputs: Any) -> dict[str, Any]:
+    """EmptyImage "1" into a node "2"."""
+    return {**empty(colour, save=False), "2": {"class_type": class_type, "inputs": {"images": ["1", 0], **inputs}}}
+
+
+def told(**said: Any) -> dict[str, Any]:
+    return {"2": {"class_type": "Teller", "inputs": {"said": json.dumps(said)}}}
+
+
 #: The inputs of SaveImage in empty().
 SAVED = {"images": ["1", 0], "filename_prefix": "made"}
 
@@ -165,7 +174,7 @@ class Run(threading.Thread):
         finally:
             self.cancel.close()
 
-    def reach(self, status: Status, node_type: str | None = None, timeout_s: float = 15) -> Progress:
+    def reach(self, status: Status, node_type: str | None = None, timeout_s: float = 30) -> Progress:
         """Wait until the job gets there."""
 
         def there() -> Progress | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def eventually(condition: Callable[[], Any], timeout_s: float = 10, what: str = "the condition") -> Any:
+def eventually(condition: Callable[[], Any], timeout_s: float = 30, what: str = "the condition") -> Any:
     """Poll until the condition holds, and return what it said. Raises AssertionError."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -17,7 +17,7 @@ def eventually(condition: Callable[[], Any], timeout_s: float = 10, what: str = 
     return value
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 30) -> None:
     """The same in an event loop, which goes on meanwhile."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -63,14 +63,14 @@ class WorkerProcess:
         """Send it a signal: to itself, not to its group, as a container's host does."""
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 40.0) -> int:
         """Its exit code. Raises TimeoutError."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"the worker did not end in {timeout_s:g} s:\n{self.log}") from None
 
-    def wait_log(self, text: str, timeout_s: float = 20.0) -> None:
+    def wait_log(self, text: str, timeout_s: float = 40.0) -> None:
         """Wait until it prints ``text``. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
         while text not in self.log:

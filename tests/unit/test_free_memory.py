@@ -63,7 +63,8 @@ def test_comfyui_sees_no_more_than_that() -> None:
     host = psutil.virtual_memory()
     seen = prestartup_script.limited(psutil.virtual_memory, host.total // 4, lambda: host.total // 8)()
     assert seen.total == host.total // 4
-    assert seen.available == seen.free == host.total // 8 or seen.available < host.total // 8
+    # What is free may be less than can be had, and both less than allowed: this machine has other work.
+    assert seen.free <= seen.available <= host.total // 8
     assert seen.percent >= 50
     assert type(seen) is type(host)
 

@@ -30,8 +30,6 @@ from tests.support.waiting import eventually
 
 DATA = noise(2_500_000)
 SHA = sha256(DATA)
-#: Silence is no reason to go on by oneself here.
-PATIENT = replace(SMALL, stall_s=30, connect_s=30)
 
 
 @pytest.fixture
@@ -88,7 +86,7 @@ class TestStop:
     @pytest.mark.parametrize("rule", STATES)
     def test_in_every_state(self, server: FileServer, tmp_path: Path, rule: Any) -> None:
         server.rule = rule
-        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        running = Background(server.url, tmp_path / "m")
         eventually(lambda: server.asked)
         running.stop.set()
         assert isinstance(running.ended(20), Stopped)
@@ -99,7 +97,7 @@ class TestStop:
         server.rule = rule
         began = time.monotonic()
         with pytest.raises(DownloadFailed, match="MODELS_TIMEOUT_S") as caught:
-            fetch(server.url, tmp_path / "m", limits=PATIENT, deadline=time.monotonic() + 0.5)
+            fetch(server.url, tmp_path / "m", deadline=time.monotonic() + 0.5)
         assert time.monotonic() - began < 20
         assert caught.value.retryable
 
@@ -111,7 +109,7 @@ class TestStop:
                 client = clients.enter_context(socket.socket())
                 client.setblocking(False)
                 client.connect_ex(full.getsockname())
-            running = Background(f"http://127.0.0.1:{full.getsockname()[1]}/x", tmp_path / "m", limits=PATIENT)
+            running = Background(f"http://127.0.0.1:{full.getsockname()[1]}/x", tmp_path / "m")
             time.sleep(0.1)  # nothing tells when a connection is being made
             running.stop.set()
             assert isinstance(running.ended(1), Stopped)
@@ -129,7 +127,7 @@ class TestStop:
 
     def test_what_came_before_is_kept(self, server: FileServer, tmp_path: Path) -> None:
         server.rule = lambda ask, reply: setattr(reply, "silent_after", 100 * KIB if ask.number > 4 else None)
-        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        running = Background(server.url, tmp_path / "m")
         eventually(lambda: sum(ask.sent == 100 * KIB for ask in server.gets) == 4)
         time.sleep(0.1)  # for the client to receive what the server sent
         running.stop.set()
@@ -148,7 +146,7 @@ class TestStop:
         eventually(lambda: not server.active)
         server.rule = silent_body
         before = descriptors()
-        running = Background(server.url, tmp_path / "m", limits=PATIENT)
+        running = Background(server.url, tmp_path / "m")
         eventually(lambda: server.gets)
         running.stop.set()
         assert isinstance(running.ended(1), Stopped)

@@ -18,7 +18,7 @@ from settee.models.folder.hashing import Hashes
 from settee.models.transfer.address import Address
 from tests.support.file_server import FileServer
 from tests.support.http_double import Ask, Reply
-from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256
+from tests.support.transferring import HASTY, KIB, SMALL, fetch, left, noise, sha256
 
 DATA = noise(2_500_000)
 SHA = sha256(DATA)
@@ -167,13 +167,13 @@ class TestBroken:
     def test_a_stalled_connection_is_left(self, server: FileServer, tmp_path: Path, silent_after: int) -> None:
         server.rule = once(lambda ask, reply: setattr(reply, "silent_after", silent_after))
         began = time.monotonic()
-        assert_whole(fetch(server.url, tmp_path / "m"), tmp_path / "m")
-        assert SMALL.stall_s <= time.monotonic() - began < 30
+        assert_whole(fetch(server.url, tmp_path / "m", limits=HASTY), tmp_path / "m")
+        assert HASTY.stall_s <= time.monotonic() - began < 30
 
     def test_a_connection_that_trickles_is_left(self, server: FileServer, tmp_path: Path) -> None:
         server.rule = once(lambda ask, reply: setattr(reply, "rate", 1000.0))
         began = time.monotonic()
-        assert_whole(fetch(server.url, tmp_path / "m"), tmp_path / "m")
+        assert_whole(fetch(server.url, tmp_path / "m", limits=HASTY), tmp_path / "m")
         assert time.monotonic() - began < 30
 
     @pytest.mark.parametrize("wrong", ["bytes 7-262150/2500000", "bytes 0-9/x", "octets", None])

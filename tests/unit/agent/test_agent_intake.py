@@ -103,7 +103,7 @@ def run(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> tuple[
         intake.submit(job(store))
         record = intake.logs.get("a job")
         assert record is not None
-        eventually(lambda: record.is_over, 20)
+        eventually(lambda: record.is_over)
         assert not intake.slot.is_busy
         return dict(record.shown), engine
 
@@ -184,7 +184,7 @@ def test_a_dispatch_that_the_disk_refuses_leaves_nothing_open(
         assert len(os.listdir("/proc/self/fd")) == before
         assert not intake.slot.is_busy
         intake.submit(job(store))
-        eventually(lambda: not intake.slot.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy)
 
 
 def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
@@ -204,7 +204,7 @@ def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
                 intake.submit(job(store), "a key", "digest")
         assert not intake.slot.is_busy
         assert intake.submit(job(store), "a key", "digest") == "a job"
-        eventually(lambda: not intake.slot.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy)
         record = intake.logs.get("a job")
         assert record is not None
         assert dict(record.shown)["state"] == "SUCCESS"
@@ -233,7 +233,7 @@ def test_the_slot_is_free_when_the_end_is_told(
             assert intake.submit(job(store, jobId="next")) == "next"
         finally:
             go_on.set()
-        eventually(lambda: not intake.slot.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy)
 
 
 def test_a_comfyui_that_runs_on_keeps_the_slot(tmp_path: Path, store: HeldStore) -> None:
@@ -242,9 +242,9 @@ def test_a_comfyui_that_runs_on_keeps_the_slot(tmp_path: Path, store: HeldStore)
         intake.submit(job(store, cancelToken="stop"))
         record = intake.logs.get("a job")
         assert record is not None
-        eventually(lambda: record.is_over, 20)
+        eventually(lambda: record.is_over)
         assert not intake.slot.cancel("stop")
         with pytest.raises(Busy):
             intake.submit(job(store, jobId="next"))
         engine.is_idle.set()
-        eventually(lambda: not intake.slot.is_busy, 20)
+        eventually(lambda: not intake.slot.is_busy)
