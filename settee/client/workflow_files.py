@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 from settee.client import media_metadata
 from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import is_salt
+from settee.comfyui.media import HEAD
+from settee.comfyui.media_parts import Unreadable
 from settee.comfyui.workflow import link_problems, shape_problems
 
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
@@ -99,7 +101,7 @@ def _found(text: str, folder: Path | None) -> Path:
 def _read(file: BinaryIO, shown: str) -> dict[str, Any]:
     if not file.seekable():
         file = io.BytesIO(_content(file, shown))  # a pipe
-    head = file.read(media_metadata.HEAD)
+    head = file.read(HEAD)
     file.seek(-len(head), os.SEEK_CUR)
     format_name = media_metadata.format_of(head)
     if format_name is not None:
@@ -121,7 +123,7 @@ def _of_picture(file: BinaryIO, shown: str, format_name: str) -> Any:
     """Return the prompt in a picture's metadata, or else the editor's graph. Raises UsageError."""
     try:
         texts = media_metadata.texts(file)
-    except media_metadata.Unreadable as error:
+    except Unreadable as error:
         raise UsageError(f"{shown} {error}") from error
     for keyword in ("prompt", "workflow"):
         if keyword in texts:

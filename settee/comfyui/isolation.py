@@ -8,15 +8,18 @@ the cache sees, the salt.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import posixpath
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from settee.comfyui.media import HEAD, format_of
+from settee.comfyui.media_parts import png_chunks, riff_chunks
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import Workflow, texts
 
@@ -108,9 +111,9 @@ def salts(workflow: Workflow, digests: Mapping[str, str]) -> dict[str, str]:
 # traces are blanked in place: the file keeps its length, and nothing is copied.
 
 _SALT = re.compile(rb'(?:, )?(?:"%b": "[\w-]*"|"[\w.-]+": "%b:[\w-]*")' % (SALT_INPUT.encode(), SALT_INPUT.encode()))
-_PNG = b"\x89PNG\r\n\x1a\n"
-#: Texts, and the chunk of ComfyUI's own that SaveAnimatedPNG writes behind the first picture.
-_PNG_TEXTS = {b"tEXt", b"iTXt", b"comf"}
+#: Format → its walk, and the chunks that may hold a prompt: texts, and the one of ComfyUI's own that SaveAnimatedPNG
+#: writes behind the first picture; EXIF, which follows the pictures.
+_CHUNKS = {"PNG": (png_chunks, {b"tEXt", b"iTXt", b"comf"}), "WEBP": (riff_chunks, {b"EXIF"})}
 #: Metadata beyond this is not a prompt.
 _MAX_CHUNK = 16 * 1024 * 1024
 #: An animation of more frames keeps the traces; a file of zeroes is not walked byte by byte.
@@ -123,40 +126,26 @@ def restore(path: Path, prefix: str) -> bool:
     Other formats are left alone, and so is anything that does not look as expected.
     """
     fd, found = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), False
+
+    def read_at(at: int, size: int) -> bytes:
+        return os.pread(fd, size, at)
+
     try:
-        for kind, at, size, is_png in _metadata(fd):
-            data = os.pread(fd, size, at)
-            changed = blanked(data, prefix)
-            if changed != data:
-                os.pwrite(fd, changed + (struct.pack(">I", zlib.crc32(kind + changed)) if is_png else b""), at)
-                found = True
+        known = format_of(read_at(0, HEAD))
+        if known not in _CHUNKS:
+            return False
+        walk, kinds = _CHUNKS[known]
+        for part in itertools.islice(walk(read_at), _MAX_CHUNKS):
+            if part.kind in kinds and part.last - part.first <= _MAX_CHUNK:
+                data = read_at(part.first, part.last - part.first)
+                changed = blanked(data, prefix)
+                if changed != data:
+                    crc = struct.pack(">I", zlib.crc32(part.kind + changed)) if known == "PNG" else b""
+                    os.pwrite(fd, changed + crc, part.first)
+                    found = True
         return found
     finally:
         os.close(fd)
-
-
-def _metadata(fd: int) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Yield (type, place, size, is it a PNG's, with a CRC behind it) of every chunk that may hold a prompt.
-
-    PNG's chunks are length (4), type (4), data, CRC of type and data (4); RIFF's are type, length (little-endian) and
-    data, padded to even, and WEBP's EXIF follows the pictures.
-    """
-    head = os.pread(fd, 16, 0)
-    is_png = head.startswith(_PNG)
-    if not is_png and (head[:4], head[8:12]) != (b"RIFF", b"WEBP"):
-        return
-    at = len(_PNG) if is_png else 12
-    for _ in range(_MAX_CHUNKS):
-        header = os.pread(fd, 8, at)
-        if len(header) < 8:
-            return
-        size = int.from_bytes(header[:4], "big") if is_png else int.from_bytes(header[4:], "little")
-        kind = header[4:] if is_png else header[:4]
-        if kind == b"IEND" and is_png:
-            return
-        if kind in (_PNG_TEXTS if is_png else {b"EXIF"}) and size <= _MAX_CHUNK:
-            yield kind, at + 8, size, is_png
-        at += size + 12 if is_png else 8 + size + size % 2
 
 
 def blanked(text: bytes, prefix: str) -> bytes:

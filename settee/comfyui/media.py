@@ -1,4 +1,4 @@
-"""The kind of a file by its name.
+"""The kind of a file by its name, and the format of a picture by its first bytes.
 
 ComfyUI reports movies and animations under ``images`` and custom nodes invent keys of their own, so the key means
 nothing. The table is ours: ``mimetypes`` follows the machine's files, and images differ in those.
@@ -6,6 +6,7 @@ nothing. The table is ours: ``mimetypes`` follows the machine's files, and image
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
 from settee.base.job import Kind
@@ -42,3 +43,30 @@ def suffix_of(media_type: str) -> str | None:
     plain = media_type.split(";")[0].strip().lower()
     suffixes = (suffix for suffix, (_, known) in _BY_SUFFIX.items() if known.split(";")[0] == plain != _OCTETS)
     return next(suffixes, None)
+
+
+# --- first bytes --------------------------------------------------------------------------------------------------
+
+#: Bytes at a file's start that its format is known by.
+HEAD = 64
+#: PostScript is among them to be refused: Pillow, and so LoadImage, runs Ghostscript on it.
+_FORMATS = (
+    ("PNG", rb"\x89PNG\r\n\x1a\n"),
+    ("JPEG", rb"\xff\xd8\xff"),
+    ("WEBP", rb"RIFF....WEBP"),
+    ("GIF", rb"GIF8[79]a"),
+    # "BM" alone begins other files too. After sizes and offsets comes the length of one of the headers Pillow knows.
+    ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0"),
+    ("TIFF", rb"II[*+]\0|MM\0[*+]"),
+    # Pillow opens none without a plugin, and ComfyUI 0.33 (PyAV) only the first tile: 512 × 512 pixels, without a word.
+    ("HEIC", rb"....ftyp(?:he[iv][cxms]|m[is]f1.{4,44}?he[iv][cxms])"),
+    ("AVIF", rb"....ftyp(?:avif|avis|mif1|msf1)"),
+    ("JPEG2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    ("PostScript", rb"%!PS|\xc5\xd0\xd3\xc6"),
+    ("web page", rb"(?i:\s*<(?:!doctype html|html))"),
+)
+
+
+def format_of(head: bytes) -> str | None:
+    """Return the format of a file that starts with ``head`` (HEAD bytes are enough), where it is one of these."""
+    return next((name for name, magic in _FORMATS if re.match(magic, head, re.DOTALL)), None)

@@ -14,6 +14,7 @@ from settee.client.client_errors import UsageError
 from settee.client.inject import Change, Given, InputFile
 from settee.client.inject.selectors import LiveGraph, about
 from settee.comfyui.graph import Place
+from settee.comfyui.media import HEAD, format_of
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, upload_kind
 from settee.comfyui.workflow import Workflow, listed_nodes, natural_key
 
@@ -218,15 +219,8 @@ def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
 
 # --- the files -------------------------------------------------------------------------------------------
 
-#: First bytes of what Pillow, and so ComfyUI's LoadImage, opens as a picture.
-_PICTURES = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0|"
-    rb"II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  |\xff\x4f\xff\x51|"
-    rb"8BPS|qoif|P[1-6]\s|\0\0[\x01\x02]\0",
-    re.DOTALL,
-)
-_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx])", re.DOTALL)
-_HEAD = 32
+#: First bytes of what else Pillow, and so ComfyUI's LoadImage, opens as a picture: Photoshop's, QOI, PNM, icons.
+_OTHER_PICTURES = re.compile(rb"8BPS|qoif|P[1-6]\s|\0\0[\x01\x02]\0")
 
 
 def _check_file(path: Path, *, is_picture: bool) -> None:
@@ -238,7 +232,7 @@ def _check_file(path: Path, *, is_picture: bool) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise UsageError("is not an ordinary file")
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
     except FileNotFoundError as error:
         raise UsageError("the file does not exist") from error
     except (OSError, ValueError) as error:
@@ -246,9 +240,10 @@ def _check_file(path: Path, *, is_picture: bool) -> None:
     if not head:
         raise UsageError("the file is empty")
     if is_picture and path.suffix.lower() != ".tga":  # Targa has no first bytes of its own
-        if _HEIC.match(head):
+        known = format_of(head)
+        if known == "HEIC":
             raise UsageError("HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
-        if not _PICTURES.match(head):
+        if known in (None, "PostScript", "web page") and not _OTHER_PICTURES.match(head):
             raise UsageError("is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
 
 
