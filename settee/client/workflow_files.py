@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -17,7 +16,8 @@ from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import is_salt
 from settee.comfyui.media import HEAD
 from settee.comfyui.media_parts import Unreadable
-from settee.comfyui.workflow import link_problems, shape_problems
+from settee.comfyui.problems import near_matches
+from settee.comfyui.workflow import NODE_KEYS, link_problems, shape_problems
 
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
 MAX_BYTES = 64 * 1024 * 1024
@@ -26,9 +26,6 @@ _MAX_NODES = 100_000
 _SHOWN_PROBLEMS = 5
 _SHOWN_NAMES = 20
 
-#: What ComfyUI reads of a node. A picture's metadata brings back more: with the `is_changed` in it, a loader answers
-#: with the file that it read then.
-_NODE_KEYS = ("class_type", "inputs", "_meta")
 #: What a worker's isolation put before a file's name (settee.comfyui.isolation); films and some pictures keep it.
 _ISOLATION = re.compile(r"(?:settee-[0-9a-f]{8}-[0-9a-f]{4}/)+")
 
@@ -59,7 +56,7 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(node, dict) or "class_type" not in node or not isinstance(node.get("inputs"), dict):
             clean[node_id] = node
             continue
-        kept = {key: node[key] for key in _NODE_KEYS if key in node}
+        kept = {key: node[key] for key in NODE_KEYS if key in node}
         inputs = {name: value for name, value in node["inputs"].items() if not is_salt(name, value)}
         if isinstance(prefix := inputs.get("filename_prefix"), str):
             inputs["filename_prefix"] = prefix[found.end() :] if (found := _ISOLATION.match(prefix)) else prefix
@@ -87,8 +84,7 @@ def _found(text: str, folder: Path | None) -> Path:
         if path.is_dir():
             raise UsageError(f"{text} is a folder: name a workflow in it")
     names = sorted({file.stem for place in folders if place.is_dir() for file in place.glob("*.json")})
-    near = difflib.get_close_matches(path.stem[:100], names, n=3)
-    if near:
+    if near := near_matches(path.stem, names):
         hint = f"; did you mean {' or '.join(near)}?"
     else:
         hint = f"; there are {', '.join(names[:_SHOWN_NAMES])}" if names else ""

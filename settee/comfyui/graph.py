@@ -117,6 +117,10 @@ class Graph:
         needed = self.needed([*ends, *(i for i in unknown if not self.users[i] and any(links(self.workflow[i])))])
         return {node_id: node for node_id, node in self.workflow.items() if node_id in needed}
 
+    def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
+        """Return where an output goes, or all of a node's, as far as it matters."""
+        return [use for use in self.users[node_id] if use.node_id in self.live and slot in (None, use.slot)]
+
     # --- values -------------------------------------------------------------------------------------------
 
     def value(self, place: Place) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 from settee.comfyui.media import HEAD, format_of
 from settee.comfyui.media_parts import png_chunks, riff_chunks
 from settee.comfyui.node_registry import NodeRegistry
-from settee.comfyui.workflow import Workflow, texts
+from settee.comfyui.workflow import NODE_KEYS, Workflow, texts
 
 #: An input no class declares: ComfyUI ignores it, but its cache key covers it, so the node runs again. Classes with
 #: open-ended inputs would get it as an argument; ComfyUI drops it for them where `settee_patches` is loaded.
@@ -36,9 +36,6 @@ _PREFIX_INPUTS = {"SaveLoRA": "prefix", "SaveLoRANode": "prefix"}
 
 #: Node id → text that changes when what the node reads changes.
 Salts = Mapping[str, str]
-#: What ComfyUI reads of a node. Anything else is dropped: ComfyUI keeps `is_changed` there, which the metadata of a
-#: picture brings back, and a loader that finds one answers with the picture of the job before.
-_NODE_KEYS = ("class_type", "inputs", "_meta")
 
 
 def isolate(
@@ -60,7 +57,7 @@ def isolate(
     """
     isolated: Workflow = {}
     for node_id, node in workflow.items():
-        isolated[node_id] = kept = {key: node[key] for key in _NODE_KEYS if key in node}
+        isolated[node_id] = kept = {key: node[key] for key in NODE_KEYS if key in node}
         class_type = node["class_type"]
         name_input = _PREFIX_INPUTS.get(class_type, "filename_prefix")
         name = node["inputs"].get(name_input)

@@ -60,6 +60,11 @@ class NodeRegistry:
         """Return the spec of an input; None when its class is unknown or has no such input."""
         return _declared(self.entry(class_type).get("input") or {}, name)
 
+    def outputs(self, class_type: str) -> list[str]:
+        """Return the types of what a class gives; choices count as COMBO, and an unknown class gives nothing."""
+        given = self.entry(class_type).get("output")
+        return [kind if isinstance(kind, str) else "COMBO" for kind in given] if isinstance(given, list) else []
+
     def is_core(self, class_type: str) -> bool:
         """Return True for a class of ComfyUI's own."""
         module = str(self.entry(class_type).get("python_module", ""))

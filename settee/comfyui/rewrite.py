@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from settee.base.errors import InvalidRequest
-from settee.comfyui.graph import Computed, Graph, Place, reached
+from settee.comfyui.graph import Computed, Graph, Place, reached, with_values
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.workflow import Workflow, link_problems, links, texts, title, unwrapped
 
@@ -82,7 +82,7 @@ def respelled(workflow: Workflow, registry: NodeRegistry, coming: Iterable[str])
 
     A workflow made on Windows has ``XL\\a.safetensors``. ``coming``: names that ComfyUI does not list yet.
     """
-    changed, warnings = dict(workflow), list[str]()
+    values, warnings = dict[Place, Any](), list[str]()
     for node_id, node in workflow.items():
         for name, value in node["inputs"].items():
             if isinstance(value, str) and ("\\" in value or "/" in value):
@@ -93,9 +93,9 @@ def respelled(workflow: Workflow, registry: NodeRegistry, coming: Iterable[str])
                 continue
             respelt = value if choices is None else _respelt(value, [*choices, *coming])
             if respelt != value:
-                changed[node_id] = {**changed[node_id], "inputs": {**changed[node_id]["inputs"], name: respelt}}
+                values[Place(node_id, name)] = respelt
                 warnings.append(f"node {node_id} ({node['class_type']}): {name} {value!r} was taken as {respelt!r}")
-    return changed, warnings
+    return with_values(workflow, values), warnings
 
 
 def _respelt(value: Any, names: list[Any]) -> Any:

@@ -14,8 +14,6 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 Workflow = dict[str, Any]
-#: `/object_info` as it comes.
-ObjectInfo = Mapping[str, Any]
 Problem = dict[str, Any]
 
 #: ComfyUI walks a chain recursively, in the thread that runs prompts, which Python's limit of 1,000 calls then ends.
@@ -24,6 +22,9 @@ MAX_CHAIN = 400
 #: Deeper values end ComfyUI's executor thread: its queue copies prompts recursively.
 MAX_DEPTH = 64
 
+#: What ComfyUI reads of a node. It keeps `is_changed` there too, which the metadata of a picture brings back: a loader
+#: that finds one answers with the file that it read then.
+NODE_KEYS = ("class_type", "inputs", "_meta")
 #: Keys of a body of POST /prompt.
 _PROMPT_KEYS = {"prompt", "client_id", "extra_data", "prompt_id"}
 EXPORT_HINT = (

@@ -49,9 +49,8 @@ def converted(editor: Mapping[str, Any], classes: NodeRegistry, *, extensions: I
     file = read(editor)
     workflow: Workflow = {}
     for at in _running(Scope(Registry(file, classes, extensions), file.graph)):
-        if at.definition.browser_made:
-            raise at.refused(at.definition.browser_made)
         try:
+            at.definition.check()
             inputs = _inputs(at)
         except Misfit as error:
             raise at.refused(str(error)) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from settee.client.client_errors import UsageError
 from settee.client.convert.editor_file import INPUTS_EDGE, MAX_NODES, Edge, File, Graph, Link, Node, refused, shown
-from settee.client.convert.widgets import BROWSER_WIDGETS, Definition, Input, definition
+from settee.client.convert.widgets import BROWSER_WIDGETS, Definition, Input, Misfit, definition
 from settee.comfyui.node_registry import NodeRegistry
 
 MUTED, BYPASSED = 2, 4
@@ -37,12 +37,10 @@ class Registry:
         if kind not in self._definitions:
             if kind.startswith(("workflow>", "workflow/")):
                 raise at.refused("is a group node")
-            found = definition(kind, self._classes, self._extensions)
-            if found is None:
-                raise at.refused("is of a class that the server does not know")
-            if found.scripted:
-                raise at.refused(found.scripted)
-            self._definitions[kind] = found
+            try:
+                self._definitions[kind] = definition(kind, self._classes, self._extensions)
+            except Misfit as error:
+                raise at.refused(str(error)) from error
         return self._definitions[kind]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.client.convert.editor_file import Node, shown
-from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.node_registry import NodeRegistry, choices_of, options_of
 from settee.comfyui.seeds import SEED_INPUTS
 
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
@@ -30,6 +30,10 @@ BROWSER_WIDGETS = frozenset(_BROWSER_WIDGETS.split())
 DYNAMIC = "COMFY_"
 #: Custom nodes of ComfyUI's own repository.
 _OWN_CUSTOM_NODES = frozenset(["custom_nodes.websocket_image_save"])
+
+
+class Misfit(ValueError):
+    """The values do not fit the class; the message continues a sentence that begins with the node."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,6 @@ class Definition:
     #: In the order of the editor's widgets.
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
-    #: Why no node of this class can be converted; None when they can.
-    scripted: str | None
 
     @property
     def slots(self) -> tuple[Input, ...]:
@@ -77,82 +79,59 @@ class Definition:
                 place += 1 + item.controls
         return found, place
 
-    @property
-    def browser_made(self) -> str | None:
-        """Return why no node that runs can be converted: a browser makes one of its inputs."""
+    def check(self) -> None:
+        """Raise :class:`Misfit` where no node that runs can be converted: a browser makes one of its inputs."""
         for item in self.inputs:
             if item.type in BROWSER_WIDGETS or item.type.startswith(DYNAMIC) or item.options.get("widgetType"):
-                return f"has an input {item.name} of type {item.type}, which only a browser can export"
+                raise Misfit(f"has an input {item.name} of type {item.type}, which only a browser can export")
             if item.options.get("remote"):
-                return f"has an input {item.name} whose choices the browser asks the server for"
-        return None
+                raise Misfit(f"has an input {item.name} whose choices the browser asks the server for")
 
     def input(self, name: str) -> Input | None:
         return next((item for item in self.inputs if item.name == name), None)
 
 
-def definition(class_type: str, classes: NodeRegistry, extensions: Iterable[str] | None) -> Definition | None:
-    """Return a class of the registry; None when it is missing, or not described as /object_info describes classes."""
+def definition(class_type: str, classes: NodeRegistry, extensions: Iterable[str] | None) -> Definition:
+    """Return a class of the registry. Raises :class:`Misfit` where it is missing, not described as /object_info
+    describes classes, or may have a script that changes what the editor exports."""
     entry = classes.entry(class_type)
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("input"), Mapping):
-        return None
-    inputs = [*_inputs(entry, "required"), *_inputs(entry, "optional")]
-    outputs = entry.get("output") or []
-    if None in inputs or not isinstance(outputs, list):
-        return None
-    return Definition(
-        name=class_type,
-        display_name=str(entry.get("display_name") or class_type),
-        inputs=tuple(item for item in inputs if item is not None),
-        outputs=tuple(kind if isinstance(kind, str) else "COMBO" for kind in outputs),
-        scripted=_script(entry.get("python_module"), extensions),
-    )
+    try:
+        inputs = tuple(item for section in ("required", "optional") for item in _inputs(entry, section))
+    except LookupError as error:
+        raise Misfit("is of a class that the server does not know") from error
+    _check_script(entry.get("python_module"), extensions)
+    name = str(entry.get("display_name") or class_type)
+    return Definition(class_type, name, inputs, tuple(classes.outputs(class_type)))
 
 
-def _inputs(entry: Mapping[str, Any], section: str) -> list[Input | None]:
-    """Return the declared inputs of a section, in order; None for what is not readable."""
+def _inputs(entry: Mapping[str, Any], section: str) -> Iterator[Input]:
+    """Yield the declared inputs of a section, in order. Raises LookupError for what is not readable."""
     named, orders = entry["input"].get(section) or {}, entry.get("input_order") or {}
-    if not isinstance(named, Mapping):
-        return [None]
     order = orders.get(section) if isinstance(orders, Mapping) else None
     order = list(named) if order is None else order
-    is_whole = isinstance(order, list) and len(order) == len(named)
-    if not is_whole or any(not isinstance(name, str) or name not in named for name in order):
-        return [None]
-    return [_input(name, named[name], optional=section == "optional") for name in order]
+    if not isinstance(order, list) or len(order) != len(named):
+        raise LookupError(section)
+    for name in order:
+        spec = named[name] if isinstance(name, str) else None
+        kind = "COMBO" if choices_of(spec) is not None else spec[0] if isinstance(spec, list) and spec else None
+        if not isinstance(kind, str):
+            raise LookupError(name)
+        options = options_of(spec)
+        is_widget = kind in WIDGETS and not options.get("forceInput")
+        choices = tuple(choices_of(spec) or ())
+        yield Input(name, kind, is_widget, optional=section == "optional", options=options, choices=choices)
 
 
-def _input(name: str, spec: Any, *, optional: bool) -> Input | None:
-    if not isinstance(spec, (list, tuple)) or not spec:
-        return None
-    options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
-    kind = "COMBO" if isinstance(spec[0], list) else spec[0]
-    if not isinstance(kind, str):
-        return None
-    return Input(
-        name=name,
-        type=kind,
-        is_widget=kind in WIDGETS and not options.get("forceInput"),
-        optional=optional,
-        options=options,
-        choices=tuple(choices) if kind == "COMBO" and isinstance(choices, list) else (),
-    )
-
-
-def _script(module: Any, extensions: Iterable[str] | None) -> str | None:
-    """Return why a class cannot be converted: its pack of custom nodes may change with a script what the editor
-    exports."""
+def _check_script(module: Any, extensions: Iterable[str] | None) -> None:
     if not isinstance(module, str):
-        return "is of a class whose origin the server does not state"
+        raise Misfit("is of a class whose origin the server does not state")
     if not module.startswith("custom_nodes.") or module in _OWN_CUSTOM_NODES:
-        return None
+        return
     pack = module.split(".", 1)[1]
     if extensions is None:
-        return f"is of the custom nodes {pack}, which may have an editor script that changes the exported values"
+        raise Misfit(f"is of the custom nodes {pack}, which may have an editor script that changes the exported values")
     if any(path.startswith(f"/extensions/{pack}/") for path in extensions):
-        return f"is of the custom nodes {pack}, whose editor script may change the exported values"
-    return None
+        raise Misfit(f"is of the custom nodes {pack}, whose editor script may change the exported values")
 
 
 #: Values of the widget "control after generate"; old editors had a switch.
@@ -163,10 +142,6 @@ _PREVIEWS = {"PreviewAny": 3} | dict.fromkeys(
 )
 #: As a JavaScript number no larger one is exact.
 _LARGEST = 2**53
-
-
-class Misfit(ValueError):
-    """The values do not fit the class; the message continues a sentence that begins with the node."""
 
 
 def by_name(node: Node, definition: Definition) -> dict[str, Any]:

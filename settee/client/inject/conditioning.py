@@ -109,8 +109,7 @@ class PromptGraph(LiveGraph):
             return False
         if len(self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS) > 1:
             return True
-        given = self.registry.entry(name).get("output")
-        gives_conditioning = isinstance(given, list) and "CONDITIONING" in given
+        gives_conditioning = "CONDITIONING" in self.registry.outputs(name)
         return not (is_passed_on or gives_conditioning or vocabulary.says(name, "keeper"))
 
     def neutral_side(self, sampler: str) -> Side:

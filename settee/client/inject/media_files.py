@@ -73,8 +73,7 @@ def loaders(graph: LiveGraph) -> list[Loader]:
 def _file_inputs(graph: LiveGraph, node_id: str) -> Iterator[tuple[str, str, set[int]]]:
     """Yield (input, ``image``, ``video`` or ``audio``, slots that give a mask)."""
     class_type, inputs = graph.class_of(node_id), graph.workflow[node_id]["inputs"]
-    outputs = graph.registry.entry(class_type).get("output") or ()
-    masks = {slot for slot, kind in enumerate(outputs) if kind == "MASK"}
+    masks = {slot for slot, kind in enumerate(graph.registry.outputs(class_type)) if kind == "MASK"}
     kinds = {name: upload_kind(spec) for name, spec in graph.declared(node_id).items()}
     flagged = {name: (name, kind, masks) for name, kind in kinds.items() if kind in _OPTIONS}
     listed = {entry[0]: entry for entry in [_LOADERS[class_type]]} if class_type in _LOADERS else {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change, vocabulary
 from settee.client.inject.conditioning import Link, PromptGraph
 from settee.client.inject.selectors import about
-from settee.client.inject.tracing import Encoder, Reach, Text, Tracing
+from settee.client.inject.tracing import Reach, Text, Tracing
 from settee.client.inject.vocabulary import PROMPT_INPUTS, Side
 from settee.comfyui.graph import Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
@@ -48,19 +49,18 @@ class _Search:
     def __init__(self, graph: PromptGraph) -> None:
         self._graph, self._workflow = graph, graph.workflow
         self._tracing = Tracing(graph)
-        self._encoders: dict[Side, list[Encoder]] = {
-            side: list(self._tracing.reaches[side].encoders.values()) for side in _OPTIONS
-        }
-        #: They make nothing but texts: meant when nothing else can be.
-        self._writers: list[Encoder] = []
+        #: By the inputs that hold or take them.
+        self._texts: dict[Side, dict[Place, Text]] = {side: {**self._tracing.reaches[side].texts} for side in _OPTIONS}
+        #: Of nodes that make nothing but texts: meant when nothing else can be.
+        self._writers: dict[Place, Text] = {}
         #: Texts that matter to an output by a way that is not known: they may be a sampler's positive or negative.
         self._unexplained: list[Place] = []
         visited = self._tracing.visited
         for node_id in graph.live:
             if node_id not in visited:
                 self._add_own(node_id)
-        self._encoders["positive"] = self._encoders["positive"] or self._writers
-        self._share_out(self._tracing.reaches["middle"].encoders.values())
+        self._texts["positive"] = self._texts["positive"] or self._writers
+        self._share_out(self._tracing.reaches["middle"].texts)
 
     def _add_own(self, node_id: str) -> None:
         """Add the prompts of a live node that no sampler's conditioning comes from.
@@ -85,9 +85,9 @@ class _Search:
             if makes is None:
                 self._unexplained += [Place(node_id, text) for text in names]
             elif makes != "mask" and names:
-                texts = tuple(self._tracing.text(Place(node_id, text), side, Reach()) for text in names)
-                is_writer = side == "positive" and makes == "text"
-                (self._writers if is_writer else self._encoders[side]).append(Encoder(node_id, texts))
+                found = self._writers if side == "positive" and makes == "text" else self._texts[side]
+                places = [Place(node_id, text) for text in names]
+                found.update((place, self._tracing.text(place, side, Reach())) for place in places)
 
     def _prompt_inputs(self, node_id: str, side: Side) -> list[str]:
         """Return a node's inputs for a prompt of this side. A link named ``positive`` is a sampler's."""
@@ -98,27 +98,27 @@ class _Search:
             and self._graph.may_be_text(node_id, name)
         ]
 
-    def _share_out(self, middle: Iterable[Encoder]) -> None:
+    def _share_out(self, middle: Mapping[Place, Text]) -> None:
         """Give a second condition's encoder to the side that has the same text; else it makes both ambiguous."""
-        sides = self._encoders.values()
-        known = {encoder.node_id for found in sides for encoder in found}
-        for encoder in middle:
-            if encoder.node_id not in known:
-                alike = [found for found in sides if self._said(encoder) in map(self._said, found)]
+        sides = self._texts.values()
+        known = {place.node_id for found in sides for place in found}
+        for node_id, said in self._said(middle).items():
+            if node_id not in known:
+                alike = [found for found in sides if said in self._said(found).values()]
                 for found in alike or sides:
-                    found.append(encoder)
+                    found.update((place, text) for place, text in middle.items() if place.node_id == node_id)
 
     def places(self, side: Side) -> list[Place]:
-        found = self._encoders[side]
+        found = self._texts[side]
         self._refuse_the_unknown(side)
         if not found:
             raise UsageError(f"no input was found for a {_WANTED[side]} in this workflow{self._why(side)}")
-        texts = [text for encoder in found for text in encoder.texts]
-        exact = [text.literals[0] for text in texts if len(text.literals) == 1 and not text.makers]
-        if len(exact) < len(texts):
-            raise self._undecided(texts)
-        is_clear = all(encoder.is_one_prompt or len(self._said(encoder)) == 1 for encoder in found)
-        if not is_clear or len({self._said(encoder) for encoder in found}) > 1:
+        exact = [text.literals[0] for text in found.values() if len(text.literals) == 1 and not text.makers]
+        if len(exact) < len(found):
+            raise self._undecided(found)
+        said = self._said(found)
+        is_clear = all(len(said[place.node_id]) == 1 or self._is_part(place) for place in found)
+        if not is_clear or any(one != other for one, other in itertools.pairwise(said.values())):
             raise Ambiguous(
                 f"this workflow has several places for a {_WANTED[side]}, and their texts differ. "
                 f"Choose instead with\n{self._choices(exact)}"
@@ -126,8 +126,17 @@ class _Search:
         self._refuse_the_shared(side, exact)
         return _in_order(exact)
 
-    def _said(self, encoder: Encoder) -> frozenset[str]:
-        return frozenset(str(self._graph.value(place)).strip() for place in _literals([encoder]))
+    def _is_part(self, place: Place) -> bool:
+        """Return True if a text is one prompt with the others of its encoder, for several language models."""
+        return place.input in vocabulary.PARTS or self._graph.class_of(place.node_id) in vocabulary.ENCODERS
+
+    def _said(self, texts: Mapping[Place, Text]) -> dict[str, set[str]]:
+        """Return what the texts of each node say."""
+        said: dict[str, set[str]] = {}
+        for place, text in texts.items():
+            literals = (str(self._graph.value(literal)).strip() for literal in text.literals)
+            said.setdefault(place.node_id, set()).update(literals)
+        return said
 
     # --- refusals -----------------------------------------------------------------------------------------
 
@@ -146,12 +155,12 @@ class _Search:
         if strays:
             raise Ambiguous(
                 f"what it would change also goes to {', '.join(sorted(strays))}, which may be "
-                f"positive or negative. Choose instead with\n{self._choices(_literals(self._encoders[side]))}"
+                f"positive or negative. Choose instead with\n{self._choices(_literals(self._texts[side]))}"
             )
 
-    def _undecided(self, texts: list[Text]) -> UsageError:
-        makers = {maker for text in texts for maker in text.makers}
-        literals = [place for text in texts for place in text.literals]
+    def _undecided(self, texts: Mapping[Place, Text]) -> UsageError:
+        makers = {maker for text in texts.values() for maker in text.makers}
+        literals = _literals(texts)
         if makers:
             nodes = listed_nodes(self._workflow, makers)
             message = f"the text is not written in the workflow, but made by\n{nodes}\n"
@@ -160,14 +169,14 @@ class _Search:
             return UsageError(f"{message}Set an input of that node with --set, or write the text into its encoder")
         if literals:
             return Ambiguous(f"the text is put together from several. Choose instead with\n{self._choices(literals)}")
-        nodes = listed_nodes(self._workflow, (text.place.node_id for text in texts))
+        nodes = listed_nodes(self._workflow, (place.node_id for place in texts))
         return UsageError(f"these nodes have no text where one belongs\n{nodes}")
 
     def _refuse_the_shared(self, side: Side, places: Iterable[Place]) -> None:
         other: Side = "negative" if side == "positive" else "positive"
-        empty = self._tracing.reaches["empty"].encoders.values()
-        for use, encoders in ((f"the {_WANTED[other]}", self._encoders[other]), ("no prompt at all", empty)):
-            if shared := _literals(encoders) & {*places}:
+        empty = self._tracing.reaches["empty"].texts
+        for use, texts in ((f"the {_WANTED[other]}", self._texts[other]), ("no prompt at all", empty)):
+            if shared := {*_literals(texts)} & {*places}:
                 raise Ambiguous(
                     f"this text is also used as {use}, which would change with it. Give the sampler an encoder "
                     f"for each, or change both with\n{self._choices(shared)}"
@@ -192,8 +201,8 @@ class _Search:
         )
 
 
-def _literals(encoders: Iterable[Encoder]) -> set[Place]:
-    return {place for encoder in encoders for text in encoder.texts for place in text.literals}
+def _literals(texts: Mapping[Place, Text]) -> list[Place]:
+    return [place for text in texts.values() for place in text.literals]
 
 
 def _in_order(places: Iterable[Place]) -> list[Place]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -14,7 +13,8 @@ from typing import Any
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.vocabulary import NO_OUTPUT
-from settee.comfyui.graph import Computed, Graph, Place, Use
+from settee.comfyui.graph import Computed, Graph, Place
+from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Workflow, is_link, listed_nodes, natural_key, shown_node, title, unwrapped
 
 
@@ -48,10 +48,6 @@ class LiveGraph(Graph):
             )
         ]
         return {i: self.workflow[i] for i in sorted(self.needed(ends) or self.workflow, key=natural_key)}
-
-    def live_uses(self, node_id: str, slot: int | None = None) -> list[Use]:
-        """Return where an output goes, or all of a node's, as far as it matters."""
-        return [use for use in self.users[node_id] if use.node_id in self.live and slot in (None, use.slot)]
 
     def declared(self, node_id: str) -> dict[str, list[Any]]:
         """Return the inputs that the registry declares for a node's class: name → ``[type or choices, options?]``."""
@@ -94,9 +90,8 @@ class LiveGraph(Graph):
         names: dict[str, str] = {}
         for node_id, node in self.workflow.items():
             for name in (node_id, title(node), str(node["class_type"])):
-                names.setdefault(name.casefold(), node_id)
-        close = difflib.get_close_matches(text.casefold(), [name for name in names if name], n=3)
-        return (inside or list(dict.fromkeys(names[name] for name in close)))[:3]
+                names.setdefault(name, node_id)
+        return (inside or list(dict.fromkeys(names[name] for name in near_matches(text, filter(None, names)))))[:3]
 
     # --- the place behind a link --------------------------------------------------------------------------
 
@@ -136,9 +131,8 @@ class LiveGraph(Graph):
 def near(text: str, names: Iterable[str]) -> str:
     """Return ``did you mean 'a'`` for a message, or all the names when none is like it; "" without names."""
     known = sorted(names)
-    close = difflib.get_close_matches(text, known, n=2)
-    if close:
-        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    if close := near_matches(text, known, 2):
+        return f"did you mean {' or '.join(map(repr, close))}?"
     return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
 
 

@@ -22,31 +22,20 @@ _WALKED: tuple[Side, ...] = ("positive", "negative", "middle", "empty", "erased"
 _DUAL_CFG: dict[Side, list[str]] = {"positive": ["cond1"], "middle": ["cond2"], "negative": ["negative"]}
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text input, and where its text is written: there, or at the literals that its link leads to."""
+class Text(NamedTuple):
+    """Where the text of an input is written: there, or at the literals that its link leads to."""
 
-    place: Place
     literals: tuple[Place, ...]
     #: Nodes on the way that make a text themselves (a caption, a language model's answer).
     makers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A node that turns texts into conditioning, or a prompt into a result."""
-
-    node_id: str
-    texts: tuple[Text, ...]
-    #: Its texts are one prompt, given to several language models.
-    is_one_prompt: bool = False
 
 
 @dataclass
 class Reach:
     """The end of one side's paths through the graph."""
 
-    encoders: dict[str, Encoder] = field(default_factory=dict)
+    #: The text inputs: of encoders, which turn them into conditioning, and of nodes that take a prompt themselves.
+    texts: dict[Place, Text] = field(default_factory=dict)
     visited: set[str] = field(default_factory=set)
     #: The outputs that the ways went through.
     outputs: set[Link] = field(default_factory=set)
@@ -139,21 +128,14 @@ class Tracing:
 
     def _enter(self, node_id: str, names: list[str], side: Side, reach: Reach, own: Iterable[str] = ()) -> list[_Step]:
         """Through these inputs of a node: to where they come from; texts among them, its ``own`` all, are found."""
-        texts, steps = [], []
+        steps = []
         for name in (*names, *own):
             value = self.graph.inputs[node_id].get(name)
             is_text = name in own or vocabulary.is_text_name(name)
             if isinstance(value, Link) and not is_text and not self.graph.gives_text(value):
                 steps.append(_Step(value, vocabulary.conditioning_side(name) == "bundle"))
             elif value is not None:
-                texts.append(self.text(Place(node_id, name), side, reach))
-        if texts:
-            known = reach.encoders.get(node_id)
-            merged = {text.place: text for text in (*(known.texts if known else ()), *texts)}
-            is_one_prompt = self.graph.class_of(node_id) in vocabulary.ENCODERS or all(
-                place.input in vocabulary.PARTS for place in merged
-            )
-            reach.encoders[node_id] = Encoder(node_id, tuple(merged.values()), is_one_prompt)
+                reach.texts[Place(node_id, name)] = self.text(Place(node_id, name), side, reach)
         return steps
 
     def _beyond(self, step: _Step, side: Side, reach: Reach) -> list[_Step]:
@@ -220,7 +202,7 @@ class Tracing:
             return [Place(value.node_id, name) for name in reversed(filled or names)]
 
         reached([place], parts)
-        return Text(place, tuple(literals), tuple(makers))
+        return Text(tuple(literals), tuple(makers))
 
     def _parts(self, link: Link, side: Side) -> list[str]:
         """Return the inputs that a node's text is made of; none when it makes it of something else."""

@@ -21,9 +21,6 @@ from settee.doors.agent.fields import kind_of, refusal, value_problems
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, primary_problem
 from settee.doors.agent.graph.parameters import Context
 
-#: What ComfyUI reads of a node; isolation drops anything else.
-_PARTS = ("inputs", "class_type", "_meta")
-
 
 def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     """Return a copy of the template with the envelope's overrides, then its parameters, written into it.
@@ -90,7 +87,7 @@ def _placed(
         near = near_matches(at.node, workflow) if with_near else []
         return {"problem": f"the workflow has no node {at.node!r}", "near": near}
     class_type = {"class_type": node["class_type"]}
-    if path.split(".")[0] not in (_PARTS if may_link else ("inputs",)) or (path == "inputs" and not may_link):
+    if path.split(".")[0] not in (graph.NODE_KEYS if may_link else ("inputs",)) or (path == "inputs" and not may_link):
         hint = f"; did you mean 'inputs.{path}'?" if path in node["inputs"] else ""
         return {**class_type, "problem": f"{path!r} is not an input of a node: write inputs.NAME{hint}"}
     place = find_path(node, path)

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
+from settee.comfyui.graph import Graph
 from settee.comfyui.workflow import Workflow, links, natural_key, problem_at, texts, title
 from settee.doors.agent.fields import refusal
 from settee.doors.agent.graph.parameters import LoraUse
@@ -91,18 +92,11 @@ def chained(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
 
 def _in_rows(workflow: Workflow, patterns: set[str]) -> tuple[dict[str, int], set[str]]:
     """Return how many patterns each one has before it, on the longest way to it, and which have none behind."""
-    sources = {node_id: [source for _, source, _ in links(node)] for node_id, node in workflow.items()}
-    depths: dict[str, int] = {}
-    followed: set[str] = set()
-    # The workflow has no loop: its shape was checked.
-    order = [node_id for node_id in TopologicalSorter(sources).static_order() if node_id in workflow]
-    for node_id in order:
-        above = [depths[source] + (source in patterns) for source in sources[node_id] if source in depths]
-        depths[node_id] = max(above, default=0)
-    for node_id in reversed(order):
-        if node_id in patterns or node_id in followed:
-            followed.update(sources[node_id])
-    return depths, patterns - followed
+    graph, depths = Graph(workflow), dict[str, int]()
+    sources = {node_id: graph.sources(node_id) for node_id in workflow}
+    for node_id in TopologicalSorter(sources).static_order():  # without a loop: the workflow's shape was checked
+        depths[node_id] = max((depths[source] + (source in patterns) for source in sources[node_id]), default=0)
+    return depths, patterns - graph.needed(source for pattern in patterns for source in sources[pattern])
 
 
 def _free_ids(workflow: Workflow) -> Iterator[str]:

@@ -176,21 +176,15 @@ def lora_uses(assets: Sequence[Asset], names: Sequence[str], given: Any) -> tupl
 
 
 def _entries(given: Any, problems: list[Problem]) -> Iterator[_Entry]:
-    rows: list[tuple[str, int | str, Any]] = []
-    if isinstance(given, dict):
-        rows = [(f"{_WHERE}.{name[:100]}", name, entry) for name, entry in given.items()]
-    elif isinstance(given, list):
-        rows = [(f"{_WHERE}[{at}]", at, entry) for at, entry in enumerate(given)]
-    elif given is not None:
+    if given is not None and not isinstance(given, (dict, list)):
         problems.append({"path": _WHERE, "problem": "must be a list with an object for each LoRA"})
-    for path, place, entry in rows:
-        if is_number(entry):
-            entry = {"strength": entry}
-        elif isinstance(entry, str):
-            entry = {"name": entry}
-        if isinstance(entry, dict):
-            yield _Entry(path, place, entry)
-        elif entry is not None:
+        return
+    for place, entry in given.items() if isinstance(given, dict) else enumerate(given or ()):
+        path = f"{_WHERE}[{place}]" if isinstance(place, int) else f"{_WHERE}.{place[:100]}"
+        said = {"strength": entry} if is_number(entry) else {"name": entry} if isinstance(entry, str) else entry
+        if isinstance(said, dict):
+            yield _Entry(path, place, said)
+        elif said is not None:
             problems.append({"path": path, "problem": "must be an object with strength_model and strength_clip"})
 
 

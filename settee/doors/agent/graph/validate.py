@@ -12,12 +12,13 @@ classes names of inputs mean what they say, so there the name must fit too; cust
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from settee.comfyui.graph import Graph
+from settee.comfyui.graph import Graph, Place, reached
 from settee.comfyui.model_folders import SUFFIXES
 from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic, options_of, upload_kind
 from settee.comfyui.problems import MAX_NEAR, near_matches, path_problems, registry_problems
@@ -78,40 +79,35 @@ def is_named_for(parameter: str, name: str) -> bool:
     return bool(re.fullmatch(_ROLES[parameter].name, name.rpartition(".")[2]))
 
 
-class Uses:
+class Uses(Graph):
     """A graph as its values flow."""
 
     def __init__(self, workflow: Workflow, registry: NodeRegistry) -> None:
-        self.workflow, self._registry = workflow, registry
-        #: The nodes that an output needs.
-        self.live = Graph(workflow, registry).live
-        self._users = Graph(self.live).users
-        #: Walks that were made: thousands of bindings may begin at the same places.
-        self._ends: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        self._sides: dict[tuple[str, bool], set[str]] = {}
+        super().__init__(workflow, registry)
+        # Thousands of bindings may begin at the same places.
+        self._ends_of, self._sides_of = functools.cache(self._find_ends), functools.cache(self._find_sides)
 
-    def _outputs(self, node_id: str) -> frozenset[str]:
-        """Return the types of what a node gives; a list of choices counts as COMBO."""
-        given = self._registry.entry(self.workflow[node_id]["class_type"]).get("output")
-        return frozenset(kind if isinstance(kind, str) else "COMBO" for kind in given or ())
+    def _outputs(self, node_id: str) -> set[str]:
+        """Return the types of what a node gives."""
+        return set(self.registry.outputs(self.class_of(node_id)))
 
     # --- one input ----------------------------------------------------------------------------------------
 
     def name_problem(self, node_id: str, name: str) -> Problem | None:
         """Return a problem if one of ComfyUI's own classes has no such input: a custom one may make names up later."""
-        class_type = self.workflow[node_id]["class_type"]
+        class_type = self.class_of(node_id)
         # Not the hidden ones, which ComfyUI fills itself.
-        inputs = self._registry.inputs(class_type)
+        inputs = self.registry.inputs(class_type)
         is_known = name in inputs or "." in name or any(map(is_dynamic, inputs.values()))
-        if is_known or not self._registry.is_core(class_type):
+        if is_known or not self.registry.is_core(class_type):
             return None
         near = [f"inputs.{key}" for key in near_matches(name, inputs)]
         return {"problem": f"a {class_type} has no such input", "near": near}
 
     def input_problem(self, node_id: str, name: str, value: Any) -> Problem | None:
         """Return why a class's input cannot take a value, as far as the registry tells."""
-        class_type = self.workflow[node_id]["class_type"]
-        spec = self._registry.spec(class_type, name)
+        class_type = self.class_of(node_id)
+        spec = self.registry.spec(class_type, name)
         if "." in name or spec is None:
             return self.name_problem(node_id, name)
         kind = spec[0] if isinstance(spec, list) and spec and isinstance(spec[0], str) else "COMBO"
@@ -121,7 +117,7 @@ class Uses:
             "STRING": (isinstance(value, str), "a string"),
             "BOOLEAN": (isinstance(value, bool), "true or false"),
         }.get(kind, (True, ""))
-        if fits and kind in ("INT", "FLOAT") and self._registry.is_core(class_type):
+        if fits and kind in ("INT", "FLOAT") and self.registry.is_core(class_type):
             least, most = options_of(spec).get("min"), options_of(spec).get("max")
             fits = not (is_number(least) and value < least) and not (is_number(most) and value > most)
             meant = f"{least} to {most}"
@@ -137,7 +133,7 @@ class Uses:
         if not fitting:
             return {"problem": f"no node uses it there as {_ROLES[parameter].meant}"}
         other = _OTHER_SIDE.get(parameter)
-        if other and set().union(*(self._sides_of(end) for end in fitting)) == {other}:
+        if other and set().union(*(self._sides_of(end, True) for end in fitting)) == {other}:
             return {"problem": f"this node's text is used as {other} prompt only"}
         return None
 
@@ -147,56 +143,51 @@ class Uses:
         if other is None:
             return None
         fitting = self._fitting(parameter, node_id, name)
-        return other if any(other in self._sides_of(end, zeroed=False) for end in fitting) else None
+        return other if any(other in self._sides_of(end, False) for end in fitting) else None
 
     def _fitting(self, parameter: str, node_id: str, name: str) -> list[str]:
         """Return the nodes that use a parameter at this input as what it is."""
-        return [end for end, its_name in self._ends_of(node_id, name) if self._fits(parameter, end, its_name)]
+        return [end.node_id for end in self._ends_of(node_id, name) if self._fits(parameter, end)]
 
-    def _fits(self, parameter: str, node_id: str, name: str) -> bool:
-        gives, given = _ROLES[parameter].gives, self._outputs(node_id)
-        if self._registry.is_core(self.workflow[node_id]["class_type"]):
-            return bool(is_named_for(parameter, name) and given & gives)
+    def _fits(self, parameter: str, end: Place) -> bool:
+        gives, given = _ROLES[parameter].gives, self._outputs(end.node_id)
+        if self.registry.is_core(self.class_of(end.node_id)):
+            return bool(is_named_for(parameter, end.input) and given & gives)
         # Nodes that do it all may give a picture, or nothing; and "*" may be anything.
         return not given or bool(given & (gives | _MEDIA | {"*", "LATENT"}))
 
-    def _sides_of(self, node_id: str, *, zeroed: bool = True) -> set[str]:
+    def _find_sides(self, node_id: str, zeroed: bool) -> set[str]:
         """Return which prompt a node's conditioning is used as: positive, negative, unknown (only a custom node knows).
 
         ``zeroed``: also where it is set to zero first, so that nothing of the text is left.
         """
-        if (found := self._sides.get((node_id, zeroed))) is not None:
-            return found
-        found = self._sides[node_id, zeroed] = set()
-        waiting, seen = [node_id], {node_id}
-        while waiting:
-            for use in self._users.get(waiting.pop(), []):
-                user = use.node_id
+        found: set[str] = set()
+
+        def beyond(node_id: str) -> Iterator[str]:
+            for use in self.live_uses(node_id):
                 if use.input in ("positive", "negative"):
                     found.add(use.input)
-                elif "CONDITIONING" not in self._outputs(user):
+                elif "CONDITIONING" not in self._outputs(use.node_id):
                     found.add("positive" if use.input == "conditioning" else "unknown")
-                elif user not in seen and (zeroed or self.workflow[user]["class_type"] != "ConditioningZeroOut"):
-                    seen.add(user)
-                    waiting.append(user)
+                elif zeroed or self.class_of(use.node_id) != "ConditioningZeroOut":
+                    yield use.node_id
+
+        reached([node_id], beyond)
         return found
 
-    def _ends_of(self, node_id: str, name: str) -> list[tuple[str, str]]:
+    def _find_ends(self, node_id: str, name: str) -> list[Place]:
         """Return the inputs that a value gets to, through nodes that give nothing but values."""
-        if (found := self._ends.get((node_id, name))) is not None:
-            return found
-        found = self._ends[node_id, name] = []
-        waiting, seen = [(node_id, name)], {(node_id, name)}
-        while waiting:
-            at = waiting.pop()
-            outputs, uses = self._outputs(at[0]), self._users.get(at[0], [])
+        ends = []
+
+        def beyond(at: Place) -> list[Place]:
+            outputs, uses = self._outputs(at.node_id), self.live_uses(at.node_id)
             if uses and outputs and outputs <= _VALUES:
-                new = {(use.node_id, use.input) for use in uses} - seen
-                seen |= new
-                waiting += sorted(new)
-            else:
-                found.append(at)
-        return found
+                return [Place(use.node_id, use.input) for use in uses]
+            ends.append(at)
+            return []
+
+        reached([Place(node_id, name)], beyond)
+        return ends
 
 
 # --- checks -----------------------------------------------------------------------------------------------------
