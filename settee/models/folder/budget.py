@@ -38,7 +38,7 @@ class _Reservation:
     device: int | None
 
     def outstanding(self) -> int:
-        """Return what it still takes from the disk. The transfer allocates the part's room when it begins."""
+        """Return what it still takes from the disk."""
         for path in (self.target + PART, self.target):
             with contextlib.suppress(OSError):
                 info = os.lstat(path)

@@ -242,7 +242,7 @@ class Attempt:
             # Older bytes are of no use, and may be more.
             self.part.reset()
         if size is not None:
-            self.part.allocate(size)
+            self.part.resize(size)
         if size and not self.plain:
             head = Head(self.file.where, file.validator, self._etag, file.sha256, size, self.limits.range_bytes)
             try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -119,14 +117,11 @@ def _by_library(task: Task, fetch: Callable[[Path], Path]) -> Hashes:
     except OSError as error:
         raise of_disk(error, target) from error
 
-    def check() -> None:
-        task.check()
-        task.on_progress(_bytes_below(folder), None)
-
+    task.on_progress(0, want.size)
     call = Call(lambda: fetch(folder), name="settee-library")
     try:
         try:
-            found = call.result(check=check).resolve(strict=True)
+            found = call.result(check=task.check).resolve(strict=True)
         except (SetteeError, Stopped):
             raise
         except Exception as error:
@@ -144,11 +139,3 @@ def _by_library(task: Task, fetch: Callable[[Path], Path]) -> Hashes:
         call.when_ended(lambda: shutil.rmtree(folder, ignore_errors=True))
     return fetched
 
-
-def _bytes_below(folder: Path) -> int:
-    total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(root, name)).st_size
-    return total

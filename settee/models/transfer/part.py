@@ -15,7 +15,6 @@ counts only when the file's sha256 is known and will tell.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import json
@@ -30,7 +29,6 @@ from settee.base.threads import Stopped
 from settee.models.folder.place import JOURNAL, PART, free_at, of_disk
 from settee.models.transfer.address import Address
 
-_NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _FORMAT = 1
 _WIDTH = 15
 
@@ -52,12 +50,11 @@ class Part:
         self._users = 1
         self._closing = False
 
-    def allocate(self, size: int) -> None:
-        """Give the file its size and, where the file system can, its room. Raises NoSpace, StagingError."""
+    def resize(self, size: int) -> None:
+        """Give the file its size. Raises NoSpace, StagingError."""
         needed = self.check_room(size)
         try:
-            if not _fallocate(self.fd, size):
-                os.ftruncate(self.fd, size)
+            os.ftruncate(self.fd, size)
         except OSError as error:
             raise of_disk(error, self.target, needed) from error
 
@@ -162,24 +159,6 @@ class Part:
             last = not self._users
         if last:
             os.close(self.fd)
-
-
-def _fallocate(fd: int, size: int) -> bool:
-    """Return True if room was allocated; False where the file system cannot. Raises OSError.
-
-    Not os.posix_fallocate, whose C library, on file systems without it, writes into every single block instead.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if call is None or size == 0:
-        return False
-    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    while call(fd, 0, 0, size) != 0:
-        code = ctypes.get_errno()
-        if code in _NO_FALLOCATE:
-            return False
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code))
-    return True
 
 
 # --- the journal -------------------------------------------------------------------------------------------
