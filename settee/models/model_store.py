@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from settee.base.errors import ConfigError, JobCanceled, SetteeError, StagingError
 from settee.base.settings import Settings
@@ -21,16 +20,11 @@ from settee.comfyui.model_folders import name_of
 from settee.models import spec
 from settee.models.bars import Bars
 from settee.models.entry import ModelEntry
-from settee.models.placing import IN_PLACE, Placing, Progressed, Tools, new_placing
+from settee.models.placing import IN_PLACE, Placing, Progressed, Repository, Tools
 from settee.models.readahead import ReadAhead
-
-if TYPE_CHECKING:
-    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
-#: Models that are linked, or checked, at once.
-_LINKING = 4
 #: How long a download that was given up may take to end.
 _END_S = 5.0
 
@@ -87,7 +81,6 @@ class ModelStore:
         #: ComfyUI may keep an earlier content of a name.
         self._is_stale = False
         self._calls: set[Call[None]] = set()
-        self._linking = threading.Semaphore(_LINKING)
         self._closing = False
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -140,58 +133,33 @@ class ModelStore:
     # --- placing ------------------------------------------------------------------------------------------------
 
     def _place_all(self, entries: Iterable[ModelEntry]) -> list[Placing]:
-        """Begin these, one after another; a few at a time link, or check existing files."""
+        """Begin these, one after another."""
         begun: list[Placing] = []
         for entry in entries:
             if self._closing:
                 break
-            begun.append(placing := self.begin(entry, None))
-            if placing.outcome is None:
-                self._linking.acquire()
-                if not self._start(placing, self._linking.release):
-                    self._linking.release()
+            begun.append(self.begin(entry))
         return begun
 
-    def begin(self, entry: ModelEntry, bucket: CallersBucket | None, *, urgent: bool = False) -> Placing:
-        """Return the placing of this entry that is under way, or a new one. A model in place costs one look, here.
-
-        An urgent one gets its thread at once; any other waits for one.
-        """
+    def begin(self, entry: ModelEntry, *, urgent: bool = False) -> Placing:
+        """Return the placing of this entry that is under way, or a new one. A model in place costs one look, here."""
         key = str(entry.path)
         with self._changed:
             placing = self._placings.get(key)
             is_new = placing is None or placing.is_over or not placing.is_for(entry)
             if placing is None or is_new:
-                placing = self._placings[key] = new_placing(entry, self.tools, self._on_progress, bucket)
+                kind = Repository if entry.is_repository else Placing
+                placing = self._placings[key] = kind(entry, self.tools, self._on_progress)
             if urgent:
                 placing.waiting += 1
                 placing.urgent = True
-        if is_new:
-            self._settle(placing, placing.at_once)
-        if urgent:
-            self._start(placing)
-        return placing
-
-    def _start(self, placing: Placing, when_linked: Callable[[], object] = lambda: None) -> bool:
-        """Have a thread of its own do the remaining steps, unless that was begun or it has ended. True if so."""
-
-        def work() -> None:
+        if is_new and not self._settle(placing, placing.at_once):
             try:
-                has_ended = self._settle(placing, placing.here)
-            finally:
-                when_linked()
-            if not has_ended:
-                self._settle(placing, placing.fetched)
-
-        if placing.outcome is not None or not placing.take():
-            return False
-        try:
-            self._spawn(work)
-        except RuntimeError:
-            what = f"the model {placing.entry.path} could not be placed: the worker may have no more threads"
-            self._end(placing, StagingError(what, retryable=True))
-            return False
-        return True
+                self._spawn(lambda: self._settle(placing, placing.place))
+            except RuntimeError:
+                what = f"the model {entry.path} could not be placed: the worker may have no more threads"
+                self._end(placing, StagingError(what, retryable=True))
+        return placing
 
     def _settle(self, placing: Placing, step: Callable[[], str | None]) -> bool:
         """Return True if this step ended the placing, one way or the other."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,28 +48,21 @@ def read_ahead(store: ModelStore, named: Iterable[Named]) -> None:
                 store.read_ahead(path)
 
 
+@dataclass(eq=False)
 class Order:
     """The models of one job, from its arrival to its end. A context manager: its end lets them go."""
 
-    def __init__(
-        self,
-        store: ModelStore,
-        placings: Sequence[Placing],
-        entries: Sequence[ModelEntry],
-        *,
-        own: Iterable[str],
-        wipes: bool,
-    ) -> None:
-        """``own``: the paths of models that the job brought. ``wipes``: those are overwritten at its end."""
-        self._store = store
-        self._placings = placings
-        self._own = set(own)
-        #: Those that are waited for.
-        self._awaited = placings
-        #: All that could supply this job: the worker's entries and its own.
-        self.entries = entries
-        self._used = ExitStack()
-        self._wipes = wipes
+    _store: ModelStore
+    #: All that could supply this job: the worker's entries and its own.
+    entries: Sequence[ModelEntry]
+    #: The paths of models that the job brought.
+    _own: Collection[str]
+    #: Those are overwritten at its end.
+    _wipes: bool
+    _placings: Sequence[Placing]
+    #: Those that are waited for.
+    _awaited: Sequence[Placing]
+    _used: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
     def begin(
@@ -97,8 +90,8 @@ class Order:
         needed = mine | {path: entry for path, entry in wanted(workflow, known).items() if path not in mine}
         # Before the first of them begins to make room for itself.
         store.tools.budget.keep(list(needed))
-        placings = [store.begin(entry, bucket if entry.from_job else None, urgent=True) for entry in needed.values()]
-        return cls(store, placings, known, own=mine, wipes=is_sealed)
+        placings = [store.begin(entry, urgent=True) for entry in needed.values()]
+        return cls(store, known, mine.keys(), is_sealed, placings, placings)
 
     def narrow(self, workflow: Workflow) -> None:
         """Wait for the job's own models and those that these nodes name: no other will be used."""
@@ -202,7 +195,7 @@ def _clash(entry: ModelEntry, other: ModelEntry | None, settings: Settings) -> s
 
 
 def _at(entry: ModelEntry, bucket: CallersBucket | None) -> ModelEntry:
-    """Return the entry with the endpoint of its job's s3Config: equal keys at two endpoints are two files."""
+    """Return the entry with its job's s3Config: equal keys at two endpoints are two files."""
     if bucket is None or not isinstance(entry.source, S3Object):
         return entry
-    return replace(entry, source=replace(entry.source, endpoint=bucket.endpoint_url))
+    return replace(entry, source=replace(entry.source, endpoint=bucket.endpoint_url, config=bucket))

@@ -40,7 +40,6 @@ from settee.net.retry import retried
 
 if TYPE_CHECKING:
     from settee.models.folder.hashing import Hashes
-    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +68,13 @@ class Tools:
 
 
 class Placing:
-    """A model that is being placed: :meth:`at_once`, else :meth:`here`, else :meth:`fetched`."""
+    """A model that is being placed: :meth:`at_once`, else by :meth:`place`."""
 
     def __init__(
         self,
         entry: ModelEntry,
         tools: Tools,
         on_progress: Progressed,
-        bucket: CallersBucket | None = None,
         *,
         stop: threading.Event | None = None,
     ) -> None:
@@ -92,8 +90,6 @@ class Placing:
         self.waiting = 0
         self._tools = tools
         self._on_progress = on_progress
-        self._bucket = bucket
-        self._is_taken = threading.Lock()
         self._lane = tools.scheduler.lane(self.stop, entry.size)
         self._failures: list[SetteeError] = []
         #: Bytes that an earlier try had left.
@@ -139,32 +135,22 @@ class Placing:
         mine = self.entry
         return mine.source == entry.source and entry.sha256 in (None, mine.sha256)
 
-    def take(self) -> bool:
-        """Return True for the first caller, which is to do the steps after :meth:`at_once`."""
-        return self._is_taken.acquire(blocking=False)
+    def place(self) -> str:
+        """Look for it on this host, then at its sources, one after another; return how it was placed.
 
-    def here(self) -> str | None:
-        """Look for it on this host; return how it was placed, None when the host has none. Raises Stopped.
-
-        An existing file in its place may be read through for its hash.
+        An existing file in its place may be read through for its hash. Raises SetteeError, or Stopped.
         """
-        entry = self.entry
-        is_proven = entry.size is not None or entry.sha256 is not None
-        if is_proven and self._tools.folder.state(entry) is FileState.UNKNOWN and self._adopt(None, None):
-            return IN_PLACE
-        return self._link()
-
-    def fetched(self) -> str:
-        """Fetch it from its sources, one after another; return how. Raises SetteeError, or Stopped."""
-        entry, folder = self.entry, self._tools.folder
-        failures = self._failures
-        for origin in addresses(entry, self._tools.settings, self._bucket):
+        entry, failures = self.entry, self._failures
+        with self._tools.scheduler.linking(self._lane):
+            if how := self._here():
+                return how
+        for origin in addresses(entry, self._tools.settings):
             try:
                 return self._from(origin)
             except SetteeError as error:
                 log.debug("not from %s: %s", origin.label, error.code)
                 failures.append(error)
-        if failures and failures[-1].retryable and folder.state(entry) is FileState.UNKNOWN and self._adopt(None, None):
+        if failures and failures[-1].retryable and self._adopt(entry):
             name = "a job's model" if entry.from_job else entry.path
             log.warning("%s: its source does not answer; the existing file looks whole and is used", name)
             return IN_PLACE
@@ -174,16 +160,21 @@ class Placing:
         message = last.message if path in last.message else f"the model {path}: {last.message}"
         raise type(last)(message, details={**last.details, "model": path}, retryable=last.retryable)
 
-    def _adopt(self, size: int | None, sha256: str | None) -> bool:
-        """Return True if the existing file proves to be the entry's; it is recorded then."""
-        problem = self._tools.folder.adopt(self.entry, size=size, sha256=sha256, stop=self.stop)
+    def _adopt(self, entry: ModelEntry) -> bool:
+        """Return True if a file of unknown content is there, and proves to be the entry's; it is recorded then."""
+        if self._tools.folder.state(self.entry) is not FileState.UNKNOWN:
+            return False
+        problem = self._tools.folder.adopt(entry, stop=self.stop)
         if problem is not None:
             # The name of a job's model may be private.
             level = logging.DEBUG if self.entry.from_job else logging.WARNING
             log.log(level, "%s exists already, but %s", self.entry.path, problem)
         return problem is None
 
-    def _link(self) -> str | None:
+    def _here(self) -> str | None:
+        """Return how it was placed from this host; None when the host has none."""
+        if (self.entry.size is not None or self.entry.sha256 is not None) and self._adopt(self.entry):
+            return IN_PLACE
         source = linked(self.entry, self._tools.settings)
         if source is None:
             return None
@@ -204,7 +195,7 @@ class Placing:
             address = origin.ask(self.stop)
         lane.size = address.size
         self.done = (0, address.size)
-        if tools.folder.state(entry) is FileState.UNKNOWN and self._adopt(address.size, address.sha256):
+        if self._adopt(replace(entry, size=entry.size or address.size, sha256=entry.sha256 or address.sha256)):
             return IN_PLACE
         # Another process that places the same file is waited for; it may be right by then.
         with tools.folder.claim(entry, stop=self.stop) as is_needed:
@@ -231,7 +222,7 @@ class Placing:
             self._on_progress(self.entry, done, total, label)
 
         return download(
-            replace(address, private=self.entry.from_job),
+            address,
             self._tools.folder.path_of(self.entry),
             lane=self._lane,
             deadline=time.monotonic() + self._tools.settings.models_timeout_s,
@@ -239,19 +230,11 @@ class Placing:
         )
 
 
-def new_placing(entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: CallersBucket | None) -> Placing:
-    """Return the placing of a file, or of a repository."""
-    kind = Repository if entry.is_repository else Placing
-    return kind(entry, tools, on_progress, bucket)
-
-
 class Repository(Placing):
     """Places the files of a repository, one after another: each has several connections of its own."""
 
-    def __init__(
-        self, entry: ModelEntry, tools: Tools, on_progress: Progressed, bucket: CallersBucket | None = None
-    ) -> None:
-        super().__init__(entry, tools, on_progress, bucket)
+    def __init__(self, entry: ModelEntry, tools: Tools, on_progress: Progressed) -> None:
+        super().__init__(entry, tools, on_progress)
         self._files: tuple[Placing, ...] = ()
         self._bytes: dict[str, int] = {}
 
@@ -266,17 +249,14 @@ class Repository(Placing):
         self._hold(entries)
         return IN_PLACE if all(part.at_once() for part in self._files) else None
 
-    def here(self) -> str | None:
-        return None  # file by file, below: the list may be on the Hub only
-
-    def fetched(self) -> str:
+    def place(self) -> str:
         if not self._files:
             self._hold(listed(self.entry, self._tools.settings, self._tools.folder, self.stop))
         ways: Counter[str] = Counter()
         for part in self._files:
             if self.stop.is_set():
                 raise Stopped
-            how = part.at_once() or part.here() or part.fetched()
+            how = part.at_once() or part.place()
             ways[how.partition(" in ")[0] if how != IN_PLACE else how] += 1
             self._note(part.entry, part.entry.size or 0, None, "")
         return f"{len(self._files)} files: " + ", ".join(f"{count} {how}" for how, count in ways.items())

@@ -245,7 +245,7 @@ def test_killed_before_the_rename_the_old_file_is_not_taken_for_the_new(models: 
     with other_process(_DIE, models.models_dir, "MODELS", "before") as process:
         process.wait()
     assert models.state(entry()) is FileState.WRONG
-    assert models.adopt(entry(), size=len(DATA)) is not None
+    assert models.adopt(entry(size=len(DATA))) is not None
 
 
 def test_killed_after_the_rename_over_an_old_file(models: ModelFolder) -> None:

@@ -42,7 +42,7 @@ def test_a_job_may_use_them_when_they_are_what_it_asks_for(models: ModelFolder) 
     put(models, entry("loras/own.safetensors"))
     assert models.state(entry(from_job=True)) is FileState.RIGHT
     assert models.state(entry(from_job=True, source=OTHER, sha256=sha256(DATA))) is FileState.RIGHT
-    assert models.adopt(entry("loras/own.safetensors", from_job=True), sha256=sha256(DATA)) is None
+    assert models.adopt(entry("loras/own.safetensors", from_job=True, sha256=sha256(DATA))) is None
     # And they stay what they were: nothing that a job may evict.
     assert [placed.from_job for placed in models.records] == [False, False]
 

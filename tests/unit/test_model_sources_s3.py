@@ -72,8 +72,8 @@ def entry_of(source: Source, **changes: Any) -> ModelEntry:
 
 
 def ask(settings: Settings, bucket: str, key: str, own: Bucket | None = None, **changes: Any) -> Address:
-    found = S3Object(bucket, key)
-    return s3_source.address(entry_of(found, **changes), found, settings, own)
+    found = S3Object(bucket, key, config=own)
+    return s3_source.address(entry_of(found, **changes), found, settings)
 
 
 def read(address: Address) -> bytes:
@@ -147,7 +147,7 @@ def test_a_server_that_knows_no_checksums(s3: S3Server, bucket: str, status: int
 
     # Another region makes it a client of this test's own.
     settings = own(s3, models_s3_region=f"test-{status}")
-    target = s3_source._target(S3Object(bucket, "said.bin"), settings, None)
+    target = s3_source._target(S3Object(bucket, "said.bin"), settings)
     client_for(target).meta.events.register("before-send.s3.HeadObject", refuse)
     assert ask(settings, bucket, "said.bin").sha256 == SHA256
     forget(target)
@@ -186,12 +186,6 @@ def test_a_jobs_own_bucket_is_downloaded_from_public_hosts_alone(
     address = ask(make_settings(), bucket, "folder/plain.bin", callers(s3), from_job=True)
     assert address.public_only
     assert read(address) == BODY
-
-
-def test_a_jobs_bucket_is_for_its_own_entries_alone(s3: S3Server, bucket: str) -> None:
-    entry = entry_of(S3Object(bucket, "folder/plain.bin"))
-    (origin,) = addresses(entry, own(s3), callers(s3, "https://s3.invalid"))
-    assert read(origin.ask()) == BODY
 
 
 def test_no_credentials_at_all(bucket: str) -> None:
@@ -266,8 +260,8 @@ def test_names_that_no_bucket_has(s3: S3Server) -> None:
 HUB_FILE = HubFile("org/name", "m.safetensors")
 
 
-def origins(entry: ModelEntry, settings: Settings, bucket: Bucket | None = None) -> list[Origin]:
-    return list(addresses(entry, settings, bucket))
+def origins(entry: ModelEntry, settings: Settings) -> list[Origin]:
+    return list(addresses(entry, settings))
 
 
 def labels(entry: ModelEntry, settings: Settings) -> list[str]:
@@ -318,13 +312,6 @@ def test_an_operators_entry_is_told_both_hashes(s3: S3Server, bucket: str) -> No
     assert "0" * 64 in caught.value.message
     with pytest.raises(IntegrityError, match=f"has {len(BODY):,} bytes instead of 5"):
         origins(entry_of(HUB_FILE, size=5), settings)[0].ask()
-
-
-def test_a_jobs_own_bucket_is_no_way_to_the_mirror(s3: S3Server, bucket: str) -> None:
-    settings = own(s3, models_mirror=f"s3://{bucket}/mirror")
-    known = entry_of(HUB_FILE, from_job=True, sha256=SHA256)
-    first = origins(known, settings, callers(s3, "https://s3.invalid"))[0]
-    assert read(first.ask()) == BODY
 
 
 def test_a_signed_address_for_one_object_opens_no_other(s3: S3Server, bucket: str, tmp_path: Path) -> None:

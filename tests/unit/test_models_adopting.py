@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from tests.support.models import DATA, download, entry, put, safetensors, sha256
 def test_adopting_an_unrecorded_file(models: ModelFolder, known: dict[str, Any], problem: str | None) -> None:
     put(models, entry())
     assert models.state(entry()) is (FileState.UNKNOWN)
-    assert models.adopt(entry(), **known) == problem
+    assert models.adopt(entry(**known)) == problem
     assert (models.state(entry()) is FileState.RIGHT) == (problem is None)
     assert models.state(entry(sha256=sha256(DATA))) is (
         FileState.RIGHT if known.get("sha256") == sha256(DATA) else FileState.UNKNOWN
@@ -55,8 +56,8 @@ def test_nothing_broken_is_adopted(models: ModelFolder) -> None:
 def test_another_sources_file_is_adopted_by_its_sha256_alone(models: ModelFolder) -> None:
     download(models, entry())
     other = entry(source=HubFile("org/other", "m.safetensors"))
-    assert "another source" in str(models.adopt(other, size=len(DATA)))
-    assert models.adopt(other, sha256=sha256(DATA)) is None
+    assert "another source" in str(models.adopt(replace(other, size=len(DATA))))
+    assert models.adopt(replace(other, sha256=sha256(DATA))) is None
     assert models.state(other) is FileState.RIGHT
 
 
@@ -74,7 +75,7 @@ def test_a_hash_can_be_given_up(models: ModelFolder) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        models.adopt(entry(), sha256=sha256(DATA), stop=stop)
+        models.adopt(entry(sha256=sha256(DATA)), stop=stop)
     assert models.state(entry()) is FileState.UNKNOWN
 
 
@@ -89,5 +90,5 @@ def test_a_file_that_is_replaced_while_it_is_read(models: ModelFolder) -> None:
     real = model_folder.hash_file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_folder, "hash_file", replaced_first)
-        assert models.adopt(entry(), sha256=sha256(DATA)) == "was replaced while it was looked at"
-    assert models.adopt(entry(), sha256=sha256(DATA)) is None
+        assert models.adopt(entry(sha256=sha256(DATA))) == "was replaced while it was looked at"
+    assert models.adopt(entry(sha256=sha256(DATA))) is None

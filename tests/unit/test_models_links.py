@@ -42,7 +42,7 @@ def test_the_operators_own_link_is_adopted(models: ModelFolder, source: Path) ->
     path.parent.mkdir(parents=True)
     path.symlink_to(source)
     assert models.state(entry()) is FileState.UNKNOWN
-    assert models.adopt(entry(), sha256=sha256(DATA)) is None
+    assert models.adopt(entry(sha256=sha256(DATA))) is None
     assert models.state(entry(sha256=sha256(DATA))) is FileState.RIGHT
     path.unlink()
     path.symlink_to(source.parent / "." / "m.safetensors")

@@ -36,7 +36,7 @@ def test_a_flipped_bit_is_found_by_either_hash(models: ModelFolder) -> None:
     for name in ("fine", "flipped"):
         download(models, entry(f"loras/{name}.safetensors"))
         put(models, entry(f"loras/{name}-too.safetensors"))
-        assert models.adopt(entry(f"loras/{name}-too.safetensors"), sha256=sha256(DATA)) is None
+        assert models.adopt(entry(f"loras/{name}-too.safetensors", sha256=sha256(DATA))) is None
         download(models, entry(f"loras/{name}-sha.safetensors"), xxh3=None, sha256=sha256(DATA))
     assert set(verdicts(models).values()) == {Verdict.OK}
     for tail in ("", "-too", "-sha"):

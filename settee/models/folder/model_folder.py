@@ -93,21 +93,13 @@ class ModelFolder:
 
     # --- putting there ---------------------------------------------------------------------------------------
 
-    def adopt(
-        self,
-        entry: ModelEntry,
-        *,
-        size: int | None = None,
-        sha256: str | None = None,
-        stop: threading.Event | None = None,
-    ) -> str | None:
+    def adopt(self, entry: ModelEntry, *, stop: threading.Event | None = None) -> str | None:
         """Find out whether an UNKNOWN file is the entry's, and record it if so. Return what is wrong with it, or None.
 
-        ``size`` and ``sha256`` are the source's, where the entry itself has none. With a sha256 the file is read
-        once. Without one, a file that MODELS asks for is accepted when its size and its head are right; a job's only
-        when it was placed for the same source. The problem follows the file's name in a sentence. Raises Stopped.
+        With a sha256 the file is read once. Without one, a file that MODELS asks for is accepted when its size and its
+        head are right; a job's only when it was placed for the same source. The problem follows the file's name in a
+        sentence. Raises Stopped.
         """
-        entry = replace(entry, size=entry.size or size, sha256=entry.sha256 or sha256)
         before = self.inspect(entry)
         if before.state is not FileState.UNKNOWN:
             return None if before.state is FileState.RIGHT else before.reason

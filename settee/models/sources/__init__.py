@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from settee.base.errors import ModelMissing
@@ -35,9 +34,6 @@ from settee.models.sources import host_cache
 from settee.models.sources.hugging_face import Hub
 from settee.models.transfer.address import Address
 from settee.net.retry import Backoff, retried
-
-if TYPE_CHECKING:
-    from settee.s3.target import CallersBucket
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +134,8 @@ class Origin:
         return retried(self.once, self.backoff, tries=self.tries, stop=stop)
 
 
-def addresses(entry: ModelEntry, settings: Settings, bucket: CallersBucket | None = None) -> Iterator[Origin]:
-    """Yield the places that may have a model, in the order in which they should be asked.
-
-    ``bucket`` is the s3Config of the job that brought the entry; it is used for the job's own s3:// entries alone.
-    """
+def addresses(entry: ModelEntry, settings: Settings) -> Iterator[Origin]:
+    """Yield the places that may have a model, in the order in which they should be asked."""
     source = entry.source
     ask: Callable[[], Address]
     if settings.models_mirror and not isinstance(source, S3Object) and (entry.sha256 or not entry.from_job):
@@ -157,7 +150,7 @@ def addresses(entry: ModelEntry, settings: Settings, bucket: CallersBucket | Non
         from settee.models.sources import s3_object
 
         label = "S3"
-        ask = partial(s3_object.address, entry, source, settings, bucket if entry.from_job else None)
+        ask = partial(s3_object.address, entry, source, settings)
     else:
         label = urlsplit(source.where).hostname or source.where
         ask = partial(web_address, entry, source, settings)
@@ -194,4 +187,4 @@ def _held_to(entry: ModelEntry, ask: Callable[[], Address]) -> Address:
     """Return the address with the entry's size and hash where given. Raises IntegrityError if they differ."""
     found = ask()
     renew = None if found.renew is None else partial(_held_to, entry, found.renew)
-    return replace(found.held_to(entry.size, entry.sha256), renew=renew)
+    return replace(found.held_to(entry.size, entry.sha256), renew=renew, private=entry.from_job)

@@ -20,21 +20,21 @@ from settee.models.transfer.address import Address
 from settee.s3.client import client_for, url_for
 from settee.s3.error_table import Kind, S3Error, explained
 from settee.s3.objects import head
-from settee.s3.target import CallersBucket, Target, bucket_problem, callers_target, models_target, workers_target
+from settee.s3.target import Target, bucket_problem, callers_target, models_target, workers_target
 
 #: Life of a signed address, seconds. Longer than one range takes; a download that outlives it asks for another.
 _SIGNED_S = 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: CallersBucket | None = None) -> Address:
+def address(entry: ModelEntry, found: S3Object, settings: Settings) -> Address:
     """Ask S3 about an object, unless that was done before (``version``), and sign an address for it.
 
     Raises ModelMissing when it does not exist, else DownloadFailed with what to look at.
     """
     if problem := bucket_problem(found.bucket):
         raise DownloadFailed(f"{found.where}: {found.bucket!r} {problem}", retryable=False)
-    target = _target(found, settings, bucket)
+    target = _target(found, settings)
     try:
         with explained(target, reads=True):
             if found.version is not None and entry.size is not None:
@@ -59,7 +59,7 @@ def address(entry: ModelEntry, found: S3Object, settings: Settings, bucket: Call
         validator=described.get("ETag"),
         public_only=target.guarded,
         verify_tls=target.verify_tls,
-        renew=lambda: address(entry, found, settings, bucket),
+        renew=lambda: address(entry, found, settings),
     )
 
 
@@ -69,13 +69,13 @@ def mirrored(entry: ModelEntry, mirror: str) -> S3Object:
     return S3Object(bucket, "/".join(part for part in (prefix.strip("/"), str(entry.path)) if part))
 
 
-def _target(found: S3Object, settings: Settings, bucket: CallersBucket | None) -> Target:
+def _target(found: S3Object, settings: Settings) -> Target:
     """Return the object's bucket at the job's endpoint, the models' own, or the outputs'. Raises DownloadFailed."""
     try:
         target = (
             models_target(settings, _SIGNED_S) or workers_target(settings)
-            if bucket is None
-            else callers_target(bucket, settings)
+            if found.config is None
+            else callers_target(found.config, settings)
         )
     except ValueError as error:
         raise DownloadFailed(f"{found.where}: {error}", retryable=False) from error

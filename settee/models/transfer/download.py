@@ -138,4 +138,3 @@ def _by_library(task: Task, fetch: Callable[[Path], Path]) -> Hashes:
         # A library cannot be told to stop: one that is left alone has its folder removed when it is done.
         call.when_ended(lambda: shutil.rmtree(folder, ignore_errors=True))
     return fetched
-

@@ -93,7 +93,7 @@ class Route:
 def _renewed(address: Address) -> Address:
     """Return a fresh address of the same file, where its source gives one."""
     try:
-        return address if address.renew is None else replace(address.renew(), private=address.private)
+        return address if address.renew is None else address.renew()
     except SetteeError:
         raise
     except Exception as error:

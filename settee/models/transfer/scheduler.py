@@ -19,6 +19,8 @@ from settee.base.threads import Stopped
 
 #: Files downloaded at once; each has several connections.
 MAX_FILES = 3
+#: Models that are linked, or checked, at once.
+MAX_LINKS = 4
 #: Sources that are asked about their files at once.
 MAX_QUESTIONS = 8
 #: How long a source may take to state a file's size before others begin, seconds.
@@ -39,7 +41,8 @@ class Scheduler:
     def __init__(self, connections: int, max_files: int = MAX_FILES) -> None:
         self.changed = threading.Condition()
         self._max_files = max_files
-        #: Lanes whose source is asked for the size, that wait to begin, and that download.
+        #: Lanes whose file is linked or checked, whose source is asked for the size, that wait to begin, that download.
+        self._linking: set[Lane] = set()
         self._asking: set[Lane] = set()
         self._queued: set[Lane] = set()
         self._running: set[Lane] = set()
@@ -63,6 +66,19 @@ class Scheduler:
             self.changed.notify_all()
 
     # --- files -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def linking(self, lane: Lane) -> Iterator[None]:
+        """Wait for one of a few turns to look for a file on this host, an urgent lane for none. Raises Stopped."""
+        with self.changed:
+            self.changed.wait_for(lambda: lane.stop.is_set() or lane.urgent or len(self._linking) < MAX_LINKS)
+            if lane.stop.is_set():
+                raise Stopped
+            self._linking.add(lane)
+        try:
+            yield
+        finally:
+            self._discard(self._linking, lane)
 
     @contextmanager
     def asking(self, lane: Lane) -> Iterator[None]:
