@@ -161,15 +161,14 @@ class ModelFolder:
                 raise
 
     @contextlib.contextmanager
-    def _placing(self, entry: ModelEntry, stop: threading.Event | None, wait_s: float) -> Iterator[bool]:
-        """Be the only one to place this entry. Yields True if another process did before."""
-        deadline, had_to_wait = time.monotonic() + wait_s, False
+    def _placing(self, entry: ModelEntry, stop: threading.Event | None, wait_s: float) -> Iterator[None]:
+        """Be the only one to place this entry."""
+        deadline = time.monotonic() + wait_s
         while True:
             with self.records.placing(relative(entry), _STEP_S) as lock:
                 if lock is not Lock.BUSY:
-                    yield had_to_wait
+                    yield
                     return
-            had_to_wait = True
             if stop is not None and stop.is_set():
                 raise Stopped
             if time.monotonic() > deadline:
@@ -254,8 +253,8 @@ class ModelFolder:
             if before.placed or not self.records.rewrite(None, known, is_still=lambda: self.inspect(entry) == before):
                 raise StagingError(f"{entry.path} cannot be linked: it would lead to itself")
             return
-        with self._placing(entry, stop, _MAX_WAIT_S) as had_to_wait:
-            if had_to_wait and self.state(entry) is FileState.RIGHT:
+        with self._placing(entry, stop, _MAX_WAIT_S):
+            if self.state(entry) is FileState.RIGHT:
                 return
             self.make_way(entry)
             # No job may begin to use the old file between this and its replacement.
@@ -337,10 +336,15 @@ class ModelFolder:
         Yields the entries that are no longer right (removed since they were placed, rarely any): place those and try
         again. Where the file system has no locks, only this process is kept from removing them.
         """
-        entries = tuple(entries)
-        names = [relative(entry) for entry in entries]
-        with self.records.use(names, lambda number: self.state(entries[number]) is FileState.RIGHT) as gone:
-            yield tuple(entries[number] for number in gone)
+        gone = []
+        with contextlib.ExitStack() as stack:
+            for entry in entries:
+                is_kept = stack.enter_context(self.records.use(relative(entry)))
+                if is_kept and self.state(entry) is FileState.RIGHT:
+                    self.records.touch(relative(entry))
+                else:
+                    gone.append(entry)
+            yield tuple(gone)
 
     def wipe_left(self) -> None:
         """Wipe models of sealed jobs whose worker was killed; not those that another worker's job uses now."""

@@ -15,14 +15,14 @@ import stat
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import orjson
 from pydantic import ConfigDict, TypeAdapter
 
 from settee.base.files import WAIT_S, Lock, hold, write_whole
-from settee.models.folder.place import JOURNAL, PART, temporary_name
+from settee.models.folder.place import JOURNAL, PART, temporary_name, walk
 from settee.staging.wipe import wipe_file
 
 log = logging.getLogger(__name__)
@@ -149,17 +149,13 @@ class Records:
         If the folder is read-only, it is kept for this process only, with one warning.
         """
         file = self.file(placed.path)
-        folder, _, _ = file.rpartition("/")
+        folder = os.path.dirname(file)
+        data = {name: value for name, value in vars(placed).items() if name != "last_used"}
+        content = orjson.dumps(data, option=orjson.OPT_INDENT_2)
         try:
-            data = {name: value for name, value in vars(placed).items() if name != "last_used"}
-            content = orjson.dumps(data, option=orjson.OPT_INDENT_2)
+            os.makedirs(folder, exist_ok=True)
             # Not synced: a record lost in a power cut costs one check of the file, and 1,000 syncs would cost seconds.
-            write = functools.partial(write_whole, file, content, is_lasting=False, part=f"{folder}/{temporary_name()}")
-            try:
-                write()
-            except FileNotFoundError:
-                os.makedirs(folder, exist_ok=True)
-                write()
+            write_whole(file, content, is_lasting=False, part=f"{folder}/{temporary_name()}")
         except OSError as error:
             self._remember(placed, self._read(placed.path))
             if not self._has_warned:
@@ -188,15 +184,9 @@ class Records:
 
     def __iter__(self) -> Iterator[Placed]:
         """Yield all valid records, sorted by path."""
-        names = set(self._unwritten)
-        for folder, _, files in os.walk(self._root):
-            below = folder[len(self._root) + 1 :]
-            for name in files:
-                if name.endswith(".json") and not name.startswith("."):
-                    names.add(f"{below}/{name[:-5]}" if below else name[:-5])
-        for rel in sorted(names):
-            placed = self.read(rel)
-            if placed is not None:
+        names = {name.removesuffix(".json") for name in walk(self._root) if name.endswith(".json")}
+        for rel in sorted(names | self._unwritten.keys()):
+            if placed := self.read(rel):
                 yield placed
 
     @contextlib.contextmanager
@@ -236,31 +226,19 @@ class Records:
     # --- users, and what has none -----------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def use(self, names: Sequence[str], is_right: Callable[[int], bool]) -> Iterator[tuple[int, ...]]:
-        """Keep these files from being removed or replaced. Yields the indices of those that cannot be used.
+    def use(self, rel: str) -> Iterator[bool]:
+        """Keep a file from being removed or replaced. Yields False when another process does just that.
 
-        ``is_right`` is asked, with an index, once that file cannot be removed any more. Where the file system has no
-        locks, only this process is kept from removing them.
+        Where the file system has no locks, only this process is kept from it.
         """
-        with contextlib.ExitStack() as stack:
-            with self._mutex:
-                self._counts.update(names)
-            stack.callback(self._leave, names)
-            gone = []
-            for number, rel in enumerate(names):
-                with contextlib.ExitStack() as one:
-                    lock = one.enter_context(self.lock(rel, exclusive=False))
-                    if lock is Lock.BUSY or not is_right(number):
-                        gone.append(number)
-                        continue
-                    self.touch(rel)
-                    stack.push(one.pop_all())
-            yield tuple(gone)
-
-    def _leave(self, names: Sequence[str]) -> None:
         with self._mutex:
-            self._counts.subtract(names)
-            self._counts += Counter()  # drops the zeroes
+            self._counts[rel] += 1
+        try:
+            with self.lock(rel, exclusive=False) as lock:
+                yield lock is not Lock.BUSY
+        finally:
+            with self._mutex:
+                self._counts[rel] -= 1
 
     def remove_part(self, rel: str, *, wipe: bool = False) -> bool:
         """Remove a download's part and journal. False while a process goes on with it. Raises OSError."""
