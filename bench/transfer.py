@@ -159,7 +159,7 @@ def compare(title: str, ways: list[tuple[str, str, dict[str, Any]]]) -> None:
 
 def hashing(path: Path) -> None:
     """What the hashes of these bytes cost by themselves."""
-    from settee.models.folder.hashing import hash_file
+    from settee.models.folder.checks import hash_file
 
     for name, sha256 in (("xxh3", False), ("xxh3 and sha256", True)):
         began = time.process_time()

@@ -39,7 +39,7 @@ from settee.models.transfer.scheduler import Scheduler
 from settee.net.retry import retried
 
 if TYPE_CHECKING:
-    from settee.models.folder.hashing import Hashes
+    from settee.models.folder.checks import Hashes
 
 log = logging.getLogger(__name__)
 

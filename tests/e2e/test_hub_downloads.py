@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from settee.base.errors import DownloadFailed, IntegrityError, InvalidRequest, ModelMissing
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile, ModelEntry, S3Object, WebFile
-from settee.models.folder.hashing import Hashes
+from settee.models.folder.checks import Hashes
 from settee.models.sources import addresses
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download

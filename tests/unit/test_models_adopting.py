@@ -12,8 +12,8 @@ import pytest
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile
 from settee.models.folder import model_folder
+from settee.models.folder.checks import hash_file
 from settee.models.folder.file_state import FileState
-from settee.models.folder.hashing import hash_file
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, put, safetensors, sha256
 

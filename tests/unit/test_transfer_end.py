@@ -17,7 +17,7 @@ import pytest
 
 from settee.base.errors import DownloadFailed, IntegrityError, NoSpace, StagingError
 from settee.base.threads import Stopped
-from settee.models.folder.hashing import Hashes
+from settee.models.folder.checks import Hashes
 from settee.models.transfer import part
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download

@@ -14,7 +14,7 @@ import pytest
 import xxhash
 
 from settee.base.errors import DownloadFailed, IntegrityError
-from settee.models.folder.hashing import Hashes
+from settee.models.folder.checks import Hashes
 from settee.models.transfer.address import Address
 from tests.support.file_server import FileServer
 from tests.support.http_double import Ask, Reply

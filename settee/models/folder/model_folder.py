@@ -28,9 +28,8 @@ from settee.base.files import WAIT_S, Lock
 from settee.base.threads import Stopped
 from settee.comfyui.model_folders import namesakes
 from settee.models.entry import ModelEntry, identity
-from settee.models.folder.checks import model_problem
+from settee.models.folder.checks import hash_file, model_problem
 from settee.models.folder.file_state import FileState, Inspection, inspect, is_kept_from, unprovable
-from settee.models.folder.hashing import hash_file
 from settee.models.folder.place import (
     blob_sha256,
     check_source,

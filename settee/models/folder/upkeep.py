@@ -14,8 +14,7 @@ from enum import Enum
 from pathlib import Path
 
 from settee.base.files import Lock, hold
-from settee.models.folder.checks import model_problem
-from settee.models.folder.hashing import hash_file
+from settee.models.folder.checks import hash_file, model_problem
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.folder.place import JOURNAL, PART, TEMPORARY, models_in, set_aside_in, walk
 from settee.models.folder.records import FOLDER, PLACING, Placed

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from settee.base.errors import SetteeError
 from settee.base.threads import Stopped
-from settee.models.folder.hashing import Hashes, Hashing
+from settee.models.folder.checks import Hashes, Hashing
 from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load

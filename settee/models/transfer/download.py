@@ -11,8 +11,7 @@ from pathlib import Path
 
 from settee.base.errors import DownloadFailed, IntegrityError, SetteeError
 from settee.base.threads import Call, Stopped
-from settee.models.folder.checks import model_problem
-from settee.models.folder.hashing import Hashes, hash_file
+from settee.models.folder.checks import Hashes, hash_file, model_problem
 from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_hash, wrong_size
 from settee.models.transfer.attempt import Attempt, Task
