@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from settee.base.errors import SetteeError
-from settee.base.threads import Stopped
+from settee.base.threads import Call, Stopped
 from settee.models.folder.checks import Hashes, Hashing
 from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_size
@@ -85,11 +86,12 @@ class Attempt:
         self._etag: str | None = None
         self._greeting = threading.Lock()
         self._greeted = False
-        self._changed = threading.Condition()
         self._tickets: list[Ticket] = []
-        self._failure: BaseException | None = None
-        self._hashes: Hashes | None = None
-        self._ended = False
+        #: The threads, and the one that hashes; set when one of them ends.
+        self._calls: list[Call[Any]] = []
+        self._following: Call[Hashes] | None = None
+        self._one_ended = threading.Event()
+        self._ended = threading.Event()
 
     def run(self) -> Hashes:
         """Fetch the file into the part, and sync it.
@@ -101,11 +103,11 @@ class Attempt:
         self._spawn(self._lead)
         try:
             while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._failure or self._hashes, self.limits.tick_s)
-                    failure, hashes = self._failure, self._hashes
-                if failure is not None:
-                    raise failure
+                self._one_ended.wait(self.limits.tick_s)
+                self._one_ended.clear()
+                for call in tuple(self._calls):
+                    if call.ended.is_set():
+                        call.result()
                 if self._is_known and reported is None:
                     # A small file may be whole by now.
                     reported = (self.ledger.resumed, self.ledger.size)
@@ -113,9 +115,11 @@ class Attempt:
                 if self._is_known and reported != (now := (self.ledger.total, self.ledger.size)):
                     self.task.on_progress(*now)
                     reported = now
-                if hashes is not None:
-                    return hashes
+                if self._following is not None and self._following.ended.is_set():
+                    return self._following.result()
                 self.task.check()
+        except Refused as error:
+            raise failed(self.file.where, error.reason, retryable=False, status=error.status or None) from error
         finally:
             self._end()
 
@@ -126,7 +130,7 @@ class Attempt:
 
         Raises StartOver when it belongs to another file than the bytes in place, Refused for an encoded body.
         """
-        if self._ended:
+        if self._ended.is_set():
             # A thread that was left alone with a silent server; the part may be another attempt's by now.
             raise Stopped
         if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
@@ -184,9 +188,8 @@ class Attempt:
 
     def pause(self, seconds: float) -> None:
         """Wait, for as long as the download goes on. Raises Stopped."""
-        with self._changed:
-            if self._changed.wait_for(lambda: self._ended, seconds):
-                raise Stopped
+        if self._ended.wait(seconds):
+            raise Stopped
 
     # --- the threads -------------------------------------------------------------------------------------------
 
@@ -208,7 +211,7 @@ class Attempt:
         self.ledger = Ledger(None if self.plain else self.file.size, self.limits.range_bytes, done)
         self._is_known = True
         if self.ledger.is_whole:
-            self._spawn(self._follow)
+            self._follow()
         else:
             self._stream()
 
@@ -229,10 +232,9 @@ class Attempt:
 
     def _stream(self) -> None:
         ticket = self.task.lane.ticket()
-        with self._changed:
-            if self._ended:
-                raise Stopped
-            self._tickets.append(ticket)
+        self._tickets.append(ticket)
+        if self._ended.is_set():  # perhaps after :meth:`_end` has looked for tickets
+            raise Stopped
         Stream(self, ticket, self.task.retries()).run()
 
     def _begin(self) -> None:
@@ -251,34 +253,21 @@ class Attempt:
                 raise of_disk(error, self.part.target) from error
             for _ in range(min(self.limits.streams, len(spans)) - 1):
                 self._spawn(self._stream)
-        self._spawn(self._follow)
+        self._follow()
 
     def _follow(self) -> None:
-        hashes = follow(self.part, self.ledger, with_sha256=self.file.sha256 is not None)
-        with self._changed:
-            self._hashes = hashes
-            self._changed.notify_all()
+        self._following = self._spawn(lambda: follow(self.part, self.ledger, with_sha256=self.file.sha256 is not None))
 
-    def _spawn(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=self._guarded, args=(work,), name="settee-transfer", daemon=True).start()
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        """A thread's first failure ends the download, in the thread that waits for it."""
-        try:
-            work()
-        except BaseException as error:
-            if isinstance(error, Refused):
-                error = failed(self.file.where, error.reason, retryable=False, status=error.status or None)
-            with self._changed:
-                self._failure = self._failure or error
-                self._changed.notify_all()
+    def _spawn(self, work: Callable[[], Any]) -> Call[Any]:
+        """Do this in a thread. Its failure ends the download, in the thread that waits for it."""
+        call = Call(work, name="settee-transfer")
+        self._calls.append(call)
+        call.when_ended(self._one_ended.set)
+        return call
 
     def _end(self) -> None:
-        with self._changed:
-            self._ended = True
-            tickets = list(self._tickets)
-            self._changed.notify_all()
-        for ticket in tickets:
+        self._ended.set()
+        for ticket in tuple(self._tickets):
             ticket.cancel()
         self.ledger.close()
         self._http.cut()
