@@ -15,13 +15,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from settee.base.errors import ModelMissing, WorkflowRejected
 from settee.comfyui.model_folders import SUFFIXES, folders_of
 from settee.comfyui.node_registry import NodeRegistry, choices_of
 from settee.comfyui.problems import MAX_NEAR, near_matches
-from settee.comfyui.workflow import Problem, Workflow, texts
+from settee.comfyui.workflow import Problem, Workflow, problem_at, texts
 from settee.models.entry import ModelEntry
 
 #: `embedding:name` within a prompt, with or without suffix.
@@ -134,9 +133,12 @@ def missing_models(workflow: Workflow, registry: NodeRegistry, entries: Sequence
             continue
         # Each search costs milliseconds, with thousands of models on a volume a hundred of them.
         looked_through = [*choices, *names_of(entries)] if len(problems) < MAX_NEAR else []
-        problems.append(_problem(named, looked_through, entries))
-        if len(problems) <= MAX_NEAR and (other := _in_another_folder(named, registry)):
-            problems[-1] |= other
+        node_id, name, value = named.node_id, named.input, named.value
+        near = {"near": near_matches(value, looked_through), **_advice(value, named.folders, entries)}
+        if len(problems) < MAX_NEAR and (other := _in_another_folder(named, registry)):
+            near |= other
+        problem = problem_at(node_id, workflow[node_id], name, value=value[:200], type="model_missing", **near)
+        problems.append(problem)
     return problems
 
 
@@ -157,33 +159,17 @@ def _in_another_folder(named: Named, registry: NodeRegistry) -> Problem | None:
     return None
 
 
-def _problem(named: Named, choices: Iterable[Any], entries: Sequence[ModelEntry]) -> Problem:
-    return {
-        "path": f"workflow.{named.node_id}.inputs.{named.input}",
-        "node_id": named.node_id,
-        "class_type": named.class_type,
-        "input": named.input,
-        "value": named.value[:200],
-        "type": "model_missing",
-        **_advice(named.value, named.folders, entries),
-        "near": near_matches(named.value, choices),
-    }
-
-
 def _advice(value: str, folders: Sequence[str], entries: Sequence[ModelEntry]) -> Problem:
     folder = folders[0] if folders else "FOLDER"
     subfolder, _, name = value.replace("\\", "/").rpartition("/")
     target = f"{folder}{f'/{subfolder}' if subfolder else ''}"
     elsewhere = next((entry for entry in entries if entry.name == name), None)
-    if elsewhere is not None and elsewhere.target.split("/")[0] in folders:
-        return {
-            "problem": f"{elsewhere.position} is in place in {elsewhere.target}, but ComfyUI does not list "
-            f"{value[:200]!r} there: the models folder must be one that this ComfyUI reads"
-        }
     if elsewhere is not None:
-        problem = (
-            f"no model {value[:200]!r} where this node looks: {elsewhere.position} puts it into {elsewhere.target}"
-        )
+        position, place = elsewhere.position, elsewhere.target
+        if place.split("/")[0] in folders:
+            problem = f"{position} is in place in {place}, but ComfyUI does not list {value[:200]!r} there"
+            return {"problem": f"{problem}: the models folder must be one that this ComfyUI reads"}
+        problem = f"no model {value[:200]!r} where this node looks: {position} puts it into {place}"
         return {"problem": f"{problem}; let its Target be {target}", "add": f"…:{target}"}
     add = f"ORG/REPO:{name}:{target}"
     return {
@@ -202,23 +188,18 @@ def as_missing(
         return error
     named = {(item.node_id, item.input, item.value): item for item in named_models(workflow)}
     explained: list[Problem] = []
-    all_models = bool(problems)
     for problem in problems:
         value = problem.get("value")
-        is_model = (
-            problem.get("type") == "value_not_in_list" and isinstance(value, str) and value.lower().endswith(SUFFIXES)
-        )
-        all_models = all_models and is_model
-        if is_model:
-            known = named.get((str(problem.get("node_id")), str(problem.get("input")), str(value)))
+        if problem.get("type") == "value_not_in_list" and isinstance(value, str) and value.lower().endswith(SUFFIXES):
+            known = named.get((str(problem.get("node_id")), str(problem.get("input")), value))
             near = [*problem.get("near", ())]
             if len(explained) < MAX_NEAR:
                 near += near_matches(value, names_of(entries))
-            advice = _advice(str(value), known.folders if known else (), entries)
+            advice = _advice(value, known.folders if known else (), entries)
             problem = {**problem, **advice, "type": "model_missing", "near": list(dict.fromkeys(near))[:3]}
         explained.append(problem)
-    kind = ModelMissing if all_models else WorkflowRejected
-    return kind.from_problems(explained, "workflow")
+    all_models = explained and all(problem.get("type") == "model_missing" for problem in explained)
+    return (ModelMissing if all_models else WorkflowRejected).from_problems(explained, "workflow")
 
 
 def names_of(entries: Iterable[ModelEntry]) -> list[str]:

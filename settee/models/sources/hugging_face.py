@@ -7,7 +7,6 @@ small one's is the Hub itself, at the commit that was asked about.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urljoin
 from settee import __version__
 from settee.base.errors import ConfigError, DownloadFailed, ModelMissing, SetteeError
 from settee.base.settings import Settings
+from settee.comfyui.problems import near_matches
 from settee.models.entry import HubFile, ModelEntry
 from settee.models.transfer.address import Address
 from settee.net.retry import is_transient, retry_after_s
@@ -188,13 +188,7 @@ class Hub:
             siblings = self._info(revision).siblings
         except _failures():
             return []
-        names = [str(sibling.rfilename) for sibling in siblings or ()]
-        wanted = self.file.filename
-        # The same name in another folder first, the usual mistake.
-        base = wanted.rpartition("/")[2].lower()
-        moved = [name for name in names if name.rpartition("/")[2].lower() == base]
-        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
-        return list(dict.fromkeys([*moved, *close]))[:3]
+        return near_matches(self.file.filename, [sibling.rfilename for sibling in siblings or ()])
 
 
 def _library() -> ModuleType:
