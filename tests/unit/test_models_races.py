@@ -85,7 +85,7 @@ def test_a_newer_file_of_the_same_size_and_time_is_not_removed(models: ModelFold
     # What a clock of 4 ms gives two files that are written one after the other.
     os.utime(path, ns=(old.mtime_ns, old.mtime_ns))
     ModelFolder(models.models_dir).record(brought(1), size=len(OTHER), sha256=None, xxh3=None)
-    assert models.records.remove(old) is None
+    assert not models.records.remove(old)
     assert path.read_bytes() == OTHER
     assert models.state(brought(1)) is FileState.RIGHT
 

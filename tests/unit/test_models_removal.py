@@ -43,7 +43,7 @@ def test_a_file_in_use_by_another_process_stays(models: ModelFolder, source: Pat
         assert process.stdin is not None
         assert process.stdout is not None
         assert models.records.in_use(placed.path)
-        assert models.records.remove(placed) is None
+        assert not models.records.remove(placed)
         with pytest.raises(IntegrityError, match="in use by a running job") as failure:
             models.link(entry(source=OTHER), source)
         assert failure.value.retryable
@@ -54,7 +54,7 @@ def test_a_file_in_use_by_another_process_stays(models: ModelFolder, source: Pat
         process.stdin.flush()
         assert process.stdout.readline()
         assert not models.records.in_use(placed.path)
-        assert models.records.remove(placed) == len(DATA)
+        assert models.records.remove(placed)
     assert models.state(entry()) is FileState.ABSENT
 
 
@@ -92,10 +92,10 @@ def test_use_counts_within_the_process_and_touches(models: ModelFolder) -> None:
     placed = next(iter(models.records))
     assert placed.last_used == 1
     with models.use([entry(), entry()]), models.use([entry()]):
-        assert ModelFolder(models.models_dir).records.remove(placed) is None
-        assert models.records.remove(placed) is None
+        assert not ModelFolder(models.models_dir).records.remove(placed)
+        assert not models.records.remove(placed)
     assert next(iter(models.records)).last_used == pytest.approx(time.time(), abs=60)
-    assert models.records.remove(placed) == len(DATA)
+    assert models.records.remove(placed)
 
 
 def test_use_says_what_is_gone(models: ModelFolder) -> None:
@@ -113,8 +113,8 @@ def test_without_locks_this_process_still_counts(models: ModelFolder, monkeypatc
     placed = next(iter(models.records))
     with models.use([entry()]) as gone:
         assert gone == ()
-        assert models.records.remove(placed) is None
-    assert models.records.remove(placed) == len(DATA)
+        assert not models.records.remove(placed)
+    assert models.records.remove(placed)
 
 
 def test_a_record_is_not_replaced_under_a_job(models: ModelFolder) -> None:
@@ -203,7 +203,7 @@ def _record(models: ModelFolder, asked: ModelEntry) -> bool:
 
 def test_removing_a_link_leaves_what_it_leads_to(models: ModelFolder, source: Path) -> None:
     models.link(entry(from_job=True), source)
-    assert models.records.remove(next(iter(models.records))) == 0
+    assert models.records.remove(next(iter(models.records)))
     assert source.read_bytes() == DATA
     assert not os.path.lexists(models.path_of(entry()))
     assert list(models.records) == []
@@ -215,7 +215,7 @@ def test_what_somebody_put_there_since_is_not_removed(models: ModelFolder, data:
     placed = next(iter(models.records))
     path.write_bytes(data)
     os.utime(path, ns=(0, 10**9))
-    assert models.records.remove(placed) == 0
+    assert models.records.remove(placed)
     assert path.read_bytes() == data
     assert list(models.records) == []
 
@@ -248,7 +248,7 @@ def test_nobody_waits_while_bytes_are_overwritten(models: ModelFolder, monkeypat
     """Which takes seconds for a model: another worker places, uses and removes its own meanwhile."""
     asked, theirs = entry(from_job=True), entry("loras/n.safetensors", from_job=True)
     download(models, asked)
-    other, freed = ModelFolder(models.models_dir), []
+    other, is_removed = ModelFolder(models.models_dir), []
 
     def slowly(path: str) -> None:
         monkeypatch.undo()  # the part and its journal are overwritten too
@@ -256,10 +256,10 @@ def test_nobody_waits_while_bytes_are_overwritten(models: ModelFolder, monkeypat
         download(other, theirs)
         with other.use([theirs]) as gone:
             assert gone == ()
-        freed.append(other.records.remove(next(iter(other.records))))
+        is_removed.append(other.records.remove(next(iter(other.records))))
         overwrite(path)
 
     monkeypatch.setattr(records_module, "overwrite", slowly)
     assert models.records.discard("loras/m.safetensors", wipe=True)
-    assert freed == [len(DATA)]
+    assert is_removed == [True]
     assert os.listdir(models.path_of(asked).parent) == []

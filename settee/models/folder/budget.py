@@ -109,11 +109,11 @@ class Budget:
             if not (excess > 0 or (lack > 0 and on_disk)):
                 continue
             try:
-                freed = self._folder.records.remove(placed)
+                is_removed = self._folder.records.remove(placed)
             except OSError as error:
                 log.warning("a model that a job brought cannot be removed to make room: %s", error.strerror)
                 continue
-            if freed is None:
+            if not is_removed:
                 continue
             # Without its name, which may be private.
             log.info("removed a model of %s that a job brought, the least recently used", amount(placed.size))

@@ -206,7 +206,7 @@ class ModelFolder:
             placed = self.records.read(other)
             if placed is not None and placed.from_job:
                 try:
-                    if self.records.remove(placed) is None:
+                    if not self.records.remove(placed):
                         raise taken(entry, f"goes by the name of {other}, which a running job uses", retryable=True)
                 except OSError as error:
                     raise of_disk(error, Path(other)) from error

@@ -266,28 +266,27 @@ class Records:
             with self.lock(rel, exclusive=True) as lock:
                 return lock is Lock.BUSY
 
-    def remove(self, placed: Placed, *, wipe: bool = False) -> int | None:
-        """Remove a recorded file and its record. Return the bytes freed, or None while a running job uses it.
+    def remove(self, placed: Placed, *, wipe: bool = False) -> bool:
+        """Remove a recorded file and its record. Return False while a running job uses it.
 
-        None too when its record has changed since: the file was placed again. Of a link only the link is removed. A
+        False too when its record has changed since: the file was placed again. Of a link only the link is removed. A
         file that is not the recorded one any more stays. ``wipe`` overwrites the bytes. Raises OSError.
         """
         path, put_aside = f"{self._models}/{placed.path}", None
         with self._mutex:
             if self._counts[placed.path] > 0:
-                return None
+                return False
             with self.lock(placed.path, exclusive=True) as lock:
                 # Size and time alone prove nothing: files written one after the other may share both.
                 if lock is Lock.BUSY or self.read(placed.path) != placed:
-                    return None
-                freed = 0
+                    return False
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     # Overwriting takes seconds, for which no lock may be held: the file is first renamed away.
-                    freed, put_aside = _remove_recorded(path, placed, put_away=wipe)
+                    put_aside = _remove_recorded(path, placed, put_away=wipe)
                 self.delete(placed.path)
         if put_aside is not None:
             overwrite(put_aside)
-        return freed
+        return True
 
     def discard(self, rel: str, *, wipe: bool = False) -> bool:
         """Remove what a job brought, whole or half downloaded. MODELS' files stay. ``wipe`` overwrites the bytes.
@@ -296,7 +295,7 @@ class Records:
         """
         try:
             placed = self.read(rel)
-            removed = placed is None or not placed.from_job or self.remove(placed, wipe=wipe) is not None
+            removed = placed is None or not placed.from_job or self.remove(placed, wipe=wipe)
             is_gone, why = self.remove_part(rel, wipe=wipe) and removed, "another job uses or fetches it"
         except OSError as error:
             is_gone, why = False, str(error.strerror)
@@ -305,8 +304,8 @@ class Records:
         return is_gone
 
 
-def _remove_recorded(path: str, placed: Placed, *, put_away: bool) -> tuple[int, str | None]:
-    """Remove the file or link that the record describes, and nothing else. Return the bytes freed. Raises OSError.
+def _remove_recorded(path: str, placed: Placed, *, put_away: bool) -> str | None:
+    """Remove the file or link that the record describes, and nothing else. Raises OSError.
 
     ``put_away`` renames a file to a hidden name instead, which is returned for :func:`overwrite`.
     """
@@ -314,17 +313,17 @@ def _remove_recorded(path: str, placed: Placed, *, put_away: bool) -> tuple[int,
     if placed.link is not None:
         if stat.S_ISLNK(info.st_mode) and os.readlink(path) == placed.link:
             os.unlink(path)
-        return 0, None
+        return None
     # Where a job's download had begun, the file is either its result or what it was to replace: both a job's.
     is_ours = (placed.pending and placed.from_job) or placed.matches(info.st_size, info.st_mtime_ns, None)
     if not (stat.S_ISREG(info.st_mode) and is_ours):
-        return 0, None
-    hidden = f"{os.path.dirname(path)}/{temporary_name()}" if put_away else None
-    if hidden is None:
+        return None
+    if not put_away:
         os.unlink(path)
-    else:
-        os.rename(path, hidden)
-    return info.st_size if info.st_nlink == 1 else 0, hidden
+        return None
+    hidden = f"{os.path.dirname(path)}/{temporary_name()}"
+    os.rename(path, hidden)
+    return hidden
 
 
 def overwrite(path: str) -> None:

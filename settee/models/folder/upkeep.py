@@ -7,10 +7,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from settee.base.files import Lock, hold
@@ -129,6 +131,10 @@ class Pruned:
     why: str
 
 
+#: Returns False when it stays after all.
+Remove = Callable[[], "bool | None"]
+
+
 def prune(folder: ModelFolder, wanted: set[str], *, dry_run: bool = False) -> list[Pruned]:
     """Remove leftovers, and return them. ``wanted`` are the places of MODELS' entries.
 
@@ -139,69 +145,57 @@ def prune(folder: ModelFolder, wanted: set[str], *, dry_run: bool = False) -> li
     A part that has neither journal nor record is not settee's, and stays; so do MODELS' files, also those of former
     entries. What cannot be removed stays too, with a warning.
     """
-    found = [*_parts(folder, wanted, dry_run), *_placed(folder, wanted, dry_run), *_temporary(folder.root, dry_run)]
+    found = []
+    for item, remove in chain(_parts(folder, wanted), _placed(folder, wanted), _temporary(folder.root)):
+        try:
+            if dry_run or remove() is not False:
+                found.append(item)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", item.path, error.strerror)
     return sorted(found, key=lambda item: item.path)
 
 
-def _parts(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pruned]:
+def _parts(folder: ModelFolder, wanted: set[str]) -> Iterator[tuple[Pruned, Remove]]:
     left = list(walk(folder.root))
     parts = {name.removesuffix(PART) for name in left if name.endswith(PART)}
     journals = {name.removesuffix(JOURNAL) for name in left if name.endswith(JOURNAL)}
     ours = journals | {placed.path for placed in folder.records}
     for rel in sorted((parts | journals) & ours - wanted):
-        target = f"{folder.root}/{rel}"
-        if folder.records.is_placing(rel):
-            continue
-        freed = _allocated(target + PART) + _allocated(target + JOURNAL)
-        try:
-            if dry_run or folder.records.remove_part(rel):
-                yield Pruned(rel + PART, freed, "a download that no process goes on with")
-        except OSError as error:
-            _warn(rel + PART, error)
+        if not folder.records.is_placing(rel):
+            target = f"{folder.root}/{rel}"
+            freed = _allocated(target + PART) + _allocated(target + JOURNAL)
+            item = Pruned(rel + PART, freed, "a download that no process goes on with")
+            yield item, partial(folder.records.remove_part, rel)
 
 
-def _placed(folder: ModelFolder, wanted: set[str], dry_run: bool) -> Iterator[Pruned]:
+def _placed(folder: ModelFolder, wanted: set[str]) -> Iterator[tuple[Pruned, Remove]]:
     for placed in list(folder.records):
         target = f"{folder.root}/{placed.path}"
         if not os.path.lexists(target):
             # The record of a running download will be needed at its end.
-            if (placed.pending and folder.records.is_placing(placed.path)) or folder.records.in_use(placed.path):
-                continue
+            is_left = not (placed.pending and folder.records.is_placing(placed.path))
             why, freed = "a record of a file that is gone", 0
-        elif placed.from_job and not placed.pending and placed.path not in wanted:
-            if folder.records.in_use(placed.path):
-                continue
-            why, freed = "brought by a job", 0 if placed.link else _allocated(target)
         else:
-            continue
-        try:
-            if dry_run or folder.records.remove(placed) is not None:
-                yield Pruned(placed.path, freed, why)
-        except OSError as error:
-            _warn(placed.path, error)
+            is_left = placed.from_job and not placed.pending and placed.path not in wanted
+            why, freed = "brought by a job", 0 if placed.link else _allocated(target)
+        if is_left and not folder.records.in_use(placed.path):
+            yield Pruned(placed.path, freed, why), partial(folder.records.remove, placed)
 
 
-def _temporary(root: str, dry_run: bool) -> Iterator[Pruned]:
-    """Remove links and records that were written and never renamed, and locks that no process holds."""
-    names = [*walk(root), *(f"{FOLDER}/{name}" for name in walk(f"{root}/{FOLDER}"))]
-    for rel in names:
+def _temporary(root: str) -> Iterator[tuple[Pruned, Remove]]:
+    """Yield links and records that were written and never renamed, and locks that no process holds: they are held."""
+    for rel in (*walk(root), *(f"{FOLDER}/{name}" for name in walk(f"{root}/{FOLDER}"))):
         path, is_lock = f"{root}/{rel}", rel.startswith(FOLDER) and rel.endswith(PLACING)
         if not (is_lock or rel.rpartition("/")[2].startswith(TEMPORARY)):
             continue
-        try:
-            with contextlib.ExitStack() as stack:
-                info = os.lstat(path)
-                if is_lock:
-                    if hold(stack, path, exclusive=True, wait_s=0) is not Lock.HELD:
-                        continue
-                elif time.time() - info.st_mtime < _STALE_S:
-                    continue
-                if not dry_run:
-                    os.unlink(path)
-        except OSError as error:
-            _warn(rel, error)
-            continue
-        yield Pruned(rel, info.st_blocks * 512, "left by a process that died")
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            info = os.lstat(path)
+            if is_lock:
+                is_left = hold(stack, path, exclusive=True, wait_s=0) is Lock.HELD
+            else:
+                is_left = time.time() - info.st_mtime >= _STALE_S
+            if is_left:
+                yield Pruned(rel, info.st_blocks * 512, "left by a process that died"), partial(os.unlink, path)
 
 
 def _allocated(path: str) -> int:
@@ -209,7 +203,3 @@ def _allocated(path: str) -> int:
         return os.lstat(path).st_blocks * 512
     except OSError:
         return 0
-
-
-def _warn(rel: str, error: OSError) -> None:
-    log.warning("%s cannot be removed: %s", rel, error.strerror)
