@@ -283,7 +283,7 @@ def follow(part: Part, ledger: Ledger, *, with_sha256: bool) -> Hashes:
     Raises Stopped when the ledger is closed, StagingError.
     """
     hashing, view = Hashing(sha256=with_sha256), memoryview(bytearray(_READ_BYTES))
-    with part.reading():
+    with part.using(writes=False):
         try:
             while hashing.size != ledger.size:
                 in_place = ledger.wait_beyond(hashing.size, _STEP_BYTES)

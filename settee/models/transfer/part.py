@@ -118,29 +118,20 @@ class Part:
             raise of_disk(error, self.target) from error
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """For a thread that is about to write; :meth:`settle` waits for it. Raises Stopped when it is too late."""
-        with self.reading():
-            with self._lock:
-                self._writers += 1
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._writers -= 1
-                    self._lock.notify_all()
+    def using(self, *, writes: bool) -> Iterator[None]:
+        """For a thread that reads or syncs, and may be left alone with that, or writes: :meth:`settle` waits for it.
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """For a thread that reads or syncs, and may be left alone with that. Raises Stopped when it is too late."""
+        Raises Stopped when it is too late.
+        """
         with self._lock:
             if self._closing:
                 raise Stopped
             self._users += 1
+            self._writers += writes
         try:
             yield
         finally:
-            self._leave()
+            self._leave(writes)
 
     def settle(self, timeout_s: float) -> None:
         """Wait until no thread writes."""
@@ -149,14 +140,15 @@ class Part:
 
     def close(self) -> None:
         """Release the descriptor with its last user."""
-        with self._lock:
-            self._closing = True
-        self._leave()
+        self._closing = True
+        self._leave(False)
 
-    def _leave(self) -> None:
+    def _leave(self, writes: bool) -> None:
         with self._lock:
             self._users -= 1
+            self._writers -= writes
             last = not self._users
+            self._lock.notify_all()
         if last:
             os.close(self.fd)
 

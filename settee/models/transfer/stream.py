@@ -160,7 +160,7 @@ class Stream:
         headers = {"Range": f"bytes={span.position}-{(span.end or 0) - 1}"} if is_range else {}
         answer = attempt.route.ask("GET", headers)
         try:
-            with attempt.part.writing():
+            with attempt.part.using(writes=True):
                 expected = attempt.greet(answer, span)
                 received = self._receive(answer, span, expected)
                 if expected is None:
