@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from settee.base.threads import Stopped
 
@@ -46,7 +46,6 @@ class Scheduler:
         self._asking: set[Lane] = set()
         self._queued: set[Lane] = set()
         self._running: set[Lane] = set()
-        self._questions = threading.Semaphore(MAX_QUESTIONS)
         self.free = max(1, connections)
         self.buffers: list[memoryview] = []
         #: Tickets: those that wait, in order of arrival, and those that were granted.
@@ -67,33 +66,30 @@ class Scheduler:
 
     # --- files -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def linking(self, lane: Lane) -> Iterator[None]:
-        """Wait for one of a few turns to look for a file on this host, an urgent lane for none. Raises Stopped."""
-        with self.changed:
-            self.changed.wait_for(lambda: lane.stop.is_set() or lane.urgent or len(self._linking) < MAX_LINKS)
-            if lane.stop.is_set():
-                raise Stopped
-            self._linking.add(lane)
-        try:
-            yield
-        finally:
-            self._discard(self._linking, lane)
+    def linking(self, lane: Lane) -> AbstractContextManager[None]:
+        """Hold one of a few turns to look for a file on this host."""
+        return self._turn(lane, self._linking, MAX_LINKS)
 
-    @contextmanager
-    def asking(self, lane: Lane) -> Iterator[None]:
-        """Hold non-urgent files back while a size is asked for: the largest may not be known yet.
+    def asking(self, lane: Lane) -> AbstractContextManager[None]:
+        """Hold one of some turns to ask a source; non-urgent files wait meanwhile: the largest may not be known yet.
 
         A source that does not answer within seconds holds nothing back.
         """
-        lane.asked_at = time.monotonic()
+        return self._turn(lane, self._asking, MAX_QUESTIONS)
+
+    @contextmanager
+    def _turn(self, lane: Lane, lanes: set[Lane], most: int) -> Iterator[None]:
+        """Be one of the lanes, of which there are so many at most; an urgent one does not wait. Raises Stopped."""
         with self.changed:
-            self._asking.add(lane)
+            self.changed.wait_for(lambda: lane.stop.is_set() or lane.urgent or len(lanes) < most)
+            if lane.stop.is_set():
+                raise Stopped
+            lane.since = time.monotonic()
+            lanes.add(lane)
         try:
-            with self._questions:
-                yield
+            yield
         finally:
-            self._discard(self._asking, lane)
+            self._discard(lanes, lane)
 
     @contextmanager
     def running(self, lane: Lane) -> Iterator[None]:
@@ -121,7 +117,7 @@ class Scheduler:
     def _is_next(self, lane: Lane) -> bool:
         if lane.urgent:
             return True
-        asking = any(time.monotonic() - other.asked_at < _ASKING_S for other in self._asking)
+        asking = any(time.monotonic() - other.since < _ASKING_S for other in self._asking)
         if asking or len(self._running) >= self._max_files or any(other.urgent for other in self._queued):
             return False
         return lane is max(self._queued, key=lambda other: other.size or 0)
@@ -151,8 +147,8 @@ class Lane:
         self.stop = stop
         #: Bytes; None while its source has not been asked.
         self.size = size
-        #: ``time.monotonic()`` when its source was asked.
-        self.asked_at = 0.0
+        #: ``time.monotonic()`` of its last turn.
+        self.since = 0.0
         self._urgent = urgent
 
     @property
