@@ -95,10 +95,6 @@ def _report(text: str) -> None:
     print(f"utils.py: {text}", file=sys.stderr)
 
 
-def _models(count: int) -> str:
-    return "1 model" if count == 1 else f"{count} models"
-
-
 # --- place -------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +125,8 @@ def _place(settings: Settings, arguments: argparse.Namespace) -> int:
     failed = {path: outcome for path, outcome in outcomes.items() if isinstance(outcome, SetteeError)}
     ends = f": {len(entries) - len(failed)} in place, {len(failed)} failed"
     is_unchanged = all(outcome == IN_PLACE for outcome in outcomes.values())
-    print(f"{_models(len(entries))} in {settings.models_folder}{', all in place' if is_unchanged else ends}")
+    count = f"{len(entries)} model{'s' if len(entries) > 1 else ''}"
+    print(f"{count} in {settings.models_folder}{', all in place' if is_unchanged else ends}")
     required = {str(entry.path) for entry in entries if entry.required}
     codes = {_code(error) for path, error in failed.items() if path in required}
     return next((code for _, code in CODES if code in codes), 0)

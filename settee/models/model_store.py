@@ -70,7 +70,7 @@ class ModelStore:
         self._on_progress = on_progress or lines.progress
         self._on_end = on_end or lines.end
         self.entries: tuple[ModelEntry, ...] = ()
-        self.tools = Tools.of(settings)
+        self.tools = Tools(settings)
         self._read_ahead = ReadAhead() if settings.models_read_ahead else None
         self._read_before: set[Path] = set()
         self._changed = threading.Condition()
@@ -146,7 +146,7 @@ class ModelStore:
         key = str(entry.path)
         with self._changed:
             placing = self._placings.get(key)
-            is_new = placing is None or placing.is_over or not placing.is_for(entry)
+            is_new = placing is None or not placing.serves(entry)
             if placing is None or is_new:
                 kind = Repository if entry.is_repository else Placing
                 placing = self._placings[key] = kind(entry, self.tools, self._on_progress)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,20 +51,14 @@ MAX_FILES = 5000
 Progressed = Callable[[ModelEntry, int, "int | None", str], None]
 
 
-@dataclass
 class Tools:
     """The parts that all placings of a worker share."""
 
-    settings: Settings
-    folder: ModelFolder
-    budget: Budget
-    scheduler: Scheduler
-
-    @classmethod
-    def of(cls, settings: Settings) -> Tools:
-        """Return new ones for these settings."""
-        folder = ModelFolder(settings.models_folder)
-        return cls(settings, folder, Budget(folder, settings), Scheduler(settings.models_connections))
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = ModelFolder(settings.models_folder)
+        self.budget = Budget(self.folder, settings)
+        self.scheduler = Scheduler(settings.models_connections)
 
 
 class Placing:
@@ -100,10 +94,10 @@ class Placing:
         """Return one placing for each file."""
         return (self,)
 
-    @property
-    def is_over(self) -> bool:
-        """Return True if it has ended, or was given up."""
-        return self.outcome is not None or self.stop.is_set()
+    def serves(self, entry: ModelEntry) -> bool:
+        """Return True if it goes on, and its file will be the entry's too."""
+        is_over = self.outcome is not None or self.stop.is_set()
+        return not is_over and self.entry.source == entry.source and entry.sha256 in (None, self.entry.sha256)
 
     @property
     def urgent(self) -> bool:
@@ -129,11 +123,6 @@ class Placing:
             return None
         self._tools.folder.keep(self.entry)
         return IN_PLACE
-
-    def is_for(self, entry: ModelEntry) -> bool:
-        """Return True if this one's file will be the entry's too."""
-        mine = self.entry
-        return mine.source == entry.source and entry.sha256 in (None, mine.sha256)
 
     def place(self) -> str:
         """Look for it on this host, then at its sources, one after another; return how it was placed.

@@ -44,15 +44,6 @@ log = logging.getLogger(__name__)
 # --- the page cache, on Linux --------------------------------------------------------------------------------
 
 
-def open_ahead(path: Path) -> int:
-    """Open a file for reading from front to back; a link is followed, and a pipe does not block. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):  # a pipe; a file system that has no use for it
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    return fd
-
-
 def is_cached(fd: int, offset: int, length: int) -> bool:
     """Return True if the first and the last byte of a piece are in the page cache, where its file system can tell."""
     byte = bytearray(1)
@@ -234,7 +225,10 @@ class ReadAhead:
                     if fd >= 0:
                         os.close(fd)
                     opened, fd = None, -1
-                    fd, opened = open_ahead(file.path), file
+                    # A link is followed, and a pipe does not block.
+                    fd, opened = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), file
+                    with contextlib.suppress(OSError):  # a pipe; a file system that has no use for it
+                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 if offset is None:
                     self._look(file, fd)
                 else:

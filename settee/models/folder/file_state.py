@@ -101,13 +101,3 @@ def unprovable(entry: ModelEntry, found: Inspection) -> str | None:
     if entry.from_job and not is_proof:
         return f"{found.reason}, and no hash is known to tell whether it is the same file"
     return None
-
-
-def is_kept_from(entry: ModelEntry, found: Inspection) -> bool:
-    """Return True if a job's entry may not take this place of MODELS.
-
-    A job may only put the same file where a link has come to lead nowhere.
-    """
-    if not entry.from_job or found.placed is None or found.placed.from_job:
-        return False
-    return found.size >= 0 or found.placed.source != identity(entry.source)

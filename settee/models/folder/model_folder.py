@@ -29,7 +29,7 @@ from settee.base.threads import Stopped
 from settee.comfyui.model_folders import namesakes
 from settee.models.entry import ModelEntry, identity
 from settee.models.folder.checks import hash_file, model_problem
-from settee.models.folder.file_state import FileState, Inspection, inspect, is_kept_from, unprovable
+from settee.models.folder.file_state import FileState, Inspection, inspect, unprovable
 from settee.models.folder.place import (
     blob_sha256,
     check_source,
@@ -187,7 +187,9 @@ class ModelFolder:
         elif found.is_strange:
             raise taken(entry, "is a folder, or something else that is not a file")
         elif found.is_ours:
-            if is_kept_from(entry, found):
+            of_models = found.placed is not None and not found.placed.from_job and found.placed
+            # A job may only put the same file where a link of MODELS has come to lead nowhere.
+            if of_models and entry.from_job and (found.size >= 0 or of_models.source != identity(entry.source)):
                 raise taken(entry, "is a model that the worker's MODELS placed")
         else:
             self._take_from_operator(entry, found)
