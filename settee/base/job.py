@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from settee.base.errors import JobCanceled, JobTimeout
 
 if TYPE_CHECKING:
+    from settee.base.sealing import Sealer
     from settee.engine.request import JobRequest
 
 
@@ -88,8 +89,8 @@ class Job:
     #: The largest result the door can carry, in bytes of its body; None when it has no limit.
     max_result_bytes: int | None = None
     options: JobOptions = JobOptions()
-    #: The request came sealed: its result leaves sealed, and no file of it may exist anywhere in plain.
-    sealed: bool = False
+    #: The keys of a request that came sealed: its result leaves sealed, and no file of it may exist anywhere in plain.
+    sealer: Sealer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

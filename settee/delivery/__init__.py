@@ -7,23 +7,23 @@ leave the worker only encrypted, each as one Fernet token in a file named ``….
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest
 from settee.base.files import sync_folder, write_whole
-from settee.base.job import Artifact, Cancel, Job, Limits, Output
+from settee.base.job import Artifact, Job, Limits, Output
 from settee.base.settings import Settings
-from settee.base.threads import TICK_S, Call
+from settee.base.threads import Call, StillRunning
 from settee.delivery import plan
 from settee.delivery.blob import Digest, delivery_error
-from settee.delivery.item import Delivery, Item, encode
-from settee.delivery.keys import Namer, prefix_problem
+from settee.delivery.item import Item, encode
+from settee.delivery.keys import Namer, prefix_problem, safe_id
 from settee.delivery.plan import Place
 from settee.s3.client import look
 from settee.s3.error_table import S3Error
@@ -73,31 +73,6 @@ def check_request(request: JobRequest, settings: Settings) -> None:
             raise ConfigError(f"BUCKET_NAME {problem}")
 
 
-class BucketLook:
-    """Finds a bucket that will take nothing while the job is prepared, not after its render.
-
-    It is looked at once for each bucket and keys; a later job pays nothing.
-    """
-
-    def __init__(self, job: Job, settings: Settings) -> None:
-        self._asked: Call[S3Error | None] | None = None
-        self._until = time.monotonic() + LOOK_S
-        mode = job.request.delivery.mode or settings.delivery
-        target = target_for(job, settings) if job.options.destination or mode != "base64" else None
-        if target is not None:
-            self._asked = Call(lambda: look(target), name="settee-s3")
-
-    def check(self, cancel: Cancel) -> None:
-        """Raise DeliveryError where S3 is certain to take nothing; a server that does not answer may yet."""
-        if self._asked is None:
-            return
-        while not self._asked.ended.wait(TICK_S):
-            if cancel.is_set() or time.monotonic() > self._until:
-                return
-        if error := self._asked.result():
-            raise delivery_error(error) from error
-
-
 def target_for(job: Job, settings: Settings) -> Target | None:
     """Return the door's bucket if it named one, the caller's if the job brought one, else the worker's, else None."""
     request, wanted = job.request, job.request.delivery
@@ -117,50 +92,67 @@ def target_for(job: Job, settings: Settings) -> Target | None:
     return own and replace(own, prefix=wanted.prefix or settings.bucket_prefix, expires_s=expires_s)
 
 
-def deliver(
-    artifacts: Sequence[Artifact],
-    job: Job,
-    settings: Settings,
-    *,
-    fetch: Callable[[Artifact], Iterator[bytes]],
-    limits: Limits,
-    notify: Callable[[int, int], object] = lambda done, total: None,
-) -> Delivered:
-    """Deliver all artifacts where the request, the settings and the platform's cap say.
+class Delivery:
+    """One job's outputs on their way out, from before its render on."""
 
-    ``fetch`` streams an artifact that has neither ``path`` nor ``content``; it is only called in this thread. Its
-    ``size`` is checked then; below 1 it is unknown. ``notify`` is called with ``(outputs delivered, all outputs)`` in
-    this thread.
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        *,
+        fetch: Callable[[Artifact], Iterator[bytes]],
+        limits: Limits,
+        notify: Callable[[int, int], object] = lambda done, total: None,
+    ) -> None:
+        """Begin to look at the bucket: one that will take nothing is found while the job is prepared.
 
-    Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
-    of the job is left in the bucket or on the volume then.
-    """
+        ``fetch`` streams an artifact that has neither ``path`` nor ``content``. Its ``size`` is checked then; below 1
+        it is unknown. ``notify`` is called with ``(outputs delivered, all outputs)``. Both are only called in the
+        thread of :meth:`deliver`. Raises DeliveryError.
+        """
+        self.job, self.settings, self.fetch, self.check = job, settings, fetch, limits.check
+        self.wanted = job.request.delivery
+        self.target = target = target_for(job, settings)
+        self._notify, self._done, self._total = notify, 0, 0
+        #: It is looked at once for each bucket and keys; a later job pays nothing.
+        self._look: Call[S3Error | None] | None = None
+        self._look_until = time.monotonic() + LOOK_S
+        if target is not None and (job.options.destination or (self.wanted.mode or settings.delivery) != "base64"):
+            self._look = Call(lambda: look(target), name="settee-s3")
 
-    limits.check()
-    delivered = itertools.count(1)
-    delivery = Delivery(
-        job=job,
-        settings=settings,
-        target=target_for(job, settings),
-        sealer=_sealer(job, settings),
-        fetch=fetch,
-        check=limits.check,
-        notify=lambda: notify(next(delivered), len(artifacts)),
-    )
-    items = [Item(index, artifact, delivery) for index, artifact in enumerate(artifacts)]
-    places, warnings = plan.choose(items, delivery)
-    outputs: dict[int, Output] = {}
-    for place, send in ((Place.INLINE, _inline), (Place.S3, _to_s3), (Place.VOLUME, _to_volume)):
-        chosen = [item for item, at in zip(items, places, strict=True) if at is place]
-        if chosen:
-            outputs.update(zip((item.index for item in chosen), send(chosen, delivery), strict=True))
-            if delivery.sealer and place is not Place.INLINE:
-                warnings.append(_sealed_warning(len(chosen)))
-    wanted = delivery.wanted
-    if wanted.quality and wanted.image_format not in ("jpeg", "webp"):
-        warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
-    warnings += [warning for item in items for warning in item.warnings]
-    return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
+    def check_bucket(self) -> None:
+        """Raise DeliveryError where S3 is certain to take nothing; a server that does not answer may yet."""
+        with contextlib.suppress(StillRunning):
+            left_s = max(0.0, self._look_until - time.monotonic())
+            if self._look is not None and (error := self._look.result(left_s, self.check)):
+                raise delivery_error(error) from error
+
+    def notify(self) -> None:
+        """Count an output that has been delivered."""
+        self._done += 1
+        self._notify(self._done, self._total)
+
+    def deliver(self, artifacts: Sequence[Artifact]) -> Delivered:
+        """Deliver all artifacts where the request, the settings and the platform's cap say.
+
+        Raises OutputMissing, OutputTooLarge, DeliveryError, JobCanceled, JobTimeout, and what ``fetch`` raises. Nothing
+        of the job is left in the bucket or on the volume then.
+        """
+        self.check()
+        self._total = len(artifacts)
+        items = [Item(index, artifact, self) for index, artifact in enumerate(artifacts)]
+        places, warnings = plan.choose(items, self)
+        outputs: dict[int, Output] = {}
+        for place, send in ((Place.INLINE, _inline), (Place.S3, _to_s3), (Place.VOLUME, _to_volume)):
+            chosen = [item for item, at in zip(items, places, strict=True) if at is place]
+            if chosen:
+                outputs.update(zip((item.index for item in chosen), send(chosen, self), strict=True))
+                if self.job.sealer and place is not Place.INLINE:
+                    warnings.append(_sealed_warning(len(chosen)))
+        if self.wanted.quality and self.wanted.image_format not in ("jpeg", "webp"):
+            warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')
+        warnings += [warning for item in items for warning in item.warnings]
+        return Delivered(tuple(outputs[index] for index in range(len(items))), tuple(warnings))
 
 
 def _inline(items: Sequence[Item], delivery: Delivery) -> list[Output]:
@@ -185,26 +177,23 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     """Write the items on the network volume: the last resort. Their Outputs have type "path".
 
     Files are in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job ends. Only
-    their owner removes them. Raises DeliveryError; what was written is removed then.
+    their owner removes them. Raises DeliveryError; nothing of the job is there then.
     """
-    job, folder = delivery.job, delivery.settings.result_volume_dir
+    job, root = delivery.job, delivery.settings.result_volume_dir
+    folder = root / safe_id(job.id)
     namer = Namer("{job_id}", job)
-    written: list[Path] = []
     outputs = []
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         for item in items:
             delivery.check()
-            outputs.append(_store(item, folder, namer, written))
+            outputs.append(_store(item, root, namer))
             delivery.notify()
-        for parent in (folder, folder.parent):
+        for parent in (root, root.parent):
             sync_folder(parent)
     except BaseException as error:
-        for path in written:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        for parent in sorted({path.parent for path in written}, reverse=True):
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):
             # Not the error itself: it names the file.
             log.warning("job %s: the result volume failed: %s (errno %s)", job.id, type(error).__name__, error.errno)
@@ -216,18 +205,15 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     return outputs
 
 
-def _store(item: Item, folder: Path, namer: Namer, written: list[Path]) -> Output:
-    sealer = item.delivery.sealer
+def _store(item: Item, root: Path, namer: Namer) -> Output:
+    sealer = item.delivery.job.sealer
     with item.prepare() as prepared:
         name = f"{item.index:04d}.sealed" if sealer else prepared.filename
-        path = folder / namer.key(item.artifact, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        for parent in reversed(path.relative_to(folder).parents[:-1]):
-            (folder / parent).mkdir(mode=0o700, exist_ok=True)
+        path = root / namer.key(item.artifact, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         digest = Digest(item.delivery.check)
         chunks = digest.through(prepared.content.chunks())
         # Whole or not at all, and over what an earlier attempt at this job left.
-        written.append(path)
         part = path.with_name(f".{path.name}.part")
         write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
         return item.output(prepared, digest, "path", url=str(path))
@@ -241,13 +227,3 @@ def _sealed_warning(count: int) -> str:
 def _endpoint_problem(bucket: Bucket, settings: Settings) -> str | None:
     private = settings.allow_private_s3config
     return endpoint_problem(bucket.endpoint_url, bucket.bucket_name, may_be_private=private)
-
-
-def _sealer(job: Job, settings: Settings) -> Any:
-    if not job.sealed:
-        return None
-    if settings.encryption_key is None:
-        raise ConfigError("the job is sealed, but ENCRYPTION_KEY is not set")
-    from settee.base.sealing import Sealer
-
-    return Sealer(settings.encryption_key.get_secret_value())

@@ -9,12 +9,10 @@ import stat
 import struct
 import tempfile
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settee.base.errors import DeliveryError, OutputMissing
 from settee.s3.error_table import S3Error
@@ -41,64 +39,28 @@ class Span(NamedTuple):
 
 
 class Blob:
-    """Bytes in memory, a file, or a file with parts left out or put in (see ``strip``). Close it after use.
+    """Bytes in memory, or a file. Close it after use.
 
     Safe to read from several threads: there is no file position.
     """
 
     def __init__(self, data: bytes = b"", *, fd: int = -1, size: int = 0) -> None:
         """``fd``: of the file, which is closed by this object; ``size``: its bytes."""
-        self._fd = fd
-        self._consist_of([Span(0, size)] if fd >= 0 else [data])
-
-    def _consist_of(self, pieces: Sequence[bytes | Span]) -> None:
-        self._pieces = [piece for piece in pieces if (piece.length if isinstance(piece, Span) else len(piece))]
-        self._ends = list(accumulate(piece.length if isinstance(piece, Span) else len(piece) for piece in self._pieces))
-        self.size = self._ends[-1] if self._ends else 0
-
-    def rearranged(self, parts: Sequence[bytes | Span]) -> Blob:
-        """Return other bytes made of parts of this one (spans count in its own bytes), which gives its file away."""
-        pieces: list[bytes | Span] = []
-        for part in parts:
-            for piece in self._cut(part) if isinstance(part, Span) else [part]:
-                last = pieces[-1] if pieces else None
-                # A PNG has a chunk every few kilobytes: neighbours are read together.
-                if isinstance(last, Span) and isinstance(piece, Span) and sum(last) == piece.offset:
-                    pieces[-1] = Span(last.offset, last.length + piece.length)
-                else:
-                    pieces.append(piece)
-        made = Blob()
-        made._fd, self._fd = self._fd, -1
-        made._consist_of(pieces)
-        return made
-
-    def _cut(self, span: Span) -> Iterator[bytes | Span]:
-        start = 0
-        for piece, end in zip(self._pieces, self._ends, strict=True):
-            low, high = max(span.offset, start) - start, min(span.offset + span.length, end) - start
-            if low < high:
-                yield Span(piece.offset + low, high - low) if isinstance(piece, Span) else piece[low:high]
-            start = end
+        self._data, self._fd = data, fd
+        self.size = size if fd >= 0 else len(data)
 
     def read_into(self, buffer: WriteableBuffer, position: int) -> int:
         """Fill the buffer with the bytes at ``position``; return their number. Raises DeliveryError."""
-        view = memoryview(buffer).cast("B")
-        index, filled = bisect_right(self._ends, position), 0
-        while filled < len(view) and index < len(self._pieces):
-            piece = self._pieces[index]
-            left = self._ends[index] - position
-            part = view[filled : filled + left]
-            if isinstance(piece, Span):
-                count = os.preadv(self._fd, [part], piece.offset + piece.length - left)
-                if count == 0:
-                    raise DeliveryError("an output file became shorter while it was being delivered")
-            else:
-                count = len(part)
-                part[:] = memoryview(piece)[len(piece) - left :][:count]
+        view = memoryview(buffer).cast("B")[: max(0, self.size - position)]
+        if self._fd < 0:
+            view[:] = memoryview(self._data)[position : position + len(view)]
+            return len(view)
+        filled = 0
+        while filled < len(view):
+            count = os.preadv(self._fd, [view[filled:]], position + filled)
+            if count == 0:
+                raise DeliveryError("an output file became shorter while it was being delivered")
             filled += count
-            position += count
-            if count == left:
-                index += 1
         return filled
 
     def read_at(self, position: int, length: int) -> bytes:
@@ -107,12 +69,12 @@ class Blob:
         self.read_into(buffer, position)
         return bytes(buffer)
 
-    def chunks(self) -> Iterator[memoryview]:
-        """Give all bytes in chunks of CHUNK (the last is shorter). Each is valid until the next one is taken."""
-        buffer = memoryview(bytearray(min(CHUNK, self.size)))
-        position = 0
-        while position < self.size:
-            count = self.read_into(buffer, position)
+    def chunks(self, span: Span | None = None) -> Iterator[memoryview]:
+        """Give all bytes, or a part, in chunks of CHUNK (the last is shorter), each valid until the next is taken."""
+        position, end = (0, self.size) if span is None else (span.offset, min(sum(span), self.size))
+        buffer = memoryview(bytearray(min(CHUNK, end - position)))
+        while position < end:
+            count = self.read_into(buffer[: end - position], position)
             yield buffer[:count]
             position += count
 
@@ -127,25 +89,25 @@ class Blob:
 
 
 class Stream:
-    """Bytes that come once, from ComfyUI's /view. ``size``: as announced; below 1 when it is not known."""
+    """Bytes that are only read from front to back: ComfyUI's /view, or parts of a blob, which is closed with it.
 
-    def __init__(self, artifact: Artifact, fetch: Callable[[Artifact], Iterator[bytes]]) -> None:
-        self._artifact = artifact
-        self._fetch = fetch
-        self.size = artifact.size
+    ``size``: below 1 when it is not known.
+    """
+
+    def __init__(self, read: Callable[[], Iterator[bytes | memoryview]], size: int, source: Blob | None = None) -> None:
+        self._read, self.size, self._source = read, size, source
 
     def chunks(self) -> Iterator[bytes]:
-        """Give all bytes. Raises DeliveryError when there are fewer or more of them than were announced."""
-        count = 0
-        for chunk in self._fetch(self._artifact):
-            count += len(chunk)
-            yield chunk
-        if self.size > 0 and count != self.size:
-            raise DeliveryError(
-                f"ComfyUI sent {count} of the {self.size} bytes of {self._artifact.filename}",
-                details={"filename": self._artifact.filename, "node_id": self._artifact.node_id},
-                retryable=True,
-            )
+        """Give all bytes in chunks whose lengths are multiples of CHUNK (but the last one's)."""
+        rest = bytearray()
+        for piece in self._read():
+            rest += piece
+            whole = len(rest) - len(rest) % CHUNK
+            if whole:
+                yield bytes(rest[:whole])
+                del rest[:whole]
+        if rest:
+            yield bytes(rest)
 
     def spooled(self, folder: Path) -> Blob:
         """Return the same bytes, in a file without a name in ``folder``: to be read as often as needed."""
@@ -156,7 +118,8 @@ class Stream:
             return Blob(fd=os.dup(file.fileno()), size=file.tell())
 
     def close(self) -> None:
-        """Do nothing: no descriptor is held between reads."""
+        if self._source is not None:
+            self._source.close()
 
 
 @dataclass
@@ -194,10 +157,6 @@ class Digest:
             self._hash.update(chunk)
             self.size += len(chunk)
             yield chunk
-
-    def consume(self, chunks: Iterator[bytes] | Iterator[memoryview]) -> None:
-        for _ in self.through(chunks):
-            pass
 
     @property
     def sha256(self) -> str:
@@ -267,23 +226,24 @@ def delivery_error(error: S3Error) -> DeliveryError:
 def image_size(head: bytes) -> Size | None:
     """Return width and height in pixels of a PNG, JPEG, WEBP, GIF or BMP, by its first bytes; None for anything else.
 
-    ``Image.open`` would read all of a WEBP, and stop at a PNG whose workflow is longer than ``head``.
+    Pillow would read all of a WEBP, and stop at a PNG whose workflow is longer than ``head``.
     """
     try:
         if head.startswith(PNG):
             width, height = struct.unpack(">II", head[16:24])
         elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
             width, height = _webp(head)
-        elif head[:6] in (b"GIF87a", b"GIF89a"):
-            width, height = struct.unpack("<HH", head[6:10])
-        elif head[:2] == b"BM":
-            width, height = struct.unpack("<ii", head[18:26])
-            height = abs(height)  # negative: stored from the top
-        elif head[:2] == b"\xff\xd8":
-            return _jpeg(head)
+        elif head[:2] in (b"\xff\xd8", b"GI", b"BM"):
+            from PIL.BmpImagePlugin import BmpImageFile
+            from PIL.GifImagePlugin import GifImageFile
+            from PIL.JpegImagePlugin import JpegImageFile
+
+            readers: dict[bytes, Any] = {b"\xff\xd8": JpegImageFile, b"GI": GifImageFile, b"BM": BmpImageFile}
+            width, height = readers[head[:2]](io.BytesIO(head)).size
         else:
             return None
-    except (struct.error, ValueError):
+    except Exception:
+        # Pillow's readers let out whatever a bad file makes them stumble over.
         return None
     return (width, height) if width > 0 and height > 0 else None
 
@@ -300,20 +260,3 @@ def _webp(head: bytes) -> Size:
         width, height = struct.unpack("<HH", head[26:30])
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError(kind)
-
-
-def _jpeg(head: bytes) -> Size | None:
-    """Hop from segment to segment to the frame header (SOFn), which comes early in any real file."""
-    position = 2
-    for _ in range(1000):
-        marker = head[position : position + 9]
-        if len(marker) < 9 or marker[0] != 0xFF:
-            return None
-        if marker[1] == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker[1] <= 0xCF and marker[1] not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", marker[5:9])
-            return (width, height) if width and height else None
-        position += 2 + int.from_bytes(marker[2:4], "big")
-    return None

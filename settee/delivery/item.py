@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from settee.base.errors import DeliveryError
-from settee.base.job import Artifact, Job, Kind, Output
-from settee.base.settings import Settings
+from settee.base.job import Artifact, Kind, Output
 from settee.base.text import join_ascii
-from settee.delivery.blob import CHUNK, Blob, Digest, Prepared, Stream, open_file
+from settee.delivery.blob import Blob, Digest, Prepared, Stream, open_file
 
 if TYPE_CHECKING:
-    from settee.base.sealing import Sealer
-    from settee.engine.request import Delivery as DeliveryOptions
-    from settee.s3.target import Target
+    from settee.delivery import Delivery
 
 #: Formats with no room for a prompt beside what they are for.
 _BARE = (".bmp", ".tga", ".hdr", ".txt", ".md", ".srt", ".vtt", ".csv", ".json", ".yaml", ".yml")
 _SAME = {"png": (".png",), "jpeg": (".jpg", ".jpeg", ".jfif"), "webp": (".webp",)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delivery:
-    """One job's delivery: what its files have in common."""
-
-    job: Job
-    settings: Settings
-    #: The bucket, where there is one.
-    target: Target | None
-    #: For a sealed job: files leave as one Fernet token each.
-    sealer: Sealer | None
-    #: Streams an artifact that has neither ``path`` nor ``content``; only called in the delivery's own thread.
-    fetch: Callable[[Artifact], Iterator[bytes]]
-    #: Raises when the job is over.
-    check: Callable[[], None]
-    #: Called for each output that has been delivered.
-    notify: Callable[[], object]
-
-    @property
-    def wanted(self) -> DeliveryOptions:
-        return self.job.request.delivery
 
 
 @dataclass
@@ -106,7 +81,6 @@ class Item:
             size = 0
             chunks: list[bytes] = []
             for chunk in prepared.content.chunks():
-                self.delivery.check()
                 size += len(chunk)
                 chunks.append(chunk)
                 if size > keep:
@@ -118,7 +92,21 @@ class Item:
     def _open(self) -> Blob | Stream:
         if self.artifact.content is not None:
             return Blob(self.artifact.content)
-        return open_file(self.artifact) if self.artifact.path else Stream(self.artifact, self.delivery.fetch)
+        return open_file(self.artifact) if self.artifact.path else Stream(self._fetched, self.artifact.size)
+
+    def _fetched(self) -> Iterator[bytes]:
+        """Fetch it from ComfyUI. Raises DeliveryError when it has fewer or more bytes than were announced."""
+        artifact, count = self.artifact, 0
+        for chunk in self.delivery.fetch(artifact):
+            self.delivery.check()
+            count += len(chunk)
+            yield chunk
+        if artifact.size > 0 and count != artifact.size:
+            raise DeliveryError(
+                f"ComfyUI sent {count} of the {artifact.size} bytes of {artifact.filename}",
+                details={"filename": artifact.filename, "node_id": artifact.node_id},
+                retryable=True,
+            )
 
     def _convert(self, prepared: Prepared) -> bool:
         """Put the image in the format asked for; return False, with a warning, where it stays as it is."""
@@ -196,25 +184,8 @@ def encode(item: Item) -> Output:
         chunks = digest.through(prepared.content.chunks())
         if item.is_text:
             return item.output(prepared, digest, "text", data=b"".join(chunks).decode("utf-8", "replace"))
-        data = join_ascii(_encoded(chunks if isinstance(prepared.content, Blob) else _regrouped(chunks)))
+        import pybase64
+
+        data = join_ascii(map(pybase64.b64encode_as_string, chunks))
         item.forget()
         return item.output(prepared, digest, "base64", data=data)
-
-
-def _encoded(chunks: Iterator[bytes | memoryview]) -> Iterator[str]:
-    import pybase64
-
-    for chunk in chunks:
-        yield pybase64.b64encode_as_string(chunk)
-
-
-def _regrouped(chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """Regroup chunks of any length into CHUNK bytes: base64 joins only at multiples of three."""
-    rest = bytearray()
-    for chunk in chunks:
-        rest += chunk
-        whole = len(rest) - len(rest) % CHUNK
-        if whole:
-            yield bytes(rest[:whole])
-            del rest[:whole]
-    yield bytes(rest)

@@ -12,12 +12,15 @@ import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee.base.errors import OutputTooLarge
 from settee.base.job import Job
 from settee.base.sealing import sealed_size
-from settee.delivery.item import Delivery, Item
+from settee.delivery.item import Item
+
+if TYPE_CHECKING:
+    from settee.delivery import Delivery
 
 #: Bytes for what surrounds the files: status, timings, warnings, the envelope.
 BODY = 8 * 1024
@@ -117,7 +120,7 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
 
 
 def _body(total: int, job: Job) -> int:
-    return sealed_size(total) + BODY if job.sealed else total
+    return sealed_size(total) + BODY if job.sealer else total
 
 
 def _too_large(items: Sequence[Item], sizes: Sequence[int], size: int, cap: int, *, full: bool) -> OutputTooLarge:

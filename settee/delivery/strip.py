@@ -1,6 +1,6 @@
 """Takes the prompt, the workflow and EXIF out of images without touching a pixel.
 
-The result is a view of the file with parts left out, so it costs no copy. What a picture needs to look right stays:
+The result is a stream of the file's parts that stay, so it costs no copy. What a picture needs to look right stays:
 colour profiles, transparency, animation, and the orientation, which moves into an EXIF block of its own.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 
-from settee.delivery.blob import PNG, Blob, Span
+from settee.delivery.blob import PNG, Blob, Span, Stream
 
 #: Chunks that say how to show the picture. A list of what may stay: ComfyUI's animated PNGs keep the workflow in a
 #: chunk of its own invention (`comf`), and the next one will have another name.
@@ -30,10 +31,10 @@ class Unreadable(Exception):
     """The file is not built as its format says."""
 
 
-def strip(blob: Blob) -> Blob | None:
+def strip(blob: Blob) -> Stream | None:
     """Return the image without its metadata, or None when its format is not one of PNG, JPEG and WEBP.
 
-    Takes the blob over when it returns another one. Raises Unreadable for a file that is cut off or damaged.
+    Takes the blob over when it returns a stream. Raises Unreadable for a file that is cut off or damaged.
     """
     head = blob.read_at(0, 16)
     if head.startswith(PNG):
@@ -44,7 +45,16 @@ def strip(blob: Blob) -> Blob | None:
         parts = _webp(blob)
     else:
         return None
-    return blob.rearranged(parts)
+
+    def read() -> Iterator[bytes | memoryview]:
+        for part in parts:
+            yield from blob.chunks(part) if isinstance(part, Span) else [part]
+
+    return Stream(read, _length(parts), blob)
+
+
+def _length(parts: list[bytes | Span]) -> int:
+    return sum(part.length if isinstance(part, Span) else len(part) for part in parts)
 
 
 def _png(blob: Blob) -> list[bytes | Span]:
@@ -165,8 +175,7 @@ def _webp(blob: Blob) -> list[bytes | Span]:
             body = _exif(orientation)
             kept.append(b"EXIF" + struct.pack("<I", len(body)) + body)
         kept[flags_at] = bytes(extended)
-    total = 4 + sum(part.length if isinstance(part, Span) else len(part) for part in kept)
-    return [b"RIFF" + struct.pack("<I", total) + b"WEBP", *kept]
+    return [b"RIFF" + struct.pack("<I", 4 + _length(kept)) + b"WEBP", *kept]
 
 
 def _orientation(exif: bytes) -> int:

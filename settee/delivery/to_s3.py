@@ -10,19 +10,22 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from settee.base.errors import DeliveryError
 from settee.base.job import Job, Output
 from settee.base.settings import MIB
 from settee.base.threads import Call, Pool
 from settee.delivery.blob import Blob, Digest, Prepared, Stream, Window, delivery_error
-from settee.delivery.item import Delivery, Item
+from settee.delivery.item import Item
 from settee.delivery.keys import Namer
 from settee.s3.client import LANES, forget
 from settee.s3.error_table import S3Error, explained
-from settee.s3.objects import Bucket, Object
+from settee.s3.objects import Body, Bucket, Object
 from settee.s3.target import Target
+
+if TYPE_CHECKING:
+    from settee.delivery import Delivery
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +107,6 @@ class _Upload:
         then = self._delivery.notify if last else lambda: None
         self._pool.submit(partial(call, file.object, *args), then=lambda _: then(), width=width)
 
-    def _begin(self, file: _File) -> None:
-        """Start a multipart upload: its id is needed before anything else of the file can be sent."""
-        self._pool.result(self._pool.submit(partial(self._bucket.begin, file.object)))
-
     def _send(self, item: Item) -> None:
         # What is converted or small is held in memory from here on: not before a thread is free for it.
         self._pool.settle(LANES)
@@ -120,7 +119,8 @@ class _Upload:
         else:  # its metadata has the hash, and is sent ahead of the file
             if isinstance(prepared.content, Stream):
                 prepared.content = prepared.content.spooled(self._delivery.settings.workspace_dir)
-            digest.consume(prepared.content.chunks())
+            for _ in digest.through(prepared.content.chunks()):
+                pass
             metadata = destination.metadata(item.artifact, digest.sha256)
             thing = Object(destination.key(item.index, item.artifact), prepared.media_type, metadata)
             file = _File(item, prepared, thing, digest)
@@ -128,12 +128,12 @@ class _Upload:
         self._files.append(file)
         content, prepared.content = prepared.content, Blob()
         self._open.add(content)
-        if self._delivery.sealer:
-            self._send_stream(file, self._delivery.sealer.seal_chunks(chunks))
+        if sealer := self._job.sealer:
+            self._send_parts(file, _held(file, sealer.seal_chunks(chunks)), STREAM_PARTS)
         elif not isinstance(content, Blob) or content.size <= SMALL_BYTES:
-            self._send_stream(file, chunks)
+            self._send_parts(file, _held(file, chunks), STREAM_PARTS)
         else:
-            self._send_blob(file, content)
+            self._send_parts(file, self._windows(file, content), LANES)
             for _ in chunks if destination is None else ():
                 pass  # hashed here while the threads send
         item.forget()
@@ -141,7 +141,7 @@ class _Upload:
     def _described(self, item: Item, prepared: Prepared) -> Object:
         """Return its key, and the metadata that a bucket's owner may want: of a sealed job nothing but the id."""
         artifact, values = item.artifact, {"settee-job": self._job.id}
-        if self._delivery.sealer:
+        if self._job.sealer:
             key = self._namer.key(artifact, f"{item.index:04d}.sealed")
             return Object(key, "application/octet-stream", values)
         values |= {
@@ -152,41 +152,26 @@ class _Upload:
         metadata = {name: value for name, value in values.items() if value}
         return Object(self._namer.key(artifact, prepared.filename), prepared.media_type, metadata)
 
-    def _send_blob(self, file: _File, blob: Blob) -> None:
-        """Send a put, or parts: threads read them from the file as they go."""
-        file.object.size = blob.size
-        if blob.size <= MULTIPART_BYTES:
-            self._submit(file, self._bucket.put, Window(blob, stop=self._stop), last=True)
-            return
-        self._begin(file)
-        # Larger parts for files that would have too many of them.
-        step = max(PART_BYTES, -(-blob.size // (MAX_PARTS * MIB)) * MIB)
-        for number, offset in enumerate(range(0, blob.size, step), 1):
-            part = Window(blob, offset, min(step, blob.size - offset), self._stop)
-            self._submit(file, self._bucket.put_part, number, part)
+    def _send_parts(self, file: _File, parts: Iterator[tuple[Body, bool]], width: int) -> None:
+        """Send parts, each with whether it is the last: one by itself needs no multipart upload."""
+        for number, (part, is_last) in enumerate(parts, 1):
+            if number == 1 and is_last:
+                self._submit(file, self._bucket.put, part, last=True)
+                return
+            if number == 1:  # its id is needed before anything else of the file can be sent
+                self._pool.result(self._pool.submit(partial(self._bucket.begin, file.object)))
+            if number > MAX_PARTS:
+                raise DeliveryError(f"{file.item.artifact.filename} is too large for S3 ({MAX_PARTS} parts)")
+            self._submit(file, self._bucket.put_part, number, part, width=width)
 
-    def _send_stream(self, file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> None:
-        """Send parts made from chunks of any size; a stream within one part needs no multipart upload."""
-        part = bytearray()
-        number = 0
-        for chunk in chunks:
-            file.object.size += len(chunk)
-            part += chunk
-            # To the byte: Cloudflare's R2 wants all parts but the last to have one size.
-            while len(part) > STREAM_PART_BYTES:
-                if number == 0:
-                    self._begin(file)
-                number += 1
-                if number == MAX_PARTS:
-                    raise DeliveryError(f"{file.item.artifact.filename} is too large for S3 ({MAX_PARTS} parts)")
-                rest = part[STREAM_PART_BYTES:]
-                del part[STREAM_PART_BYTES:]
-                self._submit(file, self._bucket.put_part, number, part, width=STREAM_PARTS)
-                part = rest
-        if number == 0:
-            self._submit(file, self._bucket.put, part, last=True)
-        else:
-            self._submit(file, self._bucket.put_part, number + 1, part, width=STREAM_PARTS)
+    def _windows(self, file: _File, blob: Blob) -> Iterator[tuple[Body, bool]]:
+        """Give the parts of a file that threads read as they go."""
+        file.object.size, step = blob.size, blob.size
+        if blob.size > MULTIPART_BYTES:
+            # Larger parts for files that would have too many of them.
+            step = max(PART_BYTES, -(-blob.size // (MAX_PARTS * MIB)) * MIB)
+        for offset in range(0, blob.size, step):
+            yield Window(blob, offset, min(step, blob.size - offset), self._stop), offset + step >= blob.size
 
     def _undo(self) -> None:
         """Leave nothing behind: stop what is under way, abort, delete. Never raises."""
@@ -219,6 +204,21 @@ class _Upload:
                 len(failed),
                 f", and {late} are still being deleted" if late else "",
             )
+
+
+def _held(file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -> Iterator[tuple[Body, bool]]:
+    """Give the parts of a stream, made from chunks of any size."""
+    part = bytearray()
+    for chunk in chunks:
+        file.object.size += len(chunk)
+        part += chunk
+        # To the byte: Cloudflare's R2 wants all parts but the last to have one size.
+        while len(part) > STREAM_PART_BYTES:
+            rest = part[STREAM_PART_BYTES:]
+            del part[STREAM_PART_BYTES:]
+            yield part, False
+            part = rest
+    yield part, True
 
 
 @contextlib.contextmanager

@@ -18,9 +18,9 @@ from typing import Any
 from settee.backends.backend import Backend, Limits, Notify
 from settee.backends.comfy.comfy_backend import ComfyBackend
 from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, SetteeError, StagingError
-from settee.base.job import Artifact, Cancel, Job, OnProgress, Progress, Result, Status
+from settee.base.job import Cancel, Job, OnProgress, Progress, Result, Status
 from settee.base.settings import Settings
-from settee.delivery import BucketLook, Delivered, check_request, deliver
+from settee.delivery import Delivery, check_request
 from settee.delivery.plan import MAX_WARNINGS
 from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
@@ -135,7 +135,7 @@ class Engine:
                 token = self._running = cancel if cancel is not None else stack.enter_context(Cancel())
                 if self._closing.is_set():
                     token.set(_CLOSING)
-                if job.sealed:
+                if job.sealer:
                     stack.enter_context(self.backend.quiet())
                 return JobRun(job, self.backend, self._models, self._settings, on_progress, token).go()
         finally:
@@ -187,13 +187,19 @@ class JobRun:
             # What can be refused without the backend.
             check_request(job.request, self._settings)
             backend.check_policy(job)
-            bucket = BucketLook(job, self._settings)
+            delivery = Delivery(
+                job,
+                self._settings,
+                fetch=backend.fetch,
+                limits=self._limits,
+                notify=self._counts(Status.UPLOADING),
+            )
             # From here on its models are fetched, and read ahead, while the backend starts and inputs are staged.
             request = job.request
             with Order.begin(
-                self._models, request.workflow, request.models, request.bucket, is_sealed=job.sealed
+                self._models, request.workflow, request.models, request.bucket, is_sealed=job.sealer is not None
             ) as order:
-                result = self._work(order, bucket)
+                result = self._work(order, delivery)
         except (JobCanceled, JobTimeout) as error:
             self._explain_end(error)
             raise
@@ -204,7 +210,7 @@ class JobRun:
         self._timings["total"] = _since(self._started)
         return replace(result, timings=dict(self._timings))
 
-    def _work(self, order: Order, bucket: BucketLook) -> Result:
+    def _work(self, order: Order, delivery: Delivery) -> Result:
         job, backend, limits, notify = self._job, self._backend, self._limits, self._notify
         with self._timed("ready"):
             backend.ready(limits, notify)
@@ -215,12 +221,13 @@ class JobRun:
             backend.take(job, checked, staged)
         with self._timed("models"):
             self._await_models(order)
-        bucket.check(limits.cancel)
+        delivery.check_bucket()
         with self._timed("execution"):
             collect = backend.execute(job, checked, staged, limits, notify)
         with self._timed("delivery"):
             made = collect()
-            delivered = self._deliver(made.artifacts)
+            self._report(Status.UPLOADING)
+            delivered = delivery.deliver(made.artifacts)
         # Each once, and so many: a node that reports thousands of entries must not cost the job its result.
         warnings = list(dict.fromkeys((*checked.warnings, *made.warnings, *delivered.warnings)))
         if len(warnings) > MAX_WARNINGS:
@@ -261,19 +268,8 @@ class JobRun:
             self._backend.free()
             order.forgotten()
 
-    def _deliver(self, artifacts: list[Artifact]) -> Delivered:
-        self._report(Status.UPLOADING)
-        return deliver(
-            artifacts,
-            self._job,
-            self._settings,
-            fetch=self._backend.fetch,
-            limits=self._limits,
-            notify=self._counts(Status.UPLOADING),
-        )
-
     def _wipe(self) -> None:
-        if self._job.request.debug and self._settings.allow_debug and not self._job.sealed:
+        if self._job.request.debug and self._settings.allow_debug and not self._job.sealer:
             log.warning("job %s asked for debug: its files stay until the next job", self._job.id)
             return
         _wipe(self._backend, f"after job {self._job.id}")

@@ -200,7 +200,7 @@ def test_conversion_and_cleaning_reach_the_bucket(s3: S3Server, bucket: str, tmp
 def test_a_sealed_job_uploads_nothing_readable(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     contents = [b"private" * 1000, os.urandom(9 * MIB)]
     artifacts = [file_artifact(write(tmp_path / f"secret{n}.png", content)) for n, content in enumerate(contents)]
-    delivered = run(artifacts, make_job("s3", sealed=True), bucket_settings(s3, bucket, encryption_key=KEY))
+    delivered = run(artifacts, make_job("s3", sealed_by=KEY), bucket_settings(s3, bucket))
     for output, content in zip(delivered.outputs, contents, strict=True):
         answer = get(output.url or "")
         assert Fernet(KEY).decrypt(answer.content) == content

@@ -151,9 +151,9 @@ def test_a_failure_in_the_middle_of_a_large_file_leaves_no_part(
         file_artifact(big),
         file_artifact(tmp_path / "cut.mp4", path=None, size=30 * MIB),
     ]
-    config = bucket_settings(s3, bucket, encryption_key=KEY)
+    config, key = bucket_settings(s3, bucket), KEY if sealed else None
     with pytest.raises(DeliveryError, match="sent 20971520 of the 31457280 bytes"):
-        run(artifacts, make_job("s3", sealed=sealed), config, fetch=fetch)
+        run(artifacts, make_job("s3", sealed_by=key), config, fetch=fetch)
     assert s3.keys(bucket) == []
     assert uploads_in(s3, bucket) == []
 

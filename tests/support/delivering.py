@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.job import Artifact, Cancel, Job, Limits, Output
+from settee.base.sealing import Sealer
 from settee.base.settings import Settings, load
 from settee.comfyui.media import kind_of
-from settee.delivery import Delivered, deliver
+from settee.delivery import Delivered, Delivery
 from settee.engine.request import JobRequest
 
 WORKFLOW = {"9": {"class_type": "SaveImage", "inputs": {}}}
 
 
-def make_job(delivery: Any = None, *, id: str = "job-1", **fields: Any) -> Job:
+def make_job(delivery: Any = None, *, id: str = "job-1", sealed_by: str | None = None, **fields: Any) -> Job:
     """A job that asks for this delivery. ``fields`` of Job, and ``bucket`` of the request."""
     request = JobRequest.model_validate(
         {"workflow": WORKFLOW, "delivery": delivery, "bucket": fields.pop("bucket", None)}
     )
-    return Job(id=id, request=request, **fields)
+    return Job(id=id, request=request, sealer=Sealer(sealed_by) if sealed_by else None, **fields)
 
 
 def make_settings(**changes: Any) -> Settings:
@@ -73,16 +74,16 @@ def run(
     seconds: float = 60,
     notify: Callable[[int, int], None] | None = None,
 ) -> Delivered:
-    """``deliver`` with a deadline ``seconds`` from now."""
+    """A delivery with a deadline ``seconds`` from now."""
     with ExitStack() as stack:
-        return deliver(
-            artifacts,
+        delivery = Delivery(
             job,
             settings,
             fetch=fetch,
             limits=Limits(cancel=cancel or stack.enter_context(Cancel()), deadline=time.monotonic() + seconds),
             notify=notify or (lambda done, total: None),
         )
+        return delivery.deliver(artifacts)
 
 
 def only(delivered: Delivered) -> Output:

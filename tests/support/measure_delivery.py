@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from settee.base.job import Artifact
 from settee.base.sealing import Sealer, generate_key
@@ -60,9 +59,8 @@ def task(what: str, path: Path, server: S3Server, bucket: str) -> Callable[[], o
     artifact = file_artifact(path)
     if what == "s3-fetch":
         artifact = file_artifact(path, path=None, subfolder=str(path))
-    config: dict[str, Any] = {"encryption_key": generate_key()}
-    settings = make_settings(**config) if what == "base64" else bucket_settings(server, bucket, **config)
-    job = make_job("base64" if what == "base64" else "s3", sealed=what == "s3-sealed")
+    settings = make_settings() if what == "base64" else bucket_settings(server, bucket)
+    job = make_job("base64" if what == "base64" else "s3", sealed_by=generate_key() if what == "s3-sealed" else None)
     return lambda: run([artifact], job, settings, fetch=fetch)
 
 

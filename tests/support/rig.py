@@ -21,6 +21,7 @@ from PIL import Image
 from settee.backends.comfy.process import SupervisedServer
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel, Job, Output, Progress, Result, Status
+from settee.base.sealing import Sealer
 from settee.base.settings import Settings, load
 from settee.engine.engine import Engine
 from settee.engine.request import parse
@@ -241,12 +242,12 @@ class Rig:
         if EXTERNAL and '"class_type": "Settee' in json.dumps(graph):
             pytest.skip("needs a node of the embedded server")
         max_result_bytes = request.pop("max_result_bytes", None)
-        sealed = request.pop("sealed", False)
+        key = self.settings.encryption_key if request.pop("sealed", False) else None
         return Job(
             id=f"job-{uuid.uuid4().hex[:8]}",
             request=parse({"workflow": graph, **request}, self.settings),
             max_result_bytes=max_result_bytes,
-            sealed=sealed,
+            sealer=key and Sealer(key.get_secret_value()),
         )
 
     def run(

@@ -320,7 +320,6 @@ def test_a_sealed_jobs_prefix_and_endpoint_are_in_no_log(tmp_path: Path) -> None
     patience, objects.PATIENCE_S = objects.PATIENCE_S, 0.1
     try:
         settings = make_settings(
-            encryption_key=generate_key(),
             bucket_endpoint_url="http://127.0.0.1:9",
             bucket_access_key_id="K",
             bucket_secret_access_key="S",
@@ -329,7 +328,7 @@ def test_a_sealed_jobs_prefix_and_endpoint_are_in_no_log(tmp_path: Path) -> None
         with pytest.raises(DeliveryError):
             run(
                 [file_artifact(tmp_path / "a.png")],
-                make_job({"mode": "s3", "prefix": "private-client"}, sealed=True),
+                make_job({"mode": "s3", "prefix": "private-client"}, sealed_by=generate_key()),
                 settings,
                 seconds=20,
             )

@@ -18,7 +18,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settee.base.errors import ConfigError, DeliveryError, JobCanceled, JobTimeout, OutputMissing, OutputTooLarge
+from settee.base.errors import DeliveryError, JobCanceled, JobTimeout, OutputMissing, OutputTooLarge
 from settee.base.job import Artifact, Cancel, Job, Kind, Output
 from settee.base.sealing import Sealer
 from settee.delivery import plan
@@ -271,7 +271,7 @@ def test_the_estimate_is_never_below_the_real_answer(
         )
         for size, name, node in files
     ] + [text_artifact(text) for text in texts]
-    config = make_settings(encryption_key=KEY)
+    config, key = make_settings(), KEY if sealed else None
 
     def body_bytes(job: Job) -> int:
         answer = as_body(*run(artifacts, job, config))
@@ -279,11 +279,11 @@ def test_the_estimate_is_never_below_the_real_answer(
             answer = {"output": {"encrypted_output": Sealer(KEY).seal(answer)}}
         return len(json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
-    real = body_bytes(make_job(sealed=sealed))
+    real = body_bytes(make_job(sealed_by=key))
     with pytest.raises(OutputTooLarge):
-        run(artifacts, make_job(sealed=sealed, max_result_bytes=real - 1), config)
+        run(artifacts, make_job(sealed_by=key, max_result_bytes=real - 1), config)
     generous = real + 2 * plan.BODY * 4 // 3 + 2 * (len(artifacts) + 1) * (plan.ENTRY + 700)
-    assert body_bytes(make_job(sealed=sealed, max_result_bytes=generous)) <= generous
+    assert body_bytes(make_job(sealed_by=key, max_result_bytes=generous)) <= generous
 
 
 # --- the network volume ------------------------------------------------------------------------------
@@ -373,8 +373,8 @@ def test_when_even_the_names_do_not_fit(volume: Path) -> None:
 def test_files_of_a_sealed_job_lie_on_the_volume_sealed(tmp_path: Path, volume: Path) -> None:
     content = b"private " * 10_000
     artifact = file_artifact(write(tmp_path / "private-name.png", content))
-    job = make_job(sealed=True, max_result_bytes=40_000)
-    delivered = run([artifact], job, make_settings(result_volume_dir=volume, encryption_key=KEY))
+    job = make_job(sealed_by=KEY, max_result_bytes=40_000)
+    delivered = run([artifact], job, make_settings(result_volume_dir=volume))
     output = only(delivered)
     assert output.filename == "private-name.png"
     assert (output.size, output.sha256) == (len(content), hashlib.sha256(content).hexdigest())
@@ -387,12 +387,7 @@ def test_files_of_a_sealed_job_lie_on_the_volume_sealed(tmp_path: Path, volume: 
 
 def test_a_sealed_result_reaches_the_cap_sooner(tmp_path: Path) -> None:
     artifact = file_artifact(write(tmp_path / "a.bin", bytes(60_000)))
-    config = make_settings(encryption_key=KEY)
+    config = make_settings()
     run([artifact], make_job(max_result_bytes=100_000), config)
     with pytest.raises(OutputTooLarge):
-        run([artifact], make_job(max_result_bytes=100_000, sealed=True), config)
-
-
-def test_a_sealed_job_without_a_key_is_never_delivered_in_plain(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ENCRYPTION_KEY"):
-        run([file_artifact(write(tmp_path / "a.bin", b"x"))], make_job(sealed=True), make_settings())
+        run([artifact], make_job(max_result_bytes=100_000, sealed_by=KEY), config)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import struct
+import tempfile
 import time
 import tracemalloc
 import zlib
@@ -223,30 +224,19 @@ def test_a_large_file_is_cleaned_without_a_copy_of_it(tmp_path: Path) -> None:
     assert peak < 1_000_000
 
 
-# --- a file in pieces --------------------------------------------------------------------------------
+# --- parts of a file ---------------------------------------------------------------------------------
 
 
-@given(
-    st.binary(min_size=1, max_size=60),
-    st.lists(st.one_of(st.binary(max_size=9), st.tuples(st.integers(0, 59), st.integers(0, 30))), max_size=6),
-    st.integers(0, 80),
-    st.integers(0, 80),
-)
-def test_pieces_read_like_their_concatenation(data: bytes, parts: list[Any], position: int, length: int) -> None:
-    spans = [part if isinstance(part, bytes) else Span(min(part[0], len(data)), part[1]) for part in parts]
-    spans = [
-        Span(part.offset, min(part.length, len(data) - part.offset)) if isinstance(part, Span) else part
-        for part in spans
-    ]
-    expected = b"".join(
-        data[part.offset : part.offset + part.length] if isinstance(part, Span) else part for part in spans
-    )
-    blob = Blob(data).rearranged([Span(0, 7), Span(7, 60)]).rearranged(spans)
-    assert blob.size == len(expected)
-    assert b"".join(bytes(chunk) for chunk in blob.chunks()) == expected
-    assert blob.read_at(position, length) == expected[position : position + length]
-    twice = blob.rearranged([Span(0, blob.size), b"!", Span(0, blob.size)])
-    assert twice.read_at(0, twice.size) == expected + b"!" + expected
+@given(st.binary(max_size=60), st.integers(0, 80), st.integers(0, 80))
+def test_a_part_is_what_the_file_has_there(data: bytes, position: int, length: int) -> None:
+    expected = data[position : position + length]
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        for blob in (Blob(data), Blob(fd=os.dup(file.fileno()), size=len(data))):
+            assert blob.read_at(position, length) == expected
+            assert b"".join(map(bytes, blob.chunks(Span(position, length)))) == expected
+            blob.close()
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif", "a.bmp"])

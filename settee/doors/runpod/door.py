@@ -235,7 +235,7 @@ class Door:
             request = parse(payload, self.settings, bucket=envelope.get("s3Config"))
             self.make_ready(cancel)
             ran = True
-            done = self._run_engine(request, job_id, cancel, feed, is_sealed=keys is not None)
+            done = self._run_engine(request, job_id, cancel, feed, keys)
             known = _ENVELOPE - envelope.keys()
             ignored = filter(None, (misspelt(str(key), known) for key in envelope.keys() - _ENVELOPE))
             answer = render.result(replace(done, warnings=(*ignored, *done.warnings)))
@@ -247,16 +247,16 @@ class Door:
         return answer
 
     def _run_engine(
-        self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, *, is_sealed: bool
+        self, request: JobRequest, job_id: str, cancel: Cancel, feed: ProgressFeed | None, keys: Sealer | None
     ) -> Result:
         cap = self.max_result_bytes(job_id)
         room = None if cap is None else max(0, cap - ENVELOPE)
 
         def on_progress(event: Progress) -> None:
             if feed is not None and not event.status.is_terminal:
-                feed.offer(render.progress(event, sealed=is_sealed))
+                feed.offer(render.progress(event, sealed=keys is not None))
 
-        job = Job(id=job_id, request=request, max_result_bytes=room, sealed=is_sealed)
+        job = Job(id=job_id, request=request, max_result_bytes=room, sealer=keys)
         done = self.engine.run(job, on_progress, cancel)
         log.info("succeeded: %d output(s) in %.0f ms", len(done.outputs), done.timings.get("total", 0.0))
         return done
