@@ -65,8 +65,8 @@ def usual(folder: Path) -> None:
 
 
 def settee(folder: Path) -> None:
-    wiped = wipe_tree(folder)
-    assert not wiped.left, wiped
+    left = wipe_tree(folder)
+    assert not left, left
 
 
 def seconds(way: Callable[[Path], None], folder: Path, mib: int, files: int) -> float:

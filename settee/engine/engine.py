@@ -145,7 +145,7 @@ class Engine:
 
 
 def _wipe(backend: Backend, when: str) -> None:
-    left = backend.workspace.wipe().left
+    left = backend.workspace.wipe()
     if left:
         log.error("%d files could not be wiped %s", len(left), when)
 
@@ -180,7 +180,7 @@ class JobRun:
         try:
             backend.settle()
             with self._timed("wipe"):
-                left = backend.workspace.open().left
+                left = backend.workspace.open()
             if left:  # an empty workspace, or no job: no job sees what an earlier one left
                 raise StagingError(f"{len(left)} files of an earlier job cannot be removed from the workspace")
             self._report(Status.PREPARING)

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 _ZEROES = memoryview(bytes(1024 * 1024))
@@ -30,36 +29,23 @@ _PASSES = 5
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
-class Wiped:
-    """The result of a wipe."""
-
-    #: Directory entries removed that were not folders: files, links, fifos, sockets, devices.
-    files: int = 0
-    #: Bytes overwritten with zeroes; the holes of a sparse file hold nothing and do not count.
-    bytes: int = 0
-    #: What could not be wiped, relative to the root ("." is the root): still there, or gone but not overwritten.
-    left: tuple[str, ...] = ()
-
-
-def wipe_file(name: str, *, dir_fd: int) -> int:
+def wipe_file(name: str, *, dir_fd: int) -> None:
     """Overwrite the file ``name`` of an open folder with zeroes in place, sync, truncate and unlink it.
 
     Other names of the same file (hard links) lose the bytes as well. Symbolic links, fifos, sockets and devices
-    are only unlinked: never followed, never opened. Returns the bytes overwritten. A file that could not be
-    overwritten is unlinked all the same, so that no later job meets it. Raises OSError for either failure, also
-    FileNotFoundError when there is nothing of that name.
+    are only unlinked: never followed, never opened. A file that could not be overwritten is unlinked all the same, so
+    that no later job meets it. Raises OSError for either failure, also FileNotFoundError when there is nothing of that
+    name.
     """
-    if not stat.S_ISREG(os.lstat(name, dir_fd=dir_fd).st_mode):
-        os.unlink(name, dir_fd=dir_fd)
-        return 0
+    is_file = stat.S_ISREG(os.lstat(name, dir_fd=dir_fd).st_mode)
     try:
-        return _overwrite(name, dir_fd)
+        if is_file:
+            _overwrite(name, dir_fd)
     finally:
         os.unlink(name, dir_fd=dir_fd)
 
 
-def _overwrite(name: str, dir_fd: int) -> int:
+def _overwrite(name: str, dir_fd: int) -> None:
     # O_NONBLOCK and the second look at the type: the name may have become a fifo since the first.
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -69,19 +55,17 @@ def _overwrite(name: str, dir_fd: int) -> int:
         fd = os.open(name, flags, dir_fd=dir_fd)
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            return 0
-        written = _zero(fd, status.st_size)
-        os.fsync(fd)
-        os.ftruncate(fd, 0)
-        return written
+        if stat.S_ISREG(status.st_mode):
+            _zero(fd, status.st_size)
+            os.fsync(fd)
+            os.ftruncate(fd, 0)
     finally:
         os.close(fd)
 
 
-def _zero(fd: int, size: int) -> int:
+def _zero(fd: int, size: int) -> None:
     """Zero every stretch of data within ``size`` bytes. Holes are left: filling them would take memory."""
-    written = position = 0
+    position = 0
     while position < size:
         try:
             position = os.lseek(fd, position, os.SEEK_DATA)
@@ -91,10 +75,7 @@ def _zero(fd: int, size: int) -> int:
                 break
             end = size  # a file system without holes
         while position < end:
-            count = os.pwrite(fd, _ZEROES[: end - position], position)
-            position += count
-            written += count
-    return written
+            position += os.pwrite(fd, _ZEROES[: end - position], position)
 
 
 def _allow_owner(name: str, dir_fd: int) -> None:
@@ -112,8 +93,6 @@ class _Wipe:
 
     def __init__(self, root_fd: int) -> None:
         self.root_fd = root_fd
-        self.files = 0
-        self.bytes = 0
         #: What the present walk could not remove.
         self.left: list[str] = []
         #: Entries that no walk meets again, though it was not overwritten.
@@ -123,15 +102,15 @@ class _Wipe:
         #: Deep folders moved up so far.
         self.moved = 0
 
-    def run(self) -> Wiped:
+    def run(self) -> tuple[str, ...]:
         passes = 0
         while passes < _PASSES:
             self.left, self.progress, moved = [], 0, self.moved
             self.empty(self.root_fd, "", 0)
             if not self.progress:
-                return Wiped(self.files, self.bytes, (*self.gone, *self.left))
+                return (*self.gone, *self.left)
             passes += self.moved == moved
-        return Wiped(self.files, self.bytes, (*self.gone, *self.left, "."))
+        return (*self.gone, *self.left, ".")
 
     def empty(self, fd: int, path: str, depth: int) -> None:
         """Wipe what the open folder ``fd`` holds, called ``path`` (ends with "/", "" for the root)."""
@@ -149,7 +128,7 @@ class _Wipe:
     def file(self, fd: int, name: str, path: str) -> bool:
         """Wipe one entry that was not a folder; return True if that is done with."""
         try:
-            self.bytes += wipe_file(name, dir_fd=fd)
+            wipe_file(name, dir_fd=fd)
         except FileNotFoundError:
             return True  # another process was faster
         except OSError as error:
@@ -162,7 +141,6 @@ class _Wipe:
                 return True
             self.left.append(path + name)
             return False
-        self.files += 1
         return True
 
     def folder(self, fd: int, name: str, path: str, depth: int) -> bool:
@@ -201,20 +179,22 @@ def _open_folder(name: str, dir_fd: int) -> int:
     return fd
 
 
-def wipe_tree(root: Path) -> Wiped:
+def wipe_tree(root: Path) -> tuple[str, ...]:
     """Wipe everything below ``root``, in the memory that the names of one folder take; ``root`` itself stays.
+
+    Returns what could not be wiped, relative to the root ("." is the root): still there, or gone but not overwritten.
 
     Every folder is opened through its parent's descriptor and no link is followed, so nothing outside is touched
     even when another process swaps folders for links meanwhile. The one exception is ``root``: start.sh may have made
     ComfyUI's input a link to the RAM disk, and it is the operator who names it. A missing root is an empty one.
-    Never raises for what it meets in the tree: see :attr:`Wiped.left`.
+    Never raises for what it meets in the tree.
     """
     try:
         fd = os.open(root, _FOLDER)
     except FileNotFoundError:
-        return Wiped()
+        return ()
     except OSError:
-        return Wiped(left=(".",))
+        return (".",)
     try:
         return _Wipe(fd).run()
     finally:

@@ -30,7 +30,7 @@ from settee.base.errors import (
 )
 from settee.base.settings import MIB
 from settee.base.text import shown
-from settee.staging.wipe import Wiped, wipe_file, wipe_tree
+from settee.staging.wipe import wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +170,8 @@ class Workspace:
         """Return the last note of any worker that had these folders."""
         return "" if self._claim is None else os.pread(self._claim, _PART_BYTES, 0).decode(errors="replace")
 
-    def open(self) -> Wiped:
-        """Create the folders that are missing, for this user only, and wipe them all.
+    def open(self) -> tuple[str, ...]:
+        """Create the folders that are missing, for this user only, and :meth:`wipe` them all.
 
         Raises ConfigError when a folder cannot be made or used.
         """
@@ -185,14 +185,15 @@ class Workspace:
                 ) from error
         return self.wipe()
 
-    def wipe(self, *kinds: str) -> Wiped:
-        """Wipe input, output and temp, or only those named; see :func:`settee.staging.wipe.wipe_tree`.
+    def wipe(self, *kinds: str) -> tuple[str, ...]:
+        """Wipe input, output and temp, or only those named; return what is left, by folder.
 
-        ``left`` names start with the folder.
+        See :func:`settee.staging.wipe.wipe_tree`.
         """
-        done = [(kind, wipe_tree(folder)) for kind, folder in self.folders.named() if not kinds or kind in kinds]
-        left = (kind if name == "." else f"{kind}/{name}" for kind, wiped in done for name in wiped.left)
-        return Wiped(sum(wiped.files for _, wiped in done), sum(wiped.bytes for _, wiped in done), tuple(left))
+        folders = [(kind, folder) for kind, folder in self.folders.named() if not kinds or kind in kinds]
+        return tuple(
+            kind if name == "." else f"{kind}/{name}" for kind, folder in folders for name in wipe_tree(folder)
+        )
 
     def path_of(self, folder_type: str, subfolder: str, filename: str) -> tuple[Path, str]:
         """Return the file that ComfyUI's history names, with every link resolved, and its name below that folder.
