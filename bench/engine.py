@@ -112,7 +112,7 @@ def main() -> None:
         engine = Engine(settings)
         engine.start()
         try:
-            engine.wait_ready(120)
+            engine.backend.wait_ready(120)
             _run(engine, settings, args.rounds, "real" if given else "embedded")
         finally:
             engine.close()

@@ -7,7 +7,6 @@ file first: to S3, else to the network volume. When there is neither, the job fa
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from settee.base.errors import OutputTooLarge
 from settee.base.job import Job
+from settee.base.json_io import dumps
 from settee.base.sealing import sealed_size
 from settee.delivery.item import Item
 
@@ -42,12 +42,8 @@ class Place(Enum):
 
 
 def text_size(text: str) -> int:
-    """Return the bytes of a string as the SDK's JSON has it: quoted, escaped, UTF-8."""
-    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-
-
-def base64_size(size: int) -> int:
-    return 4 * -(-size // 3)
+    """Return the bytes of a string in JSON."""
+    return len(dumps(text))
 
 
 def _entry(item: Item) -> int:
@@ -60,7 +56,7 @@ def _entry(item: Item) -> int:
 def _inline(item: Item, size: int) -> int:
     if item.is_text and item.artifact.content is not None:
         return _entry(item) + text_size(item.artifact.content.decode("utf-8", "replace"))
-    return _entry(item) + base64_size(size)
+    return _entry(item) + 4 * -(-size // 3)
 
 
 def _elsewhere(item: Item) -> int:

@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        #: For a door that asks ComfyUI itself: its node registry, its queue, how often it was started again.
+        #: For a door that asks ComfyUI itself: if it answers, its node registry, its queue, how often it was started.
         self.backend = ComfyBackend(settings)
         self._models = ModelStore(settings)
         self._slot, self._closing = threading.Lock(), threading.Event()
@@ -61,15 +61,6 @@ class Engine:
             self.backend.workspace.claim()
             self._claimed = True
             self.backend.claimed()
-
-    def wait_ready(self, timeout_s: float, cancel: Cancel | None = None) -> None:
-        """Wait until ComfyUI answers. Raises ComfyUnavailable with the end of its log."""
-        self.backend.wait_ready(timeout_s, cancel)
-
-    @property
-    def unrecoverable(self) -> bool:
-        """True when ComfyUI cannot be brought back: only a new worker helps."""
-        return self.backend.unrecoverable
 
     @property
     def model_folder(self) -> ModelFolder:

@@ -215,9 +215,9 @@ def _unknown(key: Any, *, hinted: bool) -> Problem:
         return {"path": key, "problem": _ELSEWHERE[key]}
     if not hinted:
         return {"path": str(key)[:100], "problem": "unknown key"}
-    near = difflib.get_close_matches(str(key)[:100], KEYS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(KEYS)}"
-    return {"path": str(key)[:100], "problem": f"unknown key; {hint}"}
+    if near := difflib.get_close_matches(str(key)[:100], KEYS, n=1):
+        return {"path": str(key)[:100], "problem": "unknown key", "near": near}
+    return {"path": str(key)[:100], "problem": f"unknown key; known keys: {', '.join(KEYS)}"}
 
 
 def _problem(item: Any) -> Problem:

@@ -20,10 +20,10 @@ def _shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture
 def rig(_shared_rig: Rig) -> Iterator[Rig]:
     """A supervised embedded ComfyUI, shared by a module's tests; clean and healthy before and after each."""
-    _shared_rig.engine.wait_ready(20)
+    _shared_rig.engine.backend.wait_ready(20)
     yield _shared_rig
     _shared_rig.stop_runs()
-    _shared_rig.engine.wait_ready(20)
+    _shared_rig.engine.backend.wait_ready(20)
     _shared_rig.clear_faults()
     assert _shared_rig.is_idle()
     assert files_below(*_shared_rig.folders) == []

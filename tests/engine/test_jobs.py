@@ -235,7 +235,7 @@ def test_cancel_of_a_node_that_does_not_listen_costs_comfyui_a_restart(rig: Rig)
     run.cancel.set()
     with pytest.raises(JobCanceled):
         run.end()
-    rig.engine.wait_ready(20)
+    rig.engine.backend.wait_ready(20)
     assert rig.server.generation == generation + 1
     assert rig.run(empty(28)).outputs
 
@@ -345,9 +345,9 @@ def test_a_comfyui_that_never_starts_shows_the_end_of_its_log(tmp_path: Path) ->
     rig.engine.start()
     try:
         with pytest.raises(ComfyUnavailable, match="does not start") as caught:
-            rig.engine.wait_ready(30)
+            rig.engine.backend.wait_ready(30)
         assert any("Error" in line for line in caught.value.details["log"])
-        assert rig.engine.unrecoverable
+        assert rig.engine.backend.unrecoverable
         with pytest.raises(ComfyUnavailable):
             rig.run(empty())
     finally:

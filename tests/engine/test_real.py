@@ -81,7 +81,7 @@ def real(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig = Rig(tmp_path_factory.mktemp("real"), embedded=True, **where, **waits)
     rig.engine.start()
     try:
-        rig.engine.wait_ready(120)
+        rig.engine.backend.wait_ready(120)
         yield rig
     finally:
         rig.engine.close()

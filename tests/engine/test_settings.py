@@ -100,7 +100,7 @@ def test_a_comfyui_that_dies_for_good_makes_the_worker_unrecoverable(tmp_path: P
         rig.send_signal(signal.SIGKILL)
         with pytest.raises(ComfyUnavailable, match="did not come back"):
             run.end()
-        assert rig.engine.unrecoverable
+        assert rig.engine.backend.unrecoverable
 
 
 def test_files_of_somebody_else_outlive_a_worker_that_was_pointed_at_them(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class Rig:
     def __enter__(self) -> Rig:
         self.engine.start()
         try:
-            self.engine.wait_ready(30)
+            self.engine.backend.wait_ready(30)
         except BaseException:
             self.engine.close()
             raise

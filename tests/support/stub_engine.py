@@ -27,7 +27,7 @@ class StubEngine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.unrecoverable = False
+        self.unrecoverable, self.backend = False, self
         self.started = self.closed = False
         #: Ids in the order in which jobs began, and in which they ended.
         self.began: list[str] = []

@@ -265,7 +265,7 @@ def test_warnings_count_towards_the_cap(tmp_path: Path) -> None:
             high = middle
     assert best is not None
     done = Result(job_id="j", status=Status.SUCCEEDED, outputs=best.outputs, warnings=best.warnings)
-    assert len(render.encode(render.message(render.result(done)))) <= cap
+    assert len(render.Body(render.message(render.result(done)))) <= cap
 
 
 # --- Logs --------------------------------------------------------------------------------------------------

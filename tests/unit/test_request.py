@@ -71,7 +71,7 @@ def test_all_mistakes_at_once(settings: Settings) -> None:
     assert {"imges", "workflow.1", "images.0.data", "images.1.extra", "delivery.mode", "timeout_s"} <= set(
         paths(caught.value)
     )
-    assert "did you mean 'images'" in str(caught.value.details)
+    assert "'near': ['images']" in str(caught.value.details)
 
 
 @pytest.mark.parametrize(

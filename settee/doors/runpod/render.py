@@ -10,16 +10,14 @@ RunPod's own envelope (id, s3Config, webhook, policy) and an error's code stay o
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from settee.base.errors import InvalidRequest, OutputTooLarge, SetteeError
 from settee.base.job import Kind, Output, Progress, Result
+from settee.base.json_io import dumps
 from settee.base.settings import Settings
 
 if TYPE_CHECKING:
@@ -166,16 +164,8 @@ def message(answer: dict[str, Any]) -> dict[str, Any]:
     return posted
 
 
-def encode(value: Any) -> bytes:
-    """Return JSON in UTF-8. orjson takes no integer beyond 64 bits, which a caller's own values may contain."""
-    try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return json.dumps(value, default=str, ensure_ascii=False).encode("utf-8", "replace")
-
-
 class Body:
-    """A value as the JSON that :func:`encode` makes, of whose long strings no more than a piece is held at a time.
+    """A value as JSON, of whose long strings no more than a piece is held at a time.
 
     An answer's base64 is there as text already; as one body it would be there twice. ``len()`` is the size in bytes.
     """
@@ -193,7 +183,7 @@ class Body:
             return [cut(entry) for entry in part] if isinstance(part, list) else part
 
         #: What stands around the long strings, in their order.
-        self._around = encode(cut(value)).split(mark.encode())
+        self._around = dumps(cut(value)).split(mark.encode())
         self._size = sum(map(len, self.pieces()))
 
     def __len__(self) -> int:
@@ -203,7 +193,7 @@ class Body:
         yield self._around[0]
         for text, after in zip(self._long, self._around[1:], strict=True):
             for at in range(0, len(text), _PIECE):
-                yield encode(text[at : at + _PIECE])[1:-1]
+                yield dumps(text[at : at + _PIECE])[1:-1]
             yield after
 
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MakeEngine = Callable[[Settings], "Engine"]
-
 
 class Signals:
     """SIGTERM and SIGINT around those who also handle them: the SDK's loop and the local API's server, which install
@@ -90,9 +88,9 @@ class Signals:
 class Worker:
     """One process's engine, door and signals."""
 
-    def __init__(self, settings: Settings, make_engine: MakeEngine | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.door = Door((make_engine or _engine)(settings), settings)
+        self.door = Door(_engine(settings), settings)
         self._signals: Signals | None = None
         self._starting = Cancel()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,7 +121,7 @@ class Worker:
         try:
             if self.door.waits_ready:
                 await asyncio.wrap_future(self.door.submit_ready(self._starting))
-            elif self.door.engine.unrecoverable:
+            elif self.door.engine.backend.unrecoverable:
                 self._await_comfyui()
             else:
                 self._watch_start()
@@ -135,7 +133,7 @@ class Worker:
         self._signals.hold()
 
     def _await_comfyui(self) -> None:
-        self.door.engine.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
+        self.door.engine.backend.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
 
     def _watch_start(self) -> None:
         """Wait for ComfyUI next to the first jobs; without it this worker takes no more, and exits with 1."""
@@ -202,7 +200,7 @@ class Worker:
             self.door.retire = partial(os.kill, os.getpid(), signal.SIGTERM)
             self._watch_start()
         runpod.serverless.start({"handler": self.handle})
-        if self._failed or self.door.engine.unrecoverable:
+        if self._failed or self.door.engine.backend.unrecoverable:
             raise SystemExit(1)
 
     def _check_fitness(self, rp_fitness: Any) -> None:
@@ -321,7 +319,7 @@ async def handler(job: dict[str, Any]) -> Answer:
     return await _worker.handle(job)
 
 
-def main(make_engine: MakeEngine | None = None) -> None:
+def main() -> None:
     """Run a worker until it is told to stop. Exits with a line that says what to set when a setting is wrong."""
     is_demo = _own_arguments().demo
     try:
@@ -332,6 +330,6 @@ def main(make_engine: MakeEngine | None = None) -> None:
                 port = _sdk_arguments()[0].rp_api_port
                 url = f" --url http://127.0.0.1:{port}" if port != 8000 else ""
                 log.info("try: settee-client workflows/invert.json --img workflows/example.png%s", url)
-            Worker(settings, make_engine).serve()
+            Worker(settings).serve()
     except ConfigError as error:
         sys.exit("\n".join(f"settee: {line}" for line in error.lines()))
