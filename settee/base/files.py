@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -20,6 +20,15 @@ WAIT_S = 2.0
 _CHUNK = 1024 * 1024
 #: What file systems answer, network ones mostly, that have no such thing as syncing a folder.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EROFS)
+
+
+@contextlib.contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
+    """Close an open file or folder when it is done with."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def write_whole(
@@ -39,16 +48,11 @@ def write_whole(
     chunks = (content,) if isinstance(content, bytes) else content
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        fd = os.open(part, flags, mode)
-        try:
+        with closing_fd(os.open(part, flags, mode)) as fd:
             for chunk in chunks:
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(fd, view) :]
+                write_all(fd, chunk)
             if is_lasting:
                 os.fsync(fd)
-        finally:
-            os.close(fd)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -58,14 +62,19 @@ def write_whole(
         sync_folder(Path(path).parent)
 
 
+def write_all(fd: int, chunk: bytes | memoryview) -> None:
+    """Write all of a chunk. Raises OSError."""
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in the folder last, where its file system can. Raises OSError of a broken disk."""
     try:
-        fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0))
-        try:
+        flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+        with closing_fd(os.open(folder, flags)) as fd:
             os.fsync(fd)
-        finally:
-            os.close(fd)
     except OSError as error:
         if error.errno not in _NO_SYNC:
             raise

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge, StagingError, UnsafePath
+from settee.base.files import closing_fd
 from settee.base.job import Limits
 from settee.base.json_io import BadData, decode_base64, decode_data_uri
 from settee.base.settings import MIB, Settings
@@ -277,11 +278,8 @@ def _open_below(folder: Path, name: str) -> FileIO:
     if ".." in inside.parts:
         raise UnsafePath(f"the volume's file {shown(name)} is a link that leaves the folder of INPUT_VOLUME_DIR")
     try:
-        folder_fd = open_folder(root, inside.parts[:-1])
-        try:
+        with closing_fd(open_folder(root, inside.parts[:-1])) as folder_fd:
             fd = os.open(inside.name or ".", _FILE, dir_fd=folder_fd)
-        finally:
-            os.close(folder_fd)
     except OSError as error:
         if not os.path.isdir(root):
             raise StagingError(

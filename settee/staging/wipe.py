@@ -17,6 +17,8 @@ import os
 import stat
 from pathlib import Path
 
+from settee.base.files import closing_fd
+
 _ZEROES = memoryview(bytes(1024 * 1024))
 
 #: Folders within folders that are open at once; deeper ones are moved up first, so that a tree of any depth
@@ -48,19 +50,12 @@ def wipe_file(name: str, *, dir_fd: int) -> None:
 def _overwrite(name: str, dir_fd: int) -> None:
     # O_NONBLOCK and the second look at the type: the name may have become a fifo since the first.
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, dir_fd=dir_fd)
-    except PermissionError:
-        _allow_owner(name, dir_fd)
-        fd = os.open(name, flags, dir_fd=dir_fd)
-    try:
+    with closing_fd(_open(name, flags, dir_fd)) as fd:
         status = os.fstat(fd)
         if stat.S_ISREG(status.st_mode):
             _zero(fd, status.st_size)
             os.fsync(fd)
             os.ftruncate(fd, 0)
-    finally:
-        os.close(fd)
 
 
 def _zero(fd: int, size: int) -> None:
@@ -78,14 +73,15 @@ def _zero(fd: int, size: int) -> None:
             position += os.pwrite(fd, _ZEROES[: end - position], position)
 
 
-def _allow_owner(name: str, dir_fd: int) -> None:
-    """Give the owner every right to a file or folder of ours, without following a link."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+def _open(name: str, flags: int, dir_fd: int) -> int:
+    """Open a file or folder; one of ours that may not be opened gets every right for its owner first."""
     try:
-        # fchmod refuses O_PATH descriptors; this address leads to the open file itself, whatever its name is now.
-        os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    finally:
-        os.close(fd)
+        return os.open(name, flags, dir_fd=dir_fd)
+    except PermissionError:
+        with closing_fd(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)) as fd:
+            # fchmod refuses O_PATH descriptors; this address leads to the open file itself, whatever its name is now.
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+        return os.open(name, flags, dir_fd=dir_fd)
 
 
 class _Wipe:
@@ -150,11 +146,12 @@ class _Wipe:
                 self.moved += 1
                 os.rename(name, f".wiped-{self.moved}", src_dir_fd=fd, dst_dir_fd=self.root_fd)
                 return True
-            child = _open_folder(name, fd)
-            try:
+            # Never what a link leads to.
+            with closing_fd(_open(name, _FOLDER | os.O_NOFOLLOW, fd)) as child:
+                if os.fstat(child).st_mode & 0o300 != 0o300:
+                    with contextlib.suppress(PermissionError):
+                        os.fchmod(child, 0o700)
                 self.empty(child, f"{path}{name}/", depth + 1)
-            finally:
-                os.close(child)
             os.rmdir(name, dir_fd=fd)
         except FileNotFoundError:
             return True
@@ -164,19 +161,6 @@ class _Wipe:
             self.left.append(path + name)
             return False
         return True
-
-
-def _open_folder(name: str, dir_fd: int) -> int:
-    """Return a descriptor of a folder, never of what a link leads to, with the right to remove what is in it."""
-    try:
-        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
-    except PermissionError:
-        _allow_owner(name, dir_fd)
-        fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=dir_fd)
-    if os.fstat(fd).st_mode & 0o300 != 0o300:
-        with contextlib.suppress(PermissionError):
-            os.fchmod(fd, 0o700)
-    return fd
 
 
 def wipe_tree(root: Path) -> tuple[str, ...]:
@@ -195,7 +179,5 @@ def wipe_tree(root: Path) -> tuple[str, ...]:
         return ()
     except OSError:
         return (".",)
-    try:
+    with closing_fd(fd):
         return _Wipe(fd).run()
-    finally:
-        os.close(fd)

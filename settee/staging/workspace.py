@@ -28,6 +28,7 @@ from settee.base.errors import (
     StagingError,
     UnsafePath,
 )
+from settee.base.files import closing_fd, write_all
 from settee.base.settings import MIB
 from settee.base.text import shown
 from settee.staging.wipe import wipe_file, wipe_tree
@@ -256,25 +257,18 @@ class Workspace:
         PayloadTooLarge over ``max_bytes``, InvalidRequest when the name is taken, NoSpace.
         """
         relative = safe_relative(name)
-        try:
+        with _writing(name):
             folder_fd = open_folder(self.folders.input, relative.parts[:-1], make=True)
-        except OSError as error:
-            raise _write_error(name, error) from error
-        try:
-            try:
+        with closing_fd(folder_fd):
+            with _writing(name):
                 fd = os.open(relative.name, _NEW_FILE, 0o600, dir_fd=folder_fd)
-            except OSError as error:
-                raise _write_error(name, error) from error
             try:
-                _copy(chunks, fd, name, max_bytes)
+                with closing_fd(fd):
+                    _copy(chunks, fd, name, max_bytes)
             except BaseException:
                 with contextlib.suppress(OSError):
                     wipe_file(relative.name, dir_fd=folder_fd)
                 raise
-            finally:
-                os.close(fd)
-        finally:
-            os.close(folder_fd)
         return self.folders.input / relative
 
 
@@ -282,13 +276,11 @@ def open_folder(root: str | Path, parts: Sequence[str], *, make: bool = False) -
     """Return a descriptor of a folder below ``root``; no link below that is followed. Raises OSError."""
     fd = os.open(root, _FOLDER & ~os.O_NOFOLLOW)
     for part in parts:
-        try:
+        with closing_fd(fd):
             if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=fd)
             child = os.open(part, _FOLDER, dir_fd=fd)
-        finally:
-            os.close(fd)
         fd = child
     return fd
 
@@ -301,18 +293,13 @@ def is_being_written(path: Path) -> bool:
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # Who opens the file while the lease is ours has this signal sent to us: SIGIO, its default, would end us.
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        return False
+        with closing_fd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            # Who opens the file while the lease is ours has this signal sent to us: SIGIO, its default, would end us.
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return error.errno == errno.EAGAIN
-    finally:
-        os.close(fd)
+    return False
 
 
 def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: int) -> None:
@@ -321,27 +308,25 @@ def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: i
         total += len(chunk)
         if total > max_bytes:
             raise PayloadTooLarge(f"the file {shown(name)} is over MAX_FILE_MB ({max_bytes / MIB:g} MiB)")
-        view = memoryview(chunk)
-        try:
-            while view:
-                view = view[os.write(fd, view) :]
-        except OSError as error:
-            raise _write_error(name, error) from error
-    try:
+        with _writing(name):
+            write_all(fd, chunk)
+    with _writing(name):
         os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Raise our error for what goes wrong while a file is made; the host's path stays in the cause."""
+    try:
+        yield
     except OSError as error:
-        raise _write_error(name, error) from error
-
-
-def _write_error(name: str, error: OSError) -> Exception:
-    """Return our error for what went wrong while a file was made; the host's path stays in the cause."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(
-            f"no space left for the input file {shown(name)}: send less, or give the worker a larger RAM disk "
-            "(docker run --shm-size) or a WORKSPACE_DIR on a larger disk"
-        )
-    if error.errno == errno.EEXIST:
-        return InvalidRequest(f"the input file {shown(name)} is given twice")
-    if error.errno in (errno.ENOTDIR, errno.ELOOP):
-        return UnsafePath(f"the file name {shown(name)} goes through something that is not a folder")
-    return StagingError(f"the input file {shown(name)} cannot be written ({error.strerror})")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"no space left for the input file {shown(name)}: send less, or give the worker a larger RAM disk "
+                "(docker run --shm-size) or a WORKSPACE_DIR on a larger disk"
+            ) from error
+        if error.errno == errno.EEXIST:
+            raise InvalidRequest(f"the input file {shown(name)} is given twice") from error
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise UnsafePath(f"the file name {shown(name)} goes through something that is not a folder") from error
+        raise StagingError(f"the input file {shown(name)} cannot be written ({error.strerror})") from error
