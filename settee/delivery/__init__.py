@@ -164,13 +164,13 @@ def _inline(items: Sequence[Item], delivery: Delivery) -> list[Output]:
 
 
 def _to_s3(items: Sequence[Item], delivery: Delivery) -> list[Output]:
-    from settee.delivery.to_s3 import upload
+    from settee.delivery.to_s3 import Upload
 
     # Again: the name may have been pointed elsewhere while the job ran.
     bucket = delivery.job.request.bucket
     if bucket is not None and (problem := _endpoint_problem(bucket, delivery.settings)):
         raise DeliveryError(f"s3Config.endpointUrl {problem}")
-    return upload(items, delivery)
+    return Upload(delivery).run(items)
 
 
 def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:

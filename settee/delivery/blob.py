@@ -72,7 +72,7 @@ class Blob:
     def chunks(self, span: Span | None = None) -> Iterator[memoryview]:
         """Give all bytes, or a part, in chunks of CHUNK (the last is shorter), each valid until the next is taken."""
         position, end = (0, self.size) if span is None else (span.offset, min(sum(span), self.size))
-        buffer = memoryview(bytearray(min(CHUNK, end - position)))
+        buffer = memoryview(bytearray(max(0, min(CHUNK, end - position))))
         while position < end:
             count = self.read_into(buffer[: end - position], position)
             yield buffer[:count]

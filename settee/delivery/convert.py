@@ -18,6 +18,8 @@ from settee.delivery.blob import Blob, Prepared, Window
 if TYPE_CHECKING:
     from PIL import Image
 
+    from settee.engine.request import Delivery
+
 #: Format → suffix, media type, longest side in pixels.
 FORMATS: dict[str, tuple[str, str, int]] = {
     "png": (".png", "image/png", 2**31 - 1),
@@ -37,21 +39,14 @@ class NotConverted(Exception):
     """Why an image stays as it is; to follow its name in a warning."""
 
 
-def convert(
-    blob: Blob,
-    filename: str,
-    *,
-    image_format: str,
-    quality: int | None = None,
-    strip_metadata: bool = False,
-    max_pixels: int,
-    warnings: list[str],
-) -> Prepared:
-    """Return the image in ``image_format`` (png | jpeg | webp), or raise NotConverted. The blob is only read.
+def convert(blob: Blob, filename: str, wanted: Delivery, max_pixels: int, warnings: list[str]) -> Prepared:
+    """Return the image in the format that is ``wanted``, or raise NotConverted. The blob is only read.
 
-    Colour profiles stay, the orientation is applied to the pixels, and unless ``strip_metadata`` the prompt and the
+    Colour profiles stay, the orientation is applied to the pixels, and unless metadata is to go the prompt and the
     workflow move along; ``warnings`` get what did not. PNGs are lossless whatever ``quality`` says.
     """
+    image_format, strip_metadata = wanted.image_format, wanted.strip_metadata
+    assert image_format is not None
     suffix, media_type, longest = FORMATS[image_format]
     with _opened(blob, max_pixels) as image:
         if max(image.size) > longest:
@@ -67,7 +62,7 @@ def convert(
         if image_format == "png":
             options["compress_level"] = _PNG_LEVEL
         else:
-            options["quality"] = quality or DEFAULT_QUALITY
+            options["quality"] = wanted.quality or DEFAULT_QUALITY
         out = io.BytesIO()
         try:
             pixels.save(out, format=image_format.upper(), **options)

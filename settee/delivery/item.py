@@ -56,7 +56,9 @@ class Item:
             is_image, strips = self.artifact.kind is Kind.IMAGE, self.delivery.wanted.strip_metadata
             if is_image and isinstance(prepared.content, Stream) and (strips or self.is_converted):
                 prepared.content = Blob(b"".join(prepared.content.chunks()))
-            is_made = self.is_converted and self._convert(prepared)
+            if is_made := self.is_converted and (converted := self._converted(prepared)) is not None:
+                prepared.content.close()
+                prepared = converted
             if strips and not self.is_text:
                 self._strip(prepared)
         except BaseException:
@@ -108,29 +110,17 @@ class Item:
                 retryable=True,
             )
 
-    def _convert(self, prepared: Prepared) -> bool:
-        """Put the image in the format asked for; return False, with a warning, where it stays as it is."""
-        from settee.delivery.convert import NotConverted, convert
+    def _converted(self, prepared: Prepared) -> Prepared | None:
+        """Return the image in the format asked for; None, with a warning, where it stays as it is."""
+        from settee.delivery import convert
 
-        wanted = self.delivery.wanted
-        assert wanted.image_format is not None
+        wanted, name = self.delivery.wanted, prepared.filename
         assert isinstance(prepared.content, Blob)
         try:
-            done = convert(
-                prepared.content,
-                prepared.filename,
-                image_format=wanted.image_format,
-                quality=wanted.quality,
-                strip_metadata=wanted.strip_metadata,
-                max_pixels=self.delivery.settings.max_pixels,
-                warnings=self.warnings,
-            )
-        except NotConverted as reason:
-            self.warnings.append(f"{prepared.filename} was not converted to {wanted.image_format}: it {reason}")
-            return False
-        prepared.content.close()
-        prepared.content, prepared.filename, prepared.media_type = done.content, done.filename, done.media_type
-        return True
+            return convert.convert(prepared.content, name, wanted, self.delivery.settings.max_pixels, self.warnings)
+        except convert.NotConverted as reason:
+            self.warnings.append(f"{name} was not converted to {wanted.image_format}: it {reason}")
+            return None
 
     def _strip(self, prepared: Prepared) -> None:
         from settee.delivery.strip import Unreadable, strip

@@ -47,15 +47,6 @@ CLEAN_UP_S = 5.0
 GRACE_S = 5.0
 
 
-def upload(items: Sequence[Item], delivery: Delivery) -> list[Output]:
-    """Upload the items; for a sealed job, each as one Fernet token. Their Outputs have type "s3_url".
-
-    Raises DeliveryError (also for S3's errors), OutputMissing, and what checking and fetching raise. The files that
-    were already up are deleted then, as far as S3 permits it.
-    """
-    return _Upload(delivery).run(items)
-
-
 @dataclass
 class _File:
     """A file on its way. ``prepared`` has no content any more: its descriptor is closed after the last request."""
@@ -66,7 +57,9 @@ class _File:
     digest: Digest
 
 
-class _Upload:
+class Upload:
+    """One job's files on their way to its bucket."""
+
     def __init__(self, delivery: Delivery) -> None:
         assert delivery.target is not None
         self._delivery = delivery
@@ -80,6 +73,11 @@ class _Upload:
         self._open: weakref.WeakSet[Blob | Stream] = weakref.WeakSet()
 
     def run(self, items: Sequence[Item]) -> list[Output]:
+        """Upload the items; for a sealed job, each as one Fernet token. Their Outputs have type "s3_url".
+
+        Raises DeliveryError (also for S3's errors), OutputMissing, and what checking and fetching raise. The files that
+        were already up are deleted then, as far as S3 permits it.
+        """
         try:
             with _explained(self._target, self._job):
                 self._bucket = Bucket(self._target, self._stop)

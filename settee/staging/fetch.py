@@ -125,13 +125,8 @@ def download_all(
     The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched, PayloadTooLarge,
     JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being written any more.
     """
-    downloads = _Downloads(sink, timeout_s, max_bytes)
-
-    def check() -> None:
-        limits.check()
-        downloads.check()
-
-    pool = Pool(_THREADS, check, name="settee-download")
+    downloads = _Downloads(sink, limits, timeout_s, max_bytes)
+    pool = Pool(_THREADS, downloads.check, name="settee-download")
     try:
         for remote in remotes:
             pool.submit(partial(downloads.download, remote), then=partial(on_done, remote))
@@ -144,10 +139,8 @@ def download_all(
 class _Downloads:
     """Downloads, each in a thread. One that waits for a name server is left alone at the end, and writes nothing."""
 
-    def __init__(self, sink: Sink, timeout_s: float, max_bytes: int) -> None:
-        self._sink = sink
-        self._timeout_s = timeout_s
-        self._max_bytes = max_bytes
+    def __init__(self, sink: Sink, limits: Limits, timeout_s: float, max_bytes: int) -> None:
+        self._sink, self._limits, self._timeout_s, self._max_bytes = sink, limits, timeout_s, max_bytes
         self._lock = threading.Condition()
         self._stopped = threading.Event()
         #: Until when each running download may take.
@@ -158,7 +151,8 @@ class _Downloads:
         self._writing = 0
 
     def check(self) -> None:
-        """Raise DownloadFailed for a download that takes too long."""
+        """Raise DownloadFailed for a download that takes too long, and what the job's limits do."""
+        self._limits.check()
         with self._lock:
             late = [remote for remote, until in self._until.items() if time.monotonic() >= until]
         if late:

@@ -132,9 +132,9 @@ def test_conversions_that_are_only_measured_stop_as_well(
     done: list[str] = []
     real = convert.convert
 
-    def counted(content: Any, filename: str, **options: Any) -> Any:
+    def counted(content: Any, filename: str, *options: Any) -> Any:
         done.append(filename)
-        return real(content, filename, **options)
+        return real(content, filename, *options)
 
     monkeypatch.setattr(convert, "convert", counted)
     Image.effect_noise((1200, 1200), 80).convert("RGB").save(tmp_path / "0.png", compress_level=1)

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from settee.base import logs
@@ -211,7 +212,8 @@ class Door:
             return {**render.error(stuck), "refresh_worker": True}
         loop = asyncio.get_running_loop()
         cancel = Cancel()
-        feed = self._feed(job_id)
+        post, interval_s = self.post_progress, self.settings.progress_interval_s
+        feed = None if post is None else ProgressFeed(partial(post, job_id), interval_s)
         # Before its thread starts: a signal that comes in between must find it.
         self._running.add(cancel)
         try:
@@ -240,12 +242,6 @@ class Door:
         if answer.get("refresh_worker"):
             self.on_spent()
         return answer
-
-    def _feed(self, job_id: str) -> ProgressFeed | None:
-        post = self.post_progress
-        if post is None:
-            return None
-        return ProgressFeed(lambda update: post(job_id, update), self.settings.progress_interval_s)
 
     async def _outlast(self, work: Future[Answer]) -> None:
         """Wait for the engine's thread, whatever else is cancelled meanwhile; give the worker up if it never ends."""
