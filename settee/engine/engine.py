@@ -238,15 +238,8 @@ class JobRun:
         if not request.images and not request.files:
             return ()
         self._report(Status.MATERIALIZING)
-        return stage(
-            request.files,
-            request.images,
-            self._backend.workspace,
-            self._settings,
-            limits=self._limits,
-            bucket=request.bucket,
-            notify=self._counts(Status.MATERIALIZING),
-        )
+        counts = self._counts(Status.MATERIALIZING)
+        return stage(request, self._backend.workspace, self._settings, limits=self._limits, notify=counts)
 
     def _await_models(self, order: Order) -> None:
         """Every model that the workflow names is in place, whole, and stays there until the job has ended."""

@@ -87,10 +87,9 @@ def looks_like_image(head: bytes) -> bool:
     return _format(head) not in (None, "HEIC", "web page")
 
 
-def unloadable(path: Path) -> str | None:
-    """Return why ComfyUI's own loaders make nothing, or half a picture, of a file; None where they know its format."""
-    with path.open("rb") as file:
-        known = _format(file.read(HEAD))
+def unloadable(head: bytes) -> str | None:
+    """Return why ComfyUI's own loaders make nothing, or half a picture, of a file that starts so; else None."""
+    known = _format(head)
     return f"this {known} {_REFUSED[known]}" if known in _REFUSED else None
 
 

@@ -30,11 +30,11 @@ from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
 from settee.staging import fetch
 from settee.staging.fetch import Remote
-from settee.staging.images import HEAD, check_image, looks_like_image
+from settee.staging.images import HEAD, check_image, looks_like_image, unloadable
 from settee.staging.workspace import Workspace, open_folder, safe_relative
 
 if TYPE_CHECKING:
-    from settee.engine.request import Bucket, InputFile
+    from settee.engine.request import InputFile, JobRequest
 
 _DATA_URI = re.compile(r"data:([^,]{0,1024}),", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15}):/")
@@ -45,17 +45,17 @@ _MAX_NEAR = 2000
 
 @dataclass(frozen=True)
 class Staged:
-    """An input file in its place. Width and height (pixels) where it was checked as an image."""
+    """An input file in its place."""
 
     name: str
     path: Path
     #: Bytes.
     size: int
-    width: int | None = None
-    height: int | None = None
-    changed_ns: int = field(default=0, compare=False)
+    changed_ns: int
     #: Hex.
-    sha256: str = field(default="", compare=False)
+    sha256: str
+    #: Why ComfyUI's own loaders make nothing, or half a picture, of it.
+    unloadable: str | None
 
     def is_as_it_came(self) -> bool:
         """False once a node has written to it, or has taken it away."""
@@ -67,28 +67,24 @@ class Staged:
 
 
 def stage(
-    files: Sequence[InputFile],
-    images: Sequence[InputFile],
+    request: JobRequest,
     workspace: Workspace,
     settings: Settings,
     *,
     limits: Limits,
-    bucket: Bucket | None = None,
-    notify: Callable[[int, int], None] | None = None,
+    notify: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Staged, ...]:
     """Write a job's input files; returns them in order, ``files`` first.
 
-    ``bucket``: the caller's own S3 credentials. ``notify(done, total)`` is called after each file. Raises
-    InvalidRequest (UnsafePath or PayloadTooLarge when it is all that) with every problem of a stage, DownloadFailed,
-    NoSpace, JobTimeout, JobCanceled.
+    ``notify(done, total)`` is called after each file. Raises InvalidRequest (UnsafePath or PayloadTooLarge when it is
+    all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
     """
-    everything = [*files, *images]
-    _check_names([file.name for file in everything])
-    pictures = frozenset(image.name for image in images)
-    staging = _Staging(workspace, settings, limits, bucket, len(everything), notify, pictures)
-    staging.write_inline(everything)
+    files = (*request.files, *request.images)
+    _check_names([file.name for file in files])
+    staging = _Staging(request, files, workspace, settings, limits, notify)
+    staging.write_inline()
     staging.download()
-    return tuple(staging.done[file.name] for file in everything)
+    return tuple(staging.done[file.name] for file in files)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -121,13 +117,12 @@ def _check_names(names: Sequence[str]) -> None:
 class _Staging:
     """One job's input files on their way."""
 
+    request: JobRequest
+    files: Sequence[InputFile]
     workspace: Workspace
     settings: Settings
     limits: Limits
-    bucket: Bucket | None
-    total: int
-    notify: Callable[[int, int], None] | None
-    images: frozenset[str]
+    notify: Callable[[int, int], None]
     done: dict[str, Staged] = field(default_factory=dict)
     remotes: list[Remote] = field(default_factory=list)
     #: SHA-256 of what was written, by name: found on the way, no file is read again for it.
@@ -138,9 +133,9 @@ class _Staging:
     def max_bytes(self) -> int:
         return int(self.settings.max_file_mb * MIB)
 
-    def write_inline(self, files: Sequence[InputFile]) -> None:
+    def write_inline(self) -> None:
         """Decode and write what came with the request; what must be fetched is only noted."""
-        for file in files:
+        for file in self.files:
             self.limits.check()
             with self._noting(file.name):
                 chunks = self._source(file)
@@ -217,7 +212,7 @@ class _Staging:
             if kind in ("http", "https"):
                 self.remotes.append(fetch.web(file.name, address, self.settings))
             elif kind == "s3":
-                self.remotes.append(fetch.s3(file.name, address, self.settings, self.bucket))
+                self.remotes.append(fetch.s3(file.name, address, self.settings, self.request.bucket))
             else:
                 raise ValueError(
                     f"{kind}:// addresses are not fetched: give base64, data:, http(s)://, s3:// or volume://"
@@ -254,12 +249,12 @@ class _Staging:
         """Check a file that has been written, and count it."""
         now = path.stat()
         with path.open("rb") as file:
-            # LoadImage goes by the first bytes as well, whatever the name's suffix is.
-            is_image = name in self.images or looks_like_image(file.read(HEAD))
-        width, height = check_image(path, self.settings.max_pixels) if is_image else (None, None)
-        self.done[name] = Staged(name, path, now.st_size, width, height, now.st_mtime_ns, self._digests[name])
-        if self.notify is not None:
-            self.notify(len(self.done), self.total)
+            head = file.read(HEAD)
+        # LoadImage goes by the first bytes as well, whatever the name's suffix is.
+        if looks_like_image(head) or any(image.name == name for image in self.request.images):
+            check_image(path, self.settings.max_pixels)
+        self.done[name] = Staged(name, path, now.st_size, now.st_mtime_ns, self._digests[name], unloadable(head))
+        self.notify(len(self.done), len(self.files))
 
 
 #: A FIFO would be waited for.

@@ -16,7 +16,7 @@ from PIL import Image
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
-from settee.engine.request import InputFile
+from settee.engine.request import Bucket, InputFile, JobRequest
 from settee.staging.inputs import Staged, stage
 from settee.staging.workspace import Folders, Workspace
 
@@ -31,6 +31,17 @@ PNG = png()
 PNG64 = base64.b64encode(PNG).decode()
 
 
+def request(
+    files: dict[str, str] | None = None, images: dict[str, str] | None = None, bucket: Bucket | None = None
+) -> JobRequest:
+    """Names and data, whatever they are, as a request has them."""
+    return JobRequest.model_construct(
+        files=[InputFile(name=name, data=data) for name, data in (files or {}).items()],
+        images=[InputFile(name=name, data=data) for name, data in (images or {}).items()],
+        bucket=bucket,
+    )
+
+
 class Stage:
     """`stage` with a workspace and settings of its own; names and data as pairs."""
 
@@ -43,8 +54,7 @@ class Stage:
 
     def __call__(self, files: dict[str, str] | None = None, images: dict[str, str] | None = None) -> dict[str, Staged]:
         staged = stage(
-            [InputFile(name=name, data=data) for name, data in (files or {}).items()],
-            [InputFile(name=name, data=data) for name, data in (images or {}).items()],
+            request(files, images),
             self.workspace,
             Settings(**self.settings),
             limits=Limits(cancel=self.cancel, deadline=time.monotonic() + self.seconds),

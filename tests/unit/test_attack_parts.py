@@ -23,7 +23,7 @@ from settee.base.job import Cancel, Limits, Result, Status
 from settee.delivery import check_request, convert, to_s3
 from settee.doors.runpod import render
 from settee.doors.runpod.door import ENVELOPE
-from settee.engine.request import MAX_HINTS, InputFile, parse
+from settee.engine.request import MAX_HINTS, parse
 from settee.net import addresses as net_addresses
 from settee.s3.target import endpoint_problem
 from settee.staging import fetch
@@ -33,6 +33,7 @@ from settee.staging.inputs import stage
 from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
+from tests.support.staging import request
 
 
 def _bucket(endpoint: str) -> dict[str, str]:
@@ -210,22 +211,22 @@ def test_an_image_by_another_name_is_checked(kind: str, tmp_path: Path) -> None:
     Image.effect_noise((64, 64), 80).save(buffer, "PNG")
     png = buffer.getvalue()
     data = {"half a png": png[: len(png) // 2], "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n", "too large": png}[kind]
-    file = InputFile(name="a.bin", data=base64.b64encode(data).decode())
+    files = request({"a.bin": base64.b64encode(data).decode()})
     settings = make_settings(max_pixels=64 * 64 - 1 if kind == "too large" else 64 * 64)
     workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
     with Cancel() as cancel, pytest.raises(InvalidRequest, match=r"a\.bin"):
-        stage([file], [], workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
+        stage(files, workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
 
 
 def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
     settings = make_settings()
     workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
-    file = InputFile(name="a.txt", data=base64.b64encode(b"BMW and others, a list of cars").decode())
+    files = request({"a.txt": base64.b64encode(b"BMW and others, a list of cars").decode()})
     with Cancel() as cancel:
-        (staged,) = stage([file], [], workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
-    assert staged.width is None
+        (staged,) = stage(files, workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
+    assert staged.size == 30
 
 
 def test_a_request_with_very_many_mistakes_compares_few_of_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import tracemalloc
 
 import pytest
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from settee.base import json_io
 from settee.base.errors import JobCanceled, JobTimeout, PayloadTooLarge, UnsafePath
 from settee.base.json_io import decode_base64
-from settee.staging.inputs import Staged
 from tests.support.staging import PNG, PNG64, Stage
 
 # --- inline data -----------------------------------------------------------------------------------------
@@ -153,8 +153,9 @@ def test_the_size_limit(put: Stage) -> None:
 def test_files_first_then_images_and_progress(put: Stage) -> None:
     staged = put({"a/b.bin": "QUJD", "notes.txt": "data:,hi"}, {"a/c.png": PNG64})
     assert list(staged) == ["a/b.bin", "notes.txt", "a/c.png"]
-    assert staged["a/c.png"] == Staged("a/c.png", put.workspace.folders.input / "a/c.png", len(PNG), 8, 8)
-    assert staged["a/b.bin"].width is None
+    picture = staged["a/c.png"]
+    assert (picture.name, picture.path) == ("a/c.png", put.workspace.folders.input / "a/c.png")
+    assert (picture.size, picture.sha256) == (len(PNG), hashlib.sha256(PNG).hexdigest())
     assert put.done == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -193,9 +194,9 @@ def test_all_broken_data_at_once(put: Stage) -> None:
 def test_files_that_load_image_would_read_are_checked_too(put: Stage) -> None:
     half = base64.b64encode(PNG[: len(PNG) // 2]).decode()
     assert "truncated" in put.refused({"bad.png": half}).message
-    assert put({"mask.png": PNG64})["mask.png"].width == 8
+    assert put({"mask.png": PNG64})["mask.png"].size == len(PNG)
     # No image by its bytes: none of LoadImage's business.
-    assert put({"latent.png": "QUJD"})["latent.png"].width is None
+    assert put({"latent.png": "QUJD"})["latent.png"].size == 3
     assert "truncated" in put.refused({"half.bin": half}).message
 
 

@@ -9,9 +9,8 @@ import pytest
 from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
 from settee.base.job import Limits
 from settee.base.settings import Settings
-from settee.engine.request import InputFile
 from settee.staging.inputs import stage
-from tests.support.staging import Stage
+from tests.support.staging import Stage, request
 from tests.support.web import Web
 
 
@@ -63,11 +62,9 @@ def test_the_callers_own_s3_endpoint_may_not_be_private_either(
     bucket = Bucket(accessId="id", accessSecret="secret", bucketName="b", endpointUrl=web.url(""))
     with pytest.raises(InvalidRequest, match="not allowed"):
         stage(
-            [InputFile(name="a", data="s3://latest/meta-data")],
-            [],
+            request({"a": "s3://latest/meta-data"}, bucket=bucket),
             put.workspace,
             Settings(),
             limits=Limits(cancel=put.cancel, deadline=time.monotonic() + 10),
-            bucket=bucket,
         )
     assert web.asked == []

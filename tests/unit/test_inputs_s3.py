@@ -12,11 +12,12 @@ import pytest
 from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
 from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
-from settee.engine.request import Bucket, InputFile
+from settee.engine.request import Bucket
 from settee.staging.inputs import Staged, stage
 from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import bucket_settings
 from tests.support.s3 import S3Server
+from tests.support.staging import request
 
 BODY = os.urandom(3_000_001)
 
@@ -39,11 +40,8 @@ class Stage:
         self.cancel = cancel
 
     def __call__(self, address: str, settings: Settings, own: Bucket | None = None) -> Staged:
-        files = [InputFile(name="file.bin", data=address)]
-        deadline = time.monotonic() + 30
-        (staged,) = stage(
-            files, [], self.workspace, settings, limits=Limits(cancel=self.cancel, deadline=deadline), bucket=own
-        )
+        limits = Limits(cancel=self.cancel, deadline=time.monotonic() + 30)
+        (staged,) = stage(request({"file.bin": address}, bucket=own), self.workspace, settings, limits=limits)
         return staged
 
 

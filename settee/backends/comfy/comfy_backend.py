@@ -26,7 +26,6 @@ from settee.comfyui.seeds import draw_seeds
 from settee.comfyui.workflow import Workflow
 from settee.models.entry import ModelEntry
 from settee.models.required import as_missing, missing_models, names_of
-from settee.staging.images import unloadable
 from settee.staging.inputs import Staged
 from settee.staging.workspace import Folders, Workspace
 
@@ -203,7 +202,7 @@ class ComfyBackend:
             self._server.client.put(file.path, name=name, subfolder=subfolder)
         if job.request.allow_partial or not job.options.takes_files:
             return  # ComfyUI's own word is enough
-        files = {file.name: unloadable(file.path) for file in staged}
+        files = {file.name: file.unloadable for file in staged}
         if problems := load_problems(checked.live, self._session.registry, files):
             raise InvalidRequest.from_problems(problems, "workflow")
 

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -70,7 +71,7 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
         self.door = door
         door.post_progress = self.post_progress
         door.on_spent = self.kill_worker
-        door.retire = self.retire
+        door.retire = partial(self._soon, self.kill_worker)
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.jobs_fetcher = self._fetch
@@ -153,18 +154,15 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
 
     def handle_shutdown(self, signum: int, frame: FrameType | None) -> None:
         """SIGTERM and SIGINT. An Event set from a signal handler does not wake a loop that waits; this does."""
-        if self._loop is None:
-            self.kill_worker()
-        else:
-            self._loop.call_soon_threadsafe(self._shut_down)
+        self._soon(self._shut_down)
 
-    def retire(self) -> None:
-        """Take no further job, from any thread."""
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Make a call in the loop, from any thread; before the loop runs, no job is taken at all."""
         if self._loop is None:
             self.kill_worker()
             return
         with contextlib.suppress(RuntimeError):  # it has ended already
-            self._loop.call_soon_threadsafe(self.kill_worker)
+            self._loop.call_soon_threadsafe(call)
 
     def _shut_down(self) -> None:
         sdk_log.info("Shutting down.")
