@@ -80,37 +80,11 @@ def stage(
     all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
     """
     files = (*request.files, *request.images)
-    _check_names([file.name for file in files])
     staging = _Staging(request, files, workspace, settings, limits, notify)
+    staging.check_names()
     staging.write_inline()
     staging.download()
     return tuple(staging.done[file.name] for file in files)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    """Raise UnsafePath with every name that breaks a rule, or InvalidRequest when two want one place."""
-    problems: list[Problem] = []
-    places: dict[PurePosixPath, str] = {}
-    clash = False
-    for name in names:
-        try:
-            # One name in two Unicode spellings is two files here and one on other systems.
-            place = PurePosixPath(unicodedata.normalize("NFC", str(safe_relative(name))))
-        except UnsafePath as error:
-            problems.append({"path": "images", "problem": error.message, "code": error.code})
-            continue
-        if place in places:
-            clash = True
-            problems.append({"path": "images", "problem": f"the file name {shown(name)} is given twice"})
-        places[place] = name
-    for place, name in places.items():
-        for folder in place.parents:
-            if folder in places:
-                clash = True
-                problem = f"the file {shown(places[folder])} cannot also be a folder, that of {shown(name)}"
-                problems.append({"path": "images", "problem": problem})
-    if problems:
-        raise (InvalidRequest if clash else UnsafePath).from_problems(problems, "input file")
 
 
 @dataclass
@@ -132,6 +106,22 @@ class _Staging:
     @property
     def max_bytes(self) -> int:
         return int(self.settings.max_file_mb * MIB)
+
+    def check_names(self) -> None:
+        """Raise for every name that breaks a rule, and where two want one place."""
+        places: dict[PurePosixPath, str] = {}
+        for file in self.files:
+            with self._noting(file.name):
+                # One name in two Unicode spellings is two files here and one on other systems.
+                place = PurePosixPath(unicodedata.normalize("NFC", str(safe_relative(file.name))))
+                if place in places:
+                    raise InvalidRequest(f"the file name {shown(file.name)} is given twice")
+                places[place] = file.name
+        for place, name in places.items():
+            for folder in filter(places.__contains__, place.parents):
+                problem = f"the file {shown(places[folder])} cannot also be a folder, that of {shown(name)}"
+                self._problems.append(({"path": shown(name), "problem": problem}, InvalidRequest))
+        self._raise()
 
     def write_inline(self) -> None:
         """Decode and write what came with the request; what must be fetched is only noted."""
