@@ -23,7 +23,7 @@ from settee.models.sources import addresses
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
-from settee.models.transfer.trouble import Limits
+from settee.models.transfer.stream import Limits
 from tests.support.delivering import bucket_settings, make_settings
 from tests.support.hub import HubServer
 from tests.support.s3 import S3Server

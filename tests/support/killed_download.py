@@ -13,7 +13,7 @@ from pathlib import Path
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
-from settee.models.transfer.trouble import Limits
+from settee.models.transfer.stream import Limits
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from settee.models.folder.checks import Hashes
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
-from settee.models.transfer.trouble import Limits
+from settee.models.transfer.stream import Limits
 from settee.net.retry import Backoff
 
 KIB = 1024

@@ -15,8 +15,8 @@ from settee.models.transfer.address import Address
 from settee.models.transfer.attempt import Attempt, Task
 from settee.models.transfer.part import Part
 from settee.models.transfer.scheduler import Scheduler
-from settee.models.transfer.stream import Span, _Watch
-from settee.models.transfer.trouble import Broken, Limits
+from settee.models.transfer.stream import Limits, Span, _Watch
+from settee.net.failures import Broken
 from settee.net.http import Answer, Http
 from tests.support.file_server import FileServer
 from tests.support.http_double import Ask, Reply

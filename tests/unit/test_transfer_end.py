@@ -22,7 +22,7 @@ from settee.models.transfer import part
 from settee.models.transfer.address import Address
 from settee.models.transfer.download import download
 from settee.models.transfer.scheduler import Scheduler
-from settee.models.transfer.trouble import Limits
+from settee.models.transfer.stream import Limits
 from tests.support.file_server import FileServer
 from tests.support.http_double import Ask, Reply
 from tests.support.transferring import KIB, SMALL, fetch, left, noise, sha256

@@ -23,10 +23,9 @@ from settee.models.folder.checks import Hashes, Hashing
 from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load
-from settee.models.transfer.route import Route, probe, span_of, validator_of
+from settee.models.transfer.route import Reason, Route, StartOver, changed, failed, probe, span_of, validator_of
 from settee.models.transfer.scheduler import Lane, Ticket
-from settee.models.transfer.stream import Ledger, Span, Stream
-from settee.models.transfer.trouble import Limits, Reason, Retries, StartOver, changed, failed
+from settee.models.transfer.stream import Ledger, Limits, Retries, Span, Stream
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http
 
@@ -77,7 +76,7 @@ class Attempt:
             connections=self.limits.streams,
             unchecked=None if task.address.verify_tls else task.address.url,
         )
-        self.route = Route(task.address, self._http, self.limits)
+        self.route = Route(task.address, self._http)
         #: What is known of the file: by its source, and then also by its server.
         self._given = self.file = task.address
         #: The ranges. Nothing is known of them before the first question is answered.

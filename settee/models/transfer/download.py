@@ -16,8 +16,9 @@ from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_hash, wrong_size
 from settee.models.transfer.attempt import Attempt, Task
 from settee.models.transfer.part import Part
+from settee.models.transfer.route import Reason, StartOver, failed
 from settee.models.transfer.scheduler import Lane
-from settee.models.transfer.trouble import Limits, Reason, StartOver, failed
+from settee.models.transfer.stream import Limits
 from settee.net.failures import Broken
 
 log = logging.getLogger(__name__)

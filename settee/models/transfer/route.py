@@ -2,6 +2,9 @@
 
 The target of a redirect is asked directly from then on, until it refuses: then the redirects are followed again from
 the beginning, with a fresh address where the source gives one, and only a second refusal in a row counts.
+
+Failures, by what is to be done about each: Broken and Refused (settee.net.failures) end a request, StartOver begins
+the download again, once for each reason.
 """
 
 from __future__ import annotations
@@ -10,24 +13,72 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from enum import Enum
 
-from settee.base.errors import InvalidRequest, SetteeError
+from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
 from settee.models.transfer.address import Address
-from settee.models.transfer.trouble import Limits, StartOver, advised, changed
 from settee.net.addresses import NotPublic
 from settee.net.failures import Broken, Refused
 from settee.net.http import Answer, Http, number, origin
 
 #: The answers for an expired signature, a withdrawn session or a moved file.
 _STALE = frozenset((400, 401, 403, 404, 410))
+_ADVICE = {
+    401: "it wants credentials: give a token that may read it",
+    403: "it is forbidden: check the token and the expiry of a signed address",
+    404: "no such file: check its name and revision",
+    407: "the proxy wants credentials: put them into HTTPS_PROXY",
+    410: "the file is gone: give another address",
+    416: "it has fewer bytes than it stated",
+    451: "it is withheld for legal reasons",
+}
+
+
+class Reason(Enum):
+    """Why a download begins again."""
+
+    #: The file changed: the source is asked for its newest address.
+    CHANGED = "changed"
+    #: The server's ranges are wrong: all is asked for in one body.
+    RANGES = "ranges"
+    #: All bytes came, and they are not the file.
+    CORRUPT = "corrupt"
+
+
+class StartOver(Exception):
+    """``verdict`` is raised when it was begun again for this reason before, or when this is final."""
+
+    def __init__(self, verdict: SetteeError, reason: Reason = Reason.CHANGED, *, is_final: bool = False) -> None:
+        super().__init__(verdict.message)
+        self.verdict = verdict
+        self.reason = reason
+        self.is_final = is_final
+
+
+def failed(where: str, reason: str, *, retryable: bool = True, status: int | None = None) -> DownloadFailed:
+    """Return the error of a download. It has ``details["status"]`` when a status of HTTP decided it."""
+    details = {} if status is None else {"status": status}
+    return DownloadFailed(f"{where} cannot be downloaded: {reason}", details=details, retryable=retryable)
+
+
+def changed(where: str) -> DownloadFailed:
+    """Return the error for a file that becomes another one."""
+    return failed(where, "the file changes on the server while it is downloaded")
+
+
+def advised(refused: Refused) -> Refused:
+    """Return the refusal with advice."""
+    if not refused.status:
+        return refused
+    advice = _ADVICE.get(refused.status, "the server does not serve it")
+    return Refused(f"{advice} ({refused.reason})", refused.status)
 
 
 class Route:
     """One file's address as it is now, for all threads of its download."""
 
-    def __init__(self, address: Address, http: Http, limits: Limits) -> None:
+    def __init__(self, address: Address, http: Http) -> None:
         self._http = http
-        self._limits = limits
         self._lock = threading.Lock()
         self.address = address
         #: The target of redirects, once a GET brought bytes from there.
@@ -50,9 +101,7 @@ class Route:
             try:
                 # A redirect's target that is asked directly gets none of the address's own headers.
                 own = address.headers if origin(url) == origin(address.url) else {}
-                answer = self._http.follow(
-                    url, headers, method=method, own=own, redirects=self._limits.redirects, on_hop=on_hop
-                )
+                answer = self._http.follow(url, headers, method=method, own=own, on_hop=on_hop)
             except NotPublic as error:
                 raise InvalidRequest(
                     f"{address.where} is not on the public Internet, and only that may be reached"

@@ -1,4 +1,7 @@
-"""The ranges of a file, and the streams that fill them: ask for a range, receive it, write it, take the next."""
+"""The ranges of a file, and the streams that fill them: ask for a range, receive it, write it, take the next.
+
+With the limits of a download.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,67 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from settee.base.settings import MIB
+from settee.models.transfer.route import failed
 from settee.models.transfer.scheduler import Overtaken, Ticket
-from settee.models.transfer.trouble import Limits, Retries
 from settee.net.failures import Broken
 from settee.net.http import Answer
+from settee.net.retry import Backoff
 
 if TYPE_CHECKING:
     from settee.models.transfer.attempt import Attempt
+
+
+_BACKOFF = Backoff(0.5, 30.0, jitter=1.0)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes, times in seconds. A test may choose smaller ones."""
+
+    #: What one request asks for.
+    range_bytes: int = 16 * MIB
+    #: Requests of one file at a time. More made it slower where it was measured.
+    streams: int = 4
+    connect_s: float = 10.0
+    #: A connection that brings nothing for this long is given up.
+    stall_s: float = 20.0
+    #: So is one that brings less than this in such a time.
+    stall_bytes: int = 20 * 1024
+    #: Failures of one range in a row, with less than ``progress_bytes`` received between them.
+    tries: int = 6
+    progress_bytes: int = MIB
+    backoff: Backoff = _BACKOFF
+    #: How often received bytes are written and noted, however few.
+    flush_s: float = 0.25
+    #: How often progress is reported, and stop and deadline are looked at.
+    tick_s: float = 0.1
+    #: How long the end waits for threads that write.
+    end_s: float = 5.0
+
+
+class Retries:
+    """Counts failures in a row, and gives the pause after each."""
+
+    def __init__(self, where: str, limits: Limits, deadline: float) -> None:
+        self._where = where
+        self._limits = limits
+        self._deadline = deadline
+        self._failures = 0
+
+    def reset(self) -> None:
+        """There was progress."""
+        self._failures = 0
+
+    def pause_s(self, trouble: Broken) -> float:
+        """Return the seconds to wait before the next try. Raises DownloadFailed when there is to be none."""
+        self._failures += 1
+        if self._failures >= self._limits.tries:
+            raise failed(self._where, f"{trouble.reason}, {self._failures} times in a row")
+        wait = self._limits.backoff.pause_s(self._failures, trouble.wait_s)
+        if time.monotonic() + wait > self._deadline:
+            raise failed(self._where, f"{trouble.reason}, and MODELS_TIMEOUT_S leaves no time to wait {wait:.0f} s")
+        return wait
 
 
 @dataclass
