@@ -152,7 +152,7 @@ class ModelStore:
                 placing = self._placings[key] = kind(entry, self.tools, self._on_progress)
             if urgent:
                 placing.waiting += 1
-                placing.urgent = True
+                placing.lane.urgent = True
         if is_new and not self._settle(placing, placing.at_once):
             try:
                 self._spawn(lambda: self._settle(placing, placing.place))
@@ -178,7 +178,7 @@ class ModelStore:
         return True
 
     def _end(self, placing: Placing, outcome: str | SetteeError) -> None:
-        placing.urgent = False
+        placing.lane.urgent = False
         self._on_end(placing.entry, outcome)
         if not isinstance(outcome, SetteeError) and (placing.waiting or placing.entry.preload):
             for part in placing.parts:
@@ -225,7 +225,7 @@ class ModelStore:
                 placing.waiting -= 1
                 if placing.waiting or placing.outcome is not None:
                     continue
-                placing.urgent = False
+                placing.lane.urgent = False
                 if placing.entry.lazy or placing.entry.from_job:
                     placing.give_up()
 

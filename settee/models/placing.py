@@ -35,7 +35,7 @@ from settee.models.folder.records import FOLDER
 from settee.models.sources import BACKOFF, TRIES, Origin, addresses, host_cache, linked
 from settee.models.sources.hugging_face import Hub
 from settee.models.transfer.address import Address
-from settee.models.transfer.scheduler import Scheduler
+from settee.models.transfer.scheduler import Lane, Scheduler
 from settee.net.retry import retried
 
 if TYPE_CHECKING:
@@ -64,16 +64,10 @@ class Tools:
 class Placing:
     """A model that is being placed: :meth:`at_once`, else by :meth:`place`."""
 
-    def __init__(
-        self,
-        entry: ModelEntry,
-        tools: Tools,
-        on_progress: Progressed,
-        *,
-        stop: threading.Event | None = None,
-    ) -> None:
+    def __init__(self, entry: ModelEntry, tools: Tools, on_progress: Progressed, lane: Lane | None = None) -> None:
         self.entry = entry
-        self.stop = stop or threading.Event()
+        #: Its turns, shared by the files of a repository.
+        self.lane = lane or tools.scheduler.lane(size=entry.size)
         #: Bytes in place, and in all when that is known.
         self.done: tuple[int, int | None] = (0, entry.size)
         #: How it ended: words for a person, or the error. Set by the store.
@@ -84,7 +78,6 @@ class Placing:
         self.waiting = 0
         self._tools = tools
         self._on_progress = on_progress
-        self._lane = tools.scheduler.lane(self.stop, entry.size)
         self._failures: list[SetteeError] = []
         #: Bytes that an earlier try had left.
         self._resumed_from: int | None = None
@@ -96,22 +89,12 @@ class Placing:
 
     def serves(self, entry: ModelEntry) -> bool:
         """Return True if it goes on, and its file will be the entry's too."""
-        is_over = self.outcome is not None or self.stop.is_set()
+        is_over = self.outcome is not None or self.lane.stop.is_set()
         return not is_over and self.entry.source == entry.source and entry.sha256 in (None, self.entry.sha256)
-
-    @property
-    def urgent(self) -> bool:
-        """Return True if a job waits for it: all others stand back."""
-        return self._lane.urgent
-
-    @urgent.setter
-    def urgent(self, value: bool) -> None:
-        for one in (self, *self.parts):
-            one._lane.urgent = value
 
     def give_up(self) -> None:
         """Stop it. What was downloaded stays for a later try."""
-        self.stop.set()
+        self.lane.stop.set()
         self._tools.scheduler.update()
 
     # --- steps ---------------------------------------------------------------------------------------------
@@ -130,7 +113,7 @@ class Placing:
         An existing file in its place may be read through for its hash. Raises SetteeError, or Stopped.
         """
         entry, failures = self.entry, self._failures
-        with self._tools.scheduler.linking(self._lane):
+        with self._tools.scheduler.linking(self.lane):
             if how := self._here():
                 return how
         for origin in addresses(entry, self._tools.settings):
@@ -153,7 +136,7 @@ class Placing:
         """Return True if a file of unknown content is there, and proves to be the entry's; it is recorded then."""
         if self._tools.folder.state(self.entry) is not FileState.UNKNOWN:
             return False
-        problem = self._tools.folder.adopt(entry, stop=self.stop)
+        problem = self._tools.folder.adopt(entry, stop=self.lane.stop)
         if problem is not None:
             # The name of a job's model may be private.
             level = logging.DEBUG if self.entry.from_job else logging.WARNING
@@ -170,7 +153,7 @@ class Placing:
         cache = self._tools.settings.host_cache_dir
         try:
             with _mtime_changed(self._tools.folder.path_of(self.entry).parent):
-                self._tools.folder.link(self.entry, source, stop=self.stop)
+                self._tools.folder.link(self.entry, source, stop=self.lane.stop)
         except SetteeError as error:
             if self.entry.from_job and not source.is_relative_to(cache):
                 raise taken(self.entry, "is another model on the worker's volume") from error
@@ -179,15 +162,15 @@ class Placing:
         return f"linked from {'the host cache' if source.is_relative_to(cache) else 'the volume'}"
 
     def _from(self, origin: Origin) -> str:
-        tools, entry, lane = self._tools, self.entry, self._lane
+        tools, entry, lane = self._tools, self.entry, self.lane
         with tools.scheduler.asking(lane):
-            address = origin.ask(self.stop)
+            address = origin.ask(self.lane.stop)
         lane.size = address.size
         self.done = (0, address.size)
         if self._adopt(replace(entry, size=entry.size or address.size, sha256=entry.sha256 or address.sha256)):
             return IN_PLACE
         # Another process that places the same file is waited for; it may be right by then.
-        with tools.folder.claim(entry, stop=self.stop) as is_needed:
+        with tools.folder.claim(entry, stop=self.lane.stop) as is_needed:
             if not is_needed:
                 return IN_PLACE
             with tools.scheduler.running(lane), tools.budget.reserve(entry, address.size or 0) as grown:
@@ -213,7 +196,7 @@ class Placing:
         return download(
             address,
             self._tools.folder.path_of(self.entry),
-            lane=self._lane,
+            lane=self.lane,
             deadline=time.monotonic() + self._tools.settings.models_timeout_s,
             on_progress=on_progress,
         )
@@ -240,10 +223,10 @@ class Repository(Placing):
 
     def place(self) -> str:
         if not self._files:
-            self._hold(listed(self.entry, self._tools.settings, self._tools.folder, self.stop))
+            self._hold(listed(self.entry, self._tools.settings, self._tools.folder, self.lane.stop))
         ways: Counter[str] = Counter()
         for part in self._files:
-            if self.stop.is_set():
+            if self.lane.stop.is_set():
                 raise Stopped
             how = part.at_once() or part.place()
             ways[how.partition(" in ")[0] if how != IN_PLACE else how] += 1
@@ -251,9 +234,7 @@ class Repository(Placing):
         return f"{len(self._files)} files: " + ", ".join(f"{count} {how}" for how, count in ways.items())
 
     def _hold(self, entries: Iterable[ModelEntry]) -> None:
-        self._files = tuple(Placing(entry, self._tools, self._note, stop=self.stop) for entry in entries)
-        for part in self._files:
-            part.urgent = self.urgent
+        self._files = tuple(Placing(entry, self._tools, self._note, self.lane) for entry in entries)
         self._tools.budget.keep(str(part.entry.path) for part in self._files)
 
     def _note(self, entry: ModelEntry, done: int, _total: int | None, label: str) -> None:
