@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
-
-if TYPE_CHECKING:
-    from settee.s3.target import CallersBucket
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class S3Object:
     endpoint: str | None = None
     #: The ETag of the wanted content, where S3 was asked for it: after another upload it is another file.
     version: str | None = None
-    #: The job's s3Config, whose endpoint that is.
-    config: CallersBucket | None = field(default=None, repr=False, compare=False)
+    #: The job's s3Config (a CallersBucket), whose endpoint that is. Pydantic resolves this when a request is parsed.
+    config: Any = field(default=None, repr=False, compare=False)
 
     @property
     def where(self) -> str:
