@@ -13,11 +13,10 @@ from settee.client.job_outputs import KINDS, outputs_of
 from settee.client.saving import Result
 from settee.client.targets import Answer, Status, Target
 from settee.client.targets.json_http import limited
+from settee.comfyui.history import mapping
 
 #: Seconds between questions: at first, after something moved, at the slowest; and by how much they grow.
 FIRST_S, MOVED_S, SLOWEST_S, GROWTH = 0.2, 0.5, 5.0, 1.5
-
-
 #: The parts of an answer that show that a job moves.
 _MOVES = ("status", "progress", "queue_position")
 #: Of a job that its target does not keep (:meth:`Target.keeps`).
@@ -63,15 +62,9 @@ def follow(
                     words = f"{error.message}; the job may go on: --resume {answer.job_id} picks it up"
                     raise kind(words, code=error.code, details=error.details, job_id=answer.job_id) from error
         if fresh is None:
-            raise JobStopped(
-                f"{target.name}: job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value})"
-                + (
-                    f"; it goes on there: {ways_back(answer.job_id)}"
-                    if target.keeps(answer.job_id)
-                    else f"; {NOT_KEPT}"
-                ),
-                job_id=answer.job_id,
-            )
+            late = f"job {answer.job_id} has not ended within {timeout_s:g} s (it is {answer.status.value})"
+            goes_on = f"it goes on there: {ways_back(answer.job_id)}" if target.keeps(answer.job_id) else NOT_KEPT
+            raise JobStopped(f"{target.name}: {late}; {goes_on}", job_id=answer.job_id)
         has_moved = any(getattr(fresh, name) != getattr(answer, name) for name in _MOVES)
         interval_s = MOVED_S if has_moved else min(SLOWEST_S, max(FIRST_S, interval_s * GROWTH))
         answer = fresh
@@ -104,11 +97,11 @@ def result_of(
             "the job completed, but its result has none of the lists for outputs: is a settee worker there?",
             job_id=answer.job_id,
         )
-    found = _mapping(output.get("timings"))
+    found = mapping(output.get("timings"))
     timings = {str(name): float(value) for name, value in found.items() if type(value) in (int, float)}
     # worker-comfyui has warnings under "errors" only; settee's workers have them under both.
     warnings = output.get("warnings") or output.get("errors")
-    drawn = _mapping(output.get("seeds"))
+    drawn = mapping(output.get("seeds"))
     return Result(
         job_id=answer.job_id,
         outputs=outputs_of(output, answer.job_id),
@@ -142,7 +135,3 @@ def failure_of(answer: Answer) -> ClientError | None:
     }
     message = answer.error or words[answer.status]
     return kind(message, code=answer.code, details=answer.details, job_id=answer.job_id)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

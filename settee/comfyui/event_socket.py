@@ -45,8 +45,6 @@ class EventSocket:
         self.client_id = client_id or uuid.uuid4().hex
         self._ws: websocket.WebSocket | None = None
         self.pristine = True
-        #: How many frames came, pongs too.
-        self.frames = 0
         #: How many prompts wait or run, all clients' together, by the server's last word; None before its first.
         self.remaining: int | None = None
         #: The most that it ever said; set it to 0 to begin again.
@@ -106,7 +104,7 @@ class EventSocket:
                     raise SocketLost("a flood of messages of others")
 
     def ping(self) -> None:
-        """Have the server send a frame. Raises SocketLost."""
+        """Send a frame, which keeps an idle connection from being forgotten on its way. Raises SocketLost."""
         with self._lost_on_failure():
             self._open_ws().ping()
 
@@ -164,7 +162,6 @@ class EventSocket:
         with self._lost_on_failure():
             ws.settimeout(_FRAME_TIMEOUT_S)
             opcode, raw = ws.recv_data(control_frame=True)
-        self.frames += 1
         if opcode == websocket.ABNF.OPCODE_CLOSE:
             self.close()
             raise SocketLost("closed by the server")

@@ -97,19 +97,24 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
 
 
 def failure_of(
-    status: dict[str, Any], graph: Workflow, registry: NodeRegistry, extra_data: Mapping[str, Any]
+    status: dict[str, Any],
+    graph: Workflow,
+    registry: NodeRegistry,
+    extra_data: Mapping[str, Any],
+    *,
+    is_freed: bool = True,
 ) -> ComfyError | None:
-    """Return the error that a history entry's status stands for; None for a success."""
+    """Return the error that a history entry's status stands for; None for a success. ``is_freed``: what ran out of
+    memory runs once more, with all that ComfyUI held given up."""
     end = ending(status, graph)
     if end.kind == "success":
         return None
     if end.kind == "interrupted":
         return PromptLost("the prompt was interrupted, by someone else or by a node of its own; send the job again")
     if end.kind == "out_of_memory":
-        return OutOfMemory(
-            f"{end.where} ran out of memory, also after it was freed: use a smaller size or batch, or a larger GPU",
-            details=end.details,
-        )
+        advice = "use a smaller size or batch, or " + ("a larger GPU" if is_freed else "unload other models in ComfyUI")
+        when = ", also after it was freed" if is_freed else ""
+        return OutOfMemory(f"{end.where} ran out of memory{when}: {advice}", details=end.details)
     if not end.where:
         return ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
     advice = "" if extra_data.get("extra_pnginfo") else _of_missing_graph(end.details, registry)

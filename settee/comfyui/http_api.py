@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from settee.base.errors import PayloadTooLarge, WorkflowRejected
 from settee.comfyui.history import Place, mapping
 
+#: Of an answer 413.
+MAX_UPLOAD = "this ComfyUI takes: start it with a higher --max-upload-size (MB)"
 #: What ComfyUI answers in addition to 200 to a prompt or an upload: refused, too large, failed while it checked.
 _REFUSALS = (400, 413, 500)
 
@@ -74,15 +77,27 @@ class HttpApi(ABC):
 
     # --- prompts ---------------------------------------------------------------------------------------------
 
-    def post_prompt(
+    def submit(
         self, graph: Mapping[str, Any], prompt_id: str, client_id: str, extra_data: Mapping[str, Any], timeout_s: float
-    ) -> Reply:
-        """POST /prompt: 200 with the ``node_errors`` of a prompt that was taken in part, 400 with those of one that was
-        not, 413, 500."""
+    ) -> dict[str, Any]:
+        """POST /prompt; return the ``node_errors`` of a prompt that was taken in part, {} when it was taken whole.
+
+        ``timeout_s`` is long: validation may hash input files and ask custom nodes. Raises PayloadTooLarge, and
+        WorkflowRejected (details: ``error`` and ``node_errors`` as ComfyUI sent them). When no answer comes the prompt
+        may have been taken all the same.
+        """
         body: dict[str, Any] = {"prompt": graph, "prompt_id": prompt_id, "client_id": client_id}
         if extra_data:  # never null: that kills ComfyUI's executor (worker_death.json)
             body["extra_data"] = extra_data
-        return self.ask(Request("POST", "/prompt", body, _REFUSALS, timeout_s, once=True))
+        reply = self.ask(Request("POST", "/prompt", body, _REFUSALS, timeout_s, once=True))
+        answer = mapping(reply.data)
+        if reply.status == 200:
+            return mapping(answer.get("node_errors"))
+        if reply.status == 400:
+            raise WorkflowRejected(details={name: answer.get(name) or {} for name in ("error", "node_errors")})
+        if reply.status == 413:
+            raise PayloadTooLarge(f"the workflow is larger than {MAX_UPLOAD}, or send what it embeds under `files`")
+        raise WorkflowRejected(f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log")
 
     def history(self, prompt_id: str, *, timeout_s: float | None = None) -> dict[str, Any] | None:
         """Return the stored end of a prompt (prompt, outputs, status, meta); None while there is none."""

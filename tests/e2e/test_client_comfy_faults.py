@@ -11,10 +11,10 @@ import pytest
 import requests
 
 from settee.client.client_errors import NetworkError
-from settee.client.targets import Status, comfy, comfy_events
+from settee.client.targets import Status, comfy, comfy_run
 from settee.client.targets.comfy import Comfy
-from settee.net.retry import Backoff
-from tests.support.bare_comfy import Clock, end, image, images, is_idle, loading, ran, running, sent
+from settee.comfyui import follower
+from tests.support.bare_comfy import end, image, images, is_idle, loading, ran, running, sent
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import empty, png, slow
 from tests.support.waiting import eventually
@@ -51,10 +51,7 @@ def test_without_the_socket_history_tells_the_end(server: EmbeddedServer, target
     assert images(ran(target, slow(steps=5, delay_ms=5)))
 
 
-def test_progress_goes_on_after_the_socket_broke(
-    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(comfy_events, "BACKOFF", Backoff(0.05, 5.0))
+def test_progress_goes_on_after_the_socket_broke(server: EmbeddedServer, target: Comfy) -> None:
     answer = sent(target, slow(steps=300, delay_ms=10))
     running(target, answer)
     sockets = server.stats()["sockets_opened"]
@@ -76,11 +73,8 @@ def test_pictures_that_the_socket_lost_are_no_success(server: EmbeddedServer, ta
     later.close()
 
 
-def test_pictures_sent_while_the_socket_was_broken_are_no_success(
-    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_sent_while_the_socket_was_broken_are_no_success(server: EmbeddedServer, target: Comfy) -> None:
     """It is open again when the job ends, and may have missed one."""
-    monkeypatch.setattr(comfy_events, "BACKOFF", Backoff(0.05, 5.0))
     answer = sent(target, {**slow(steps=50, delay_ms=10), **sending("5")})
     running(target, answer)
     sockets = server.stats()["sockets_opened"]
@@ -106,18 +100,16 @@ def sent_id(server: EmbeddedServer) -> str:
     return list(history)[-1]
 
 
-def test_pictures_may_come_after_history(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_may_come_after_history(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the last message nobody knows whether all have come."""
-    clock = Clock()
-    target = Comfy(server.url, clock=clock)
+    monkeypatch.setattr(comfy_run, "PICTURES_S", 2.0)
     server.fault("no_final_message")
-    graph = {**empty(), **sending("1")}
-    answer = sent(target, graph)
+    answer = sent(target, {**empty(), **sending("1")})
     eventually(lambda: is_idle(server) and target.status(answer.job_id).progress.get("percent") == 100.0)
     assert target.status(answer.job_id).status is Status.IN_PROGRESS
-    clock.ahead = comfy.PICTURES_S + 1
-    assert target.status(answer.job_id).code == "output_missing"
-    target.close()
+    assert end(target, answer).code == "output_missing"
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -185,7 +177,8 @@ def test_history_that_comes_late(server: EmbeddedServer, target: Comfy) -> None:
 def test_a_prompt_that_vanishes_is_lost(
     server: EmbeddedServer, target: Comfy, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comfy, "GONE_S", 0.2)
+    monkeypatch.setattr(follower, "LOST_AFTER_S", 0.2)
+    monkeypatch.setattr(comfy_run, "PICTURES_S", 0.2)
     if how == "deleted":
         first = sent(target, slow(steps=4000))
         answer = sent(target, empty())
@@ -209,7 +202,8 @@ def test_interrupted_by_somebody_else(server: EmbeddedServer, target: Comfy) -> 
 
 
 def test_restarted_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comfy, "GONE_S", 0.2)
+    monkeypatch.setattr(follower, "LOST_AFTER_S", 0.2)
+    monkeypatch.setattr(comfy_run, "PICTURES_S", 0.2)
     with EmbeddedServer(tmp_path) as server:
         target = Comfy(server.url)
         answer = sent(target, slow(steps=4000))
@@ -220,18 +214,17 @@ def test_restarted_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         target.close()
 
 
-def test_a_server_that_runs_nothing_is_told_of(server: EmbeddedServer) -> None:
-    clock = Clock()
-    target = Comfy(server.url, clock=clock)
+def test_a_server_that_runs_nothing_is_told_of(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.fault("executor_dead")
     answer = sent(target, empty())
     assert target.status(answer.job_id).progress == {}
-    clock.ahead = comfy.STALL_S + 1
-    told = target.status(answer.job_id)
-    assert told.status is Status.IN_QUEUE
-    assert "has run nothing for" in told.progress["message"]
+    monkeypatch.setattr(comfy_run, "STALL_S", 0.5)
+    told = eventually(lambda: target.status(answer.job_id).progress.get("message"))
+    assert "has run nothing for" in str(told)
+    assert target.status(answer.job_id).status is Status.IN_QUEUE
     target.cancel(answer.job_id)
-    target.close()
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -189,8 +189,9 @@ def test_runsync_answers_with_the_result(api: PublicApi) -> None:
         assert (api.count("runsync"), api.count("run")) == (1, 0)
 
 
-def test_runsync_that_takes_longer_is_followed(api: PublicApi) -> None:
-    with target_of(api, sync=True, wait_s=1) as target:
+def test_runsync_that_takes_longer_is_followed(api: PublicApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runpod, "WAIT_S", 1.0)
+    with target_of(api, sync=True) as target:
         answer = target.submit(sent(does("Wait", seconds=2)))
         # The first job of a worker waits in the queue while that starts.
         assert not answer.status.is_terminal

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from settee.backends.comfy.artifacts import Collector
+from settee.backends.comfy.artifacts import FolderCollector
 from settee.backends.comfy.process import SupervisedServer
-from settee.backends.comfy.session import Ended
 from settee.base.errors import ComfyUnavailable, SetteeError
 from settee.base.job import Status
 from settee.base.settings import load
 from settee.base.text import neutral
 from settee.comfyui.isolation import restore
 from settee.comfyui.node_registry import UNKNOWN
+from settee.comfyui.outputs import Ended
 from settee.comfyui.problems import explain
 from settee.staging.workspace import Folders, Workspace
 from tests.support.embedded import EmbeddedServer
@@ -40,7 +40,7 @@ def space(tmp_path: Path) -> Workspace:
 
 
 def collected(space: Workspace, outputs: dict[str, Any]) -> list[Any]:
-    return Collector(Ended("settee-x", [outputs]), {}, UNKNOWN, space).collect(False).artifacts
+    return FolderCollector(Ended("settee-x", [outputs]), {}, UNKNOWN, space).collect(False)[0]
 
 
 @pytest.mark.parametrize("key", ["string", "value", "caption"])

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from settee.backends.backend import Limits, Notify
-from settee.backends.comfy.artifacts import Collector
+from settee.backends.comfy.artifacts import FolderCollector
 from settee.backends.comfy.process import Server
+from settee.backends.comfy.prompts import Prompts
 from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
@@ -223,7 +224,8 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
             return Queue((), ())
 
     class Socket:
-        is_open = True
+        is_open = pristine = True
+        remaining = 0
         left = 8
 
         def receive(self, until: float, cancel: Any) -> Any:
@@ -242,10 +244,11 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
         {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
         load(),
         Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None),
+        Prompts(server, load(), lambda _: None),
         senders={"2"},
     )
     with Cancel() as cancel:
-        watcher.wait(Limits(cancel=cancel, deadline=time.monotonic() + 10))
+        assert len([*watcher.watch(Limits(cancel=cancel, deadline=time.monotonic() + 10))]) == 1
     assert len(watcher.pictures) == 8
 
 
@@ -255,9 +258,9 @@ def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def spy(*args: Any, **named: Any) -> Any:
         kept.append(len(args[0].pictures))
-        return Collector(*args, **named)
+        return FolderCollector(*args, **named)
 
-    monkeypatch.setattr("settee.backends.comfy.comfy_backend.Collector", spy)
+    monkeypatch.setattr("settee.backends.comfy.comfy_backend.FolderCollector", spy)
     with Rig(tmp_path, embedded=True, comfy_args="--preview-method auto") as rig:
         assert rig.run(slow(steps=20, delay_ms=5)).outputs
     assert kept == [0]

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from settee.backends.comfy.artifacts import Collector
-from settee.backends.comfy.session import Ended
+from settee.backends.comfy.artifacts import FolderCollector
 from settee.base.errors import OutputMissing
 from settee.base.job import Artifact, Kind, Progress, Status
 from settee.comfyui.node_registry import UNKNOWN
+from settee.comfyui.outputs import Ended
 from settee.staging.workspace import Workspace
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, b64, empty, files_below, picture, png, slow, told, with_node
@@ -90,7 +90,7 @@ def test_a_file_that_is_gone_before_it_can_be_taken_is_an_error_only_if_a_node_r
 
     def collected(name: str) -> list[Artifact]:
         (workspace.folders.output / name).write_bytes(b"x")
-        return Collector(ended, empty(), UNKNOWN, workspace).collect(None).artifacts
+        return FolderCollector(ended, empty(), UNKNOWN, workspace).collect(None)[0]
 
     with pytest.raises(OutputMissing):
         collected("a.png")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from settee.backends.backend import Limits, Notify
+from settee.backends.comfy.prompts import Prompts
 from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Progress, Status
@@ -62,21 +63,29 @@ def test_prompts_that_ended_unseen_while_another_was_followed_are_not_lost(rig: 
 
 def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Rig) -> None:
     """Two batch managers in one workflow start more prompts than one, and each cost a second."""
+    both = []
+    for number in range(2):
+        answer = requests.post(f"{own_rig.url}/prompt", json={"prompt": empty(number)}, timeout=5).json()
+        both.append(answer["prompt_id"])
+        eventually(lambda: requests.get(f"{own_rig.url}/history/{both[-1]}", timeout=5).json(), what="its end")
 
-    class Silent(EventSocket):
+    class Ending(EventSocket):
         is_open = True
 
-        def receive(self, until: float, cancel: Cancel) -> Iterator[Event | ImageEvent]:
-            raise AssertionError("waits for an event that came before")
+        def receive(self, until: float, cancel: Cancel | None = None) -> Iterator[Event | ImageEvent]:
+            assert watcher.prompt_id == both[0], "waits for an event that came before"
+            yield Event("executing", {"node": None, "prompt_id": both[0]})
 
-    prompt_id = requests.post(f"{own_rig.url}/prompt", json={"prompt": empty()}, timeout=5).json()["prompt_id"]
-    eventually(lambda: requests.get(f"{own_rig.url}/history/{prompt_id}", timeout=5).json(), what="its end")
+    class Starting(Prompts):
+        def started(self, prompt_id: str, client_id: str | None, known: Collection[str], newest: int = 0) -> list[str]:
+            return [each for each in both if each not in known]
+
     notify = Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None)
-    watcher = Watcher(
-        own_rig.server, Silent(own_rig.url), prompt_id, empty(), own_rig.settings, notify, gets_events=False
-    )
+    prompts = Starting(own_rig.server, own_rig.settings, lambda _: None)
+    watcher = Watcher(own_rig.server, Ending(own_rig.url), both[0], empty(), own_rig.settings, notify, prompts)
     with Cancel() as cancel:
-        assert watcher.wait(Limits(cancel=cancel, deadline=time.monotonic() + 10))["outputs"]
+        entries = [*watcher.watch(Limits(cancel=cancel, deadline=time.monotonic() + 10))]
+    assert [bool(entry["outputs"]) for entry in entries] == [True, True]
 
 
 def test_a_prompt_that_a_job_started_fails_the_job(rig: Rig) -> None:

@@ -48,13 +48,7 @@ def http(api: PublicApi, sleeps: Sleeps) -> Iterator[Http]:
 
 
 def asking(url: str, sleeps: Sleeps, key: str | None = KEY, **options: Any) -> Http:
-    return Http(
-        url,
-        name="endpoint e1",
-        key=key,
-        key_name="RUNPOD_API_KEY",
-        clock=sleeps.clock,
-        sleep=sleeps,
-        rand=lambda: 1.0,
-        **options,
-    )
+    given = {"key_name": "RUNPOD_API_KEY", "clock": sleeps.clock, "sleep": sleeps, "rand": lambda: 1.0}
+    http = Http(url, name="endpoint e1", key=key, **given)
+    vars(http).update(options)
+    return http

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import requests
@@ -80,13 +79,3 @@ def loading(name: str, prefix: str = "loaded") -> Graph:
 
 def image(name: str, content: bytes) -> dict[str, str]:
     return {"name": name, "image": b64(content)}
-
-
-class Clock:
-    """Time that passes only when told to, beside the real one."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from settee.backends.backend import Checked, Limits, Made, Notify
-from settee.backends.comfy.artifacts import Collector
-from settee.backends.comfy.process import Server, SupervisedServer, external
+from settee.backends.comfy.artifacts import FolderCollector
+from settee.backends.comfy.comfy_client import Client
+from settee.backends.comfy.process import Server, SupervisedServer
 from settee.backends.comfy.prompts import prompt_ids
 from settee.backends.comfy.session import Session
 from settee.base.errors import InvalidRequest, ModelMissing, WorkflowRejected, problem_line
@@ -20,6 +21,7 @@ from settee.base.settings import Settings
 from settee.comfyui.graph import Graph, with_values
 from settee.comfyui.isolation import salts
 from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.outputs import Collector
 from settee.comfyui.problems import class_problems, load_problems, path_problems, registry_problems
 from settee.comfyui.rewrite import filled_prefixes, linked, replaced, respelled, without_unknown
 from settee.comfyui.seeds import draw_seeds
@@ -50,7 +52,7 @@ class ComfyBackend:
         if settings.comfy_url is None:
             self._server = SupervisedServer(settings, folders)
         else:
-            self._server = external(settings.comfy_url)
+            self._server = Server(Client(settings.comfy_url))
             given = settings.comfy_input_dir, settings.comfy_output_dir
             self.is_shared = None not in given
             if given[0] is not None and given[1] is not None:
@@ -228,19 +230,23 @@ class ComfyBackend:
             limits.check()
 
         def collect() -> Made:
-            collector = Collector(
-                ended,
-                graph,
-                self._session.registry,
-                self.workspace if self.is_shared else None,
-                staged={file.name for file in staged},
-                present=present,
-                rewritten=self._rewritten(staged) if self.is_shared else (),
-                pause=pause,
-            )
+            names, registry = {file.name for file in staged}, self._session.registry
+            collector = Collector(ended, graph, registry, names)
+            if self.is_shared:
+                collector = FolderCollector(
+                    ended,
+                    graph,
+                    registry,
+                    self.workspace,
+                    staged=names,
+                    present=present,
+                    rewritten=self._rewritten(staged),
+                    pause=pause,
+                )
             # A door with a destination of its own has no such option.
-            made = collector.collect(None if job.options.destination else job.request.delivery.include_temp)
-            return Made(made.artifacts, (*ended.warnings, *made.warnings))
+            include_temp = None if job.options.destination else job.request.delivery.include_temp
+            artifacts, warnings = collector.collect(include_temp)
+            return Made(artifacts, tuple(warnings))
 
         return collect
 

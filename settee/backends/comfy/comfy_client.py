@@ -8,31 +8,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
 
-from settee.base.errors import (
-    ComfyError,
-    ComfyUnavailable,
-    OutputMissing,
-    PayloadTooLarge,
-    WorkflowRejected,
-)
+from settee.base.errors import ComfyError, ComfyUnavailable, ConfigError, OutputMissing, PayloadTooLarge
 from settee.base.json_io import dumps, loads
 from settee.comfyui.history import Place, mapping
-from settee.comfyui.http_api import Form, HttpApi, Reply, Request, view_path
+from settee.comfyui.http_api import MAX_UPLOAD, Form, HttpApi, Reply, Request, view_path
 from settee.comfyui.node_registry import NodeRegistry
 
 #: A server that refuses every connection for so long is not there, and neither is its queue. (Within it, a proxy in
 #: front of it may have been restarted.)
 REFUSED_S = 10.0
-
-#: Of an answer 413.
-_MAX_UPLOAD = "this ComfyUI takes: start it with a higher --max-upload-size (MB)"
 
 
 class NoAnswer(ComfyUnavailable):
@@ -46,13 +36,31 @@ class NoAnswer(ComfyUnavailable):
         super().__init__("ComfyUI does not answer in time" if self.timed_out else "ComfyUI cannot be reached")
 
 
+class ComfyDied(ComfyUnavailable):
+    """ComfyUI went away while it ran the prompt.
+
+    ``needs_restart``: its process, should it still run, is of no use any more. ``is_fatal``: the prompt itself is to
+    blame, so that it must not run again.
+    """
+
+    #: The node that ran last, where that is known.
+    node_id: str | None = None
+
+    def __init__(self, message: str | None = None, *, needs_restart: bool = False, is_fatal: bool = False) -> None:
+        super().__init__(message)
+        self.needs_restart, self.is_fatal = needs_restart, is_fatal
+
+
 class Client(HttpApi):
     """One server. Thread-safe; every call has a timeout in seconds, and raises NoAnswer at its end, else ComfyError."""
 
     def __init__(self, url: str, *, timeout_s: float = 10) -> None:
+        """Raises ConfigError for an invalid address."""
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"not an address of a ComfyUI server: {url!r}")
+            raise ConfigError(
+                f"COMFY_URL: not an address of a ComfyUI server: {url!r}; it looks like http://127.0.0.1:8188"
+            )
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._base = parts.path.rstrip("/")
         self._timeout_s = timeout_s
@@ -61,24 +69,6 @@ class Client(HttpApi):
         self._pool = urllib3.connectionpool.connection_from_url(
             f"{parts.scheme}://{parts.netloc}", maxsize=4, block=False, retries=False
         )
-
-    def submit(
-        self, graph: Mapping[str, Any], prompt_id: str, client_id: str, extra_data: Mapping[str, Any], timeout_s: float
-    ) -> dict[str, Any]:
-        """POST /prompt; return the ``node_errors`` of a prompt that was taken in part, {} when it was taken whole.
-
-        ``timeout_s`` is long: validation may hash input files and ask custom nodes. Raises WorkflowRejected (details:
-        ``error`` and ``node_errors`` as ComfyUI sent them), or NoAnswer, after which the prompt may have been taken.
-        """
-        reply = self.post_prompt(graph, prompt_id, client_id, extra_data, timeout_s)
-        answer = mapping(reply.data)
-        if reply.status == 200:
-            return mapping(answer.get("node_errors"))
-        if reply.status == 400:
-            raise WorkflowRejected(details={name: answer.get(name) or {} for name in ("error", "node_errors")})
-        if reply.status == 413:
-            raise PayloadTooLarge(f"the workflow is larger than {_MAX_UPLOAD}, or send what it embeds under `files`")
-        raise WorkflowRejected(f"ComfyUI failed while it checked the workflow (HTTP {reply.status})")
 
     def node_registry(self) -> NodeRegistry:
         return NodeRegistry(self.object_info(), self.replacements())
@@ -105,7 +95,7 @@ class Client(HttpApi):
         """Put a file into the input folder of a ComfyUI whose folders are not shared."""
         reply = self.upload(name, path.read_bytes(), subfolder=subfolder, overwrite=True)
         if reply.status == 413:
-            raise PayloadTooLarge(f"the input file {name!r} is larger than {_MAX_UPLOAD}, or let it share its folders")
+            raise PayloadTooLarge(f"the input file {name!r} is larger than {MAX_UPLOAD}, or let it share its folders")
         stored = mapping(reply.data) if reply.status == 200 else {}
         folder = os.path.normpath(stored.get("subfolder") or ".")
         if stored.get("name") != name or folder != os.path.normpath(subfolder or "."):

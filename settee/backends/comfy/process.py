@@ -121,14 +121,6 @@ class Server:
         self.client.close()
 
 
-def external(url: str) -> Server:
-    """Return the ComfyUI at COMFY_URL. Raises ConfigError."""
-    try:
-        return Server(Client(url))
-    except ValueError as error:
-        raise ConfigError(f"COMFY_URL: {error}; it looks like http://127.0.0.1:8188") from error
-
-
 class SupervisedServer(Server):
     """A ComfyUI of our own: started on loopback, its log captured, restarted with backoff when it ends."""
 

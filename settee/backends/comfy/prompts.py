@@ -12,19 +12,18 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import dropwhile
 from typing import Any
 
 from settee.backends.backend import Limits
-from settee.backends.comfy.comfy_client import NoAnswer
+from settee.backends.comfy.comfy_client import ComfyDied, NoAnswer
 from settee.backends.comfy.process import Server
-from settee.backends.comfy.watcher import ComfyDied
 from settee.base.errors import ComfyError, JobCanceled, JobTimeout, WorkflowRejected
 from settee.base.json_io import dumps
 from settee.base.settings import Settings
 from settee.base.threads import Call
+from settee.comfyui.follower import started
 from settee.comfyui.history import mapping
 from settee.comfyui.workflow import Workflow
 
@@ -125,18 +124,17 @@ class Prompts:
 
     # --- whose prompts are in queue and history ------------------------------------------------------------
 
-    def started(self, prompt_id: str, client_id: str | None, known: set[str], newest: int = RECENT) -> list[str]:
+    def started(self, prompt_id: str, client_id: str | None, known: Collection[str], newest: int = RECENT) -> list[str]:
         """Return ids of the prompts that this one and its like started, beyond those ``known``: those that ended first.
-
-        Raises ComfyError, NoAnswer.
+        They are forgotten with it. Raises ComfyError, NoAnswer.
         """
-        # The queue first: what leaves it meanwhile is in history then.
-        queue = self._client.queue(timeout_s=2).items
-        recent = self._client.recent(newest, timeout_s=2)
-        # History is in the order of ends: what ended before this one, an earlier job's nodes had started.
-        since = dropwhile(lambda each: each not in known, recent) if known & recent.keys() else recent
-        items = {each: mapping(recent[each]).get("prompt") for each in since} | dict(queue)
-        return [each for each, item in items.items() if each not in known and self._belongs(item, prompt_id, client_id)]
+
+        def belongs(item: Any) -> bool:
+            return self._belongs(item, prompt_id, client_id)
+
+        found = started(self._client, known, belongs, newest, timeout_s=2)
+        self._used += found
+        return found
 
     def _belongs(self, item: Any, prompt_id: str, client_id: str | None = None) -> bool:
         """Return True for a prompt of the same job: ``item`` is ``[number, id, prompt, extra_data, …]``.
@@ -228,8 +226,7 @@ class Prompts:
             self.stop(prompt_id)
             self.forget(prompt_id)  # it may have had no entry in history before
             with contextlib.suppress(ComfyError):
-                for each in self.started(prompt_id, client_id, {prompt_id}, LEFT):
-                    self.forget(each)
+                self.started(prompt_id, client_id, {prompt_id}, LEFT)
         return not self.leftovers
 
     # --- forgetting ----------------------------------------------------------------------------------------

@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 from settee.backends.backend import Limits, Notify
-from settee.backends.comfy.comfy_client import NoAnswer
+from settee.backends.comfy.comfy_client import ComfyDied
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.prompts import Prompts, folder_of, prompt_ids
-from settee.backends.comfy.watcher import ComfyDied, Watcher
-from settee.base.errors import ComfyUnavailable, ExecutionFailed, OutOfMemory, WorkflowRejected, problem_line
+from settee.backends.comfy.watcher import Watcher
+from settee.base.errors import ComfyUnavailable, ExecutionFailed, OutOfMemory, WorkflowRejected
 from settee.base.job import Job
 from settee.base.settings import Settings
 from settee.comfyui.event_socket import EventSocket, SocketLost
 from settee.comfyui.history import failure_of, located, mapping
 from settee.comfyui.isolation import Salts, isolate
-from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import UNKNOWN
-from settee.comfyui.problems import explain, explained
+from settee.comfyui.outputs import Ended
+from settee.comfyui.problems import explained
 from settee.comfyui.workflow import Workflow, own_node
 from settee.staging.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Ended:
-    """A job's prompts that succeeded: the one that was submitted, and all that its nodes started."""
-
-    #: The folder below output that its nodes wrote to.
-    prefix: str
-    #: History's, of each prompt.
-    outputs: list[dict[str, Any]] = field(default_factory=list)
-    #: What came over the socket, previews apart; more may have been sent if ``lost_messages``.
-    pictures: list[ImageEvent] = field(default_factory=list)
-    lost_messages: bool = False
-    #: True if nothing else has run on the server: whatever lay in its output folder before this was asked is the job's.
-    is_alone: Callable[[], bool] = lambda: False
-    #: Output nodes that ComfyUI refused and did not run (allow_partial).
-    refused: Collection[str] = ()
-    warnings: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -162,10 +140,7 @@ class Session:
         limits.check()
         socket = self._open_socket()
         senders = self.registry.picture_senders(isolated)
-        watch = partial(
-            Watcher, server, socket, graph=isolated, settings=self._settings, notify=notify, senders=senders
-        )
-        watcher = watch(prompt_id=prompt_id)
+        watcher = Watcher(server, socket, prompt_id, isolated, self._settings, notify, prompts, senders=senders)
         try:
             if socket.remaining:
                 prompts.stop_strays(socket.client_id)
@@ -179,29 +154,19 @@ class Session:
                 allow_partial=request.allow_partial,
             )
             notify.submitted()
-            known, following = {prompt_id}, [prompt_id]
-            while following:
-                if following[0] != prompt_id:
-                    watcher = watch(prompt_id=following[0], gets_events=False)
-                entry = watcher.wait(limits)
-                ended.pictures += watcher.pictures
-                ended.outputs.append(mapping(entry.get("outputs")))
+            for entry in watcher.watch(limits):
+                ended.add(entry)
                 # Classes whose nodes became others with outputs: the registry does not show them.
                 own = {own_node(isolated, node_id) for node_id in ended.outputs[-1].keys() - isolated.keys()}
                 self._expanding.update(isolated[node_id]["class_type"] for node_id in own & isolated.keys())
                 failure = failure_of(mapping(entry.get("status")), graph, self.registry, request.extra_data)
                 if failure is not None:
                     raise failure
-                ended.lost_messages |= watcher.lost_messages
-                started = self._started(prompt_id, known, watcher, limits) if watcher.others_wait else []
-                for each in started:
-                    prompts.forget(each)
-                known.update(started)
-                following = [*following[1:], *started]
+            ended.pictures, ended.lost_messages, known = watcher.pictures, watcher.lost_messages, {*watcher.known}
             was_alone = len(known) == socket.peak == 1 and socket.pristine and socket.is_open
             ended.is_alone = lambda: server.is_ours or (was_alone and prompts.are_only(known | earlier))
         except ComfyDied as error:
-            error.node_id = watcher.node_id
+            error.node_id = watcher.meter.report.node_id
             if not server.is_ours:
                 # It may only have been frozen: it must not go on with this when it wakes.
                 prompts.leftovers[prompt_id] = socket.client_id
@@ -220,33 +185,8 @@ class Session:
                 self._drop_socket()
             prompts.forget(prompt_id)
         prompts.begin_to_forget()
-        if len(known) > 1:
-            ended.warnings.append(
-                f"the workflow started {len(known) - 1} more prompt(s), whose outputs are among these"
-            )
-        ended.refused = {
-            own_node(graph, node_id)
-            for at, error in refused.items()
-            for node_id in (at, *mapping(error).get("dependent_outputs", ()))
-        }
-        ended.warnings += [
-            f"not run (allow_partial): {problem_line(problem)}" for problem in explain(refused, graph, self.registry)
-        ]
+        ended.refuse(refused, graph, self.registry)
         return ended
-
-    def _started(self, prompt_id: str, known: set[str], watcher: Watcher, limits: Limits) -> list[str]:
-        """Return the prompts that those known started: all of them, as one may end unseen while another is followed."""
-        assert self._socket is not None
-        give_up = time.monotonic() + self._settings.comfy_unresponsive_s
-        while True:
-            limits.check()
-            watcher.check_server()
-            try:
-                return self.prompts.started(prompt_id, self._socket.client_id, known)
-            except NoAnswer as error:
-                if time.monotonic() >= give_up:
-                    raise ComfyDied(error.message) from error
-                limits.cancel.wait(0.0 if error.timed_out else 0.2)
 
     # --- the socket ------------------------------------------------------------------------------------------
 

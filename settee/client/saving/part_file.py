@@ -190,17 +190,14 @@ class Fetcher:
     ``timeout_s`` is for each file. ``stop``, set from any thread, ends the current one soon.
     """
 
-    def __init__(
-        self, *, timeout_s: float = 3600.0, stop: threading.Event | None = None, silent_s: float = SILENT_S
-    ) -> None:
-        self._timeout_s, self._silent_s = timeout_s, silent_s
-        self._stop = stop or threading.Event()
+    def __init__(self, *, timeout_s: float = 3600.0, stop: threading.Event | None = None) -> None:
+        self._timeout_s, self._stop = timeout_s, stop or threading.Event()
 
     @cached_property
     def _http(self) -> Http:
         from settee.net.http import Http
 
-        return Http(public_only=False, connect_s=CONNECT_S, read_s=self._silent_s, connections=4, proxies_local=False)
+        return Http(public_only=False, connect_s=CONNECT_S, read_s=SILENT_S, connections=4, proxies_local=False)
 
     def __enter__(self) -> Fetcher:
         return self

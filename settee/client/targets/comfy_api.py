@@ -38,6 +38,7 @@ class Wire(HttpApi):
         """Make no request yet. Raises UsageError for an invalid address."""
         self.name = name
         self._http = Http(base_url, name=name, key_name=None)
+        self.base_url = self._http.base_url
 
     def close(self) -> None:
         self._http.close()
@@ -114,7 +115,7 @@ class Wire(HttpApi):
             return None
         length = reply.headers.get("content-length", "")
         is_size = reply.status == 200 and length.isdigit() and "content-encoding" not in reply.headers
-        return File(self._http.base_url + path, int(length) if is_size else None)
+        return File(self.base_url + path, int(length) if is_size else None)
 
 
 # --- node registries ---------------------------------------------------------------------------------------------

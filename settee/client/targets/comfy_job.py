@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import posixpath
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from settee.base.errors import OutputMissing, SetteeError, WorkflowRejected, problem_line
+from settee.base.job import Artifact, Kind
 from settee.client.client_errors import UsageError
 from settee.client.job_outputs import KINDS
 from settee.client.targets import Answer, Status
 from settee.client.targets.comfy_api import File
-from settee.comfyui.history import (
-    Place,
-    ending,
-    mapping,
-    messages,
-    named_file,
-    reported_by_job,
-    text_name,
-    without_previews,
-)
+from settee.comfyui.history import Place, mapping, messages
 from settee.comfyui.isolation import salted as with_salt
-from settee.comfyui.media import kind_of
-from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import explain, registry_problems, sentence
 from settee.comfyui.workflow import Workflow, link_problems, links, measure, shape_problems, shown_node, unwrapped
@@ -45,12 +36,12 @@ class Asked:
     """The content of a request."""
 
     workflow: Workflow = field(repr=False)
-    #: Base64 by name.
-    files: dict[str, str] = field(repr=False)
     extra_data: dict[str, Any] = field(repr=False)
-    include_temp: bool
-    allow_partial: bool
-    timeout_s: float | None
+    include_temp: bool = False
+    #: Base64 by name.
+    files: dict[str, str] = field(default_factory=dict, repr=False)
+    allow_partial: bool = False
+    timeout_s: float | None = None
 
 
 def read(payload: Mapping[str, Any]) -> Asked:
@@ -126,162 +117,87 @@ def salted(workflow: Workflow, registry: NodeRegistry, salt: str) -> Workflow:
     }
 
 
-def refusal(
-    error: Mapping[str, Any], node_errors: Mapping[str, Any], workflow: Workflow, registry: NodeRegistry
-) -> tuple[str, dict[str, Any]]:
-    """Return why ComfyUI refuses a workflow: (a line for a person, details as in a worker's ``workflow_rejected``)."""
+def refusal(error: WorkflowRejected, workflow: Workflow, registry: NodeRegistry) -> WorkflowRejected:
+    """Return why ComfyUI refuses a workflow, with its nodes named as the client does; as it was without a reason."""
+    if not error.details:
+        return error
     # A class that it does not know it names, and no more.
-    problems = explain(node_errors, workflow, registry) or registry_problems(workflow, registry)
+    problems = explain(error.details["node_errors"], workflow, registry) or registry_problems(workflow, registry)
     if not problems:
-        return f"ComfyUI refuses the workflow: {sentence(error)}", {"problems": []}
-    first = problems[0]
-    node_id = str(first["node_id"])
+        return WorkflowRejected(f"ComfyUI refuses the workflow: {sentence(error.details['error'])}")
+    node_id = str(problems[0]["node_id"])
     where = shown_node(workflow, node_id) if node_id in workflow else node_id
-    near = f"; did you mean {' or '.join(map(repr, first['near']))}?" if first.get("near") else ""
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    said = " ".join(first["problem"].split())
-    return f"ComfyUI refuses the workflow: {where}: {said}{near}{more}", {"problems": problems}
+    line = problem_line({**problems[0], "path": where, "class_type": None})
+    more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+    return WorkflowRejected(f"ComfyUI refuses the workflow: {line}{more}", details={"problems": problems})
 
 
 # --- results ------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Found:
-    """The outputs of a prompt, as its history names them."""
-
-    #: Files with their nodes, previews last.
-    files: dict[Place, str] = field(default_factory=dict)
-    #: Nodes' own strings that look like the names of files.
-    named: dict[Place, str] = field(default_factory=dict)
-    #: (node id, text)
-    texts: list[tuple[str, str]] = field(default_factory=list)
-    #: Nodes that sent pictures over the socket, once for each that they report.
-    sent: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
-class Entry:
-    """A history entry, in which nothing is sure to have a shape: custom nodes write there."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        prompt = data.get("prompt")
-        parts = prompt if isinstance(prompt, list) and len(prompt) > 3 else [None] * 4
-        self.workflow: Workflow = {
-            node_id: node for node_id, node in mapping(parts[2]).items() if isinstance(node, dict) and "inputs" in node
-        }
-        self.notes = mapping(mapping(parts[3]).get(NOTES))
-        self.outputs = mapping(data.get("outputs"))
-        self.status = mapping(data.get("status"))
-
-    @property
-    def execution_ms(self) -> float | None:
-        """Return the run time by ComfyUI's own clock, milliseconds."""
-        times = {name: data.get("timestamp") for name, data in messages(self.status)}
-        begun, ended = times.get("execution_start"), times.get("execution_success")
-        if isinstance(begun, (int, float)) and isinstance(ended, (int, float)) and ended >= begun:
-            return float(ended - begun)
-        return None
+def read_back(prompt: list[Any]) -> tuple[Asked, str | None]:
+    """Return what another process asked for, by its prompt as ComfyUI has it, and its client id. Nothing in it is sure
+    to have a shape."""
+    graph, extra_data = (mapping(part) for part in [*prompt[2:4], None, None][:2])
+    whole = {
+        node_id: node
+        for node_id, node in graph.items()
+        if isinstance(node, dict) and isinstance(node.get("inputs"), dict) and isinstance(node.get("class_type"), str)
+    }
+    include_temp, client_id = mapping(extra_data.get(NOTES)).get("include_temp"), extra_data.get("client_id")
+    asked = Asked(workflow=whole, extra_data=extra_data, include_temp=include_temp is True)
+    return asked, client_id if isinstance(client_id, str) else None
 
 
-def failure(job_id: str, entry: Entry) -> Answer | None:
-    """Return how a job failed or was stopped; None when it succeeded."""
-    end = ending(entry.status, entry.workflow)
-    if end.kind == "success":
-        return None
-    if end.kind == "interrupted":
-        return Answer(job_id, Status.CANCELLED, error="the job was interrupted in ComfyUI", code="canceled")
-    if end.kind == "out_of_memory":
-        line = f"{end.where} ran out of memory: use a smaller size or batch, or unload other models in ComfyUI"
-        return Answer(job_id, Status.FAILED, error=line, code="out_of_memory", details=end.details)
-    line = f"{end.where} failed: {end.said}" if end.where else "ComfyUI reports that the workflow failed, but not why"
-    return Answer(job_id, Status.FAILED, error=line, code="execution_failed", details=end.details)
+def belongs_to(job_id: str) -> Callable[[Any], bool]:
+    """Return what tells a prompt that a job's nodes started: it repeats the job's graph, and so its salt."""
+    return lambda prompt: isinstance(prompt, list) and job_id in json.dumps(prompt[2:3])
 
 
-def found_in(entry: Entry, registry: NodeRegistry, started: Sequence[Entry] = ()) -> Found:
-    """Return the nodes' outputs, by node in natural order; previews where nothing else was made, or the job's notes
-    ask.
-
-    ``started``: of the prompts that its nodes started.
-    """
-    found, outputs = Found(), registry.output_nodes(entry.workflow)
-    files: dict[Place, str] = {}
-    prompts = [each.outputs for each in (entry, *started)]
-    for made in reported_by_job(prompts, entry.workflow, outputs):
-        named = made.place or named_file(made.key, made.text)
-        if named is not None:
-            place = _normal(named)
-            if place[0] in ("output", "temp") and place not in files:
-                files[place] = made.node_id
-                if made.text is not None:
-                    found.named[place] = made.text
-        elif made.text is None:
-            found.sent.append(made.node_id)
-        else:
-            found.texts.append((made.node_id, made.text))
-    if started:
-        found.warnings.append(f"the workflow started {len(started)} more prompt(s), whose outputs are among these")
-    kept, warnings = without_previews(
-        files,
-        entry.workflow,
-        outputs,
-        has_others=bool(found.texts or found.sent),
-        include_temp=entry.notes.get("include_temp") is True,
-    )
-    found.files = dict(sorted(kept.items(), key=lambda file: file[0][0] == "temp"))
-    found.warnings += warnings
-    return found
+def execution_ms(status: Mapping[str, Any]) -> float | None:
+    """Return the run time by ComfyUI's own clock, milliseconds."""
+    times = {name: data.get("timestamp") for name, data in messages(status)}
+    begun, ended = times.get("execution_start"), times.get("execution_success")
+    if isinstance(begun, (int, float)) and isinstance(ended, (int, float)) and ended >= begun:
+        return float(ended - begun)
+    return None
 
 
-def _normal(place: Place) -> Place:
-    """Return the place as /view reads it: of "sub/a.png" as a name, which a node may report, it takes the last part."""
-    kind, subfolder, filename = place
-    folder, name = posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename)))
-    return kind, folder, name
+def failed(job_id: str, error: SetteeError) -> Answer:
+    """Return the answer for a job that ended with an error."""
+    status = {"canceled": Status.CANCELLED, "timeout": Status.TIMED_OUT}.get(error.code, Status.FAILED)
+    more = {"retryable": True} if error.retryable and status is Status.FAILED else {}
+    return Answer(job_id, status, error=error.message, code=error.code, details={**error.details, **more})
 
 
 def output(
-    found: Found,
-    *,
+    artifacts: Sequence[Artifact],
     file_at: Callable[[Place], File | None],
-    pictures: Sequence[ImageEvent],
-    execution_ms: float | None,
+    took_ms: float | None,
     warnings: Sequence[str],
-) -> tuple[dict[str, Any], list[str]]:
-    """Return (a worker's result with the files' addresses in it, the missing files). ``file_at`` asks for one."""
+) -> dict[str, Any]:
+    """Return a worker's result with the files' addresses in it. ``file_at`` asks for one. Raises OutputMissing."""
     result: dict[str, Any] = {"status": "success", **{kind: [] for kind in KINDS}}
-    missing, texts = [], list(found.texts)
-
-    def add(
-        kind: str, name: str, how: str, data: str, node: str, media_type: str, size: int | None, **more: str
-    ) -> None:
-        item = {"filename": name, "type": how, "data": data, "node_id": node, "subfolder": "", "media_type": media_type}
-        result[kind].append({**item, "size": size, **more})
-
-    for place, node_id in found.files.items():
-        _, subfolder, filename = place
-        file = file_at(place)
-        if file is not None:
-            kind, media_type = kind_of(filename)
-            add(kind.value, filename, "url", file.url, node_id, media_type, file.size, subfolder=subfolder)
-        elif place in found.named:
-            texts.append((node_id, found.named[place]))
+    missing = []
+    for made in artifacts:
+        about: dict[str, Any] = {"filename": made.filename, "node_id": made.node_id, "subfolder": made.subfolder}
+        if made.content is None:
+            file = file_at((made.folder_type, made.comfy_subfolder, made.filename))
+            if file is None:
+                missing.append(f"{made.filename} (node {made.node_id})")
+                continue
+            about |= {"type": "url", "data": file.url, "size": file.size}
         else:
-            missing.append(f"{filename} (node {node_id})")
-    for node_id, text in texts:
-        content = text.encode("utf-8", "replace")
-        digest = hashlib.sha256(content).hexdigest()
-        name, media_type = text_name(node_id), "text/plain; charset=utf-8"
-        add("texts", name, "text", text, node_id, media_type, len(content), sha256=digest)
-    # Pictures that came over the socket are not in history (big_ws_message.json).
-    saving = set(found.files.values())
-    for count, picture in enumerate((each for each in pictures if each.node_id not in saving), 1):
-        name = f"websocket_{count:05}.{picture.media_type.rpartition('/')[2]}"
-        data, digest = base64.b64encode(picture.content).decode(), hashlib.sha256(picture.content).hexdigest()
-        size = len(picture.content)
-        add("images", name, "base64", data, str(picture.node_id), picture.media_type, size, sha256=digest)
-    if not any(result[kind] for kind in KINDS):
+            is_text = made.kind is Kind.TEXT
+            data = made.content.decode("utf-8", "replace") if is_text else base64.b64encode(made.content).decode()
+            about |= {"type": "text" if is_text else "base64", "data": data, "size": made.size}
+            about["sha256"] = hashlib.sha256(made.content).hexdigest()
+        result[made.kind.value].append({**about, "media_type": made.media_type})
+    if missing:
+        names = ", ".join(missing)
+        raise OutputMissing(
+            f"ComfyUI reports output that it does not have: {names}; was it deleted? send the job again"
+        )
+    if not artifacts:
         result["status"] = "success_no_images"
-    result["timings"] = {} if execution_ms is None else {"execution": execution_ms}
-    result["warnings"] = [*warnings, *found.warnings]
-    return result, missing
+    return {**result, "timings": {} if took_ms is None else {"execution": took_ms}, "warnings": list(warnings)}

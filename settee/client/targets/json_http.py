@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 BACKOFF = Backoff(first_s=0.5, longest_s=10.0)
 #: How long a connection may take, seconds.
 CONNECT_S = 10.0
-#: The longest answer that is read, bytes. RunPod's are 20 MB at most; a worker of one's own may send films.
-MAX_BYTES = 1 << 30
 #: Of an answer that is an error, at most this is read, bytes.
 _MAX_ERROR_BYTES = 64 * 1024
 #: How much longer than its timeout a large answer may take to arrive: bytes per second.
@@ -103,6 +101,13 @@ class Http:
     key to give.
     """
 
+    #: How long the server may be silent, seconds.
+    timeout_s = 30.0
+    #: How long a request is tried again, and how long where the server has never answered, seconds.
+    retry_s, first_s = 60.0, 5.0
+    #: The longest answer that is read, bytes. RunPod's are 20 MB at most; a worker of one's own may send films.
+    max_bytes = 1 << 30
+
     def __init__(
         self,
         base_url: str,
@@ -110,20 +115,15 @@ class Http:
         name: str,
         key: str | None = None,
         key_name: str | None = "the API key",
-        timeout_s: float = 30.0,
-        retry_s: float = 60.0,
-        first_s: float = 5.0,
-        max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] | None = None,
         rand: Callable[[], float] = random.random,
     ) -> None:
-        """``timeout_s``: how long the server may be silent. Raises UsageError for an invalid address or key."""
+        """Raises UsageError for an invalid address or key."""
         self.base_url = _checked_url(base_url)
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key and key):
             raise UsageError(f"{key_name} holds characters that no key has: is there a line break or a space in it?")
         self.name, self._key, self._key_name = name, key, key_name
-        self.timeout_s, self.retry_s, self.first_s, self.max_bytes = timeout_s, retry_s, first_s, max_bytes
         self._clock, self._rand = clock, rand
         self._closed = threading.Event()
         self._sleep = self._closed.wait if sleep is None else sleep

@@ -12,13 +12,13 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from settee.base import errors
 from settee.base.threads import Call
-from settee.client.client_errors import ClientError, JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
+from settee.client.client_errors import JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
 from settee.client.targets import Answer, Status
 from settee.client.targets.json_http import Http
 from settee.comfyui.node_registry import NodeRegistry
@@ -69,7 +69,7 @@ def endpoint(
 
 
 class RunPod:
-    """A Target. ``sync``: /runsync instead of /run, which answers with the result when the job ends within ``wait_s``.
+    """A Target. ``sync``: /runsync instead of /run, which answers with the result when the job ends within WAIT_S.
 
     ``unseal`` opens the results of sealed jobs; without it they stay as they came. ``request_cap``: RunPod's own at its
     own address, else none.
@@ -82,13 +82,12 @@ class RunPod:
         name: str | None = None,
         api_key: str | None = None,
         sync: bool = False,
-        wait_s: float = WAIT_S,
         unseal: Unseal | None = None,
     ) -> None:
         """Raises UsageError for an invalid address or key."""
         self.name = name or base_url.rstrip("/")
         self._http = Http(base_url, name=self.name, key=api_key, key_name=KEY_NAME)
-        self._sync, self._wait_s, self._unseal = sync, min(300.0, max(1.0, wait_s)), unseal
+        self._sync, self._unseal = sync, unseal
         is_runpods_own = urlsplit(base_url).hostname == urlsplit(API).hostname
         self.request_cap: int | None = None
         if is_runpods_own:
@@ -102,39 +101,32 @@ class RunPod:
         """Begin a job. Raises Rejected when it is refused as it is, and NetworkError; with the words "not known" in
         it when the job may have been accepted all the same (see :mod:`settee.client.targets.json_http`)."""
         try:
-            if self._sync and not self._probe():
-                path, timeout_s = f"/runsync?wait={int(self._wait_s * 1000)}", self._wait_s + _MARGIN_S
-                data = self._http.post(path, payload, timeout_s=timeout_s)
-            else:
-                data = self._http.post("/run", payload)
+            with self._asking():
+                if self._sync and not self._probe():
+                    path = f"/runsync?wait={int(WAIT_S * 1000)}"
+                    return self._read(self._http.post(path, payload, timeout_s=WAIT_S + _MARGIN_S))
+                return self._read(self._http.post("/run", payload))
         except Unsure as error:
             if (job_id := job_id_in(error.head)) is None:
                 raise
             # Half an answer, but the half with the id in it: the rest can be asked for.
             return Answer(job_id, Status.IN_QUEUE)
-        except StatusError as error:
-            raise self._meaning(error) from error
-        return self._read(data)
 
     def status(self, job_id: str) -> Answer:
         """Ask for the job's status. Raises JobStopped for a job that the target does not know (any more)."""
         path = _path("status", job_id)
         if self._probe():
             return self._local_status(job_id)
-        try:
+        with self._asking(job_id):
             return self._read(self._http.get(path), job_id)
-        except StatusError as error:
-            raise self._meaning(error, job_id) from error
 
     def cancel(self, job_id: str) -> None:
         """Ask for the job's end. Raises UsageError with the SDK's local API, JobStopped for a job that is not known."""
         path = _path("cancel", job_id)
         if self._probe():
             raise UsageError(LOCAL.format(name=self.name, what="cancel a job: stop the worker, or wait"), job_id=job_id)
-        try:
+        with self._asking(job_id):
             self._http.post(path, repeatable=True)
-        except StatusError as error:
-            raise self._meaning(error, job_id) from error
 
     def keeps(self, job_id: str) -> bool:
         """Return False for a job that the SDK's local API has begun: it cannot be canceled, its result is returned to
@@ -147,10 +139,8 @@ class RunPod:
         API."""
         if self._probe():
             raise UsageError(LOCAL.format(name=self.name, what="report its health; it answers, so it is up"))
-        try:
+        with self._asking():
             data = self._http.get("/health")
-        except StatusError as error:
-            raise self._meaning(error) from error
         if not isinstance(data, dict):
             raise NetworkError(f"{self.name}: the answer to /health is not an object: check the address")
         return data
@@ -167,19 +157,25 @@ class RunPod:
     def _read(self, data: Any, job_id: str | None = None) -> Answer:
         return read_envelope(data, name=self.name, job_id=job_id, unseal=self._unseal)
 
-    def _meaning(self, error: StatusError, job_id: str | None = None) -> ClientError:
-        """Return what a status means for a submission, or for a question about a job."""
-        words = f": {error.words}" if error.words else ""
-        if job_id is None and error.status == 413:
-            return Rejected(f"{self.name} refuses the request as too large (HTTP 413){words}", code="payload_too_large")
-        if job_id is None and error.status in (400, 422):
-            return Rejected(f"{self.name} refuses the request (HTTP {error.status}){words}")
-        if job_id is not None and error.status == 404:
-            return JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
-        if error.status in (404, 405):
-            return NetworkError(f"{self.name}: not a RunPod API (HTTP {error.status}): check the id or address")
-        error.job_id = job_id
-        return error
+    @contextlib.contextmanager
+    def _asking(self, job_id: str | None = None) -> Iterator[None]:
+        """Raise what a status means for a submission, or for a question about a job."""
+        try:
+            yield
+        except StatusError as error:
+            status, words = error.status, f": {error.words}" if error.words else ""
+            if job_id is None and status == 413:
+                line = f"{self.name} refuses the request as too large (HTTP 413){words}"
+                raise Rejected(line, code="payload_too_large") from error
+            if job_id is None and status in (400, 422):
+                raise Rejected(f"{self.name} refuses the request (HTTP {status}){words}") from error
+            if job_id is not None and status == 404:
+                raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id) from error
+            if status in (404, 405):
+                line = f"{self.name}: not a RunPod API (HTTP {status}): check the id or address"
+                raise NetworkError(line) from error
+            error.job_id = job_id
+            raise
 
     # --- the SDK's local API --------------------------------------------------------------------------------
 

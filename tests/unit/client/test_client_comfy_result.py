@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from settee.base.errors import DeliveryError, OutputMissing, WorkflowRejected
+from settee.base.job import Artifact
 from settee.client.job_outputs import outputs_of
-from settee.client.targets import Status, comfy_job
+from settee.client.targets import Answer, Status, comfy_job
 from settee.client.targets.comfy_api import File
-from settee.client.targets.comfy_job import Entry
+from settee.comfyui.history import failure_of, mapping
 from settee.comfyui.isolation import SALT_INPUT
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
+from settee.comfyui.outputs import Collector, Ended
 from tests.contract.recording import http_events, load
 
 
@@ -29,35 +33,40 @@ def entries(name: str) -> list[dict[str, Any]]:
     return found
 
 
-def result(entry: Entry, look: Any = lambda place: File(f"http://c/{place[2]}", 1)) -> dict[str, Any]:
-    output, missing = comfy_job.output(
-        comfy_job.found_in(entry, UNKNOWN), file_at=look, pictures=(), execution_ms=entry.execution_ms, warnings=()
-    )
-    assert not missing
-    return output
+def graph(entry: dict[str, Any]) -> dict[str, Any]:
+    prompt = entry.get("prompt")
+    return comfy_job.read_back(prompt if isinstance(prompt, list) else [])[0].workflow
+
+
+def failure(entry: dict[str, Any]) -> Answer | None:
+    error = failure_of(mapping(entry.get("status")), graph(entry), UNKNOWN, {}, is_freed=False)
+    return None if error is None else comfy_job.failed("j", error)
+
+
+def artifacts(entry: dict[str, Any]) -> tuple[list[Artifact], list[str]]:
+    return Collector(Ended(outputs=[mapping(entry.get("outputs"))]), graph(entry), UNKNOWN).collect(False)
+
+
+def result(entry: dict[str, Any]) -> dict[str, Any]:
+    made, warnings = artifacts(entry)
+    took_ms = comfy_job.execution_ms(mapping(entry.get("status")))
+    return comfy_job.output(made, lambda place: File(f"http://c/{place[2]}", 1), took_ms, warnings)
 
 
 def test_recorded_failures_name_the_node_and_no_path() -> None:
-    answers = [comfy_job.failure("j", Entry(entry)) for entry in entries("execution_errors")]
-    failed = [answer for answer in answers if answer is not None]
+    failed = [answer for answer in map(failure, entries("execution_errors")) if answer is not None]
     assert {answer.code for answer in failed} >= {"execution_failed"}
     assert all(answer.status is Status.FAILED and (answer.error or "").startswith("node ") for answer in failed)
     assert "/ComfyUI/" not in json.dumps([answer.details for answer in failed])
     assert any("cannot identify image file 'corrupt.png'" in (answer.error or "") for answer in failed)
 
 
-def test_a_recorded_interrupt_is_a_cancel() -> None:
-    answers = [comfy_job.failure("j", Entry(entry)) for entry in entries("interrupt_prompt_id")]
-    assert [answer.status for answer in answers if answer is not None] == [Status.CANCELLED]
-
-
 def test_recorded_outputs() -> None:
     for name in ("success_simple", "batch_outputs"):
         for data in entries(name):
-            entry = Entry(data)
-            assert comfy_job.failure("j", entry) is None
-            assert entry.execution_ms is not None
-            output = result(entry)
+            assert failure(data) is None
+            output = result(data)
+            assert output["timings"]["execution"] >= 0
             images = [image for node in data["outputs"].values() for image in node.get("images", ())]
             count = sum(image["type"] == "output" for image in images)
             assert len(output["images"]) == count > 0
@@ -70,17 +79,17 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
         "9": {"gifs": [{"filename": "b.gif", "subfolder": "", "type": "output"}, {"filename": "b.gif"}]},
         "57:8": {"result": ["3d/c.glb", None, "camera.json"], "audio": [{"filename": "d.flac", "type": "output"}]},
     }
-    found = comfy_job.found_in(Entry({"outputs": outputs}), UNKNOWN)
-    assert [*found.files.items()] == [
-        (("output", "", "b.gif"), "9"),
-        (("output", "v/sub", "a.mp4"), "10"),
-        (("output", "3d", "c.glb"), "57:8"),
-        (("output", "", "d.flac"), "57:8"),
+    made, warnings = artifacts({"outputs": outputs})
+    assert [(each.comfy_subfolder, each.filename, each.node_id) for each in made if each.content is None] == [
+        ("", "b.gif", "9"),
+        ("v/sub", "a.mp4", "10"),
+        ("3d", "c.glb", "57:8"),
+        ("", "d.flac", "57:8"),
     ]
-    assert found.named == {("output", "3d", "c.glb"): "3d/c.glb"}
-    assert found.texts == [("57:8", "camera.json")], "no file of a 3D preview's, so a word"
-    assert found.warnings == []
-    output = result(Entry({"outputs": outputs}))
+    words = [(each.node_id, each.content) for each in made if each.content is not None]
+    assert words == [("57:8", b"camera.json")], "no file of a 3D preview's, so a word"
+    assert warnings == []
+    output = result({"outputs": outputs})
     assert {kind: len(output[kind]) for kind in ("images", "videos", "models_3d", "audio")} == {
         "images": 1,
         "videos": 1,
@@ -90,17 +99,9 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
 
 
 def test_files_that_are_not_there_are_told_of() -> None:
-    entry = Entry({"outputs": {"9": {"images": [{"filename": "a.png"}, {"filename": "b.png"}]}}})
-    output, missing = comfy_job.output(
-        comfy_job.found_in(entry, UNKNOWN),
-        file_at=lambda place: None if place[2] == "b.png" else File("http://c/a", None),
-        pictures=(),
-        execution_ms=None,
-        warnings=["w"],
-    )
-    assert missing == ["b.png (node 9)"]
-    assert [item["filename"] for item in output["images"]] == ["a.png"]
-    assert output["warnings"] == ["w"]
+    made, _ = artifacts({"outputs": {"9": {"images": [{"filename": name} for name in ("a.png", "b.png", "c.png")]}}})
+    with pytest.raises(OutputMissing, match=r"does not have: b\.png \(node 9\), c\.png \(node 9\);"):
+        comfy_job.output(made, lambda place: File("http://c/a", None) if place[2] == "a.png" else None, None, ())
 
 
 _KEYS = ["prompt", "outputs", "status", "messages", "status_str", "images", "text", "result", "filename", "type"]
@@ -117,9 +118,9 @@ _JSON = some.recursive(
 @settings(max_examples=100)
 @given(some.dictionaries(_WORDS, _JSON, max_size=5))
 def test_whatever_stands_in_history_is_read(data: dict[str, Any]) -> None:
-    entry = Entry(data)
-    comfy_job.failure("j", entry)
-    outputs_of(result(entry))
+    failure(data)
+    with contextlib.suppress(OutputMissing, DeliveryError):
+        outputs_of(result(data))
 
 
 def test_every_end_of_a_graph_is_salted_and_nothing_else() -> None:
@@ -148,8 +149,8 @@ def test_recorded_refusals_are_readable(version: str) -> None:
             whole = {i: n for i, n in graph.items() if isinstance(n, dict) and isinstance(n.get("inputs"), dict)}
             if len(whole) < len(graph) or any(not isinstance(node.get("class_type"), str) for node in whole.values()):
                 continue  # shape_problems refuses these before they are sent
-            line, _ = comfy_job.refusal(body["error"], body["node_errors"], whole, NodeRegistry(info))
-            lines.append(line)
+            error = WorkflowRejected(details={name: body[name] for name in ("error", "node_errors")})
+            lines.append(comfy_job.refusal(error, whole, NodeRegistry(info)).message)
     assert len(lines) > 8
     assert all(line.startswith("ComfyUI refuses the workflow:") and len(line) > 35 for line in lines)
     assert any("nope.safetensors" in line for line in lines)

@@ -231,14 +231,15 @@ def test_a_body_that_came_packed_is_unpacked(server: FileServer, tmp_path: Path)
     assert "If-Range" not in server.asked[1].headers
 
 
-def test_a_silent_server_is_asked_again(server: FileServer, tmp_path: Path) -> None:
+def test_a_silent_server_is_asked_again(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rule(ask: Ask, reply: Reply) -> None:
         if ask.number < 2:
             reply.silent_after = 100_000 if ask.number else -1
 
     server.rule = rule
+    monkeypatch.setattr(part_file, "SILENT_S", 0.1)
     output = Output("images", "a.png", "s3_url", server.url)
-    with Fetcher(silent_s=0.1) as fetcher, open_part(tmp_path) as part:
+    with Fetcher() as fetcher, open_part(tmp_path) as part:
         fetcher.fetch(output, part)
         assert (part.size, part.sha256) == (len(DATA), SHA256)
 

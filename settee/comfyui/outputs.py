@@ -1,0 +1,219 @@
+"""From the end of a job's prompts to its artifacts, by what its nodes reported in history and sent over the socket.
+
+The kind of an artifact comes from its file suffix: ComfyUI puts WEBM, MP4 and animated WEBP under `images` too, and
+custom nodes have keys of their own. For worker and client.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from settee.base.errors import DeliveryError, OutputMissing, problem_line
+from settee.base.job import Artifact, Kind
+from settee.comfyui.history import (
+    Place,
+    Reported,
+    located,
+    mapping,
+    named_file,
+    reported_by_job,
+    text_name,
+    without_previews,
+)
+from settee.comfyui.media import kind_of
+from settee.comfyui.messages import ImageEvent
+from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.problems import explain
+from settee.comfyui.workflow import Workflow, natural_key, own_node
+
+
+@dataclass
+class Ended:
+    """A job's prompts that succeeded: the one that was submitted, and all that its nodes started."""
+
+    #: The folder below output that its nodes wrote to; "" where they write as their author meant.
+    prefix: str = ""
+    #: History's, of each prompt.
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    #: What came over the socket, previews apart; more may have been sent if ``lost_messages``.
+    pictures: list[ImageEvent] = field(default_factory=list)
+    lost_messages: bool = False
+    #: True if nothing else has run on the server: whatever lay in its output folder before this was asked is the job's.
+    is_alone: Callable[[], bool] = lambda: False
+    #: Output nodes that ComfyUI refused and did not run (allow_partial).
+    refused: Collection[str] = ()
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Add a prompt that has ended, by its history entry."""
+        self.outputs.append(mapping(entry.get("outputs")))
+
+    def refuse(self, node_errors: Mapping[str, Any], graph: Workflow, registry: NodeRegistry) -> None:
+        """Note what ComfyUI does not run of a prompt that it took in part."""
+        reasons = [problem_line(problem) for problem in explain(node_errors, graph, registry)]
+        self.warnings += [f"not run (allow_partial): {reason}" for reason in reasons]
+        self.refused = {
+            own_node(graph, node_id)
+            for at, error in node_errors.items()
+            for node_id in (at, *mapping(error).get("dependent_outputs", ()))
+        }
+
+
+class Collector:
+    """Collects a job's artifacts, once. This one sees no folder of ComfyUI's, only what it answers."""
+
+    def __init__(
+        self, ended: Ended, graph: Workflow, registry: NodeRegistry, staged: Collection[str] | None = None
+    ) -> None:
+        """``staged``: the job's own input files; None where a node may report those of others, too."""
+        self.ended, self.graph, self.registry, self.staged = ended, graph, registry, staged
+        self.outputs = [node_id for node_id in registry.output_nodes(graph) if node_id not in ended.refused]
+        self.warnings = [*ended.warnings]
+        #: Files by where they are, with their node.
+        self.files: dict[Place, str] = {}
+        #: Nodes that reported anything, and how many pictures they report to have sent.
+        self.heard_of: set[str] = set()
+        self._sent: Counter[str] = Counter()
+
+    def collect(self, include_temp: bool | None) -> tuple[list[Artifact], list[str]]:
+        """Return the artifacts and warnings. ``include_temp``: previews too; None: the door has no such option.
+
+        Raises OutputMissing for what was reported and does not exist, DeliveryError for a name outside its folder.
+        """
+        if more := len(self.ended.outputs[1:]):
+            self.warnings.append(f"the workflow started {more} more prompt(s), whose outputs are among these")
+        taken = [self._take(item) for item in reported_by_job(self.ended.outputs, self.graph, self.outputs)]
+        texts = [text for text in taken if text is not None]
+        self.find_unreported()
+        pictures = self._pictures()
+        kept, warnings = without_previews(
+            self.files, self.graph, self.outputs, has_others=bool(texts or pictures), include_temp=include_temp
+        )
+        self.warnings += warnings
+        files = [self.file(node_id, place) for place, node_id in kept.items()]
+        self._ask_silent_nodes()
+        own = [*(file for file in files if file is not None), *texts]
+        return sorted(own, key=lambda each: natural_key(each.node_id)) + pictures, self.warnings
+
+    # --- what another place for files brings ---------------------------------------------------------------------
+
+    #: Files below input that the job's nodes wrote.
+    rewritten: Collection[str] = ()
+    #: What a node may have left that nothing was seen of.
+    unseen = ": any file that it wrote is on ComfyUI's own disk"
+
+    def exists(self, place: Place) -> bool:
+        """Return True if a file exists that a text names: Preview3D's `result` is one below output or temp."""
+        return True
+
+    def normal(self, place: Place) -> Place:
+        """Return the place as another node, or the folder itself, would name it: reported names may be "sub/a.png"."""
+        kind, subfolder, filename = place
+        return (kind, *posixpath.split(posixpath.normpath(posixpath.join(subfolder, filename))))
+
+    def find_unreported(self) -> None:
+        """Add files that no node reported."""
+
+    def file(self, node_id: str, place: Place) -> Artifact | None:
+        """Return the file's artifact; None for one that is gone and was not reported."""
+        if place[1].startswith(("/", "..")):
+            raise DeliveryError(f"node {node_id} reported a file outside ComfyUI's {place[0]} folder")
+        return self.artifact(node_id, place)
+
+    def artifact(self, node_id: str, place: Place, **more: Any) -> Artifact:
+        folder_type, subfolder, filename = place
+        kind, media_type = kind_of(filename)
+        return Artifact(
+            node_id=node_id,
+            kind=kind,
+            filename=filename,
+            subfolder=without(self.ended.prefix, subfolder),
+            media_type=media_type,
+            folder_type=folder_type,
+            comfy_subfolder=subfolder,
+            **{"size": 0, **more},
+        )
+
+    # --- what was reported, and sent -------------------------------------------------------------------------------
+
+    def _take(self, item: Reported) -> Artifact | None:
+        """Note what a node reported; a text as its artifact."""
+        self.heard_of.add(item.node_id)
+        place = item.place or named_file(item.key, item.text)
+        if item.text is not None and (place is None or not self.exists(place)):
+            content = item.text.encode("utf-8", "surrogatepass")
+            return _held(item.node_id, Kind.TEXT, text_name(item.node_id), "text/plain; charset=utf-8", content)
+        if place is None:
+            self._sent[item.node_id] += 1
+            return None
+        folder, name = place[0], posixpath.join(place[1], place[2])
+        if folder in ("output", "temp") or (folder == "input" and name in self.rewritten):
+            self.files.setdefault(self.normal(place), item.node_id)
+        elif folder != "input" or (self.staged is not None and name not in self.staged):
+            self.warnings.append(
+                f"node {item.node_id} left something under {item.key[:50]!r} that was not returned: "
+                f"a file in ComfyUI's {folder[:20]!r} folder"
+            )
+        return None
+
+    def _pictures(self) -> list[Artifact]:
+        """Return what came over the socket from nodes without a file: history knows nothing of it
+        (big_ws_message.json)."""
+        saving = set(self.files.values())
+        sent = [replace(each, node_id=own_node(self.graph, str(each.node_id))) for each in self.ended.pictures]
+        if not self.ended.lost_messages:  # else there may have been more
+            self.heard_of.update(str(picture.node_id) for picture in sent)
+        pictures: list[Artifact] = []
+        for picture in sent:
+            if picture.node_id not in saving:
+                name = f"websocket_{len(pictures) + 1:05}.{picture.media_type.rpartition('/')[2]}"
+                held = _held(str(picture.node_id), Kind.IMAGE, name, picture.media_type, picture.content)
+                pictures.append(held)
+        came = Counter(picture.node_id for picture in pictures)
+        for node_id, count in self._sent.items():
+            if came[node_id] < count:
+                raise OutputMissing(
+                    f"{self._name(node_id)} sent {count} picture(s) over ComfyUI's event socket, of which "
+                    f"{came[node_id]} came; send the job again, or use SaveImage",
+                    retryable=True,
+                )
+        return pictures
+
+    def _ask_silent_nodes(self) -> None:
+        """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""
+        senders = self.registry.picture_senders(self.graph)
+        for node_id in self.outputs:
+            if node_id in self.heard_of:
+                continue
+            if self.ended.lost_messages and node_id in senders:
+                raise OutputMissing(
+                    f"{self._name(node_id)} reported nothing. Pictures that it sent come over ComfyUI's event socket "
+                    "only, which was lost; send the job again, or use SaveImage",
+                    retryable=True,
+                )
+            self.warnings.append(f"{self._name(node_id)} reported nothing{self.unseen}")
+
+    def _name(self, node_id: str) -> str:
+        return located(node_id, self.graph) if node_id in self.graph else f"node {node_id}"
+
+
+def _held(node_id: str, kind: Kind, filename: str, media_type: str, content: bytes) -> Artifact:
+    """Return an artifact without a file."""
+    return Artifact(
+        node_id=node_id,
+        kind=kind,
+        filename=filename,
+        subfolder="",
+        media_type=media_type,
+        size=len(content),
+        content=content,
+    )
+
+
+def without(prefix: str, name: str) -> str:
+    """Return the name as the workflow's author meant it."""
+    return "" if name == prefix else name.removeprefix(f"{prefix}/")
