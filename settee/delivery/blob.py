@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from settee.base.errors import DeliveryError, OutputMissing
+from settee.comfyui.media import HEAD, format_of
 from settee.s3.error_table import S3Error
 from settee.s3.objects import UploadStopped
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 #: A multiple of 3, so that each chunk's base64 joins the next one's without padding.
 CHUNK = 3 << 17
-PNG = b"\x89PNG\r\n\x1a\n"
 
 #: Width and height, pixels.
 Size = tuple[int, int]
@@ -228,18 +228,19 @@ def image_size(head: bytes) -> Size | None:
 
     Pillow would read all of a WEBP, and stop at a PNG whose workflow is longer than ``head``.
     """
+    known = format_of(head[:HEAD])
     try:
-        if head.startswith(PNG):
+        if known == "PNG":
             width, height = struct.unpack(">II", head[16:24])
-        elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        elif known == "WEBP":
             width, height = _webp(head)
-        elif head[:2] in (b"\xff\xd8", b"GI", b"BM"):
+        elif known in ("JPEG", "GIF", "BMP"):
             from PIL.BmpImagePlugin import BmpImageFile
             from PIL.GifImagePlugin import GifImageFile
             from PIL.JpegImagePlugin import JpegImageFile
 
-            readers: dict[bytes, Any] = {b"\xff\xd8": JpegImageFile, b"GI": GifImageFile, b"BM": BmpImageFile}
-            width, height = readers[head[:2]](io.BytesIO(head)).size
+            readers: dict[str, Any] = {"JPEG": JpegImageFile, "GIF": GifImageFile, "BMP": BmpImageFile}
+            width, height = readers[known](io.BytesIO(head)).size
         else:
             return None
     except Exception:

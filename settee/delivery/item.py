@@ -123,7 +123,8 @@ class Item:
             return None
 
     def _strip(self, prepared: Prepared) -> None:
-        from settee.delivery.strip import Unreadable, strip
+        from settee.comfyui.media_parts import Unreadable
+        from settee.delivery.strip import strip
 
         name = prepared.filename
         if PurePosixPath(name).suffix.lower() in _BARE:
@@ -133,7 +134,7 @@ class Item:
         except Unreadable as error:
             # Handing it over with the prompt still in it is what the caller asked us not to do.
             raise DeliveryError(
-                f"the metadata of {name} cannot be removed: {error}",
+                f"the metadata of {name} cannot be removed: it {error}",
                 details={"filename": name, "node_id": self.artifact.node_id},
             ) from error
         if stripped is None:

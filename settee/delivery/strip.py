@@ -11,7 +11,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from settee.delivery.blob import PNG, Blob, Span, Stream
+from settee.comfyui.media import HEAD, format_of
+from settee.comfyui.media_parts import MAX_PARTS, Unreadable, png_chunks, riff_chunks
+from settee.delivery.blob import Blob, Span, Stream
 
 #: Chunks that say how to show the picture. A list of what may stay: ComfyUI's animated PNGs keep the workflow in a
 #: chunk of its own invention (`comf`), and the next one will have another name.
@@ -23,28 +25,15 @@ _WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
-#: No picture has more chunks or segments; walking a file made of nothing else would take minutes.
-_MAX_PARTS = 200_000
-
-
-class Unreadable(Exception):
-    """The file is not built as its format says."""
-
-
 def strip(blob: Blob) -> Stream | None:
     """Return the image without its metadata, or None when its format is not one of PNG, JPEG and WEBP.
 
     Takes the blob over when it returns a stream. Raises Unreadable for a file that is cut off or damaged.
     """
-    head = blob.read_at(0, 16)
-    if head.startswith(PNG):
-        parts = _png(blob)
-    elif head[:3] == b"\xff\xd8\xff":
-        parts = _jpeg(blob)
-    elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        parts = _webp(blob)
-    else:
+    walk = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}.get(format_of(blob.read_at(0, HEAD)) or "")
+    if walk is None:
         return None
+    parts = walk(blob)
 
     def read() -> Iterator[bytes | memoryview]:
         for part in parts:
@@ -58,30 +47,22 @@ def _length(parts: list[bytes | Span]) -> int:
 
 
 def _png(blob: Blob) -> list[bytes | Span]:
-    parts: list[bytes | Span] = [Span(0, 8)]
-    position = 8
-    for _ in range(_MAX_PARTS):
-        header = blob.read_at(position, 8)
-        length, kind = int.from_bytes(header[:4], "big") + 12, header[4:]
-        if len(header) < 8 or position + length > blob.size:
-            raise Unreadable("it ends before its last chunk")
-        if kind in _PNG_KEPT:
-            parts.append(Span(position, length))
-        elif kind == b"eXIf":
-            turned = _orientation(blob.read_at(position + 8, length - 12))
-            if turned:
-                body = b"eXIf" + _exif(turned)
-                parts.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
-        if kind == b"IEND":
-            return parts
-        position += length
-    raise Unreadable("it has too many chunks")
+    kept: list[bytes | Span] = [Span(0, 8)]
+    for part in png_chunks(blob.read_at, blob.size):
+        if part.kind in _PNG_KEPT:
+            kept.append(Span(part.start, part.end - part.start))
+        elif part.kind == b"eXIf" and (turned := _orientation(blob.read_at(part.first, part.last - part.first))):
+            body = b"eXIf" + _exif(turned)
+            kept.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+        if part.kind == b"IEND":
+            return kept
+    raise Unreadable("ends before its last chunk")
 
 
 def _jpeg(blob: Blob) -> list[bytes | Span]:
     parts: list[bytes | Span] = [Span(0, 2)]
     position = 2
-    for _ in range(_MAX_PARTS):
+    for _ in range(MAX_PARTS):
         header = blob.read_at(position, 20)
         if len(header) < 4 or header[0] != 0xFF:
             raise Unreadable("its segments do not follow each other")
@@ -94,7 +75,7 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
             parts.append(Span(position, _jpeg_end(blob, position) - position))
             return parts
         if position + length > blob.size:
-            raise Unreadable("it ends before its pixels")
+            raise Unreadable("ends before its pixels")
         if code == 0xE1 and header[4:10] == b"Exif\0\0":
             turned = _orientation(blob.read_at(position + 10, length - 10))
             if turned:
@@ -108,7 +89,7 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
         ):
             parts.append(Span(position, length))
         position += length
-    raise Unreadable("it has too many segments")
+    raise Unreadable("has too many segments")
 
 
 def _jpeg_end(blob: Blob, position: int) -> int:
@@ -117,19 +98,19 @@ def _jpeg_end(blob: Blob, position: int) -> int:
     Between scans of a progressive file lie further segments; none of them carries text in practice, but a comment
     may, so a file that has one is refused rather than half cleaned.
     """
-    for _ in range(_MAX_PARTS):
+    for _ in range(MAX_PARTS):
         header = blob.read_at(position, 4)
         if len(header) < 4:
-            raise Unreadable("it ends in the middle of its pixels")
+            raise Unreadable("ends in the middle of its pixels")
         code = header[1]
         if 0xE0 <= code <= 0xEF or code == 0xFE:
-            raise Unreadable("it has comments between its scans")
+            raise Unreadable("has comments between its scans")
         position += 2 + int.from_bytes(header[2:4], "big")
         if code == 0xDA:
             position = _jpeg_marker(blob, position)
             if blob.read_at(position, 2) == b"\xff\xd9":
                 return position + 2
-    raise Unreadable("it has too many segments")
+    raise Unreadable("has too many segments")
 
 
 def _jpeg_marker(blob: Blob, position: int) -> int:
@@ -141,40 +122,29 @@ def _jpeg_marker(blob: Blob, position: int) -> int:
         if found:
             return position + found.start()
         position += len(data) - 1  # a marker may lie across two reads
-    raise Unreadable("it ends in the middle of its pixels")
+    raise Unreadable("ends in the middle of its pixels")
 
 
 def _webp(blob: Blob) -> list[bytes | Span]:
-    """Strip a WEBP: chunks are ``name, size, body``, padded to even; VP8X flags must not promise what is gone."""
+    """Strip a WEBP: its VP8X flags must not promise what is gone."""
     end = min(blob.size, 8 + int.from_bytes(blob.read_at(4, 4), "little"))
     kept: list[bytes | Span] = []
-    orientation = 0
-    flags_at: int | None = None
-    position = 12
-    while position + 8 <= end:
-        if len(kept) > _MAX_PARTS:
-            raise Unreadable("it has too many chunks")
-        header = blob.read_at(position, 8)
-        kind, size = header[:4], int.from_bytes(header[4:], "little")
-        length = 8 + size + size % 2
-        if position + 8 + size > blob.size:
-            raise Unreadable("it ends before its last chunk")
-        if kind == b"VP8X" and size >= 10:
-            flags_at = len(kept)
-            kept.append(blob.read_at(position, length))
-        elif kind == b"EXIF":
-            orientation = _orientation(blob.read_at(position + 8, size))
-        elif kind in _WEBP_KEPT:
-            kept.append(Span(position, min(length, blob.size - position)))
-        position += length
-    if flags_at is not None:
-        extended = bytearray(bytes(kept[flags_at]))  # the one piece kept as bytes
-        extended[8] &= ~(_WEBP_EXIF | _WEBP_XMP)
+    orientation, flags_at, flags = 0, 0, bytearray()
+    for part in riff_chunks(blob.read_at, end):
+        if part.kind == b"VP8X" and part.last - part.first >= 10:
+            flags_at, flags = len(kept), bytearray(blob.read_at(part.start, part.end - part.start))
+            kept.append(Span(part.start, 0))
+        elif part.kind == b"EXIF":
+            orientation = _orientation(blob.read_at(part.first, part.last - part.first))
+        elif part.kind in _WEBP_KEPT:
+            kept.append(Span(part.start, min(part.end, blob.size) - part.start))
+    if flags:
+        flags[8] &= ~(_WEBP_EXIF | _WEBP_XMP)
         if orientation:
-            extended[8] |= _WEBP_EXIF
+            flags[8] |= _WEBP_EXIF
             body = _exif(orientation)
             kept.append(b"EXIF" + struct.pack("<I", len(body)) + body)
-        kept[flags_at] = bytes(extended)
+        kept[flags_at] = bytes(flags)
     return [b"RIFF" + struct.pack("<I", 4 + _length(kept)) + b"WEBP", *kept]
 
 

@@ -22,24 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge
+from settee.comfyui.media import HEAD, format_of
+from settee.comfyui.media_parts import Unreadable, png_chunks
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-#: First bytes by format. PostScript is among them to be refused: Pillow, and so LoadImage, runs Ghostscript on it.
-_MAGIC = (
-    ("PNG", re.compile(re.escape(_PNG))),
-    ("JPEG", re.compile(rb"\xff\xd8\xff")),
-    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    ("GIF", re.compile(rb"GIF8[79]a")),
-    # "BM" alone begins other files too. After sizes and offsets comes the length of one of the headers Pillow knows.
-    ("BMP", re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0", re.DOTALL)),
-    ("TIFF", re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+")),
-    # Pillow opens none without a plugin, and ComfyUI 0.33 (PyAV) only the first tile: 512 × 512 pixels, without a word.
-    ("HEIC", re.compile(rb"....ftyp(?:he[iv][cxms]|m[is]f1.{4,44}?he[iv][cxms])", re.DOTALL)),
-    ("AVIF", re.compile(rb"....ftyp(?:avif|avis|mif1|msf1)", re.DOTALL)),
-    ("JPEG2000", re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51")),
-    ("PostScript", re.compile(rb"%!PS|\xc5\xd0\xd3\xc6")),
-    ("web page", re.compile(rb"\s*<(?:!doctype html|html)", re.IGNORECASE)),
-)
 #: Modules of Pillow that open a format: importing one takes a tenth of the time that Pillow's search of all takes.
 _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K"}
 #: Known so that the error can state what to do instead.
@@ -50,8 +35,6 @@ _REFUSED = {
 }
 #: Formats without a clear first byte, or rare ones, that Pillow may try: none of them starts a program.
 _OTHERS = ("DIB", "ICO", "PPM", "PSD", "QOI", "TGA")
-#: Bytes at a file's start that its format is known by.
-HEAD = 64
 
 #: Chunks or blocks of one file. Real ones have thousands at most; a crafted one of 2 GiB has enough of them to keep
 #: Python busy for minutes.
@@ -74,27 +57,19 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _INFLATE_STEP = 16 * 1024
 
 
-class Broken(Exception):
-    """A fault of an image file, to follow "this PNG"."""
-
-
 class TooManyPixels(Exception):
     """Their number, to follow "this PNG has"."""
 
 
 def looks_like_image(head: bytes) -> bool:
     """Return True if a file that starts with ``head`` (HEAD bytes are enough) is meant to be an image to be loaded."""
-    return _format(head) not in (None, "HEIC", "web page")
+    return format_of(head) not in (None, "HEIC", "web page")
 
 
 def unloadable(head: bytes) -> str | None:
     """Return why ComfyUI's own loaders make nothing, or half a picture, of a file that starts so; else None."""
-    known = _format(head)
+    known = format_of(head)
     return f"this {known} {_REFUSED[known]}" if known in _REFUSED else None
-
-
-def _format(head: bytes) -> str | None:
-    return next((name for name, magic in _MAGIC if magic.match(head)), None)
 
 
 def check_image(path: Path, max_pixels: int) -> tuple[int, int]:
@@ -109,13 +84,13 @@ def check_image(path: Path, max_pixels: int) -> tuple[int, int]:
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
-                raise Broken("is empty")
+                raise Unreadable("is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                known = _format(data[:HEAD])
+                known = format_of(data[:HEAD])
                 name = known or name
                 size = _CHECKS[known](data, max_pixels) if known in _CHECKS else None
         return size or _decode(path, known, max_pixels)
-    except Broken as broken:
+    except Unreadable as broken:
         problem = f"this {name} {broken}"
         raise InvalidRequest.from_problems([{"path": path.name, "problem": problem}], "image") from broken
     except TooManyPixels as large:
@@ -127,7 +102,7 @@ def _limit(max_pixels: int, width: int, height: int, frames: int = 1) -> None:
     if width * height * frames > max_pixels:
         raise TooManyPixels(f"{width} × {height}" + (f" × {frames}" if frames > 1 else ""))
     if frames > _MAX_FRAMES:
-        raise Broken(f"has more than {_MAX_FRAMES} frames")
+        raise Unreadable(f"has more than {_MAX_FRAMES} frames")
 
 
 # --- ahead of the decoder ------------------------------------------------------------------------------------
@@ -141,10 +116,10 @@ def _check_png(data: mmap.mmap, max_pixels: int) -> tuple[int, int] | None:
     for kind, body in _png_chunks(data):
         if pixels is None:
             if kind != b"IHDR" or len(body) != 13:
-                raise Broken("does not start with its header (IHDR)")
+                raise Unreadable("does not start with its header (IHDR)")
             width, height, depth, colour, method, filters, interlace = struct.unpack(">IIBBBBB", body)
             if not (width and height) or depth not in _DEPTHS.get(colour, ()) or method or filters or interlace > 1:
-                raise Broken("has a header that no PNG may have")
+                raise Unreadable("has a header that no PNG may have")
             _limit(max_pixels, width, height)
             size = width, height
             pixels = _PngPixels(width, height, depth * _CHANNELS[colour], interlace == 1)
@@ -152,7 +127,7 @@ def _check_png(data: mmap.mmap, max_pixels: int) -> tuple[int, int] | None:
             pixels.inflate(body)
         is_animated |= kind == b"acTL"
     if pixels is None or pixels.passes:
-        raise Broken("is truncated: some of its pixels are missing")
+        raise Unreadable("is truncated: some of its pixels are missing")
     return None if is_animated else size
 
 
@@ -160,21 +135,16 @@ def _png_chunks(data: mmap.mmap) -> Iterator[tuple[bytes, memoryview]]:
     """Give ``(type, body)`` of each chunk up to IEND, its checksum compared."""
     crc32 = _fast_zlib().crc32
     with memoryview(data) as view:
-        position = len(_PNG)
-        for _ in range(_MAX_PARTS):
-            header = data[position : position + 8]
-            end = position + 12 + int.from_bytes(header[:4], "big")
-            if len(header) < 8 or end > len(data):
-                raise Broken("is truncated: it ends before its last chunk (IEND)")
-            kind = header[4:]
-            with view[position + 4 : end - 4] as summed, summed[4:] as body:
-                if crc32(summed) != int.from_bytes(data[end - 4 : end], "big"):
-                    raise Broken(f"is damaged: the checksum of its chunk {kind!r} does not fit")
-                yield kind, body
-            if kind == b"IEND":
+        for part in png_chunks(lambda at, count: data[at : at + count], most=_MAX_PARTS):
+            if part.end > len(data):
+                break
+            with view[part.start + 4 : part.last] as summed, summed[4:] as body:
+                if crc32(summed) != int.from_bytes(data[part.last : part.end], "big"):
+                    raise Unreadable(f"is damaged: the checksum of its chunk {part.kind!r} does not fit")
+                yield part.kind, body
+            if part.kind == b"IEND":
                 return
-            position = end
-    raise Broken("has too many chunks")
+    raise Unreadable("is truncated: it ends before its last chunk (IEND)")
 
 
 class _PngPixels:
@@ -198,7 +168,7 @@ class _PngPixels:
             try:
                 rows = self._inflater.decompress(body[start : start + _INFLATE_STEP])
             except (zlib.error, self._zlib.error) as error:
-                raise Broken("is damaged: its pixels do not inflate") from error
+                raise Unreadable("is damaged: its pixels do not inflate") from error
             self._count(rows)
 
     def _count(self, rows: bytes) -> None:
@@ -208,7 +178,7 @@ class _PngPixels:
             count = min(left, len(rows) - position)
             # Every row starts with the number of its filter. At an unknown one a decoder stops.
             if max(rows[position + skip : position + count : stride], default=0) > 4:
-                raise Broken("is damaged: it has a row with an unknown filter")
+                raise Unreadable("is damaged: it has a row with an unknown filter")
             position += count
             if count == left:
                 del self.passes[0]
@@ -234,10 +204,10 @@ def _check_jpeg(data: mmap.mmap, max_pixels: int) -> None:
     for _ in range(_MAX_PARTS):
         marker = _MARKER.match(data, position)
         if marker is None:
-            raise Broken("is truncated or damaged: something else stands where a segment must start")
+            raise Unreadable("is truncated or damaged: something else stands where a segment must start")
         code, position = marker[1][0], marker.end()
         if code == 0xD9:
-            raise Broken("has no picture in it")
+            raise Unreadable("has no picture in it")
         if code == 0x01 or 0xD0 <= code <= 0xD8:
             continue  # these stand alone
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and len(data) >= position + 7:
@@ -247,12 +217,12 @@ def _check_jpeg(data: mmap.mmap, max_pixels: int) -> None:
         if code == 0xDA:
             break
     else:
-        raise Broken("has too many segments")
+        raise Unreadable("has too many segments")
     scans = [position, *(found.end() for found in itertools.islice(_SCAN.finditer(data, position), _MAX_SCANS))]
     if len(scans) > _MAX_SCANS or pixels * len(scans) > _USUAL_SCANS * max_pixels >= _USUAL_SCANS * pixels:
-        raise Broken(f"has {len(scans)} scans or more, too many for its size")
+        raise Unreadable(f"has {len(scans)} scans or more, too many for its size")
     if data.find(b"\xff\xd9", scans[-1]) < 0:
-        raise Broken("is truncated: it ends before its end marker (EOI)")
+        raise Unreadable("is truncated: it ends before its end marker (EOI)")
 
 
 def _check_gif(data: mmap.mmap, max_pixels: int) -> None:
@@ -265,18 +235,18 @@ def _check_gif(data: mmap.mmap, max_pixels: int) -> None:
         position, blocks, frames = 13 + colour_table(data[10]), 0, 0
         while (kind := data[position]) != 0x3B:
             if kind not in (0x21, 0x2C):
-                raise Broken("is damaged: something else stands where a block must start")
+                raise Unreadable("is damaged: something else stands where a block must start")
             frames += kind == 0x2C
             if frames > _MAX_FRAMES:  # Pillow walks through them all to count them
-                raise Broken(f"has more than {_MAX_FRAMES} frames")
+                raise Unreadable(f"has more than {_MAX_FRAMES} frames")
             position += 11 + colour_table(data[position + 9]) if kind == 0x2C else 2
             while blocks <= _MAX_PARTS and (size := data[position]):
                 position, blocks = position + 1 + size, blocks + 1
             position, blocks = position + 1, blocks + 1
             if blocks > _MAX_PARTS:
-                raise Broken("has too many blocks")
+                raise Unreadable("has too many blocks")
     except IndexError as error:
-        raise Broken("is truncated: it ends before its trailer") from error
+        raise Unreadable("is truncated: it ends before its trailer") from error
 
 
 def _check_webp(data: mmap.mmap, max_pixels: int) -> None:
@@ -288,7 +258,7 @@ def _check_webp(data: mmap.mmap, max_pixels: int) -> None:
 def _check_jpeg2000(data: mmap.mmap, max_pixels: int) -> None:
     """See that the end of codestream is there; coded data cannot contain it (ITU T.800, annex A)."""
     if data.rfind(b"\xff\xd9") < 0:
-        raise Broken("is truncated: its end of codestream (EOC) is missing")
+        raise Unreadable("is truncated: its end of codestream (EOC) is missing")
 
 
 _CHECKS: dict[str | None, Callable[[mmap.mmap, int], tuple[int, int] | None]] = {
@@ -312,7 +282,7 @@ def _decode(path: Path, known: str | None, max_pixels: int) -> tuple[int, int]:
             with contextlib.suppress(EOFError):
                 for frame in range(_MAX_FRAMES + 1):
                     image.seek(frame)
-                raise Broken(f"has more than {_MAX_FRAMES} frames")
+                raise Unreadable(f"has more than {_MAX_FRAMES} frames")
         frames = getattr(image, "n_frames", 1)
         _limit(max_pixels, width, height, frames)
         seen = 0
@@ -329,9 +299,9 @@ def _decode(path: Path, known: str | None, max_pixels: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _opened(path: Path, known: str | None) -> Iterator[Any]:
-    """Open an image with Pillow, whose many ways to fail on a bad file become Broken or TooManyPixels."""
+    """Open an image with Pillow, whose many ways to fail on a bad file become Unreadable or TooManyPixels."""
     if known in _REFUSED:
-        raise Broken(_REFUSED[known])
+        raise Unreadable(_REFUSED[known])
     from PIL import Image, UnidentifiedImageError
 
     if known in _PLUGINS:
@@ -343,14 +313,14 @@ def _opened(path: Path, known: str | None) -> Iterator[Any]:
         try:
             with Image.open(path, formats=(known,) if known else _OTHERS) as image:
                 yield image
-        except (Broken, TooManyPixels):
+        except (Unreadable, TooManyPixels):
             raise
         except Image.DecompressionBombError as error:
             raise TooManyPixels("more than Pillow, and so ComfyUI, opens:") from error
         except UnidentifiedImageError as error:
             problem = "has a damaged header" if known else "is not an image: send it under `files`"
-            raise Broken(problem) from error
+            raise Unreadable(problem) from error
         except Exception as error:
             # Pillow's readers let out whatever a bad file makes them stumble over: struct.error, SyntaxError, KeyError…
             reason = str(error) if isinstance(error, OSError) and error.strerror is None else type(error).__name__
-            raise Broken(f"cannot be decoded ({reason[:100]})") from error
+            raise Unreadable(f"cannot be decoded ({reason[:100]})") from error

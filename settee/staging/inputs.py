@@ -26,11 +26,12 @@ from settee.base.job import Limits
 from settee.base.json_io import BadData, decode_base64, decode_data_uri
 from settee.base.settings import MIB, Settings
 from settee.base.text import shown
+from settee.comfyui.media import HEAD
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import Problem
 from settee.staging import fetch
 from settee.staging.fetch import Remote
-from settee.staging.images import HEAD, check_image, looks_like_image, unloadable
+from settee.staging.images import check_image, looks_like_image, unloadable
 from settee.staging.workspace import Workspace, open_folder, safe_relative
 
 if TYPE_CHECKING:

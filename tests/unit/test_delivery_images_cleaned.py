@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from settee.base.errors import DeliveryError
+from settee.comfyui.media_parts import Unreadable
 from settee.delivery.blob import Blob, Span, image_size
-from settee.delivery.strip import Unreadable, strip
+from settee.delivery.strip import strip
 from tests.support.delivering import only
 from tests.support.pictures import ICC, PROMPT, clean, comfy_png, deliver_one, exif_block, opened, picture
 
