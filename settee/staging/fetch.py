@@ -37,7 +37,7 @@ _CHUNK = 256 * 1024
 _CONNECT_S = 10.0
 _READ_S = 30.0
 _TRIES, _BACKOFF = 3, Backoff(0.5, 1.0)
-_MAX_REDIRECTS = 5
+MAX_REDIRECTS = 5
 #: How long the end waits for threads that write.
 _END_S = 5.0
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
@@ -53,10 +53,10 @@ class Remote:
     name: str
     url: str = field(repr=False)
     where: str
-    #: The address is the operator's own: it may be private, and does not redirect.
-    trusted: bool = False
-    #: RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS: a caller's address may be private as well.
-    may_be_private: bool = False
+    #: False for an address of the operator's own, and with RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS.
+    public_only: bool
+    #: The operator's own endpoint does not redirect, and what pretends to be it may lead anywhere.
+    redirects: int = MAX_REDIRECTS
     #: False for an endpoint of the operator's own with BUCKET_VERIFY_TLS=false.
     verify_tls: bool = True
 
@@ -74,7 +74,7 @@ def web(name: str, url: str, settings: Settings) -> Remote:
         host = ""
     if not host or re.search(r"[\x00-\x20\x7f]", url):
         raise ValueError("this is not a valid http(s) URL")
-    return Remote(name, url, shown(host), may_be_private=settings.runpod_allow_private_download_urls)
+    return Remote(name, url, shown(host), public_only=not settings.runpod_allow_private_download_urls)
 
 
 def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote:
@@ -100,12 +100,13 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
         url = url_for(replace(target, bucket=match[1], expires_s=_SIGNED_S, public_url=None), match[2])
     except (BotoCoreError, S3Error, ValueError) as error:
         raise ValueError("this S3 address, or the endpoint that it belongs to, is not valid") from error
+    is_trusted = target.own or settings.allow_private_s3config
     return Remote(
         name,
         url,
         shown(f"s3://{match[1]}/{match[2]}"),
-        trusted=target.own or settings.allow_private_s3config,
-        may_be_private=settings.runpod_allow_private_download_urls,
+        public_only=not (is_trusted or settings.runpod_allow_private_download_urls),
+        redirects=0 if is_trusted else MAX_REDIRECTS,
         verify_tls=target.verify_tls,
     )
 
@@ -177,7 +178,7 @@ class _Downloads:
                 del self._until[remote]
 
     def _http_for(self, remote: Remote) -> Http:
-        kind = not (remote.trusted or remote.may_be_private), None if remote.verify_tls else remote.url
+        kind = remote.public_only, None if remote.verify_tls else remote.url
         with self._lock:
             self._go_on()
             if kind not in self._connections:
@@ -188,7 +189,14 @@ class _Downloads:
 
     def _attempt(self, remote: Remote) -> Path:
         try:
-            answer = _open(remote, self._http_for(remote))
+            url, login = split_login(remote.url)
+            if remote.public_only and environment_of(url)[0] is not None:
+                raise Refused(
+                    "the worker's environment sends it through a proxy, where private addresses cannot be ruled out; "
+                    "unset the proxy, name the host in NO_PROXY, or set RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true",
+                    0,
+                )
+            answer = self._http_for(remote).follow(url, {}, own=login, redirects=remote.redirects)
             try:
                 return self._write(remote, answer)
             finally:
@@ -233,21 +241,6 @@ class _Downloads:
     def _go_on(self) -> None:
         if self._stopped.is_set():
             raise Stopped
-
-
-def _open(remote: Remote, connections: Http) -> Answer:
-    """Return the answer, its body unread. Raises NotPublic, Broken, Refused, Stopped."""
-    url, login = split_login(remote.url)
-    if remote.trusted:
-        # The operator's own endpoint does not redirect, and what pretends to be it may lead anywhere.
-        return connections.follow(url, login, redirects=0)
-    if not remote.may_be_private and environment_of(url)[0] is not None:
-        raise Refused(
-            "the worker's environment sends it through a proxy, where private addresses cannot be ruled out; "
-            "unset the proxy, name the host in NO_PROXY, or set RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS=true",
-            0,
-        )
-    return connections.follow(url, {}, own=login, redirects=_MAX_REDIRECTS)
 
 
 def _length(answer: Answer) -> int | None:

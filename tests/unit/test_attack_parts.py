@@ -298,7 +298,7 @@ def test_a_downloads_url_is_in_no_log(tmp_path: Path) -> None:
         return tmp_path
 
     with _odd_server() as port, Cancel() as cancel:
-        remote = Remote("a.bin", f"http://127.0.0.1:{port}/p?signature=private", "here", trusted=True)
+        remote = Remote("a.bin", f"http://127.0.0.1:{port}/p?signature=private", "here", public_only=False, redirects=0)
         fetch.download_all(
             [remote],
             sink,
