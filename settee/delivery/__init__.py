@@ -30,7 +30,7 @@ from settee.s3.error_table import S3Error
 from settee.s3.target import Target, bucket_problem, callers_target, endpoint_problem, unreadable, workers_target
 
 if TYPE_CHECKING:
-    from settee.engine.request import Bucket, JobRequest
+    from settee.engine.request import JobRequest
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ def check_request(request: JobRequest, settings: Settings) -> None:
     if wanted.prefix is not None:
         found["delivery.prefix"] = prefix_problem(wanted.prefix)
     if bucket is not None:
-        found["s3Config.endpointUrl"] = _endpoint_problem(bucket, settings)
+        found["s3Config.endpointUrl"] = endpoint_problem(
+            bucket.endpoint_url, bucket.bucket_name, may_be_private=settings.allow_private_s3config
+        )
         found["s3Config.bucketName"] = bucket_problem(bucket.bucket_name)
     if problems := [{"path": path, "problem": problem} for path, problem in found.items() if problem]:
         raise InvalidRequest.from_problems(problems)
@@ -166,10 +168,6 @@ def _inline(items: Sequence[Item], delivery: Delivery) -> list[Output]:
 def _to_s3(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     from settee.delivery.to_s3 import Upload
 
-    # Again: the name may have been pointed elsewhere while the job ran.
-    bucket = delivery.job.request.bucket
-    if bucket is not None and (problem := _endpoint_problem(bucket, delivery.settings)):
-        raise DeliveryError(f"s3Config.endpointUrl {problem}")
     return Upload(delivery).run(items)
 
 
@@ -179,7 +177,7 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     Files are in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job ends. Only
     their owner removes them. Raises DeliveryError; nothing of the job is there then.
     """
-    job, root = delivery.job, delivery.settings.result_volume_dir
+    job, sealer, root = delivery.job, delivery.job.sealer, delivery.settings.result_volume_dir
     folder = root / safe_id(job.id)
     namer = Namer("{job_id}", job)
     outputs = []
@@ -188,7 +186,15 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
         folder.mkdir(mode=0o700, exist_ok=True)
         for item in items:
             delivery.check()
-            outputs.append(_store(item, root, namer))
+            with item.prepare() as prepared:
+                path = root / namer.key(item.artifact, f"{item.index:04d}.sealed" if sealer else prepared.filename)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                digest = Digest(delivery.check)
+                chunks = digest.through(prepared.content.chunks())
+                # Whole or not at all, and over what an earlier attempt at this job left.
+                part = path.with_name(f".{path.name}.part")
+                write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
+                outputs.append(item.output(prepared, digest, "path", url=str(path)))
             delivery.notify()
         for parent in (root, root.parent):
             sync_folder(parent)
@@ -205,25 +211,6 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     return outputs
 
 
-def _store(item: Item, root: Path, namer: Namer) -> Output:
-    sealer = item.delivery.job.sealer
-    with item.prepare() as prepared:
-        name = f"{item.index:04d}.sealed" if sealer else prepared.filename
-        path = root / namer.key(item.artifact, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = Digest(item.delivery.check)
-        chunks = digest.through(prepared.content.chunks())
-        # Whole or not at all, and over what an earlier attempt at this job left.
-        part = path.with_name(f".{path.name}.part")
-        write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
-        return item.output(prepared, digest, "path", url=str(path))
-
-
 def _sealed_warning(count: int) -> str:
     files, are = ("file", "is") if count == 1 else ("files", "are")
     return f"{count} {files} {are} encrypted with the job's key: each url leads to one Fernet token"
-
-
-def _endpoint_problem(bucket: Bucket, settings: Settings) -> str | None:
-    private = settings.allow_private_s3config
-    return endpoint_problem(bucket.endpoint_url, bucket.bucket_name, may_be_private=private)
