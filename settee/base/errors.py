@@ -31,7 +31,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -115,10 +115,20 @@ _WORDS = {
 }
 
 
-def wrong_value(item: Mapping[str, Any]) -> str:
-    """Return one of pydantic's errors in the words of the person who gave the value."""
-    message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
-    return _WORDS.get(item["type"], message.replace(" after validation", ""))
+def problems_of(
+    found: Iterable[Mapping[str, Any]], words: Mapping[str, str] | None = None, *, index: str = "[{}]"
+) -> list[dict[str, Any]]:
+    """Return pydantic's errors as ``{"path": "loras[0].key", "problem"}``, in the words of who gave the value.
+
+    ``words``: the caller's own, by pydantic's types. ``index``: a place in a list, as its paths have it.
+    """
+    words, problems = {**_WORDS, **(words or {})}, []
+    for item in found:
+        steps = (index.format(part) if isinstance(part, int) else f".{part[:100]}" for part in item["loc"])
+        message = re.sub(r"^(Input|String|Tuple) should", "should", str(item["msg"]).removeprefix("Value error, "))
+        problem = words.get(item["type"], message.replace(" after validation", ""))
+        problems.append({"path": "".join(steps).removeprefix("."), "problem": problem})
+    return problems
 
 
 class ConfigError(SetteeError, code="config_error"):

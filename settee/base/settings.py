@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from settee.base.errors import ConfigError, wrong_value
+from settee.base.errors import ConfigError, problem_line, problems_of
 
 MIB = 1024 * 1024
 
@@ -294,10 +294,8 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**{**_secrets_from_files(), **overrides})
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(str(part) for part in item['loc']).upper()}: {wrong_value(item)}".removeprefix(": ")
-            for item in error.errors(include_input=False, include_url=False)
-        ]
+        found = problems_of(error.errors(include_input=False))
+        problems = [problem_line({**each, "path": each["path"].upper()}) for each in found]
         raise ConfigError("; ".join(problems), details={"problems": problems}) from None
 
 

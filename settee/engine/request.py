@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from pydantic import (
     ValidationError,
 )
 
-from settee.base.errors import InvalidRequest, PayloadTooLarge, wrong_value
+from settee.base.errors import InvalidRequest, PayloadTooLarge, problems_of
 from settee.base.settings import MIB, Settings
 from settee.comfyui import workflow as graph
 from settee.comfyui.workflow import Problem, measure
@@ -171,7 +172,9 @@ def parse(payload: Any, settings: Settings, *, bucket: Any = None) -> JobRequest
         try:
             request = JobRequest.model_validate({**known, **({"bucket": bucket} if bucket is not None else {})})
         except ValidationError as error:
-            problems += [_problem(item) for item in error.errors(include_input=False, include_url=False)]
+            found = problems_of(error.errors(include_input=False), {"extra_forbidden": "unknown key"}, index=".{}")
+            # Where its caller wrote it.
+            problems += [{**each, "path": re.sub(r"^bucket\b", "s3Config", each["path"])} for each in found]
         except RecursionError:
             problems.append({"path": "", "problem": "nested too deeply"})
         workflow = request.workflow if request else payload["workflow"]
@@ -218,14 +221,6 @@ def _unknown(key: Any, *, hinted: bool) -> Problem:
     if near := difflib.get_close_matches(str(key)[:100], KEYS, n=1):
         return {"path": str(key)[:100], "problem": "unknown key", "near": near}
     return {"path": str(key)[:100], "problem": f"unknown key; known keys: {', '.join(KEYS)}"}
-
-
-def _problem(item: Any) -> Problem:
-    loc = item["loc"]
-    if loc and loc[0] == "bucket":
-        loc = ("s3Config", *loc[1:])  # where its caller wrote it
-    problem = "unknown key" if item["type"] == "extra_forbidden" else wrong_value(item)
-    return {"path": ".".join(str(part)[:100] for part in loc), "problem": problem}
 
 
 def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:

@@ -8,15 +8,16 @@ that: it takes the last of two equal keys, quotes the line that it cannot parse,
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from settee.base.errors import ConfigError, wrong_value
+from settee.base.errors import ConfigError, problem_line, problems_of
 
 Problem = dict[str, Any]
 
@@ -39,32 +40,13 @@ def subsections(section: type[Section]) -> dict[str, type[Section]]:
     }
 
 
-def options(section: type[Section], prefix: str = "") -> Iterator[str]:
-    """Yield every option by its dotted name."""
-    below = subsections(section)
-    for name in section.model_fields:
-        if name in below:
-            yield from options(below[name], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def filled(data: object, section: type[Section], name: str, example: str) -> dict[Any, Any]:
-    """Return the data without options that hold nothing, and with all sections. Raises ConfigError."""
-    if data is None:
-        data = {}
+def filled(data: Any, section: type[Section]) -> Any:
+    """Return the data without options that hold nothing, and with all sections."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{name} must hold options by name: see {example}")
-    return _without_empty(data, section)
-
-
-def _without_empty(data: Mapping[Any, Any], section: type[Section]) -> dict[Any, Any]:
+        return data
     below = subsections(section)
     found = {name: value for name, value in data.items() if value is not None and name not in below}
-    for name, part in below.items():
-        value = {} if data.get(name) is None else data[name]
-        found[name] = _without_empty(value, part) if isinstance(value, Mapping) else value
-    return found
+    return found | {name: filled({} if data.get(name) is None else data[name], below[name]) for name in below}
 
 
 def checked(section: type[S], data: Mapping[Any, Any], name: str, problems: Iterable[Problem] = ()) -> S:
@@ -74,34 +56,22 @@ def checked(section: type[S], data: Mapping[Any, Any], name: str, problems: Iter
         # As JSON, in which a list may become a tuple and a string a path without anything else being bent.
         config = section.model_validate_json(json.dumps(data, default=str, allow_nan=False))
     except ValidationError as error:
-        found += _named(error, section)
+        items = error.errors(include_input=False)
+        named = problems_of(items, {"missing": "is required", "extra_forbidden": "is not an option"}, index=".{}")
+        for item, problem in zip(items, named, strict=True):
+            if item["type"] == "extra_forbidden":
+                *where, option = map(str, item["loc"])
+                known = functools.reduce(
+                    lambda part, each: subsections(part)[each], where, cast("type[Section]", section)
+                )
+                problem["near"] = difflib.get_close_matches(option, known.model_fields, n=1)
+        found += named
     except (ValueError, RecursionError, TypeError) as error:
         raise ConfigError(f"{name}: numbers must be finite, keys simple, and nothing may hold itself") from error
     if found or config is None:
         found.sort(key=lambda problem: str(problem["path"]))
-        raise ConfigError(f"{name}: {'; '.join(map(_line, found))}", details={"problems": found})
+        raise ConfigError(f"{name}: {'; '.join(map(problem_line, found))}", details={"problems": found})
     return config
-
-
-def _line(problem: Problem) -> str:
-    near = f"; did you mean {problem['near'][0]!r}?" if problem.get("near") else ""
-    return f"{problem['path']}: {problem['problem']}{near}".removeprefix(": ")
-
-
-def _named(error: ValidationError, section: type[Section]) -> Iterator[Problem]:
-    own = {"missing": "is required", "extra_forbidden": "is not an option"}
-    for item in error.errors(include_input=False, include_url=False, include_context=False):
-        where = [str(part) for part in item["loc"]]
-        problem: Problem = {"path": ".".join(where), "problem": own.get(item["type"]) or wrong_value(item)}
-        if item["type"] == "extra_forbidden":
-            problem["near"] = difflib.get_close_matches(where[-1], _known(section, where[:-1]), n=1)
-        yield problem
-
-
-def _known(section: type[Section], where: list[str]) -> list[str]:
-    for part in where:
-        section = subsections(section)[part]
-    return list(section.model_fields)
 
 
 # --- secrets in files and variables ---------------------------------------------------------------------------
@@ -134,6 +104,3 @@ def _some(values: Iterable[str]) -> tuple[str, ...]:
     if not found:
         raise ValueError("leads to no value")
     return found
-
-
-__all__ = ["Section", "checked", "filled", "options", "subsections", "values_of_file", "values_of_variable"]

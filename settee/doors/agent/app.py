@@ -23,7 +23,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from settee import __version__
-from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, wrong_value
+from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeError, problems_of
 from settee.doors.agent import contract
 from settee.doors.agent import envelope as envelopes
 from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary, example
@@ -97,7 +97,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [{"path": ".".join(map(str, each["loc"])), "problem": wrong_value(each)} for each in error.errors()]
+        found = problems_of(error.errors())
         return problem(422, f"{found[0]['path']}: {found[0]['problem']}", found)
 
 

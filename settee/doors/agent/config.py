@@ -288,7 +288,9 @@ def load(path: Path | str | None = None) -> AgentConfig:
 
 def parse(data: object, name: str = "the configuration") -> AgentConfig:
     """Return what a YAML file holds, checked. Raises ConfigError with all problems."""
-    given = filled(data, AgentConfig, name, EXAMPLE)
+    given = filled({} if data is None else data, AgentConfig)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{name} must hold options by name: see {EXAMPLE}")
     server, auth, problems = given["server"], given["auth"], list[Problem]()
     host = server.get("host") if isinstance(server, Mapping) else None
     has_token = not isinstance(auth, Mapping) or any(map(auth.get, ("tokens", "tokens_file", "tokens_env")))

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from settee.base.errors import MAX_PROBLEMS, wrong_value
+from settee.base.errors import MAX_PROBLEMS, problems_of
 from settee.comfyui import workflow as graph
 from settee.comfyui.workflow import Problem
 from settee.doors.agent import fields
@@ -183,17 +183,12 @@ def parse(data: object, *, max_nodes: int = 5000) -> Envelope:
     try:
         envelope = Envelope.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False)
-        problems = [{"path": _path(item["loc"]), "problem": wrong_value(item)} for item in found]
+        problems = problems_of(error.errors(include_input=False))
         raise refusal([*problems, *_source_problems(data, max_nodes)], "envelope") from None
     if problems := [*_source_problems(data, max_nodes), *_given_twice(envelope)]:
         raise refusal(problems, "envelope")
     envelope._misspelt = tuple(itertools.islice(_misspelt(data, Envelope, ""), MAX_PROBLEMS))
     return envelope
-
-
-def _path(parts: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
 
 
 def _misspelt(data: dict[str, Any], model: type[_Part], where: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, StrictStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from settee.base.errors import wrong_value
+from settee.base.errors import problems_of
 from settee.comfyui.workflow import Problem
 from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Asset, Envelope, Resolution
@@ -103,11 +103,11 @@ def context(
     try:
         values |= _Checked.model_validate(known)
     except ValidationError as error:
-        for item in error.errors(include_input=False, include_url=False):
-            name = str(item["loc"][0])
+        for each in problems_of(error.errors(include_input=False)):
+            name = each["path"]
             where = f"parameters.{'resolution.' if name in Resolution.model_fields else ''}{to_camel(name)}"
             where += "" if name in given else f" (or parameters.extra.{name})"
-            problems.append({"path": where, "parameter": name, "problem": wrong_value(item)})
+            problems.append({"path": where, "parameter": name, "problem": each["problem"]})
     if problems:
         raise refusal(problems, "parameters")
     primary = uses[0] if uses else None
