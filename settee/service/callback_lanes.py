@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from collections import defaultdict, deque
@@ -20,8 +19,8 @@ from urllib.parse import urlsplit
 from settee.base import logs
 from settee.base.job import Status
 from settee.net.retry import Backoff
-from settee.service.store import Ending, PendingCallback, Store, StoreError
-from settee.service.webhooks import Answer, Post, Sender
+from settee.service.store import Callback, Ending, Store, StoreError
+from settee.service.webhooks import Answer, Sender
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,12 @@ class Run:
 
     attempt_id: str
     #: Those that wait, oldest first: the newest of each state.
-    statuses: dict[Status, Post] = field(default_factory=dict)
+    statuses: dict[Status, Callback] = field(default_factory=dict)
     #: It takes statuses, and an end.
     is_open: bool = True
     #: Once it has ended: until when its statuses may be sent before its terminal callback, by the clock.
     until: float | None = None
-    terminal: PendingCallback | None = None
+    terminal: Callback | None = None
     #: How it ended, while the disk has not taken that.
     unstored: Ending | None = None
     tries: int = 0
@@ -54,21 +53,40 @@ class Run:
         """Return True if what must arrive does not wait for its first try, which comes after all statuses."""
         return self.terminal is None or self.tries > 0
 
-    def put(self, state: Status, post: Post) -> None:
+    def put(self, state: Status, callback: Callback) -> None:
         self.statuses.pop(state, None)
-        self.statuses[state] = post
+        self.statuses[state] = callback
 
 
-class Ends:
-    """The ends of runs and their terminal callbacks in the store, or in memory until the disk takes them."""
+@dataclass(kw_only=True)
+class Sending:
+    """Common to all lanes: how requests are sent, and sent again; and the ends of runs, with their terminal callbacks,
+    in the store, or in memory until the disk takes them."""
 
-    def __init__(self, store: Store, lock: threading.Condition) -> None:
-        self._store, self._lock = store, lock
-        self._unstored: list[Run] = []
-        #: Held while an end is stored, so that it is stored once.
-        self._storing = threading.Lock()
+    store: Store
+    sender: Sender
+    timeout_s: float
+    #: Of statuses.
+    max_retries: int
+    backoff: Backoff
+    rand: Callable[[], float]
+    #: Guards lanes and runs, and is notified when one has changed.
+    lock: threading.Condition = field(default_factory=threading.Condition)
+    at_once: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(_MAX_AT_ONCE))
+    )
+    #: A receiver that is down is worth one line, not one for each heartbeat.
+    has_failed: bool = False
+    is_closing: bool = False
+    _unstored: list[Run] = field(default_factory=list)
+    #: Held while an end is stored, so that it is stored once.
+    _storing: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, run: Run, ending: Ending) -> None:
+    def pause_s(self, failures: int) -> float:
+        """Return a pause that doubles, and varies so that services do not call in step."""
+        return self.backoff.pause_s(failures, rand=self.rand)
+
+    def end(self, run: Run, ending: Ending) -> None:
         """Note how a run ended. With the lock held; :meth:`write` stores it."""
         run.is_open, run.unstored = False, ending
         self._unstored.append(run)
@@ -79,8 +97,8 @@ class Ends:
             if run.unstored is None:
                 return
             terminal = [run.terminal] if run.terminal else []
-            stored = self._store.end(run.attempt_id, run.unstored, terminal, forget_key=forget_key)
-            with self._lock:
+            stored = self.store.end(run.attempt_id, run.unstored, terminal, forget_key=forget_key)
+            with self.lock:
                 run.unstored = None
                 self._unstored.remove(run)
                 if stored:
@@ -88,17 +106,17 @@ class Ends:
 
     def write_all(self) -> None:
         """Have the disk take the ends of earlier jobs that it refused. Raises StoreError."""
-        with self._lock:
+        with self.lock:
             unstored = list(self._unstored)
         for run in unstored:
             self.write(run)
 
-    def current(self, run: Run) -> PendingCallback | None:
+    def current(self, run: Run) -> Callback | None:
         """Return the callback as it is to be sent now: a command may have changed its address, or dropped it."""
-        if run.terminal is None or run.terminal.id is None:
+        if run.terminal is None or not run.terminal.id:
             return run.terminal
         try:
-            return self._store.pending_callback(run.terminal.id)
+            return self.store.pending_callback(run.terminal.id)
         except StoreError:
             return run.terminal
 
@@ -106,8 +124,8 @@ class Ends:
         """Note a try that was not the last."""
         try:
             self.write(run)
-            if run.terminal is not None and run.terminal.id is not None:
-                self._store.failed(run.terminal.id, answer.why)
+            if run.terminal is not None and run.terminal.id:
+                self.store.failed(run.terminal.id, answer.why)
         except StoreError as error:
             log.debug("a try is not noted: %s", error.message)
 
@@ -117,54 +135,30 @@ class Ends:
             advice = "settee agent callbacks retry sends it again"
             log.error("the callback %s is refused for good: %s; %s", key, answer.why, advice)
         try:
-            if answer.is_delivered and run.terminal is not None and run.terminal.id is None:
+            if answer.is_delivered and run.terminal is not None and not run.terminal.id:
                 run.terminal = None  # what is delivered need not be stored, but how the job ended
             self.write(run)
             stored, run.terminal = run.terminal, None
-            if stored is not None and stored.id is not None:
-                if answer.is_delivered:
-                    self._store.remove([stored.id])
-                else:
-                    self._store.refuse(stored.id, answer.why)
+            if stored is not None and stored.id and answer.is_delivered:
+                self.store.remove([stored.id])
+            elif stored is not None and stored.id:
+                self.store.refuse(stored.id, answer.why)
         except StoreError as error:
             # After a restart it is sent again, under the same key.
             log.error("the callback %s cannot be removed from the state folder: %s", key, error.message)
 
 
-@dataclass(kw_only=True)
-class Rules:
-    """How requests are sent, and sent again."""
-
-    sender: Sender
-    timeout_s: float
-    #: Of statuses.
-    max_retries: int
-    backoff: Backoff
-    rand: Callable[[], float] = random.random
-    at_once: defaultdict[str, asyncio.Semaphore] = field(
-        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(_MAX_AT_ONCE))
-    )
-    #: A receiver that is down is worth one line, not one for each heartbeat.
-    has_failed: bool = False
-    is_closing: bool = False
-
-    def pause_s(self, failures: int) -> float:
-        """Return a pause that doubles, and varies so that services do not call in step."""
-        return self.backoff.pause_s(failures, rand=self.rand)
-
-
 class Lane:
-    """Its fields are guarded by ``lock``; :meth:`work` is a task of the event loop."""
+    """Its fields are guarded by the lock of ``sending``; :meth:`work` is a task of the event loop."""
 
-    def __init__(self, job_id: str, rules: Rules, ends: Ends, lock: threading.Condition) -> None:
-        """``lock`` is notified when something has changed."""
+    def __init__(self, job_id: str, sending: Sending) -> None:
         self.job_id = job_id
         self.runs: deque[Run] = deque()
         #: Set in the loop, whenever something has changed.
         self.changed = asyncio.Event()
         #: Of :meth:`work`; asyncio itself keeps no strong reference to a task.
         self.task: Future[None] | None = None
-        self._rules, self._ends, self._lock = rules, ends, lock
+        self._sending, self._lock = sending, sending.lock
 
     async def work(self, on_empty: Callable[[], object]) -> None:
         """Send what there is, until there is nothing; ``on_empty`` is called with the lock held then."""
@@ -180,7 +174,7 @@ class Lane:
                     await self._send_terminal(run)
                 except Exception:  # nothing would start the task again, and what must arrive would wait for a restart
                     log.exception("a callback was held up by a fault of the agent's own")
-                    await asyncio.sleep(self._rules.backoff.longest_s)
+                    await asyncio.sleep(self._sending.backoff.longest_s)
                     continue
                 with self._lock:
                     self.runs.popleft()
@@ -201,16 +195,16 @@ class Lane:
 
     def _check_closing(self) -> None:
         """A cancel that meets the end of what is awaited may be lost (before Python 3.12)."""
-        if self._rules.is_closing:
+        if self._sending.is_closing:
             raise asyncio.CancelledError
 
-    async def _post(self, post: Post, timeout_s: float) -> Answer:
+    async def _post(self, callback: Callback, timeout_s: float) -> Answer:
         """A fault of the sender counts as no answer: the lane goes on."""
         try:
-            answer = await self._rules.sender(post, timeout_s)
+            answer = await self._sending.sender(callback, timeout_s)
         except Exception as error:
             # Its text may hold the address.
-            log.error("the callback %s could not be sent: %s", post.key, type(error).__name__)
+            log.error("the callback %s could not be sent: %s", callback.key, type(error).__name__)
             answer = Answer(why=f"the agent could not send it ({type(error).__name__})")
         if answer.status is None:
             self._check_closing()
@@ -218,7 +212,7 @@ class Lane:
 
     async def _send_statuses(self, run: Run) -> None:
         """Send them until the run has ended; then each once, for no longer than one request may take."""
-        rules = self._rules
+        sending = self._sending
         while True:
             await self._wait(None, lambda: bool(run.statuses) or run.until is not None)
             with self._lock:
@@ -226,48 +220,49 @@ class Lane:
                     run.statuses.clear()
                     return
                 state = next(iter(run.statuses))
-                post = run.statuses.pop(state)
-            answer = await self._deliver(run, state, post)
+                callback = run.statuses.pop(state)
+            answer = await self._deliver(run, state, callback)
             if not answer.is_delivered:
-                level = logging.DEBUG if rules.has_failed else logging.WARNING
-                log.log(level, "the status callback %s is not delivered: %s", post.key, answer.why)
-            rules.has_failed = not answer.is_delivered
+                level = logging.DEBUG if sending.has_failed else logging.WARNING
+                log.log(level, "the status callback %s is not delivered: %s", callback.key, answer.why)
+            sending.has_failed = not answer.is_delivered
 
-    async def _deliver(self, run: Run, state: Status, post: Post) -> Answer:
-        rules, answer = self._rules, Answer(why="its job has ended")
+    async def _deliver(self, run: Run, state: Status, callback: Callback) -> Answer:
+        sending, answer = self._sending, Answer(why="its job has ended")
 
         def is_stale() -> bool:
             """It is not worth another try: the job has ended, or a newer heartbeat states the same."""
             with self._lock:
                 return run.until is not None or state in run.statuses
 
-        for failures in range(1, rules.max_retries + 2):
+        for failures in range(1, sending.max_retries + 2):
             left_s = float("inf") if run.until is None else run.until - time.monotonic()
             if left_s <= 0:
                 break
-            answer = await self._post(post, min(rules.timeout_s, left_s))
-            if answer.is_delivered or answer.is_refused or failures > rules.max_retries:
+            answer = await self._post(callback, min(sending.timeout_s, left_s))
+            if answer.is_delivered or answer.is_refused or failures > sending.max_retries:
                 break
             # A receiver that asks to be left alone is, also by newer heartbeats; they gather meanwhile.
             asked_s = min(answer.retry_after_s, _MAX_STATUS_PAUSE_S)
             if await self._wait(asked_s, lambda: run.until is not None) or await self._wait(
-                rules.pause_s(failures), is_stale
+                sending.pause_s(failures), is_stale
             ):
                 break
         return answer
 
     async def _send_terminal(self, run: Run) -> None:
-        while (terminal := self._ends.current(run)) is not None:
-            async with self._rules.at_once[_host(terminal.url)]:
-                answer = await self._post(Post(terminal.url, terminal.key, terminal.body), self._rules.timeout_s)
+        sending = self._sending
+        while (terminal := sending.current(run)) is not None:
+            async with sending.at_once[_host(terminal.url)]:
+                answer = await self._post(terminal, sending.timeout_s)
             with self._lock:
                 run.tries += 1
                 self._lock.notify_all()
             if answer.is_delivered or answer.is_refused:
-                self._ends.settle(run, terminal.key, answer)
+                sending.settle(run, terminal.key, answer)
                 return
-            pause_s = max(self._rules.pause_s(run.tries), answer.retry_after_s)
-            self._ends.failed(run, answer)
+            pause_s = max(sending.pause_s(run.tries), answer.retry_after_s)
+            sending.failed(run, answer)
             log.warning("the callback %s is not delivered: %s; again in %.1f s", terminal.key, answer.why, pause_s)
             await self._wait(pause_s, lambda: run.is_due)
             run.is_due = False

@@ -16,17 +16,18 @@ A lane is a task of one event loop, which has a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from settee.base.job import Status
 from settee.net.retry import Backoff
-from settee.service.callback_lanes import Ends, Lane, Rules, Run
-from settee.service.store import Attempt, Ending, PendingCallback, Store, StoreError
-from settee.service.webhooks import Post, Sender
+from settee.service.callback_lanes import Lane, Run, Sending
+from settee.service.store import Attempt, Callback, Ending, Store, StoreError
+from settee.service.webhooks import Sender
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +59,26 @@ class Outbox:
         """
         self._store, self._look_s = store, look_s
         backoff = Backoff(max(retry_backoff_s, _MIN_PAUSE_S), longest_pause_s)
-        self._rules = Rules(sender=sender, timeout_s=timeout_s, max_retries=max_retries, backoff=backoff, rand=rand)
-        #: Guards the lanes, and is notified when one has changed.
-        self._lock = threading.Condition()
+        self._sending = Sending(
+            store=store, sender=sender, timeout_s=timeout_s, max_retries=max_retries, backoff=backoff, rand=rand
+        )
+        self._lock = self._sending.lock
         self._lanes: dict[str, Lane] = {}
-        self._ends = Ends(store, self._lock)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = lambda: None
         self._thread: threading.Thread | None = None
 
     # --- from start to end ------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to deliver what the store holds. Raises StoreError."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._work, args=(self._loop,), name="settee-callbacks", daemon=True)
-        self._take_stored()
+        stored, is_running = self._store.callbacks(), threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._look(is_running)), name="settee-callbacks", daemon=True
+        )
         self._thread.start()
+        is_running.wait()
+        self._take(stored)
 
     def close(self, grace_s: float = 0.0) -> None:
         """Stop. Within ``grace_s`` seconds what was never tried is tried once; the rest stays in the store."""
@@ -84,60 +89,78 @@ class Outbox:
                 lambda: all(not lane.runs or lane.runs[0].is_tried for lane in self._lanes.values()), grace_s
             )
         try:
-            self._ends.write_all()
+            self._sending.write_all()
         except StoreError as error:
             log.error("how the last job ended is not in the state folder: %s", error.message)
         with self._lock:
-            self._rules.is_closing = True
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(self._rules.timeout_s + 1)
+            self._sending.is_closing = True
+            loop, self._loop = self._loop, None
+        loop.call_soon_threadsafe(self._stop)
+        self._thread.join(self._sending.timeout_s + 1)
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        looking = loop.create_task(self._look())
-        try:
-            loop.run_forever()
-        finally:
-            looking.cancel()
-            left = asyncio.all_tasks(loop)
-            for task in left:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+    async def _look(self, is_running: threading.Event) -> None:
+        """Look for changes by a command until the end. It is another process: SQLite is asked whether there are any."""
+        stop, known = asyncio.Event(), None
+        self._loop, self._stop = asyncio.get_running_loop(), stop.set
+        is_running.set()
+        while not stop.is_set():
+            try:
+                changes = self._store.changes()
+                if known is not None and changes != known:
+                    self._take(self._store.callbacks())
+                known = changes
+            except StoreError as error:
+                log.warning("the state folder cannot be read: %s", error.message)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._look_s)
+
+    def _take(self, stored: Iterable[Callback]) -> None:
+        """Have a run for every callback of the store; those that wait for another try are tried now."""
+        with self._lock:
+            runs = {(run.attempt_id, run.terminal.key): run for run in self._waiting() if run.terminal is not None}
+            for run in runs.values():
+                run.is_due = run.tries > 0
+            for job_id in self._lanes:
+                self._wake(job_id)
+        for callback in stored:
+            if (callback.attempt_id, callback.key) not in runs:
+                self._add(callback.job_id, Run(callback.attempt_id, is_open=False, until=0.0, terminal=callback))
+
+    def _waiting(self) -> list[Run]:
+        return [run for lane in self._lanes.values() for run in lane.runs if run.terminal is not None]
 
     @property
     def pending(self) -> int:
         """The number of terminal callbacks that are not delivered yet."""
         with self._lock:
-            return sum(run.terminal is not None for lane in self._lanes.values() for run in lane.runs)
+            return len(self._waiting())
 
     # --- one job ----------------------------------------------------------------------------------------------
 
     def accept(self, attempt: Attempt, key: str | None = None, digest: str = "") -> None:
         """Note that the job is accepted: from now on a restart reports it.
 
-        Raises StoreError when the disk does not take part; the job should be refused then.
+        Raises StoreError when the disk does not take part, which has the ends of earlier jobs then; the job should be
+        refused.
         """
-        self._ends.write_all()
+        self._sending.write_all()
         self._store.accept(attempt, key, digest)
         self._add(attempt.job_id, Run(attempt.id))
 
-    def note(self, attempt: Attempt, state: Status, post: Post) -> None:
+    def note(self, attempt: Attempt, state: Status, callback: Callback) -> None:
         """Send a status when its turn comes. Nothing happens after :meth:`finish`. Never raises."""
         with self._lock:
             run = self._open_run(attempt)
             if run is not None:
-                run.put(state, post)
+                run.put(state, callback)
                 self._wake(attempt.job_id)
 
     def finish(
         self,
         attempt: Attempt,
         ending: Ending,
-        last: tuple[Status, Post] | None = None,
-        terminal: Post | None = None,
+        last: tuple[Status, Callback] | None = None,
+        terminal: Callback | None = None,
         *,
         on_stored: Callable[[], None] = lambda: None,
         forget_key: bool = False,
@@ -154,18 +177,15 @@ class Outbox:
                 return
             if last is not None and terminal is not None:
                 run.put(*last)
-            elif last is not None:
-                terminal = last[1]
-            if terminal is not None:
-                run.terminal = pending(attempt, terminal)
-            self._ends.add(run, ending)
+            run.terminal = terminal or (last[1] if last else None)
+            self._sending.end(run, ending)
         try:
-            self._ends.write(run, forget_key=forget_key)
+            self._sending.write(run, forget_key=forget_key)
         except StoreError as error:
             log.error("how the job ended is kept in memory alone: %s", error.message)
         on_stored()
         with self._lock:
-            run.until = time.monotonic() + self._rules.timeout_s
+            run.until = time.monotonic() + self._sending.timeout_s
             self._wake(attempt.job_id)
 
     def _open_run(self, attempt: Attempt) -> Run | None:
@@ -179,7 +199,7 @@ class Outbox:
         with self._lock:
             lane = self._lanes.get(job_id)
             if lane is None:
-                lane = self._lanes[job_id] = Lane(job_id, self._rules, self._ends, self._lock)
+                lane = self._lanes[job_id] = Lane(job_id, self._sending)
                 work = lane.work(on_empty=lambda: self._lanes.pop(job_id))
                 lane.task = asyncio.run_coroutine_threadsafe(work, self._loop)
             lane.runs.append(run)
@@ -190,35 +210,3 @@ class Outbox:
         if lane is not None and loop is not None:
             loop.call_soon_threadsafe(lane.changed.set)
         self._lock.notify_all()
-
-    # --- the store, changed by a command ----------------------------------------------------------------------
-
-    async def _look(self) -> None:
-        """A command is another process, whose changes nothing announces: SQLite is asked whether there are any."""
-        known = None
-        while True:
-            try:
-                changes = self._store.changes()
-                if known is not None and changes != known:
-                    self._take_stored()
-                known = changes
-            except StoreError as error:
-                log.warning("the state folder cannot be read: %s", error.message)
-            await asyncio.sleep(self._look_s)
-
-    def _take_stored(self) -> None:
-        """Have a run for every callback of the store; those that wait for another try are tried now."""
-        with self._lock:
-            runs = [run for lane in self._lanes.values() for run in lane.runs if run.terminal is not None]
-            known = {(run.attempt_id, run.terminal.key) for run in runs if run.terminal is not None}
-            for run in runs:
-                run.is_due = run.tries > 0
-                self._wake(run.terminal.job_id if run.terminal else "")
-        for callback in self._store.callbacks():
-            if (callback.attempt_id, callback.key) not in known:
-                self._add(callback.job_id, Run(callback.attempt_id, is_open=False, until=0.0, terminal=callback))
-
-
-def pending(attempt: Attempt, post: Post) -> PendingCallback:
-    """Return the callback that must arrive, for the store."""
-    return PendingCallback(attempt_id=attempt.id, job_id=attempt.job_id, key=post.key, url=post.url, body=post.body)

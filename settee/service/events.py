@@ -1,8 +1,8 @@
 """A job's steps, published once: what GET shows, followers, callbacks, the archive and the metrics here subscribe.
 
-    Step ─▶ JobEvents.publish ─┬─▶ EventLog     numbered events: what GET shows and followers read
-                               ├─▶ callbacks    the dispatcher is notified
-                               └─▶ archive, metrics, log lines
+    Step ─▶ publish ─┬─▶ EventLog     numbered events: what GET shows and followers read
+                     ├─▶ callbacks    the dispatcher is notified
+                     └─▶ archive, metrics
 
 A door renders its steps (:data:`Render`); everything else here is the same for every door.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +20,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from settee.base.job import Status
-from settee.service.store import MAX_JOBS, Ending, Store
+from settee.service.store import Ending, Store
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +62,13 @@ Subscriber = Callable[[Step], None]
 Render = Callable[[Step], dict[str, Any]]
 
 
-class JobEvents:
-    """The steps of one job. :meth:`publish` is called by one thread at a time."""
-
-    def __init__(self, *subscribers: Subscriber) -> None:
-        self._subscribers = subscribers
-
-    def publish(self, step: Step) -> None:
-        """Pass the step to every subscriber, in their order. A fault of one does not reach the job, nor the others."""
-        for subscriber in self._subscribers:
-            try:
-                subscriber(step)
-            except Exception:
-                log.exception("a step of the job (%s) was not passed on", step.state.value)
+def publish(step: Step, *subscribers: Subscriber) -> None:
+    """Pass the step to every subscriber, in their order. A fault of one does not reach the job, nor the others."""
+    for subscriber in subscribers:
+        try:
+            subscriber(step)
+        except Exception:
+            log.exception("a step of the job (%s) was not passed on", step.state.value)
 
 
 @dataclass(frozen=True)
@@ -117,8 +110,14 @@ class EventLog:
         self._listeners: set[Callable[[], None]] = set()
 
     @classmethod
-    def ended(cls, job_id: str, events: list[tuple[int, dict[str, Any]]]) -> EventLog:
-        """Return the log of a job that has ended, from what the store has of it."""
+    def stored(cls, store: Store, job_id: str) -> EventLog | None:
+        """Return the log of the latest job of this id that has ended; None if the store does not know one any more.
+
+        Raises StoreError.
+        """
+        events = store.ended(job_id)
+        if events is None:
+            return None
         number, shown = events[-1]
         found = cls(job_id, number, lambda step: {})
         found._events = [Event(at, data) for at, data in events[:-1]] + [Event(number, shown, is_last=True)]
@@ -126,7 +125,7 @@ class EventLog:
         return found
 
     def __call__(self, step: Step) -> None:
-        """Take a step: a subscriber of :class:`JobEvents`."""
+        """Take a step: a subscriber of :func:`publish`."""
         shown = self._render(step)
         with self._lock:
             if self.is_over:
@@ -172,67 +171,32 @@ class EventLog:
             return [event for event in self._events if event.number > number]
 
 
-class JobLogs:
-    """The logs of the latest jobs, and of those that ended before a restart. May be used from any thread."""
-
-    def __init__(self, store: Store, *, kept: int = MAX_JOBS) -> None:
-        self._store, self._kept = store, kept
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, EventLog] = OrderedDict()
-
-    def add(self, found: EventLog) -> None:
-        """A job begins."""
-        with self._lock:
-            self._known[found.job_id] = found
-            self._known.move_to_end(found.job_id)
-            while len(self._known) > self._kept:
-                self._known.popitem(last=False)
-
-    def get(self, job_id: str) -> EventLog | None:
-        """Return the log of the latest job of this id; None if it is not known any more. May wait for the disk.
-
-        Raises StoreError.
-        """
-        with self._lock:
-            found = self._known.get(job_id)
-        if found is not None:
-            return found
-        events = self._store.ended(job_id)
-        return None if events is None else EventLog.ended(job_id, events)
-
-
 # --- metrics --------------------------------------------------------------------------------------------------
 
 
 class Metrics:
     """Counters and gauges for Prometheus, as GET /metrics shows them. May be used from any thread."""
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, *, restarts: Callable[[], int], depth: Callable[[], int], callbacks: Callable[[], int]) -> None:
+        """They are asked for the present values at every scrape."""
+        self._registry = registry = CollectorRegistry()
         self.jobs = Counter(
-            "settee_jobs_total", "Jobs that ended, by outcome", ["outcome", "reason"], registry=self._registry
+            "settee_jobs_total", "Jobs that ended, by outcome", ["outcome", "reason"], registry=registry
         )
         self.refused = Counter(
-            "settee_refused_total", "Dispatches that were refused, by status", ["status"], registry=self._registry
+            "settee_refused_total", "Dispatches that were refused, by status", ["status"], registry=registry
         )
         self._phases = Histogram(
-            "settee_phase_seconds", "Time of each phase of a job", ["phase"], registry=self._registry, buckets=_BUCKETS
+            "settee_phase_seconds", "Time of each phase", ["phase"], registry=registry, buckets=_BUCKETS
         )
-        self.staged = Counter("settee_staged_bytes_total", "Bytes of models fetched for jobs", registry=self._registry)
-        self.delivered = Counter("settee_delivered_bytes_total", "Bytes of outputs uploaded", registry=self._registry)
-        self._restarts = Gauge(
-            "settee_comfyui_restarts", "Times that ComfyUI was started again", registry=self._registry
-        )
-        self._depth = Gauge("settee_queue_depth", "Jobs that are accepted and have not ended", registry=self._registry)
-        self._callbacks = Gauge(
-            "settee_callbacks_pending", "Terminal callbacks that are not delivered yet", registry=self._registry
-        )
-
-    def watch(self, *, restarts: Callable[[], int], depth: Callable[[], int], callbacks: Callable[[], int]) -> None:
-        """State where the present values come from; they are asked for at every scrape."""
-        self._restarts.set_function(restarts)
-        self._depth.set_function(depth)
-        self._callbacks.set_function(callbacks)
+        self.staged = Counter("settee_staged_bytes_total", "Bytes of models fetched for jobs", registry=registry)
+        self.delivered = Counter("settee_delivered_bytes_total", "Bytes of outputs uploaded", registry=registry)
+        for name, text, present in (
+            ("settee_comfyui_restarts", "Times that ComfyUI was started again", restarts),
+            ("settee_queue_depth", "Jobs that are accepted and have not ended", depth),
+            ("settee_callbacks_pending", "Terminal callbacks that are not delivered yet", callbacks),
+        ):
+            Gauge(name, text, registry=registry).set_function(present)
 
     def on_step(self, step: Step) -> None:
         """Count a job that ended."""

@@ -30,6 +30,11 @@ from settee.base.job import Status
 from settee.service import timestamps
 from settee.service.store_schema import FILE, connected
 
+#: Returns the number of a callback, also of one that is there already.
+_INSERT = (
+    "INSERT INTO callbacks (attempt_id, job_id, key, url, body) VALUES (:attempt_id, :job_id, :key, :url, :body) "
+    "ON CONFLICT DO UPDATE SET key = key RETURNING id"
+)
 #: Idempotency keys, ended jobs and refused callbacks that are kept: the newest.
 MAX_KEYS, MAX_JOBS, MAX_REFUSED = 1000, 200, 500
 
@@ -56,29 +61,23 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PendingCallback:
-    """A callback that must be delivered: the same key and the same bytes, however often it is sent."""
+class Callback:
+    """A callback: the same key and the same bytes, however often it is sent."""
 
-    attempt_id: str
-    job_id: str
-    key: str
     #: May hold credentials: neither shown nor logged.
     url: str = field(repr=False)
+    #: The header Idempotency-Key.
+    key: str
     #: JSON.
     body: bytes = field(repr=False)
-    #: None: the disk has not taken it.
-    id: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredCallback(PendingCallback):
-    """A callback as an operator looks at it."""
-
-    id: int
-    created_at: str
-    tries: int
-    last_error: str | None
-    refused_at: str | None
+    attempt_id: str = ""
+    job_id: str = ""
+    #: 0: the disk has not taken it.
+    id: int = 0
+    created_at: str = ""
+    tries: int = 0
+    last_error: str | None = None
+    refused_at: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +90,6 @@ class Ending:
     number: int
     shown: Mapping[str, Any]
     events: Sequence[tuple[int, Mapping[str, Any]]] = ()
-
-
-@dataclass(frozen=True)
-class KnownKey:
-    """A job that an idempotency key made."""
-
-    #: Hex, of the request's body.
-    digest: str
-    job_id: str
 
 
 # --- the file -------------------------------------------------------------------------------------------------
@@ -206,8 +196,8 @@ class Store:
                 )
 
     def end(
-        self, attempt_id: str, ending: Ending, callbacks: Sequence[PendingCallback] = (), *, forget_key: bool = False
-    ) -> list[PendingCallback]:
+        self, attempt_id: str, ending: Ending, callbacks: Sequence[Callback] = (), *, forget_key: bool = False
+    ) -> list[Callback]:
         """Note how an attempt ended, and the callbacks that report it; these are returned with their numbers.
 
         ``forget_key``: the attempt never began, and the same request is to begin another.
@@ -231,7 +221,7 @@ class Store:
                 "(SELECT MAX(rowid) FROM attempts GROUP BY job_id ORDER BY MAX(rowid) DESC LIMIT ?)",
                 (MAX_JOBS,),
             )
-            return [_inserted(db, each) for each in callbacks]
+            return [replace(each, id=db.execute(_INSERT, vars(each)).fetchone()["id"]) for each in callbacks]
 
     def running(self) -> list[Attempt]:
         """Return the attempts that have not ended, oldest first: at a start, those that were interrupted."""
@@ -257,22 +247,22 @@ class Store:
         )
         return [(number, json.loads(data)) for number, data in rows] or None
 
-    def known_key(self, key: str) -> KnownKey | None:
-        """Return the job that this idempotency key made."""
+    def known_key(self, key: str) -> tuple[str, str] | None:
+        """Return the hex digest of the request's body, and the id of the job, that this idempotency key came with."""
         rows = self._rows("SELECT digest, job_id FROM idempotency_keys WHERE key_hash = ?", digest_of(key))
-        return KnownKey(*rows[0]) if rows else None
+        return (rows[0]["digest"], rows[0]["job_id"]) if rows else None
 
     # --- callbacks --------------------------------------------------------------------------------------------
 
-    def callbacks(self, *, is_refused: bool = False) -> list[StoredCallback]:
+    def callbacks(self, *, is_refused: bool = False) -> list[Callback]:
         """Return those to be delivered, or those that were refused, oldest first."""
         rows = self._rows("SELECT * FROM callbacks WHERE (refused_at IS NOT NULL) = ? ORDER BY id", is_refused)
-        return [StoredCallback(**dict(row)) for row in rows]
+        return [Callback(**dict(row)) for row in rows]
 
-    def pending_callback(self, callback_id: int) -> StoredCallback | None:
+    def pending_callback(self, callback_id: int) -> Callback | None:
         """Return it as it is to be delivered now; None when it is not any more."""
         rows = self._rows("SELECT * FROM callbacks WHERE id = ? AND refused_at IS NULL", callback_id)
-        return StoredCallback(**dict(rows[0])) if rows else None
+        return Callback(**dict(rows[0])) if rows else None
 
     def failed(self, callback_id: int, why: str) -> None:
         """Note a failed try."""
@@ -308,22 +298,11 @@ class Store:
 
     # --- leftovers --------------------------------------------------------------------------------------------
 
-    def set_leftovers(self, names: Iterable[str], *, kind: str = "model") -> None:
+    def set_leftovers(self, models: Iterable[str]) -> None:
         """State what a kill would leave behind from now on, instead of what was stated before."""
         with self._transaction() as db:
-            db.execute("DELETE FROM leftovers WHERE kind = ?", (kind,))
-            db.executemany(
-                "INSERT OR IGNORE INTO leftovers (kind, name) VALUES (?, ?)", [(kind, each) for each in names]
-            )
+            db.execute("DELETE FROM leftovers WHERE kind = 'model'")
+            db.executemany("INSERT OR IGNORE INTO leftovers (kind, name) VALUES ('model', ?)", [(m,) for m in models])
 
-    def leftovers(self, kind: str = "model") -> list[str]:
-        return [row["name"] for row in self._rows("SELECT name FROM leftovers WHERE kind = ?", kind)]
-
-
-def _inserted(db: sqlite3.Connection, callback: PendingCallback) -> PendingCallback:
-    values = (callback.attempt_id, callback.job_id, callback.key, callback.url, callback.body)
-    db.execute("INSERT OR IGNORE INTO callbacks (attempt_id, job_id, key, url, body) VALUES (?, ?, ?, ?, ?)", values)
-    row = db.execute(
-        "SELECT id FROM callbacks WHERE attempt_id = ? AND key = ?", (callback.attempt_id, callback.key)
-    ).fetchone()
-    return replace(callback, id=row["id"])
+    def leftovers(self) -> list[str]:
+        return [row["name"] for row in self._rows("SELECT name FROM leftovers WHERE kind = 'model'")]

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
@@ -34,6 +34,7 @@ from settee.base.threads import Call
 from settee.net.addresses import is_this_machine
 from settee.net.retry import retry_after_s
 from settee.service.callback_urls import addressed
+from settee.service.store import Callback
 
 if importlib.util.find_spec("sniffio") is None:
     # httpcore asks for it eight times a request; each search of all folders for what is not installed takes 0.3 ms.
@@ -47,18 +48,6 @@ _MAX_ASKED_S = 3600.0
 _MAX_LOOKUPS = 4
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
 SECRET_RULE = "must be whsec_ and the base64 of 24 to 64 bytes"  # noqa: S105
-
-
-@dataclass(frozen=True)
-class Post:
-    """A request: the same key and the same bytes, however often it is sent."""
-
-    #: May hold credentials: neither shown nor logged.
-    url: str = field(repr=False)
-    #: The header Idempotency-Key.
-    key: str
-    #: JSON.
-    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -86,8 +75,8 @@ class Answer:
         return not self.is_delivered and self.status not in _RETRIED and self.status < 500
 
 
-#: Sends one Post within so many seconds, all told.
-Sender = Callable[[Post, float], Awaitable[Answer]]
+#: Sends one callback within so many seconds, all told.
+Sender = Callable[[Callback, float], Awaitable[Answer]]
 
 
 class WebhookSender:
@@ -98,10 +87,10 @@ class WebhookSender:
         self._verify_tls, self._secrets = verify_tls, tuple(secrets)
         self.lookups = Lookups()
 
-    async def __call__(self, post: Post, timeout_s: float) -> Answer:
+    async def __call__(self, callback: Callback, timeout_s: float) -> Answer:
         """Never raises for what the address, the network or the receiver does."""
         try:
-            url = _checked(post.url)
+            url = _checked(callback.url)
         except ValueError:
             return Answer(why="its address cannot be used", is_hopeless=True)
         try:
@@ -109,7 +98,7 @@ class WebhookSender:
         except ValueError:
             return Answer(why="the proxy in the agent's environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) is not usable")
         try:
-            return await asyncio.wait_for(self._exchange(connections, url, post), timeout_s)
+            return await asyncio.wait_for(self._exchange(connections, url, callback), timeout_s)
         except asyncio.TimeoutError:
             return Answer(why=f"no answer within {timeout_s:.3g} s")
         except TooManyLookups as error:
@@ -141,10 +130,12 @@ class WebhookSender:
             options["proxy_ssl_context"] = options["ssl_context"]
         return httpcore.AsyncHTTPProxy(_address(found), proxy_auth=_credentials(found), **options)
 
-    async def _exchange(self, connections: httpcore.AsyncConnectionPool, url: SplitResult, post: Post) -> Answer:
+    async def _exchange(
+        self, connections: httpcore.AsyncConnectionPool, url: SplitResult, callback: Callback
+    ) -> Answer:
         """Only the head of an answer is read: its body states nothing that is needed, may be endless, and may be
         other than its head announces."""
-        options: dict[str, Any] = {"headers": list(self._headers(post, url).items()), "content": post.body}
+        options: dict[str, Any] = {"headers": list(self._headers(callback, url).items()), "content": callback.body}
         address = _address(url)
         if b":" in address.host and isinstance(connections, httpcore.AsyncHTTPProxy):
             # The proxy is asked for it as it is written here, but no certificate has the brackets.
@@ -157,11 +148,11 @@ class WebhookSender:
         is_asked = bool(asked) and (status in _RETRIED or status >= 500)
         return Answer(status, f"HTTP {status}", (retry_after_s(asked[-1], _MAX_ASKED_S) or 0.0) if is_asked else 0.0)
 
-    def _headers(self, post: Post, url: SplitResult) -> dict[str, str]:
-        key, own = header_text(post.key), _credentials(url)
+    def _headers(self, callback: Callback, url: SplitResult) -> dict[str, str]:
+        key, own = header_text(callback.key), _credentials(url)
         headers = {
             "Host": url.netloc.rpartition("@")[2],
-            "Content-Length": str(len(post.body)),
+            "Content-Length": str(len(callback.body)),
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Connection": "close",
@@ -170,7 +161,7 @@ class WebhookSender:
         }
         if own is not None:  # those in the address, and no others: requests would look for some in ~/.netrc
             headers["Authorization"] = f"Basic {base64.b64encode(b':'.join(own)).decode()}"
-        return headers | (signed(self._secrets, key, int(time.time()), post.body) if self._secrets else {})
+        return headers | (signed(self._secrets, key, int(time.time()), callback.body) if self._secrets else {})
 
 
 # --- connections ----------------------------------------------------------------------------------------------

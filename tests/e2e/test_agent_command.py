@@ -14,7 +14,7 @@ import yaml
 from settee.backends.comfy.process import free_port
 from settee.base.job import Status
 from settee.service import timestamps
-from settee.service.store import Ending, PendingCallback, Store
+from settee.service.store import Callback, Ending, Store
 from tests.support.s3 import S3Server
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +126,7 @@ def with_callbacks(folder: Path) -> Store:
     for number, key in enumerate(("waiting-SUCCESS", "refused-FAILED", "other-FAILED")):
         url = f"http://me:a-password@receiver-{number}.example/secret-path"
         body = f'{{"number": {number}}}'.encode()
-        callback = PendingCallback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
+        callback = Callback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
         (added,) = store.end(key, ending, [callback])
         assert added.id == number + 1
         if number:

@@ -18,8 +18,8 @@ from typing import Any
 from settee.base.job import Status
 from settee.doors.agent.intake import report_interrupted
 from settee.service.callbacks import Outbox
-from settee.service.store import Store
-from settee.service.webhooks import Answer, Post, WebhookSender
+from settee.service.store import Callback, Store
+from settee.service.webhooks import Answer, WebhookSender
 from tests.support.outbox import ReportedJob, succeed
 from tests.support.waiting import eventually
 
@@ -38,7 +38,7 @@ class Sender:
         self.kill = kill
         self._sender = WebhookSender()
 
-    async def __call__(self, post: Post, timeout_s: float) -> Answer:
+    async def __call__(self, post: Callback, timeout_s: float) -> Answer:
         is_terminal = post.url.endswith("completion")
         if is_terminal and self.kill == "before-post":
             die()

@@ -20,8 +20,8 @@ from settee.doors.agent.reporting import JobCallbacks, failure
 from settee.service import timestamps
 from settee.service.callbacks import Outbox
 from settee.service.events import Outcome, Step
-from settee.service.store import Attempt, Store, StoredCallback
-from settee.service.webhooks import Answer, Post, Sender, WebhookSender
+from settee.service.store import Attempt, Callback, Store
+from settee.service.webhooks import Answer, Sender, WebhookSender
 from tests.support.receiver import Receiver
 
 Make = Callable[..., Outbox]
@@ -34,10 +34,10 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def in_loop(sender: Callable[[Post, float], Any]) -> Sender:
+def in_loop(sender: Callable[[Callback, float], Any]) -> Sender:
     """A sender that is asked in the outbox's loop; a plain function answers at once."""
 
-    async def send(post: Post, timeout_s: float) -> Answer:
+    async def send(post: Callback, timeout_s: float) -> Answer:
         found = sender(post, timeout_s)
         return await found if inspect.isawaitable(found) else found
 
@@ -126,7 +126,7 @@ def succeed(job: ReportedJob) -> None:
     job.completed(seed=3)
 
 
-def stored(outbox: Outbox, *, is_refused: bool = False) -> list[StoredCallback]:
+def stored(outbox: Outbox, *, is_refused: bool = False) -> list[Callback]:
     """The callbacks in its store."""
     return outbox._store.callbacks(is_refused=is_refused)
 
@@ -137,10 +137,10 @@ def tries(outbox: Outbox) -> list[int]:
         return [run.tries for lane in outbox._lanes.values() for run in lane.runs if run.terminal is not None]
 
 
-def post(url: str, key: str = "job-1-SUCCESS", body: bytes = b'{"state": "SUCCESS"}') -> Post:
-    return Post(url, key, body)
+def post(url: str, key: str = "job-1-SUCCESS", body: bytes = b'{"state": "SUCCESS"}') -> Callback:
+    return Callback(url=url, key=key, body=body)
 
 
-def ask(sender: WebhookSender, post: Post, timeout_s: float) -> Answer:
+def ask(sender: WebhookSender, post: Callback, timeout_s: float) -> Answer:
     """One try, in a loop of its own."""
     return asyncio.run(sender(post, timeout_s))

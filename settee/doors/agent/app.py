@@ -29,7 +29,7 @@ from settee.doors.agent import envelope as envelopes
 from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary, example
 from settee.doors.agent.intake import Intake, OtherBody
 from settee.doors.agent.reporting import reason
-from settee.service.events import EventLog, Metrics
+from settee.service.events import EventLog
 from settee.service.http_server import Auth, Gate, problem
 
 SERVICE = "settee GPU agent"
@@ -62,7 +62,7 @@ _BODY_REFUSALS = _REFUSALS | _refusals(
 _UNKNOWN = _REFUSALS | _refusals(_404="This agent has not run such a job lately", _422="A parameter is wrong")
 
 
-def create_app(intake: Intake, metrics: Metrics, auth: Auth, *, max_body_bytes: int, max_nodes: int) -> FastAPI:
+def create_app(intake: Intake, auth: Auth, *, max_body_bytes: int, max_nodes: int) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title=SERVICE, version=__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
@@ -76,7 +76,7 @@ def create_app(intake: Intake, metrics: Metrics, auth: Auth, *, max_body_bytes: 
     # In a thread: counting what waits in the outbox may wait for its lock.
     @router.get("/metrics", responses=_REFUSALS, response_class=Response, summary="Prometheus metrics")
     def _metrics() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(intake.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(router)
     _add_page(app)
@@ -85,7 +85,7 @@ def create_app(intake: Intake, metrics: Metrics, auth: Auth, *, max_body_bytes: 
         Gate,
         auth=auth,
         max_body_bytes=max_body_bytes,
-        on_refused=lambda status: metrics.refused.labels(str(status)).inc(),
+        on_refused=lambda status: intake.metrics.refused.labels(str(status)).inc(),
     )
     return app
 
@@ -182,7 +182,7 @@ def _add_following(router: APIRouter, intake: Intake) -> None:
 
     async def known(job_id: str) -> EventLog | None:
         # One that ended before a restart is read from the disk.
-        return await run_in_threadpool(intake.logs.get, job_id)
+        return await run_in_threadpool(intake.log_of, job_id)
 
     async def found(job_id: str) -> EventLog:
         log = await known(job_id)

@@ -34,8 +34,8 @@ from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
 from settee.models.required import names_of
 from settee.service import callback_urls, timestamps
-from settee.service.callbacks import Outbox, pending
-from settee.service.events import EventLog, JobEvents, JobLogs, Metrics, Outcome, Step
+from settee.service.callbacks import Outbox
+from settee.service.events import EventLog, Metrics, Outcome, Step, publish
 from settee.service.scrub import secret_values
 from settee.service.slot import SHUTDOWN, Slot, SlotJob
 from settee.service.store import Attempt, Store
@@ -84,7 +84,7 @@ class JobRun:
         self._archive = Archive(intake.config.paths.outputs, envelope.job_id, secrets=hidden)
         self.log = event_log(attempt, interval_s=intake.config.comfyui.poll_interval_seconds)
         self._callbacks = callbacks
-        self._events = JobEvents(callbacks, self.log, self._archive.on_step, intake.metrics.on_step)
+        self._subscribers = callbacks, self.log, self._archive.on_step, intake.metrics.on_step
 
     def run(self) -> None:
         """Run the job to its end, whatever that is. Afterwards nothing of it is left."""
@@ -193,9 +193,8 @@ class JobRun:
     def _publish(self, state: Status, message: str | None = None, progress: dict[str, Any] | None = None) -> None:
         is_new = state is not self._state or state is Status.QUEUED
         self._state = state
-        self._events.publish(
-            Step(state=state, moment=timestamps.now(), message=message, progress=progress, is_new=is_new)
-        )
+        step = Step(state=state, moment=timestamps.now(), message=message, progress=progress, is_new=is_new)
+        publish(step, *self._subscribers)
 
     def _succeeded(self, result: JobResult, timings: dict[str, float]) -> None:
         size = sum(each.bytes for each in result.artifacts)
@@ -227,7 +226,7 @@ class JobRun:
         self._intake.outbox.finish(
             self._attempt, self.log.ending(step), last, terminal, on_stored=on_stored, forget_key=forget_key
         )
-        self._events.publish(step)
+        publish(step, *self._subscribers)
 
 
 # --- taking jobs ------------------------------------------------------------------------------------------------
@@ -247,9 +246,8 @@ def report_interrupted(store: Store) -> list[Attempt]:
     found = store.running()
     for attempt in found:
         step = failure(AgentRestarted())
-        post = interrupted(attempt, step)
-        callbacks = [] if post is None else [pending(attempt, post)]
-        store.end(attempt.id, event_log(attempt).ending(step), callbacks)
+        callback = interrupted(attempt, step)
+        store.end(attempt.id, event_log(attempt).ending(step), [callback] if callback else [])
         log.warning("job %s was interrupted by a restart; its dispatcher is notified", attempt.job_id)
     return found
 
@@ -264,16 +262,16 @@ class Intake:
         engine: Engine,
         store: Store,
         outbox: Outbox,
-        metrics: Metrics,
     ) -> None:
-        self.config, self.settings, self.engine, self.metrics = config, settings, engine, metrics
+        self.config, self.settings, self.engine = config, settings, engine
         self.store, self.outbox, self.storage = store, outbox, Storage(settings)
         self.slot = Slot(engine, config.comfyui.timeout_seconds)
         self.leftovers = Leftovers(store, engine, config.paths.outputs)
-        self.logs = JobLogs(store)
+        #: Of the job that was accepted last: the ends of those before are in the store.
+        self._log: EventLog | None = None
         #: One dispatch at a time: held while the state folder's disk takes its time.
         self._taking = threading.Lock()
-        metrics.watch(
+        self.metrics = Metrics(
             restarts=lambda: engine.backend.restarts,
             depth=lambda: int(self.slot.is_busy),
             callbacks=lambda: outbox.pending,
@@ -289,6 +287,14 @@ class Intake:
         # What is there by now stays: without it, a round of the garbage collector is short (40 ms with).
         gc.freeze()
 
+    def log_of(self, job_id: str) -> EventLog | None:
+        """Return the log of the latest job of this id; None if it is not known any more. May wait for the disk.
+
+        Raises StoreError.
+        """
+        found = self._log
+        return found if found is not None and found.job_id == job_id else EventLog.stored(self.store, job_id)
+
     def submit(self, envelope: Envelope, key: str | None = None, digest: str = "") -> str:
         """Take a job, and begin it; returns its id. The same ``key`` and ``digest`` of a body twice is one job.
 
@@ -301,9 +307,9 @@ class Intake:
         )
         with self._taking:
             if key is not None and (known := self.store.known_key(key)) is not None:
-                if known.digest != digest:
+                if known[0] != digest:
                     raise OtherBody
-                return known.job_id
+                return known[1]
             slot_job = SlotJob(envelope.job_id, envelope.cancel_token)
             try:
                 self.slot.take(slot_job)
@@ -332,7 +338,7 @@ class Intake:
         )
         job = JobRun(self, envelope, attempt, slot_job, callbacks)
         self.outbox.accept(attempt, key, digest)
-        self.logs.add(job.log)
+        self._log = job.log
         try:
             self.slot.start(slot_job, job.run)
         except RuntimeError as error:  # no more threads

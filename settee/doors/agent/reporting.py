@@ -37,8 +37,7 @@ from settee.doors.agent.contract import (
 from settee.doors.agent.engine_settings import spelled
 from settee.service import timestamps
 from settee.service.events import Outcome, Step
-from settee.service.store import Attempt
-from settee.service.webhooks import Post
+from settee.service.store import Attempt, Callback
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ _CALLERS = (errors.InvalidRequest, errors.WorkflowRejected, errors.ModelMissing)
 #: The heartbeat_seq of an interrupted job's last status: above that of any heartbeat before, which was not kept.
 INTERRUPTED_SEQ = 1_000_000_000
 
-Closing = tuple["tuple[Status, Post] | None", "Post | None"]
+Closing = tuple["tuple[Status, Callback] | None", "Callback | None"]
 
 
 class AgentRestarted(SetteeError):
@@ -167,7 +166,7 @@ class JobCallbacks:
     def __init__(
         self,
         attempt: Attempt,
-        note: Callable[[Status, Post], None] = lambda state, post: None,
+        note: Callable[[Status, Callback], None] = lambda state, callback: None,
         *,
         heartbeat_s: float = 5.0,
         activity: Callable[[], Mapping[str, Any] | None] = lambda: None,
@@ -219,16 +218,15 @@ class JobCallbacks:
                 about = {**self._about, **body["result"], "warnings": body["result"]["warnings"] or None}
         about |= {"state": state, "timestamp": timestamps.stamp(step.moment)}
         about["timing"] = Timing.between(self._attempt.started_at, step.moment)
-        key = f"{self._attempt.job_id}-{state}"
-        terminal = None if url is None else Post(url, key, as_json(model.model_validate(about).shown()))
+        terminal = None if url is None else self._callback(url, state, model.model_validate(about))
         return None if last is None else (step.state, last), terminal
 
     def _note(self) -> None:
         assert self._state is not None
-        post = self._status(self._state, self._now(), **self._said)
-        if post is None:
+        callback = self._status(self._state, self._now(), **self._said)
+        if callback is None:
             return
-        self._send(self._state, post)
+        self._send(self._state, callback)
         if self._thread is None:
             thread = threading.Thread(target=self._beat, name="settee-heartbeat", daemon=True)
             try:
@@ -238,7 +236,7 @@ class JobCallbacks:
                 return
             self._thread = thread
 
-    def _status(self, state: Status, moment: datetime, **said: Any) -> Post | None:
+    def _status(self, state: Status, moment: datetime, **said: Any) -> Callback | None:
         """Return the next status; None when there is no address for it."""
         url = self._urls.get("status")
         if url is None:
@@ -246,8 +244,12 @@ class JobCallbacks:
         self._seq += 1
         about = {**self._about, "state": STATES[state], "timestamp": timestamps.stamp(moment)}
         about |= {"heartbeat_seq": self._seq, "activity_snapshot": self._activity, **said}
-        key = f"{self._attempt.job_id}-{STATES[state]}-{self._seq}"
-        return Post(url, key, as_json(StatusCallback.model_validate(about).shown()))
+        return self._callback(url, f"{STATES[state]}-{self._seq}", StatusCallback.model_validate(about))
+
+    def _callback(self, url: str, what: str, body: Part) -> Callback:
+        attempt, content = self._attempt, as_json(body.shown())
+        key = f"{attempt.job_id}-{what}"
+        return Callback(attempt_id=attempt.id, job_id=attempt.job_id, url=url, key=key, body=content)
 
     def _beat(self) -> None:
         """Send a heartbeat for as long as a state lasts."""
@@ -276,7 +278,7 @@ class JobCallbacks:
             return None
 
 
-def interrupted(attempt: Attempt, step: Step) -> Post | None:
+def interrupted(attempt: Attempt, step: Step) -> Callback | None:
     """Return the report of a job that ended with its agent. It goes to the status address when there is none for
     failures; None without either."""
     last, terminal = JobCallbacks(attempt, seq=INTERRUPTED_SEQ - 1).closing(step)

@@ -29,7 +29,7 @@ from settee.s3.client import client_for
 from settee.s3.error_table import S3Error, explained
 from settee.s3.target import workers_target
 from settee.service.callback_urls import addressed
-from settee.service.store import Store, StoredCallback, StoreError
+from settee.service.store import Callback, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,6 @@ def run(config: AgentConfig) -> int:
     from settee.doors.agent.previous_state import PreviousState, move_cache
     from settee.engine.engine import Engine
     from settee.service.callbacks import Outbox
-    from settee.service.events import Metrics
     from settee.service.http_server import Auth, Patient, Server
     from settee.service.webhooks import WebhookSender
 
@@ -133,14 +132,14 @@ def run(config: AgentConfig) -> int:
     # From here on the state folder, and with it the rest, is this agent's alone.
     for folder in (config.paths.base_models, config.paths.loras):
         move_cache(folder)
-    engine, metrics = Engine(settings), Metrics()
+    engine = Engine(settings)
     try:
         engine.start()
-        intake = Intake(config, settings, engine, store, outbox, metrics)
+        intake = Intake(config, settings, engine, store, outbox)
         intake.start(interrupted)
         limits = {"max_body_bytes": config.server.max_body_bytes, "max_nodes": settings.max_nodes}
         served = uvicorn.Config(
-            create_app(intake, metrics, Auth(config.auth.secrets), **limits),
+            create_app(intake, Auth(config.auth.secrets), **limits),
             http=Patient,
             ws="none",
             lifespan="off",
@@ -286,7 +285,7 @@ def _callbacks(args: argparse.Namespace, config: AgentConfig) -> int:
         store.close()
 
 
-def _line(callback: StoredCallback) -> str:
+def _line(callback: Callback) -> str:
     """Addresses may hold credentials: the host is shown alone."""
     state = "refused" if callback.refused_at else "pending"
     host = urlsplit(callback.url).netloc.rpartition("@")[2]

@@ -19,8 +19,7 @@ from settee.doors.agent.reporting import JobCallbacks, as_json, reason_code
 from settee.doors.agent.reporting import failure as failure_step
 from settee.service import timestamps
 from settee.service.events import Outcome, Step
-from settee.service.store import Attempt
-from settee.service.webhooks import Post
+from settee.service.store import Attempt, Callback
 
 BEGUN = datetime(2026, 5, 4, 3, 2, 1, 123456, tzinfo=timezone.utc)
 ENDED = BEGUN + timedelta(seconds=2, milliseconds=500)
@@ -28,7 +27,7 @@ ENDED = BEGUN + timedelta(seconds=2, milliseconds=500)
 
 def status(state: Status, seq: int, **said: Any) -> dict[str, Any]:
     """The body of the status after ``seq - 1`` others."""
-    sent: list[Post] = []
+    sent: list[Callback] = []
     details = {"client_id": "agent", "urls": {"status": "http://host/"}}
     attempt = Attempt(id="a", job_id="job-1", started_at=BEGUN, prompt_id=said.pop("prompt_id", None), details=details)
     callbacks = JobCallbacks(attempt, lambda _, post: sent.append(post), now=lambda: BEGUN, seq=seq - 1, heartbeat_s=60)

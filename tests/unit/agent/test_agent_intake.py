@@ -22,7 +22,6 @@ from settee.doors.agent.engine_settings import make_folders, to_settings
 from settee.doors.agent.intake import Intake
 from settee.models.folder.model_folder import ModelFolder
 from settee.service.callbacks import Outbox
-from settee.service.events import Metrics
 from settee.service.store import Store, StoreError
 from settee.service.webhooks import WebhookSender
 from tests.support.agent import HeldStore
@@ -92,7 +91,7 @@ def intake_of(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> 
     outbox = Outbox(kept, sender=WebhookSender())
     outbox.start()
     try:
-        yield Intake(config, to_settings(config), engine, kept, outbox, Metrics()), engine  # type: ignore[arg-type]
+        yield Intake(config, to_settings(config), engine, kept, outbox), engine  # type: ignore[arg-type]
     finally:
         outbox.close()
         kept.close()
@@ -101,7 +100,7 @@ def intake_of(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> 
 def run(root: Path, store: HeldStore, ends: list[Any], **comfyui: Any) -> tuple[dict[str, Any], Engine]:
     with intake_of(root, store, ends, **comfyui) as (intake, engine):
         intake.submit(job(store))
-        record = intake.logs.get("a job")
+        record = intake.log_of("a job")
         assert record is not None
         eventually(lambda: record.is_over)
         assert not intake.slot.is_busy
@@ -205,7 +204,7 @@ def test_a_dispatch_without_a_thread_for_it_may_be_sent_again(
         assert not intake.slot.is_busy
         assert intake.submit(job(store), "a key", "digest") == "a job"
         eventually(lambda: not intake.slot.is_busy)
-        record = intake.logs.get("a job")
+        record = intake.log_of("a job")
         assert record is not None
         assert dict(record.shown)["state"] == "SUCCESS"
 
@@ -240,7 +239,7 @@ def test_a_comfyui_that_runs_on_keeps_the_slot(tmp_path: Path, store: HeldStore)
     with intake_of(tmp_path, store, [JobCanceled(), "success"]) as (intake, engine):
         engine.is_idle.clear()
         intake.submit(job(store, cancelToken="stop"))
-        record = intake.logs.get("a job")
+        record = intake.log_of("a job")
         assert record is not None
         eventually(lambda: record.is_over)
         assert not intake.slot.cancel("stop")

@@ -10,7 +10,7 @@ import pytest
 
 from settee.doors.agent.intake import report_interrupted
 from settee.doors.agent.previous_state import PreviousState
-from settee.service.events import JobLogs
+from settee.service.events import EventLog
 from settee.service.store import Store
 from tests.support.outbox import Make
 from tests.support.receiver import Receiver
@@ -46,13 +46,11 @@ def test_everything_is_taken_over_once(folder: Path) -> None:
         ]
     assert [each.key for each in pending] == ["delivered later-SUCCESS", "again-FAILED", "again-SUCCESS"]
     assert [each.job_id for each in store.running()] == ["interrupted"]
-    known = store.known_key("a key")
-    assert known is not None
-    assert (known.digest, known.job_id) == ("digest-of-delivered later", "delivered later")
+    assert store.known_key("a key") == ("digest-of-delivered later", "delivered later")
     assert store.leftovers() == ["loras/l.safetensors"]
     for path in (WRITTEN / "jobs").iterdir():
         shown = json.loads(path.read_bytes())["shown"]
-        found_log = JobLogs(store).get(shown["jobId"])
+        found_log = EventLog.stored(store, shown["jobId"])
         assert found_log is not None
         assert found_log.shown == shown
     store.close()

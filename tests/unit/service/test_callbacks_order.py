@@ -10,7 +10,8 @@ import pytest
 
 from settee.base.errors import InvalidRequest
 from settee.base.job import Status
-from settee.service.webhooks import Answer, Post, WebhookSender
+from settee.service.store import Callback
+from settee.service.webhooks import Answer, WebhookSender
 from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, succeed, tries
 from tests.support.receiver import OK, Receiver
@@ -103,7 +104,7 @@ class TestFaults:
     def test_a_sender_that_raises_ends_no_thread(self, make: Make, receiver: Receiver) -> None:
         poster, raised = WebhookSender(), list[str]()
 
-        async def sender(post: Post, timeout_s: float) -> Answer:
+        async def sender(post: Callback, timeout_s: float) -> Answer:
             if post.key in ("job-RUNNING-1", "job-SUCCESS") and post.key not in raised:
                 raised.append(post.key)
                 raise KeyError("a fault of its own")

@@ -13,8 +13,8 @@ import pytest
 from settee.base.errors import InvalidRequest, JobCanceled
 from settee.base.job import Status
 from settee.doors.agent.reporting import failure
-from settee.service.store import Store
-from settee.service.webhooks import Answer, Post
+from settee.service.store import Callback, Store
+from settee.service.webhooks import Answer
 from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, stored, succeed, tries
 from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, then
@@ -111,7 +111,7 @@ class TestTerminal:
     def test_pauses_grow_to_a_limit(self, make: Make) -> None:
         moments: list[float] = []
 
-        def sender(post: Post, timeout_s: float) -> Answer:
+        def sender(post: Callback, timeout_s: float) -> Answer:
             moments.append(time.monotonic())
             return Answer(why="down") if len(moments) < 7 else Answer(200)
 
@@ -125,7 +125,7 @@ class TestTerminal:
     def test_no_backoff_is_still_a_pause(self, make: Make) -> None:
         attempts: list[float] = []
 
-        def sender(post: Post, timeout_s: float) -> Answer:
+        def sender(post: Callback, timeout_s: float) -> Answer:
             attempts.append(time.monotonic())
             return Answer(why="down") if len(attempts) < 5 else Answer(200)
 
@@ -249,7 +249,7 @@ class TestStatuses:
         outbox = make()
         reporter = begun(outbox, receiver.urls())
         succeed(reporter)
-        late, ending = Post(receiver.url(), "late", b"{}"), reporter.log.ending(failure(JobCanceled()))
+        late, ending = Callback(url=receiver.url(), key="late", body=b"{}"), reporter.log.ending(failure(JobCanceled()))
         outbox.note(reporter.attempt, Status.RUNNING, late)
         outbox.finish(reporter.attempt, ending, None, late)
         outbox.close(5)
@@ -260,7 +260,7 @@ class TestStatuses:
     ) -> None:
         outbox = make()
         reporter, store, end = begun(outbox, receiver.urls()), outbox._store, outbox._store.end
-        late = Post(receiver.url(), "late", b"{}")
+        late = Callback(url=receiver.url(), key="late", body=b"{}")
 
         def slow(*args: Any, **given: Any) -> Any:
             outbox.note(reporter.attempt, Status.RUNNING, late)

@@ -12,8 +12,8 @@ from settee.base.job import Status
 from settee.doors.agent.intake import report_interrupted
 from settee.service import timestamps
 from settee.service.callbacks import Outbox
-from settee.service.store import Attempt, Store
-from settee.service.webhooks import Answer, Post
+from settee.service.store import Attempt, Callback, Store
+from settee.service.webhooks import Answer
 from tests.support.http_double import Reply
 from tests.support.outbox import Make, begun, stored, succeed
 from tests.support.receiver import OK, Receiver, then
@@ -40,7 +40,7 @@ class TestDisk:
     def test_it_is_there_before_the_first_try(self, make: Make) -> None:
         seen: list[Any] = []
 
-        def sender(post: Post, timeout_s: float) -> Answer:
+        def sender(post: Callback, timeout_s: float) -> Answer:
             seen.append([each.key for each in stored(outbox)])
             seen.append(outbox._store.running())
             return Answer(200)
@@ -55,7 +55,7 @@ class TestDisk:
         """What ends a job is stored, then the slot is free, then its dispatcher learns of it."""
         order: list[str] = []
 
-        def sender(post: Post, timeout_s: float) -> Answer:
+        def sender(post: Callback, timeout_s: float) -> Answer:
             order.append("sent")
             return Answer(200)
 

@@ -13,7 +13,7 @@ import pytest
 from settee.base.job import Status
 from settee.doors.agent.app import stream
 from settee.doors.agent.intake import event_log
-from settee.service.events import EventLog, JobEvents, JobLogs, Outcome, Step
+from settee.service.events import EventLog, Outcome, Step, publish
 from settee.service.store import MAX_JOBS, Attempt, Store
 from tests.support.clock import Clock
 
@@ -100,7 +100,7 @@ def test_a_fault_of_one_subscriber_does_not_reach_the_others(caplog: pytest.LogC
     def broken(step: Step) -> None:
         raise KeyError("a fault")
 
-    JobEvents(broken, lambda step: seen.append(step.state)).publish(running(1))
+    publish(running(1), broken, lambda step: seen.append(step.state))
     assert seen == [Status.RUNNING]
     assert "was not passed on" in caplog.text
 
@@ -124,7 +124,7 @@ class TestAfterARestart:
         before = self.ended_in(store, job_id, result={"artifacts": [{"kind": "image"}]})
         store.close()
         store.open()
-        after = JobLogs(store).get(job_id)
+        after = EventLog.stored(store, job_id)
         assert after is not None
         assert after.shown == before.shown
         assert (after.is_over, after.last_number) == (True, before.last_number)
@@ -138,7 +138,7 @@ class TestAfterARestart:
         store.open()
         self.ended_in(store, "job", 0, error={"reason": "first"})
         self.ended_in(store, "job", 1, result={})
-        found = JobLogs(store).get("job")
+        found = EventLog.stored(store, "job")
         assert found is not None
         assert "result" in found.shown
         store.close()
@@ -148,9 +148,5 @@ class TestAfterARestart:
         store.open()
         for number in range(MAX_JOBS + 2):
             self.ended_in(store, str(number), number)
-        assert [job_id for job_id in "0123" if JobLogs(store).get(job_id)] == ["2", "3"]
-        logs = JobLogs(store, kept=2)
-        for name in "abc":
-            logs.add(log_of(name))
-        assert [bool(logs.get(name)) for name in "abc"] == [False, True, True]
+        assert [job_id for job_id in "0123" if EventLog.stored(store, job_id)] == ["2", "3"]
         store.close()

@@ -12,7 +12,7 @@ import pytest
 from settee.base.errors import ConfigError
 from settee.base.job import Status
 from settee.service import store_schema, timestamps
-from settee.service.store import FILE, MAX_KEYS, MAX_REFUSED, Attempt, Ending, PendingCallback, Store, StoreError
+from settee.service.store import FILE, MAX_KEYS, MAX_REFUSED, Attempt, Callback, Ending, Store, StoreError
 from settee.service.store_schema import journal_mode
 
 
@@ -32,8 +32,8 @@ def ending(state: Status = Status.FAILED) -> Ending:
     return Ending(state=state, moment=timestamps.now(), number=1, shown={})
 
 
-def callback(key: str, number: int = 1) -> PendingCallback:
-    return PendingCallback(attempt_id=f"attempt {number}", job_id="job", key=key, url="http://host/", body=b"{}")
+def callback(key: str, number: int = 1) -> Callback:
+    return Callback(attempt_id=f"attempt {number}", job_id="job", key=key, url="http://host/", body=b"{}")
 
 
 def reopened(store: Store) -> Store:
@@ -45,9 +45,7 @@ def reopened(store: Store) -> Store:
 class TestKeys:
     def test_they_survive_a_restart_without_being_told(self, store: Store, tmp_path: Path) -> None:
         store.accept(attempt(), "a secret of its caller's", "digest")
-        known = reopened(store).known_key("a secret of its caller's")
-        assert known is not None
-        assert (known.digest, known.job_id) == ("digest", "job")
+        assert reopened(store).known_key("a secret of its caller's") == ("digest", "job")
         assert store.known_key("another") is None
         assert b"secret of its" not in store.path.read_bytes()
 

@@ -12,7 +12,8 @@ import time
 import pytest
 import standardwebhooks
 
-from settee.service.webhooks import Answer, Post, WebhookSender, header_text, signing_key
+from settee.service.store import Callback
+from settee.service.webhooks import Answer, WebhookSender, header_text, signing_key
 from tests.support.http_double import Reply
 from tests.support.outbox import ask, post
 from tests.support.receiver import CUT, SILENT, Call, Receiver
@@ -141,7 +142,7 @@ def test_a_key_as_a_header_carries_it(key: str, expected: str) -> None:
 
 
 def test_nothing_secret_is_shown() -> None:
-    assert "secret" not in repr(Post("http://me:secret@host/", "k", b"secret"))
+    assert "secret" not in repr(Callback(url="http://me:secret@host/", key="k", body=b"secret"))
     assert Answer(200).is_delivered
 
 
