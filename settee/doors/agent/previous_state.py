@@ -3,11 +3,10 @@
 The state folder of settee 0.1 is taken over once, in the transaction that makes the store:
 
 pending/*.json      completions and failures that were not delivered     ─▶ callbacks
-refused/*.json      those that were refused for good                     ─▶ callbacks, refused
 running.json        the job that ran                                     ─▶ an attempt that runs: it is reported
 keys.json           Idempotency-Keys                                     ─▶ idempotency_keys
-leavings.json       models that were to go with the job that ran         ─▶ leftovers
-jobs/*.json         jobs that have ended                                 ─▶ attempts that have ended
+
+What else it has (jobs that have ended, callbacks that were refused for good) stays in its files.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ import logging
 import os
 import shutil
 import sqlite3
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from settee.doors.agent.contract import STATES
 from settee.service import timestamps
 
 log = logging.getLogger(__name__)
@@ -41,15 +38,12 @@ class PreviousState:
 
     def adopt(self, db: sqlite3.Connection) -> None:
         """Fill the tables of a new store. Raises sqlite3.Error."""
-        for pattern, add, order in (
-            ("pending/*.json", _add_callback, str),
-            ("refused/*.json", _add_refused, str),
-            ("jobs/*.json", _add_ended, _number),
-            ("running.json", _add_running, str),  # after the callbacks: it may have one already
-            ("keys.json", _add_keys, str),
-            ("leavings.json", _add_leftovers, str),
+        for pattern, add in (
+            ("pending/*.json", _add_callback),
+            ("running.json", _add_running),  # after the callbacks: it may have one already
+            ("keys.json", _add_keys),
         ):
-            for path in sorted(self._folder.glob(pattern), key=order):
+            for path in sorted(self._folder.glob(pattern)):
                 try:
                     add(db, json.loads(path.read_bytes()))
                     self._taken.append(path)
@@ -63,9 +57,8 @@ class PreviousState:
         """Remove the files that were taken over: they are in the store now."""
         for path in self._taken:
             path.unlink(missing_ok=True)
-        for name in ("pending", "refused", "jobs"):
-            if not list((self._folder / name).glob("*.json")):
-                shutil.rmtree(self._folder / name, ignore_errors=True)
+        if not list(self._folder.glob("pending/*.json")):
+            shutil.rmtree(self._folder / "pending", ignore_errors=True)
 
 
 def _add_callback(db: sqlite3.Connection, data: dict[str, Any]) -> None:
@@ -76,54 +69,21 @@ def _add_callback(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     db.execute("INSERT INTO callbacks (attempt_id, job_id, key, url, body) VALUES (?, ?, ?, ?, ?)", texts)
 
 
-def _add_refused(db: sqlite3.Connection, data: dict[str, Any]) -> None:
-    _add_callback(db, data)
-    db.execute("UPDATE callbacks SET refused_at = CURRENT_TIMESTAMP WHERE rowid = last_insert_rowid()")
-
-
-def _add_ended(db: sqlite3.Connection, data: dict[str, Any]) -> None:
-    shown = data["shown"]
-    state = {name: status.value for status, name in STATES.items() if status.is_terminal}[shown["state"]]
-    times = _column(shown["acceptedAt"]), _column(shown["finishedAt"])
-    ids = str(uuid.uuid4()), shown["jobId"]
-    db.execute(
-        "INSERT INTO attempts (id, job_id, run_count, state, prompt_id, started_at, ended_at, number, shown) "
-        "VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
-        (*ids, state, shown.get("promptId"), *times, int(data["number"]), json.dumps(shown)),
-    )
-
-
 def _add_running(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     """It was killed between writing its callback and removing this file when there is a callback of the same run."""
     if db.execute("SELECT 1 FROM callbacks WHERE attempt_id = ?", (data["run_id"],)).fetchone() is not None:
         return
     details = {"client_id": data["client_id"], "urls": data["urls"]}
+    started_at = timestamps.column(timestamps.parsed(data["started_at"]))
     db.execute(
         "INSERT INTO attempts (id, job_id, run_count, prompt_id, started_at, details) VALUES (?, ?, 1, ?, ?, ?)",
-        (data["run_id"], data["job_id"], data["prompt_id"], _column(data["started_at"]), json.dumps(details)),
+        (data["run_id"], data["job_id"], data["prompt_id"], started_at, json.dumps(details)),
     )
 
 
 def _add_keys(db: sqlite3.Connection, data: dict[str, Any]) -> None:
     rows = [(str(key_hash), str(digest), str(job_id)) for key_hash, digest, job_id in data["keys"]]
     db.executemany("INSERT OR REPLACE INTO idempotency_keys (key_hash, digest, job_id) VALUES (?, ?, ?)", rows)
-
-
-def _add_leftovers(db: sqlite3.Connection, data: dict[str, Any]) -> None:
-    rows = [("model", str(name)) for name in data["models"]]
-    db.executemany("INSERT OR IGNORE INTO leftovers (kind, name) VALUES (?, ?)", rows)
-
-
-def _column(stamp: str) -> str:
-    return timestamps.column(timestamps.parsed(stamp))
-
-
-def _number(path: Path) -> int:
-    """Return the order in which jobs ended."""
-    try:
-        return int(json.loads(path.read_bytes())["number"])
-    except _DAMAGED:
-        return 0
 
 
 # --- models in a cache folder -----------------------------------------------------------------------------------
@@ -176,6 +136,3 @@ def _moved(source: Path, links: list[Path], otherwise: Path) -> bool:
         log.warning("%s stays in the old cache: %s", source.name, error.strerror)
         return False
     return True
-
-
-__all__ = ["PreviousState", "move_cache"]

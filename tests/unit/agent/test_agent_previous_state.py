@@ -10,7 +10,6 @@ import pytest
 
 from settee.doors.agent.intake import report_interrupted
 from settee.doors.agent.previous_state import PreviousState
-from settee.service.events import EventLog
 from settee.service.store import Store
 from tests.support.outbox import Make
 from tests.support.receiver import Receiver
@@ -39,22 +38,15 @@ def written(name: str) -> list[dict[str, str]]:
 
 def test_everything_is_taken_over_once(folder: Path) -> None:
     store = taken_over(folder)
-    pending, refused = store.callbacks(), store.callbacks(is_refused=True)
-    for found, files in ((pending, written("pending")), (refused, written("refused"))):
-        assert [(each.key, each.url, each.body.decode()) for each in found] == [
-            (each["key"], each["url"], each["body"]) for each in files
-        ]
-    assert [each.key for each in pending] == ["delivered later-SUCCESS", "again-FAILED", "again-SUCCESS"]
+    assert [(each.key, each.url, each.body.decode()) for each in store.callbacks()] == [
+        (each["key"], each["url"], each["body"]) for each in written("pending")
+    ]
+    assert [each.key for each in store.callbacks()] == ["delivered later-SUCCESS", "again-FAILED", "again-SUCCESS"]
     assert [each.job_id for each in store.running()] == ["interrupted"]
     assert store.known_key("a key") == ("digest-of-delivered later", "delivered later")
-    assert store.leftovers() == ["loras/l.safetensors"]
-    for path in (WRITTEN / "jobs").iterdir():
-        shown = json.loads(path.read_bytes())["shown"]
-        found_log = EventLog.stored(store, shown["jobId"])
-        assert found_log is not None
-        assert found_log.shown == shown
     store.close()
-    assert {path.name for path in folder.iterdir()} <= {".lock", store.path.name, f"{store.path.name}-journal"}
+    left = {path.name for path in folder.iterdir()} - {".lock", store.path.name, f"{store.path.name}-journal"}
+    assert left == {"jobs", "refused", "leavings.json"}
 
     # What an older agent writes into the folder once there is a store is not this agent's.
     shutil.copy(WRITTEN / "running.json", folder)
@@ -90,25 +82,13 @@ def test_killed_between_the_callback_and_the_journal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"version": 1}', "[" * 100_000, '{"run_id": 5, "keys": 3, "models": 1}']
+    "text", ["", "[]", "null", '{"version": 1}', "[" * 100_000, '{"run_id": 5, "keys": 3, "jobs": 1}']
 )
 def test_what_is_damaged_costs_itself_alone(text: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     damaged = [folder / "running.json", folder / "keys.json", next((folder / "pending").iterdir())]
     for path in damaged:
         path.write_text(text)
     store = taken_over(folder)
-    assert (len(store.callbacks()), store.running(), store.leftovers()) == (2, [], ["loras/l.safetensors"])
+    assert (len(store.callbacks()), store.running()) == (2, [])
     assert all(path.name in caplog.text and path.exists() for path in damaged)
-    store.close()
-
-
-@pytest.mark.parametrize("state", ["RUNNING", "PREPARING", "else"])
-def test_so_does_an_end_that_is_none(state: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = next((folder / "jobs").iterdir())
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "shown": {**data["shown"], "state": state}}))
-    store = taken_over(folder)
-    assert [each.job_id for each in store.running()] == ["interrupted"]
-    assert path.name in caplog.text
-    assert path.exists()
     store.close()
