@@ -49,7 +49,6 @@ class Archive:
         self.folder = outputs_dir / "logs" / (name if name == job_id else f"{name}~")
         self._job_id, self._secrets, self._now = job_id, tuple(secrets), now
         self._lock = threading.Lock()
-        self._events: int | None = None
 
     def prepared(self, envelope: Mapping[str, Any], values: Mapping[str, Any], workflow: Mapping[str, Any]) -> None:
         """Keep what was asked for, and the parameters and the graph that were made of it."""
@@ -72,25 +71,7 @@ class Archive:
         """Add a line."""
         said = {"timestamp": timestamps.stamp(self._now()), "event": event, "details": details}
         line = _json(without_secrets(said, self._secrets)).translate(_SEPARATORS)
-        self._write("events.jsonl", lambda path: self._append(path, _utf8(f"{line}\n")))
-
-    def _append(self, path: Path, line: bytes) -> None:
-        if self._events is None:
-            self._events = _opened(path)
-        os.write(self._events, line)
-
-    def close(self) -> None:
-        """No more events."""
-        with self._lock:
-            if self._events is not None:
-                os.close(self._events)
-                self._events = None
-
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        self._write("events.jsonl", lambda path: _append(path, _utf8(f"{line}\n")))
 
     def _keep(self, name: str, value: Mapping[str, Any]) -> None:
         text = _json(without_secrets(value, self._secrets), indent=2)
@@ -105,12 +86,13 @@ class Archive:
                 log.warning("job %s: %s is not archived (%s)", self._job_id, name, error.strerror)
 
 
-def _opened(path: Path) -> int:
+def _append(path: Path, line: bytes) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-    size = os.fstat(fd).st_size
-    if size and os.pread(fd, 1, size - 1) != b"\n":
-        os.write(fd, b"\n")  # a kill broke the last line off
-    return fd
+    with open(fd, "rb+", buffering=0) as file:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a kill broke the last one off
+        file.write(line)
 
 
 def _json(value: Any, indent: int | None = None) -> str:

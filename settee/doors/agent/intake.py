@@ -88,7 +88,7 @@ class JobRun:
 
     def run(self) -> None:
         """Run the job to its end, whatever that is. Afterwards nothing of it is left."""
-        with logs.job(self._envelope.job_id), self._archive, self._cancel:
+        with logs.job(self._envelope.job_id), self._cancel:
             try:
                 self._publish(Status.QUEUED)
                 try:
@@ -210,8 +210,6 @@ class JobRun:
             error = AgentRestarted()
         step = failure(error)
         self._end(step, forget_key=not has_begun)
-        if not has_begun:
-            self._archive.close()
         code = step.outcome.reason_code if step.outcome else ""
         log.info("%s: %s, %s (its archive has more)", step.state.name, code, type(error).__name__)
 

@@ -40,11 +40,11 @@ def everything(folder: Path) -> str:
 
 class TestArchive:
     def test_what_is_kept(self, tmp_path: Path) -> None:
-        with Archive(tmp_path, "job-1", now=lambda: NOW) as archive:
-            graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 2**64 - 1, "model": ["1", 0]}}}
-            archive.prepared(ENVELOPE, {"seed": 7, "prompt": "肖像"}, graph)
-            archive.event("accepted", {})
-            archive.event("uploaded", {"key": "p/01_7.png", "url": "https://s3/p?X-Amz-Signature=abc&a=b"})
+        archive = Archive(tmp_path, "job-1", now=lambda: NOW)
+        graph = {"3": {"class_type": "KSampler", "inputs": {"seed": 2**64 - 1, "model": ["1", 0]}}}
+        archive.prepared(ENVELOPE, {"seed": 7, "prompt": "肖像"}, graph)
+        archive.event("accepted", {})
+        archive.event("uploaded", {"key": "p/01_7.png", "url": "https://s3/p?X-Amz-Signature=abc&a=b"})
         folder = tmp_path / "logs" / "job-1"
         assert sorted(path.name for path in folder.iterdir()) == [
             "applied-workflow.json",
@@ -61,10 +61,10 @@ class TestArchive:
         assert events[1]["details"] == {"key": "p/01_7.png", "url": f"https://s3/p?X-Amz-Signature={GONE}&a=b"}
 
     def test_no_secret_in_any_of_them(self, tmp_path: Path) -> None:
-        with Archive(tmp_path, "job-1", secrets=["cancel-me-please", "minio-secret"]) as archive:
-            graph = {"1": {"inputs": {"text": "cancel-me-please", "api_key": "k-123"}}}
-            archive.prepared(ENVELOPE, {"note": "signed with minio-secret"}, graph)
-            archive.event("canceled", {"why": "cancel-me-please was given", "callbacks": ENVELOPE["callbacks"]})
+        archive = Archive(tmp_path, "job-1", secrets=["cancel-me-please", "minio-secret"])
+        graph = {"1": {"inputs": {"text": "cancel-me-please", "api_key": "k-123"}}}
+        archive.prepared(ENVELOPE, {"note": "signed with minio-secret"}, graph)
+        archive.event("canceled", {"why": "cancel-me-please was given", "callbacks": ENVELOPE["callbacks"]})
         text = everything(tmp_path)
         for secret in ("cancel-me-please", "minio-secret", "hf_abc", "k-123", "me:pw", "sig=abc", "token=abc"):
             assert secret not in text
@@ -95,9 +95,9 @@ class TestArchive:
             "1": {"class_type": "A", "inputs": {"value": "hf_a", "header": "Bearer sk-2-long", "list": ["sk-1"]}},
             "2": {"class_type": "B", "inputs": {"text": "a cat", "model": ["4", 0]}},
         }
-        with Archive(tmp_path, "job-1", secrets=secret_values(shown)) as archive:
-            archive.prepared(shown, {"hf_token": "hf_a", "style": "bound-to-a-password", "seed": 1}, graph)
-            archive.event("failed", {"reason": "node 1 said: sk-2-long is not valid"})
+        archive = Archive(tmp_path, "job-1", secrets=secret_values(shown))
+        archive.prepared(shown, {"hf_token": "hf_a", "style": "bound-to-a-password", "seed": 1}, graph)
+        archive.event("failed", {"reason": "node 1 said: sk-2-long is not valid"})
         text = everything(tmp_path)
         for secret in ("hf_a", "bound-to-a-password", "sk-1", "sk-2-long", "in-the-path", "/T0"):
             assert secret not in text
@@ -107,36 +107,36 @@ class TestArchive:
         assert "https://hooks.example/" in text
 
     def test_the_same_job_again_adds_to_it(self, tmp_path: Path) -> None:
-        with Archive(tmp_path, "job-1") as archive:
-            archive.event("one", {})
+        archive = Archive(tmp_path, "job-1")
+        archive.event("one", {})
         events = tmp_path / "logs" / "job-1" / "events.jsonl"
         with events.open("ab") as file:
             file.write(b'{"timestamp": "20')  # as a kill leaves it
-        with Archive(tmp_path, "job-1") as archive:
-            archive.event("two", {})
+        archive = Archive(tmp_path, "job-1")
+        archive.event("two", {})
         first, broken, second = events.read_text().splitlines()
         assert (json.loads(first)["event"], json.loads(second)["event"]) == ("one", "two")
         assert broken == '{"timestamp": "20'
 
     def test_one_line_for_an_event_whatever_is_in_it(self, tmp_path: Path) -> None:
         text = "a\nb\r\u2028c\u2029d\x85e\ud800f肖像"
-        with Archive(tmp_path, "job-1") as archive:
-            archive.event("said", {"text": text, text: float("nan")})
+        archive = Archive(tmp_path, "job-1")
+        archive.event("said", {"text": text, text: float("nan")})
         content = (tmp_path / "logs" / "job-1" / "events.jsonl").read_text(encoding="utf-8")
         assert len(content.splitlines()) == 1
         assert "肖像" in content
         assert json.loads(content)["details"] == {"text": text, text: None}
 
     def test_events_of_many_threads(self, tmp_path: Path) -> None:
-        with Archive(tmp_path, "job-1") as archive:
-            threads = [
-                threading.Thread(target=lambda n=n: [archive.event("e", {"n": n, "x": "y" * 5000}) for _ in range(50)])
-                for n in range(4)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+        archive = Archive(tmp_path, "job-1")
+        threads = [
+            threading.Thread(target=lambda n=n: [archive.event("e", {"n": n, "x": "y" * 5000}) for _ in range(50)])
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         lines = (tmp_path / "logs" / "job-1" / "events.jsonl").read_text().splitlines()
         assert sorted(json.loads(line)["details"]["n"] for line in lines) == sorted([0, 1, 2, 3] * 50)
 
@@ -144,9 +144,9 @@ class TestArchive:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "logs").write_text("a file where the folder should be")
-        with Archive(tmp_path, "job-1") as archive:
-            archive.prepared(ENVELOPE, {}, {})
-            archive.event("accepted", {})
+        archive = Archive(tmp_path, "job-1")
+        archive.prepared(ENVELOPE, {}, {})
+        archive.event("accepted", {})
         assert "job-1" in caplog.text
 
     def test_links_are_not_followed(self, tmp_path: Path) -> None:
@@ -156,13 +156,13 @@ class TestArchive:
         folder.mkdir(parents=True)
         for name in ("events.jsonl", "applied-workflow.json", ".applied-workflow.json.part"):
             (folder / name).symlink_to(outside)
-        with Archive(tmp_path, "job-1") as archive:
-            archive.event("accepted", {})
-            archive.prepared({}, {}, {})
+        archive = Archive(tmp_path, "job-1")
+        archive.event("accepted", {})
+        archive.prepared({}, {}, {})
         assert outside.read_text() == "mine"
 
     def test_nothing_is_touched_before(self, tmp_path: Path) -> None:
-        Archive(tmp_path, "job-1").close()
+        Archive(tmp_path, "job-1")
         assert not list(tmp_path.iterdir())
 
 
@@ -175,8 +175,8 @@ class TestFolder:
         "job_id", ["", ".", "..", "../../etc", "/etc/passwd", "a/b", "a\\b", "a\0b", "a" * 101, "a\n", "\ud800"]
     )
     def test_others_cannot_lead_anywhere(self, job_id: str, tmp_path: Path) -> None:
-        with Archive(tmp_path / "outputs", job_id) as archive:
-            archive.event("accepted", {})
+        archive = Archive(tmp_path / "outputs", job_id)
+        archive.event("accepted", {})
         [events] = tmp_path.rglob("events.jsonl")
         assert events.parent.parent == tmp_path / "outputs" / "logs"
         assert events.parent.name != job_id
