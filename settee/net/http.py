@@ -229,13 +229,13 @@ class Http:
                     proxy = None
                 kind = proxy, host == self._unchecked
                 if kind not in self._makers:
-                    self._makers[kind] = self._make(proxy, _unchecked_tls() if kind[1] else _tls(verify))
+                    self._makers[kind] = self._make(proxy, tls(verify, is_checked=not kind[1]))
                 self._by_host[host] = self._makers[kind]
             return self._by_host[host]
 
-    def _make(self, proxy: str | None, tls: ssl.SSLContext) -> urllib3.PoolManager:
-        options: dict[str, Any] = {"ssl_context": tls, "maxsize": self._connections}
-        if tls.verify_mode is ssl.CERT_NONE:
+    def _make(self, proxy: str | None, context: ssl.SSLContext) -> urllib3.PoolManager:
+        options: dict[str, Any] = {"ssl_context": context, "maxsize": self._connections}
+        if context.verify_mode is ssl.CERT_NONE:
             # The operator knows; one warning for each request tells nothing new.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
             options |= {"cert_reqs": "CERT_NONE", "assert_hostname": False}
@@ -281,7 +281,7 @@ def environment_of(url: str) -> tuple[str | None, str | None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _tls(verify: str | None) -> ssl.SSLContext:
+def tls(verify: str | None, *, is_checked: bool = True) -> ssl.SSLContext:
     """Certificates of ``verify``, or the system's (SSL_CERT_FILE) with certifi's, which a slim image has too."""
     import certifi
 
@@ -289,13 +289,8 @@ def _tls(verify: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=None if folder else verify, capath=folder)
     if verify is None:
         context.load_verify_locations(certifi.where())
-    return context
-
-
-def _unchecked_tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    if not is_checked:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 

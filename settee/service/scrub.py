@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 GONE = "[removed]"
@@ -40,7 +40,8 @@ _MAX_DEPTH = 100
 
 def without_secrets(value: Any, secrets: Iterable[str] = ()) -> Any:
     """A copy that JSON can hold. ``secrets`` shorter than 6 characters, which may be in any text, go as whole texts."""
-    return _clean(value, _Known(frozenset(filter(None, secrets))), _MAX_DEPTH, is_callback=False)
+    known = sorted(filter(None, {*secrets}), key=len, reverse=True)
+    return _clean(value, known, _MAX_DEPTH, is_callback=False)
 
 
 def secret_values(shown: Mapping[str, Any]) -> set[str]:
@@ -82,14 +83,6 @@ def _texts(value: Any, *, is_secret: bool = True) -> set[str]:
     return found - {""}
 
 
-class _Known:
-    """Values that are known to be secret."""
-
-    def __init__(self, values: frozenset[str]) -> None:
-        self.whole = values
-        self.anywhere = sorted((each for each in values if len(each) >= _MIN_SECRET), key=len, reverse=True)
-
-
 def is_secret_name(name: str) -> bool:
     """Return True if a value under this name is a credential."""
     words = [word.lower() for word in _WORDS.findall(name)]
@@ -100,9 +93,9 @@ def is_secret_name(name: str) -> bool:
     return any(before in _OF_KEYS and word in ("key", "keys") for before, word in itertools.pairwise(words))
 
 
-def _clean(value: Any, known: _Known, depth: int, *, is_callback: bool) -> Any:
+def _clean(value: Any, known: Sequence[str], depth: int, *, is_callback: bool) -> Any:
     if isinstance(value, str):
-        return GONE if value in known.whole else _clean_text(value, known, is_callback)
+        return GONE if value in known else _clean_text(value, known, is_callback)
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
@@ -125,9 +118,9 @@ def _may_be_secret(value: Any) -> bool:
     return bool(value) and not isinstance(value, (bool, int, float)) and not is_link
 
 
-def _clean_text(text: str, known: _Known, is_callback: bool) -> str:
-    for secret in known.anywhere:
-        if secret in text:
+def _clean_text(text: str, known: Sequence[str], is_callback: bool) -> str:
+    for secret in known:
+        if len(secret) >= _MIN_SECRET:
             text = text.replace(secret, GONE)
     if is_callback:
         return _host_only(text)

@@ -9,36 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
-import functools
 import hashlib
 import hmac
-import importlib.util
-import os
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import httpcore
 
 from settee import __version__
-from settee.base.threads import Call
 from settee.net.addresses import is_this_machine
+from settee.net.http import environment_of, split_login, tls
 from settee.net.retry import retry_after_s
 from settee.service.callback_urls import addressed
 from settee.service.store import Callback
-
-if importlib.util.find_spec("sniffio") is None:
-    # httpcore asks for it eight times a request; each search of all folders for what is not installed takes 0.3 ms.
-    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 #: Answers below 500 after which the same request may well succeed later.
 _RETRIED = frozenset((408, 429))
@@ -46,8 +37,6 @@ _RETRIED = frozenset((408, 429))
 _MAX_ASKED_S = 3600.0
 #: Lookups of one name that are not waited for any more; each has a thread.
 _MAX_LOOKUPS = 4
-SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
-SECRET_RULE = "must be whsec_ and the base64 of 24 to 64 bytes"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -113,22 +102,18 @@ class WebhookSender:
 
         This machine's own ports have no proxy. Raises ValueError for an address that cannot be a proxy's.
         """
-        import requests
-        from requests.utils import select_proxy
-
-        with requests.Session() as session:
-            session.trust_env = not is_this_machine(url.hostname or "")
-            settings = session.merge_environment_settings(url.geturl(), {}, True, self._verify_tls, None)
-        verify, proxy = settings["verify"], select_proxy(url.geturl(), settings["proxies"])
-        options: dict[str, Any] = {"ssl_context": _tls(verify), "network_backend": self.lookups}
-        if not proxy:
+        proxy, verify = environment_of(url.geturl())
+        context = tls(verify, is_checked=self._verify_tls)
+        options: dict[str, Any] = {"ssl_context": context, "network_backend": self.lookups}
+        if proxy is None or is_this_machine(url.hostname or ""):
             return httpcore.AsyncConnectionPool(**options)
-        found = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        plain, login = split_login(proxy)
+        found = urlsplit(plain)
         if found.scheme not in ("http", "https") or not found.hostname or not (found.port or 80) > 0:
             raise ValueError("not a proxy's address")
-        if found.scheme == "https":
-            options["proxy_ssl_context"] = options["ssl_context"]
-        return httpcore.AsyncHTTPProxy(_address(found), proxy_auth=_credentials(found), **options)
+        headers = [(f"Proxy-{name}", value) for name, value in login.items()]
+        secured = context if found.scheme == "https" else None
+        return httpcore.AsyncHTTPProxy(_address(found), proxy_headers=headers, proxy_ssl_context=secured, **options)
 
     async def _exchange(
         self, connections: httpcore.AsyncConnectionPool, url: SplitResult, callback: Callback
@@ -149,7 +134,7 @@ class WebhookSender:
         return Answer(status, f"HTTP {status}", (retry_after_s(asked[-1], _MAX_ASKED_S) or 0.0) if is_asked else 0.0)
 
     def _headers(self, callback: Callback, url: SplitResult) -> dict[str, str]:
-        key, own = header_text(callback.key), _credentials(url)
+        key = header_text(callback.key)
         headers = {
             "Host": url.netloc.rpartition("@")[2],
             "Content-Length": str(len(callback.body)),
@@ -158,9 +143,8 @@ class WebhookSender:
             "Connection": "close",
             "User-Agent": f"settee/{__version__}",
             "Idempotency-Key": key,
+            **split_login(url.geturl())[1],
         }
-        if own is not None:  # those in the address, and no others: requests would look for some in ~/.netrc
-            headers["Authorization"] = f"Basic {base64.b64encode(b':'.join(own)).decode()}"
         return headers | (signed(self._secrets, key, int(time.time()), callback.body) if self._secrets else {})
 
 
@@ -197,41 +181,25 @@ class Lookups(httpcore.AnyIOBackend):
             self.running[host] += 1
         loop = asyncio.get_running_loop()
         found: asyncio.Future[list[str]] = loop.create_future()
-        try:
-            call = Call(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), name="settee-lookup")
-        except RuntimeError as error:  # "can't start new thread": the machine or its container has no more
-            self._forget(host)
-            raise TooManyLookups("no thread can be started for the lookup of its host") from error
 
-        def ended() -> None:
+        def look_up() -> None:
             addresses: list[str] = []
             with contextlib.suppress(OSError, UnicodeError):
-                addresses = [str(entry[4][0]) for entry in call.result()]
+                addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
             self._forget(host)
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(lambda: None if found.done() else found.set_result(addresses))
 
-        call.when_ended(ended)
+        try:
+            threading.Thread(target=look_up, name="settee-lookup", daemon=True).start()
+        except RuntimeError as error:  # "can't start new thread": the machine or its container has no more
+            self._forget(host)
+            raise TooManyLookups("no thread can be started for the lookup of its host") from error
         return await found
 
     def _forget(self, host: str) -> None:
         with self._lock:
-            self.running[host] -= 1
-            if not self.running[host]:
-                del self.running[host]
-
-
-@functools.lru_cache(maxsize=3)
-def _tls(verify: bool | str) -> ssl.SSLContext:
-    """Return a context with the authorities of this file or folder, with those of requests (True), or none (False)."""
-    import certifi
-
-    if isinstance(verify, str) and os.path.isdir(verify):
-        return ssl.create_default_context(capath=verify)
-    context = ssl.create_default_context(cafile=verify if isinstance(verify, str) else certifi.where())
-    if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
+            self.running -= Counter([host])
 
 
 def _is_tls(error: BaseException | None) -> bool:
@@ -257,26 +225,18 @@ async def _unbracketed(event: str, info: dict[str, Any]) -> None:
         info["server_hostname"] = info["server_hostname"].strip("[]")
 
 
-def _credentials(url: SplitResult) -> tuple[bytes, bytes] | None:
-    """Return the name and the password in an address, as requests encodes them."""
-    if url.username is None and url.password is None:
-        return None
-    name, password = unquote(url.username or ""), unquote(url.password or "")
-    encoding = "latin-1" if all(c <= "\xff" for c in name + password) else "utf-8"
-    return name.encode(encoding, "replace"), password.encode(encoding, "replace")
-
-
 # --- headers --------------------------------------------------------------------------------------------------
 
 
 def signing_key(secret: str) -> bytes:
     """Return the key of a ``whsec_…`` secret. Raises ValueError."""
+    text = secret.strip()
     try:
-        key = base64.b64decode(secret.strip().removeprefix(SECRET_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
+        key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
         key = b""
-    if not secret.strip().startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
-        raise ValueError(SECRET_RULE)
+    if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
     return key
 
 

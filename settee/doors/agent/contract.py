@@ -28,15 +28,10 @@ ReasonCode = Literal["VALIDATION_ERROR", "TRANSIENT_ERROR", "TIMEOUT", "CANCELED
 STATES: dict[Status, Any] = {status: "SUCCESS" if status is Status.SUCCEEDED else status.name for status in Status}
 
 
-@functools.lru_cache(maxsize=1)
-def _examples() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_bytes())
-    return found
-
-
+@functools.lru_cache(maxsize=None)
 def example(name: str) -> Any:
     """Return an example: ``envelope``, ``cancel``, ``event``, ``jobs`` (a list), or that of a callback by its name."""
-    return _examples()[name]
+    return json.loads(Path(__file__).with_name("examples.json").read_bytes())[name]
 
 
 def _optional_is_never_null(schema: dict[str, Any]) -> None:
