@@ -28,7 +28,7 @@ ReasonCode = Literal["VALIDATION_ERROR", "TRANSIENT_ERROR", "TIMEOUT", "CANCELED
 STATES: dict[Status, Any] = {status: "SUCCESS" if status is Status.SUCCEEDED else status.name for status in Status}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def example(name: str) -> Any:
     """Return an example: ``envelope``, ``cancel``, ``event``, ``jobs`` (a list), or that of a callback by its name."""
     return json.loads(Path(__file__).with_name("examples.json").read_bytes())[name]

@@ -8,11 +8,12 @@ seconds, or while it does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -198,33 +199,33 @@ def _summary(config: AgentConfig) -> list[str]:
 
 def _checked(config: AgentConfig) -> int:
     """Print what the first job would fail for, and what the agent will do."""
-    problems = [
-        problem for name in ("base_models", "loras") if (problem := _folder_problem(name, getattr(config.paths, name)))
-    ]
-    notes = ["not asked: buckets (each dispatch names its own), and receivers of callbacks"]
-    settings = to_settings(config)
-    if problem := _s3_problem(settings):
-        problems.append(problem)
-    else:
-        notes.insert(0, "S3 answers, and takes the keys")
-    if config.comfyui.dir is None:
-        notes.insert(0, _comfyui_note(config.comfyui.url))
-    elif settings.comfy_command is None and not (config.comfyui.dir / "main.py").is_file():
-        problems.append(f"comfyui.dir: no ComfyUI (main.py) in {config.comfyui.dir}")
+    found = [(is_right, spelled(text)) for is_right, text in _looked_at(config)]
+    problems = [text for is_right, text in found if not is_right]
     for problem in problems:
-        print(f"settee agent: {spelled(problem)}", file=sys.stderr)
+        print(f"settee agent: {problem}", file=sys.stderr)
     print("the configuration can be read, but not be used as it is" if problems else "the configuration is right")
-    for line in (*_summary(config), *map(spelled, notes)):
+    for line in (*_summary(config), *(text for is_right, text in found if is_right)):
         print(f"  {line}")
     return 1 if problems else 0
 
 
-def _folder_problem(name: str, folder: Path) -> str | None:
-    if not folder.is_dir():
-        return f"paths.{name}: the folder {folder} does not exist: name ComfyUI's own, or make it"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"paths.{name}: this user has no permission to write to {folder}, and models are placed there"
-    return None
+def _looked_at(config: AgentConfig) -> Iterator[tuple[bool, str]]:
+    """Yield what was found, and whether a job could run with it."""
+    settings, comfyui = to_settings(config), config.comfyui
+    for name in ("base_models", "loras"):
+        folder = getattr(config.paths, name)
+        if not folder.is_dir():
+            yield False, f"paths.{name}: the folder {folder} does not exist: name ComfyUI's own, or make it"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = f"this user has no permission to write to {folder}, and models are placed there"
+            yield False, f"paths.{name}: {problem}"
+    if comfyui.dir is None:
+        yield True, _comfyui_note(comfyui.url)
+    elif settings.comfy_command is None and not (comfyui.dir / "main.py").is_file():
+        yield False, f"comfyui.dir: no ComfyUI (main.py) in {comfyui.dir}"
+    s3_problem = _s3_problem(settings)
+    yield s3_problem is None, s3_problem or "S3 answers, and takes the keys"
+    yield True, "not asked: buckets (each dispatch names its own), and receivers of callbacks"
 
 
 def _s3_problem(settings: Settings) -> str | None:
@@ -261,7 +262,7 @@ def _callbacks(args: argparse.Namespace, config: AgentConfig) -> int:
     if not store.path.exists():
         raise ConfigError(f"no callbacks in {config.state_folder}: has the agent run with this state_dir?")
     store.open(exclusive=False)
-    try:
+    with contextlib.closing(store):
         refused = store.callbacks(is_refused=True)
         found = {each.id: each for each in (*([] if args.refused else store.callbacks()), *refused)}
         if args.command == "list":
@@ -279,10 +280,8 @@ def _callbacks(args: argparse.Namespace, config: AgentConfig) -> int:
                 raise ConfigError(f"--url: {error}") from error
             for each in ids:
                 store.retry(each, url)
-        print(f"{len(ids)} callback{'s' * (len(ids) != 1)} {'dropped' if args.command == 'drop' else 'to be sent'}")
-        return 0
-    finally:
-        store.close()
+    print(f"{len(ids)} callback{'s' * (len(ids) != 1)} {'dropped' if args.command == 'drop' else 'to be sent'}")
+    return 0
 
 
 def _line(callback: Callback) -> str:
