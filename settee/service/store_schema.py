@@ -124,7 +124,6 @@ def connected(folder: Path, adopt: Callable[[sqlite3.Connection], None], *, is_o
     path = folder / FILE
     if not is_owner:
         return _open(path, None)
-    _create(path)
     try:
         return _open(path, adopt)
     except sqlite3.DatabaseError as error:
@@ -137,16 +136,12 @@ def connected(folder: Path, adopt: Callable[[sqlite3.Connection], None], *, is_o
     for suffix in ("-journal", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(FILE + suffix).rename(aside.with_name(aside.name + suffix))
-    _create(path)
     return _open(path, adopt)
 
 
-def _create(path: Path) -> None:
-    """For this user alone. A link is not followed."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-
-
 def _open(path: Path, adopt: Callable[[sqlite3.Connection], None] | None) -> sqlite3.Connection:
+    if adopt is not None:  # for this user alone; a link is not followed
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw",
         uri=True,

@@ -27,7 +27,7 @@ from settee.base.errors import Busy, ComfyUnavailable, InvalidRequest, SetteeErr
 from settee.doors.agent import contract
 from settee.doors.agent import envelope as envelopes
 from settee.doors.agent.contract import Accepted, Cancelling, Health, Job, Problem, Summary, example
-from settee.doors.agent.intake import Intake, OtherBody
+from settee.doors.agent.intake import Intake
 from settee.doors.agent.reporting import reason
 from settee.service.events import EventLog
 from settee.service.http_server import Auth, Gate, problem
@@ -104,7 +104,7 @@ def _add_errors(app: FastAPI) -> None:
 def _status_of(error: SetteeError) -> int:
     if isinstance(error, Busy):
         return 409
-    if isinstance(error, (InvalidRequest, OtherBody)):
+    if isinstance(error, InvalidRequest):
         return 422
     return 503 if isinstance(error, ComfyUnavailable) or error.retryable else 500
 

@@ -224,15 +224,12 @@ def _source_problems(data: dict[str, Any], max_nodes: int) -> list[Problem]:
     return []
 
 
-def _given_twice(envelope: Envelope | None) -> list[Problem]:
+def _given_twice(envelope: Envelope) -> list[Problem]:
     """A LoRA that is listed twice would be applied twice."""
     problems: list[Problem] = []
     seen: set[tuple[str, str]] = set()
-    for at, lora in enumerate(envelope.loras if envelope else ()):
+    for at, lora in enumerate(envelope.loras):
         if (lora.bucket, lora.key) in seen:
             problems.append({"path": f"loras[{at}]", "problem": "is the same object as one before it"})
         seen.add((lora.bucket, lora.key))
     return problems
-
-
-__all__ = ["Asset", "Binding", "Callbacks", "Envelope", "Override", "parse"]

@@ -69,9 +69,7 @@ def event_log(attempt: Attempt, **options: Any) -> EventLog:
 class JobRun:
     """One job. :meth:`run` is for a thread of its own, and never raises."""
 
-    def __init__(
-        self, intake: Intake, envelope: Envelope, attempt: Attempt, slot_job: SlotJob, callbacks: JobCallbacks
-    ) -> None:
+    def __init__(self, intake: Intake, envelope: Envelope, attempt: Attempt, slot_job: SlotJob) -> None:
         self._intake, self._envelope, self._attempt, self._slot_job = intake, envelope, attempt, slot_job
         self._prompt_id, self._cancel = attempt.prompt_id or "", slot_job.cancel
         self._state, self._begun = Status.QUEUED, time.monotonic()
@@ -83,8 +81,13 @@ class JobRun:
         hidden += [token.get_secret_value()] if token else []
         self._archive = Archive(intake.config.paths.outputs, envelope.job_id, secrets=hidden)
         self.log = event_log(attempt, interval_s=intake.config.comfyui.poll_interval_seconds)
-        self._callbacks = callbacks
-        self._subscribers = callbacks, self.log, self._archive.on_step, intake.metrics.on_step
+        self._callbacks = JobCallbacks(
+            attempt,
+            functools.partial(intake.outbox.note, attempt),
+            heartbeat_s=intake.config.callbacks.heartbeat_seconds,
+            activity=intake.activity,
+        )
+        self._subscribers = self._callbacks, self.log, self._archive.on_step, intake.metrics.on_step
 
     def run(self) -> None:
         """Run the job to its end, whatever that is. Afterwards nothing of it is left."""
@@ -230,10 +233,8 @@ class JobRun:
 # --- taking jobs ------------------------------------------------------------------------------------------------
 
 
-class OtherBody(SetteeError):
+class OtherBody(InvalidRequest):
     """The same Idempotency-Key came with another body: use a new key for another job."""
-
-    code = "invalid_request"
 
 
 def report_interrupted(store: Store) -> list[Attempt]:
@@ -328,13 +329,7 @@ class Intake:
             prompt_id=str(uuid.uuid4()),
             details={"client_id": self.config.comfyui.client_id, "urls": urls},
         )
-        callbacks = JobCallbacks(
-            attempt,
-            functools.partial(self.outbox.note, attempt),
-            heartbeat_s=self.config.callbacks.heartbeat_seconds,
-            activity=self._activity,
-        )
-        job = JobRun(self, envelope, attempt, slot_job, callbacks)
+        job = JobRun(self, envelope, attempt, slot_job)
         self.outbox.accept(attempt, key, digest)
         self._log = job.log
         try:
@@ -344,7 +339,7 @@ class Intake:
             job.fail(refused, has_begun=False)
             raise refused from error
 
-    def _activity(self) -> dict[str, Any]:
+    def activity(self) -> dict[str, Any]:
         """Return what ComfyUI's queue holds, in numbers: whose prompts they are is not for others."""
         running, pending = self.engine.backend.queue()
         return {"running": running, "pending": pending, "timestamp": timestamps.stamp(timestamps.now())}
