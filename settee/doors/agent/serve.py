@@ -219,12 +219,12 @@ def _looked_at(config: AgentConfig) -> Iterator[tuple[bool, str]]:
         elif not os.access(folder, os.W_OK | os.X_OK):
             problem = f"this user has no permission to write to {folder}, and models are placed there"
             yield False, f"paths.{name}: {problem}"
+    s3_problem = _s3_problem(settings)
+    yield s3_problem is None, s3_problem or "S3 answers, and takes the keys"
     if comfyui.dir is None:
         yield True, _comfyui_note(comfyui.url)
     elif settings.comfy_command is None and not (comfyui.dir / "main.py").is_file():
         yield False, f"comfyui.dir: no ComfyUI (main.py) in {comfyui.dir}"
-    s3_problem = _s3_problem(settings)
-    yield s3_problem is None, s3_problem or "S3 answers, and takes the keys"
     yield True, "not asked: buckets (each dispatch names its own), and receivers of callbacks"
 
 
