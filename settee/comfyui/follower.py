@@ -45,6 +45,8 @@ class Follower(ABC):
     #: No event is waited for beyond this (time.monotonic()), nor once the token is set.
     deadline: float = math.inf
     cancel: Cancel | None = None
+    #: True once ComfyUI was told to end it.
+    is_canceled = False
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Follower(ABC):
         self.socket_was_lost = False
         #: True once the socket reported anything since the prompt was submitted, and once it reported its begin.
         self.heard = self.begun = False
+        #: When the last event came that is of it.
         self._last_event = now = time.monotonic()
         # One that was started may have ended while another was followed: no event will report it.
         self._next_look = now + (self.interval_s if self.gets_events else 0.0)
@@ -111,10 +114,6 @@ class Follower(ABC):
     @abstractmethod
     def progressed(self) -> None:
         """Take the news of ``meter``."""
-
-    @property
-    def lost_after_s(self) -> float:
-        return LOST_AFTER_S
 
     # --- to the end ---------------------------------------------------------------------------------------
 
@@ -174,8 +173,8 @@ class Follower(ABC):
             self._next_look = 0.0
 
     def _take(self, event: Event | ImageEvent) -> None:
-        self._last_event = time.monotonic()
         if isinstance(event, ImageEvent):
+            self._last_event = time.monotonic()
             node_id = event.node_id or self.meter.report.node_id
             # A node that another one expanded into is not in the graph.
             if not event.is_preview and (node_id in self._senders or node_id not in self.graph):
@@ -186,7 +185,7 @@ class Follower(ABC):
         # After a reconnect the server repeats `executing` without a prompt id (reconnect_midrun.json).
         if named != self.prompt_id and not (named is None and event.type == "executing" and event.data.get("node")):
             return
-        self.begun = True
+        self.begun, self._last_event = True, time.monotonic()
         if event.type == "executing" and event.data.get("node") is None:
             self.ended_by_event = True
         elif self.meter.take(event):
@@ -236,7 +235,7 @@ class Follower(ABC):
         self._absent = self._absent or now
         # Look again soon, not in a second.
         self._next_look = now + 0.25
-        if now - self._absent >= self.lost_after_s:
+        if self.is_canceled or now - self._absent >= LOST_AFTER_S:
             raise self.lost()
 
 

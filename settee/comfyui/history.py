@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from settee.base.errors import ComfyError, ExecutionFailed, OutOfMemory, PromptLost
 from settee.base.job import Kind
@@ -39,29 +39,6 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-@dataclass(frozen=True)
-class Ending:
-    kind: Literal["success", "interrupted", "out_of_memory", "failed"]
-    #: Where it failed: the node, and the first line of its message; "" where ComfyUI does not state them.
-    where: str = ""
-    said: str = ""
-    #: ``node_id, class_type, title, exception_type, exception_message``; no path of the server's.
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def ending(status: Mapping[str, Any], graph: Workflow) -> Ending:
-    """Read a history entry's ``status``.
-
-    A loop through an odd link ends with "success" and an execution_error among the messages, so those go first.
-    """
-    for name, data in messages(status):
-        if name == "execution_interrupted":
-            return Ending("interrupted")
-        if name == "execution_error":
-            return _failure(data, graph)
-    return Ending("success" if status.get("status_str") == "success" else "failed")
-
-
 def messages(status: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ``(type, data)`` of each message that ComfyUI kept, in their order."""
     found = status.get("messages")
@@ -75,9 +52,30 @@ def located(node_id: str, graph: Workflow, class_type: str | None = None) -> str
     return f"node {node_id} ({class_type or graph.get(node_id, {}).get('class_type', 'unknown')})"
 
 
-def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
-    node_id = own_node(graph, str(data.get("node_id")))
-    class_type = str(data.get("node_type"))
+def failure_of(
+    status: Mapping[str, Any],
+    graph: Workflow,
+    registry: NodeRegistry,
+    extra_data: Mapping[str, Any],
+    *,
+    is_freed: bool = True,
+) -> ComfyError | None:
+    """Return the error that a history entry's status stands for; None for a success.
+
+    A loop through an odd link ends with "success" and an execution_error among the messages, so those go first.
+    ``is_freed``: what ran out of memory runs once more, with all that ComfyUI held given up.
+    """
+    data: dict[str, Any] | None = None
+    for kind, about in messages(status):
+        if kind == "execution_interrupted":
+            return PromptLost("the prompt was interrupted, by someone else or by a node of its own; send the job again")
+        if kind == "execution_error":
+            data = about
+            break
+    if data is None:
+        is_success = status.get("status_str") == "success"
+        return None if is_success else ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
+    node_id, class_type = own_node(graph, str(data.get("node_id"))), str(data.get("node_type"))
     exception = str(data.get("exception_type"))
     said = neutral(str(data.get("exception_message") or "").strip()) or exception.strip() or "it gives no reason"
     details = {
@@ -87,38 +85,13 @@ def _failure(data: Mapping[str, Any], graph: Workflow) -> Ending:
         "exception_type": exception,
         "exception_message": said[:2000],
     }
-    out_of_memory = exception.endswith("OutOfMemoryError") or "out of memory" in said.lower()
-    return Ending(
-        "out_of_memory" if out_of_memory else "failed",
-        where=located(node_id, graph, class_type) if node_id else "the workflow",
-        said=said.splitlines()[0][:300],
-        details=details,
-    )
-
-
-def failure_of(
-    status: dict[str, Any],
-    graph: Workflow,
-    registry: NodeRegistry,
-    extra_data: Mapping[str, Any],
-    *,
-    is_freed: bool = True,
-) -> ComfyError | None:
-    """Return the error that a history entry's status stands for; None for a success. ``is_freed``: what ran out of
-    memory runs once more, with all that ComfyUI held given up."""
-    end = ending(status, graph)
-    if end.kind == "success":
-        return None
-    if end.kind == "interrupted":
-        return PromptLost("the prompt was interrupted, by someone else or by a node of its own; send the job again")
-    if end.kind == "out_of_memory":
+    where = located(node_id, graph, class_type) if node_id else "the workflow"
+    if exception.endswith("OutOfMemoryError") or "out of memory" in said.lower():
         advice = "use a smaller size or batch, or " + ("a larger GPU" if is_freed else "unload other models in ComfyUI")
         when = ", also after it was freed" if is_freed else ""
-        return OutOfMemory(f"{end.where} ran out of memory{when}: {advice}", details=end.details)
-    if not end.where:
-        return ExecutionFailed("ComfyUI reports that the workflow failed, but not why")
-    advice = "" if extra_data.get("extra_pnginfo") else _of_missing_graph(end.details, registry)
-    return ExecutionFailed(f"{end.where} failed: {end.said}{advice}", details=end.details)
+        return OutOfMemory(f"{where} ran out of memory{when}: {advice}", details=details)
+    advice = "" if extra_data.get("extra_pnginfo") else _of_missing_graph(details, registry)
+    return ExecutionFailed(f"{where} failed: {said.splitlines()[0][:300]}{advice}", details=details)
 
 
 def _of_missing_graph(details: Mapping[str, Any], registry: NodeRegistry) -> str:
@@ -191,50 +164,6 @@ def _is_file(value: Any) -> bool:
 def _has_files(value: Any, depth: int = 0) -> bool:
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return _is_file(value) or (depth < _MAX_DEPTH and any(_has_files(each, depth + 1) for each in within))
-
-
-def reported_by_job(
-    prompts: Iterable[Mapping[str, Any]], graph: Workflow, output_nodes: Collection[str]
-) -> Iterator[Reported]:
-    """Yield everything that a job's prompts reported, under the ids of the job's own nodes.
-
-    ``prompts``: the outputs of its own prompt, then of those that its nodes started. These repeat what cached nodes
-    reported, so their known texts are left out.
-    """
-    known: set[tuple[str, str]] = set()
-    for number, outputs in enumerate(prompts):
-        for found in reported(outputs, lambda node_id: node_id in graph and node_id not in output_nodes):
-            item = replace(found, node_id=own_node(graph, found.node_id))
-            if item.text is not None:
-                if number and (item.node_id, item.text) in known:
-                    continue
-                known.add((item.node_id, item.text))
-            yield item
-
-
-def without_previews(
-    files: Mapping[Place, str],
-    graph: Workflow,
-    output_nodes: Collection[str],
-    *,
-    has_others: bool,
-    include_temp: bool | None,
-) -> tuple[dict[Place, str], list[str]]:
-    """Return (the files to return, with their nodes; warnings): previews where asked for, or where nothing else is.
-
-    ``has_others``: the job has texts or pictures. ``include_temp``: None where the door has no such option.
-    """
-    previews = {place: node for place, node in files.items() if place[0] == "temp"}
-    kept = {place: node for place, node in files.items() if place not in previews or include_temp}
-    made = {place: node for place, node in previews.items() if node in output_nodes or node not in graph}
-    has_option = include_temp is not None
-    if made and not (kept or has_others):
-        hint = " (delivery.include_temp returns them always)" if has_option else ""
-        return made, [f"the workflow made nothing but previews, which are returned{hint}"]
-    if len(kept) == len(files):
-        return kept, []
-    hint = "; delivery.include_temp returns them" if has_option else ""
-    return kept, [f"{len(previews)} preview file(s) were not returned{hint}"]
 
 
 def saving_nodes(outputs: Mapping[str, Any]) -> set[str]:

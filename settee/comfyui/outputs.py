@@ -8,22 +8,13 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from settee.base.errors import DeliveryError, OutputMissing, problem_line
 from settee.base.job import Artifact, Kind
-from settee.comfyui.history import (
-    Place,
-    Reported,
-    located,
-    mapping,
-    named_file,
-    reported_by_job,
-    text_name,
-    without_previews,
-)
+from settee.comfyui.history import Place, Reported, located, mapping, named_file, reported, text_name
 from settee.comfyui.media import kind_of
 from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
@@ -47,10 +38,6 @@ class Ended:
     #: Output nodes that ComfyUI refused and did not run (allow_partial).
     refused: Collection[str] = ()
     warnings: list[str] = field(default_factory=list)
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """Add a prompt that has ended, by its history entry."""
-        self.outputs.append(mapping(entry.get("outputs")))
 
     def refuse(self, node_errors: Mapping[str, Any], graph: Workflow, registry: NodeRegistry) -> None:
         """Note what ComfyUI does not run of a prompt that it took in part."""
@@ -86,14 +73,11 @@ class Collector:
         """
         if more := len(self.ended.outputs[1:]):
             self.warnings.append(f"the workflow started {more} more prompt(s), whose outputs are among these")
-        taken = [self._take(item) for item in reported_by_job(self.ended.outputs, self.graph, self.outputs)]
+        taken = [self._take(item) for item in self._reported()]
         texts = [text for text in taken if text is not None]
         self.find_unreported()
         pictures = self._pictures()
-        kept, warnings = without_previews(
-            self.files, self.graph, self.outputs, has_others=bool(texts or pictures), include_temp=include_temp
-        )
-        self.warnings += warnings
+        kept = self._kept(include_temp, has_others=bool(texts or pictures))
         files = [self.file(node_id, place) for place, node_id in kept.items()]
         self._ask_silent_nodes()
         own = [*(file for file in files if file is not None), *texts]
@@ -140,6 +124,21 @@ class Collector:
 
     # --- what was reported, and sent -------------------------------------------------------------------------------
 
+    def _reported(self) -> Iterator[Reported]:
+        """Yield everything that the prompts' nodes reported, under the ids of the job's own nodes.
+
+        Prompts that were started repeat what cached nodes reported, so their known texts are left out.
+        """
+        known: set[tuple[str, str]] = set()
+        for number, outputs in enumerate(self.ended.outputs):
+            for found in reported(outputs, lambda node_id: node_id in self.graph and node_id not in self.outputs):
+                item = replace(found, node_id=own_node(self.graph, found.node_id))
+                if item.text is not None:
+                    if number and (item.node_id, item.text) in known:
+                        continue
+                    known.add((item.node_id, item.text))
+                yield item
+
     def _take(self, item: Reported) -> Artifact | None:
         """Note what a node reported; a text as its artifact."""
         self.heard_of.add(item.node_id)
@@ -182,6 +181,22 @@ class Collector:
                     retryable=True,
                 )
         return pictures
+
+    def _kept(self, include_temp: bool | None, *, has_others: bool) -> dict[Place, str]:
+        """Return the files to return: previews where asked for, or where nothing else is. ``has_others``: the job has
+        texts or pictures."""
+        previews = {place: node for place, node in self.files.items() if place[0] == "temp"}
+        kept = {place: node for place, node in self.files.items() if place not in previews or include_temp}
+        made = {place: node for place, node in previews.items() if node in self.outputs or node not in self.graph}
+        has_option = include_temp is not None
+        if made and not (kept or has_others):
+            hint = " (delivery.include_temp returns them always)" if has_option else ""
+            self.warnings.append(f"the workflow made nothing but previews, which are returned{hint}")
+            return made
+        if len(kept) < len(self.files):
+            hint = "; delivery.include_temp returns them" if has_option else ""
+            self.warnings.append(f"{len(previews)} preview file(s) were not returned{hint}")
+        return kept
 
     def _ask_silent_nodes(self) -> None:
         """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""

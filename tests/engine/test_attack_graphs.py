@@ -237,18 +237,19 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
                 yield Event("executing", {"node": None, "prompt_id": "p"})
 
     server = Server(Client())  # type: ignore[arg-type]  # stands for one that has answered
-    watcher = Watcher(
-        server,
-        Socket(),  # type: ignore[arg-type]
-        "p",
-        {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
-        load(),
-        Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None),
-        Prompts(server, load(), lambda _: None),
-        senders={"2"},
-    )
     with Cancel() as cancel:
-        assert len([*watcher.watch(Limits(cancel=cancel, deadline=time.monotonic() + 10))]) == 1
+        watcher = Watcher(
+            server,
+            Socket(),  # type: ignore[arg-type]
+            "p",
+            {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
+            load(),
+            Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None),
+            Prompts(server, load(), lambda _: None),
+            Limits(cancel=cancel, deadline=time.monotonic() + 10),
+            senders={"2"},
+        )
+        assert len([*watcher.entries()]) == 1
     assert len(watcher.pictures) == 8
 
 

@@ -82,9 +82,11 @@ def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Ri
 
     notify = Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None)
     prompts = Starting(own_rig.server, own_rig.settings, lambda _: None)
-    watcher = Watcher(own_rig.server, Ending(own_rig.url), both[0], empty(), own_rig.settings, notify, prompts)
     with Cancel() as cancel:
-        entries = [*watcher.watch(Limits(cancel=cancel, deadline=time.monotonic() + 10))]
+        limits = Limits(cancel=cancel, deadline=time.monotonic() + 10)
+        socket, settings = Ending(own_rig.url), own_rig.settings
+        watcher = Watcher(own_rig.server, socket, both[0], empty(), settings, notify, prompts, limits)
+        entries = [*watcher.entries()]
     assert [bool(entry["outputs"]) for entry in entries] == [True, True]
 
 

@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from settee.backends.comfy.launch import NODES, ExtraPaths, content
-from settee.base.errors import ConfigError
+from settee.base.errors import ConfigError, ExecutionFailed
 from settee.base.settings import Settings, load
 from settee.comfy_nodes import settee_patches
-from settee.comfyui.history import ending
+from settee.comfyui.history import failure_of
 from settee.comfyui.isolation import SALT_INPUT, salted
-from settee.comfyui.node_registry import NodeRegistry
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.embedded.server_options import options_from
 from settee.staging.workspace import Folders
 
@@ -257,8 +257,8 @@ def test_a_node_that_ends_the_thread_of_prompts_fails_its_prompt_only() -> None:
     prompt = {"1": {"class_type": "EmptyImage"}, "5": {"class_type": "Exits"}}
     execute(executor, prompt, "id", {}, ["5"])
     status = {"status_str": "success" if executor.success else "error", "messages": [[*executor.status_messages[-1]]]}
-    end = ending(status, prompt)
-    assert (end.kind, end.where, end.said) == ("failed", "node 5 (Exits)", "SystemExit: bye")
+    error = failure_of(status, prompt, UNKNOWN, {})
+    assert (type(error), str(error)) == (ExecutionFailed, "node 5 (Exits) failed: SystemExit: bye")
     assert executor.history_result["outputs"] == {}
     execute(executor, {"9": {"class_type": "SaveImage"}}, "id", {}, ["9"])
     assert executor.history_result["outputs"] == {"9": "saved"}

@@ -140,7 +140,7 @@ class Session:
         limits.check()
         socket = self._open_socket()
         senders = self.registry.picture_senders(isolated)
-        watcher = Watcher(server, socket, prompt_id, isolated, self._settings, notify, prompts, senders=senders)
+        watcher = Watcher(server, socket, prompt_id, isolated, self._settings, notify, prompts, limits, senders=senders)
         try:
             if socket.remaining:
                 prompts.stop_strays(socket.client_id)
@@ -154,8 +154,8 @@ class Session:
                 allow_partial=request.allow_partial,
             )
             notify.submitted()
-            for entry in watcher.watch(limits):
-                ended.add(entry)
+            for entry in watcher.entries():
+                ended.outputs.append(mapping(entry.get("outputs")))
                 # Classes whose nodes became others with outputs: the registry does not show them.
                 own = {own_node(isolated, node_id) for node_id in ended.outputs[-1].keys() - isolated.keys()}
                 self._expanding.update(isolated[node_id]["class_type"] for node_id in own & isolated.keys())

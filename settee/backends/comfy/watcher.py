@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 from settee.backends.backend import Limits, Notify
@@ -20,11 +20,11 @@ from settee.comfyui.workflow import Workflow, own_node
 
 
 class Watcher(Follower):
-    """:meth:`watch` yields the history entries of a job's prompts, or raises how one was lost."""
+    """Raises JobCanceled, JobTimeout, PromptLost (taken out of the queue), ComfyDied (its process ended, froze, was
+    restarted or runs nothing), or ComfyError when the history of an ended prompt does not come."""
 
     #: Cancel and deadline are looked at no less often than this.
     answer_s = 1.0
-    _limits: Limits
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Watcher(Follower):
         settings: Settings,
         notify: Notify,
         prompts: Prompts,
+        limits: Limits,
         *,
         senders: Collection[str] = (),
     ) -> None:
@@ -42,18 +43,10 @@ class Watcher(Follower):
         super().__init__(server.client, socket, prompt_id, graph, senders=senders, history_s=history_s)
         self._server, self._client, self._generation = server, server.client, server.generation
         self._settings, self._notify, self._prompts = settings, notify, prompts
+        self._limits, self.deadline, self.cancel = limits, limits.deadline, limits.cancel
         # Since when something has been wrong; None while it is not.
         self._unanswered: float | None = None
         self._waiting: float | None = None
-
-    def watch(self, limits: Limits) -> Iterator[dict[str, Any]]:
-        """Yield the history entry of each prompt at its end.
-
-        Raises JobCanceled, JobTimeout, PromptLost (taken out of the queue), ComfyDied (its process ended, froze, was
-        restarted or runs nothing), or ComfyError when the history of an ended prompt does not come.
-        """
-        self._limits, self.deadline, self.cancel = limits, limits.deadline, limits.cancel
-        return self.entries()
 
     def check(self) -> None:
         self._limits.check()

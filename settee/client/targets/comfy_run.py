@@ -67,7 +67,7 @@ class Run(Follower):
         super().__init__(wire, self.socket, job_id, asked.workflow, senders=senders, history_s=PICTURES_S)
         self.id, self.registry, self._wire, self._asked, self._cancel_job = job_id, registry, wire, asked, cancel_job
         self.ended = Ended()
-        self.is_canceled = self._is_late = False
+        self._is_late = False
         self._closed = threading.Event()
         #: Set once anything is known about it.
         self._is_known = threading.Event()
@@ -149,7 +149,7 @@ class Run(Follower):
             if failure is not None:
                 raise failure
             took_ms = execution_ms(status) if not ended.outputs else took_ms
-            ended.add(entry)
+            ended.outputs.append(mapping(entry.get("outputs")))
         ended.pictures, ended.lost_messages = self.pictures, self.lost_messages
         file_at = functools.cache(self._wire.file_at)
 
@@ -192,10 +192,6 @@ class Run(Follower):
         with contextlib.suppress(SocketLost):
             self.socket.ping()
         self._is_known.set()
-
-    @property
-    def lost_after_s(self) -> float:
-        return 0.0 if self.is_canceled else super().lost_after_s
 
     def lost(self) -> PromptLost:
         return PromptLost(
