@@ -17,7 +17,6 @@ from settee.comfyui.workflow import links
 _OTHER_TYPES = frozenset(
     ["MODEL", "CLIP", "VAE", "IMAGE", "MASK", "LATENT", "INT", "FLOAT", "BOOLEAN", "COMBO", "CONTROL_NET"]
 )
-_SIDES: tuple[Side, ...] = ("positive", "negative", "neutral", "empty", "bundle")
 
 
 class Link(NamedTuple):
@@ -40,16 +39,18 @@ class PromptGraph(LiveGraph):
         return found
 
     @cached_property
-    def sides(self) -> dict[str, dict[Side, list[str]]]:
-        """For every node, its inputs for conditioning by side: links, and texts in their stead (``positive: "a
+    def sides(self) -> dict[str, dict[str, Side]]:
+        """For every node, its inputs for conditioning, and their sides: links, and texts in their stead (``positive: "a
         cat"``)."""
-        found: dict[str, dict[Side, list[str]]] = {}
+        found: dict[str, dict[str, Side]] = {}
         for node_id, inputs in self.inputs.items():
-            found[node_id] = {side: [] for side in _SIDES}
-            for name, value in inputs.items():
-                if side := self._side_of_input(node_id, name, value):
-                    found[node_id][side].append(name)
+            sides = {name: self._side_of_input(node_id, name, value) for name, value in inputs.items()}
+            found[node_id] = {name: side for name, side in sides.items() if side}
         return found
+
+    def taking(self, node_id: str, *sides: Side) -> list[str]:
+        """Return a node's inputs for conditioning of these sides."""
+        return [name for name, side in self.sides[node_id].items() if side in sides]
 
     def _side_of_input(self, node_id: str, name: str, value: str | Link) -> Side | None:
         kind, side = self._type_of(node_id, name), vocabulary.conditioning_side(name)
@@ -89,23 +90,21 @@ class PromptGraph(LiveGraph):
 
     # --- nodes --------------------------------------------------------------------------------------------
 
-    def _conditioning(self, node_id: str) -> Iterator[tuple[str, Link]]:
-        for name in (name for names in self.sides[node_id].values() for name in names):
-            value = self.inputs[node_id][name]
-            if isinstance(value, Link):
-                yield name, value
+    def _linked(self, node_id: str) -> dict[str, Link]:
+        """Return the links that a node takes conditioning by."""
+        inputs = self.inputs[node_id]
+        return {name: link for name in self.sides[node_id] if isinstance(link := inputs[name], Link)}
 
     @cached_property
     def samplers(self) -> list[str]:
         """Live nodes that conditioning ends at, samplers and guiders of whatever make, in natural order."""
-        passed_on = {self._behind_reroutes(link.node_id) for i in self.live for _, link in self._conditioning(i)}
+        passed_on = {self._behind_reroutes(link.node_id) for i in self.live for link in self._linked(i).values()}
         return [node_id for node_id in self.live if self._samples(node_id, is_passed_on=node_id in passed_on)]
 
     def _samples(self, node_id: str, *, is_passed_on: bool) -> bool:
         # API nodes take a negative_prompt, which may be linked and is not conditioning.
-        taken = [name for name, _ in self._conditioning(node_id) if not vocabulary.is_text_name(name)]
         name = self.class_of(node_id)
-        if not taken or name in vocabulary.CONDITIONING:
+        if all(map(vocabulary.is_text_name, self._linked(node_id))) or name in vocabulary.CONDITIONING:
             return False
         if len(self.workflow[node_id]["inputs"].keys() & vocabulary.SAMPLING_INPUTS) > 1:
             return True
@@ -114,24 +113,25 @@ class PromptGraph(LiveGraph):
 
     def neutral_side(self, sampler: str) -> Side:
         """Return the side of the conditioning that a sampler takes under a name of neither."""
-        sides = self.sides[sampler]
         # Normalized attention guidance takes its one condition as a negative.
         if re.search(r"NAG(?![a-z])", self.class_of(sampler)):
             return "negative"
         # A node that gives a model and nothing else has its conditioning for its own use.
         gives = {use.input for use in self.live_uses(sampler)}
         is_patch = bool(gives) and all("model" in vocabulary.words(name) for name in gives)
-        return "positive" if len(sides["neutral"]) == 1 and not sides["positive"] and not is_patch else "middle"
+        is_only = len(self.taking(sampler, "neutral")) == 1 and not self.taking(sampler, "positive")
+        return "positive" if is_only and not is_patch else "middle"
 
     def left_unused(self, node_id: str) -> list[str]:
         """Return the inputs of a node of ComfyUI's own whose conditioning is unused: the node may serve for its latent
         only."""
-        kind, sides = self.class_of(node_id), self.sides[node_id]
+        kind = self.class_of(node_id)
         slots = {use.slot for use in self.live_uses(node_id) if not vocabulary.is_other_kind(use.input)}
         if kind in vocabulary.ONE_SIDED and 0 not in slots:
-            return [name for names in sides.values() for name in names]
+            return list(self.sides[node_id])
         if kind in vocabulary.TWO_SIDED:
-            return ([] if 0 in slots else sides["positive"]) + ([] if slots - {0} else sides["negative"])
+            unused = {"positive": 0 not in slots, "negative": not slots - {0}}
+            return [name for name, side in self.sides[node_id].items() if unused.get(side)]
         return []
 
     def own_texts(self, node_id: str, *, only_named: bool = False) -> list[str]:
@@ -144,7 +144,7 @@ class PromptGraph(LiveGraph):
         # An encoder has its language model by a link. What is left then is a text under a name of its own.
         linked = [text for text, value in inputs.items() if isinstance(value, Link)]
         is_encoder = any(vocabulary.is_language_model(text) or "model" in vocabulary.words(text) for text in linked)
-        if named or only_named or not is_encoder or any(self.sides[node_id].values()):
+        if named or only_named or not is_encoder or self.sides[node_id]:
             return named
         is_choice = {text for text in texts if text not in vocabulary.PARTS and vocabulary.says(text, "choice")}
         return [text for text in texts if isinstance(inputs[text], str) and text not in is_choice]

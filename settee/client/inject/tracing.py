@@ -97,9 +97,7 @@ class Tracing:
         ]
 
     def _is_followed(self, use: Use) -> bool:
-        if any(use.input in names for names in self.graph.sides[use.node_id].values()):
-            return True
-        return use.input in self.graph.passed_through(use.node_id)
+        return use.input in (*self.graph.sides[use.node_id], *self.graph.passed_through(use.node_id))
 
     # --- the walk -----------------------------------------------------------------------------------------
 
@@ -113,18 +111,17 @@ class Tracing:
         graph = self.graph
         if side == "erased":
             for node_id in set().union(*(reach.zeroed for reach in self.reaches.values())):
-                yield node_id, [name for names in graph.sides[node_id].values() for name in names]
+                yield node_id, list(graph.sides[node_id])
             for node_id in graph.live:
                 yield node_id, graph.left_unused(node_id)
             return
         for node_id in graph.samplers:
-            sides = graph.sides[node_id]
             if graph.class_of(node_id) == "DualCFGGuider":
                 yield node_id, _DUAL_CFG.get(side, [])
             else:
-                bundles = sides["bundle"] if side in ("positive", "negative") else []
-                neutral = sides["neutral"] if graph.neutral_side(node_id) == side else []
-                yield node_id, sides.get(side, []) + bundles + neutral
+                bundle: list[Side] = ["bundle"] if side in ("positive", "negative") else []
+                neutral: list[Side] = ["neutral"] if graph.neutral_side(node_id) == side else []
+                yield node_id, graph.taking(node_id, side, *bundle, *neutral)
 
     def _enter(self, node_id: str, names: list[str], side: Side, reach: Reach, own: Iterable[str] = ()) -> list[_Step]:
         """Through these inputs of a node: to where they come from; texts among them, its ``own`` all, are found."""
@@ -146,8 +143,8 @@ class Tracing:
         if side != "erased" and re.search(r"zero_?out", graph.class_of(node_id), re.IGNORECASE):
             reach.zeroed.add(node_id)
             return []
-        sides = graph.sides[node_id]
-        positive, negative, bundles = sides["positive"], sides["negative"], sides["bundle"]
+        positive, negative = graph.taking(node_id, "positive"), graph.taking(node_id, "negative")
+        bundles, neutral = graph.taking(node_id, "bundle"), graph.taking(node_id, "neutral")
         own = graph.own_texts(node_id, only_named=step.is_carried)
         texts = [name for name in own if name not in positive + negative]
         if positive and negative:
@@ -155,19 +152,19 @@ class Tracing:
         elif bundles:
             # A link next to a bundle replaces the one in the bundle.
             taken = (positive if side == "positive" else negative) or bundles
-        elif step.is_carried and side == "negative" and (positive or sides["neutral"] or texts):
+        elif step.is_carried and side == "negative" and (positive or neutral or texts):
             # A bundle without sides holds a prompt, and no negative one.
             return []
         else:
             taken = positive + negative
-        taken = taken + sides["neutral"]
+        taken = taken + neutral
         if not taken and not texts:
             taken = graph.passed_through(node_id)
         if not taken and not texts:
             reach.ends.add(node_id)
         steps = self._enter(node_id, taken, side, reach, texts)
         # What a bundle was taken through, a reroute, leaves it one.
-        return steps if any(sides.values()) else [one._replace(is_carried=step.is_carried) for one in steps]
+        return steps if graph.sides[node_id] else [one._replace(is_carried=step.is_carried) for one in steps]
 
     def _chosen(self, step: _Step, side: Side) -> Side:
         """Return the one of a node's two sides that a path goes on to."""

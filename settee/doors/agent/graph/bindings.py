@@ -34,7 +34,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     for at, override in enumerate(envelope.workflow_overrides):
         with_near = len(problems) < MAX_NEAR
         if problem := _placed(changed, override, override.value, may_link=True, with_near=with_near):
-            problems.append({**_where("workflowOverrides", at, override), **problem})
+            problems.append({**where("workflowOverrides", at, override), **problem})
     spoiled = _shape_problems(changed)
     problems += [{**each, "path": f"{each['path']} after workflowOverrides"} for each in spoiled]
     if not spoiled:
@@ -44,7 +44,7 @@ def bound(workflow: Workflow, envelope: Envelope, context: Context) -> Workflow:
     return changed
 
 
-def _where(option: str, at: int, part: Binding | Override) -> Problem:
+def where(option: str, at: int, part: Binding | Override) -> Problem:
     return {"path": f"{option}[{at}]", "node_id": part.node, "input": part.path}
 
 
@@ -74,7 +74,7 @@ def _bind(workflow: Workflow, bindings: tuple[Binding, ...], context: Context) -
             # A job without LoRAs has nothing for a pattern, which goes then.
             problem = _placed(workflow, binding, context.values[name], may_link=False, with_near=with_near)
         if problem:
-            problems.append({**_where("workflowParameters", at, binding), "parameter": name, **problem})
+            problems.append({**where("workflowParameters", at, binding), "parameter": name, **problem})
     return problems
 
 
@@ -166,6 +166,3 @@ def find_path(holder: Any, path: str) -> InputPath | None:
     else:
         return None
     return found if found is None or taken == len(parts) else find_path(found.value, ".".join(parts[taken:]))
-
-
-__all__ = ["bound", "find_path"]

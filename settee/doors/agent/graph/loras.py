@@ -169,6 +169,3 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     inputs = {name: list(end) for name, end in zip(_LOADERS[class_type], ends, strict=True)}
     changed[pattern] = {"class_type": class_type, "inputs": inputs}
     return chained(changed, uses)
-
-
-__all__ = ["PRIMARY", "chained", "is_pattern", "primary_problem", "strings"]

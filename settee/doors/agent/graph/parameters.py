@@ -246,6 +246,3 @@ def _strengths(entry: _Entry, problems: list[Problem]) -> tuple[dict[str, float]
         if kind and within[kind] != values[kind]
     )
     return {"strength_model": within.get(model, 1.0), "strength_clip": within.get(clip, 1.0)}, limited
-
-
-__all__ = ["Context", "LoraUse", "PlacedModel", "context"]

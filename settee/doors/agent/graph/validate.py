@@ -26,7 +26,7 @@ from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwr
 from settee.doors.agent.config import REQUIRED_SAMPLING
 from settee.doors.agent.envelope import Binding, Envelope
 from settee.doors.agent.fields import is_number, refusal
-from settee.doors.agent.graph.bindings import find_path
+from settee.doors.agent.graph.bindings import find_path, where
 from settee.doors.agent.graph.loras import PRIMARY, is_pattern, strings
 from settee.doors.agent.graph.parameters import Context
 
@@ -233,8 +233,8 @@ def _binding_problems(uses: Uses, envelope: Envelope, context: Context) -> Itera
         if node is None or (is_pattern(node) and binding.parameter in PRIMARY):
             continue
         if problem := _binding_problem(uses, binding, context):
-            said = {"parameter": binding.parameter, "node_id": binding.node, "input": binding.path}
-            yield {"path": f"workflowParameters[{at}]", **said, "class_type": node["class_type"], **problem}
+            place = {"parameter": binding.parameter, **where("workflowParameters", at, binding)}
+            yield {**place, "class_type": node["class_type"], **problem}
 
 
 def _binding_problem(uses: Uses, binding: Binding, context: Context) -> Problem | None:
@@ -261,8 +261,7 @@ def _override_problems(uses: Uses, envelope: Envelope) -> Iterator[Problem]:
         is_set_later = is_pattern(node) and name in PRIMARY.values() and node["inputs"].get(name) != override.value
         problem = {"problem": _REPLACED} if is_set_later else uses.name_problem(override.node, name)
         if problem:
-            said = {"node_id": override.node, "class_type": node["class_type"], "input": override.path}
-            yield {"path": f"workflowOverrides[{at}]", **said, **problem}
+            yield {**where("workflowOverrides", at, override), "class_type": node["class_type"], **problem}
 
 
 def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) -> list[Problem]:
@@ -339,6 +338,3 @@ def unplaced(workflow: Workflow, envelope: Envelope, context: Context) -> frozen
     if bound_names.isdisjoint(_BASE_MODEL) and not any(base in strings(node) for node in workflow.values()):
         left.add("baseModel")
     return frozenset(left)
-
-
-__all__ = ["check", "unknown_names", "unplaced", "warnings"]
