@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -29,9 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(_Colours("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     options = options_from(sys.argv[1:] if argv is None else argv)
-    if options.faults.get("die_at_start"):
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    time.sleep(float(options.faults.get("slow_start") or 0))
     from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
 
     log.info("This is settee's embedded ComfyUI: it runs nodes that need no model, and makes up what models would.")

@@ -15,8 +15,6 @@ import aiohttp
 from aiohttp import web
 from PIL import Image, ImageOps
 
-from settee.embedded.faults import Faults
-
 PREVIEW = 1
 """Binary event: 4 bytes image type, then the encoded image."""
 PREVIEW_WITH_METADATA = 4
@@ -51,16 +49,14 @@ class Client:
     """One connected socket."""
 
     socket: web.WebSocketResponse
-    transport: asyncio.Transport | None
     features: dict[str, Any] = field(default_factory=dict)
 
 
 class Hub:
     """Clients by id, and an outbox that any thread may post to and one task sends from, in order."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, faults: Faults) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._faults = faults
         self._outbox: asyncio.Queue[tuple[str | PreviewImage, Any, Any]] = asyncio.Queue()
         self.clients: dict[Any, Client] = {}
         self.client_id: Any = None
@@ -88,12 +84,7 @@ class Hub:
         does in ComfyUI; that is why nothing may forward a caller's client_id unchecked.
         """
         while True:
-            event, data, client_id = await self._outbox.get()
-            await self.send(event, data, client_id)
-            if event != "status" and self._faults.is_reached("ws_drop_after"):
-                for client in list(self.clients.values()):
-                    if client.transport is not None:
-                        client.transport.abort()  # without a closing handshake
+            await self.send(*await self._outbox.get())
 
     async def send(self, event: str | PreviewImage, data: Any, client_id: Any) -> None:
         """Send one message now."""
@@ -101,7 +92,7 @@ class Hub:
             clients = list(self.clients.values())
         else:
             clients = [self.clients[client_id]] if client_id in self.clients else []
-        if not clients or self._faults.get("ws_silent"):
+        if not clients:
             return
         text = json.dumps({"type": event, "data": data}) if isinstance(event, str) else None
         binary = b"" if isinstance(event, str) else event.message(data)

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import traceback
-import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from settee.comfyui.workflow import is_link
 from settee.embedded.broadcast import Hub, Progress
 from settee.embedded.caching import Cache, ExecutionOrder, Fingerprints, Prompt
-from settee.embedded.faults import exit_soon, out_of_memory
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.node import Env, Interrupted, Node, Outcome
 from settee.embedded.pending import PromptQueue
@@ -22,7 +20,6 @@ from settee.embedded.validation import type_name
 
 log = logging.getLogger("settee.embedded")
 
-OOM_HINT = "The GPU has no memory left for this workflow: a smaller picture or batch needs less."
 _IDLE_WAIT_SECONDS = 10.0
 
 
@@ -74,19 +71,13 @@ class Run:
     def _execute(self, node_id: str) -> Outcome:
         node, env = self.node(node_id), self._env
         env.check_interrupted()
-        if env.faults.take("oom"):
-            raise out_of_memory()
-        env.stats.add("nodes_executed")
 
         def report(value: float, total: float, preview: Any) -> None:
             env.check_interrupted()
             self._progress.update(node_id, value, total, preview)
 
-        def send(picture: Any) -> None:
-            self._hub.post(picture, None, self._hub.client_id)
-
         state = self._cache.state(node_id, node.name)
-        return node.run(replace(env, report=report, send=send, state=state), dict(self._inputs))
+        return node.run(replace(env, report=report, state=state), dict(self._inputs))
 
     def _post(self, event: str, node_id: str, **more: Any) -> None:
         if self._hub.client_id is not None:
@@ -125,10 +116,9 @@ class Run:
 
     def failure(self, node_id: str, problem: Exception) -> dict[str, Any]:
         """Return the data of execution_error."""
-        hint = OOM_HINT if type_name(problem) == "torch.OutOfMemoryError" else ""
         return {
             **self.where(node_id),
-            "exception_message": f"{problem}\n{hint}",
+            "exception_message": f"{problem}\n",
             "exception_type": type_name(problem),
             "traceback": traceback.format_tb(problem.__traceback__),
             "current_inputs": {name: [_plain(value)] for name, value in self._inputs.items()},
@@ -156,8 +146,7 @@ class Executor:
     def __init__(self, queue: PromptQueue, hub: Hub, env: Env) -> None:
         self._queue = queue
         self._hub = hub
-        self._env = replace(env, check_interrupted=self._check_interrupted, enqueue=self._enqueue)
-        self._running: tuple[float, Any, list[str]] = (0.0, {}, [])
+        self._env = replace(env, check_interrupted=self._check_interrupted)
         self._cache = Cache(env.options.cached_results)
         self._interrupted = threading.Event()
         self._messages: list[tuple[str, dict[str, Any]]] = []
@@ -173,22 +162,17 @@ class Executor:
         goes on answering. ComfyUI dies of the same request, and callers must be safe from it.
         """
         while True:
-            taken = self._queue.take(_IDLE_WAIT_SECONDS, lambda: bool(self._env.faults.get("executor_dead")))
-            if taken is not None:
+            self._queue.wait(_IDLE_WAIT_SECONDS)
+            if taken := self._queue.take():
                 item, ticket = taken
                 self._work_on(ticket, *item)
-            flags = self._queue.take_flags()
-            if flags.get("free_memory") or flags.get("unload_models"):
-                self._env.stats.add("memory_frees")
-            if flags.get("free_memory"):
+            if "free_memory" in self._queue.take_flags():
                 self._cache.clear()
-                self._env.stats.add("cache_drops")
 
     def _work_on(
         self, ticket: int, number: float, prompt_id: str, prompt: Prompt, extra_data: Any, outputs: list[str]
     ) -> None:
         started = time.perf_counter()
-        self._running = (-ticket - 1.0, extra_data, outputs)
         self._interrupted.clear()
         self._hub.client_id = extra_data["client_id"] if "client_id" in extra_data else None  # noqa: SIM401
         self._messages = []
@@ -204,24 +188,10 @@ class Executor:
             "completed": succeeded,
             "messages": self._messages,
         }
-        result, faults = run.shown(), self._env.faults
-        if late := faults.seconds("history_late"):
-            self._post_final(prompt_id)
-            time.sleep(late)
-        self._queue.done(ticket, result, status, keep=not faults.get("history_lost"))
-        self._env.stats.add("prompts_executed")
-        if not late:
-            self._post_final(prompt_id)
+        self._queue.done(ticket, run.shown(), status)
+        if self._hub.client_id is not None:
+            self._hub.post("executing", {"node": None, "prompt_id": prompt_id}, self._hub.client_id)
         log.info("Prompt executed in %.2f seconds", time.perf_counter() - started)
-
-    def _enqueue(self, prompt: Prompt, is_followed: bool) -> None:
-        number, extra_data, outputs = self._running
-        self._queue.put((number, str(uuid.uuid4()), prompt, dict(extra_data) if is_followed else {}, outputs))
-
-    def _post_final(self, prompt_id: str) -> None:
-        client_id = self._hub.client_id
-        if client_id is not None and not self._env.faults.get("no_final_message"):
-            self._hub.post("executing", {"node": None, "prompt_id": prompt_id}, client_id)
 
     def _run_nodes(self, run: Run, outputs: Iterable[str]) -> bool:
         """Run the nodes that the outputs need; True when none failed."""
@@ -231,7 +201,6 @@ class Executor:
             is_cached=lambda node_id: self._cache.get(node_id) is not None,
             is_output=lambda node_id: run.node(node_id).output_node,
         )
-        crashes = self._env.faults.is_reached("crash_on_prompt")
         while order:
             node_id = order.next()
             try:
@@ -242,14 +211,10 @@ class Executor:
                 return False
             except Exception as problem:  # edge: a node may raise anything, and its client learns of it
                 log.exception("!!! Exception during processing !!! %s", problem)
-                self._env.stats.add("prompts_failed")
                 self._note("execution_error", run.failure(node_id, problem))
                 return False
-            if crashes:
-                exit_soon()
             order.complete(node_id)
         run.repeat_intermediate()
-        self._env.stats.add("prompts_succeeded")
         self._note("execution_success", {"prompt_id": run.prompt_id})
         return True
 

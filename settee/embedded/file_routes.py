@@ -31,7 +31,7 @@ async def view(request: web.Request) -> web.StreamResponse:
     400 for a bad name or type, 403 for a subfolder outside, 404 for a file that does not exist.
     """
     state, query = request.app[STATE], request.query
-    if "filename" not in query or state.faults.get("view_404"):
+    if "filename" not in query:
         return web.Response(status=404)
     path = _view_path(state.options.folders, query["filename"], query.get("type", "output"), query.get("subfolder"))
     if isinstance(path, int):
@@ -134,9 +134,7 @@ async def _store(request: web.Request, write: Writer) -> web.Response:
     Raises for an unknown type, which becomes 500.
     """
     form = await request.post()
-    state = request.app[STATE]
-    state.stats.add("uploads")
-    folders = state.options.folders
+    folders = request.app[STATE].options.folders
     upload: Any = form.get("image")
     kind = str(form.get("type", "input"))
     directory = {"input": folders.input, "temp": folders.temp, "output": folders.output}[kind]

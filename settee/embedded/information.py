@@ -1,4 +1,4 @@
-"""Answers about the server itself: node classes, replaced ones, models, statistics, features; its faults and counts."""
+"""Answers about the server itself: node classes, replaced ones, models, statistics, features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from aiohttp import web
 from settee import __version__
 from settee.comfyui.workflow import is_link
 from settee.embedded import COMFYUI_VERSION
-from settee.embedded.faults import UnknownFault
 from settee.embedded.nodes import NODES
 from settee.embedded.state import STATE, State
 
@@ -115,9 +114,6 @@ ANSWERS: dict[str, Callable[[State], Any]] = {
     "/models": lambda _: MODEL_FOLDERS,
     "/embeddings": _embeddings,
     "/extensions": lambda _: [],  # scripts of the editor
-    # What only this server has:
-    "/settee/faults": lambda state: state.faults.active(),
-    "/settee/stats": lambda state: state.stats.counts,
 }
 """By path, what a GET without parameters answers."""
 
@@ -154,16 +150,3 @@ async def models(request: web.Request) -> web.Response:
     if folder not in MODEL_FOLDERS:
         return web.Response(status=404)
     return web.json_response(request.app[STATE].options.folders.model_files(folder))
-
-
-@routes.post("/settee/faults")
-async def change_faults(request: web.Request) -> web.Response:
-    """Take ``{"name": value}``, null for off; 400 with a reason when a name or value is wrong."""
-    state = request.app[STATE]
-    try:
-        for name, value in (await request.json()).items():
-            state.faults.set(name, value)
-    except UnknownFault as error:
-        return web.json_response({"error": str(error)}, status=400)
-    state.queue.wake()
-    return web.json_response(state.faults.active())

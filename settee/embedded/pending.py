@@ -26,8 +26,7 @@ class PromptQueue:
         self._running: dict[int, Item] = {}
         self._taken = 0
         self._history: dict[str, dict[str, Any]] = {}
-        self._flags: dict[str, Any] = {}
-        self._late_flags: dict[str, Any] = {}
+        self._flags: set[str] = set()
 
     def put(self, item: Item) -> None:
         """Queue a prompt.
@@ -42,32 +41,33 @@ class PromptQueue:
                 self._awake.notify_all()
             self._on_change()
 
-    def take(self, wait_seconds: float, paused: Callable[[], bool]) -> tuple[Item, int] | None:
-        """Return the next prompt and its ticket, or None after the wait or when a flag was set."""
+    def wait(self, seconds: float) -> None:
+        """Return when a prompt waits or a flag is set, at the latest after so many seconds."""
         with self._lock:
-            if (not self._waiting or paused()) and not self._flags:
-                self._awake.wait(wait_seconds)
-            if not self._waiting or paused():
+            if not self._waiting and not self._flags:
+                self._awake.wait(seconds)
+
+    def take(self) -> tuple[Item, int] | None:
+        """Return the next prompt and its ticket; None when none waits."""
+        with self._lock:
+            if not self._waiting:
                 return None
             item = heapq.heappop(self._waiting)
-            self._flags |= self._late_flags
-            self._late_flags = {}
             self._taken += 1
             # Copied before it runs: what running adds to the graph (is_changed) never shows in queue or history.
             self._running[self._taken] = copy.deepcopy(item)
             self._on_change()
             return item, self._taken
 
-    def done(self, ticket: int, result: dict[str, Any], status: dict[str, Any], keep: bool = True) -> None:
-        """Move a running prompt to history (unless keep is false)."""
+    def done(self, ticket: int, result: dict[str, Any], status: dict[str, Any]) -> None:
+        """Move a running prompt to history."""
         with self._lock:
             prompt = self._running.pop(ticket)
             if len(self._history) > HISTORY_LIMIT:
                 self._history.pop(next(iter(self._history)))
             for secret in SECRETS:
                 prompt[3].pop(secret, None)
-            if keep:
-                self._history[prompt[1]] = {"prompt": prompt, "outputs": {}, "status": status, **result}
+            self._history[prompt[1]] = {"prompt": prompt, "outputs": {}, "status": status, **result}
             self._on_change()
 
     def remaining(self) -> int:
@@ -129,22 +129,17 @@ class PromptQueue:
         with self._lock:
             self._history = {}
 
-    def set_flag(self, name: str, value: Any, *, late: bool = False) -> None:
+    def set_flag(self, name: str) -> None:
         """Leave a note for the executor (unload_models, free_memory), read when it wakes and has nothing to run.
 
-        A prompt that comes before it has woken runs first; with ``late`` the next one always does.
+        A prompt that comes before it has woken runs first.
         """
         with self._lock:
-            (self._late_flags if late else self._flags)[name] = value
+            self._flags.add(name)
             self._awake.notify_all()
 
-    def take_flags(self) -> dict[str, Any]:
+    def take_flags(self) -> set[str]:
         """Return the notes left since the last call."""
         with self._lock:
-            flags, self._flags = self._flags, {}
+            flags, self._flags = self._flags, set()
             return flags
-
-    def wake(self) -> None:
-        """Make take() look again, after a pause was lifted."""
-        with self._lock:
-            self._awake.notify_all()

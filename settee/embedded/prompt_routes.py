@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
@@ -33,8 +32,6 @@ async def submit(request: web.Request) -> web.Response:
     """Validate a prompt and queue it. What is not a JSON object of the expected kind raises, and so becomes 500."""
     log.info("got prompt")
     state = request.app[STATE]
-    if state.faults.take("prompt_500"):
-        raise RuntimeError("the fault prompt_500 is on")
     body = await request.json()
     number: float = float(body["number"]) if "number" in body else next(state.numbers)
     if "prompt" not in body:  # true of an array too, which ComfyUI answers the same way
@@ -56,9 +53,6 @@ async def submit(request: web.Request) -> web.Response:
         return _refused(verdict.error, verdict.node_errors)
     extra_data["create_time"] = int(time.time() * 1000)
     state.queue.put((number, prompt_id, body["prompt"], extra_data, verdict.outputs))
-    state.stats.add("prompts_queued")
-    if state.faults.take("prompt_lost_response") and request.transport is not None:
-        request.transport.abort()
     return web.json_response({"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors})
 
 
@@ -119,32 +113,11 @@ async def interrupt(request: web.Request) -> web.Response:
     except json.JSONDecodeError:
         prompt_id = None
     if prompt_id and not state.queue.is_running(prompt_id):
-        state.stats.add("interrupts")
         log.info("Prompt %s is not currently running, skipping interrupt", prompt_id)
     else:
         log.info("Interrupting %s", f"prompt {prompt_id}" if prompt_id else "whatever runs")
-        _interrupt(state)
-    return web.Response()
-
-
-def _interrupt(state: State) -> None:
-    """End what runs now, or do as the faults ask.
-
-    One that takes its time ends none of the prompts that follow: ComfyUI sets its flag at once, and clears it when a
-    prompt begins.
-    """
-    state.stats.add("interrupts")
-    late = state.faults.seconds("interrupt_slow")
-    running, _ = state.queue.snapshot()
-
-    def interrupt_if_still_running() -> None:
-        if any(state.queue.is_running(item[1]) for item in running):
-            state.executor.interrupt()
-
-    if late:
-        asyncio.get_running_loop().call_later(late, interrupt_if_still_running)
-    elif not state.faults.get("ignore_interrupt"):
         state.executor.interrupt()
+    return web.Response()
 
 
 @routes.post("/free")
@@ -152,10 +125,9 @@ async def free(request: web.Request) -> web.Response:
     """Ask the executor to unload models or drop its cache before the next prompt; answers before it did."""
     state = request.app[STATE]
     body = await request.json()
-    for name, count in (("unload_models", "unloads"), ("free_memory", "frees")):
+    for name in ("unload_models", "free_memory"):
         if body.get(name):
-            state.queue.set_flag(name, body[name], late=bool(state.faults.get("flags_late")))
-            state.stats.add(count)
+            state.queue.set_flag(name)
     return web.Response()
 
 
@@ -230,7 +202,7 @@ async def cancel_jobs(request: web.Request) -> web.Response:
 def _cancel(state: State, job_id: str) -> bool:
     if not state.queue.is_running(job_id):
         return state.queue.delete(job_id)
-    _interrupt(state)
+    state.executor.interrupt()
     return True
 
 

@@ -44,12 +44,12 @@ async def _serve(options: Options) -> None:
 
 def _app(state: State) -> web.Application:
     """Every route, each also under /api as in ComfyUI."""
-    app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only, hang_if_asked])
+    app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only])
     app[STATE] = state
     tables = (prompt_routes.routes, file_routes.routes, information.routes, [web.get("/ws", events)])
     for route in (route for table in tables for route in table if isinstance(route, web.RouteDef)):
         app.add_routes([route])
-        if not route.path.startswith(("/api/", "/settee/")):
+        if not route.path.startswith("/api/"):
             app.add_routes([web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)])
     app.router.add_get("/{path:.*}", not_found)
     return app
@@ -68,13 +68,10 @@ async def not_found(request: web.Request) -> web.Response:
 async def events(request: web.Request) -> web.StreamResponse:
     """Register a socket under its clientId (or one made here) until it closes."""
     state = request.app[STATE]
-    if state.faults.get("ws_refuse"):
-        return web.Response(status=503)
     socket = web.WebSocketResponse()
     await socket.prepare(request)
     client_id = request.query.get("clientId") or uuid.uuid4().hex
-    client = state.hub.clients[client_id] = Client(socket, request.transport)
-    state.stats.add("sockets_opened")
+    client = state.hub.clients[client_id] = Client(socket)
     try:
         await state.hub.send("status", {"status": state.queue_info(), "sid": client_id}, client_id)
         if state.hub.client_id == client_id and state.hub.last_node_id is not None:
@@ -126,12 +123,3 @@ def _same_host(host: str, origin: str) -> bool:
     if one.port is None or other.port is None:
         return one.hostname == other.hostname
     return host == origin
-
-
-@web.middleware
-async def hang_if_asked(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Hold the request until its client gives up, as the fault http_hang asks."""
-    prefix = request.app[STATE].faults.get("http_hang")
-    if prefix and request.path.startswith(prefix) and not request.path.startswith("/settee/"):
-        await asyncio.Event().wait()
-    return await handler(request)

@@ -8,10 +8,8 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from settee import __version__
-from settee.embedded.faults import FAULTS, UnknownFault, parse_assignment
 from settee.embedded.folders import Folders, model_folders
 
 log = logging.getLogger("settee.embedded")
@@ -35,7 +33,6 @@ class Options:
     cached_results: int | None
     disable_metadata: bool
     max_upload_bytes: int
-    faults: dict[str, Any]
     argv: list[str] = field(default_factory=list)
 
 
@@ -69,19 +66,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")
     result.add_argument("--max-upload-size", type=float, default=100, metavar="MIB")
     result.add_argument("--verbose", nargs="?", const="DEBUG", default="INFO", metavar="LEVEL")
-    forms = ", ".join(f"{name}={form}" if form != "true" else name for name, (form, _) in FAULTS.items())
-    result.add_argument("--fault", action="append", default=[], metavar="NAME[=VALUE]", help=f"fail: {forms}")
     return result
 
 
 def options_from(argv: Sequence[str]) -> Options:
     """Read the command line; exits with code 2 when it is wrong."""
-    arguments = parser()
-    given, ignored = arguments.parse_known_args(argv)
-    try:
-        faults = dict(parse_assignment(text) for text in given.fault)
-    except UnknownFault as error:
-        arguments.error(str(error))
+    given, ignored = parser().parse_known_args(argv)
     base = os.path.abspath(given.base_directory or os.curdir)
     if ignored:
         log.debug("arguments without effect here: %s", " ".join(ignored))
@@ -101,6 +91,5 @@ def options_from(argv: Sequence[str]) -> Options:
         cached_results=None if given.cache_none else 0 if given.cache_classic else CACHED_RESULTS,
         disable_metadata=given.disable_metadata,
         max_upload_bytes=round(given.max_upload_size * 1024 * 1024),
-        faults=faults,
         argv=list(argv),
     )

@@ -9,21 +9,19 @@ from aiohttp import web
 
 from settee.embedded.broadcast import Hub
 from settee.embedded.executor import Executor
-from settee.embedded.faults import Faults, Stats
 from settee.embedded.nodes.node import Env
 from settee.embedded.pending import PromptQueue
 from settee.embedded.server_options import Options
 
 
 class State:
-    """One server: its options, its failures, and the parts that do the work."""
+    """One server: its options, and the parts that do the work."""
 
     def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
         self.options = options
-        self.faults, self.stats = Faults(options.faults), Stats()
-        self.hub = Hub(loop, self.faults)
+        self.hub = Hub(loop)
         self.queue = PromptQueue(on_change=lambda: self.hub.post("status", {"status": self.queue_info()}, None))
-        self.executor = Executor(self.queue, self.hub, Env(options, self.faults, self.stats))
+        self.executor = Executor(self.queue, self.hub, Env(options))
         #: For prompts that bring no number of their own.
         self.numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""The switches that make the embedded server fail."""
+"""The switches of tests/support/comfy_pack/faults.py, which make the embedded server fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 
-from settee.embedded import faults
 from tests.contract.driver import Comfy, Listener, empty_to_save, sampler_graph
 from tests.support.embedded import START_SECONDS, EmbeddedServer
 from tests.support.waiting import eventually
@@ -75,17 +74,20 @@ def test_switches_are_listed_and_unknown_ones_refused(server: EmbeddedServer) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "parsed"),
+    ("name", "value", "becomes"),
     [
-        ("oom=2", ("oom", 2)),
-        ("oom", ("oom", True)),
-        ("slow_start=0.5", ("slow_start", 0.5)),
-        ("http_hang=/view", ("http_hang", "/view")),
-        ("view_404=false", ("view_404", None)),
+        ("oom", "2", {"oom": 2}),
+        ("oom", True, {"oom": True}),
+        ("slow_start", "0.5", {"slow_start": 0.5}),
+        ("http_hang", "/view", {"http_hang": "/view"}),
+        ("view_404", "false", {}),
     ],
 )
-def test_command_line_values(text: str, parsed: tuple[str, Any]) -> None:
-    assert faults.parse_assignment(text) == parsed
+def test_values_are_read_in_the_form_of_their_switch(
+    server: EmbeddedServer, name: str, value: Any, becomes: dict[str, Any]
+) -> None:
+    server.fault(name, value)
+    assert requests.get(f"{server.url}/settee/faults", timeout=5).json() == becomes
 
 
 def test_ws_drop_after(server: EmbeddedServer, comfy: Comfy) -> None:

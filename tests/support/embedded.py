@@ -19,9 +19,10 @@ from settee.backends.comfy.process import free_port
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 _ROOT = Path(__file__).parents[2]
-_COMMAND = (sys.executable, str(_ROOT / "tests/support/comfy_pack/embedded.py"))
+_SCRIPT = _ROOT / "tests/support/comfy_pack/embedded.py"
+_COMMAND = (sys.executable, str(_SCRIPT))
 COMFY_COMMAND = shlex.join(_COMMAND)
-"""``python -m settee.embedded`` with the nodes of tests/support/comfy_pack."""
+"""``python -m settee.embedded`` with the nodes and faults of tests/support/comfy_pack."""
 
 
 class EmbeddedServer:
@@ -107,7 +108,7 @@ class EmbeddedServer:
         self.stop()
 
     def fault(self, name: str, value: Any = True) -> None:
-        """Switch a fault of settee/embedded/faults.py on, or off with None."""
+        """Switch a fault of tests/support/comfy_pack/faults.py on, or off with None."""
         answer = self._session.post(f"{self.url}/settee/faults", json={name: value}, timeout=5)
         if answer.status_code != 200:
             raise ValueError(answer.text)
@@ -131,7 +132,7 @@ def comfyui_in(folder: Path, *args: str) -> Path:
     """A folder such as COMFY_DIR names: its main.py is the embedded ComfyUI, with these arguments beside its own."""
     folder.mkdir()
     (folder / "main.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(_ROOT)!r})\nsys.argv += {list(args)!r}\n"
-        "from settee.embedded.__main__ import main\nsys.exit(main())\n"
+        f"import runpy, sys\nsys.path[:0] = [{str(_ROOT)!r}, {str(_SCRIPT.parent)!r}]\nsys.argv += {list(args)!r}\n"
+        f"runpy.run_path({str(_SCRIPT)!r}, run_name='__main__')\n"
     )
     return folder

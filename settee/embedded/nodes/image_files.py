@@ -151,15 +151,10 @@ _NEWER_PREFIX: Any = value("STRING", default="ComfyUI", multiline=False)
 _SAVER: dict[str, Any] = {"return_names": ("images",), "output_node": True}
 
 
-def write(env: Env, slot: Slot, suffix: str, save: Callable[[str], Any], number: int = 0) -> dict[str, Any]:
-    """Save to a path of the slot and return the file's entry, after the faults that spoil files had their turn."""
+def write(slot: Slot, suffix: str, save: Callable[[str], Any], number: int = 0) -> dict[str, Any]:
+    """Save to a path of the slot and return the file's entry."""
     name = f"{slot.stem.replace('%batch_num%', str(number))}_{slot.counter + number:05}_.{suffix}"
-    path = os.path.join(slot.folder, name)
-    save(path)
-    if env.faults.get("truncate_outputs"):
-        os.truncate(path, os.path.getsize(path) // 2)
-    if env.faults.get("delete_outputs"):
-        os.unlink(path)
+    save(os.path.join(slot.folder, name))
     return {"filename": name, "subfolder": slot.subfolder, "type": slot.kind}
 
 
@@ -180,7 +175,7 @@ def save_pngs(
     for key, text in metadata.items():
         info.add_text(key, text)
     return [
-        write(env, slot, "png", partial(image.save, format="PNG", pnginfo=info, compress_level=level), number)
+        write(slot, "png", partial(image.save, format="PNG", pnginfo=info, compress_level=level), number)
         for number, image in enumerate(images)
     ]
 
@@ -267,7 +262,7 @@ def save_animated_png(
 def _animation(env: Env, images: ImageBatch, prefix: str, suffix: str, fps: float, **how: Any) -> dict[str, Any]:
     slot = env.folders.next_slot(prefix, "output", *images.size)
     how |= {"save_all": True, "append_images": images[1:], "duration": int(1000 / fps)}
-    return write(env, slot, suffix, partial(images[0].save, **how))
+    return write(slot, suffix, partial(images[0].save, **how))
 
 
 @node(

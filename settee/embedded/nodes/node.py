@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from settee.embedded.broadcast import PreviewImage
-from settee.embedded.faults import Faults, Stats
 from settee.embedded.folders import Folders
 from settee.embedded.server_options import Options
 
@@ -54,14 +53,8 @@ class Env:
     """The parts of the server that a running node can use."""
 
     options: Options
-    faults: Faults
-    stats: Stats
     #: Progress of the running node: value, total, preview. Raises Interrupted.
     report: Callable[[float, float, PreviewImage | None], None] = lambda value, total, preview: None
-    #: A picture over the socket, without metadata, to the client that submitted the prompt.
-    send: Callable[[PreviewImage], None] = lambda picture: None
-    #: Queue another prompt ahead of all others; True: its events go where those of the running one do.
-    enqueue: Callable[[dict[str, Any], bool], None] = lambda prompt, is_followed: None
     #: Raises Interrupted when the running prompt should end.
     check_interrupted: Callable[[], None] = lambda: None
     #: Kept for the next prompt that has this node under the same id, as ComfyUI keeps the node's object.

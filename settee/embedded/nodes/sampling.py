@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +32,7 @@ def clouds(seed: int | str, size: tuple[int, int]) -> Image.Image:
     return Image.frombytes("RGB", (16, 16), colours).resize(size, Image.Resampling.BICUBIC)
 
 
-def sampled(
-    env: Env, start: ImageBatch, targets: Sequence[Image.Image], steps: int, share: float, step_s: float
-) -> ImageBatch:
+def sampled(env: Env, start: ImageBatch, targets: Sequence[Image.Image], steps: int, share: float) -> ImageBatch:
     """Turn pictures step by step into their targets, by ``share`` in the end.
 
     Each step reports progress and a preview (if previews are on); an interrupt is noticed only after it, as in a real
@@ -46,8 +43,6 @@ def sampled(
         return Image.blend(start[number].convert("RGB"), targets[number], share * step / steps)
 
     for step in range(1, steps + 1):
-        if step_s:
-            time.sleep(step_s)
         size = env.options.preview_size
         env.report(step, steps, None if size is None else PreviewImage("JPEG", blended(0, step), size))
     return ImageBatch(blended(number, steps) for number in range(len(start)))
@@ -116,10 +111,10 @@ def ksampler(
 ) -> ImageBatch:
     """Make clouds of the colours that a hash of all inputs gives, tinted by the model.
 
-    With denoise below 1 the start shines through. A step takes no time, unless the fault ``step_slow`` says how much.
+    With denoise below 1 the start shines through. A step takes no time.
     """
     settings = [seed, steps, cfg, sampler_name, scheduler, denoise]
     what = digest_of(model.digest, positive.digest, negative.digest, settings)
     numbered = [digest_of(what, number) for number in range(len(latent_image))]
     targets = [tinted(clouds(each, latent_image.size), model.digest, _MODEL_TINT_SHARE) for each in numbered]
-    return sampled(env, latent_image, targets, steps, denoise, env.faults.seconds("step_slow"))
+    return sampled(env, latent_image, targets, steps, denoise)

@@ -1,7 +1,7 @@
 """The embedded ComfyUI with nodes that do what those of popular packs do; ``__init__.py`` has the same for a real one.
 And with nodes that are slow, fail or save other things than images on request.
 
-Run as a script, it is ``python -m settee.embedded`` that has these nodes too.
+Run as a script, it is ``python -m settee.embedded`` that has these nodes too, and the faults of faults.py.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import faults
 from PIL import Image
 
-from settee.embedded.__main__ import main
 from settee.embedded.broadcast import PreviewImage
-from settee.embedded.faults import exit_soon, out_of_memory
-from settee.embedded.nodes.image_files import PREFIX, save_pngs, write
+from settee.embedded.nodes import image_files, sampling
+from settee.embedded.nodes.image_files import PREFIX, save_pngs
 from settee.embedded.nodes.node import (
     IMAGE,
     PROMPT,
@@ -43,7 +43,7 @@ from settee.embedded.nodes.node import (
     optional,
     value,
 )
-from settee.embedded.nodes.sampling import SEED, STEPS, clouds, sampled
+from settee.embedded.nodes.sampling import SEED, STEPS, clouds
 
 saver = partial(node, category="packs", module="custom_nodes.packs", output_node=True)
 
@@ -69,7 +69,7 @@ def batch_manager_like(
     if requeue + 1 < batches:
         prompt = copy.deepcopy(prompt)
         prompt[unique_id]["inputs"]["requeue"] = requeue + 1
-        env.enqueue(prompt, how != "post")
+        faults.FaultyExecutor.running.enqueue(prompt, how != "post")
         return Outcome(ui={"unfinished_batch": [True]})
     if fail:
         raise RuntimeError("the last batch failed")
@@ -100,10 +100,10 @@ def image_save(
 
 
 @saver("ETN_SendImageWebSocket")
-def send_image(env: Env, images: ImageBatch = IMAGE, format: str = choice("PNG", "JPEG")) -> Outcome:
+def send_image(images: ImageBatch = IMAGE, format: str = choice("PNG", "JPEG")) -> Outcome:
     """Send pictures over the socket; history gets entries without a filename."""
     for image in images:
-        env.send(PreviewImage(format, image, None))
+        faults.FaultyExecutor.running.send(PreviewImage(format, image, None))
     entry = {"source": "websocket", "content-type": f"image/{format.lower()}", "type": "output"}
     return Outcome(ui={"images": [entry] * len(images)})
 
@@ -148,7 +148,8 @@ def settee_sampler(
     delay_ms: int = integer(50, 0, 60_000),
 ) -> ImageBatch:
     """Turn a picture into noise that depends on the seed only, as a sampler's output would; a step takes delay_ms."""
-    return sampled(env, image, [clouds(seed, image.size)] * len(image), steps, 0.8, delay_ms / 1000)
+    targets = [clouds(seed, image.size)] * len(image)
+    return sampling.sampled(env, image, targets, steps, 0.8, step_s=delay_ms / 1000)
 
 
 @node("SetteeCheckpointTint", "settee", "Settee Checkpoint Tint", "IMAGE", module=_MODULE)
@@ -179,12 +180,12 @@ def settee_fault(
     """
     if fault == "error":
         raise RuntimeError(message)
-    if fault == "oom" and not _memory_suffices(env, times, until_free):
-        raise out_of_memory()
+    if fault == "oom" and not _memory_suffices(times, until_free):
+        raise faults.out_of_memory()
     if fault == "sleep":
         time.sleep(seconds)
     if fault == "exit":
-        exit_soon()
+        faults.exit_soon()
     while fault == "hang":  # ended by Interrupted, or with the process
         env.check_interrupted()
         time.sleep(_POLL_SECONDS)
@@ -200,8 +201,8 @@ class _Memory:
     frees = math.inf
 
 
-def _memory_suffices(env: Env, times: int, until_free: bool) -> bool:
-    frees = env.stats.counts["memory_frees"]
+def _memory_suffices(times: int, until_free: bool) -> bool:
+    frees = faults.stats.counts["memory_frees"]
     if frees > _Memory.frees if until_free else 0 < times <= _Memory.raised:
         _Memory.frees = math.inf
         return True
@@ -276,7 +277,7 @@ def settee_save_files(
     for name, (key, suffix, content) in KINDS.items():
         if kind in (name, "all"):
             slot = env.folders.next_slot(filename_prefix, "output", 0, 0)
-            entry = write(env, slot, suffix, partial(_put, content()))
+            entry = image_files.write(slot, suffix, partial(_put, content()))
             if name == "gifs":
                 path = os.path.join(slot.folder, entry["filename"])
                 entry |= {"format": "image/gif", "frame_rate": 10.0, "workflow": "", "fullpath": path}
@@ -289,4 +290,4 @@ def settee_save_files(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(faults.run(sys.argv[1:]))
