@@ -6,27 +6,15 @@ import errno
 import logging
 import sys
 from collections.abc import Sequence
-from typing import ClassVar
 
 from settee.embedded.server_options import options_from
 
 log = logging.getLogger("settee.embedded")
 
 
-class _Colours(logging.Formatter):
-    """ComfyUI's: the level in its colour before each message, of which only the first line has it."""
-
-    _CODES: ClassVar = {"INFO": "\033[32m", "WARNING": "\033[1m\033[33m", "ERROR": "\033[1m\033[31m"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{self._CODES.get(record.levelname, '')}[{record.levelname}]\033[0m {super().format(record)}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until it is killed. As with ComfyUI, SIGTERM ends it at once with exit status -15."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Colours("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
     options = options_from(sys.argv[1:] if argv is None else argv)
     from settee.embedded.server import serve  # here, so that a wrong command line is answered at once
 

@@ -7,12 +7,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from settee.comfyui.workflow import is_link
 from settee.embedded.broadcast import Hub, Progress
-from settee.embedded.caching import Cache, ExecutionOrder, Fingerprints, Prompt
+from settee.embedded.caching import Cache, Fingerprints, Prompt, execution_order
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.node import Env, Interrupted, Node, Outcome
 from settee.embedded.pending import PromptQueue
@@ -23,17 +23,19 @@ log = logging.getLogger("settee.embedded")
 _IDLE_WAIT_SECONDS = 10.0
 
 
+@dataclass
 class Run:
     """Runs the nodes of one prompt and tells its client about each."""
 
-    def __init__(self, prompt: Prompt, prompt_id: str, extra_data: Any, cache: Cache, hub: Hub, env: Env) -> None:
-        self.prompt = prompt
-        self.prompt_id = prompt_id
-        self._extra_data = extra_data
-        self._cache = cache
-        self._hub = hub
-        self._env = env
-        self._progress = Progress(hub, prompt_id)
+    prompt: Prompt
+    prompt_id: str
+    extra_data: Any
+    cache: Cache
+    hub: Hub
+    env: Env
+
+    def __post_init__(self) -> None:
+        self._progress = Progress(self.hub, self.prompt_id)
         self._executed: list[str] = []
         self._inputs: dict[str, Any] = {}
 
@@ -43,46 +45,45 @@ class Run:
 
     def run_node(self, node_id: str) -> None:
         """Run one node, or only repeat what it showed when its result is cached. Raises what the node raises."""
-        if cached := self._cache.get(node_id):
+        if cached := self.cache.get(node_id):
             self._post("executed", node_id, output=cached.outcome.ui)
             self._progress.finish(node_id)
             return
         self._inputs = {}
         self._progress.start(node_id)
         self._inputs = self._gather(node_id)
-        if self._hub.client_id is not None:
-            self._hub.last_node_id = node_id
+        if self.hub.client_id is not None:
+            self.hub.last_node_id = node_id
         self._post("executing", node_id)
         outcome = self._execute(node_id)
         if outcome.ui:
             self._post("executed", node_id, output=outcome.ui)
-        self._cache.store(node_id, outcome)
+        self.cache.store(node_id, outcome)
         self._progress.finish(node_id)
         self._executed.append(node_id)
 
     def repeat_intermediate(self) -> None:
         """Send again what cached nodes showed that ComfyUI's editor wants to see: their old files, temp ones too."""
         for node_id in self.prompt:
-            cached = self._cache.get(node_id)
+            cached = self.cache.get(node_id)
             is_repeated = node_id not in self._executed and self.node(node_id).intermediate_output
             if cached and cached.outcome.ui and is_repeated:
                 self._post("executed", node_id, output=cached.outcome.ui)
 
     def _execute(self, node_id: str) -> Outcome:
-        node, env = self.node(node_id), self._env
+        node, env = self.node(node_id), self.env
         env.check_interrupted()
 
         def report(value: float, total: float, preview: Any) -> None:
             env.check_interrupted()
             self._progress.update(node_id, value, total, preview)
 
-        state = self._cache.state(node_id, node.name)
-        return node.run(replace(env, report=report, state=state), dict(self._inputs))
+        return node.run(replace(env, report=report), dict(self._inputs))
 
     def _post(self, event: str, node_id: str, **more: Any) -> None:
-        if self._hub.client_id is not None:
+        if self.hub.client_id is not None:
             data = {"node": node_id, "display_node": node_id, **more, "prompt_id": self.prompt_id}
-            self._hub.post(event, data, self._hub.client_id)
+            self.hub.post(event, data, self.hub.client_id)
 
     def _gather(self, node_id: str) -> dict[str, Any]:
         """Return the node's inputs by name: constants, values of other nodes, and hidden ones.
@@ -93,14 +94,14 @@ class Run:
         gathered: dict[str, Any] = {}
         for name, value in self.prompt[node_id]["inputs"].items():
             if is_link(value):
-                source = self._cache.get(value[0])
+                source = self.cache.get(value[0])
                 values = source.outcome.values if source else ()
                 gathered[name] = values[int(value[1])] if value[1] < len(values) else None
             elif name in declared:
                 gathered[name] = value
         hidden = {
             "PROMPT": self.prompt,
-            "EXTRA_PNGINFO": self._extra_data.get("extra_pnginfo"),
+            "EXTRA_PNGINFO": self.extra_data.get("extra_pnginfo"),
             "UNIQUE_ID": node_id,
         }
         return gathered | {n: hidden[str(each.kind)] for n, each in declared.items() if each.section == "hidden"}
@@ -121,7 +122,10 @@ class Run:
             "exception_message": f"{problem}\n",
             "exception_type": type_name(problem),
             "traceback": traceback.format_tb(problem.__traceback__),
-            "current_inputs": {name: [_plain(value)] for name, value in self._inputs.items()},
+            "current_inputs": {
+                name: [value if isinstance(value, (int, float, str, type(None))) else str(value)]
+                for name, value in self._inputs.items()
+            },
             "current_outputs": list(self.prompt),
         }
 
@@ -129,15 +133,11 @@ class Run:
         """Return what history keeps of the nodes."""
         outputs, meta = {}, {}
         for node_id in self.prompt:
-            cached = self._cache.get(node_id)
+            cached = self.cache.get(node_id)
             if cached and cached.outcome.ui:
                 outputs[node_id], by = cached.outcome.ui, cached.node_id
                 meta[node_id] = {"node_id": by, "display_node": by, "parent_node": None, "real_node_id": by}
         return {"outputs": outputs, "meta": meta}
-
-
-def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (int, float, bool, str)) else str(value)
 
 
 class Executor:
@@ -147,7 +147,7 @@ class Executor:
         self._queue = queue
         self._hub = hub
         self._env = replace(env, check_interrupted=self._check_interrupted)
-        self._cache = Cache(env.options.cached_results)
+        self._cache = Cache(env.options.is_cached)
         self._interrupted = threading.Event()
         self._messages: list[tuple[str, dict[str, Any]]] = []
 
@@ -177,7 +177,7 @@ class Executor:
         self._hub.client_id = extra_data["client_id"] if "client_id" in extra_data else None  # noqa: SIM401
         self._messages = []
         self._note("execution_start", {"prompt_id": prompt_id})
-        self._cache.start(prompt, Fingerprints(prompt, self._env.folders).keys)
+        self._cache.start(Fingerprints(prompt, self._env.folders).keys)
         cached = [node_id for node_id in prompt if self._cache.get(node_id)]
         self._note("execution_cached", {"nodes": cached, "prompt_id": prompt_id})
         run = Run(prompt, prompt_id, extra_data, self._cache, self._hub, self._env)
@@ -195,14 +195,13 @@ class Executor:
 
     def _run_nodes(self, run: Run, outputs: Iterable[str]) -> bool:
         """Run the nodes that the outputs need; True when none failed."""
-        order = ExecutionOrder(
+        order = execution_order(
             run.prompt,
             outputs,
             is_cached=lambda node_id: self._cache.get(node_id) is not None,
             is_output=lambda node_id: run.node(node_id).output_node,
         )
-        while order:
-            node_id = order.next()
+        for node_id in order:
             try:
                 run.run_node(node_id)
             except Interrupted:
@@ -213,7 +212,6 @@ class Executor:
                 log.exception("!!! Exception during processing !!! %s", problem)
                 self._note("execution_error", run.failure(node_id, problem))
                 return False
-            order.complete(node_id)
         run.repeat_intermediate()
         self._note("execution_success", {"prompt_id": run.prompt_id})
         return True

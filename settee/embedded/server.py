@@ -1,4 +1,4 @@
-"""The embedded server: its routes together, the event socket, its middlewares, and its life."""
+"""The embedded server: its routes together, the event socket, and its life."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
 
-from settee.embedded import file_routes, information, prompt_routes
 from settee.embedded.broadcast import Client
+from settee.embedded.routes import STATE, State, routes
 from settee.embedded.server_options import Options
-from settee.embedded.state import STATE, State
 from settee.net.addresses import is_loopback
 
 log = logging.getLogger("settee.embedded")
@@ -46,11 +45,9 @@ def _app(state: State) -> web.Application:
     """Every route, each also under /api as in ComfyUI."""
     app = web.Application(client_max_size=state.options.max_upload_bytes, middlewares=[same_origin_only])
     app[STATE] = state
-    tables = (prompt_routes.routes, file_routes.routes, information.routes, [web.get("/ws", events)])
-    for route in (route for table in tables for route in table if isinstance(route, web.RouteDef)):
-        app.add_routes([route])
-        if not route.path.startswith("/api/"):
-            app.add_routes([web.RouteDef(route.method, "/api" + route.path, route.handler, route.kwargs)])
+    for route in (*routes, web.get("/ws", events)):
+        assert isinstance(route, web.RouteDef)
+        app.add_routes([route, web.RouteDef(route.method, f"/api{route.path}", route.handler, route.kwargs)])
     app.router.add_get("/{path:.*}", not_found)
     return app
 

@@ -7,33 +7,29 @@ import itertools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from settee import __version__
 from settee.embedded.folders import Folders, model_folders
 
 log = logging.getLogger("settee.embedded")
 
-CACHED_RESULTS = 50
-"""Results of earlier prompts that stay; ComfyUI keeps as many as the host's memory takes."""
-
 DESCRIPTION = (
     "A small server with ComfyUI's protocol that runs nodes without models. ComfyUI's other options do nothing."
 )
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(argparse.Namespace):
     """The options of one server."""
 
     listen: str
     port: int
     folders: Folders
+    #: None: no previews.
     preview_size: int | None
-    cached_results: int | None
+    is_cached: bool
     disable_metadata: bool
     max_upload_bytes: int
-    argv: list[str] = field(default_factory=list)
+    argv: list[str]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,8 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="none, auto, latent2rgb or taesd",
     )
     result.add_argument("--preview-size", type=int, default=512, metavar="PIXELS")
-    result.add_argument("--cache-none", action="store_true", help="run every node of every prompt")
-    result.add_argument("--cache-classic", action="store_true", help="keep the results of the last prompt only")
+    result.add_argument("--cache-none", dest="is_cached", action="store_false", help="run every node of every prompt")
     result.add_argument("--disable-metadata", action="store_true", help="write no graph into files")
     result.add_argument("--max-upload-size", type=float, default=100, metavar="MIB")
     result.add_argument("--verbose", nargs="?", const="DEBUG", default="INFO", metavar="LEVEL")
@@ -71,25 +66,19 @@ def parser() -> argparse.ArgumentParser:
 
 def options_from(argv: Sequence[str]) -> Options:
     """Read the command line; exits with code 2 when it is wrong."""
-    given, ignored = parser().parse_known_args(argv)
+    given, ignored = parser().parse_known_args(argv, Options(argv=list(argv)))
     base = os.path.abspath(given.base_directory or os.curdir)
     if ignored:
         log.debug("arguments without effect here: %s", " ".join(ignored))
     models = os.path.join(base, "models")
-    folders = Folders(
+    given.folders = Folders(
         input=os.path.abspath(given.input_directory or os.path.join(base, "input")),
         output=os.path.abspath(given.output_directory or os.path.join(base, "output")),
         temp=os.path.join(os.path.abspath(given.temp_directory or base), "temp"),
         models=models,
         model_folders=model_folders(models, itertools.chain.from_iterable(given.extra_model_paths_config)),
     )
-    return Options(
-        listen=given.listen,
-        port=given.port,
-        folders=folders,
-        preview_size=None if given.preview_method == "none" else given.preview_size,
-        cached_results=None if given.cache_none else 0 if given.cache_classic else CACHED_RESULTS,
-        disable_metadata=given.disable_metadata,
-        max_upload_bytes=round(given.max_upload_size * 1024 * 1024),
-        argv=list(argv),
-    )
+    given.max_upload_bytes = round(given.max_upload_size * 1024 * 1024)
+    if given.preview_method == "none":
+        given.preview_size = None
+    return given

@@ -181,10 +181,9 @@ def save_pngs(
 
 
 def _preview(env: Env, images: ImageBatch, metadata: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Write temp files, under a name that is random per node."""
+    """Write temp files, under a name that is random."""
     letters = (secrets.choice(string.ascii_lowercase) for _ in range(5))
-    prefix = env.state.setdefault("prefix", "ComfyUI_temp_" + "".join(letters))
-    return save_pngs(env, images, prefix, metadata, "temp", level=1)
+    return save_pngs(env, images, "ComfyUI_temp_" + "".join(letters), metadata, "temp", level=1)
 
 
 @node("SaveImage", "image", "Save Image", "IMAGE", **_SAVER)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,10 +66,9 @@ def _read(env: Env, kind: str, name: str) -> str:
 def _header_problem(path: str) -> str | None:
     """Return the library's words for a header that does not fit its file."""
     with open(path, "rb") as file:
-        start, size = file.read(8), os.fstat(file.fileno()).st_size
-        if len(start) < 8:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if size < 8:
             return "header too small"
-        (length,) = struct.unpack("<Q", start)
         if length > _MAX_HEADER_BYTES:
             return "header too large"
         if 8 + length > size:

@@ -57,8 +57,6 @@ class Env:
     report: Callable[[float, float, PreviewImage | None], None] = lambda value, total, preview: None
     #: Raises Interrupted when the running prompt should end.
     check_interrupted: Callable[[], None] = lambda: None
-    #: Kept for the next prompt that has this node under the same id, as ComfyUI keeps the node's object.
-    state: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folders(self) -> Folders:

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from settee.embedded import executor, server, state
+from settee.embedded import executor, routes, server
 from settee.embedded.__main__ import main
 from settee.embedded.broadcast import Hub
 from settee.embedded.executor import Executor, Run
@@ -268,8 +268,8 @@ class FaultyExecutor(Executor):
 class FaultyRun(Run):
     """Ends the process, or its prompt."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._crashes = faults.is_reached("crash_on_prompt")
 
     def run_node(self, node_id: str) -> None:
@@ -278,7 +278,7 @@ class FaultyRun(Run):
             exit_soon()
 
     def _execute(self, node_id: str) -> Any:
-        self._env.check_interrupted()
+        self.env.check_interrupted()
         if faults.take("oom"):
             raise out_of_memory()
         stats.add("nodes_executed")
@@ -318,7 +318,7 @@ async def spoil(request: web.Request, handler: Callable[[web.Request], Awaitable
 
 def install() -> None:
     """Put these parts in the place of the server's own."""
-    state.PromptQueue, state.Hub, state.Executor = FaultyQueue, FaultyHub, FaultyExecutor
+    routes.PromptQueue, routes.Hub, routes.Executor = FaultyQueue, FaultyHub, FaultyExecutor
     executor.Run = FaultyRun
     app, write, sampled = server._app, image_files.write, sampling.sampled
 
