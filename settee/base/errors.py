@@ -89,10 +89,6 @@ class SetteeError(Exception):
         problems = self.details.get("problems") or ()
         return [problem_line(each) for each in problems if isinstance(each, dict)] or [self.message]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the error as doors show it: ``{"error", "code", "details"}``."""
-        return {"error": self.message, "code": self.code, "details": self.details}
-
 
 def problem_line(problem: dict[str, Any]) -> str:
     """Return one problem for a person: where it is, and of which node class, what is wrong, and near matches."""

@@ -91,7 +91,7 @@ class Lock(Enum):
 
 
 def try_lock(fd: int, *, exclusive: bool = True) -> Lock:
-    """flock an open file without waiting. It is held until :func:`unlock`, or until the file is closed everywhere."""
+    """flock an open file without waiting. It is held until the file is closed everywhere."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -101,14 +101,6 @@ def try_lock(fd: int, *, exclusive: bool = True) -> Lock:
     except OSError as error:
         return Lock.BUSY if error.errno in (errno.EAGAIN, errno.EACCES) else Lock.NONE
     return Lock.HELD
-
-
-def unlock(fd: int) -> None:
-    """Give a lock up at once: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it."""
-    with contextlib.suppress(OSError, ImportError):
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def hold(stack: contextlib.ExitStack, path: str, *, exclusive: bool, wait_s: float, create: bool = False) -> Lock:
@@ -142,7 +134,11 @@ def is_at(fd: int, path: str | Path) -> bool:
 
 
 def _release(fd: int) -> None:
-    unlock(fd)
+    """Give a lock up at once: a process forked meanwhile (the SDK's ping) has the same open file, and would keep it."""
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_UN)
     os.close(fd)
 
 

@@ -38,7 +38,7 @@ class S3Object:
     endpoint: str | None = None
     #: The ETag of the wanted content, where S3 was asked for it: after another upload it is another file.
     version: str | None = None
-    #: The job's s3Config (a CallersBucket), whose endpoint that is. Pydantic resolves this when a request is parsed.
+    #: The job's s3Config (a Bucket), whose endpoint that is. Pydantic resolves this when a request is parsed.
     config: Any = field(default=None, repr=False, compare=False)
 
     @property

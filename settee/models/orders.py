@@ -27,7 +27,7 @@ from settee.models.required import Named, named_models, wanted
 from settee.models.sources import volume_file
 
 if TYPE_CHECKING:
-    from settee.s3.target import CallersBucket
+    from settee.engine.request import Bucket
 
 #: A cancel token, progress and a download's end are looked at this often: they cannot be waited for together, and a
 #: job's progress is reported about as often anyway.
@@ -70,7 +70,7 @@ class Order:
         store: ModelStore,
         workflow: Workflow,
         own: Sequence[ModelEntry] = (),
-        bucket: CallersBucket | None = None,
+        bucket: Bucket | None = None,
         *,
         is_sealed: bool = False,
     ) -> Order:
@@ -151,7 +151,7 @@ def _progress_of(pending: Sequence[Placing]) -> str:
 
 
 def checked(
-    own: Sequence[ModelEntry], entries: Iterable[ModelEntry], settings: Settings, bucket: CallersBucket | None
+    own: Sequence[ModelEntry], entries: Iterable[ModelEntry], settings: Settings, bucket: Bucket | None
 ) -> list[ModelEntry]:
     """Return a job's entries, those that the worker has anyway as the worker's own.
 
@@ -194,7 +194,7 @@ def _clash(entry: ModelEntry, other: ModelEntry | None, settings: Settings) -> s
     return None
 
 
-def _at(entry: ModelEntry, bucket: CallersBucket | None) -> ModelEntry:
+def _at(entry: ModelEntry, bucket: Bucket | None) -> ModelEntry:
     """Return the entry with its job's s3Config: equal keys at two endpoints are two files."""
     if bucket is None or not isinstance(entry.source, S3Object):
         return entry

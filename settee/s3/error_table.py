@@ -29,9 +29,8 @@ class Kind(Enum):
     NO_OBJECT = "no_object"
     WRONG_KEYS = "wrong_keys"
     FORBIDDEN = "forbidden"
-    #: S3 failed, or took damaged bytes: another try may succeed.
+    #: S3 failed, took damaged bytes or cannot be reached: another try may succeed.
     LATER = "later"
-    UNREACHABLE = "unreachable"
     #: The endpoint, its certificate, region or clock; or an answer without a row in this table.
     OTHER = "other"
 
@@ -49,7 +48,7 @@ class S3Error(SetteeError):
         status: int = 0,
     ) -> None:
         details = {"settings": list(settings), **({"s3_code": code} if code else {})}
-        super().__init__(message, details=details, retryable=kind in (Kind.LATER, Kind.UNREACHABLE))
+        super().__init__(message, details=details, retryable=kind is Kind.LATER)
         self.kind = kind
         self.status = status
 
@@ -125,7 +124,7 @@ def explain(error: Exception, target: Target, *, reads: bool = False) -> S3Error
     if isinstance(error, (boto.ConnectionError, boto.HTTPClientError, OSError)):
         return S3Error(
             f"S3 cannot be reached, or drops the connection again and again: look at {endpoint}",
-            Kind.UNREACHABLE,
+            Kind.LATER,
             settings=(endpoint,),
         )
     if "Parse" in type(error).__name__:  # ResponseParserError, in botocore.parsers

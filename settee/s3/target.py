@@ -6,7 +6,7 @@ import ipaddress
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from settee.net.addresses import NotPublic, public_addresses
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from settee.base.settings import Settings
+    from settee.engine.request import Bucket
 
 NOT_PUBLIC = "is not on the public Internet (ALLOW_PRIVATE_S3CONFIG permits it)"
 _UNREADABLE = "is not a URL: its host or port cannot be read"
@@ -61,20 +62,7 @@ class Target:
         return f"{self.owner}{name if self.own else _CALLERS_NAMES[name]}"
 
 
-class CallersBucket(Protocol):
-    """A job's s3Config."""
-
-    @property
-    def endpoint_url(self) -> str: ...
-    @property
-    def bucket_name(self) -> str: ...
-    @property
-    def access_id(self) -> SecretStr: ...
-    @property
-    def access_secret(self) -> SecretStr: ...
-
-
-def callers_target(bucket: CallersBucket, settings: Settings) -> Target:
+def callers_target(bucket: Bucket, settings: Settings) -> Target:
     """Return a job's s3Config, without a prefix. Raises ValueError with what is wrong with its endpoint, by name."""
     try:
         endpoint = callers_endpoint(bucket.endpoint_url, bucket.bucket_name)

@@ -188,7 +188,7 @@ def test_a_callers_endpoint_must_be_on_the_public_internet(url: str) -> None:
     request = make_job(bucket={**CALLERS, "endpointUrl": url}).request
     with pytest.raises(InvalidRequest, match="public Internet") as error:
         check_request(request, make_settings())
-    assert "caller-secret" not in str(error.value.as_dict())
+    assert "caller-secret" not in str([error.value.message, error.value.details])
     check_request(request, make_settings(allow_private_s3config=True))
 
 

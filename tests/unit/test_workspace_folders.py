@@ -137,7 +137,7 @@ def test_a_full_disk_says_what_to_do(workspace: Workspace, monkeypatch: pytest.M
     with pytest.raises(NoSpace, match="RAM disk") as caught:
         workspace.write("a.bin", [b"x"], 10)
     monkeypatch.setattr(os, "write", real)
-    assert "/secret" not in str(caught.value.as_dict())
+    assert "/secret" not in str([caught.value.message, caught.value.details])
     assert list(workspace.folders.input.iterdir()) == []
 
 
