@@ -46,45 +46,41 @@ def execution_order(
         order.done(node_id)
 
 
-class Fingerprints:
-    """The cache key of every node of one prompt: its class and inputs, the keys of its ancestors, and IS_CHANGED."""
+def fingerprints(prompt: Prompt, folders: Folders) -> dict[str, str]:
+    """Return the cache key of every node: a hash of its class and inputs, its ancestors' keys, and IS_CHANGED."""
+    keys: dict[str, str] = {}
 
-    def __init__(self, prompt: Prompt, folders: Folders) -> None:
-        self._prompt = prompt
-        self._folders = folders
-        self.keys: dict[str, str] = {}
-        for node_id in prompt:
-            self._key(node_id)
+    def key(node_id: str) -> str:
+        if node_id not in keys:
+            keys[node_id] = uuid.uuid4().hex  # equal to no other: of a node that is missing, or that reads itself
+            if node_id in prompt:
+                prompted = prompt[node_id]
+                node, inputs = NODES[prompted["class_type"]], dict(prompted["inputs"])
+                for name, value in inputs.items():
+                    if is_link(value):
+                        inputs[name] = [key(value[0]), value[1]]
+                own_id = node_id if any(each.kind == "UNIQUE_ID" for each in node.inputs.values()) else None
+                described = [node.name, _is_changed(prompted, node, folders), own_id, inputs]
+                keys[node_id] = digest_of(json.dumps(described, sort_keys=True))
+        return keys[node_id]
 
-    def _key(self, node_id: str) -> str:
-        if node_id in self.keys:
-            return self.keys[node_id]
-        self.keys[node_id] = uuid.uuid4().hex  # equal to no other: of a node that is missing, or read by itself
-        if node_id not in self._prompt:
-            return self.keys[node_id]
-        prompted = self._prompt[node_id]
-        node = NODES[prompted["class_type"]]
-        inputs = dict(prompted["inputs"])
-        for name, value in inputs.items():
-            if is_link(value):
-                inputs[name] = [self._key(value[0]), value[1]]
-        own_id = node_id if any(each.kind == "UNIQUE_ID" for each in node.inputs.values()) else None
-        described = [node.name, self._is_changed(prompted, node), own_id, inputs]
-        self.keys[node_id] = digest_of(json.dumps(described, sort_keys=True))
-        return self.keys[node_id]
+    for node_id in prompt:
+        key(node_id)
+    return keys
 
-    def _is_changed(self, prompted: dict[str, Any], node: Node) -> Any:
-        if node.fingerprint is None:
-            return False
-        constants = {name: None if is_link(value) else value for name, value in prompted["inputs"].items()}
-        try:
-            # ComfyUI writes this into the graph itself, from where it reaches the metadata of saved files.
-            prompted["is_changed"] = [node.fingerprint(self._folders, constants)]
-        except Exception as error:  # as ComfyUI: whatever a node raises here is only a warning
-            log.warning("WARNING: %s", error)
-            prompted["is_changed"] = math.nan
-            return uuid.uuid4().hex
-        return prompted["is_changed"]
+
+def _is_changed(prompted: dict[str, Any], node: Node, folders: Folders) -> Any:
+    if node.fingerprint is None:
+        return False
+    constants = {name: None if is_link(value) else value for name, value in prompted["inputs"].items()}
+    try:
+        # ComfyUI writes this into the graph itself, from where it reaches the metadata of saved files.
+        prompted["is_changed"] = [node.fingerprint(folders, constants)]
+    except Exception as error:  # as ComfyUI: whatever a node raises here is only a warning
+        log.warning("WARNING: %s", error)
+        prompted["is_changed"] = math.nan
+        return uuid.uuid4().hex
+    return prompted["is_changed"]
 
 
 class Cached(NamedTuple):
@@ -95,17 +91,16 @@ class Cached(NamedTuple):
 
 
 class Cache:
-    """Results of the last prompt by key, as ComfyUI keeps them with --cache-classic; or of none."""
+    """Results of the last prompt by key, as ComfyUI keeps them with --cache-classic."""
 
-    def __init__(self, is_kept: bool) -> None:
-        self._is_kept = is_kept
+    def __init__(self) -> None:
         self._keys: dict[str, str] = {}
         self._results: dict[str, Cached] = {}
 
     def start(self, keys: dict[str, str]) -> None:
         """Begin a prompt: what it does not contain is dropped."""
-        used = set(keys.values()) if self._is_kept else set()
-        self._keys, self._results = keys, {key: self._results[key] for key in self._results.keys() & used}
+        used = self._results.keys() & keys.values()
+        self._keys, self._results = keys, {key: self._results[key] for key in used}
 
     def clear(self) -> None:
         """Drop everything."""

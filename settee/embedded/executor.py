@@ -12,7 +12,7 @@ from typing import Any
 
 from settee.comfyui.workflow import is_link
 from settee.embedded.broadcast import Hub, Progress
-from settee.embedded.caching import Cache, Fingerprints, Prompt, execution_order
+from settee.embedded.caching import Cache, Prompt, execution_order, fingerprints
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.node import Env, Interrupted, Node, Outcome
 from settee.embedded.pending import PromptQueue
@@ -147,7 +147,7 @@ class Executor:
         self._queue = queue
         self._hub = hub
         self._env = replace(env, check_interrupted=self._check_interrupted)
-        self._cache = Cache(env.options.is_cached)
+        self._cache = Cache()
         self._interrupted = threading.Event()
         self._messages: list[tuple[str, dict[str, Any]]] = []
 
@@ -177,7 +177,9 @@ class Executor:
         self._hub.client_id = extra_data["client_id"] if "client_id" in extra_data else None  # noqa: SIM401
         self._messages = []
         self._note("execution_start", {"prompt_id": prompt_id})
-        self._cache.start(Fingerprints(prompt, self._env.folders).keys)
+        if not self._env.options.is_cached:
+            self._cache.clear()
+        self._cache.start(fingerprints(prompt, self._env.folders))
         cached = [node_id for node_id in prompt if self._cache.get(node_id)]
         self._note("execution_cached", {"nodes": cached, "prompt_id": prompt_id})
         run = Run(prompt, prompt_id, extra_data, self._cache, self._hub, self._env)
