@@ -13,7 +13,6 @@ from typing import Any
 from settee.comfyui.workflow import unwrapped
 from settee.embedded.folders import Folders
 from settee.embedded.nodes import NODES
-from settee.embedded.nodes.node import Node
 
 Error = dict[str, Any]
 LONG_LIST = 20
@@ -28,14 +27,6 @@ class Verdict:
     error: Error | None = None
     outputs: list[str] = field(default_factory=list)
     node_errors: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _NodeVerdict:
-    """A node that depends on a bad one is bad too, without errors of its own."""
-
-    ok: bool
-    errors: list[Error]
 
 
 def error(kind: str, message: str, details: str, **extra: Any) -> Error:
@@ -62,15 +53,15 @@ def validate(prompt: Any, targets: Container[str] | None, folders: Folders) -> V
     verdict = Verdict()
     details: list[str] = []
     for output in outputs:
-        judged = judge.judge_output(output)
-        if judged.ok:
+        errors = judge.judge_output(output)
+        if errors is None:
             verdict.outputs.append(output)
             continue
-        details += [f"{each['message']}: {each['details']}" for each in judged.errors]
+        details += [f"{each['message']}: {each['details']}" for each in errors]
         for node_id, found in judge.verdicts.items():
-            if not found.ok and found.errors:
+            if found:
                 more = {"dependent_outputs": [], "class_type": prompt[node_id]["class_type"]}
-                named = verdict.node_errors.setdefault(node_id, {"errors": found.errors, **more})
+                named = verdict.node_errors.setdefault(node_id, {"errors": found, **more})
                 named["dependent_outputs"].append(output)
     if not verdict.outputs:
         message = "Prompt outputs failed validation"
@@ -96,9 +87,10 @@ class _Judge:
         self._prompt = prompt
         self._folders = folders
         self._visiting: list[str] = []
-        self.verdicts: dict[str, _NodeVerdict] = {}
+        #: None for a node that can run, else its errors: none for one that only depends on a bad node.
+        self.verdicts: dict[str, list[Error] | None] = {}
 
-    def judge_output(self, node_id: str) -> _NodeVerdict:
+    def judge_output(self, node_id: str) -> list[Error] | None:
         """Judge a node and everything before it; whatever goes wrong becomes an error of the node."""
         try:
             return self._judge(node_id)
@@ -108,9 +100,9 @@ class _Judge:
 
     def _note_exception(self, node_id: str, problem: Exception, kind: str, message: str, **more: Any) -> None:
         more |= {"exception_type": type_name(problem), "traceback": traceback.format_tb(problem.__traceback__)}
-        self.verdicts[node_id] = _NodeVerdict(False, [error(kind, message, str(problem), **more)])
+        self.verdicts[node_id] = [error(kind, message, str(problem), **more)]
 
-    def _judge(self, node_id: str) -> _NodeVerdict:
+    def _judge(self, node_id: str) -> list[Error] | None:
         if node_id in self.verdicts:
             return self.verdicts[node_id]
         if node_id in self._visiting:
@@ -130,18 +122,21 @@ class _Judge:
                     errors += _judge_value(inputs, name, config, own_check=node.check_image is not None)
             elif declared.section == "required":
                 errors.append(error("required_input_missing", "Required input is missing", name, input_name=name))
-        errors += self._own_check(node, inputs)
-        of_cycle = self.verdicts[node_id].errors if node_id in self.verdicts else []
-        self.verdicts[node_id] = _NodeVerdict(ok and not errors, of_cycle + errors)
+        if node.check_image is not None:
+            constants = {name: None if isinstance(value, list) else value for name, value in inputs.items()}
+            if problem := node.check_image(self._folders, constants):
+                message = "Custom validation failed for node"
+                errors.append(error("custom_validation_failed", message, f"image - {problem}", input_name="image"))
+        of_cycle = self.verdicts.get(node_id) or []
+        self.verdicts[node_id] = None if ok and not errors else of_cycle + errors
         return self.verdicts[node_id]
 
-    def _cycle(self, node_id: str) -> _NodeVerdict:
+    def _cycle(self, node_id: str) -> list[Error] | None:
         around = self._visiting[self._visiting.index(node_id) :]
         details = " -> ".join(f"{each} ({self._prompt[each]['class_type']})" for each in [*around, node_id])
         for each in around:
             more = {"node_id": each, "cycle_nodes": around}
-            found = error("dependency_cycle", "Dependency cycle detected", details, **more)
-            self.verdicts[each] = _NodeVerdict(False, [found])
+            self.verdicts[each] = [error("dependency_cycle", "Dependency cycle detected", details, **more)]
         return self.verdicts[node_id]
 
     def _judge_link(self, node_id: str, link: list[Any], name: str, config: list[Any], errors: list[Error]) -> bool:
@@ -161,7 +156,7 @@ class _Judge:
             return True
         self._visiting.append(node_id)
         try:
-            return self._judge(source).ok
+            return self._judge(source) is None
         except Exception as problem:  # edge: as in judge_output
             kind, message = "exception_during_inner_validation", "Exception when validating inner node"
             more = {"exception_message": str(problem), "linked_node": link}
@@ -169,16 +164,6 @@ class _Judge:
             return False
         finally:
             self._visiting.pop()
-
-    def _own_check(self, node: Node, inputs: dict[str, Any]) -> list[Error]:
-        if node.check_image is None:
-            return []
-        constants = {name: None if isinstance(value, list) else value for name, value in inputs.items()}
-        problem = node.check_image(self._folders, constants)
-        if problem is None or "image" not in inputs:
-            return []
-        message = "Custom validation failed for node"
-        return [error("custom_validation_failed", message, f"image - {problem}", input_name="image")]
 
 
 def _judge_value(inputs: dict[str, Any], name: str, config: list[Any], own_check: bool) -> list[Error]:
