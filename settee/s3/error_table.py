@@ -91,19 +91,16 @@ def was_refused(error: Exception) -> bool:
     )
 
 
-def is_upstream(error: BaseException) -> bool:
-    """Return True for an error of botocore or urllib3. Some of botocore's have no base class of its own."""
-    return any(kind.__module__.partition(".")[0] in ("botocore", "boto3", "urllib3") for kind in type(error).__mro__)
-
-
 @contextlib.contextmanager
 def explained(target: Target, *, reads: bool = False) -> Iterator[None]:
     """Turn errors of S3 and of the way to it into S3Error; ``reads``: objects are read here, not written."""
     try:
         yield
     except Exception as error:
+        # Some errors of botocore have no base class of its own.
+        kinds = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
         # Of a read an OSError is the socket's; around an upload it may be the disk's.
-        if not is_upstream(error) and not (reads and isinstance(error, OSError)):
+        if kinds.isdisjoint(("botocore", "boto3", "urllib3")) and not (reads and isinstance(error, OSError)):
             raise
         raise explain(error, target, reads=reads) from error
 
