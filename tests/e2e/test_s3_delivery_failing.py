@@ -39,7 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def failure(artifacts: list[Artifact], config: Any, **options: Any) -> DeliveryError:
     with pytest.raises(DeliveryError) as error:
         run(artifacts, make_job("s3"), config, **options)
-    shown = str(error.value.as_dict())
+    shown = str([error.value.message, error.value.details])
     assert config.bucket_secret_access_key.get_secret_value() not in shown
     assert config.bucket_access_key_id.get_secret_value() not in shown
     assert "127.0.0.1" not in shown
