@@ -302,7 +302,7 @@ async def spoil(request: web.Request, handler: Callable[[web.Request], Awaitable
         await asyncio.Event().wait()
     if asked == "GET /ws" and faults.get("ws_refuse"):
         return web.Response(status=503)
-    if asked == "GET /view" and faults.get("view_404"):
+    if asked.endswith(" /view") and faults.get("view_404"):
         return web.Response(status=404)
     if asked == "POST /prompt" and faults.take("prompt_500"):
         raise RuntimeError("the fault prompt_500 is on")
