@@ -269,6 +269,10 @@ class Settings(BaseSettings):
         return self.models_dir or self.comfy_dir / "models"
 
     @property
+    def max_file_bytes(self) -> int:
+        return int(self.max_file_mb * MIB)
+
+    @property
     def has_bucket(self) -> bool:
         return self.bucket_endpoint_url is not None
 

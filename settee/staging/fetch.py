@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
@@ -43,7 +42,8 @@ _END_S = 5.0
 #: How long a signed S3 URL lives: longer than any download that DOWNLOAD_TIMEOUT_S would sensibly allow.
 _SIGNED_S = 6 * 3600
 
-Sink = Callable[[str, Iterable[bytes]], Path]
+#: Writes a file by its name; returns its hex SHA-256.
+Sink = Callable[[str, Iterable[bytes]], str]
 
 
 @dataclass(frozen=True)
@@ -114,19 +114,18 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
 def download_all(
     remotes: Sequence[Remote],
     sink: Sink,
+    settings: Settings,
     *,
     limits: Limits,
-    timeout_s: float,
-    max_bytes: int,
-    on_done: Callable[[Remote, Path], None],
+    on_done: Callable[[Remote, str], None],
 ) -> None:
-    """Download all, up to four at once; ``sink(name, chunks)`` writes one, from a thread of its own.
+    """Download all, up to four at once; ``sink`` writes one, from a thread of its own; ``on_done`` gets what it
+    returned, in this thread.
 
-    ``timeout_s``: the limit of each file. ``on_done`` is called in this thread.
     The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched, PayloadTooLarge,
     JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being written any more.
     """
-    downloads = _Downloads(sink, limits, timeout_s, max_bytes)
+    downloads = _Downloads(sink, settings, limits)
     pool = Pool(_THREADS, downloads.check, name="settee-download")
     try:
         for remote in remotes:
@@ -140,8 +139,9 @@ def download_all(
 class _Downloads:
     """Downloads, each in a thread. One that waits for a name server is left alone at the end, and writes nothing."""
 
-    def __init__(self, sink: Sink, limits: Limits, timeout_s: float, max_bytes: int) -> None:
-        self._sink, self._limits, self._timeout_s, self._max_bytes = sink, limits, timeout_s, max_bytes
+    def __init__(self, sink: Sink, settings: Settings, limits: Limits) -> None:
+        self._sink, self._limits, self._timeout_s = sink, limits, settings.download_timeout_s
+        self._max_bytes = settings.max_file_bytes
         self._lock = threading.Condition()
         self._stopped = threading.Event()
         #: Until when each running download may take.
@@ -168,7 +168,7 @@ class _Downloads:
                 connections.close()
             self._lock.wait_for(lambda: not self._writing, _END_S)
 
-    def download(self, remote: Remote) -> Path:
+    def download(self, remote: Remote) -> str:
         with self._lock:
             self._until[remote] = time.monotonic() + self._timeout_s
         try:
@@ -187,7 +187,7 @@ class _Downloads:
                 )
             return self._connections[kind]
 
-    def _attempt(self, remote: Remote) -> Path:
+    def _attempt(self, remote: Remote) -> str:
         try:
             url, login = split_login(remote.url)
             if remote.public_only and environment_of(url)[0] is not None:
@@ -209,7 +209,7 @@ class _Downloads:
         except (Broken, Refused) as error:
             raise remote.failed(error.reason, retryable=isinstance(error, Broken)) from error
 
-    def _write(self, remote: Remote, answer: Answer) -> Path:
+    def _write(self, remote: Remote, answer: Answer) -> str:
         """Have the file made, now that there is an answer: a thread left waiting for one has nothing to clean up."""
         if answer.status != 200:
             raise Refused(f"HTTP {answer.status}", answer.status)

@@ -7,7 +7,6 @@ then are URLs fetched.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -100,13 +99,7 @@ class _Staging:
     notify: Callable[[int, int], None]
     done: dict[str, Staged] = field(default_factory=dict)
     remotes: list[Remote] = field(default_factory=list)
-    #: SHA-256 of what was written, by name: found on the way, no file is read again for it.
-    _digests: dict[str, str] = field(default_factory=dict)
     _problems: list[tuple[Problem, type[InvalidRequest]]] = field(default_factory=list)
-
-    @property
-    def max_bytes(self) -> int:
-        return int(self.settings.max_file_mb * MIB)
 
     def check_names(self) -> None:
         """Raise for every name that breaks a rule, and where two want one place."""
@@ -137,19 +130,12 @@ class _Staging:
     def download(self) -> None:
         """Fetch the rest, then check the images among it."""
 
-        def arrived(remote: Remote, path: Path) -> None:
+        def arrived(remote: Remote, sha256: str) -> None:
             with self._noting(remote.name):
-                self._finish(remote.name, path)
+                self._finish(remote.name, sha256)
 
         if self.remotes:
-            fetch.download_all(
-                self.remotes,
-                self._write,
-                limits=self.limits,
-                timeout_s=self.settings.download_timeout_s,
-                max_bytes=self.max_bytes,
-                on_done=arrived,
-            )
+            fetch.download_all(self.remotes, self._write, self.settings, limits=self.limits, on_done=arrived)
         self._raise()
 
     @contextmanager
@@ -170,17 +156,8 @@ class _Staging:
             kind = kinds.pop() if len(kinds) == 1 else InvalidRequest
             raise kind.from_problems([problem for problem, _ in self._problems], "input file")
 
-    def _write(self, name: str, chunks: Iterable[bytes]) -> Path:
-        digest = hashlib.sha256()
-
-        def hashed() -> Iterator[bytes]:
-            for chunk in chunks:
-                digest.update(chunk)
-                yield chunk
-
-        path = self.workspace.write(name, hashed(), self.max_bytes)
-        self._digests[name] = digest.hexdigest()
-        return path
+    def _write(self, name: str, chunks: Iterable[bytes]) -> str:
+        return self.workspace.write(name, chunks, self.settings.max_file_bytes)
 
     def _source(self, file: InputFile) -> Iterable[bytes] | None:
         """Return the decoded data, piece by piece; None for an address, which is noted."""
@@ -220,7 +197,7 @@ class _Staging:
             )
         with _open_below(self.settings.input_volume_dir, name) as file:
             found = os.fstat(file.fileno())
-            if found.st_size > self.max_bytes:
+            if found.st_size > self.settings.max_file_bytes:
                 limit = f"MAX_FILE_MB ({self.settings.max_file_mb:g} MiB)"
                 raise PayloadTooLarge(f"the file {shown(name)} of the volume is over {limit}")
             try:
@@ -236,15 +213,16 @@ class _Staging:
                     retryable=True,
                 )
 
-    def _finish(self, name: str, path: Path) -> None:
+    def _finish(self, name: str, sha256: str) -> None:
         """Check a file that has been written, and count it."""
+        path = self.workspace.folders.input / name
         now = path.stat()
         with path.open("rb") as file:
             head = file.read(HEAD)
         # LoadImage goes by the first bytes as well, whatever the name's suffix is.
         if looks_like_image(head) or any(image.name == name for image in self.request.images):
             check_image(path, self.settings.max_pixels)
-        self.done[name] = Staged(name, path, now.st_size, now.st_mtime_ns, self._digests[name], unloadable(head))
+        self.done[name] = Staged(name, path, now.st_size, now.st_mtime_ns, sha256, unloadable(head))
         self.notify(len(self.done), len(self.files))
 
 

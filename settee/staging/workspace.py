@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -250,8 +251,8 @@ class Workspace:
                     others += 1
         return sorted(names), others
 
-    def write(self, name: str, chunks: Iterable[bytes | memoryview], max_bytes: int) -> Path:
-        """Write an input file, flushed and synced, and return its path.
+    def write(self, name: str, chunks: Iterable[bytes | memoryview], max_bytes: int) -> str:
+        """Write an input file, flushed and synced, and return its hex SHA-256: no file is read again for it.
 
         On any failure, also one raised by ``chunks``, the part written so far is wiped. Raises UnsafePath,
         PayloadTooLarge over ``max_bytes``, InvalidRequest when the name is taken, NoSpace.
@@ -264,12 +265,11 @@ class Workspace:
                 fd = os.open(relative.name, _NEW_FILE, 0o600, dir_fd=folder_fd)
             try:
                 with closing_fd(fd):
-                    _copy(chunks, fd, name, max_bytes)
+                    return _copy(chunks, fd, name, max_bytes)
             except BaseException:
                 with contextlib.suppress(OSError):
                     wipe_file(relative.name, dir_fd=folder_fd)
                 raise
-        return self.folders.input / relative
 
 
 def open_folder(root: str | Path, parts: Sequence[str], *, make: bool = False) -> int:
@@ -302,9 +302,10 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: int) -> None:
-    total = 0
+def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: int) -> str:
+    total, digest = 0, hashlib.sha256()
     for chunk in chunks:
+        digest.update(chunk)
         total += len(chunk)
         if total > max_bytes:
             raise PayloadTooLarge(f"the file {shown(name)} is over MAX_FILE_MB ({max_bytes / MIB:g} MiB)")
@@ -312,6 +313,7 @@ def _copy(chunks: Iterable[bytes | memoryview], fd: int, name: str, max_bytes: i
             write_all(fd, chunk)
     with _writing(name):
         os.fsync(fd)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -293,18 +293,17 @@ def test_a_downloads_url_is_in_no_log(tmp_path: Path) -> None:
     stream = io.StringIO()
     logs.setup(make_settings(), stream)
 
-    def sink(name: str, chunks: object) -> Path:
+    def sink(name: str, chunks: object) -> str:
         b"".join(chunks)  # type: ignore[call-overload]
-        return tmp_path
+        return ""
 
     with _odd_server() as port, Cancel() as cancel:
         remote = Remote("a.bin", f"http://127.0.0.1:{port}/p?signature=private", "here", public_only=False, redirects=0)
         fetch.download_all(
             [remote],
             sink,
+            make_settings(),
             limits=Limits(cancel=cancel, deadline=time.monotonic() + 10),
-            timeout_s=10,
-            max_bytes=100,
             on_done=lambda *_: None,
         )
     assert "private" not in stream.getvalue()

@@ -59,14 +59,13 @@ def test_unless_the_operator_says_no(server: FaultyS3, tmp_path: Path) -> None:
     remote = s3_input("an input", "s3://bucket/model.bin", settings, None)
     contents: list[bytes] = []
 
-    def sink(name: str, chunks: Iterable[bytes]) -> Path:
+    def sink(name: str, chunks: Iterable[bytes]) -> str:
         contents.append(b"".join(chunks))
-        return tmp_path
+        return ""
 
-    limits = {"timeout_s": 20, "max_bytes": len(BODY)}
     with Cancel() as cancel:
         deadline = Limits(cancel=cancel, deadline=time.monotonic() + 20)
-        download_all([remote], sink, limits=deadline, on_done=lambda *_: None, **limits)
+        download_all([remote], sink, settings, limits=deadline, on_done=lambda *_: None)
     assert contents == [BODY]
     (tmp_path / "a.png").write_bytes(BODY)
     run([file_artifact(tmp_path / "a.png")], make_job({"mode": "s3"}), settings)
