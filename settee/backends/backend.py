@@ -40,15 +40,8 @@ class Made:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Notify:
-    """Calls of a backend to the job that it runs."""
-
-    #: The backend itself is waited for, which may take long.
-    waiting: Callable[[], None]
-    submitted: Callable[[], None]
-    #: node id, node class, value, maximum, percent of the whole graph.
-    progress: Callable[[str | None, str | None, int | None, int | None, float], None]
+#: Reports a step of the job that runs: its status (without one, that of before) and other fields of Progress.
+Report = Callable[..., None]
 
 
 class Backend(Protocol):
@@ -80,7 +73,7 @@ class Backend(Protocol):
     def check_policy(self, job: Job) -> None:
         """Refuse what can be refused before it is ready."""
 
-    def ready(self, limits: Limits, notify: Notify) -> None:
+    def ready(self, limits: Limits, report: Report) -> None:
         """Return once it can run a job."""
 
     def check(self, job: Job, entries: Sequence[ModelEntry]) -> Checked:
@@ -93,7 +86,7 @@ class Backend(Protocol):
         """Drop models and caches before the next graph."""
 
     def execute(
-        self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, notify: Notify
+        self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, report: Report
     ) -> Callable[[], Made]:
         """Run a graph to its end; the returned call collects what it made. When it raises, nothing of it runs on."""
 

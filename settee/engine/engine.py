@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from settee.backends.backend import Backend, Limits, Notify
+from settee.backends.backend import Backend
 from settee.backends.comfy.comfy_backend import ComfyBackend
 from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, SetteeError, StagingError
-from settee.base.job import Cancel, Job, OnProgress, Progress, Result, Status
+from settee.base.job import Cancel, Job, Limits, OnProgress, Progress, Result, Status
 from settee.base.settings import Settings
 from settee.delivery import Delivery, check_request
 from settee.delivery.plan import MAX_WARNINGS
@@ -157,11 +157,6 @@ class JobRun:
         self._on_progress = on_progress
         self._started = time.monotonic()
         self._limits = Limits(cancel=cancel, deadline=self._started + (job.request.timeout_s or settings.job_timeout_s))
-        self._notify = Notify(
-            waiting=lambda: self._report(self._status, message="waiting for ComfyUI to answer"),
-            submitted=lambda: self._report(Status.SUBMITTED),
-            progress=self._progress,
-        )
         self._timings: dict[str, float] = {}
         self._percent, self._status = 0.0, Status.PREPARING
 
@@ -202,9 +197,9 @@ class JobRun:
         return replace(result, timings=dict(self._timings))
 
     def _work(self, order: Order, delivery: Delivery) -> Result:
-        job, backend, limits, notify = self._job, self._backend, self._limits, self._notify
+        job, backend, limits = self._job, self._backend, self._limits
         with self._timed("ready"):
-            backend.ready(limits, notify)
+            backend.ready(limits, self._report)
         checked = backend.check(job, order.entries)
         order.narrow(checked.live)
         with self._timed("staging"):
@@ -214,7 +209,7 @@ class JobRun:
             self._await_models(order)
         delivery.check_bucket()
         with self._timed("execution"):
-            collect = backend.execute(job, checked, staged, limits, notify)
+            collect = backend.execute(job, checked, staged, limits, self._report)
         with self._timed("delivery"):
             made = collect()
             self._report(Status.UPLOADING)
@@ -266,20 +261,14 @@ class JobRun:
 
     # --- progress and timings -------------------------------------------------------------------------------
 
-    def _progress(
-        self, node_id: str | None, node_type: str | None, value: int | None, maximum: int | None, percent: float
-    ) -> None:
-        # A job that runs a second time begins again; what its caller sees does not fall.
-        self._percent = max(self._percent, percent)
-        node = {"node_id": node_id, "node_type": node_type, "value": value, "maximum": maximum}
-        self._report(Status.RUNNING, **node, percent=self._percent)
-
     def _counts(self, status: Status) -> Callable[[int, int], None]:
         return lambda done, total: self._report(status, message=f"{done} of {total} files")
 
-    def _report(self, status: Status, **fields: Any) -> None:
-        self._status = status
-        self._on_progress(Progress(job_id=self._job.id, status=status, **fields))
+    def _report(self, status: Status | None = None, percent: float | None = None, **fields: Any) -> None:
+        self._status = status or self._status
+        if percent is not None:  # a job that runs a second time begins again; what its caller sees does not fall
+            percent = self._percent = max(self._percent, percent)
+        self._on_progress(Progress(job_id=self._job.id, status=self._status, percent=percent, **fields))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

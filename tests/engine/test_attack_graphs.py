@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from settee.backends.backend import Limits, Notify
+from settee.backends.backend import Limits
 from settee.backends.comfy.artifacts import FolderCollector
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.prompts import Prompts
@@ -244,7 +244,7 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
             "p",
             {"2": {"class_type": "SaveImageWebsocket", "inputs": {}}},
             load(),
-            Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None),
+            lambda *_, **__: None,
             Prompts(server, load(), lambda _: None),
             Limits(cancel=cancel, deadline=time.monotonic() + 10),
             senders={"2"},

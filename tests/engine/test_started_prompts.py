@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from settee.backends.backend import Limits, Notify
+from settee.backends.backend import Limits
 from settee.backends.comfy.prompts import Prompts
 from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout
@@ -80,12 +80,11 @@ def test_a_prompt_that_ended_before_it_is_followed_is_not_waited_for(own_rig: Ri
         def started(self, prompt_id: str, client_id: str | None, known: Collection[str], newest: int = 0) -> list[str]:
             return [each for each in both if each not in known]
 
-    notify = Notify(waiting=lambda: None, submitted=lambda: None, progress=lambda *_: None)
     prompts = Starting(own_rig.server, own_rig.settings, lambda _: None)
     with Cancel() as cancel:
         limits = Limits(cancel=cancel, deadline=time.monotonic() + 10)
         socket, settings = Ending(own_rig.url), own_rig.settings
-        watcher = Watcher(own_rig.server, socket, both[0], empty(), settings, notify, prompts, limits)
+        watcher = Watcher(own_rig.server, socket, both[0], empty(), settings, lambda *_, **__: None, prompts, limits)
         entries = [*watcher.entries()]
     assert [bool(entry["outputs"]) for entry in entries] == [True, True]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-from settee.backends.backend import Checked, Limits, Made, Notify
+from settee.backends.backend import Checked, Limits, Made, Report
 from settee.backends.comfy.artifacts import FolderCollector
 from settee.backends.comfy.comfy_client import Client
 from settee.backends.comfy.process import Server, SupervisedServer
@@ -154,8 +154,8 @@ class ComfyBackend:
         if problems:
             raise InvalidRequest.from_problems(problems, "workflow")
 
-    def ready(self, limits: Limits, notify: Notify) -> None:
-        self._session.ready(limits, notify)
+    def ready(self, limits: Limits, report: Report) -> None:
+        self._session.ready(limits, report)
 
     def check(self, job: Job, entries: Sequence[ModelEntry]) -> Checked:
         """Find what the node registry shows to be wrong. Raises InvalidRequest, WorkflowRejected, ModelMissing."""
@@ -214,14 +214,14 @@ class ComfyBackend:
     # --- one job: its run -----------------------------------------------------------------------------------
 
     def execute(
-        self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, notify: Notify
+        self, job: Job, checked: Checked, staged: Sequence[Staged], limits: Limits, report: Report
     ) -> Callable[[], Made]:
         graph = checked.graph
         # No other process writes to a ComfyUI of our own, and the workspace has been wiped.
         present = self.workspace.made()[0] if self.is_shared and not self._server.is_ours else []
         changed = salts(graph, {file.name: file.sha256 for file in staged})
         try:
-            ended = self._session.run(job, graph, changed, limits, notify)
+            ended = self._session.run(job, graph, changed, limits, report)
         except WorkflowRejected as error:
             raise as_missing(error, graph, checked.entries) from error
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 
-from settee.backends.backend import Limits, Notify
+from settee.backends.backend import Limits, Report
 from settee.backends.comfy.comfy_client import ComfyDied
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.prompts import Prompts, folder_of, prompt_ids
 from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import ComfyUnavailable, ExecutionFailed, OutOfMemory, WorkflowRejected
-from settee.base.job import Job
+from settee.base.job import Job, Status
 from settee.base.settings import Settings
 from settee.comfyui.event_socket import EventSocket, SocketLost
 from settee.comfyui.history import failure_of, located, mapping
@@ -38,7 +38,7 @@ class Session:
 
     # --- readiness ----------------------------------------------------------------------------------------
 
-    def ready(self, limits: Limits, notify: Notify) -> None:
+    def ready(self, limits: Limits, report: Report) -> None:
         """Return once ComfyUI answers, is idle of our prompts, and its registry is known.
 
         Raises ComfyUnavailable, JobCanceled or JobTimeout.
@@ -49,7 +49,7 @@ class Session:
             return
         if server.executor_died and server.is_running():
             server.restart("the thread that runs prompts has ended")
-        notify.waiting()
+        report(message="waiting for ComfyUI to answer")
         try:
             left_s = max(0.0, limits.deadline - time.monotonic())
             server.wait_ready(min(self.ready_timeout_s, left_s), limits.cancel, for_job=True)
@@ -72,7 +72,7 @@ class Session:
 
     # --- one job -------------------------------------------------------------------------------------------
 
-    def run(self, job: Job, graph: Workflow, salts: Salts, limits: Limits, notify: Notify) -> Ended:
+    def run(self, job: Job, graph: Workflow, salts: Salts, limits: Limits, report: Report) -> Ended:
         """Run a graph to its end; ``salts`` as in isolation.isolate.
 
         A prompt that ComfyUI's death took with it is submitted once more on the restarted server, and one that ran
@@ -82,7 +82,7 @@ class Session:
         died = ran_out = False
         for prompt_id in prompt_ids(job.prompt_id):
             try:
-                ended = self._attempt(job, prompt_id, graph, salts, limits, notify)
+                ended = self._attempt(job, prompt_id, graph, salts, limits, report)
                 ended.warnings[:0] = warnings
                 return ended
             except ComfyDied as error:
@@ -102,7 +102,7 @@ class Session:
                 died = True
                 warnings.append(f"the workflow ran twice: {error.message}")
                 try:
-                    self.ready(limits, notify)
+                    self.ready(limits, report)
                 except ComfyUnavailable as unavailable:
                     raise ComfyUnavailable(
                         f"{error.message}, and it did not come back: {unavailable.message}", details=unavailable.details
@@ -117,7 +117,7 @@ class Session:
         raise AssertionError("each cause is tried again once")
 
     def _attempt(
-        self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, limits: Limits, notify: Notify
+        self, job: Job, prompt_id: str, graph: Workflow, salts: Salts, limits: Limits, report: Report
     ) -> Ended:
         server, prompts, request = self._server, self.prompts, job.request
         # Asked before the output folder is wiped: what lies there later was made since.
@@ -140,7 +140,7 @@ class Session:
         limits.check()
         socket = self._open_socket()
         senders = self.registry.picture_senders(isolated)
-        watcher = Watcher(server, socket, prompt_id, isolated, self._settings, notify, prompts, limits, senders=senders)
+        watcher = Watcher(server, socket, prompt_id, isolated, self._settings, report, prompts, limits, senders=senders)
         try:
             if socket.remaining:
                 prompts.stop_strays(socket.client_id)
@@ -153,7 +153,7 @@ class Session:
                 extra_data=extra_data,
                 allow_partial=request.allow_partial,
             )
-            notify.submitted()
+            report(Status.SUBMITTED)
             for entry in watcher.entries():
                 ended.outputs.append(mapping(entry.get("outputs")))
                 # Classes whose nodes became others with outputs: the registry does not show them.

@@ -7,11 +7,12 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from settee.backends.backend import Limits, Notify
+from settee.backends.backend import Limits, Report
 from settee.backends.comfy.comfy_client import ComfyDied, NoAnswer
 from settee.backends.comfy.process import Server
 from settee.backends.comfy.prompts import Prompts
 from settee.base.errors import ComfyError, PromptLost
+from settee.base.job import Status
 from settee.base.settings import Settings
 from settee.comfyui.event_socket import EventSocket
 from settee.comfyui.follower import Follower
@@ -33,7 +34,7 @@ class Watcher(Follower):
         prompt_id: str,
         graph: Workflow,
         settings: Settings,
-        notify: Notify,
+        report: Report,
         prompts: Prompts,
         limits: Limits,
         *,
@@ -42,7 +43,7 @@ class Watcher(Follower):
         history_s = settings.comfy_history_s
         super().__init__(server.client, socket, prompt_id, graph, senders=senders, history_s=history_s)
         self._server, self._client, self._generation = server, server.client, server.generation
-        self._settings, self._notify, self._prompts = settings, notify, prompts
+        self._settings, self._report, self._prompts = settings, report, prompts
         self._limits, self.deadline, self.cancel = limits, limits.deadline, limits.cancel
         # Since when something has been wrong; None while it is not.
         self._unanswered: float | None = None
@@ -81,10 +82,11 @@ class Watcher(Follower):
             raise ComfyDied(message, needs_restart=True, is_fatal=not still_waits)
 
     def progressed(self) -> None:
-        report = self.meter.report
-        node_id = own_node(self.graph, report.node_id or "")
+        now = self.meter.report
+        node_id = own_node(self.graph, now.node_id or "")
         class_type = self.graph[node_id]["class_type"] if node_id in self.graph else None
-        self._notify.progress(node_id or None, class_type, report.value, report.maximum, report.percent)
+        node = {"node_id": node_id or None, "node_type": class_type, "value": now.value, "maximum": now.maximum}
+        self._report(Status.RUNNING, **node, percent=now.percent)
 
     def look(self) -> dict[str, Any] | None:
         try:

@@ -312,7 +312,7 @@ class Door:
         room = None if cap is None else max(0, cap - ENVELOPE)
 
         def on_progress(event: Progress) -> None:
-            if feed is not None and not event.status.is_terminal:
+            if feed is not None:
                 feed.offer(render.progress(event, sealed=keys is not None))
 
         job = Job(id=job_id, request=request, max_result_bytes=room, sealer=keys)
