@@ -1,4 +1,4 @@
-"""ComfyUI's event socket, which reports early how a prompt goes. The truth is in history and queue.
+"""ComfyUI's event socket and its messages, which report early how a prompt goes. The truth is in history and queue.
 
 Shared by the worker's watcher and the client's bare ComfyUI. websocket-client is imported when a socket is opened.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket as sockets
+import struct
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from settee.comfyui.messages import FEATURES, Event, ImageEvent, image_event, remaining, text_event
+from settee.base.json_io import loads
 
 if TYPE_CHECKING:
     import websocket
@@ -24,6 +26,76 @@ if TYPE_CHECKING:
 _FRAME_TIMEOUT_S = 10.0
 #: select() takes no descriptor above 1023; Windows has nothing else.
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+#: Each of these repeats the state of every node: 2 MB for a graph of 102 nodes (many_nodes.json). Its content
+#: comes in smaller messages too, so it is skipped unparsed.
+_SKIPPED = (b'{"type": "progress_state"', b'{"type":"progress_state"')
+_BINARY_IMAGE = 1
+_BINARY_IMAGE_WITH_METADATA = 4
+
+#: Sends its pictures over the socket; history has nothing of them (big_ws_message.json).
+PICTURE_NODE = "SaveImageWebsocket"
+
+#: The very first message to send: previews then name their node (success_ksampler_preview_metadata.json).
+FEATURES = '{"type": "feature_flags", "data": {"supports_preview_metadata": true}}'
+
+
+@dataclass(frozen=True)
+class Event:
+    type: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageEvent:
+    """A picture sent over the socket: a preview, or the output of SaveImageWebsocket."""
+
+    #: Known when the server speaks preview metadata; else the node that executes.
+    node_id: str | None
+    media_type: str
+    content: bytes
+    #: ComfyUI's own previews of a sampler's steps are JPEG and, by FEATURES, come with metadata. Whatever else is sent
+    #: was made to be kept: SaveImageWebsocket's PNG comes with metadata too, external-tooling nodes send without.
+    is_preview: bool = False
+
+
+def text_event(raw: bytes) -> Event | None:
+    """Read a text frame; None for one that is skipped, or has another shape."""
+    if raw.startswith(_SKIPPED):
+        return None
+    try:
+        message = loads(raw)
+        return Event(str(message["type"]), dict(message["data"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def remaining(status: Event) -> int | None:
+    """Return how many prompts wait or run, by a ``status`` event; None when it does not state it."""
+    said: Any = status.data
+    for key in ("status", "exec_info", "queue_remaining"):
+        said = said.get(key) if isinstance(said, dict) else None
+    return said if isinstance(said, int) else None
+
+
+def image_event(raw: bytes) -> ImageEvent | None:
+    """Read a binary frame: event number (4 bytes), then image type or metadata length (4 bytes), big-endian."""
+    if len(raw) < 8:
+        return None
+    kind, number = struct.unpack(">II", raw[:8])
+    if kind == _BINARY_IMAGE:
+        return ImageEvent(None, "image/png" if number == 2 else "image/jpeg", raw[8:])
+    if kind == _BINARY_IMAGE_WITH_METADATA:
+        try:
+            metadata = loads(raw[8 : 8 + number])
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(metadata, dict):
+            return None
+        node_id = metadata.get("node_id")
+        media_type = str(metadata.get("image_type") or "image/jpeg")
+        content, is_preview = raw[8 + number :], media_type == "image/jpeg"
+        return ImageEvent(str(node_id) if node_id is not None else None, media_type, content, is_preview)
+    return None
 
 
 class SocketLost(Exception):

@@ -12,14 +12,13 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-from settee.comfyui.event_socket import EventSocket, SocketLost
+from settee.comfyui.event_socket import Event, EventSocket, ImageEvent, SocketLost
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.http_api import HttpApi, Queue
-from settee.comfyui.messages import Event, ImageEvent, Meter
 from settee.comfyui.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -31,6 +30,56 @@ log = logging.getLogger(__name__)
 LOST_AFTER_S = 3.0
 #: How long a socket may take to open again, seconds.
 _RECONNECT_S = 1.0
+
+
+@dataclass
+class Report:
+    """The progress of a prompt; ``percent`` is over the whole graph and never falls."""
+
+    node_id: str | None = None
+    value: int | None = None
+    maximum: int | None = None
+    percent: float = 0.0
+
+
+class Meter:
+    """Turns events into percent of the graph: every node counts the same, the running one by its steps."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self._total = max(1, len(workflow))
+        self._done: set[str] = set()
+        self.report = Report()
+
+    def take(self, event: Event) -> bool:
+        """Note an event of the prompt; True when there is something to report."""
+        report, data = self.report, event.data
+        if event.type == "execution_cached":
+            nodes = data.get("nodes")
+            self._done.update(str(node) for node in (nodes if isinstance(nodes, list) else ()))
+        elif event.type == "executing" and data.get("node") is not None:
+            self._finish_current()
+            report.node_id, report.value, report.maximum = str(data["node"]), None, None
+        elif event.type == "progress" and (maximum := _count(data.get("max"))):
+            report.node_id = str(data["node"]) if data.get("node") is not None else report.node_id
+            report.value, report.maximum = _count(data.get("value")), maximum
+        elif event.type == "execution_success":
+            report.percent = 100.0
+            return True
+        else:
+            return False
+        part = report.value / report.maximum if report.value and report.maximum else 0.0
+        percent = 100.0 * min(len(self._done) + min(part, 1.0), self._total) / self._total
+        report.percent = max(report.percent, round(percent, 1))
+        return True
+
+    def _finish_current(self) -> None:
+        if self.report.node_id is not None:
+            self._done.add(self.report.node_id)
+
+
+def _count(value: Any) -> int:
+    """A custom node may report anything as its progress; what is not a number counts as 0."""
+    return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 class Follower(ABC):

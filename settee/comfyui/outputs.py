@@ -14,9 +14,9 @@ from typing import Any
 
 from settee.base.errors import DeliveryError, OutputMissing, problem_line
 from settee.base.job import Artifact, Kind
+from settee.comfyui.event_socket import ImageEvent
 from settee.comfyui.history import Place, Reported, located, mapping, named_file, reported, text_name
 from settee.comfyui.media import kind_of
-from settee.comfyui.messages import ImageEvent
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.problems import explain
 from settee.comfyui.workflow import Workflow, natural_key, own_node

@@ -20,8 +20,9 @@ from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel
 from settee.base.settings import load
 from settee.comfyui import isolation, problems
+from settee.comfyui.event_socket import Event, ImageEvent, image_event
+from settee.comfyui.follower import Meter
 from settee.comfyui.http_api import Queue
-from settee.comfyui.messages import Event, ImageEvent, Meter, image_event
 from settee.comfyui.node_registry import NodeRegistry
 from tests.support.rig import SAVED, Rig, b64, empty, picture, png, refuse, saving, slow
 from tests.support.waiting import eventually

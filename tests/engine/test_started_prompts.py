@@ -20,8 +20,7 @@ from settee.backends.comfy.prompts import Prompts
 from settee.backends.comfy.watcher import Watcher
 from settee.base.errors import ExecutionFailed, JobCanceled, JobTimeout
 from settee.base.job import Cancel, Progress, Status
-from settee.comfyui.event_socket import EventSocket
-from settee.comfyui.messages import Event, ImageEvent
+from settee.comfyui.event_socket import Event, EventSocket, ImageEvent
 from tests.support.embedded import EmbeddedServer
 from tests.support.rig import Rig, empty, slow, told, with_node
 from tests.support.waiting import eventually

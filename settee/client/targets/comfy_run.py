@@ -19,10 +19,9 @@ from settee.client.targets import Answer, Status
 from settee.client.targets.comfy_api import Wire
 from settee.client.targets.comfy_job import Asked, belongs_to, execution_ms, failed, output
 from settee.comfyui.event_socket import EventSocket, SocketLost
-from settee.comfyui.follower import Follower, started
+from settee.comfyui.follower import Follower, Report, started
 from settee.comfyui.history import Place, failure_of, mapping
 from settee.comfyui.http_api import Queue
-from settee.comfyui.messages import Report
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.outputs import Collector, Ended
 
