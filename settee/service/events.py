@@ -52,8 +52,6 @@ class Step:
     message: str | None = None
     #: The door's own: ``{phase, percent, …}``.
     progress: Mapping[str, Any] | None = None
-    #: True: the state was entered. False: more is known of it.
-    is_new: bool = True
     outcome: Outcome | None = None
 
 

@@ -8,7 +8,6 @@ are not secret.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,17 +15,12 @@ from typing import Any
 
 GONE = "[removed]"
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_SECRET = frozenset(
-    (
-        *("secret", "secrets", "password", "passwd", "passphrase", "pwd", "credential", "credentials"),
-        *("authorization", "apikey", "cookie", "bearer", "signature", "sig", "jwt"),
-    )
-)
-_TOKEN = frozenset(("token", "tokens"))
-#: In front of "key" they make it one.
-_OF_KEYS = frozenset(
-    ("api", "access", "secret", "private", "signing", "encryption", "auth", "account", "master", "service", "session")
+#: Between the words of a name: apiKey, APIKey, api-key.
+_PARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z]+")
+#: In a name of lower-case words with _ between: a token at its end, or one of these anywhere.
+_SECRET = re.compile(
+    r"(?:^|_)(?:tokens?$|(?:secrets?|password|passwd|passphrase|pwd|credentials?|authorization|apikey|cookie|bearer"
+    r"|signature|sig|jwt|(?:api|access|private|signing|encryption|auth|account|master|service|session)_keys?)(?:_|$))"
 )
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)([^\s\"'<>\\]+)")
 #: Scheme, and host with port, of an absolute address.
@@ -85,12 +79,7 @@ def _texts(value: Any, *, is_secret: bool = True) -> set[str]:
 
 def is_secret_name(name: str) -> bool:
     """Return True if a value under this name is a credential."""
-    words = [word.lower() for word in _WORDS.findall(name)]
-    if not words:
-        return False
-    if words[-1] in _TOKEN or _SECRET.intersection(words):
-        return True
-    return any(before in _OF_KEYS and word in ("key", "keys") for before, word in itertools.pairwise(words))
+    return _SECRET.search(_PARTS.sub("_", name).lower()) is not None
 
 
 def _clean(value: Any, known: Sequence[str], depth: int, *, is_callback: bool) -> Any:

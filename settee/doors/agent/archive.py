@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.files import write_whole
+from settee.base.job import Status
 from settee.delivery.keys import safe_id
 from settee.service import timestamps
 from settee.service.events import Step
@@ -49,6 +50,7 @@ class Archive:
         self.folder = outputs_dir / "logs" / (name if name == job_id else f"{name}~")
         self._job_id, self._secrets, self._now = job_id, tuple(secrets), now
         self._lock = threading.Lock()
+        self._state: Status | None = None
 
     def prepared(self, envelope: Mapping[str, Any], values: Mapping[str, Any], workflow: Mapping[str, Any]) -> None:
         """Keep what was asked for, and the parameters and the graph that were made of it."""
@@ -59,8 +61,9 @@ class Archive:
     def on_step(self, step: Step) -> None:
         """Keep a state that was entered, and how the job ended."""
         if step.outcome is None:
-            if step.is_new:
+            if step.state is not self._state:
                 self.event(step.state.value, {"message": step.message} if step.message else {})
+            self._state = step.state
         elif "result" in step.outcome.body:
             artifacts = step.outcome.body["result"]["artifacts"]
             self.event(step.state.value, {"artifacts": artifacts, "timings": step.outcome.timings})

@@ -125,21 +125,16 @@ def _link(link: Path, folder: Path) -> None:
 def to_settings(config: AgentConfig) -> Settings:
     """The engine's settings. What the configuration does not name comes from the environment (docs/settings.md).
 
-    Raises ConfigError for a variable there that is wrong.
+    Raises ConfigError for a variable there that is wrong. A message that names one of those here is :func:`spelled`.
     """
-    return settings.load(**given(config))
-
-
-def given(config: AgentConfig) -> dict[str, Any]:
-    """Return the settings that do not come from the environment. A message that names one is :func:`spelled`."""
     comfyui = config.comfyui
     own: dict[str, Any] = {name: attrgetter(option)(config) for name, option in _OPTIONS.items()}
     if comfyui.dir is not None:
         own |= {"comfy_dir": comfyui.dir, "comfy_port": comfyui.port}
     if comfyui.custom_nodes_dirs is not None:
         own["custom_nodes_dirs"] = tuple(map(str, comfyui.custom_nodes_dirs))
-    return dict(
-        own,
+    return settings.load(
+        **own,
         comfy_url=comfyui.url if comfyui.dir is None else None,
         models_dir=model_places(config).models_dir,
         # The agent's jobs bring models, from its own S3 server; their addresses are never a caller's.

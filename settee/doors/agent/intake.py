@@ -194,9 +194,8 @@ class JobRun:
             self._publish(self._state, progress.message)
 
     def _publish(self, state: Status, message: str | None = None, progress: dict[str, Any] | None = None) -> None:
-        is_new = state is not self._state or state is Status.QUEUED
         self._state = state
-        step = Step(state=state, moment=timestamps.now(), message=message, progress=progress, is_new=is_new)
+        step = Step(state=state, moment=timestamps.now(), message=message, progress=progress)
         publish(step, *self._subscribers)
 
     def _succeeded(self, result: JobResult, timings: dict[str, float]) -> None:

@@ -15,7 +15,6 @@ from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.engine_settings import (
     SPELLINGS,
     ModelPlaces,
-    given,
     make_folders,
     model_places,
     spelled,
@@ -93,7 +92,8 @@ def test_comfyuis_folders_are_shared_when_they_are_given(tmp_path: Path) -> None
 
 def test_every_setting_that_this_door_gives_has_its_name(tmp_path: Path) -> None:
     """But for what no configuration changes: no message asks for it here."""
-    made = {*given(configured(tmp_path)), *given(configured(tmp_path, comfyui={"dir": str(tmp_path)}))}
+    both = configured(tmp_path), configured(tmp_path, comfyui={"dir": str(tmp_path)})
+    made = {name for config in both for name in to_settings(config).model_fields_set}
     fixed = {"allow_job_models", "bucket_path_style", "bucket_public_url", "delivery", "require_encryption"}
     assert {name.upper() for name in made - fixed} <= SPELLINGS.keys()
     assert {name.lower() for name in SPELLINGS} - {"timeout_s"} <= Settings.model_fields.keys()
