@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from settee.backends.backend import Backend
 from settee.backends.comfy.comfy_backend import ComfyBackend
-from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, SetteeError, StagingError
+from settee.base.errors import Busy, ComfyUnavailable, JobCanceled, JobTimeout, StagingError
 from settee.base.job import Cancel, Job, Limits, OnProgress, Progress, Result, Status
 from settee.base.settings import Settings
 from settee.delivery import Delivery, check_request
@@ -187,7 +188,10 @@ class JobRun:
             ) as order:
                 result = self._work(order, delivery)
         except (JobCanceled, JobTimeout) as error:
-            self._explain_end(error)
+            if isinstance(error, JobTimeout):
+                limit = self._limits.deadline - self._started
+                error.message = f"the job ran into its time limit of {limit:g} s; raise timeout_s if it needs longer"
+            error.details.setdefault("timings", dict(self._timings))
             raise
         finally:
             backend.end_job()
@@ -206,7 +210,11 @@ class JobRun:
             staged = self._stage()
             backend.take(job, checked, staged)
         with self._timed("models"):
-            self._await_models(order)
+            # Every model that the workflow names is in place, whole, and stays there until the job has ended.
+            if order.wait(limits.cancel, limits.deadline, partial(self._report, Status.MATERIALIZING)):
+                # A backend keeps what it loaded under a name: it would use the file of before.
+                backend.free()
+                order.forgotten()
         delivery.check_bucket()
         with self._timed("execution"):
             collect = backend.execute(job, checked, staged, limits, self._report)
@@ -236,39 +244,22 @@ class JobRun:
         counts = self._counts(Status.MATERIALIZING)
         return stage(request, self._backend.workspace, self._settings, limits=self._limits, notify=counts)
 
-    def _await_models(self, order: Order) -> None:
-        """Every model that the workflow names is in place, whole, and stays there until the job has ended."""
-
-        def notify(message: str) -> None:
-            self._report(Status.MATERIALIZING, message=message)
-
-        if order.wait(self._limits.cancel, self._limits.deadline, notify):
-            # A backend keeps what it loaded under a name: it would use the file of before.
-            self._backend.free()
-            order.forgotten()
-
     def _wipe(self) -> None:
         if self._job.request.debug and self._settings.allow_debug and not self._job.sealer:
             log.warning("job %s asked for debug: its files stay until the next job", self._job.id)
             return
         _wipe(self._backend, f"after job {self._job.id}")
 
-    def _explain_end(self, error: SetteeError) -> None:
-        if isinstance(error, JobTimeout):
-            limit = self._limits.deadline - self._started
-            error.message = f"the job ran into its time limit of {limit:g} s; raise timeout_s if it needs longer"
-        error.details.setdefault("timings", dict(self._timings))
-
     # --- progress and timings -------------------------------------------------------------------------------
 
     def _counts(self, status: Status) -> Callable[[int, int], None]:
         return lambda done, total: self._report(status, message=f"{done} of {total} files")
 
-    def _report(self, status: Status | None = None, percent: float | None = None, **fields: Any) -> None:
+    def _report(self, status: Status | None = None, message: str | None = None, **fields: Any) -> None:
         self._status = status or self._status
-        if percent is not None:  # a job that runs a second time begins again; what its caller sees does not fall
-            percent = self._percent = max(self._percent, percent)
-        self._on_progress(Progress(job_id=self._job.id, status=self._status, percent=percent, **fields))
+        if "percent" in fields:  # a job that runs a second time begins again; what its caller sees does not fall
+            fields["percent"] = self._percent = max(self._percent, fields["percent"])
+        self._on_progress(Progress(job_id=self._job.id, status=self._status, message=message, **fields))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -282,6 +273,3 @@ class JobRun:
 def _since(begun: float) -> float:
     """Return the milliseconds since a moment of time.monotonic()."""
     return round((time.monotonic() - begun) * 1000, 2)
-
-
-__all__ = ["Engine"]
