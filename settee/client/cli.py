@@ -139,7 +139,7 @@ def _check(args: argparse.Namespace) -> None:
             hint = f" ({files[0][-1]} was taken for an input file: put the workflow first)" if files else ""
             raise UsageError(f"name a workflow: a file, - for stdin, a name from workflows/, or a picture{hint}")
     many = "--repeat" if args.repeat else "--batch" if args.batch else None
-    for name in ("detach", "save_workflow", "preview", "open"):
+    for name in ("detach", "save_workflow", "open"):
         if many and getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} is for one job, and {many} makes many")
     if args.workflow == "-" and many:

@@ -161,7 +161,6 @@ def _results(group: argparse._ArgumentGroup) -> None:
     add("--metadata", action="store_true", help="write a JSON file next to each output: job, seeds, timings, workflow")
     add("--json", action="store_true", help="one JSON document on stdout")
     add("--open", action="store_true", help="open the first picture")
-    add("--preview", action="store_true", help="show pictures in a terminal that can (kitty, iTerm2)")
     add("--quiet", action="store_true", help="errors only")
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from settee.base.job import Kind
 from settee.client import streams
 from settee.client.arguments import options_of, wishes_of
 from settee.client.client_errors import ClientError, UsageError
@@ -17,6 +21,10 @@ from settee.client.inject.media_files import unfed
 from settee.client.prepared import Prepared
 from settee.client.saving import Result, Saved, make_folder
 from settee.client.under_way import UnderWay
+from settee.comfyui.media import kind_of
+
+#: An opener that has not failed by then has started its program, seconds.
+_OPENER_S = 2.0
 
 
 def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
@@ -72,7 +80,12 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
         streams.document({**found, **more})
     if not saved and not args.quiet:
         streams.say("the job succeeded without making any files")
-    _show([file.path for file in saved if file.output.kind == "images"], args, endpoint.environment.all)
+    pictures = [file.path for file in saved if file.output.kind == "images"]
+    if args.open and pictures:
+        try:
+            open_picture(pictures[0], endpoint.environment.all)
+        except ClientError as error:  # it is saved all the same
+            streams.say(error.message)
     return 0
 
 
@@ -97,16 +110,30 @@ def _write_workflow(ready: Prepared, where: str) -> None:
         raise UsageError(f"--save-workflow {where}: {error.strerror}") from error
 
 
-def _show(pictures: list[Path], args: argparse.Namespace, env: Mapping[str, str]) -> None:
-    """Show the pictures as --preview and --open ask; one that cannot be shown is saved all the same."""
-    if not pictures or not (args.preview or args.open):
-        return
-    from settee.client import preview
+def open_picture(path: Path, env: Mapping[str, str]) -> None:
+    """Show the picture with the program that the desktop has for it, without waiting for that program's end.
 
+    Raises UsageError without a desktop, or for a kind of file that a desktop might run; ClientError when it refuses.
+    """
+    if kind_of(path.name)[0] is not Kind.IMAGE or path.suffix.lower() == ".svg":  # a browser runs scripts in SVG
+        raise UsageError(f"--open: {path.name} is not a picture: open it yourself, if you trust it")
+    opener = {"win32": "Windows", "darwin": "open"}.get(sys.platform, "xdg-open")
+    if opener == "xdg-open" and not (env.get("DISPLAY") or env.get("WAYLAND_DISPLAY")):
+        # It would start a browser in this very terminal.
+        raise UsageError(f"--open: this machine has no desktop to show {path.name} on")
+    target, null = str(path.resolve()), subprocess.DEVNULL  # absolute, so that no name looks like an option
     try:
-        for path in pictures if args.preview else ():
-            preview.show(path, sys.stderr if args.json else sys.stdout, env, size=(streams.columns(), 24))
-        if args.open:
-            preview.open_file(pictures[0], env)
-    except ClientError as error:
-        streams.say(error.message)
+        if opener == "Windows":
+            vars(os)["startfile"](target)
+            return
+        process = subprocess.Popen(  # noqa: S603  # no shell, and the path is absolute
+            [opener, target], stdin=null, stdout=null, stderr=null, start_new_session=True
+        )
+        if code := process.wait(_OPENER_S):
+            raise ClientError(f"--open: {opener} has no program for {path.name} (exit code {code})")
+    except subprocess.TimeoutExpired:
+        # Some openers are the program itself; their exit code has to be collected.
+        threading.Thread(target=process.wait, name="opener", daemon=True).start()
+    except OSError as error:
+        hint = " (Debian, Ubuntu: it is in xdg-utils)" if opener == "xdg-open" else ""
+        raise ClientError(f"--open: {opener} does not open {path.name}: {error.strerror}{hint}") from error
