@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from settee.base.files import Lock, sha256_of, try_lock
 from settee.client.arguments import parse_given, sets_from
-from settee.client.cli_options import ROW_KEYS, Parse
+from settee.client.cli_options import ROW_KEYS, parser
 from settee.client.client_errors import UsageError
 from settee.client.job_outputs import LEDGER, Output, plain_name
 
@@ -53,8 +53,8 @@ def repeated(args: argparse.Namespace, count: int) -> list[Row]:
     return _keyed([(_number(number, count), args) for number in range(1, count + 1)])
 
 
-def read(path: str, args: argparse.Namespace, parse: Parse) -> list[Row]:
-    """Return the rows of a batch. ``parse`` is the command line's parser. Raises UsageError with every problem."""
+def read(path: str, args: argparse.Namespace) -> list[Row]:
+    """Return the rows of a batch. Raises UsageError with every problem."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -68,7 +68,7 @@ def read(path: str, args: argparse.Namespace, parse: Parse) -> list[Row]:
         try:
             if isinstance(values, UsageError):
                 raise values
-            found.append(_row(values, args, parse, file.parent, _number(number, len(lines))))
+            found.append(_row(values, args, file.parent, _number(number, len(lines))))
         except UsageError as error:
             problems.append(f"line {line}: {error.message}")
     problems += [
@@ -113,9 +113,7 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
         yield reader.line_num, UsageError(f"is not valid CSV: {error}")
 
 
-def _row(
-    values: Any, args: argparse.Namespace, parse: Parse, folder: Path, number: str
-) -> tuple[str, argparse.Namespace]:
+def _row(values: Any, args: argparse.Namespace, folder: Path, number: str) -> tuple[str, argparse.Namespace]:
     if not isinstance(values, Mapping):
         raise UsageError("is not an object")
     if unknown := [name for name in values if name not in ROW_KEYS]:
@@ -124,7 +122,7 @@ def _row(
     replaced |= {other: unset for name, (other, unset) in _EXCLUSIVE.items() if name in values}
     given = {name: value for name, value in values.items() if value is not None}
     texts = [text for name in given if name not in ("workflow", "name") for text in _option(name, given[name])]
-    found = parse(texts, argparse.Namespace(**{**vars(args), **replaced}))
+    found = parser().parse_args(texts, argparse.Namespace(**{**vars(args), **replaced}))
     # argparse sets a positional that is not among the texts to its default.
     found.workflow = _found_from(str(given["workflow"]), folder) if "workflow" in given else args.workflow
     if found.workflow is None:

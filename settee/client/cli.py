@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from settee.base.errors import ConfigError
 from settee.base.text import printable
 from settee.client import cli_options, streams
-from settee.client.client_errors import ClientError, JobStopped, NetworkError, UsageError, command_line, spelled
-
-PROG = "settee-client"
+from settee.client.client_errors import ClientError, JobStopped, NetworkError, UsageError, command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     is_command = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
-    prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else PROG
+    prog = Path(sys.argv[0]).name if sys.argv and sys.argv[0].endswith(".py") else cli_options.PROG
     streams.prepare()
     try:
         with command_line():
@@ -44,12 +41,17 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
     """Return the exit code, or why there is none yet."""
     try:
         if argv[:1] == ["keygen"]:
-            return _keygen(argv[1:], prog)
-        args = parse(argv, prog=prog)
+            from settee.base.sealing import keygen
+
+            streams.line(keygen(argv[1:], f"{prog} keygen"))
+            return 0
+        args = cli_options.parser(prog).parse_args(argv)
         _check(args)
         return _dispatch(args, prog)
     except ClientError as error:
         return error
+    except ConfigError as error:
+        return UsageError(error.message)
     except KeyboardInterrupt:
         return JobStopped("stopped: no job was sent")
     except ModuleNotFoundError as error:
@@ -84,7 +86,7 @@ def _dispatch(args: argparse.Namespace, prog: str) -> int:
             if args.repeat or args.batch:
                 from settee.client import run_many
 
-                return run_many.run(endpoint, args, parse)
+                return run_many.run(endpoint, args)
             from settee.client import run_one
 
             return run_one.run(endpoint, args)
@@ -98,7 +100,7 @@ def _dispatch(args: argparse.Namespace, prog: str) -> int:
             raise NetworkError(f"{error.message} ({words})", code=error.code, details=error.details) from error
 
 
-def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> int:
+def failed(error: ClientError, prog: str = cli_options.PROG, *, as_json: bool = False) -> int:
     """Report an error: the line and its code on stderr, and with --json the document on stdout."""
     if as_json:
         found = {"status": "error", "error": error.message, "code": error.code, "job_id": error.job_id}
@@ -108,20 +110,8 @@ def failed(error: ClientError, prog: str = PROG, *, as_json: bool = False) -> in
     # Those that a worker listed, when there are more than its line states.
     for problem in problems[:20] if isinstance(problems, list) and len(problems) > 1 else ():
         if isinstance(problem, dict):
-            streams.say("  " + spelled(printable(f"{problem.get('path', '')}: {problem.get('problem', '')}"[:500])))
+            streams.say("  " + printable(f"{problem.get('path', '')}: {problem.get('problem', '')}"[:500]))
     return error.exit_code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if found := re.match(r"argument ([\w/-]+): expected (one|at least one) argument$", message):
-            message += f"; a value that begins with - needs an equals sign: {found[1].split('/')[-1]}=-VALUE"
-        raise UsageError(f"{message} (--help lists all options)")
-
-
-def parse(texts: list[str], base: argparse.Namespace | None = None, *, prog: str = PROG) -> argparse.Namespace:
-    """Parse arguments, into a copy of what was parsed before. Raises UsageError."""
-    return cli_options.parser(_Parser, prog).parse_args(texts, base)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -152,21 +142,3 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.sync and args.detach:
         raise UsageError("--sync waits for the result: leave it out with --detach")
-
-
-def _keygen(argv: list[str], prog: str) -> int:
-    parser = _Parser(
-        prog=f"{prog} keygen", description="Make a key for sealed jobs: give it to the worker as ENCRYPTION_KEY."
-    )
-    parser.add_argument("file", nargs="?", type=Path, help="output file, readable by its owner only (default: stdout)")
-    file = parser.parse_args(argv).file
-    if file is None:
-        from settee.base.sealing import generate_key
-
-        streams.line(generate_key())
-    else:
-        from settee.client.sealed_jobs import write_key
-
-        write_key(file)
-        streams.line(file)
-    return 0

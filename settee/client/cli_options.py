@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from settee import __version__
+from settee.client.client_errors import UsageError
 
+PROG = "settee-client"
 DESCRIPTION = """\
 Send a ComfyUI workflow to a RunPod endpoint, a local worker
 or a bare ComfyUI, and save its outputs.
@@ -39,13 +43,18 @@ ROW_KEYS = (
 )
 
 
-#: Parses more arguments into a copy of what was parsed before.
-Parse = Callable[[list[str], argparse.Namespace], argparse.Namespace]
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument ([\w/-]+): expected (one|at least one) argument$", message):
+            message += f"; a value that begins with - needs an equals sign: {found[1].split('/')[-1]}=-VALUE"
+        raise UsageError(f"{message} (--help lists all options)")
 
 
-def parser(kind: type[argparse.ArgumentParser], prog: str) -> argparse.ArgumentParser:
+def parser(prog: str = PROG) -> Parser:
     """Return the parser of the one command. An option that is not given is None, False or an empty list."""
-    top = kind(
+    top = Parser(
         prog=prog,
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -14,7 +14,6 @@ ClientError
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import re
@@ -28,7 +27,7 @@ _REFUSALS = frozenset(
 _STOPS = frozenset(("canceled", "timeout"))
 
 
-#: What the command line calls otherwise than Python does; any other option ``--a-b`` is the keyword ``a_b``.
+#: What Python calls otherwise than the command line does; any other option ``--a-b`` is the keyword ``a_b``.
 _KEYWORDS = {
     "--img": "images",
     "--mask": "masks",
@@ -39,27 +38,15 @@ _KEYWORDS = {
     "--timeout": "wait_s",
     "--job-timeout": "timeout_s",
     "--model": "models",
+    "--resume": "Endpoint.job",
+    "--cancel": "Endpoint.cancel",
 }
-#: Options with their values, as they are written in Python.
-_CALLS = (
-    (r"--resume (\S+)", r"job('\1')"),
-    (r"--cancel (\S+)", r"cancel('\1')"),
-    (r"--set ([^\s=]+)=(…)", r"set={'\1': \2}"),
-    (r"(--(?:img|mask|video|audio)) (\S+)=FILE", r"\1={'\2': FILE}"),
-)
-#: What a worker calls otherwise than the command line does.
-_OPTIONS = {
-    "`images` or `files`": "--img (or --mask, --video, --audio)",
-    "raise timeout_s": "raise --job-timeout",
-    "the job's models": "--model",
-}
-_WORKERS = re.compile("|".join(_OPTIONS))
 _at_command_line = False
 
 
 @contextlib.contextmanager
 def command_line() -> Iterator[None]:
-    """Errors made meanwhile are read at the command line, not in Python."""
+    """Errors made meanwhile are read at the command line: they name its options. In Python they name keywords."""
     global _at_command_line
     before, _at_command_line = _at_command_line, True
     try:
@@ -68,21 +55,12 @@ def command_line() -> Iterator[None]:
         _at_command_line = before
 
 
-def spelled(message: str) -> str:
-    """Put the message into its reader's words: options at the command line, keywords in Python."""
-    if _at_command_line:
-        return _WORKERS.sub(lambda found: _OPTIONS[found[0]], message)
-    for pattern, words in _CALLS:
-        message = re.sub(pattern, words, message)
-    return re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", lambda found: _keyword(found[0]), message)
-
-
 @functools.cache
 def _keyword(option: str) -> str:
     """Return an option's keyword; an option of another program stays as it is."""
     from settee.client import cli_options
 
-    is_ours = option in cli_options.parser(argparse.ArgumentParser, "")._option_string_actions
+    is_ours = option in cli_options.parser("")._option_string_actions
     return _KEYWORDS.get(option, option[2:].replace("-", "_")) if is_ours else option
 
 
@@ -94,8 +72,10 @@ class ClientError(Exception):
     def __init__(
         self, message: str, *, code: str | None = None, details: dict[str, Any] | None = None, job_id: str | None = None
     ) -> None:
-        self.message = spelled(message)
-        super().__init__(self.message)
+        if not _at_command_line:
+            message = re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", lambda found: _keyword(found[0]), message)
+        self.message = message
+        super().__init__(message)
         #: The worker's error code (docs/api.md), where it gave one.
         self.code = code
         self.details: dict[str, Any] = details or {}

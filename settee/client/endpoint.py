@@ -82,7 +82,7 @@ class Job:
         self._drop_uploads()
         result = result_of(self.answer, seeds=self.seeds, workflow=self.workflow)
         sealer = None if self.endpoint.is_comfy else self.endpoint.sealer
-        return replace(result, unseal=sealer.open_file) if sealer is not None else result
+        return replace(result, unseal=sealer.unseal) if sealer is not None else result
 
     def _drop_uploads(self) -> None:
         """Remove its input files from the bucket; they are not fetched any more."""
@@ -175,9 +175,10 @@ class Endpoint:
         return Sealer(self.environment.encryption_key) if self.environment.encryption_key else None
 
     def _unsealed(self, output: Mapping[str, Any]) -> dict[str, Any]:
-        from settee.client import sealed_jobs
-
-        return sealed_jobs.opened(output, self.sealer)
+        if self.sealer is None:
+            key = "with the key that the job was sealed with"
+            raise UsageError(f"the answer is sealed: set ENCRYPTION_KEY, or give --key-file, {key}")
+        return self.sealer.opened(output)
 
     @cached_property
     def node_registry(self) -> NodeRegistry | None:

@@ -126,7 +126,8 @@ class Request:
         if (size := self._size()) > (self._cap or size):  # with the URLs as they are
             raise UsageError(self._too_large(size))
         if self._seal is not None:
-            return {"input": {"encrypted_input": self._seal.seal(self._json()), "is_encrypted": True}}
+            token = join_ascii(str(piece, "ascii") for piece in self._seal.seal_chunks(self._json()))
+            return {"input": {"encrypted_input": token, "is_encrypted": True}}
         return {"input": self._input(lambda part: join_ascii(part.pieces()))}
 
     def _input(self, data_of: Callable[[_Part], str]) -> dict[str, Any]:

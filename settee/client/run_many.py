@@ -13,7 +13,6 @@ from typing import Any
 from settee.client import batch, streams
 from settee.client.arguments import options_of, wishes_of
 from settee.client.batch import Entry, Ledger, Row
-from settee.client.cli_options import Parse
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, Unsure, UsageError
 from settee.client.display import Display
 from settee.client.endpoint import Endpoint, Job
@@ -22,10 +21,10 @@ from settee.client.targets import Status
 from settee.client.under_way import UnderWay
 
 
-def run(endpoint: Endpoint, args: argparse.Namespace, parse: Parse) -> int:
+def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
     """Run many jobs. Returns the exit code: 0 when all outputs are saved, else that of the failures. Raises
     ClientError."""
-    rows = batch.read(args.batch, args, parse) if args.batch else batch.repeated(args, args.repeat)
+    rows = batch.read(args.batch, args) if args.batch else batch.repeated(args, args.repeat)
     if args.dry_run:
         return _dry(endpoint, rows, args)
     make_folder(args.out)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from settee.base import sealing
 from settee.base.errors import ConfigError, SealBroken
-from settee.base.text import join_ascii
 from settee.client.client_errors import UsageError
 
 log = logging.getLogger(__name__)
 
-#: Of a sealed answer: what it holds instead of its outputs.
-_TOKEN = "encrypted_output"  # noqa: S105 - a key's name
 _MAX_KEY_FILE = 64 * 1024
 _NEW_KEY = "make one with `settee-client keygen`"
 
 
-class Sealer:
+class Sealer(sealing.Sealer):
     """Seals jobs with the first of its keys, and opens answers with any of them.
 
     ``keys``: Fernet keys, comma-separated, newest first. ``origin``: what to call where they come from. Raises
@@ -36,7 +33,7 @@ class Sealer:
             raise UsageError("sealed jobs need one more package: pip install 'settee[sealed]'") from error
         self.origin = origin
         try:
-            self._keys = sealing.Sealer(keys)
+            super().__init__(keys)
         except ConfigError:
             # `from None`: its words are the worker's.
             raise UsageError(
@@ -44,32 +41,25 @@ class Sealer:
                 f"44 characters): {_NEW_KEY}"
             ) from None
 
-    def __repr__(self) -> str:
-        return f"Sealer({self.origin})"
-
-    def seal(self, pieces: Iterable[bytes]) -> str:
-        """Return the token around JSON that comes in pieces, in memory for the token and a piece."""
-        return join_ascii(str(piece, "ascii") for piece in self._keys.seal_chunks(pieces))
-
-    def open(self, output: Mapping[str, Any]) -> dict[str, Any]:
+    def opened(self, output: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a sealed answer (``{"encrypted_output": token, …}``). Raises UsageError where the keys
         do not open it."""
         try:
-            answer = self._keys.open(output[_TOKEN])
+            answer = self.open(output["encrypted_output"])
         except SealBroken:
             raise self._misfit("the answer does not open", "") from None
         if not isinstance(answer, dict):
             raise UsageError("the sealed answer holds no result: is it a settee worker's?")
         return answer
 
-    def open_file(self, sealed: Path, target: sealing.Writes) -> None:
+    def unseal(self, sealed: Path, target: sealing.Writes) -> None:
         """Write the content of a sealed file (``….sealed``, from S3) to ``target``; nothing when it does not open.
 
         Raises UsageError where the keys do not open it, and OSError.
         """
         with sealed.open("rb") as source:
             try:
-                self._keys.open_file(source, target)
+                self.open_file(source, target)
             except SealBroken:
                 raise self._misfit("it does not open", ", or fetch it again") from None
 
@@ -93,28 +83,3 @@ def read_key(path: Path) -> str:
     # A key is ASCII; whatever else stands there is refused as one.
     lines = content.decode("utf-8", "replace").removeprefix("\ufeff").splitlines()
     return ",".join(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
-
-
-def write_key(path: Path) -> None:
-    """Write a new key to a new file that only its owner may read. Raises UsageError; a key is never overwritten."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{sealing.generate_key()}\n")
-    except FileExistsError as error:
-        raise UsageError(
-            f"{path} exists already: jobs sealed with an overwritten key could not be opened any more"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"the key file {path} cannot be written: {error.strerror}") from error
-
-
-def opened(output: Mapping[str, Any], keys: Sealer | None) -> dict[str, Any]:
-    """Return a job's output, opened where it is sealed. Raises UsageError without a key, or where it does not fit."""
-    if not isinstance(output.get(_TOKEN), str):
-        return dict(output)
-    if keys is None:
-        raise UsageError(
-            "the answer is sealed: set ENCRYPTION_KEY, or give --key-file, with the key that the job was sealed with"
-        )
-    return keys.open(output)

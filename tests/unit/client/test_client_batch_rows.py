@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from settee.client import batch, cli
+from settee.client import batch, cli_options
 from settee.client.batch import LEDGER, Entry, Ledger
 from settee.client.client_errors import UsageError
 from tests.support.client_command import INVERT, PICTURE
@@ -31,8 +31,8 @@ def read(content: str | list[Any], *arguments: str, name: str = "jobs.jsonl") ->
     """The rows of a batch with this content, under these arguments."""
     text = content if isinstance(content, str) else "\n".join(json.dumps(row, ensure_ascii=False) for row in content)
     Path(name).write_text(text, encoding="utf-8", newline="")
-    args = cli.parse([*arguments, "--batch", name])
-    return batch.read(name, args, cli.parse)
+    args = cli_options.parser().parse_args([*arguments, "--batch", name])
+    return batch.read(name, args)
 
 
 def refused(content: str | list[Any], *arguments: str, name: str = "jobs.jsonl") -> str:
@@ -241,7 +241,7 @@ def test_a_ledger_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_very_long_repeat_begins_soon() -> None:
-    args = cli.parse(["w.json", "--repeat", "100000"])
+    args = cli_options.parser().parse_args(["w.json", "--repeat", "100000"])
     begun = time.process_time()
     rows = batch.repeated(args, args.repeat)
     assert len({row.key for row in rows}) == 100_000

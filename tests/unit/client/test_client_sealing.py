@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from settee.base.errors import ExecutionFailed
+from settee.base.errors import ConfigError, ExecutionFailed
 from settee.base.sealing import Sealer as WorkersSealer
-from settee.base.sealing import generate_key
+from settee.base.sealing import generate_key, keygen
 from settee.client import Endpoint, sealed_jobs
 from settee.client.arguments import Environment
 from settee.client.client_errors import UsageError
@@ -57,14 +57,14 @@ def test_a_key_file_however_it_was_written(tmp_path: Path, content: str) -> None
     path = key_file(tmp_path / "key", content)
     keys = sealer(Environment(encryption_key=OTHER), path)
     assert keys is not None
-    token = keys.seal([b'{"a": 1}'])
+    token = b"".join(keys.seal_chunks([b'{"a": 1}']))
     assert Fernet(KEY).decrypt(token) == b'{"a": 1}', "the file goes before the environment, its first key seals"
 
 
 def test_the_environment_and_none() -> None:
     keys = sealer(Environment(encryption_key=KEY))
     assert keys is not None
-    assert Fernet(KEY).decrypt(keys.seal([b"1"])) == b"1"
+    assert Fernet(KEY).decrypt(b"".join(keys.seal_chunks([b"1"]))) == b"1"
     assert sealer(Environment()) is None
 
 
@@ -98,16 +98,16 @@ def test_a_key_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
 
 def test_a_written_key_is_its_owners_and_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    sealed_jobs.write_key(path)
+    assert keygen([str(path)], "keygen") == str(path)
     if POSIX:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first = path.read_text()
     assert sealer(Environment(), path) is not None
-    with pytest.raises(UsageError, match="exists already"):
-        sealed_jobs.write_key(path)
+    with pytest.raises(ConfigError, match="exists already"):
+        keygen([str(path)], "keygen")
     assert path.read_text() == first
-    with pytest.raises(UsageError, match="cannot be written: No such file"):
-        sealed_jobs.write_key(tmp_path / "none" / "key")
+    with pytest.raises(ConfigError, match="cannot be written: No such file"):
+        keygen([str(tmp_path / "none" / "key")], "keygen")
 
 
 def test_a_sealer_shows_no_key() -> None:
@@ -121,25 +121,24 @@ def test_what_the_worker_sealed_opens() -> None:
     answer = {"status": "success", "images": [{"data": "A" * 100_000}], "texts": ["Grüße"]}
     output = closed(answer, WorkersSealer(KEY))
     assert output.keys() >= {"encrypted_output"}
-    assert sealed_jobs.opened(output, Sealer(f"{OTHER},{KEY}")) == answer
-    assert sealed_jobs.opened({"status": "success"}, None) == {"status": "success"}
+    assert Sealer(f"{OTHER},{KEY}").opened(output) == answer
 
 
 def test_an_error_keeps_its_own_words_under_the_seal() -> None:
     output = closed_error(ExecutionFailed("node 6: a private prompt"), WorkersSealer(KEY))
     assert "private" not in str(output)
-    assert "a private prompt" in sealed_jobs.opened(output, Sealer(KEY))["error"]
+    assert "a private prompt" in Sealer(KEY).opened(output)["error"]
 
 
 def test_the_wrong_key_or_none() -> None:
     output = closed({"status": "success"}, WorkersSealer(KEY))
     with pytest.raises(UsageError) as error:
-        sealed_jobs.opened(output, Sealer(OTHER, origin="my.key"))
+        Sealer(OTHER, origin="my.key").opened(output)
     assert error.value.message.startswith("the answer does not open with the key of my.key")
     with pytest.raises(UsageError, match="set ENCRYPTION_KEY, or give --key-file"):
-        sealed_jobs.opened(output, None)
+        Endpoint(environment=Environment())._unsealed(output)
     with pytest.raises(UsageError, match="holds no result"):
-        sealed_jobs.opened(closed(["x"], WorkersSealer(KEY)), Sealer(KEY))  # type: ignore[arg-type]
+        Sealer(KEY).opened(closed(["x"], WorkersSealer(KEY)))  # type: ignore[arg-type]
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -152,14 +151,14 @@ def test_a_sealed_file_opens_as_a_stream(tmp_path: Path, size: int) -> None:
     message = os.urandom(size)
     (tmp_path / "0000.sealed").write_bytes(b"".join(WorkersSealer(KEY).seal_chunks([message])))
     opened = io.BytesIO()
-    Sealer(f"{OTHER},{KEY}").open_file(tmp_path / "0000.sealed", opened)
+    Sealer(f"{OTHER},{KEY}").unseal(tmp_path / "0000.sealed", opened)
     assert opened.getvalue() == message
 
 
 def test_stock_fernets_token_opens_as_a_stream(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(Fernet(KEY).encrypt(b"x" * 1000))
     opened = io.BytesIO()
-    Sealer(KEY).open_file(tmp_path / "a", opened)
+    Sealer(KEY).unseal(tmp_path / "a", opened)
     assert opened.getvalue() == b"x" * 1000
 
 
@@ -187,7 +186,7 @@ def test_a_file_that_does_not_open_leaves_nothing(tmp_path: Path, content: bytes
     (tmp_path / "0000.sealed").write_bytes(content)
     opened = io.BytesIO()
     with pytest.raises(UsageError, match="it does not open with the key of ENCRYPTION_KEY"):
-        Sealer(KEY).open_file(tmp_path / "0000.sealed", opened)
+        Sealer(KEY).unseal(tmp_path / "0000.sealed", opened)
     assert not opened.getvalue()
 
 
@@ -203,9 +202,9 @@ def test_what_a_sealed_job_put_on_s3_is_opened(tmp_path: Path) -> None:
         }
         known = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         outputs = outputs_of({"files": [{**item, **known}]})
-        (saved,) = Result("job", outputs, unseal=Sealer(key).open_file).save(tmp_path / "out")
+        (saved,) = Result("job", outputs, unseal=Sealer(key).unseal).save(tmp_path / "out")
         assert saved.path.read_bytes() == content
-        wrong = Result("job", outputs, unseal=Sealer(generate_key()).open_file)
+        wrong = Result("job", outputs, unseal=Sealer(generate_key()).unseal)
         with pytest.raises(UsageError, match="does not open with the key"):
             wrong.save(tmp_path / "other")
         assert not list((tmp_path / "other").iterdir())
@@ -222,8 +221,8 @@ from settee.client import sealed_jobs
 from settee.client.client_errors import UsageError
 try:
     keys = sealed_jobs.Sealer(generate_key())
-    token = keys.seal([b'{"a": ', b'"\\xc3\\xbc"}'])
-    print(keys.open({"encrypted_output": token}), len(token) == sealed_size(11))
+    token = b"".join(keys.seal_chunks([b'{"a": ', b'"\\xc3\\xbc"}']))
+    print(keys.opened({"encrypted_output": token}), len(token) == sealed_size(11))
 except UsageError as error:
     print(error)
 """
