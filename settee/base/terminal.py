@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 FRAMES_PER_S = 10
-#: Of the signs that we draw with.
-_PLAIN = str.maketrans("·█░…", "-#-.")
 
 
 class Stream:
@@ -27,7 +25,7 @@ class Stream:
     def write(self, text: str) -> int:
         if not self._is_gone:
             try:
-                self._stream.write(fitting(text, self.encoding))
+                self._stream.write(encodable(text, self.encoding))
                 self._stream.flush()
             except (OSError, ValueError):  # the terminal or the pipe is gone; the work goes on
                 self._is_gone = True
@@ -35,15 +33,12 @@ class Stream:
 
     def flush(self) -> None: ...
 
-    def isatty(self) -> bool:
-        return True
-
-    def columns(self) -> int:
-        """Return the terminal's width; 80 where it is not one."""
+    def columns(self, otherwise: int = 80) -> int:
+        """Return the terminal's width; ``otherwise`` where it is not one."""
         try:
             return os.get_terminal_size(self._stream.fileno()).columns or 80
         except (OSError, ValueError):
-            return 80
+            return otherwise
 
 
 def live(stream: Stream, rows: Callable[[int], Text], width: int | None = None) -> Live:
@@ -85,15 +80,6 @@ def bar(share: float, cells: int = 16) -> str:
     """Return a bar of which ``share`` (0 to 1) is full."""
     filled = min(cells, int(cells * share))
     return "█" * filled + "░" * (cells - filled)
-
-
-def fitting(text: str, encoding: str | None) -> str:
-    """Return the text in characters that the stream can take: plain ones for our signs, else question marks."""
-    try:
-        text.encode(encoding or "utf-8")
-    except UnicodeError:
-        return encodable(text.translate(_PLAIN), encoding or "utf-8")
-    return text
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 
 _SHOWN = 80
+#: Of the signs that we draw with.
+_PLAIN = str.maketrans("·█░…", "-#-.")
 
 #: Absolute paths of two parts and more, also behind a colon or file://, but not the path of an http URL.
 _PATHS = re.compile(r"(?:(?<=file://)|(?<![\w/.]))(?:/[\w.+@~%-]+){2,}/?")
@@ -71,8 +73,12 @@ def for_terminal(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> 
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Return the text with a question mark for what the stream cannot take."""
-    return text.encode(encoding, "replace").decode(encoding)
+    """Return the text in characters that the stream can take: plain ones for our signs, else question marks."""
+    try:
+        text.encode(encoding)
+    except UnicodeError:
+        return text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def uncoloured(text: str) -> str:

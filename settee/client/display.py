@@ -174,10 +174,10 @@ class Display:
 
     def _summary(self, jobs: list[_Followed], now: float) -> list[str]:
         """Return ``12 of 50 done · 1 failed · 3 running · 1 in queue · 26% · 1:42``."""
-        running = [job.answer.progress for job in jobs if job.answer.status is Status.IN_PROGRESS]
+        running = [job.answer for job in jobs if job.answer.status is Status.IN_PROGRESS]
         done = self._done_before + len(self._ends)
         failed = len(self._ends) - sum(self._ends.values())
-        whole = done + sum(_percent(progress) or 0.0 for progress in running) / 100
+        whole = done + sum(_percent(answer) or 0.0 for answer in running) / 100
         return [
             f"{done} of {self._total} done",
             f"{failed} failed" if failed else "",
@@ -198,21 +198,27 @@ def _job_row(job: _Followed, now: float, width: int, *, is_named: bool) -> list[
     """
     from rich.text import Text
 
-    elapsed, name = (
-        terminal.duration(now - job.begun),
+    name, elapsed = (
         Text(for_terminal(job.name, most=_MAX_WORDS) if is_named else ""),
+        terminal.duration(now - job.begun),
     )
     name.truncate(max(8, width // 4), overflow="ellipsis")
+    elapsed = terminal.duration(now - job.begun)
     if job.answer.status is not Status.IN_PROGRESS:
         return [name.plain, _waiting(job.answer), elapsed]
-    progress: Any = job.answer.progress if isinstance(job.answer.progress, dict) else {}
-    shown, percent = WORDS[Status.IN_PROGRESS], _percent(progress)
+    progress, percent, shown = job.answer.progress, _percent(job.answer), WORDS[Status.IN_PROGRESS]
     if percent is not None:
         shown += f"{f' {terminal.bar(percent / 100)}' if width >= _BAR_FROM else ''} {percent:.0f}%"
-    step, maximum = _number(progress.get("step")), _number(progress.get("max"))
-    steps = "" if step is None or maximum is None or maximum <= 1 else f"step {step:.0f}/{maximum:.0f}"
-    node = " ".join(filter(None, (_word(progress.get("node")), _word(progress.get("node_type")))))
-    return [name.plain, shown, steps, elapsed, node or _word(progress.get("phase")), _word(progress.get("message"))]
+    steps = (
+        f"step {progress['step']:.0f}/{progress['max']:.0f}"
+        if "step" in progress and progress.get("max", 0) > 1
+        else ""
+    )
+    node, phase, message = (
+        for_terminal(" ".join(str(progress[key]) for key in keys if key in progress), most=_MAX_WORDS)
+        for keys in (("node", "node_type"), ("phase",), ("message",))
+    )
+    return [name.plain, shown, steps, elapsed, node or phase, message]
 
 
 def _waiting(answer: Answer) -> str:
@@ -222,23 +228,8 @@ def _waiting(answer: Answer) -> str:
     return f"in queue, {ahead} ahead" if ahead > 0 else "in queue, next"
 
 
-def _percent(progress: Any) -> float | None:
-    found = _number(progress.get("percent")) if isinstance(progress, dict) else None
-    return None if found is None else min(100.0, max(0.0, found))
-
-
-def _number(value: Any) -> float | None:
-    """Return a worker's number; None for what is not one, or is beyond counting."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if -1e9 < value < 1e9 else None
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return ""
-    text = value if isinstance(value, str) else f"{value:d}" if abs(value) < 10**9 else ""
-    return for_terminal(text, most=_MAX_WORDS)
+def _percent(answer: Answer) -> float | None:
+    return min(100.0, max(0.0, answer.progress["percent"])) if "percent" in answer.progress else None
 
 
 # --- the table of changes --------------------------------------------------------------------------------------

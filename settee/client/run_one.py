@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from settee.base.job import Kind
+from settee.base.terminal import Stream
 from settee.client import streams
 from settee.client.arguments import options_of, wishes_of
 from settee.client.client_errors import ClientError, UsageError
@@ -92,7 +93,8 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
 def _show_changes(endpoint: Endpoint, ready: Prepared, args: argparse.Namespace) -> None:
     if args.quiet:
         return
-    streams.say(table(ready.workflow, ready.changes, streams.columns()) or "the workflow is not changed")
+    width = Stream(sys.stderr).columns(otherwise=200)  # a pipe's lines are not cut much
+    streams.say(table(ready.workflow, ready.changes, width) or "the workflow is not changed")
     # A ComfyUI has an input folder of its own; a worker has only the files that come with the job.
     for line in (*ready.warnings, *([] if endpoint.is_comfy else unfed(ready.workflow, ready.changes))):
         streams.say(line)

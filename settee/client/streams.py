@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TextIO
 
-from settee.base.terminal import fitting
+from settee.base.terminal import Stream
 from settee.base.text import printable
 
 #: Why standard output takes no more; of this process.
@@ -79,8 +79,7 @@ def document(found: object, *, indent: int | None = None) -> None:
 
 def say(text: str) -> None:
     """Write lines to standard error. They may quote a worker, a server or a file: nothing in them steers a terminal."""
-    with contextlib.suppress(OSError, ValueError):
-        print(fitting(printable(text, keep="\n"), sys.stderr.encoding), file=sys.stderr, flush=True)
+    Stream(sys.stderr).write(printable(f"{text}\n", keep="\n"))
 
 
 def lost() -> str | None:
@@ -88,11 +87,3 @@ def lost() -> str | None:
     if _broken and _broken[0].errno != errno.EPIPE:
         return f"standard output cannot be written: {_broken[0].strerror}"
     return None
-
-
-def columns(otherwise: int = 200) -> int:
-    """Return the width of the terminal that standard error is, or ``otherwise``: a pipe's lines are not cut much."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except (OSError, ValueError):
-        return otherwise

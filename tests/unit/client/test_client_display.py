@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import math
 import os
 import pty
 import re
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import termios
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from settee.client.display import Display
 from settee.client.targets import Answer, Status
+from settee.client.targets.runpod import read_envelope
 from tests.support.clock import Clock
 from tests.support.screen import Screen, Terminal
 from tests.support.waiting import eventually
@@ -111,20 +112,6 @@ def test_a_terminal_without_signs() -> None:
         ]
 
 
-@pytest.mark.parametrize(
-    "progress",
-    [
-        {"percent": "99", "step": "1", "max": []},
-        {"percent": math.nan, "step": math.inf, "max": -math.inf},
-        {"percent": True, "step": 10**400, "max": 10**400},
-        {"node": {"x": 1}, "node_type": ["y"], "message": 5.5, "phase": None},
-    ],
-)
-def test_progress_that_is_none_is_not_shown(progress: dict[str, Any]) -> None:
-    with Stage(columns=200) as stage:
-        assert stage.update(running(progress=progress)) == ["running · 0:00"]
-
-
 @pytest.mark.parametrize(("percent", "shown"), [(-5, "0%"), (1e8, "100%"), (99.4, "99%")])
 def test_a_percentage_stays_one(percent: float, shown: str) -> None:
     with Stage(columns=200) as stage:
@@ -139,7 +126,8 @@ _JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st
 def test_nothing_that_a_worker_says_steers_the_terminal(progress: Any, job_id: str, columns: int) -> None:
     # The screen takes no control characters, and knows no other codes than the display's own.
     with Stage(columns=columns, total=2) as stage:
-        stage.update(running(job_id, progress))
+        answer = read_envelope({"id": "j", "status": "IN_PROGRESS", "output": progress}, name="n")
+        stage.update(replace(answer, job_id=job_id))
         assert len(stage.update(queued(job_id + "2"))) == 3
         assert stage.terminal.screen.widest <= columns
     log = io.StringIO()

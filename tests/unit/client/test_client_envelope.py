@@ -52,6 +52,8 @@ def test_queued_and_running() -> None:
         ({"percent": "50", "step": True, "max": float("nan"), "node": 5, "other": 1}, {"node": "5"}),
         ({"percent": 1e300, "message": ["a"], "phase": True}, {}),
         ({"percent": 10**400}, {}),
+        ({"percent": True, "step": float("inf"), "max": -float("inf")}, {}),
+        ({"node": {"x": 1}, "node_type": ["y"], "message": 5.5, "phase": None}, {}),
     ],
 )
 def test_progress_is_a_strangers_word(output: Any, progress: dict[str, Any]) -> None:

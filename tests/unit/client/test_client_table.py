@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from settee.base.terminal import duration, fitting
+from settee.base.terminal import duration
+from settee.base.text import encodable
 from settee.client.display import table
 from settee.client.inject import Change
 
@@ -56,8 +57,8 @@ def test_without_changes_there_is_no_table() -> None:
 
 
 def test_a_table_where_there_are_no_signs() -> None:
-    assert fitting("Größe · ██░…", "ascii") == "Gr??e - ##-."
-    assert fitting("Größe · ██░…", "utf-8") == "Größe · ██░…"
+    assert encodable("Größe · ██░…", "ascii") == "Gr??e - ##-."
+    assert encodable("Größe · ██░…", "utf-8") == "Größe · ██░…"
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(-1, "0:00"), (6.9, "0:06"), (750, "12:30"), (3723, "1:02:03")])
