@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -120,17 +118,6 @@ def sets_from(values: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, Mapping):
         return tuple(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items())
     return tuple(values)
-
-
-def workflow_from(workflow: WorkflowLike) -> tuple[dict[str, Any], str]:
-    """Return (the checked workflow, its name in messages). Raises UsageError."""
-    from settee.client import workflow_files
-
-    if isinstance(workflow, Mapping):
-        return workflow_files.checked(workflow, "the workflow"), "the workflow"
-    # A service has no standard input.
-    stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
-    return workflow_files.read(os.fspath(workflow), stdin=stdin)
 
 
 # --- at the command line --------------------------------------------------------------------------------------

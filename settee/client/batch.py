@@ -125,8 +125,8 @@ def _row(values: Any, args: argparse.Namespace, folder: Path, number: str) -> tu
     found = parser().parse_args(texts, argparse.Namespace(**{**vars(args), **replaced}))
     # argparse sets a positional that is not among the texts to its default.
     found.workflow = _found_from(str(given["workflow"]), folder) if "workflow" in given else args.workflow
-    if found.workflow is None:
-        raise UsageError("names no workflow, nor does the command line")
+    if found.workflow in (None, "-"):
+        raise UsageError("names no workflow that can be read for many jobs, nor does the command line")
     for name in ("img", "mask", "video", "audio"):
         if name in values:
             setattr(found, name, [_given_from(text, folder) for text in getattr(found, name)])
@@ -208,7 +208,7 @@ def _digest(text: str, is_workflow: bool) -> str:
     try:
         if not is_workflow:
             return sha256_of(text)
-        data = workflow_files.read(text, stdin=io.BytesIO())[0]
+        data = workflow_files.read(text)[0]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     except (UsageError, OSError, ValueError):
         return ""

@@ -20,7 +20,6 @@ from settee.client.arguments import (
     files_from,
     parameters_from,
     sets_from,
-    workflow_from,
 )
 from settee.client.client_errors import JobStopped, Unsure, UsageError
 from settee.client.prepared import Prepared, Wishes, prepared
@@ -193,7 +192,9 @@ class Endpoint:
 
     def prepare(self, workflow: WorkflowLike, wishes: Wishes | None = None) -> Prepared:
         """Return the workflow as it would be sent, and every change made for it. Raises UsageError (Ambiguous)."""
-        data, shown = workflow_from(workflow)
+        from settee.client import workflow_files
+
+        data, shown = workflow_files.read(workflow)
         is_editors = isinstance(data.get("nodes"), list)  # no node of API format is a list
         graph = self._converted(data, shown) if is_editors else data
         # A registry that has been asked for, or costs one quiet call, helps with nodes that are not known by name.

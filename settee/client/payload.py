@@ -23,6 +23,7 @@ from settee.base.text import join_ascii
 from settee.client.client_errors import UsageError
 from settee.client.inject import InputFile
 from settee.client.sealed_jobs import Sealer
+from settee.client.targets.json_http import json_bytes
 from settee.client.uploads import URL_SIZE, Uploader
 from settee.comfyui.workflow import Workflow
 
@@ -142,16 +143,15 @@ class Request:
     def _json(self) -> Iterator[bytes]:
         """Yield the input's JSON, in pieces that are never together in memory."""
         mark, order = secrets.token_hex(16), {id(part): number for number, part in enumerate(self._parts)}
-        text = _dumped(self._input(lambda part: f"{mark}{order[id(part)]};"))
-        for number, piece in enumerate(re.split(f"{mark}([0-9]+);", text)):
-            pieces = self._parts[int(piece)].pieces() if number % 2 else [piece]
-            yield from (piece.encode("ascii") for piece in pieces)
+        whole = json_bytes(self._input(lambda part: f"{mark}{order[id(part)]};"))
+        for number, piece in enumerate(re.split(f"{mark}([0-9]+);".encode(), whole)):
+            yield from (each.encode("ascii") for each in self._parts[int(piece)].pieces()) if number % 2 else [piece]
 
     # --- size -----------------------------------------------------------------------------------------------------
 
     def _size(self) -> int:
         """Return the bytes of the whole request as JSON, as ``json.dumps`` writes it by default."""
-        size = len(_dumped(self._input(lambda part: ""))) + sum(part.cost for part in self._parts)
+        size = len(json_bytes(self._input(lambda part: ""))) + sum(part.cost for part in self._parts)
         if self._seal is None:
             return size + len('{"input": }')
         return sealed_size(size) + len('{"input": {"encrypted_input": "", "is_encrypted": true}}')
@@ -209,13 +209,6 @@ def _part(file: InputFile, max_side: int | None, jpeg: int | None) -> _Part:
 def _megabytes(size: int) -> str:
     """Millions of bytes, as RunPod counts them."""
     return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} KB"
-
-
-def _dumped(value: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise UsageError("the job holds NaN or an infinite number, which JSON cannot express") from error
 
 
 # --- smaller pictures -----------------------------------------------------------------------------------------

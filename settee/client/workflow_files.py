@@ -7,7 +7,9 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +19,10 @@ from settee.comfyui.isolation import is_salt
 from settee.comfyui.media import HEAD
 from settee.comfyui.media_parts import Unreadable
 from settee.comfyui.problems import near_matches
-from settee.comfyui.workflow import NODE_KEYS, link_problems, shape_problems
+from settee.comfyui.workflow import NODE_KEYS, link_problems, measure, shape_problems
 
+#: Those of the working directory, and of a checkout.
+FOLDERS = (Path("workflows"), Path(__file__).parents[2] / "workflows")
 #: Bytes of a workflow's JSON, and of anything that comes through a pipe.
 MAX_BYTES = 64 * 1024 * 1024
 #: More nodes than any worker allows by default.
@@ -32,16 +36,19 @@ _ISOLATION = re.compile(r"(?:settee-[0-9a-f]{8}-[0-9a-f]{4}/)+")
 _WANTED = "a workflow is JSON, or a PNG, WEBP, MP4 or WEBM that ComfyUI made"
 
 
-def read(text: str, *, stdin: BinaryIO, folder: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Return the workflow that ``text`` names, and what to call it in a message (the path as it was given).
+def read(given: Mapping[str, Any] | str | PathLike[str]) -> tuple[dict[str, Any], str]:
+    """Return a checked workflow (:func:`checked`), and what to call it in a message (a path as it was given).
 
-    ``text``: ``-`` (standard input), a path, or the name of a workflow in ``folder``, by default the folders named
-    workflows in the working directory and next to the package. A file that exists takes precedence over a name. The
-    workflow is checked (:func:`checked`). Raises UsageError.
+    ``given``: the workflow itself, ``-`` (standard input), a path, or the name of a workflow in FOLDERS. A file that
+    exists takes precedence over a name. Raises UsageError.
     """
-    if text == "-":
+    if isinstance(given, Mapping):
+        return checked(given, "the workflow"), "the workflow"
+    if given == "-":
+        # A service has no standard input.
+        stdin = sys.stdin.buffer if sys.stdin is not None else io.BytesIO()
         return _read(stdin, "standard input"), "standard input"
-    path = _found(text, folder)
+    path = _found(os.fspath(given))
     try:
         with path.open("rb") as file:
             return _read(file, str(path)), str(path)
@@ -67,10 +74,9 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
 # --- finding -----------------------------------------------------------------------------------------
 
 
-def _found(text: str, folder: Path | None) -> Path:
+def _found(text: str) -> Path:
     if not text:
         raise UsageError("name a workflow: a file, - for standard input, or one of workflows/")
-    folders = [Path("workflows"), Path(__file__).parents[2] / "workflows"] if folder is None else [folder]
     path = Path(text)
     # What cannot be a path at all (too long, a NUL in it) is not there either; Python's versions differ about it.
     with contextlib.suppress(OSError, ValueError):
@@ -78,12 +84,12 @@ def _found(text: str, folder: Path | None) -> Path:
             return path
         if "/" not in text and "\\" not in text:
             for name in (text, f"{text}.json"):
-                for place in folders:
+                for place in FOLDERS:
                     if (named := place / name).is_file():
                         return named
         if path.is_dir():
             raise UsageError(f"{text} is a folder: name a workflow in it")
-    names = sorted({file.stem for place in folders if place.is_dir() for file in place.glob("*.json")})
+    names = sorted({file.stem for place in FOLDERS if place.is_dir() for file in place.glob("*.json")})
     if near := near_matches(path.stem, names):
         hint = f"; did you mean {' or '.join(near)}?"
     else:
@@ -186,17 +192,10 @@ def _workflow_in(data: Mapping[str, Any]) -> str | None:
 
 
 def _require_json(data: Mapping[str, Any], shown: str) -> None:
-    """Raise UsageError for numbers that JSON cannot express, though Python reads and writes them."""
+    """Raise UsageError for what cannot be sent as JSON, though Python reads it, or would harm ComfyUI."""
     for name, node in data.items():
         inputs = node.get("inputs") if isinstance(node, dict) else None
         # A node's inputs one by one, to name the one; all else as it is.
         for part, inner in inputs.items() if isinstance(inputs, dict) else [("", node)]:
-            where = f"{shown}: {name[:100]}" + (f".{part[:100]}" if part else "")
-            try:
-                json.dumps(inner, allow_nan=False)
-            except ValueError as error:
-                raise UsageError(f"{where} holds NaN or an infinite number, which cannot be sent") from error
-            except RecursionError as error:
-                raise UsageError(f"{where} is nested too deeply") from error
-            except TypeError as error:  # of a caller in Python: a path, a number of another library's
-                raise UsageError(f"{where} is not a JSON value: {error}") from error
+            if (problem := measure(inner)[1]) is not None:
+                raise UsageError(f"{shown}: {name[:100]}{f'.{part}'[:100] if part else ''} {problem}")

@@ -234,7 +234,7 @@ def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 def measure(value: Any) -> tuple[int, str | None]:
-    """Return (characters of text inside, what of it ComfyUI could not take): nested too deeply, or no number for JSON.
+    """Return (characters of text inside, what of it ComfyUI could not take): nested too deeply, or nothing for JSON.
 
     Level by level, not recursively: the value may be deeper than Python's stack.
     """
@@ -245,12 +245,14 @@ def measure(value: Any) -> tuple[int, str | None]:
             if isinstance(item, str):
                 size += len(item)
             elif isinstance(item, float) and not math.isfinite(item):
-                return size, "holds a NaN or an infinite number, which JSON has no word for"
+                return size, "holds NaN or an infinite number, which JSON cannot express"
             elif isinstance(item, dict):
                 inside += item
                 inside += item.values()
-            elif isinstance(item, list):
+            elif isinstance(item, (list, tuple)):
                 inside += item
+            elif item is not None and not isinstance(item, (int, float)):  # of a caller in Python
+                return size, f"is not a JSON value, but a {type(item).__name__}"
         if not inside:
             return size, None
         level = inside

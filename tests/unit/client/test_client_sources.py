@@ -30,13 +30,20 @@ EDITOR = {"nodes": [], "links": [], "version": 0.4}
 FIFO = hasattr(os, "mkfifo")
 
 
-def read(text: str | Path, *, stdin: bytes = b"", folder: Path | None = None) -> tuple[dict[str, Any], str]:
-    return workflow_files.read(str(text), stdin=io.BytesIO(stdin), folder=folder)
+read = workflow_files.read
 
 
-def refusal(text: str | Path, **how: Any) -> str:
+@pytest.fixture
+def only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one folder whose workflows have names."""
+    monkeypatch.setattr(workflow_files, "FOLDERS", (tmp_path / "workflows",))
+    (tmp_path / "workflows").mkdir()
+    return tmp_path / "workflows"
+
+
+def refusal(text: str | Path) -> str:
     with pytest.raises(UsageError) as error:
-        read(text, **how)
+        read(text)
     return error.value.message
 
 
@@ -54,12 +61,16 @@ def test_a_file_in_any_spelling_of_unicode(tmp_path: Path, encoding: str) -> Non
     assert read(path) == (GRAPH, str(path))
 
 
-def test_standard_input() -> None:
-    assert read("-", stdin=json.dumps(GRAPH).encode()) == (GRAPH, "standard input")
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(GRAPH).encode())))
+    assert read("-") == (GRAPH, "standard input")
+    monkeypatch.setattr("sys.stdin", None)
+    assert "is empty" in refusal("-"), "a service has none"
 
 
-def test_a_picture_through_standard_input() -> None:
-    assert read("-", stdin=(FILES / "still.png").read_bytes())[0]["9:1"]["class_type"] == "SaveImage"
+def test_a_picture_through_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((FILES / "still.png").read_bytes())))
+    assert read("-")[0]["9:1"]["class_type"] == "SaveImage"
 
 
 @pytest.mark.skipif(not FIFO, reason="no named pipes here")
@@ -75,10 +86,10 @@ def test_a_pipe_that_nobody_can_seek_in(tmp_path: Path, name: str) -> None:
         writer.join(10)
 
 
-def test_a_name_is_a_workflow_of_the_folder(tmp_path: Path) -> None:
-    path = written(tmp_path / "invert.json", json.dumps(GRAPH))
-    assert read("invert", folder=tmp_path)[1] == str(path)
-    assert read("invert.json", folder=tmp_path)[0] == GRAPH
+def test_a_name_is_a_workflow_of_the_folder(only: Path) -> None:
+    path = written(only / "invert.json", json.dumps(GRAPH))
+    assert read("invert")[1] == str(path)
+    assert read("invert.json")[0] == GRAPH
 
 
 def test_the_shipped_workflows_have_names_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +102,9 @@ def test_the_shipped_workflows_have_names_anywhere(tmp_path: Path, monkeypatch: 
     assert read("invert")[0] == GRAPH, "a folder of the same name hides nothing"
 
 
-def test_a_name_does_not_leave_the_folder(tmp_path: Path) -> None:
-    written(tmp_path / "secret.json", json.dumps(GRAPH))
-    (tmp_path / "workflows").mkdir()
-    assert "no file" in refusal("../secret", folder=tmp_path / "workflows")
+def test_a_name_does_not_leave_the_folder(only: Path) -> None:
+    written(only.parent / "secret.json", json.dumps(GRAPH))
+    assert "no file" in refusal("../secret")
 
 
 @pytest.mark.parametrize(
@@ -108,10 +118,10 @@ def test_a_name_does_not_leave_the_folder(tmp_path: Path) -> None:
         ("n" * 5000, "no file 'nnnn"),
     ],
 )
-def test_what_is_not_there(tmp_path: Path, text: str, words: str) -> None:
+def test_what_is_not_there(only: Path, text: str, words: str) -> None:
     for name in ("invert", "blend"):
-        written(tmp_path / f"{name}.json", "{}")
-    assert words in refusal(text, folder=tmp_path)
+        written(only / f"{name}.json", "{}")
+    assert words in refusal(text)
 
 
 def test_a_folder_is_no_workflow(tmp_path: Path) -> None:
