@@ -9,6 +9,11 @@ _SHOWN = 80
 #: Of the signs that we draw with.
 _PLAIN = str.maketrans("·█░…", "-#-.")
 
+#: Names that Windows gives to devices, with any suffix.
+DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
+)
 #: Absolute paths of two parts and more, also behind a colon or file://, but not the path of an http URL.
 _PATHS = re.compile(r"(?:(?<=file://)|(?<![\w/.]))(?:/[\w.+@~%-]+){2,}/?")
 #: A terminal's escape sequences, ended or not, and control characters that are not white space.

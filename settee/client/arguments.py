@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,11 +22,12 @@ WorkflowLike: TypeAlias = "Mapping[str, Any] | str | PathLike[str]"
 Files: TypeAlias = "Sequence[str | PathLike[str]] | Mapping[str, str | PathLike[str]]"
 
 
-#: Variables that are called as their fields are.
-_VARIABLES = (
-    *("encryption_key", "bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key", "bucket_name"),
-    *("bucket_region", "comfy_org_api_key"),
-)
+#: Variables that are not called as their fields are.
+_VARIABLES = {
+    "endpoint_id": "RUNPOD_ENDPOINT_ID",
+    "endpoint_base_url": "RUNPOD_ENDPOINT_BASE_URL",
+    "api_key": "RUNPOD_API_KEY",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,11 @@ class Environment:
     @classmethod
     def read(cls) -> Environment:
         """Return those of this process, now."""
-
-        def value(name: str) -> str | None:
-            return os.environ.get(name, "").strip() or None
-
-        runpods = {name: value(f"RUNPOD_{name.upper()}") for name in ("endpoint_id", "endpoint_base_url", "api_key")}
-        others = {name: value(name.upper()) for name in _VARIABLES}
-        path_style = (value("BUCKET_PATH_STYLE") or "true").lower() not in ("false", "0", "no", "off", "f", "n")
-        return cls(**runpods, **others, bucket_path_style=path_style, all=os.environ)
+        names = [each.name for each in fields(cls) if each.name not in ("bucket_path_style", "all")]
+        found = {name: os.environ.get(_VARIABLES.get(name, name.upper()), "").strip() or None for name in names}
+        path_style = os.environ.get("BUCKET_PATH_STYLE", "").strip().lower()
+        is_path_style = path_style not in ("false", "0", "no", "off", "f", "n")
+        return cls(**found, bucket_path_style=is_path_style, all=os.environ)
 
 
 @dataclass(frozen=True, kw_only=True)

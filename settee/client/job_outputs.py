@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from settee.base.text import DEVICES
 from settee.client.client_errors import JobFailed
 from settee.comfyui.media import suffix_of
 
@@ -71,11 +72,6 @@ _RUN_ON_CLICK = re.compile(
     |webloc|workflow|ws[cfh]?|xhtml""",
     re.IGNORECASE | re.VERBOSE,
 )
-#: Names that Windows gives to devices, with any suffix.
-_DEVICES = frozenset(
-    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
-    + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
-)
 #: Scripts and emoji are written with these two; every other invisible character only hides part of a name.
 _JOINERS = "\u200c\u200d"
 
@@ -96,7 +92,7 @@ def plain_name(output: Output) -> str:
         suffix = suffix_of(output.media_type or "") or ("txt" if is_text else "bin")
     elif _RUN_ON_CLICK.fullmatch(suffix):
         suffix += ".bin"
-    if stem.split(".")[0].rstrip(" ").upper() in _DEVICES:
+    if stem.split(".")[0].rstrip(" ").upper() in DEVICES:
         stem = f"_{stem}"
     if f"{stem}.{suffix}".casefold() == LEDGER:
         stem = f"_{stem}"  # the next batch would read a file by this name

@@ -46,30 +46,29 @@ def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
                 found = {"status": "dry_run", "changes": changes, "seeds": ready.seeds}
                 streams.document({**found, "workflow": ready.workflow})
             return 0
-    is_detached = args.detach and not args.resume
+    is_detached = args.detach and ready is not None
     if not is_detached:
         make_folder(args.out)
     # Ctrl-C does not wait for the answer of a target that may be gone.
-    known = endpoint.job(args.resume) if args.resume else None
+    known = endpoint.job(args.resume) if ready is None else None
     with Display.on_stderr(endpoint.environment.all, quiet=args.quiet) as display:
         jobs = UnderWay(display)
 
         def begin() -> Job:
-            if ready is None:
-                assert known is not None
+            if known is not None:
                 return known
+            assert ready is not None
             return endpoint.send(ready, options_of(args), stop=jobs.stop)
 
-        def finish() -> tuple[Job, Result, list[Saved]]:
+        def work() -> tuple[Job, Result | None, list[Saved]]:
             job = jobs.begun(begin)
+            if is_detached:
+                return job, None, []
             result = jobs.followed(job, args)
             return job, result, jobs.saved(job, result, args.out, args)
 
-        if is_detached:
-            [job] = jobs.run(lambda: jobs.begun(begin))
-        else:
-            [(job, result, saved)] = jobs.run(finish)
-    if is_detached:
+        [(job, result, saved)] = jobs.run(work)
+    if result is None:
         if args.json:
             streams.document({"status": job.answer.status.value, "job_id": job.id, "seeds": job.seeds})
         else:

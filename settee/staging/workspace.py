@@ -31,7 +31,7 @@ from settee.base.errors import (
 )
 from settee.base.files import closing_fd, write_all
 from settee.base.settings import MIB
-from settee.base.text import shown
+from settee.base.text import DEVICES, shown
 from settee.staging.wipe import wipe_file, wipe_tree
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,6 @@ log = logging.getLogger(__name__)
 #: In the folder above: states that the folders next to it are settee's to empty, and holds the lock on them.
 MARKER = ".settee"
 
-#: Names that Windows gives to devices, with any extension: a workflow folder may be opened there.
-_DEVICES = frozenset(
-    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
-    + [port + digit for port in ("COM", "LPT") for digit in "0123456789¹²³"]
-)
 _RULES = tuple(
     (re.compile(pattern, re.DOTALL), why)
     for pattern, why in (
@@ -86,7 +81,7 @@ def _broken_rule(name: str) -> str | None:
     if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
         return "has a control character"
     for part in name.split("/"):
-        if part.split(".")[0].rstrip(" ").upper() in _DEVICES:
+        if part.split(".")[0].rstrip(" ").upper() in DEVICES:
             return "has a part that is a device on Windows"
         try:
             if len(part.encode()) > _PART_BYTES:
