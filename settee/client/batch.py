@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from settee.base.files import Lock, sha256_of, try_lock
 from settee.client.arguments import parse_given, sets_from
-from settee.client.cli_options import ROW_KEYS, parser
+from settee.client.cli_options import ROW_KEYS, Misuse, parser
 from settee.client.client_errors import UsageError
 from settee.client.job_outputs import LEDGER, Output, plain_name
 
@@ -69,8 +69,8 @@ def read(path: str, args: argparse.Namespace) -> list[Row]:
             if isinstance(values, UsageError):
                 raise values
             found.append(_row(values, args, file.parent, _number(number, len(lines))))
-        except UsageError as error:
-            problems.append(f"line {line}: {error.message}")
+        except (UsageError, Misuse) as error:
+            problems.append(f"line {line}: {error}")
     problems += [
         f"the name {name!r} is used by {count} rows: each needs a folder of its own"
         for name, count in Counter(name.casefold() for name, _ in found).items()

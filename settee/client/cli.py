@@ -50,8 +50,8 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
         return _dispatch(args, prog)
     except ClientError as error:
         return error
-    except ConfigError as error:
-        return UsageError(error.message)
+    except (ConfigError, cli_options.Misuse) as error:
+        return UsageError(str(error))
     except KeyboardInterrupt:
         return JobStopped("stopped: no job was sent")
     except ModuleNotFoundError as error:

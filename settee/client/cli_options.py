@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from settee import __version__
-from settee.client.client_errors import UsageError
 
 PROG = "settee-client"
 DESCRIPTION = """\
@@ -43,13 +42,17 @@ ROW_KEYS = (
 )
 
 
+class Misuse(Exception):
+    """The arguments are not valid."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of ending the process."""
+    """Raises Misuse instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument ([\w/-]+): expected (one|at least one) argument$", message):
             message += f"; a value that begins with - needs an equals sign: {found[1].split('/')[-1]}=-VALUE"
-        raise UsageError(f"{message} (--help lists all options)")
+        raise Misuse(f"{message} (--help lists all options)")
 
 
 def parser(prog: str = PROG) -> Parser:
