@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
@@ -181,14 +180,9 @@ class SupervisedServer(Server):
         with self._lock:
             if self._is_supervised or self._closing.is_set():
                 return
+            self._prepare()
             self._is_supervised = True
-        first: Future[None] = Future()
-        threading.Thread(target=self._supervise, args=(first,), name="comfyui-supervisor", daemon=True).start()
-        try:
-            first.result()
-        except ConfigError:
-            self._is_supervised = False
-            raise
+        threading.Thread(target=self._supervise, name="comfyui-supervisor", daemon=True).start()
 
     def is_running(self) -> bool:
         process = self._process
@@ -242,8 +236,8 @@ class SupervisedServer(Server):
         self._extra_paths.remove()
         self.client.close()
 
-    def _supervise(self, first: Future[None]) -> None:
-        """Keep a ComfyUI running until close(); ``first`` gets to know whether the first start was possible.
+    def _supervise(self) -> None:
+        """Keep a ComfyUI running until close().
 
         All starts are this thread's: ComfyUI is tied to the life of the thread that started it (leash.py).
         """
@@ -251,21 +245,14 @@ class SupervisedServer(Server):
             try:
                 with self._lock:
                     if self._closing.is_set():
-                        if not first.done():
-                            first.set_result(None)
                         return
-                    process = self._launch()
+                    process = self._launch(self._prepare())
             except ConfigError as error:
                 self._failed_starts += 1
-                if not first.done():
-                    first.set_exception(error)
-                    return
-                log.error("ComfyUI cannot be started again: %s", error)
+                log.error("ComfyUI cannot be started: %s", error)
             else:
                 reader = threading.Thread(target=self._console.follow, args=(process.stdout,), daemon=True)
                 reader.start()
-                if not first.done():
-                    first.set_result(None)
                 self._await_answer(process)
                 self._exit_code = process.wait()
                 # What ComfyUI started itself (a node's ffmpeg, say) must not live on into the next job.
@@ -279,7 +266,8 @@ class SupervisedServer(Server):
                 return
             self._closing.wait(_BACKOFF.pause_s(self._failed_starts) if self._failed_starts else 0.0)
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _prepare(self) -> list[str]:
+        """Return the command line, once all that it needs is there. Raises ConfigError."""
         if _is_taken(self._port):
             raise ConfigError(
                 f"port {self._port} is taken by another program: set COMFY_PORT, or COMFY_URL to use what runs there"
@@ -287,6 +275,9 @@ class SupervisedServer(Server):
         self._extra_paths.write()
         command = self.command()
         check_program(command[0], self._settings)
+        return command
+
+    def _launch(self, command: list[str]) -> subprocess.Popen[bytes]:
         try:
             # A session of its own: a SIGTERM to the worker's group must not reach ComfyUI before the worker has
             # dealt with its job. The worker's own secrets stay out of reach of custom nodes. Unbuffered: a line

@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from settee.backends.backend import Limits
@@ -73,10 +73,8 @@ class Prompts:
         self.leftovers: dict[str, str | None] = {}
         #: Prompts to forget once they have ended.
         self._used: list[str] = []
-        self._forgetting: list[Future[None]] = []
         # In a thread: for a small job it takes as long as all that comes after the execution.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="comfyui-forget")
-        self._is_closed = False
+        self._forgetting: list[Call[None]] = []
 
     # --- submitting ----------------------------------------------------------------------------------------
 
@@ -249,8 +247,8 @@ class Prompts:
 
     def begin_to_forget(self) -> None:
         used, self._used = self._used, []
-        if used and not self._is_closed:
-            self._forgetting.append(self._pool.submit(self._forget, used))
+        if used:
+            self._forgetting.append(Call(partial(self._forget, used), name="comfyui-forget"))
 
     def settle(self) -> None:
         """Return when all that was used is forgotten, or could not be (2 s a prompt at most)."""
@@ -265,7 +263,3 @@ class Prompts:
             except ComfyError as error:
                 # A server that died has forgotten by itself.
                 log.warning("a prompt stays in ComfyUI's history: %s", error)
-
-    def close(self) -> None:
-        self._is_closed = True
-        self._pool.shutdown()

@@ -212,4 +212,4 @@ class Session:
 
     def close(self) -> None:
         self._drop_socket()
-        self.prompts.close()
+        self.prompts.settle()
