@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from settee.base.errors import DeliveryError
-from settee.base.job import Job, Output
+from settee.base.job import Output
 from settee.base.settings import MIB
 from settee.base.threads import Call, Pool
 from settee.delivery.blob import Blob, Digest, Prepared, Stream, Window, delivery_error
@@ -22,7 +22,6 @@ from settee.delivery.keys import Namer
 from settee.s3.client import LANES, forget
 from settee.s3.error_table import S3Error, explained
 from settee.s3.objects import Body, Bucket, Object
-from settee.s3.target import Target
 
 if TYPE_CHECKING:
     from settee.delivery import Delivery
@@ -79,7 +78,7 @@ class Upload:
         were already up are deleted then, as far as S3 permits it.
         """
         try:
-            with _explained(self._target, self._job):
+            with explained(self._target):
                 self._bucket = Bucket(self._target, self._stop)
                 for item in items:
                     self._send(item)
@@ -92,9 +91,15 @@ class Upload:
                     file.item.output(file.prepared, file.digest, "s3_url", url=self._bucket.url(file.object))
                     for file in self._files
                 ]
-        except BaseException:
+        except BaseException as error:
             self._undo()
-            raise
+            if not isinstance(error, S3Error):
+                raise
+            # The log keeps the kind only: the text has the URL, and so names.
+            cause, code = type(error.__cause__ or error).__name__, error.details.get("s3_code", "")
+            log.warning("job %s: S3: %s (code %r, status %d)", self._job.id, cause, code, error.status)
+            forget(self._target)  # and with it botocore's count of failures, which would cost the next job its retries
+            raise delivery_error(error) from error
         finally:
             self._pool.close()
 
@@ -217,18 +222,3 @@ def _held(file: _File, chunks: Iterator[bytes] | Iterator[bytes | memoryview]) -
             yield part, False
             part = rest
     yield part, True
-
-
-@contextlib.contextmanager
-def _explained(target: Target, job: Job) -> Iterator[None]:
-    """Turn errors of S3 into ours. The log keeps their kind only: their text has the URL, and so names."""
-    try:
-        with explained(target):
-            yield
-    except S3Error as error:
-        cause = type(error.__cause__ or error).__name__
-        log.warning(
-            "job %s: S3: %s (code %r, status %d)", job.id, cause, error.details.get("s3_code", ""), error.status
-        )
-        forget(target)  # and with it botocore's count of failures, which would cost the next job its retries
-        raise delivery_error(error) from error

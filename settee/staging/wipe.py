@@ -42,20 +42,16 @@ def wipe_file(name: str, *, dir_fd: int) -> None:
     is_file = stat.S_ISREG(os.lstat(name, dir_fd=dir_fd).st_mode)
     try:
         if is_file:
-            _overwrite(name, dir_fd)
+            # O_NONBLOCK and the second look at the type: the name may have become a fifo since the first.
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with closing_fd(_open(name, flags, dir_fd)) as fd:
+                status = os.fstat(fd)
+                if stat.S_ISREG(status.st_mode):
+                    _zero(fd, status.st_size)
+                    os.fsync(fd)
+                    os.ftruncate(fd, 0)
     finally:
         os.unlink(name, dir_fd=dir_fd)
-
-
-def _overwrite(name: str, dir_fd: int) -> None:
-    # O_NONBLOCK and the second look at the type: the name may have become a fifo since the first.
-    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with closing_fd(_open(name, flags, dir_fd)) as fd:
-        status = os.fstat(fd)
-        if stat.S_ISREG(status.st_mode):
-            _zero(fd, status.st_size)
-            os.fsync(fd)
-            os.ftruncate(fd, 0)
 
 
 def _zero(fd: int, size: int) -> None:
