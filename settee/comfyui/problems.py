@@ -143,7 +143,8 @@ def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str
     problems: list[Problem] = []
     for node_id, node, name, value, spec in _inputs(workflow, registry):
         for text in texts(name, value) if upload_kind(spec) else ():
-            if text.name != name or _is_no_file(text.text, spec):
+            is_choice = "." not in text.text and text.text in (choices_of(spec) or ())  # Load3D's "none"
+            if text.name != name or not text.text or is_choice:
                 continue
             match = _ANNOTATION.match(text.text)
             given = match["name"] if match else text.text
@@ -157,11 +158,6 @@ def load_problems(workflow: Workflow, registry: NodeRegistry, files: Mapping[str
                 continue
             problems.append(problem_at(node_id, node, name, value=shown, **more))
     return problems
-
-
-def _is_no_file(text: str, spec: Any) -> bool:
-    """Return True for a choice that stands for no file: Load3D's "none", the empty mask of a Painter."""
-    return not text or ("." not in text and text in (choices_of(spec) or ()))
 
 
 def path_problems(workflow: Workflow, registry: NodeRegistry, own: Collection[str] = ()) -> list[Problem]:

@@ -69,16 +69,6 @@ class Definition:
         """Return the inputs as the editor's node has them: those without a widget first."""
         return tuple(sorted(self.inputs, key=lambda item: item.is_widget))
 
-    @property
-    def places(self) -> tuple[dict[str, int], int]:
-        """Return (the place of each widget's value among those of a node, how many places there are)."""
-        found, place = {}, 0
-        for item in self.inputs:
-            if item.is_widget:
-                found[item.name] = place
-                place += 1 + item.controls
-        return found, place
-
     def check(self) -> None:
         """Raise :class:`Misfit` where no node that runs can be converted: a browser makes one of its inputs."""
         for item in self.inputs:
@@ -149,13 +139,15 @@ def by_name(node: Node, definition: Definition) -> dict[str, Any]:
     values = [] if node.values is None else node.values
     if not isinstance(values, list):
         raise Misfit("keeps its values in a way of its own (widgets_values is not a list)")
-    _, count = definition.places
-    _check_controls(values, definition)
-    named, missing = _read(values, definition)
+    named, missing, controls = _read(values, definition)
+    for name, control in controls.items():
+        if not isinstance(control, (str, bool)) or control not in _CONTROLS:
+            raise Misfit(f"has {shown(control)} after {name}, where its control after a run should stand")
     # A KSampler of the first editors lacks what follows its seed; then all that comes later is shifted.
     if missing:
         count_all = f"({len(values)} in all)"
         raise Misfit(f"has no value in the file for {missing[0]} {count_all}: another version of it was saved")
+    count = sum(1 + item.controls for item in definition.inputs if item.is_widget)
     # Names prove that what comes after is the server's lack: of a newer node's inputs.
     if len(values) > count + _own_widgets(definition) and not isinstance(node.named_values, Mapping):
         more = f"({len(values)}) than its class takes ({count})"
@@ -175,29 +167,23 @@ def same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
-def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], list[str]]:
-    places, _ = definition.places
-    named, missing = dict[str, Any](), []
+def _read(values: list[Any], definition: Definition) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """Return (the values by input, the inputs without one, by input what stands where its control should)."""
+    named, missing, controls, place = dict[str, Any](), list[str](), dict[str, Any](), 0
     for item in definition.inputs:
         if not item.is_widget:
             continue
-        if places[item.name] < len(values):
-            named[item.name] = values[places[item.name]]
+        if place < len(values):
+            named[item.name] = values[place]
         elif item.optional and "default" in item.options:
             # The node is older than this input: the editor takes the default.
             named[item.name] = item.options["default"]
         else:
             missing.append(item.name)
-    return named, missing
-
-
-def _check_controls(values: list[Any], definition: Definition) -> None:
-    places, _ = definition.places
-    for item in definition.inputs:
-        if item.is_widget and item.controls and places[item.name] + 1 < len(values):
-            control = values[places[item.name] + 1]
-            if not isinstance(control, (str, bool)) or control not in _CONTROLS:
-                raise Misfit(f"has {shown(control)} after {item.name}, where its control after a run should stand")
+        if item.controls and place + 1 < len(values):
+            controls[item.name] = values[place + 1]
+        place += 1 + item.controls
+    return named, missing, controls
 
 
 def _without_forced(values: list[Any], definition: Definition) -> Iterator[list[Any]]:

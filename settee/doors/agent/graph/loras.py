@@ -161,11 +161,7 @@ def _inserted(workflow: Workflow, uses: Sequence[LoraUse]) -> Workflow:
     pattern = next(_free_ids(workflow))
     class_type = "LoraLoader" if clips else "LoraLoaderModelOnly"
     ends = [*models, *clips]
-    changed = copy.deepcopy(workflow)
-    for node_id, node in workflow.items():
-        for name, source, slot in links(node):
-            if (source, slot) in ends:
-                changed[node_id]["inputs"][name] = [pattern, ends.index((source, slot))]
+    changed = _rewired(workflow, copy.deepcopy(workflow), {end: (pattern, slot) for slot, end in enumerate(ends)})
     inputs = {name: list(end) for name, end in zip(_LOADERS[class_type], ends, strict=True)}
     changed[pattern] = {"class_type": class_type, "inputs": inputs}
     return chained(changed, uses)
