@@ -11,6 +11,7 @@ torch and safetensors, it is their own load. Baseline: the same load with nothin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -116,6 +117,12 @@ def start() -> float:
     return seconds(lambda: subprocess.run([sys.executable, "-c", START], check=True))
 
 
+def drain(ahead: ReadAhead) -> None:
+    """Wait until nothing is left to read."""
+    while ahead._files:
+        time.sleep(0.002)
+
+
 def measure(path: Path, readers: int) -> dict[str, float]:
     """One round: seconds of each way."""
     found = {}
@@ -123,16 +130,16 @@ def measure(path: Path, readers: int) -> dict[str, float]:
     found["load alone"] = load(path)
     found["load, cached"] = load(path)
     drop(path)
-    with ReadAhead(readers=readers) as ahead:
+    with contextlib.closing(ReadAhead(readers=readers)) as ahead:
         cpu = time.process_time()
         ahead.add(path)
-        found["read-ahead"] = seconds(lambda: ahead.wait(600))
+        found["read-ahead"] = seconds(lambda: drain(ahead))
         found["read-ahead, CPU"] = time.process_time() - cpu
         found["of it cached"] = cached(path)
         found["load after"] = load(path)
         drop(path)
         found["both at once"] = load(path, lambda: ahead.add(path))
-        ahead.wait(600)
+        drain(ahead)
         found["start alone"] = start()
         drop(path)
         ahead.add(path)

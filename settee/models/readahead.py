@@ -135,10 +135,7 @@ def _fields(path: Path) -> dict[str, int]:
 @dataclass(eq=False)
 class _File:
     path: Path
-    #: None until a reader has looked at it.
-    size: int | None = None
-    #: Where the next region begins.
-    next: int = 0
+    size: int = 0
     #: Readers at work on it.
     readers: int = 0
     #: Device and inode: two links to one file are one file.
@@ -165,8 +162,10 @@ class ReadAhead:
         self._readers, self._free, self._clock = readers, free, clock
         self._read = read or (lambda fd, buffer, offset: os.preadv(fd, [buffer], offset))
         self._changed = threading.Condition()
-        #: Those that are read or wait for it, in order.
+        #: Those that are read or wait for it.
         self._files: list[_File] = []
+        #: What readers are to do next: the beginning of a region to read, None for a first look.
+        self._turns: deque[tuple[_File, int | None]] = deque()
         self._taken: deque[tuple[float, int]] = deque()
         self._threads: list[threading.Thread] = []
         self._closed = False
@@ -178,15 +177,11 @@ class ReadAhead:
         with self._changed:
             if self._closed or any(file.path == path for file in self._files):
                 return
-            self._files.append(_File(path))
+            self._files.append(file := _File(path))
+            self._turns.append((file, None))
             if not self._threads:
                 self._start()
             self._changed.notify_all()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until nothing is left to read. False after ``timeout`` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._files, timeout)
 
     def close(self) -> None:
         """End the readers, within a second: one that hangs in a dead volume's read is left to it."""
@@ -197,12 +192,6 @@ class ReadAhead:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def __enter__(self) -> ReadAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _start(self) -> None:
         try:
             for number in range(self._readers):
@@ -212,7 +201,7 @@ class ReadAhead:
         except RuntimeError as error:  # the container's limit of threads: fewer readers, or none
             log.warning("read-ahead has %d of %d readers: %s", len(self._threads), self._readers, error)
             if not self._threads:
-                self._files.clear()
+                self._give_up(self._files)
 
     # --- one reader --------------------------------------------------------------------------------------
 
@@ -242,33 +231,29 @@ class ReadAhead:
             os.close(fd)
 
     def _next(self) -> tuple[_File, int | None] | None:
-        """Return the first file that has a region left, with its offset, or one to look at; None when closed."""
+        """Return the next turn; None when closed."""
         with self._changed:
-            while not self._closed:
-                for file in self._files:
-                    if file.size is None and not file.readers:
-                        file.readers = 1
-                        return file, None
-                    if file.size is not None and file.next < file.size:
-                        file.readers += 1
-                        file.next += REGION
-                        return file, file.next - REGION
-                self._changed.wait()
-        return None
+            self._changed.wait_for(lambda: self._turns or self._closed)
+            if self._closed:
+                return None
+            file, offset = self._turns.popleft()
+            file.readers += 1
+            return file, offset
 
     def _look(self, file: _File, fd: int) -> None:
-        """Have a file read, unless that would gain nothing."""
-        found, size = os.fstat(fd), 0
-        if stat.S_ISREG(found.st_mode) and found.st_size:
-            size = found.st_size
+        """Have a file read before all others, unless that would gain nothing."""
+        found = os.fstat(fd)
+        identity = found.st_dev, found.st_ino
         with self._changed:
-            identity, file.started = (found.st_dev, found.st_ino), self._clock()
-            file.size = 0 if any(other.identity == identity for other in self._files) else size
-            file.identity = identity
+            if stat.S_ISREG(found.st_mode) and all(other.identity != identity for other in self._files):
+                file.size = found.st_size
+            file.identity, file.started = identity, self._clock()
+            self._turns.extendleft((file, offset) for offset in reversed(range(0, file.size, REGION)))
+            self._changed.notify_all()
 
     def _region(self, file: _File, fd: int, offset: int, buffer: memoryview) -> None:
         """Read the missing parts of one region, if there is memory for it."""
-        length = min(REGION, (file.size or 0) - offset)
+        length = min(REGION, file.size - offset)
         pieces = [(start, min(PIECE, length - start)) for start in range(0, length, PIECE)]
         missing = [(start, size) for start, size in pieces if not is_cached(fd, offset + start, size)]
         if missing and not self._take(sum(size for _, size in missing)):
@@ -297,20 +282,16 @@ class ReadAhead:
             return True
 
     def _give_up(self, files: list[_File]) -> None:
-        """Take no more regions of these files."""
+        """Take no more turns for these files."""
         with self._changed:
-            for file in files:
-                file.size = min(file.size or 0, file.next)
-            self._files = [file for file in self._files if file.readers or file.size is None or file.next < file.size]
+            self._turns = deque(turn for turn in self._turns if turn[0] not in files)
+            self._files = [file for file in self._files if file.readers or file not in files]
 
     def _leave(self, file: _File) -> None:
         with self._changed:
             file.readers -= 1
-            # Also when a look has found nothing to read.
-            if file.readers == 0 and file.next >= (file.size or 0):
+            if not file.readers and all(other is not file for other, _ in self._turns):
                 self._files.remove(file)
-                took = self._clock() - file.started
                 level = logging.INFO if file.read else logging.DEBUG
-                size = (file.size or 0) / 1e6
-                log.log(level, "read ahead: %.0f of a model's %.0f MB in %.1f s", file.read / 1e6, size, took)
-            self._changed.notify_all()
+                read, size, took = file.read / 1e6, file.size / 1e6, self._clock() - file.started
+                log.log(level, "read ahead: %.0f of a model's %.0f MB in %.1f s", read, size, took)
