@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 from pydantic import ConfigDict, TypeAdapter
 
-from settee.base.files import WAIT_S, Lock, hold, write_whole
+from settee.base.files import WAIT_S, Lock, closing_fd, hold, write_whole
 from settee.models.folder.place import JOURNAL, PART, temporary_name, walk
 from settee.staging.wipe import wipe_file
 
@@ -113,16 +113,11 @@ class Records:
 
     def _read(self, rel: str) -> Placed | None:
         try:
-            fd = os.open(self.file(rel), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            placed = _adapter().validate_json(os.read(fd, _MAX_BYTES), strict=True)
-            return replace(placed, last_used=os.fstat(fd).st_mtime) if placed.path == rel else None
+            with closing_fd(os.open(self.file(rel), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+                placed = _adapter().validate_json(os.read(fd, _MAX_BYTES), strict=True)
+                return replace(placed, last_used=os.fstat(fd).st_mtime) if placed.path == rel else None
         except (OSError, ValueError):
             return None
-        finally:
-            os.close(fd)
 
     def rewrite(
         self, seen: Placed | None, placed: Placed, *, is_still: Callable[[], bool] = lambda: True, wait_s: float = 0.0
@@ -329,8 +324,5 @@ def _remove_recorded(path: str, placed: Placed, *, put_away: bool) -> str | None
 def overwrite(path: str) -> None:
     """Overwrite a file in place and remove it. Raises OSError."""
     folder, name = os.path.split(path)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing_fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         wipe_file(name, dir_fd=fd)
-    finally:
-        os.close(fd)
