@@ -9,26 +9,21 @@ NO_COLOR has nothing to switch off. No failure here fails a job, and nothing tha
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from settee.base import terminal
 from settee.base.text import for_terminal
 from settee.client.inject import Change
 from settee.client.targets import Answer, Status
 from settee.comfyui.workflow import Workflow, shown_node
-
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.text import Text
 
 #: Of many jobs, those under way get a row each while they are at most this many.
 MAX_ROWS = 4
@@ -58,12 +53,11 @@ class _Followed:
     begun: float
 
 
-class Display:
-    """A context manager; every method may be called from any thread. On leaving, a terminal is clean again.
+class Display(terminal.Rows):
+    """A row for each job under way, or a line for every change of status.
 
-    ``is_terminal`` decides between rows and lines (default: what the stream states). ``width``: columns (default: the
-    terminal's). ``total`` is how many jobs there will be: with more than one there is a summary, and every job is
-    named. ``quiet``: only :meth:`line` writes.
+    ``is_terminal`` decides between the two (default: what the stream states). ``total`` is how many jobs there will be:
+    with more than one there is a summary, and every job is named. ``quiet``: only :meth:`line` writes.
     """
 
     def __init__(
@@ -77,18 +71,15 @@ class Display:
         done: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream, self._clock, self._quiet = terminal.Stream(stream), clock, quiet
-        self._has_rows = not quiet and (stream.isatty() if is_terminal is None else is_terminal)
-        self._width = width
-        #: For the jobs (a frame takes this one alone); for what is written.
-        self._lock, self._writing = threading.Lock(), threading.RLock()
+        is_terminal = stream.isatty() if is_terminal is None else is_terminal
+        super().__init__(stream, has_rows=is_terminal and not quiet, width=width)
+        self._clock, self._quiet = clock, quiet
+        #: For the jobs; a frame takes it alone.
+        self._lock = threading.Lock()
         self._jobs: dict[str, _Followed] = {}
         self._total, self._done_before, self._begun = total, done, clock()
         #: Whether each job that has ended succeeded.
         self._ends: dict[str, bool] = {}
-        self._live: Live | None = None
-        #: How many callers want the rows hidden.
-        self._hidden = 0
 
     @classmethod
     def on_stderr(cls, env: Mapping[str, str], *, quiet: bool, total: int = 1, done: int = 0) -> Display:
@@ -123,46 +114,8 @@ class Display:
             self._jobs.pop(name, None)
             self._ends[name] = False
 
-    def line(self, text: str) -> None:
-        """Write one line or more above the rows, also with ``quiet``, indented as they are."""
-        lines = [f"{line[: len(line) - len(line.lstrip(' '))]}{for_terminal(line)}" for line in text.split("\n")]
-        with self._writing:
-            if self._live is None:
-                self._stream.write("\n".join(lines) + "\n")
-            else:
-                self._live.console.out("\n".join(lines), highlight=False)
-
-    @contextlib.contextmanager
-    def hidden(self) -> Iterator[None]:
-        """Take the rows away, for a question or for other output to the same terminal."""
-        self._draw(hidden=1)
-        try:
-            yield
-        finally:
-            self._draw(hidden=-1)
-
-    def __enter__(self) -> Display:
-        self._draw(hidden=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._draw(hidden=1)
-
-    def _draw(self, hidden: int) -> None:
-        """Show the rows, or take them away: so many callers more want them hidden."""
-        with self._writing:
-            self._hidden += hidden
-            if self._live is not None and self._hidden:
-                self._live.stop()
-                self._live = None
-            elif self._live is None and self._has_rows and not self._hidden:
-                self._live = terminal.live(self._stream, self._rows, self._width)
-                self._live.start()
-
-    def _rows(self, width: int) -> Text:
-        """Return what the next frame shows, at the width that the terminal has now."""
-        from rich.text import Text
-
+    def rows(self, width: int) -> list[str]:
+        """Return the summary and the jobs under way."""
         with self._lock:
             jobs, now, is_named = list(self._jobs.values()), self._clock(), self._total > 1
             rows = []
@@ -170,7 +123,7 @@ class Display:
                 rows.append(self._summary(jobs, now))
             if not is_named or len(jobs) <= MAX_ROWS:
                 rows += [_job_row(job, now, width, is_named=is_named) for job in jobs[:MAX_ROWS]]
-        return Text("\n".join(" · ".join(filter(None, row)) for row in rows), no_wrap=True, overflow="ellipsis")
+        return [" · ".join(filter(None, row)) for row in rows]
 
     def _summary(self, jobs: list[_Followed], now: float) -> list[str]:
         """Return ``12 of 50 done · 1 failed · 3 running · 1 in queue · 26% · 1:42``."""

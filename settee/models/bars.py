@@ -14,14 +14,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from settee.base import terminal
 from settee.base.text import for_terminal
-
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.text import Text
 
 #: Speed is the average of this long.
 _SPEED_S = 5.0
@@ -60,11 +56,11 @@ class _Transfer:
         return f"{share}%, {size} of {amount(self.total)}, {amount(speed)}/s{left}"
 
 
-class Bars:
-    """A context manager; every method may be called from any thread.
+class Bars(terminal.Rows):
+    """A row for each transfer on a terminal; elsewhere a line when it begins, and one now and then.
 
-    ``is_terminal`` decides between bars and lines (default: by the stream itself); ``interval_s`` is the time between
-    two lines of one file in a log; ``log`` takes the lines of a log instead of the stream.
+    ``is_terminal`` decides between the two (default: by the stream itself); ``interval_s`` is the time between two
+    lines of one file; ``log`` takes the lines instead of the stream.
     """
 
     def __init__(
@@ -76,13 +72,11 @@ class Bars:
         interval_s: float = 5.0,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        self._stream, self._clock, self._interval_s = terminal.Stream(stream), clock, interval_s
-        self._log = log or (lambda line: self._stream.write(f"{line}\n"))
-        self._is_terminal = stream.isatty() if is_terminal is None else is_terminal
+        super().__init__(stream, has_rows=stream.isatty() if is_terminal is None else is_terminal)
+        self._clock, self._interval_s, self._log = clock, interval_s, log or self.line
         #: A frame takes it, so nothing is printed while it is held.
         self._lock = threading.Lock()
         self._transfers: dict[str, _Transfer] = {}
-        self._live: Live | None = None
 
     def update(self, key: str, done: int, total: int | None, source: str = "") -> None:
         """``done`` of ``total`` bytes (None: unknown) are in place. The first call starts the file's row."""
@@ -91,7 +85,7 @@ class Bars:
             now = self._clock()
             transfer = self._transfers.get(key)
             if transfer is None:
-                transfer = self._transfers[key] = _Transfer(self._text(key), logged_at=now)
+                transfer = self._transfers[key] = _Transfer(for_terminal(key), logged_at=now)
                 size = "size unknown" if total is None else amount(total)
                 lines.append(f"{transfer.name}: {size}{f' from {source}' if source else ''}")
             transfer.update(now, done, total)
@@ -99,44 +93,24 @@ class Bars:
                 if now - other.logged_at >= self._interval_s:
                     other.logged_at = now
                     lines.append(f"{other.name}: {other.facts(now)}")
-        for line in () if self._is_terminal else lines:
+        for line in () if self._has_rows else lines:
             self._log(line)
 
     def finish(self, key: str, outcome: str) -> None:
         """Replace the file's row by ``key: outcome``. A file that needed no transfer may be finished at once."""
         self.forget(key)
-        line = self._text(f"{key}: {outcome}")
-        if self._live is None:
-            self._log(line)
-        else:
-            self._live.console.print(line, soft_wrap=True)
+        self._log(for_terminal(f"{key}: {outcome}"))
 
     def forget(self, key: str) -> None:
         """Remove the file's row without a line."""
         with self._lock:
             self._transfers.pop(key, None)
 
-    def __enter__(self) -> Bars:
-        if self._is_terminal:
-            self._live = terminal.live(self._stream, self._rows)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def _rows(self, width: int) -> Text:
-        """Return a row for each file; one that is too long loses the end of its name."""
-        from rich.text import Text
-
+    def rows(self, width: int) -> list[str]:
+        """Return a row for each file: one that is too long loses the end of its name."""
         with self._lock:
             now, all_ = self._clock(), self._transfers.values()
-            rows = [f"{terminal.bar(one.done / (one.total or 1e99))}  {one.facts(now)}  {one.name}" for one in all_]
-        return Text("\n".join(rows), no_wrap=True, overflow="ellipsis")
-
-    def _text(self, text: str) -> str:
-        return for_terminal(text, self._stream.encoding)
+            return [f"{terminal.bar(one.done / (one.total or 1e99))}  {one.facts(now)}  {one.name}" for one in all_]
 
 
 # --- words -------------------------------------------------------------------------------------------------

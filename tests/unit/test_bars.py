@@ -46,8 +46,7 @@ def test_a_row_has_a_bar_what_is_known_and_the_name(encoding: str, row: str) -> 
         clock.now = 100.0 + second
         bars.update("vae/x.safetensors", second * 100 * MB, GB)
     assert (
-        encodable(bars._rows(80).plain, encoding)
-        == f"{row}  50%, 0.50 of 1.00 GB, 100 MB/s, 0:05 left  vae/x.safetensors"
+        encodable(bars.rows(80)[0], encoding) == f"{row}  50%, 0.50 of 1.00 GB, 100 MB/s, 0:05 left  vae/x.safetensors"
     )
 
 
