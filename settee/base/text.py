@@ -98,6 +98,11 @@ def neutral(text: str) -> str:
     return _PATHS.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 
+def megabytes(size: float) -> str:
+    """Return a size in millions of bytes, as RunPod counts them, or a small one in thousands."""
+    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"
+
+
 def join_ascii(pieces: Iterable[str]) -> str:
     """Like ``"".join`` for an iterator of many pieces, in memory for the result plus one piece.
 

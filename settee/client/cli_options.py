@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from settee import __version__
 
@@ -182,31 +183,27 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, more than 0")
-    return seconds
+def _within(kind: type[float], least: float, most: float, words: str) -> Callable[[str], Any]:
+    """Return what parses a number within limits."""
+
+    def parse(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} must be {words}")
+        return number
+
+    return parse
+
+
+def _count(least: int, most: float = math.inf) -> Callable[[str], Any]:
+    return _within(int, least, most, f"a whole number from {least}" + (f" to {most}" if most < math.inf else ""))
 
 
 def _seed(text: str) -> int | None:
     return None if text.strip() == "-1" else _count(0, (1 << 64) - 1)(text)
 
 
-def _count(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return what parses a whole number within limits."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least or (most is not None and number > most):
-            limits = f"from {least}" + (f" to {most}" if most is not None else "")
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number {limits}")
-        return number
-
-    return parse
+_seconds = _within(float, sys.float_info.min, sys.float_info.max, "a number of seconds, more than 0")

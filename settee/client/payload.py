@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settee.base.sealing import sealed_size
-from settee.base.text import join_ascii
+from settee.base.text import join_ascii, megabytes
 from settee.client.client_errors import UsageError
 from settee.client.inject import InputFile
 from settee.client.sealed_jobs import Sealer
@@ -174,11 +174,11 @@ class Request:
 
     def _too_large(self, size: int) -> str:
         sealed = "sealed " if self._seal is not None else ""
-        sizes = f"{_megabytes(size)}, and the target accepts at most {_megabytes(self._cap or 0)}"
+        sizes = f"{megabytes(size)}, and the target accepts at most {megabytes(self._cap or 0)}"
         inline = sorted((part for part in self._parts if part.url is None), key=lambda part: -part.size)
         lines = [f"the {sealed}request would be {sizes}:"]
         for part in inline[:_SHOWN_FILES]:
-            lines.append(f"  {part.file.path}: {_megabytes(part.size)}, {_megabytes(part.cost)} as base64")
+            lines.append(f"  {part.file.path}: {megabytes(part.size)}, {megabytes(part.cost)} as base64")
         if len(inline) > _SHOWN_FILES:
             lines.append(f"  and {len(inline) - _SHOWN_FILES} more files")
         ways = []
@@ -204,11 +204,6 @@ def _part(file: InputFile, max_side: int | None, jpeg: int | None) -> _Part:
         return _Part(file, file.path.stat().st_size)
     except OSError as error:
         raise UsageError(f"{file.path} cannot be read: {error.strerror}") from error
-
-
-def _megabytes(size: int) -> str:
-    """Millions of bytes, as RunPod counts them."""
-    return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} KB"
 
 
 # --- smaller pictures -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from settee.base.errors import OutputTooLarge
 from settee.base.job import Job
 from settee.base.json_io import dumps
 from settee.base.sealing import sealed_size
+from settee.base.text import megabytes
 from settee.delivery.item import Item
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
         raise _too_large(items, sizes, asked, cap, full=spill is not None)
     where = "to S3" if spill is Place.S3 else "to the network volume (url is a path there)"
     return places, [
-        f"the result would have been {_mb(asked)}, over the {_mb(cap)} that fit into the answer: "
+        f"the result would have been {megabytes(asked)}, over the {megabytes(cap)} that fit into the answer: "
         f"{moved} of {len(items)} files went {where} instead"
     ]
 
@@ -133,11 +134,9 @@ def _too_large(items: Sequence[Item], sizes: Sequence[int], size: int, cap: int,
             f"set {keys[0]}, {keys[1]} and {keys[2]} to have large results uploaded to S3, or attach a network volume "
             '(RESULT_VOLUME_DIR), or ask for smaller files (delivery: {"image_format": "webp"})'
         )
-    return OutputTooLarge(f"the result is {_mb(size)}, but {_mb(cap)} fit into the answer; {remedy}", details=details)
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+    return OutputTooLarge(
+        f"the result is {megabytes(size)}, but {megabytes(cap)} fit into the answer; {remedy}", details=details
+    )
 
 
 def mounted(folder: Path) -> bool:
