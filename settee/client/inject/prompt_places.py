@@ -119,10 +119,8 @@ class _Search:
         said = self._said(found)
         is_clear = all(len(said[place.node_id]) == 1 or self._is_part(place) for place in found)
         if not is_clear or any(one != other for one, other in itertools.pairwise(said.values())):
-            raise Ambiguous(
-                f"this workflow has several places for a {_WANTED[side]}, and their texts differ. "
-                f"Choose instead with\n{self._choices(exact)}"
-            )
+            why = f"this workflow has several places for a {_WANTED[side]}, and their texts differ"
+            raise self._ambiguous(why, exact)
         self._refuse_the_shared(side, exact)
         return _in_order(exact)
 
@@ -147,16 +145,11 @@ class _Search:
                 f"Use --set NODE.inputs.NAME=… for the text that is meant\n{listed_nodes(self._workflow, doubtful)}"
             )
         if self._unexplained:
-            raise Ambiguous(
-                "these texts may be a prompt, a negative prompt or neither. "
-                f"Choose instead with\n{self._choices(self._unexplained)}"
-            )
+            raise self._ambiguous("these texts may be a prompt, a negative prompt or neither", self._unexplained)
         strays = {f"{use.input!r} of {shown_node(self._workflow, use.node_id)}" for use in self._tracing.strays(side)}
         if strays:
-            raise Ambiguous(
-                f"what it would change also goes to {', '.join(sorted(strays))}, which may be "
-                f"positive or negative. Choose instead with\n{self._choices(_literals(self._texts[side]))}"
-            )
+            why = f"what it would change also goes to {', '.join(sorted(strays))}, which may be positive or negative"
+            raise self._ambiguous(why, _literals(self._texts[side]))
 
     def _undecided(self, texts: Mapping[Place, Text]) -> UsageError:
         makers = {maker for text in texts.values() for maker in text.makers}
@@ -168,7 +161,7 @@ class _Search:
                 return Ambiguous(f"{message}Choose instead among the written texts\n{self._choices(literals)}")
             return UsageError(f"{message}Set an input of that node with --set, or write the text into its encoder")
         if literals:
-            return Ambiguous(f"the text is put together from several. Choose instead with\n{self._choices(literals)}")
+            return self._ambiguous("the text is put together from several", literals)
         nodes = listed_nodes(self._workflow, (place.node_id for place in texts))
         return UsageError(f"these nodes have no text where one belongs\n{nodes}")
 
@@ -194,6 +187,9 @@ class _Search:
             if isinstance(self._graph.inputs[node_id].get(name), str)
         ]
         return f"; these texts lead to no sampler that an output needs\n{self._choices(idle)}" if idle else ""
+
+    def _ambiguous(self, why: str, places: Iterable[Place]) -> Ambiguous:
+        return Ambiguous(f"{why}. Choose instead with\n{self._choices(places)}")
 
     def _choices(self, places: Iterable[Place]) -> str:
         return "\n".join(
