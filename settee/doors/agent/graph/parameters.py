@@ -92,9 +92,9 @@ def context(
     extra = parameters.extra
     uses, problems = lora_uses(envelope.loras, [each.name for each in loras], extra.get("loras"))
     values = {name: value for name, value in defaults.items() if name not in REQUIRED_SAMPLING} | extra
-    given = {name: getattr(parameters, name, None) for name in _Checked.model_fields}
-    given |= dict(parameters.resolution or ())
-    given = {name: value for name, value in given.items() if value is not None}
+    given = parameters.model_dump(include={*_Checked.model_fields}, exclude_none=True) | dict(
+        parameters.resolution or ()
+    )
     values |= given
     seed_drawn = values.get("seed") is None
     if seed_drawn:
@@ -118,9 +118,9 @@ def context(
         "base_model_full_path": base.path,
         "loras": [use.name for use in uses],
         "loras_metadata": [use.metadata for use in uses],
-        "primary_lora_name": primary.name if primary else None,
-        "primary_lora_strength_model": primary.strength_model if primary else None,
-        "primary_lora_strength_clip": primary.strength_clip if primary else None,
+        **{
+            f"primary_lora_{name}": getattr(primary, name, None) for name in ("name", "strength_model", "strength_clip")
+        },
     }
     own_paths = frozenset(each.path for each in models if each.path)
     return Context(values=values, seed_drawn=seed_drawn, loras=uses, own_paths=own_paths)

@@ -50,11 +50,10 @@ class _Role:
     name: str
 
 
-_TEXT = _Role("a text encoder's text", frozenset(["CONDITIONING"]), r".*")
 _BASE = _Role("the name at a node that loads a model", frozenset(["MODEL", "HOOKS"]), r"(ckpt|unet|model)_(name|path)")
+_BASE_MODEL = ("base_model_name", "base_model_path", "base_model_full_path")
 _ROLES: dict[str, _Role] = {
-    "prompt": _TEXT,
-    "negative_prompt": _TEXT,
+    **dict.fromkeys(("prompt", "negative_prompt"), _Role("a text encoder's text", frozenset(["CONDITIONING"]), r".*")),
     "seed": _Role("a sampler's seed", _SAMPLING | _MEDIA, r"(noise_)?seed"),
     "steps": _Role("a sampler's steps", _SAMPLING, r"steps|(start|end)_at_step"),
     "cfg_scale": _Role("a sampler's cfg", _SAMPLING, r"cfg(_.*)?|guidance"),
@@ -62,9 +61,7 @@ _ROLES: dict[str, _Role] = {
     "scheduler": _Role("a sampler's scheduler", _SAMPLING, r"scheduler"),
     "width": _Role("the width of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?width"),
     "height": _Role("the height of a latent, a picture or a text encoder", _SIZED, r"(?!spacing_)(.*_)?height"),
-    "base_model_path": _BASE,
-    "base_model_name": _BASE,
-    "base_model_full_path": _BASE,
+    **dict.fromkeys(_BASE_MODEL, _BASE),
     "primary_lora_name": _Role("the name at a node that loads a LoRA", _MODELS, r"lora_name"),
     "primary_lora_strength_model": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_model)?"),
     "primary_lora_strength_clip": _Role("the strength at a node that loads a LoRA", _MODELS, r"strength(_clip)?"),
@@ -125,29 +122,28 @@ class Uses(Graph):
 
     # --- what it is used for ------------------------------------------------------------------------------
 
-    def role_problem(self, parameter: str, node_id: str, name: str) -> Problem | None:
-        """Return why a parameter at this input does not reach a node that uses it as what it is."""
-        if parameter not in _ROLES:
+    def role_problem(self, binding: Binding) -> Problem | None:
+        """Return why a bound parameter does not reach a node that uses it as what it is."""
+        if binding.parameter not in _ROLES:
             return None
-        fitting = self._fitting(parameter, node_id, name)
+        fitting = self._fitting(binding)
         if not fitting:
-            return {"problem": f"no node uses it there as {_ROLES[parameter].meant}"}
-        other = _OTHER_SIDE.get(parameter)
+            return {"problem": f"no node uses it there as {_ROLES[binding.parameter].meant}"}
+        other = _OTHER_SIDE.get(binding.parameter)
         if other and set().union(*(self._sides_of(end, True) for end in fitting)) == {other}:
             return {"problem": f"this node's text is used as {other} prompt only"}
         return None
 
-    def other_side(self, parameter: str, node_id: str, name: str) -> str | None:
-        """Return the side that a prompt at this input is on besides its own: "negative" or "positive"."""
-        other = _OTHER_SIDE.get(parameter)
-        if other is None:
-            return None
-        fitting = self._fitting(parameter, node_id, name)
-        return other if any(other in self._sides_of(end, False) for end in fitting) else None
+    def other_side(self, binding: Binding) -> str | None:
+        """Return the side that a bound prompt is on besides its own: "negative" or "positive"."""
+        other = _OTHER_SIDE.get(binding.parameter)
+        is_both = other and any(other in self._sides_of(end, False) for end in self._fitting(binding))
+        return other if is_both else None
 
-    def _fitting(self, parameter: str, node_id: str, name: str) -> list[str]:
-        """Return the nodes that use a parameter at this input as what it is."""
-        return [end.node_id for end in self._ends_of(node_id, name) if self._fits(parameter, end)]
+    def _fitting(self, binding: Binding) -> list[str]:
+        """Return the nodes that use a bound parameter as what it is."""
+        ends = self._ends_of(binding.node, binding.path.removeprefix("inputs."))
+        return [end.node_id for end in ends if self._fits(binding.parameter, end)]
 
     def _fits(self, parameter: str, end: Place) -> bool:
         gives, given = _ROLES[parameter].gives, self._outputs(end.node_id)
@@ -196,7 +192,6 @@ _REPLACED = (
     "this node loads one of the job's LoRAs, so its name and strengths come from loras and parameters.extra.loras; "
     'if it is to stay as the template has it, put the word "fixed" into its title'
 )
-_BASE_MODEL = ("base_model_name", "base_model_path", "base_model_full_path")
 
 
 def check(workflow: Workflow, envelope: Envelope, context: Context, registry: NodeRegistry) -> None:
@@ -238,17 +233,14 @@ def _binding_problems(uses: Uses, envelope: Envelope, context: Context) -> Itera
 
 
 def _binding_problem(uses: Uses, binding: Binding, context: Context) -> Problem | None:
-    node, name, value = uses.workflow[binding.node], _input_of(binding), context.values.get(binding.parameter)
+    node, value = uses.workflow[binding.node], context.values.get(binding.parameter)
     place = find_path(node, binding.path)
     if place is None or not place.exists or place.value != value:
         return {"problem": _REPLACED}
     if binding.node not in uses.live:
         return {"problem": f"no output depends on this {node['class_type']}"}
-    return uses.input_problem(binding.node, name, value) or uses.role_problem(binding.parameter, binding.node, name)
-
-
-def _input_of(binding: Binding) -> str:
-    return binding.path.removeprefix("inputs.")
+    name = binding.path.removeprefix("inputs.")
+    return uses.input_problem(binding.node, name, value) or uses.role_problem(binding)
 
 
 def _override_problems(uses: Uses, envelope: Envelope) -> Iterator[Problem]:
@@ -288,14 +280,10 @@ def unknown_names(workflow: Workflow, registry: NodeRegistry, context: Context) 
             problem = f"{shown if is_path else repr(shown)} is not one of the {len(choices)} that ComfyUI has there"
             if is_path or (is_named_for("base_model_name", name) and not is_base_bound):
                 problem += ": bind base_model_name to it"
+            found = problem_at(node_id, node, name, value=shown, type="value_not_in_list", problem=problem)
+            near = near_matches(value, choices) if len(problems) < MAX_NEAR else []
             # A number may be spelled as the string that is given.
-            near = (
-                [each for each in near_matches(value, choices) if each != str(value)]
-                if len(problems) < MAX_NEAR
-                else []
-            )
-            more = {"value": shown, "type": "value_not_in_list", "problem": problem, "near": near}
-            problems.append(problem_at(node_id, node, name, **more))
+            problems.append({**found, "near": [each for each in near if each != str(value)]})
     return problems
 
 
@@ -315,7 +303,7 @@ def warnings(workflow: Workflow, envelope: Envelope, context: Context, registry:
     both = dict.fromkeys(
         f"{binding.parameter}: it is used as {other} prompt too"
         for binding in envelope.workflow_parameters
-        if binding.node in workflow and (other := uses.other_side(binding.parameter, binding.node, _input_of(binding)))
+        if binding.node in workflow and (other := uses.other_side(binding))
     )
     return (*unused, *both, *context.warnings)
 
