@@ -26,6 +26,7 @@ from settee.embedded.nodes.node import Env
 from settee.embedded.pending import PromptQueue
 from settee.embedded.server_options import Options
 from settee.embedded.validation import Error, error, validate
+from settee.models.readahead import free_memory, total_memory
 
 log = logging.getLogger("settee.embedded")
 
@@ -296,7 +297,7 @@ MODEL_FOLDERS = [
 
 def _system_stats(state: State) -> dict[str, Any]:
     """Return memory, versions and arguments. ``settee_embedded`` marks that this is not the real one."""
-    total, free = _memory_bytes()
+    total, free = total_memory(), free_memory()
     system = {
         "os": sys.platform,
         "ram_total": total,
@@ -317,15 +318,6 @@ def _system_stats(state: State) -> dict[str, Any]:
     for kind in ("vram", "torch_vram"):
         device |= {f"{kind}_total": total, f"{kind}_free": free}
     return {"system": system, "devices": [device]}
-
-
-def _memory_bytes() -> tuple[int, int]:
-    """Return total and available memory."""
-    try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        return 0, 0
 
 
 def _object_info(state: State, names: list[str]) -> dict[str, Any]:

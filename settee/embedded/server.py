@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import WSMsgType, web
+from PIL import ImageFile
 
 from settee.embedded.broadcast import Client
 from settee.embedded.routes import STATE, State, routes
@@ -29,6 +30,7 @@ def serve(options: Options) -> None:
 
 
 async def _serve(options: Options) -> None:
+    ImageFile.LOAD_TRUNCATED_IMAGES = True  # as ComfyUI, which renders half a PNG as if it were whole
     shutil.rmtree(options.folders.temp, ignore_errors=True)
     options.folders.create()
     state = State(options, asyncio.get_running_loop())

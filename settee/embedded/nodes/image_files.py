@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mimetypes
 import os
@@ -11,11 +10,12 @@ import string
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from PIL import Image, ImageFile, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
+from settee.base.files import sha256_of
 from settee.embedded.broadcast import PreviewImage
 from settee.embedded.folders import Folders, Slot
 from settee.embedded.nodes.node import (
@@ -33,9 +33,6 @@ from settee.embedded.nodes.node import (
 )
 from settee.embedded.nodes.pictures import image_crop, inverted
 
-T = TypeVar("T")
-
-
 # --- loading ----------------------------------------------------------------------------------------------
 
 
@@ -49,8 +46,7 @@ def _is_image(name: str) -> bool:
 
 def _file_hash(folders: Folders, inputs: Mapping[str, Any]) -> str:
     """Return the hash of the file: its bytes decide whether a cached result holds."""
-    with open(folders.locate(inputs["image"]), "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    return sha256_of(folders.locate(inputs["image"]))
 
 
 def _file_problem(folders: Folders, inputs: Mapping[str, Any]) -> str | None:
@@ -61,25 +57,9 @@ def _file_problem(folders: Folders, inputs: Mapping[str, Any]) -> str | None:
 _FILE: dict[str, Any] = {"fingerprint": _file_hash, "check_image": _file_problem}
 
 
-def _tolerating_truncation(function: Callable[[Any], T], argument: Any) -> T:
-    """Call a Pillow function; if it fails, call it again accepting truncated files.
-
-    This is why ComfyUI renders half a PNG as if it were whole.
-    """
-    try:
-        return function(argument)
-    except (OSError, ValueError):
-        before = ImageFile.LOAD_TRUNCATED_IMAGES
-        ImageFile.LOAD_TRUNCATED_IMAGES = True
-        try:
-            return function(argument)
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = before
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Return the picture turned as its EXIF data says, 16-bit greys brought down to 8 bits."""
-    upright = _tolerating_truncation(ImageOps.exif_transpose, image)
+    upright = ImageOps.exif_transpose(image)
     return upright.point(lambda value: value * (1 / 255)) if upright.mode == "I" else upright
 
 
@@ -101,7 +81,7 @@ def _frames(path: str) -> Iterator[Image.Image]:
     # Where the content tells PyAV nothing, it goes by the name; what it then cannot decode goes on to Pillow.
     if not _is_image(path) or not os.path.getsize(path):
         raise InvalidDataError(f"[Errno 1094995529] Invalid data found when processing input: '{path}'")
-    with _tolerating_truncation(Image.open, path) as image:
+    with Image.open(path) as image:
         for frame in ImageSequence.Iterator(image):
             yield _upright(frame)
             if image.format == "MPO":  # a stereo photo: ComfyUI takes the first picture only
@@ -139,7 +119,7 @@ def load_image_mask(
     channel: str = choice("alpha", "red", "green", "blue"),
 ) -> ImageBatch:
     """Load one channel as a mask; alpha comes inverted."""
-    with _tolerating_truncation(Image.open, env.folders.locate(image)) as opened:
+    with Image.open(env.folders.locate(image)) as opened:
         mask = _upright(opened).convert("RGBA").getchannel(channel[0].upper())
     return ImageBatch([inverted(mask) if channel == "alpha" else mask])
 
