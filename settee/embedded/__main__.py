@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import sys
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log.info("This is settee's embedded ComfyUI: it runs nodes that need no model, and makes up what models would.")
     try:
-        serve(options)
+        asyncio.run(serve(options))
     except KeyboardInterrupt:
         log.info("\nStopped server")
     except OSError as error:

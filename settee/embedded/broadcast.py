@@ -120,14 +120,10 @@ class Progress:
         self._nodes: dict[str, dict[str, Any]] = {}
         self._sent: dict[str, tuple[float, float]] = {}
 
-    def start(self, node_id: str) -> None:
-        """Note that a node starts."""
-        self._set(node_id, 0.0, 1.0, "running")
-
     def finish(self, node_id: str) -> None:
         """Note that a node is done, or was found in the cache."""
         maximum = self._nodes[node_id]["max"] if node_id in self._nodes else 1
-        self._set(node_id, maximum, maximum, "finished")
+        self.set(node_id, maximum, maximum, "finished")
 
     def update(self, node_id: str, value: float, maximum: float, preview: PreviewImage | None) -> None:
         """Note that a node got further, which is not sent each time.
@@ -141,7 +137,7 @@ class Progress:
             return
         self._sent[node_id] = value, now
         client_id = self._hub.client_id
-        self._set(node_id, value, maximum, "running")
+        self.set(node_id, value, maximum, "running")
         is_detailed = self._hub.supports(client_id, "supports_preview_metadata")
         if preview and is_detailed:
             metadata = {"node_id": node_id, "prompt_id": self._prompt_id, **place(node_id)}
@@ -151,7 +147,8 @@ class Progress:
         if preview and not is_detailed:
             self._hub.post(preview, None, client_id)
 
-    def _set(self, node_id: str, value: float, maximum: float, state: str) -> None:
+    def set(self, node_id: str, value: float, maximum: float, state: str) -> None:
+        """Note where a node is, and send it."""
         self._nodes[node_id] = {
             "value": value,
             "max": maximum,

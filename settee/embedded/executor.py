@@ -50,7 +50,7 @@ class Run:
             self._progress.finish(node_id)
             return
         self._inputs = {}
-        self._progress.start(node_id)
+        self._progress.set(node_id, 0.0, 1.0, "running")
         self._inputs = self._gather(node_id)
         if self.hub.client_id is not None:
             self.hub.last_node_id = node_id

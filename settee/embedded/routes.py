@@ -324,10 +324,6 @@ def _object_info(state: State, names: list[str]) -> dict[str, Any]:
     return {name: NODES[name].info(state.options.folders) for name in names if name in NODES}
 
 
-def _embeddings(state: State) -> list[str]:
-    return [os.path.splitext(name)[0] for name in state.options.folders.model_files("embeddings")]
-
-
 ANSWERS: dict[str, Callable[[State], Any]] = {
     "/prompt": State.queue_info,
     "/features": State.features,
@@ -335,7 +331,9 @@ ANSWERS: dict[str, Callable[[State], Any]] = {
     "/object_info": lambda state: _object_info(state, [*NODES]),
     "/node_replacements": lambda _: REPLACEMENTS,
     "/models": lambda _: MODEL_FOLDERS,
-    "/embeddings": _embeddings,
+    "/embeddings": lambda state: [
+        os.path.splitext(name)[0] for name in state.options.folders.model_files("embeddings")
+    ],
     "/extensions": lambda _: [],  # scripts of the editor
 }
 """By path, what a GET without parameters answers."""

@@ -24,12 +24,8 @@ log = logging.getLogger("settee.embedded")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def serve(options: Options) -> None:
+async def serve(options: Options) -> None:
     """Run a server until the process ends."""
-    asyncio.run(_serve(options))
-
-
-async def _serve(options: Options) -> None:
     ImageFile.LOAD_TRUNCATED_IMAGES = True  # as ComfyUI, which renders half a PNG as if it were whole
     shutil.rmtree(options.folders.temp, ignore_errors=True)
     options.folders.create()

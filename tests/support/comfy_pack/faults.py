@@ -168,10 +168,10 @@ class FaultyQueue(PromptQueue):
             self.hub.post_final(prompt_id)
             time.sleep(late)
         ended = {"execution_success": "succeeded", "execution_error": "failed"}.get(status["messages"][-1][0])
-        for each in ("executed", *([ended] if ended else ())):
-            stats.add(f"prompts_{each}")
         with self._lock:
             super().done(ticket, result, status)
+            for each in ("executed", *([ended] if ended else ())):
+                stats.add(f"prompts_{each}")
             if faults.get("history_lost"):
                 self.forget(prompt_id)
 
