@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,6 +51,9 @@ _RULES = tuple(
         (r"(.*/)?(/|\Z)", "has an empty folder or file name"),
         (r"(.*/)?\.\.?(/|\Z)", "has '.' or '..' as a folder: only plain subfolders are allowed"),
         (r".*[. ](/|\Z)", "has a part that ends with a dot or a space"),
+        (r".*[\0-\x1f\x7f-\x9f\u2028\u2029]", "has a control character"),
+        (rf"(.*/)?(?i:{'|'.join(map(re.escape, DEVICES))}) *([./]|\Z)", "has a part that is a device on Windows"),
+        (r".*[\ud800-\udfff]", "is not valid Unicode (half a surrogate pair)"),
     )
 )
 _PART_BYTES = 255
@@ -68,27 +70,12 @@ def safe_relative(name: str) -> PurePosixPath:
     The result stays below its folder on any file system and has one meaning to ComfyUI. Raises UnsafePath
     with the name and the rule that it breaks.
     """
-    broken = _broken_rule(name)
-    if broken:
+    broken = next((why for pattern, why in _RULES if pattern.match(name)), None)
+    if broken is None and max(len(part.encode()) for part in name.split("/")) > _PART_BYTES:
+        broken = f"has a part of more than {_PART_BYTES} bytes"
+    if broken is not None:
         raise UnsafePath(f"the file name {shown(name)} {broken}")
     return PurePosixPath(name)
-
-
-def _broken_rule(name: str) -> str | None:
-    for pattern, why in _RULES:
-        if pattern.match(name):
-            return why
-    if any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
-        return "has a control character"
-    for part in name.split("/"):
-        if part.split(".")[0].rstrip(" ").upper() in DEVICES:
-            return "has a part that is a device on Windows"
-        try:
-            if len(part.encode()) > _PART_BYTES:
-                return f"has a part of more than {_PART_BYTES} bytes"
-        except UnicodeEncodeError:
-            return "is not valid Unicode (half a surrogate pair)"
-    return None
 
 
 @dataclass(frozen=True)
