@@ -145,11 +145,7 @@ def mounted(folder: Path) -> bool:
     RunPod mounts a network volume at /runpod-volume. Where none is attached, the folder can still be made: in the
     container's own file system, where a result would die with the worker.
     """
-    existing = folder
-    while not existing.is_dir():
-        if existing == existing.parent:
-            return False
-        existing = existing.parent
+    existing = next(part for part in (folder, *folder.parents) if part.is_dir() or part == part.parent)
     if not os.access(existing, os.W_OK | os.X_OK):
         return False
     return any(os.path.ismount(part) for part in (existing, *existing.parents) if part != part.parent)

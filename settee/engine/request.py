@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -40,7 +41,7 @@ class InputFile(_Strict):
     """A file for ComfyUI's input folder. ``data``: base64, a data URI, http(s)://…, s3://bucket/key or volume://path."""
 
     name: str = Field(min_length=1, max_length=512)
-    data: str = Field(repr=False)
+    data: str = Field(repr=False, validation_alias=AliasChoices("data", "image"))
 
 
 class Bucket(_Strict):
@@ -70,18 +71,11 @@ class Delivery(_Strict):
 
 
 def _files(value: Any) -> Any:
-    """``{name: data}`` and ``[{"name", "image" | "data"}]`` become the latter with ``data``."""
-    if value is None:
-        return ()
+    """``{name: data}`` becomes ``[{"name", "data"}]``."""
     if isinstance(value, dict):
-        return tuple({"name": name, "data": data} for name, data in value.items())
-    if isinstance(value, list):
-        return tuple(
-            {"data" if key == "image" and "data" not in item else key: entry for key, entry in item.items()}
-            if isinstance(item, dict)
-            else item
-            for item in value
-        )
+        return [{"name": name, "data": data} for name, data in value.items()]
+    if value is None or isinstance(value, list):
+        return value or ()
     raise ValueError('give {"name": data} or [{"name": …, "image": data}]')
 
 
