@@ -125,6 +125,12 @@ def _declared(sections: Mapping[str, Any], name: str) -> Any:
 # --- a spec -------------------------------------------------------------------------------------------------------
 
 
+def type_of(spec: Any) -> str | None:
+    """Return the type of an input; COMBO for a list of choices, None where it is not known."""
+    kind = spec[0] if isinstance(spec, list) and spec else None
+    return "COMBO" if isinstance(kind, list) else kind if isinstance(kind, str) else None
+
+
 def options_of(spec: Any) -> Mapping[str, Any]:
     """Return the options of an input, such as its minimum and maximum."""
     return spec[1] if isinstance(spec, list) and len(spec) > 1 and isinstance(spec[1], dict) else {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.comfyui.graph import Computed, Graph, Place
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of, options_of
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, options_of, type_of
 from settee.comfyui.workflow import Workflow, natural_key, shown_node
 
 #: The last part of an input's name, in lower case: Rodin's is "Seed", a dynamic combo's "sampling_mode.seed".
@@ -143,7 +143,7 @@ def _spec(graph: Graph, place: Place) -> Any:
 
 def _takes_numbers(spec: Any) -> bool:
     """Return False for a choice and a text, where "-1" means what the class wants it to."""
-    return choices_of(spec) is None and not (isinstance(spec, list) and spec[:1] == ["STRING"])
+    return type_of(spec) not in ("COMBO", "STRING")
 
 
 def _is_draw_one(value: Any) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settee.client.convert.editor_file import Node, shown
-from settee.comfyui.node_registry import NodeRegistry, choices_of, options_of
+from settee.comfyui.node_registry import NodeRegistry, choices_of, options_of, type_of
 from settee.comfyui.seeds import SEED_INPUTS
 
 #: Types that are widgets. All others are slots, or widgets of a kind that only a browser can work (refused below).
@@ -103,8 +103,8 @@ def _inputs(entry: Mapping[str, Any], section: str) -> Iterator[Input]:
         raise LookupError(section)
     for name in order:
         spec = named[name] if isinstance(name, str) else None
-        kind = "COMBO" if choices_of(spec) is not None else spec[0] if isinstance(spec, list) and spec else None
-        if not isinstance(kind, str):
+        kind = type_of(spec)
+        if kind is None:
             raise LookupError(name)
         options = options_of(spec)
         is_widget = kind in WIDGETS and not options.get("forceInput")

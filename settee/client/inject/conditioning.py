@@ -11,6 +11,7 @@ from settee.client.inject import vocabulary
 from settee.client.inject.selectors import LiveGraph
 from settee.client.inject.vocabulary import Side
 from settee.comfyui.graph import Use, reached
+from settee.comfyui.node_registry import type_of
 from settee.comfyui.workflow import links
 
 #: Types of ComfyUI's registry that are neither conditioning nor a text.
@@ -64,9 +65,7 @@ class PromptGraph(LiveGraph):
     # --- the registry -------------------------------------------------------------------------------------
 
     def _type_of(self, node_id: str, name: str) -> str | None:
-        """Return an input's type (``COMBO`` for choices); None when the registry does not know."""
-        kind = self.declared(node_id).get(name, [None])[0]
-        return kind if kind is None or isinstance(kind, str) else "COMBO"
+        return type_of(self.registry.spec(self.class_of(node_id), name))
 
     def may_be_text(self, node_id: str, name: str) -> bool:
         """Return True if an input takes a text, as far as the registry knows."""

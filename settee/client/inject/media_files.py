@@ -15,7 +15,7 @@ from settee.client.inject import Change, Given, InputFile
 from settee.client.inject.selectors import LiveGraph, about
 from settee.comfyui.graph import Place
 from settee.comfyui.media import HEAD, format_of
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, upload_kind
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, type_of, upload_kind
 from settee.comfyui.workflow import Workflow, listed_nodes, natural_key
 
 #: class → (input, kind, slots that give a mask). For what a registry does not state, or without one: ComfyUI's
@@ -74,7 +74,7 @@ def _file_inputs(graph: LiveGraph, node_id: str) -> Iterator[tuple[str, str, set
     """Yield (input, ``image``, ``video`` or ``audio``, slots that give a mask)."""
     class_type, inputs = graph.class_of(node_id), graph.workflow[node_id]["inputs"]
     masks = {slot for slot, kind in enumerate(graph.registry.outputs(class_type)) if kind == "MASK"}
-    kinds = {name: upload_kind(spec) for name, spec in graph.declared(node_id).items()}
+    kinds = {name: upload_kind(spec) for name, spec in graph.registry.inputs(class_type).items()}
     flagged = {name: (name, kind, masks) for name, kind in kinds.items() if kind in _OPTIONS}
     listed = {entry[0]: entry for entry in [_LOADERS[class_type]]} if class_type in _LOADERS else {}
     yield from (entry for name, entry in {**listed, **flagged}.items() if name in inputs)
@@ -85,11 +85,11 @@ def _unlisted(graph: LiveGraph, node_id: str, kind: str) -> list[Loader]:
 
     Where its class is known, the input must be a choice: a free text would be a path on the worker.
     """
-    specs = graph.declared(node_id)
+    specs = graph.registry.inputs(graph.class_of(node_id))
     names = [
         name
         for name, value in graph.workflow[node_id]["inputs"].items()
-        if name in _FILE_INPUTS and isinstance(value, str) and specs.get(name, [None])[0] != "STRING"
+        if name in _FILE_INPUTS and isinstance(value, str) and type_of(specs.get(name)) != "STRING"
     ]
     return [Loader(Place(node_id, name), kind, bool(graph.users[node_id])) for name in names if len(names) == 1]
 

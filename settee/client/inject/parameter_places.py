@@ -13,7 +13,7 @@ from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.selectors import LiveGraph, about, near
 from settee.comfyui.graph import Place, reached
-from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, options_of
+from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, choices_of, options_of
 from settee.comfyui.workflow import Workflow, is_link, links, listed_nodes, natural_key
 
 
@@ -211,14 +211,13 @@ def _misfit(name: str, value: Any) -> str | None:
 def _check_fit(graph: _Samplers, name: str, place: Place, value: Any) -> None:
     """Check the value against the inputs' declared limits. Raises UsageError for what they would cut or refuse."""
     for target in graph.fed_by(place):
-        if target.input == _KINDS[name].input:
-            spec = graph.declared(target.node_id).get(target.input, [])
-            if problem := _unfit(graph, name, target.node_id, spec, value):
-                raise UsageError(f"--{name} {value}: node {graph.shown(target.node_id)} {problem}")
+        if target.input == _KINDS[name].input and (problem := _unfit(graph, name, target, value)):
+            raise UsageError(f"--{name} {value}: node {graph.shown(target.node_id)} {problem}")
 
 
-def _unfit(graph: _Samplers, name: str, node_id: str, spec: list[Any], value: Any) -> str | None:
-    choices, limits = spec[0] if spec and isinstance(spec[0], list) else [], options_of(spec)
+def _unfit(graph: _Samplers, name: str, place: Place, value: Any) -> str | None:
+    spec = graph.registry.spec(graph.class_of(place.node_id), place.input)
+    choices, limits = choices_of(spec) or (), options_of(spec)
     # Files (ckpt) may be there by the time the job runs: the worker fetches what it lacks.
     if name in ("sampler", "scheduler") and choices and value not in choices:
         return f"does not know it; {near(value, map(str, choices))}"
@@ -236,7 +235,7 @@ def _unfit(graph: _Samplers, name: str, node_id: str, spec: list[Any], value: An
             below = value - value % step
             sizes = " or ".join(str(size) for size in (below, below + step) if size)
             return f"takes multiples of {step} only: {sizes}"
-    return _unreached(graph, value, node_id) if name == "steps" else None
+    return _unreached(graph, value, place.node_id) if name == "steps" else None
 
 
 def _unreached(graph: _Samplers, steps: int, node_id: str) -> str | None:

@@ -49,11 +49,6 @@ class LiveGraph(Graph):
         ]
         return {i: self.workflow[i] for i in sorted(self.needed(ends) or self.workflow, key=natural_key)}
 
-    def declared(self, node_id: str) -> dict[str, list[Any]]:
-        """Return the inputs that the registry declares for a node's class: name → ``[type or choices, options?]``."""
-        declared = self.registry.inputs(self.class_of(node_id))
-        return {name: spec for name, spec in declared.items() if isinstance(spec, list) and spec}
-
     def shown(self, node_id: str) -> str:
         return shown_node(self.workflow, node_id)
 

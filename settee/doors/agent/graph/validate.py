@@ -20,7 +20,7 @@ from typing import Any
 
 from settee.comfyui.graph import Graph, Place, reached
 from settee.comfyui.model_folders import SUFFIXES
-from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic, options_of, upload_kind
+from settee.comfyui.node_registry import NodeRegistry, choices_of, is_dynamic, options_of, type_of, upload_kind
 from settee.comfyui.problems import MAX_NEAR, near_matches, path_problems, registry_problems
 from settee.comfyui.workflow import Problem, Workflow, is_link, problem_at, unwrapped
 from settee.doors.agent.config import REQUIRED_SAMPLING
@@ -107,7 +107,7 @@ class Uses(Graph):
         spec = self.registry.spec(class_type, name)
         if "." in name or spec is None:
             return self.name_problem(node_id, name)
-        kind = spec[0] if isinstance(spec, list) and spec and isinstance(spec[0], str) else "COMBO"
+        kind = type_of(spec) or "COMBO"
         fits, meant = {
             "INT": (is_number(value) and value == int(value), "a whole number"),
             "FLOAT": (is_number(value), "a number"),
