@@ -58,8 +58,8 @@ def shown(name: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 + 1 :]}"
 
 
-def for_terminal(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> str:
-    """Return one line of characters that can be seen and that the stream can take.
+def for_terminal(text: str, *, most: int = 100_000) -> str:
+    """Return one line of characters that can be seen.
 
     No control characters, no marks of direction, no joiners, about whose width terminals differ; a question mark for
     what Unicode does not know. White space becomes a single space. Of what is longer than ``most`` characters only the
@@ -74,7 +74,7 @@ def for_terminal(text: str, encoding: str = "utf-8", *, most: int = 100_000) -> 
             kept.append(" ")
         elif category not in ("Cc", "Cs", "Cf"):
             kept.append(char if char.isprintable() else "?")
-    return encodable(" ".join("".join(kept).split()), encoding)
+    return " ".join("".join(kept).split())
 
 
 def encodable(text: str, encoding: str) -> str:

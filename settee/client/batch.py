@@ -273,16 +273,12 @@ class Ledger:
             file, self._file = self._file, None
         if file is None:
             return
-        try:
-            with file:
-                self._remove_empty()  # while the lock is ours
-        except OSError:  # Windows does not remove an open file
-            with contextlib.suppress(OSError):
-                self._remove_empty()
-
-    def _remove_empty(self) -> None:
-        if not self._entries:
-            self.path.unlink(missing_ok=True)
+        # While the lock is ours; or afterwards, as Windows does not remove an open file.
+        for opened in (file, contextlib.nullcontext()):
+            with contextlib.suppress(OSError), opened:
+                if not self._entries:
+                    self.path.unlink(missing_ok=True)
+                break
 
     def get(self, key: str) -> Entry | None:
         return self._entries.get(key)

@@ -65,22 +65,15 @@ class _Part:
             yield self.url
             return
         read = 0
-        for chunk in self._chunks():
-            read += len(chunk)
-            yield binascii.b2a_base64(chunk, newline=False).decode("ascii")
-        if read != self.size:
-            raise UsageError(f"{self.file.path} changed while it was read: send it when it is complete")
-
-    def _chunks(self) -> Iterator[bytes]:
-        if self.content is not None:
-            yield from (self.content[start : start + _CHUNK] for start in range(0, self.size, _CHUNK))
-            return
         try:
-            with self.file.path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
+            with self.file.path.open("rb") if self.content is None else io.BytesIO(self.content) as source:
+                while chunk := source.read(_CHUNK):
+                    read += len(chunk)
+                    yield binascii.b2a_base64(chunk, newline=False).decode("ascii")
         except OSError as error:
             raise UsageError(f"{self.file.path} cannot be read: {error.strerror}") from error
+        if read != self.size:
+            raise UsageError(f"{self.file.path} changed while it was read: send it when it is complete")
 
 
 class Request:
@@ -223,6 +216,8 @@ def fitted(path: Path, *, max_side: int | None, jpeg: int | None) -> bytes | Non
         raise UsageError(f"--jpeg {jpeg}: give a quality from 1 to 100")
     if max_side is None and jpeg is None:
         return None
+    from PIL.Image import Resampling, merge
+
     with _opened(path) as image:
         # A phone's MPO is a JPEG with further pictures behind it; ComfyUI, too, takes the first.
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
@@ -235,8 +230,11 @@ def fitted(path: Path, *, max_side: int | None, jpeg: int | None) -> bytes | Non
         if not is_large and not becomes_jpeg:
             return None
         if is_large:
-            assert max_side is not None
-            picture = _scaled(picture, max_side)
+            ratio = (max_side or 1) / max(picture.size)
+            size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+            # Band by band: Pillow would multiply colours by their transparency first, and what is under a mask be lost.
+            bands = [band.resize(size, Resampling.LANCZOS, reducing_gap=3.0) for band in picture.split()]
+            picture = merge(picture.mode, bands) if len(bands) > 1 else bands[0]
         content = _encoded(picture, image, path, jpeg if becomes_jpeg else None)
         return content if is_large or len(content) < path.stat().st_size else None
 
@@ -283,16 +281,6 @@ def _can_be_jpeg(picture: Image) -> bool:
     if picture.mode in ("LA", "RGBA"):
         return bool(picture.getchannel("A").getextrema() == (255, 255))
     return picture.mode in _JPEG_MODES
-
-
-def _scaled(picture: Image, max_side: int) -> Image:
-    from PIL import Image
-
-    ratio = max_side / max(picture.size)
-    size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-    # Band by band: Pillow would multiply colours by their transparency first, and what is under a mask be lost.
-    bands = [band.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0) for band in picture.split()]
-    return Image.merge(picture.mode, bands) if len(bands) > 1 else bands[0]
 
 
 def _encoded(picture: Image, original: Image, path: Path, jpeg: int | None) -> bytes:
