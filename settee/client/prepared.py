@@ -16,7 +16,7 @@ from settee.client.inject.selectors import set_changes
 from settee.comfyui.graph import Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.rewrite import filled_prefixes
-from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, find_seeds, random_seed
+from settee.comfyui.seeds import DRAW_ONE, MAX_SEED, Draw, draw_seeds, random_seed
 from settee.comfyui.workflow import Workflow
 
 
@@ -113,20 +113,14 @@ def seed_changes(
         raise UsageError("--seed sets the seeds and --keep-seed keeps them: use one of the two")
     if keep:
         return [], ()
-    if seed is None or seed == DRAW_ONE:
-        drawn = draw_seeds(workflow, registry, every=True, draw=draw)
-        return as_changes(drawn.values), drawn.stuck
-    if not 0 <= seed <= MAX_SEED:
+    given = None if seed == DRAW_ONE else seed
+    if given is not None and not 0 <= given <= MAX_SEED:
         raise UsageError(f"--seed {str(seed)[:30]}: a seed is a whole number from 0 to {MAX_SEED}, or -1 to draw one")
-    found, stuck = find_seeds(workflow, registry)
-    if not found and stuck:
-        raise UsageError(
-            f"--seed has no place; set it with --set where it is made: {'; '.join(one.why for one in stuck)}"
-        )
-    if not found:
-        raise UsageError("--seed: no node of this workflow has a seed")
-    values = {one.place: seed for one in found}
-    return as_changes(values), tuple(one.why for one in stuck if not one.is_behind(workflow, values))
+    drawn = draw_seeds(workflow, registry, every=True, draw=draw if given is None else lambda least, most: given)
+    if given is not None and not drawn.values:
+        where = f" has no place; set it with --set where it is made: {'; '.join(drawn.stuck)}" if drawn.stuck else None
+        raise UsageError(f"--seed{where or ': no node of this workflow has a seed'}")
+    return as_changes(drawn.values), drawn.stuck
 
 
 def as_changes(values: Mapping[Place, int]) -> list[Change]:
