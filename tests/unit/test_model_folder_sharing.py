@@ -13,6 +13,7 @@ import pytest
 from settee.base.errors import InvalidRequest, StagingError
 from settee.base.threads import Stopped
 from settee.models.entry import HubFile
+from settee.models.folder import model_folder
 from settee.models.folder.file_state import FileState
 from settee.models.folder.model_folder import ModelFolder
 from tests.support.models import DATA, download, entry, other_process, put, safetensors, sha256
@@ -144,11 +145,15 @@ def test_one_process_places_a_file_and_another_waits_for_it(models: ModelFolder,
     assert models.state(entry()) is FileState.RIGHT
 
 
-def test_waiting_for_another_process_can_be_given_up(models: ModelFolder, source: Path) -> None:
+def test_waiting_for_another_process_can_be_given_up(
+    models: ModelFolder, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop = threading.Event()
     with other_process(_PLACE, models.models_dir):
-        with pytest.raises(StagingError, match="another process") as failure, models.claim(entry(), wait_s=0.01):
-            pytest.fail("not while the other one is at it")
+        with monkeypatch.context() as patch:
+            patch.setattr(model_folder, "_MAX_WAIT_S", 0.01)
+            with pytest.raises(StagingError, match="another process") as failure, models.claim(entry()):
+                pytest.fail("not while the other one is at it")
         assert failure.value.retryable
         stop.set()
         with pytest.raises(Stopped), models.claim(entry(), stop=stop):

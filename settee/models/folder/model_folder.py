@@ -127,17 +127,15 @@ class ModelFolder:
         return None
 
     @contextlib.contextmanager
-    def claim(
-        self, entry: ModelEntry, *, stop: threading.Event | None = None, wait_s: float = _MAX_WAIT_S
-    ) -> Iterator[bool]:
+    def claim(self, entry: ModelEntry, *, stop: threading.Event | None = None) -> Iterator[bool]:
         """Hold the place around a download and its :meth:`record`. Yields False when the file is right by then.
 
         One process at a time places a file: this waits for another one, until ``stop`` is set. A pending record
         identifies the file should this process die between the download's last rename and its record; a failure
-        restores the earlier record. Raises what :meth:`make_way` does, Stopped, and StagingError after ``wait_s``.
+        restores the earlier record. Raises what :meth:`make_way` does, Stopped, and StagingError after a day.
         """
         rel = relative(entry)
-        with self._placing(entry, stop, wait_s):
+        with self._placing(entry, stop):
             if self.state(entry) is FileState.RIGHT:
                 yield False
                 return
@@ -160,9 +158,9 @@ class ModelFolder:
                 raise
 
     @contextlib.contextmanager
-    def _placing(self, entry: ModelEntry, stop: threading.Event | None, wait_s: float) -> Iterator[None]:
+    def _placing(self, entry: ModelEntry, stop: threading.Event | None) -> Iterator[None]:
         """Be the only one to place this entry."""
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + _MAX_WAIT_S
         while True:
             with self.records.placing(relative(entry), _STEP_S) as lock:
                 if lock is not Lock.BUSY:
@@ -254,7 +252,7 @@ class ModelFolder:
             if before.placed or not self.records.rewrite(None, known, is_still=lambda: self.inspect(entry) == before):
                 raise StagingError(f"{entry.path} cannot be linked: it would lead to itself")
             return
-        with self._placing(entry, stop, _MAX_WAIT_S):
+        with self._placing(entry, stop):
             if self.state(entry) is FileState.RIGHT:
                 return
             self.make_way(entry)
