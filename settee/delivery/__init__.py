@@ -75,22 +75,18 @@ def check_request(request: JobRequest, settings: Settings) -> None:
 
 
 def target_for(job: Job, settings: Settings) -> Target | None:
-    """Return the door's bucket if it named one, the caller's if the job brought one, else the worker's, else None."""
-    request, wanted = job.request, job.request.delivery
-    expires_s = wanted.expires_s or settings.bucket_expires_s
-    if job.options.destination is not None:
-        own = workers_target(settings)
-        if own is None:
-            raise DeliveryError("no S3 endpoint is configured for the outputs: set BUCKET_ENDPOINT_URL")
-        return replace(own, bucket=job.options.destination.bucket, by_month=False, expires_s=expires_s)
-    if request.bucket is not None:
-        try:
-            target = callers_target(request.bucket, settings)
-        except ValueError as error:
-            raise DeliveryError(str(error)) from error
-        return replace(target, prefix=wanted.prefix or "{job_id}", expires_s=expires_s)
-    own = workers_target(settings)
-    return own and replace(own, prefix=wanted.prefix or settings.bucket_prefix, expires_s=expires_s)
+    """Return the door's bucket if it named one, the caller's if the job brought one, else the worker's, else None.
+
+    The request was checked (:func:`check_request`), and a door that names a bucket has the worker's endpoint.
+    """
+    wanted, callers = job.request.delivery, job.request.bucket
+    target = workers_target(settings) if callers is None else callers_target(callers, settings)
+    prefix = wanted.prefix or (settings.bucket_prefix if callers is None else "{job_id}")
+    target = target and replace(target, prefix=prefix, expires_s=wanted.expires_s or settings.bucket_expires_s)
+    if (destination := job.options.destination) is not None:
+        assert target is not None
+        return replace(target, bucket=destination.bucket, by_month=False)
+    return target
 
 
 class Delivery:
