@@ -104,7 +104,7 @@ def settee_hub(given: dict[str, Any]) -> dict[str, float]:
 
     def work() -> None:
         stop = threading.Event()
-        address = next(iter(addresses(entry, settings))).ask(stop)
+        address = next(iter(addresses(entry, settings))).ask(stop=stop)
         fetched = download(
             address,
             Path(given["target"]),

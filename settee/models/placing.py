@@ -164,7 +164,7 @@ class Placing:
     def _from(self, origin: Origin) -> str:
         tools, entry, lane = self._tools, self.entry, self.lane
         with tools.scheduler.asking(lane):
-            address = origin.ask(self.lane.stop)
+            address = origin.ask(stop=self.lane.stop)
         lane.size = address.size
         self.done = (0, address.size)
         if self._adopt(replace(entry, size=entry.size or address.size, sha256=entry.sha256 or address.sha256)):

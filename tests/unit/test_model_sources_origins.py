@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from settee.base.errors import DownloadFailed, IntegrityError, ModelMissing
+from settee.base.errors import IntegrityError
 from settee.base.settings import load
 from settee.models.entry import HubFile, ModelEntry, Source, WebFile
-from settee.models.sources import Origin, addresses
+from settee.models.sources import addresses
 from settee.models.transfer.address import Address
-from settee.net.retry import Backoff
 from tests.support.delivering import make_settings
 from tests.support.hub import HubServer
 
@@ -99,43 +97,3 @@ def test_a_contradiction_is_named_before_any_byte(tmp_path: Path) -> None:
         # The Hub knows none of a file of git's: it is the entry's, here as well.
         assert fine.renew().sha256 == SHA256
         assert hub.served == 0
-
-
-class Flaky:
-    """A source that fails so often before it answers."""
-
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self.asked = 0
-
-    def __call__(self) -> Address:
-        self.asked += 1
-        if self.errors:
-            raise self.errors.pop(0)
-        return Address(url="https://host.example", where="there")
-
-
-def test_what_may_pass_is_asked_again() -> None:
-    source = Flaky(DownloadFailed("later"), DownloadFailed("later"))
-    assert Origin("a", source, backoff=Backoff(0.001, 0.001)).ask().where == "there"
-    assert source.asked == 3
-    source = Flaky(*(DownloadFailed("later") for _ in range(9)))
-    with pytest.raises(DownloadFailed):
-        Origin("a", source, backoff=Backoff(0.001, 0.001)).ask()
-    assert source.asked == 3
-
-
-@pytest.mark.parametrize("error", [DownloadFailed("no", retryable=False), ModelMissing("no"), IntegrityError("no")])
-def test_what_will_not_pass_is_asked_once(error: Exception) -> None:
-    source = Flaky(error)
-    with pytest.raises(type(error)):
-        Origin("a", source).ask()
-    assert source.asked == 1
-
-
-def test_stop_ends_the_waiting() -> None:
-    source, stop = Flaky(DownloadFailed("later")), threading.Event()
-    stop.set()
-    with pytest.raises(DownloadFailed):
-        Origin("a", source, backoff=Backoff(60.0, 60.0)).ask(stop)
-    assert source.asked == 1

@@ -19,11 +19,11 @@ import contextlib
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from settee.base.errors import ModelMissing
@@ -113,25 +113,15 @@ def _volumes(settings: Settings) -> Iterator[Path]:
 # --- elsewhere -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Origin:
-    """One place that may have a model. Nothing is asked before :meth:`ask`."""
+class Origin(NamedTuple):
+    """One place that may have a model."""
 
     #: For progress and errors: "the mirror", "Hugging Face", "S3", a host's name.
     label: str
-    #: One question, without a second try.
-    once: Callable[[], Address]
-    #: The mirror gets one: the source itself is next.
-    tries: int = TRIES
-    backoff: Backoff = BACKOFF
-
-    def ask(self, stop: threading.Event | None = None) -> Address:
-        """Return the file's address, asked for again after failures that may pass. ``stop`` ends the waiting.
-
-        Raises ModelMissing (it does not exist), DownloadFailed (``retryable``: not now), ConfigError, or
-        IntegrityError when the source has another file than the entry wants.
-        """
-        return retried(self.once, self.backoff, tries=self.tries, stop=stop)
+    #: Returns the file's address, asked for again after failures that may pass; the event ``stop`` ends the waiting.
+    #: Raises ModelMissing (it does not exist), DownloadFailed (``retryable``: not now), ConfigError, or IntegrityError
+    #: when the source has another file than the entry wants.
+    ask: Callable[..., Address]
 
 
 def addresses(entry: ModelEntry, settings: Settings) -> Iterator[Origin]:
@@ -142,7 +132,8 @@ def addresses(entry: ModelEntry, settings: Settings) -> Iterator[Origin]:
         from settee.models.sources import s3_object
 
         ask = partial(s3_object.address, entry, s3_object.mirrored(entry, settings.models_mirror), settings)
-        yield Origin("the mirror", partial(_known_to_caller if entry.from_job else _held_to, entry, ask), tries=1)
+        once = partial(_known_to_caller if entry.from_job else _held_to, entry, ask)
+        yield Origin("the mirror", partial(retried, once, BACKOFF, tries=1))  # the source itself is next
     if isinstance(source, HubFile):
         label, ask = "Hugging Face", Hub(entry, source, settings).address
     elif isinstance(source, S3Object):
@@ -154,7 +145,7 @@ def addresses(entry: ModelEntry, settings: Settings) -> Iterator[Origin]:
     else:
         label = urlsplit(source.where).hostname or source.where
         ask = partial(web_address, entry, source, settings)
-    yield Origin(label, partial(_held_to, entry, ask))
+    yield Origin(label, partial(retried, partial(_held_to, entry, ask), BACKOFF, tries=TRIES))
 
 
 def web_address(entry: ModelEntry, file: WebFile, settings: Settings) -> Address:
