@@ -127,6 +127,10 @@ class Graph:
         """Return what the workflow has at a place, a link included; None where there is no such input."""
         return unwrapped(self.workflow[place.node_id]["inputs"].get(place.input))
 
+    def spec(self, place: Place) -> Any:
+        """Return what the registry declares of an input; None where it does not know it."""
+        return self.registry.spec(self.class_of(place.node_id), place.input)
+
     def literal(self, place: Place) -> Place:
         """Return where the value of this input is written: there, or in the primitive that it is linked to, through
         reroutes.

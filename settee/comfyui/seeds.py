@@ -101,7 +101,7 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
-            if not is_seed(name) or not _takes_numbers(_spec(graph, asked := Place(node_id, name))):
+            if not is_seed(name) or not _takes_numbers(graph.spec(asked := Place(node_id, name))):
                 continue
             try:
                 place = graph.literal(asked)
@@ -137,10 +137,6 @@ def is_seed(name: str) -> bool:
     return name.lower().rpartition(".")[2] in SEED_INPUTS
 
 
-def _spec(graph: Graph, place: Place) -> Any:
-    return graph.registry.spec(graph.class_of(place.node_id), place.input)
-
-
 def _takes_numbers(spec: Any) -> bool:
     """Return False for a choice and a text, where "-1" means what the class wants it to."""
     return type_of(spec) not in ("COMBO", "STRING")
@@ -152,10 +148,10 @@ def _is_draw_one(value: Any) -> bool:
 
 
 def _limit(graph: Graph, place: Place, name: str, default: float) -> float:
-    limit = options_of(_spec(graph, place)).get(name)
+    limit = options_of(graph.spec(place)).get(name)
     return limit if isinstance(limit, (int, float)) and not isinstance(limit, bool) else default
 
 
 def _takes_any(graph: Graph, place: Place) -> bool:
     """Return True if an input that holds no seed takes any number: one that ends up in a text or a file's name."""
-    return _spec(graph, place) is not None and _limit(graph, place, "max", MAX_DRAWN) >= MAX_DRAWN
+    return graph.spec(place) is not None and _limit(graph, place, "max", MAX_DRAWN) >= MAX_DRAWN

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from settee.client.inject import vocabulary
 from settee.client.inject.selectors import LiveGraph
 from settee.client.inject.vocabulary import Side
-from settee.comfyui.graph import Use, reached
+from settee.comfyui.graph import Place, Use, reached
 from settee.comfyui.node_registry import type_of
 from settee.comfyui.workflow import links
 
@@ -65,7 +65,7 @@ class PromptGraph(LiveGraph):
     # --- the registry -------------------------------------------------------------------------------------
 
     def _type_of(self, node_id: str, name: str) -> str | None:
-        return type_of(self.registry.spec(self.class_of(node_id), name))
+        return type_of(self.spec(Place(node_id, name)))
 
     def may_be_text(self, node_id: str, name: str) -> bool:
         """Return True if an input takes a text, as far as the registry knows."""

@@ -216,8 +216,7 @@ def _check_fit(graph: _Samplers, name: str, place: Place, value: Any) -> None:
 
 
 def _unfit(graph: _Samplers, name: str, place: Place, value: Any) -> str | None:
-    spec = graph.registry.spec(graph.class_of(place.node_id), place.input)
-    choices, limits = choices_of(spec) or (), options_of(spec)
+    choices, limits = choices_of(graph.spec(place)) or (), options_of(graph.spec(place))
     # Files (ckpt) may be there by the time the job runs: the worker fetches what it lacks.
     if name in ("sampler", "scheduler") and choices and value not in choices:
         return f"does not know it; {near(value, map(str, choices))}"
