@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from settee.comfyui.graph import Computed, Graph, Place
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry, options_of, type_of
@@ -31,30 +31,23 @@ def random_seed(least: int, most: int) -> int:
     return least + secrets.randbelow(most - least + 1)
 
 
-@dataclass(frozen=True)
-class Seed:
-    """A whole number that one or more seed inputs take."""
+class _Seed(NamedTuple):
+    """A whole number that one or more seed inputs take, and the range of them all."""
 
     place: Place
     value: int
-    #: The range of all inputs that take it.
     least: int
     most: int
     #: It is DRAW_ONE, and the node has no meaning of its own for that.
     asks: bool
 
 
-@dataclass(frozen=True)
-class Stuck:
-    """A seed input whose number cannot be set."""
+class _Stuck(NamedTuple):
+    """Why a seed input's number cannot be set, and the node that the number comes from."""
 
     why: str
-    #: The node that the number comes from.
     source: str
     asks: bool = False
-
-    def is_behind(self, workflow: Workflow, places: Iterable[Place]) -> bool:
-        return not Graph(workflow).needed([self.source]).isdisjoint(place.node_id for place in places)
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,8 @@ def draw_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN, *, every: b
     """
     if not every and not any(_is_draw_one(value) for node in workflow.values() for value in node["inputs"].values()):
         return Drawn({})
-    seeds, stuck = find_seeds(workflow, registry)
+    graph = Graph(workflow, registry)
+    seeds, stuck = _found(graph)
     wanted = [seed for seed in seeds if every or seed.asks]
     equal: dict[int, int] = {}
     values: dict[Place, int] = {}
@@ -87,17 +81,17 @@ def draw_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN, *, every: b
         if seed.value == DRAW_ONE or not seed.least <= number <= seed.most:
             number = equal[seed.value] = draw(seed.least, seed.most)
         values[seed.place] = int(number)
-    lines = [one.why for one in stuck if one.asks or (every and not one.is_behind(workflow, values))]
+    drawn = {place.node_id for place in values}
+    lines = [one.why for one in stuck if one.asks or (every and graph.needed([one.source]).isdisjoint(drawn))]
     return Drawn({seed.place: values[seed.place] for seed in wanted}, tuple(lines))
 
 
-def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[list[Seed], list[Stuck]]:
-    """Find every place where a seed is written, in natural order, and the seed inputs whose number cannot be set.
+def _found(graph: Graph) -> tuple[list[_Seed], list[_Stuck]]:
+    """Return every place where a seed is written, in natural order, and the seed inputs whose number cannot be set.
 
     A linked seed is written in the primitive that it comes from.
     """
-    graph = Graph(workflow, registry)
-    stuck: list[Stuck] = []
+    workflow, stuck = graph.workflow, list[_Stuck]()
     takers: dict[Place, list[Place]] = {}
     for node_id in sorted(workflow, key=natural_key):
         for name in workflow[node_id]["inputs"]:
@@ -108,7 +102,7 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
             except Computed as error:
                 source = shown_node(workflow, error.source) if error.source in workflow else error.source
                 why = f"{name} of node {shown_node(workflow, node_id)} is computed by node {source}"
-                stuck.append(Stuck(why, error.source))
+                stuck.append(_Stuck(why, error.source))
                 continue
             value = workflow[place.node_id]["inputs"][place.input]
             if type(value) is int or _is_draw_one(value):  # JSON's true and false are Python's ints too
@@ -125,11 +119,11 @@ def find_seeds(workflow: Workflow, registry: NodeRegistry = UNKNOWN) -> tuple[li
         others = () if is_seed(place.input) else graph.fed_by(place)
         other = next((one for one in others if not is_seed(one.input) and not _takes_any(graph, one)), None)
         if other is None and least <= most:
-            seeds.append(Seed(place, DRAW_ONE if _is_draw_one(value) else value, least, most, asks))
+            seeds.append(_Seed(place, DRAW_ONE if _is_draw_one(value) else value, least, most, asks))
             continue
         by = f"{other.input} of node {shown_node(workflow, other.node_id)} takes too" if other else "cannot be drawn"
         why = f"{inputs[0].input} of node {shown_node(workflow, inputs[0].node_id)} is the number of node "
-        stuck.append(Stuck(f"{why}{shown_node(workflow, place.node_id)}, which {by}", place.node_id, asks))
+        stuck.append(_Stuck(f"{why}{shown_node(workflow, place.node_id)}, which {by}", place.node_id, asks))
     return seeds, stuck
 
 
