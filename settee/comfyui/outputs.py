@@ -94,6 +94,10 @@ class Collector:
         """Return True if a file exists that a text names: Preview3D's `result` is one below output or temp."""
         return True
 
+    def may_have_sent(self, node_id: str) -> bool:
+        """Return True if pictures of a node that reported nothing may have been lost with the socket."""
+        return node_id in self.registry.picture_senders(self.graph)
+
     def normal(self, place: Place) -> Place:
         """Return the place as another node, or the folder itself, would name it: reported names may be "sub/a.png"."""
         kind, subfolder, filename = place
@@ -200,11 +204,10 @@ class Collector:
 
     def _ask_silent_nodes(self) -> None:
         """Leave no output node that nothing was seen of without a word. Raises OutputMissing if it may have sent it."""
-        senders = self.registry.picture_senders(self.graph)
         for node_id in self.outputs:
             if node_id in self.heard_of:
                 continue
-            if self.ended.lost_messages and node_id in senders:
+            if self.ended.lost_messages and self.may_have_sent(node_id):
                 raise OutputMissing(
                     f"{self._name(node_id)} reported nothing. Pictures that it sent come over ComfyUI's event socket "
                     "only, which was lost; send the job again, or use SaveImage",

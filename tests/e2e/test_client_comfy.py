@@ -299,6 +299,19 @@ def test_previews_are_asked_for_once(server: EmbeddedServer, target: Comfy) -> N
     later.close()
 
 
+def test_a_node_that_reports_nothing_fails_no_job_that_is_resumed(server: EmbeddedServer, target: Comfy) -> None:
+    graph = {**empty(), "2": {"class_type": "QuietSaver", "inputs": {"images": ["1", 0], "folder": "quiet"}}}
+    answer = sent(target, graph)
+    later = Comfy(server.url)
+    eventually(lambda: is_idle(server))
+    for asked in (target, later):
+        found = end(asked, answer)
+        assert [item["node_id"] for item in images(found)] == ["9"]
+        assert found.output is not None
+        assert "node 2 (QuietSaver) reported nothing" in found.output["warnings"][0]
+    later.close()
+
+
 # --- refusals before anything is sent ------------------------------------------------------------------------------
 
 
