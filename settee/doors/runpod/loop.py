@@ -103,24 +103,23 @@ class StockLoop(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK has no typ
                 pass
         try:
             job = await self._take(session) if self.is_alive() else None
-        except wire.TooMany:
-            self._pace.too_many()
-            return None
         except Exception as error:  # a door's edge: whatever RunPod answers, the worker must ask again
-            self._pace.failed()
-            log.warning("a request for a job failed: %s", type(error).__name__)
+            if getattr(error, "status", 0) == 429:
+                self._pace.too_many()
+            else:
+                self._pace.failed()
+                log.warning("a request for a job failed: %s", type(error).__name__)
             return None
         return None if job is None else [job]
 
     async def _take(self, session: aiohttp.ClientSession) -> dict[str, Any] | None:
         """Ask RunPod for a job. A request that is cut off by a shutdown gets a last moment to be answered."""
-        taken = wire.Taken()
-        async with _until(
-            wire.take(session, rp_job._job_get_url(), taken), self._shutdown_event, LONG_POLL_S
-        ) as asking:
+        answered = asyncio.Event()
+        request = wire.take(session, rp_job._job_get_url(), answered)
+        async with _until(request, self._shutdown_event, LONG_POLL_S) as asking:
             if not asking.done() and not self.is_alive():
                 await asyncio.wait({asking}, timeout=LAST_TAKE_S)
-            if not asking.done() and taken.answered:
+            if not asking.done() and answered.is_set():
                 await asyncio.wait({asking}, timeout=BODY_S)
         if asking.cancelled():
             return None  # a long poll without an answer in 90 s, as the SDK has it; or a shutdown

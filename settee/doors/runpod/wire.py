@@ -13,7 +13,6 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -40,10 +39,6 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]]', re.DOTALL)
 _VALUE = re.compile(r'\s*:\s*("[^"\\]{1,1000}"|\d{1,100}\b)')
 
 
-class TooMany(Exception):
-    """RunPod's answer is 429: too many requests."""
-
-
 class Refused(Exception):
     """RunPod will not take this body, now or later."""
 
@@ -55,30 +50,21 @@ class Undelivered(Exception):
 # --- a job --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Taken:
-    """How far a request for a job has come: it may be given up."""
-
-    #: Its headers say 200: RunPod counts the job as ours.
-    answered: bool = False
-
-
-async def take(session: aiohttp.ClientSession, url: str, state: Taken) -> dict[str, Any] | None:
+async def take(session: aiohttp.ClientSession, url: str, answered: asyncio.Event) -> dict[str, Any] | None:
     """Return the job of one long poll; None when there is none (204, or 400, which FlashBoot makes usual).
 
+    ``answered`` is set once the headers say 200: RunPod counts the job as ours, and the request may not be given up.
     A job that is not JSON for Python (nested too deeply, numbers of thousands of digits, text that is not UTF-8)
-    comes as its id with an :class:`Unreadable` for its input. Raises TooMany, aiohttp.ClientError, TimeoutError,
-    or ValueError (not a job).
+    comes as its id with an :class:`Unreadable` for its input. Raises aiohttp.ClientError, TimeoutError, or
+    ValueError (not a job).
     """
     async with session.get(url) as response:
         if response.status in (204, 400):
             return None
-        if response.status == 429:
-            raise TooMany
         response.raise_for_status()
-        state.answered = response.status == 200
         if response.status != 200 or response.content_length == 0:
             return None
+        answered.set()
         body = await response.read()
     return as_job(body)
 
