@@ -98,6 +98,12 @@ def neutral(text: str) -> str:
     return _PATHS.sub(lambda match: match[0].rstrip("/").rsplit("/", 1)[-1], text)
 
 
+def first_of(lines: Iterable[str], most: int) -> list[str]:
+    """Return the first lines, and one that states how many more there are."""
+    all_ = list(lines)
+    return [*all_[:most], *([f"… and {len(all_) - most} more"] if len(all_) > most else [])]
+
+
 def megabytes(size: float) -> str:
     """Return a size in millions of bytes, as RunPod counts them, or a small one in thousands."""
     return f"{size / 1e6:,.1f} MB" if size >= 50_000 else f"{size / 1e3:,.1f} kB"

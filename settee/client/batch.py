@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from settee.base.files import Lock, sha256_of, try_lock
+from settee.base.text import first_of
 from settee.client.arguments import parse_given, sets_from
 from settee.client.cli_options import ROW_KEYS, Misuse, parser
 from settee.client.client_errors import UsageError
@@ -29,8 +30,6 @@ from settee.client.job_outputs import LEDGER, Output, plain_name
 _LISTS = ("img", "mask", "video", "audio", "lora", "set")
 #: What a row's option puts back to its default.
 _EXCLUSIVE: dict[str, tuple[str, Any]] = {"seed": ("keep_seed", False), "keep_seed": ("seed", None)}
-#: Problems that are named at once.
-_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ def read(path: str, args: argparse.Namespace) -> list[Row]:
         if count > 1
     ]
     if problems:
-        more = f"\n  … and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        raise UsageError(f"--batch {path}:\n  " + "\n  ".join(problems[:_MAX_PROBLEMS]) + more)
+        raise UsageError("\n  ".join([f"--batch {path}:", *first_of(problems, 20)]))
     if not found:
         raise UsageError(f"--batch {path} holds no jobs")
     return _keyed(found)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from settee.base.sealing import sealed_size
-from settee.base.text import join_ascii, megabytes
+from settee.base.text import first_of, join_ascii, megabytes
 from settee.client.client_errors import UsageError
 from settee.client.inject import InputFile
 from settee.client.sealed_jobs import Sealer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _PICTURES = ("image", "mask")
 #: Bytes read at a time: a multiple of three, so that the pieces' base64 is the whole's, and a small part of most files.
 _CHUNK = 3 << 17
-_SHOWN_FILES = 10
 #: Quality of pictures that were lossy, and are scaled only.
 _QUALITY = 95
 #: Modes with grey or colour of 8 bits, which JPEG can hold.
@@ -169,11 +168,8 @@ class Request:
         sealed = "sealed " if self._seal is not None else ""
         sizes = f"{megabytes(size)}, and the target accepts at most {megabytes(self._cap or 0)}"
         inline = sorted((part for part in self._parts if part.url is None), key=lambda part: -part.size)
-        lines = [f"the {sealed}request would be {sizes}:"]
-        for part in inline[:_SHOWN_FILES]:
-            lines.append(f"  {part.file.path}: {megabytes(part.size)}, {megabytes(part.cost)} as base64")
-        if len(inline) > _SHOWN_FILES:
-            lines.append(f"  and {len(inline) - _SHOWN_FILES} more files")
+        files = (f"  {part.file.path}: {megabytes(part.size)}, {megabytes(part.cost)} as base64" for part in inline)
+        lines = [f"the {sealed}request would be {sizes}:", *first_of(files, 10)]
         ways = []
         if any(part.file.kind in _PICTURES for part in inline):
             ways.append("make the pictures smaller (--max-side 2048, --jpeg 90)")

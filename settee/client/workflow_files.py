@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from settee.base.text import first_of
 from settee.client import media_metadata
 from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import is_salt
@@ -27,7 +28,6 @@ FOLDERS = (Path("workflows"), Path(__file__).parents[2] / "workflows")
 MAX_BYTES = 64 * 1024 * 1024
 #: More nodes than any worker allows by default.
 _MAX_NODES = 100_000
-_SHOWN_PROBLEMS = 5
 _SHOWN_NAMES = 20
 
 #: What a worker's isolation put before a file's name (settee.comfyui.isolation); films and some pictures keep it.
@@ -159,8 +159,8 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
     """
     if not isinstance(given, Mapping):
         raise UsageError(f"{shown} holds no workflow: it must be an object of nodes")
-    if wrong := [node_id for node_id in given if not isinstance(node_id, str)]:
-        raise UsageError(f"{shown}: the node id {wrong[0]!r} must be a string, as in JSON")
+    if numbers := [node_id for node_id in given if not isinstance(node_id, str)]:
+        raise UsageError(f"{shown}: the node id {numbers[0]!r} must be a string, as in JSON")
     data = dict(given)
     if isinstance(data.get("nodes"), list):
         _require_json(data, shown)
@@ -169,14 +169,10 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
         raise UsageError(f"{shown} is a whole job, not a workflow: give the content of its {place!r}")
     clean = cleaned(data)
     _require_json(clean, shown)
-    wrong = shape_problems(clean, max_nodes=_MAX_NODES) or link_problems(clean)
-    if wrong:
-        lines = []
-        for problem in wrong[:_SHOWN_PROBLEMS]:
-            where = str(problem["path"]).removeprefix("workflow").removeprefix(".")[:200]
-            lines.append(f"{shown}: {where}{': ' if where else ''}{problem['problem']}")
-        more = len(wrong) - _SHOWN_PROBLEMS
-        raise UsageError("\n".join([*lines, f"… and {more} more"] if more > 0 else lines))
+    if wrong := shape_problems(clean, max_nodes=_MAX_NODES) or link_problems(clean):
+        places = (str(problem["path"]).removeprefix("workflow").removeprefix(".")[:200] for problem in wrong)
+        lines = [": ".join(filter(None, (shown, at, each["problem"]))) for at, each in zip(places, wrong, strict=True)]
+        raise UsageError("\n".join(first_of(lines, 5)))
     return clean
 
 

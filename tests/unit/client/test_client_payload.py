@@ -143,7 +143,7 @@ def test_too_large_without_a_picture_or_a_file(tmp_path: Path) -> None:
     assert "BUCKET_ENDPOINT_URL" in error.value.message
     with pytest.raises(UsageError, match="make the workflow smaller"):
         build([], cap=50)
-    with pytest.raises(UsageError, match="and 5 more files"):
+    with pytest.raises(UsageError, match="and 5 more"):
         build([file(tmp_path / f"{i}.png", 900) for i in range(15)], cap=1000)
 
 
