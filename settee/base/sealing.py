@@ -15,7 +15,6 @@ import hmac
 import io
 import itertools
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
@@ -179,33 +178,29 @@ def _signed(source: BinaryIO, signature: bytearray) -> Iterator[bytes]:
 def keygen(argv: Sequence[str] | None, prog: str) -> str:
     """Return what the command prints: a new key, or the new file that holds it, for its owner alone.
 
-    Raises ConfigError; no file is overwritten.
+    Exits with a line where that cannot be written; no file is overwritten.
     """
     parser = argparse.ArgumentParser(
         prog=prog, description="Make a key for sealed jobs (docs/api.md): give it to the worker as ENCRYPTION_KEY."
     )
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.add_argument("file", nargs="?", help="write it to this new file (default: standard output)")
-    file = parser.parse_args(argv).file
+    file: str | None = parser.parse_args(argv).file
     if file is None:
         return generate_key()
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as output:
             output.write(f"{generate_key()}\n")
-    except FileExistsError as error:
-        why = "jobs sealed with an overwritten key could not be opened any more"
-        raise ConfigError(f"{file} exists already: {why}") from error
+    except FileExistsError:
+        parser.exit(2, f"{file} exists already: jobs sealed with an overwritten key could not be opened any more\n")
     except OSError as error:
-        raise ConfigError(f"the key file {file} cannot be written: {error.strerror}") from error
-    return str(file)
+        parser.exit(2, f"the key file {file} cannot be written: {error.strerror}\n")
+    return file
 
 
 def main() -> None:
     """Run ``python -m settee keygen``, the command that the errors above name."""
-    try:
-        print(keygen(None, "python -m settee keygen"))  # noqa: T201 - a command's output
-    except ConfigError as error:
-        sys.exit(f"settee: {error.message}")
+    print(keygen(None, "python -m settee keygen"))  # noqa: T201 - a command's output
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from settee.base.errors import ConfigError
 from settee.base.text import printable
 from settee.client import cli_options, streams
 from settee.client.client_errors import ClientError, JobStopped, NetworkError, UsageError, command_line
@@ -50,7 +49,7 @@ def _run(argv: list[str], prog: str) -> int | ClientError:
         return _dispatch(args, prog)
     except ClientError as error:
         return error
-    except (ConfigError, cli_options.Misuse) as error:
+    except cli_options.Misuse as error:
         return UsageError(str(error))
     except KeyboardInterrupt:
         return JobStopped("stopped: no job was sent")
