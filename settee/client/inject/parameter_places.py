@@ -84,17 +84,19 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
     if not asked and not parameters.lora:
         return []
     graph = _Samplers(workflow, registry)
-    changes = []
+    changes: dict[Place, Change] = {}
     for name, value in asked.items():
         if problem := _misfit(name, value):
             raise UsageError(f"--{name}{problem}")
         with about(f"--{name}"):
-            places = _places(graph, name)
+            places = _places(graph, name, [_KINDS[each].input for each in asked])
         for place in places:
             _check_fit(graph, name, place, value)
-            changes.append(Change(place.node_id, place.input, value, f"--{name}"))
-    _check_shared(graph, changes)
-    return [*changes, *lora_changes(graph, parameters.lora)]
+            other = changes.setdefault(place, Change(place.node_id, place.input, value, f"--{name}"))
+            if other.value != value:
+                where = graph.shown(place.node_id)
+                raise UsageError(f"{other.why} and --{name} both come from node {where}: give them the same value")
+    return [*changes.values(), *lora_changes(graph, parameters.lora)]
 
 
 # --- samplers and their latents -----------------------------------------------------------------------------
@@ -149,15 +151,18 @@ class _Samplers(LiveGraph):
 # --- places -------------------------------------------------------------------------------------------------
 
 
-def _places(graph: _Samplers, name: str) -> list[Place]:
-    """Return where a parameter goes, in natural order. Raises UsageError for nowhere, Ambiguous for too many places."""
+def _places(graph: _Samplers, name: str, also: Sequence[str]) -> list[Place]:
+    """Return where a parameter goes, in natural order; a primitive may feed inputs ``also`` that are asked for.
+
+    Raises UsageError for nowhere, Ambiguous for too many places.
+    """
     kind = _KINDS[name]
     asked = [Place(i, kind.input) for i in (graph.sized() if name in _SIZES else graph.live) if _has(graph, i, kind)]
     if not asked:
         raise UsageError(_nowhere(graph, name))
     places: dict[Place, Place] = {}
     for one in asked:
-        places.setdefault(graph.place(one.node_id, one.input), one)
+        places.setdefault(graph.only_place(one.node_id, one.input, also), one)
     values = [graph.value(place) for place in places]
     together = name == "ckpt" or graph.in_sequence([one.node_id for one in places.values()])
     if len(places) > 1 and (any(value != values[0] for value in values) or not together):
@@ -249,29 +254,6 @@ def _unreached(graph: _Samplers, steps: int, node_id: str) -> str | None:
             if isinstance(at, int) and 0 < at < 10_000 and steps <= at:
                 return f"has {name} {at}, which {steps} steps do not reach: set that one too, with --set"
     return None
-
-
-def _check_shared(graph: _Samplers, changes: Sequence[Change]) -> None:
-    """Refuse to change a primitive that also feeds other inputs than those asked for, unless they have the same name:
-    ``target_width`` is a width too.
-
-    Raises UsageError naming them, and for one primitive that is to be two things.
-    """
-    values: dict[Place, Change] = {}
-    for change in changes:
-        other = values.setdefault(Place(change.node_id, change.input), change)
-        if other.value != change.value:
-            where = graph.shown(change.node_id)
-            raise UsageError(f"{other.why} and {change.why} both come from node {where}: give them the same value")
-    asked = {_KINDS[change.why[2:]].input for change in changes}
-    for place, change in values.items():
-        others = [
-            use
-            for use in graph.fed_by(place)
-            if use != place and not any(use.input == name or use.input.endswith(f"_{name}") for name in asked)
-        ]
-        if others:
-            raise UsageError(f"{change.why}: it comes from {graph.shared(place, others)}")
 
 
 # --- LoRAs --------------------------------------------------------------------------------------------------

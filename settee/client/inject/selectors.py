@@ -106,21 +106,19 @@ class LiveGraph(Graph):
                 "set an input of that one, or unlink it in the editor"
             ) from error
 
-    def only_place(self, node_id: str, name: str) -> Place:
-        """Return :meth:`place`, where no other input gets the value too. Raises UsageError naming those that do."""
+    def only_place(self, node_id: str, name: str, also: Sequence[str] = ()) -> Place:
+        """Return :meth:`place`, where no other input gets the value, but those named ``also`` or after them
+        (``target_width``). Raises UsageError naming those that do."""
         asked, place = Place(node_id, name), self.place(node_id, name)
-        others = [use for use in self.fed_by(place) if use != asked] if place != asked else []
+        fed = self.fed_by(place) if place != asked else []
+        others = [use for use in fed if use != asked and not any(f"_{use.input}".endswith(f"_{each}") for each in also)]
         if others:
-            raise UsageError(f"the value of {node_id}.{name} comes from {self.shared(place, others)}")
+            named = ", ".join(f"{use.node_id}.{use.input}" for use in others[:10])
+            raise UsageError(
+                f"it comes from node {self.shown(place.node_id)}, which feeds {named} too: "
+                f"if all of them are to change, --set {place.shown()}=…"
+            )
         return place
-
-    def shared(self, place: Place, others: Iterable[Place]) -> str:
-        """Return the end of a message: the primitive and all that it feeds, and the option for it."""
-        named = ", ".join(f"{use.node_id}.{use.input}" for use in [*others][:10])
-        return (
-            f"node {self.shown(place.node_id)}, which feeds {named} too: "
-            f"if all of them are to change, --set {place.shown()}=…"
-        )
 
 
 def near(text: str, names: Iterable[str]) -> str:
