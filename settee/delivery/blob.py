@@ -193,9 +193,6 @@ class Window(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
 
 def open_file(artifact: Artifact) -> Blob:
     """Open the file of an artifact. Raises OutputMissing when it is gone or is not a plain file.
@@ -204,17 +201,15 @@ def open_file(artifact: Artifact) -> Blob:
     """
     assert artifact.path is not None
     details = {"filename": artifact.filename, "node_id": artifact.node_id}
+    name = f"the output file {artifact.filename} of node {artifact.node_id}"
     try:
         fd = os.open(artifact.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise OutputMissing(
-            f"the output file {artifact.filename} of node {artifact.node_id} cannot be read: {error.strerror}",
-            details=details,
-        ) from error
+        raise OutputMissing(f"{name} cannot be read: {error.strerror}", details=details) from error
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         os.close(fd)
-        raise OutputMissing(f"the output {artifact.filename} of node {artifact.node_id} is not a file", details=details)
+        raise OutputMissing(f"{name} is not a file", details=details)
     return Blob(fd=fd, size=status.st_size)
 
 
