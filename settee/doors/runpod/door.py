@@ -7,7 +7,6 @@ and its progress updates. Jobs that come at once (only the SDK's local API lets 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
@@ -333,11 +332,9 @@ def warmup(settings: Settings) -> JobRequest:
     path = settings.warmup_workflow
     assert path is not None
     try:
-        return parse({"workflow": json.loads(path.read_text(encoding="utf-8"))}, settings)
+        return parse({"workflow": path.read_text(encoding="utf-8", errors="replace")}, settings)
     except OSError as error:
         raise ConfigError(f"WARMUP_WORKFLOW cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError("WARMUP_WORKFLOW is not JSON") from error
     except InvalidRequest as error:
         raise ConfigError(f"WARMUP_WORKFLOW: {error.message}", details=error.details) from error
 
