@@ -3,14 +3,18 @@ without an end."""
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import requests
 
-from settee.client.client_errors import NetworkError
+from settee.client.client_errors import JobStopped, NetworkError
+from settee.client.follow import follow
 from settee.client.targets import Status, comfy, comfy_run
 from settee.client.targets.comfy import Comfy
 from settee.comfyui import follower
@@ -131,6 +135,19 @@ def test_a_lost_answer_hides_no_refused_output(server: EmbeddedServer, target: C
     assert "4 SaveImage: it would not run" in (answer.error or "")
 
 
+def test_a_comfyui_that_freezes_holds_no_wait_beyond_its_limit(tmp_path: Path) -> None:
+    with EmbeddedServer(tmp_path) as server, closing(Comfy(server.url)) as target:
+        answer = sent(target, slow(steps=4000))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            with pytest.raises(JobStopped, match=r"has not ended within 0\.5 s"):
+                follow(target, answer, timeout_s=0.5)
+            assert time.monotonic() - begun < 5
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+
+
 def test_a_prompt_that_never_shows_up_is_not_sent_twice(
     server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +157,7 @@ def test_a_prompt_that_never_shows_up_is_not_sent_twice(
     # It runs and leaves no trace before it is looked for.
     monkeypatch.setattr(target._wire, "item", lambda job_id: None)
     before = server.stats()["prompts_queued"]
-    with pytest.raises(NetworkError, match=r"job\('") as error:
+    with pytest.raises(NetworkError, match=r"Endpoint\.job ") as error:
         sent(target, empty(7))
     assert error.value.job_id
     assert server.stats()["prompts_queued"] == before + 1
@@ -153,7 +170,7 @@ def test_a_server_that_dies_of_the_prompt_is_told_of_soon(tmp_path: Path, monkey
         target = Comfy(server.url)
         monkeypatch.setattr(target._wire, "item", lambda job_id: target._wire.queue() and None)
         started = time.monotonic()
-        with pytest.raises(NetworkError, match=r"job\('"):
+        with pytest.raises(NetworkError, match=r"Endpoint\.job "):
             sent(target, empty())
         assert time.monotonic() - started < 30
         target.close()

@@ -18,6 +18,7 @@ from settee.client.client_errors import JobStopped, NetworkError
 from settee.client.targets import Answer, Status
 from settee.client.targets.comfy_api import Wire
 from settee.client.targets.comfy_job import Asked, belongs_to, execution_ms, failed, output
+from settee.client.targets.json_http import awaited
 from settee.comfyui.event_socket import PICTURE_NODE, EventSocket, SocketLost
 from settee.comfyui.follower import Follower, Report, started
 from settee.comfyui.history import Place, failure_of, mapping
@@ -38,7 +39,7 @@ STALL_S = 15.0
 #: How long history may come after the end, and pictures after history, seconds.
 PICTURES_S = 10.0
 #: How long :meth:`Run.answer` waits for the first that is known of a job, seconds.
-LOOK_S = 5.0
+LOOK_S = 10.0
 #: The newest entries of history in which the prompts that a job's nodes started are looked for.
 RECENT = 100
 
@@ -101,7 +102,7 @@ class Run(Follower):
     def answer(self) -> Answer:
         """Return how it stands, or what came of it. Raises what following it raised; asked again, it is followed on."""
         call = self._call or self.start()
-        self._is_known.wait(LOOK_S)
+        awaited(self._is_known, LOOK_S)
         if call.ended.is_set():
             try:
                 return call.result()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from settee.base.text import one_line
+from settee.base.threads import TICK_S
 from settee.client.client_errors import AuthError, NetworkError, StatusError, Unsure, UsageError
 from settee.comfyui.http_api import Form, Reply, Request
 from settee.net.retry import Backoff, is_transient, retry_after_s
@@ -92,6 +93,14 @@ def limited(stop: threading.Event, left: Callable[[], float]) -> Iterator[None]:
         yield
     finally:
         _limits.reset(token)
+
+
+def awaited(event: threading.Event, most_s: float) -> bool:
+    """Wait for an event within this thread's limits; return True if it is set."""
+    limits, until = _limits.get(), time.monotonic() + most_s
+    while not event.wait(TICK_S) and not limits.are_reached and time.monotonic() < until:
+        pass
+    return event.is_set()
 
 
 class Http:

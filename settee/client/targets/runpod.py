@@ -20,7 +20,7 @@ from settee.base import errors
 from settee.base.threads import Call
 from settee.client.client_errors import JobStopped, NetworkError, Rejected, StatusError, Unsure, UsageError
 from settee.client.targets import Answer, Status
-from settee.client.targets.json_http import Http
+from settee.client.targets.json_http import Http, awaited
 from settee.comfyui.node_registry import NodeRegistry
 
 API = "https://api.runpod.ai/v2"
@@ -197,7 +197,7 @@ class RunPod:
             if run is None:
                 run = self._runs[job_id] = Call(lambda: self._run_local(job_id), name="local-job")
         # Nothing is known about it before its end, so that is worth a moment.
-        if not run.ended.wait(LOCAL_MOMENT_S):
+        if not awaited(run.ended, LOCAL_MOMENT_S):
             return Answer(job_id, Status.IN_PROGRESS)
         with self._lock:
             # Its result may be large, and is not wanted twice.
