@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -96,17 +97,17 @@ def plain_name(output: Output) -> str:
         stem = f"_{stem}"
     if f"{stem}.{suffix}".casefold() == LEDGER:
         stem = f"_{stem}"  # the next batch would read a file by this name
-    return f"{_shortened(stem, MAX_BYTES - len(suffix) - 1)}.{suffix}"
+    room = MAX_BYTES - len(suffix) - 1
+    if len(stem.encode()) > room:  # cut, not in the middle of a character
+        stem = stem.encode()[:room].decode(errors="ignore").rstrip(" ." + _JOINERS) or "file"
+    return f"{stem}.{suffix}"
 
 
 def numbered(name: str) -> Iterator[str]:
     """Yield ``a.png``, ``a-2.png``, ``a-3.png`` and on."""
     stem, _, suffix = name.rpartition(".")
     yield name
-    count = 2
-    while True:
-        yield f"{stem}-{count}.{suffix}"
-        count += 1
+    yield from (f"{stem}-{number}.{suffix}" for number in itertools.count(2))
 
 
 def same(name: str) -> str:
@@ -134,10 +135,3 @@ def _split(name: str) -> tuple[str, str]:
     if stem and suffix.isascii() and suffix.isalnum() and len(suffix) <= _MAX_SUFFIX:
         return stem, suffix
     return name, ""
-
-
-def _shortened(stem: str, most: int) -> str:
-    """Return the stem cut to ``most`` bytes, not in the middle of a character."""
-    if len(stem.encode()) <= most:
-        return stem
-    return stem.encode()[:most].decode(errors="ignore").rstrip(" ." + _JOINERS) or "file"

@@ -77,23 +77,19 @@ def cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
 def _found(text: str) -> Path:
     if not text:
         raise UsageError("name a workflow: a file, - for standard input, or one of workflows/")
-    path = Path(text)
+    path, names = Path(text), (text, f"{text}.json") if "/" not in text and "\\" not in text else ()
     # What cannot be a path at all (too long, a NUL in it) is not there either; Python's versions differ about it.
     with contextlib.suppress(OSError, ValueError):
-        if path.exists() and not path.is_dir():
-            return path
-        if "/" not in text and "\\" not in text:
-            for name in (text, f"{text}.json"):
-                for place in FOLDERS:
-                    if (named := place / name).is_file():
-                        return named
+        for each in (path, *(folder / name for name in names for folder in FOLDERS)):
+            if each.exists() and not each.is_dir():
+                return each
         if path.is_dir():
             raise UsageError(f"{text} is a folder: name a workflow in it")
-    names = sorted({file.stem for place in FOLDERS if place.is_dir() for file in place.glob("*.json")})
-    if near := near_matches(path.stem, names):
+    known = sorted({file.stem for folder in FOLDERS if folder.is_dir() for file in folder.glob("*.json")})
+    if near := near_matches(path.stem, known):
         hint = f"; did you mean {' or '.join(near)}?"
     else:
-        hint = f"; there are {', '.join(names[:_SHOWN_NAMES])}" if names else ""
+        hint = f"; there are {', '.join(known[:_SHOWN_NAMES])}" if known else ""
     raise UsageError(f"no file {text[:200]!r}, and no workflow of that name{hint}")
 
 
@@ -165,8 +161,12 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
     if isinstance(data.get("nodes"), list):
         _require_json(data, shown)
         return data  # the editor's; the converter decides
-    if place := _workflow_in(data):
-        raise UsageError(f"{shown} is a whole job, not a workflow: give the content of its {place!r}")
+    for place in ("input.workflow", "workflow", "prompt"):  # of a job for RunPod or ComfyUI
+        inside: Any = data
+        for key in place.split("."):
+            inside = inside.get(key) if isinstance(inside, Mapping) else None
+        if isinstance(inside, Mapping) and "class_type" not in inside:
+            raise UsageError(f"{shown} is a whole job, not a workflow: give the content of its {place!r}")
     clean = cleaned(data)
     _require_json(clean, shown)
     if wrong := shape_problems(clean, max_nodes=_MAX_NODES) or link_problems(clean):
@@ -174,17 +174,6 @@ def checked(given: Any, shown: str) -> dict[str, Any]:
         lines = [": ".join(filter(None, (shown, at, each["problem"]))) for at, each in zip(places, wrong, strict=True)]
         raise UsageError("\n".join(first_of(lines, 5)))
     return clean
-
-
-def _workflow_in(data: Mapping[str, Any]) -> str | None:
-    """Return where in a job for RunPod or ComfyUI the workflow is; None when this is not such a job."""
-    for place in ("input.workflow", "workflow", "prompt"):
-        inside: Any = data
-        for key in place.split("."):
-            inside = inside.get(key) if isinstance(inside, Mapping) else None
-        if isinstance(inside, Mapping) and "class_type" not in inside:
-            return place
-    return None
 
 
 def _require_json(data: Mapping[str, Any], shown: str) -> None:
