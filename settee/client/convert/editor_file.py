@@ -27,8 +27,7 @@ def refused(where: str, why: str) -> UsageError:
 def shown(value: object, most: int = 60) -> str:
     """Return a value of the file for a message: one line, quoted, not too long."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    words = one_line(text)
-    return f'"{words}"' if len(words) <= most else f'"{words[: most - 1]}…"'
+    return f'"{one_line(text, most)}"'
 
 
 #: What the editor calls the two edges of a subgraph, in its links.

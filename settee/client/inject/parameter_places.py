@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from settee.base.text import one_line
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.selectors import LiveGraph, about, near
@@ -79,8 +80,7 @@ def parameter_changes(workflow: Workflow, parameters: Parameters, registry: Node
     Raises UsageError for a value out of range, for a parameter without a place, and for a place that another node
     computes; Ambiguous names the candidates. Each names the ``--set`` that does it instead.
     """
-    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
-    asked = {name: value for name, value in values.items() if name != "lora" and value is not None}
+    asked = {name: value for name, value in vars(parameters).items() if name != "lora" and value is not None}
     if not asked and not parameters.lora:
         return []
     graph = _Samplers(workflow, registry)
@@ -194,8 +194,7 @@ def _listed(graph: _Samplers, places: Iterable[Place]) -> str:
     for place in places:
         value = graph.value(place)
         now = f"from node {value[0]}" if is_link(value) else repr(value)
-        now = now if len(now) < 60 else now[:59] + "…"
-        lines.append(f"  {graph.shown(place.node_id)}: {place.input} is {now}")
+        lines.append(f"  {graph.shown(place.node_id)}: {place.input} is {one_line(now, 60)}")
     return "\n".join(lines)
 
 
@@ -318,17 +317,16 @@ def lora_changes(graph: LiveGraph, texts: Sequence[str]) -> list[Change]:
 
 
 def _lora_changes(graph: LiveGraph, lora: Lora, node_ids: Sequence[str]) -> Iterator[Change]:
-    loaders = [graph.workflow[node_id]["inputs"] for node_id in node_ids]
-    present = [[inputs.get(name) for name in _STRENGTHS] for inputs in loaders]
+    present = [[graph.workflow[node_id]["inputs"].get(name) for name in _STRENGTHS] for node_id in node_ids]
     if lora.strength is not None and any(strengths != present[0] for strengths in present):
         raise Ambiguous(
             "several nodes load it, each with a strength of its own; give the name alone, and their strengths with "
             f"--set:\n{listed_nodes(graph.workflow, node_ids)}"
         )
-    for node_id, inputs in zip(node_ids, loaders, strict=True):
+    for node_id in node_ids:
         wanted: dict[str, str | float] = {"lora_name": lora.name}
         if lora.strength is not None:
-            wanted |= {name: lora.strength for name in _STRENGTHS if name in inputs}
+            wanted |= {name: lora.strength for name in _STRENGTHS if name in graph.workflow[node_id]["inputs"]}
             if len(wanted) == 1:
                 raise UsageError(f"node {graph.shown(node_id)} has no strength to set")
         for name, value in wanted.items():

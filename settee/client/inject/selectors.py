@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from settee.base.text import one_line
 from settee.client.client_errors import Ambiguous, UsageError
 from settee.client.inject import Change
 from settee.client.inject.vocabulary import NO_OUTPUT
@@ -149,7 +150,7 @@ def set_changes(workflow: Workflow, texts: Sequence[str]) -> list[Change]:
     changes = []
     for text in texts:
         asked, value = _split(graph, text)
-        with about(f"--set {text if len(text) < 80 else text[:79] + '…'}"):
+        with about(f"--set {one_line(text, 80)}"):
             place = graph.only_place(asked.node_id, asked.input)
             present = workflow[place.node_id]["inputs"][place.input]
             changes.append(Change(place.node_id, place.input, _typed(present, value, place.input), "--set"))
@@ -220,7 +221,7 @@ def _typed(present: Any, text: str, name: str) -> Any:
         fits, wanted = value is not _NOT_JSON and not is_link(value), "JSON (a string in double quotes)"
     if not fits:
         now = json.dumps(inside, ensure_ascii=False)
-        raise UsageError(f"must be {wanted}; it is {now if len(now) < 60 else now[:59] + '…'} now")
+        raise UsageError(f"must be {wanted}; it is {one_line(now, 60)} now")
     return {**present, "__value__": value} if inside is not present else value
 
 
