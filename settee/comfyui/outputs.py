@@ -117,14 +117,16 @@ class Collector:
         kind, media_type = kind_of(filename)
         return Artifact(
             node_id=node_id,
-            kind=kind,
             filename=filename,
             subfolder=without(self.ended.prefix, subfolder),
-            media_type=media_type,
             folder_type=folder_type,
             comfy_subfolder=subfolder,
-            **{"size": 0, **more},
+            **{"kind": kind, "media_type": media_type, "size": 0, **more},
         )
+
+    def _held(self, node_id: str, filename: str, content: bytes, **more: Any) -> Artifact:
+        """Return an artifact without a file."""
+        return self.artifact(node_id, ("output", "", filename), content=content, size=len(content), **more)
 
     # --- what was reported, and sent -------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class Collector:
         place = item.place or named_file(item.key, item.text)
         if item.text is not None and (place is None or not self.exists(place)):
             content = item.text.encode("utf-8", "surrogatepass")
-            return _held(item.node_id, Kind.TEXT, text_name(item.node_id), "text/plain; charset=utf-8", content)
+            return self._held(item.node_id, text_name(item.node_id), content)
         if place is None:
             self._sent[item.node_id] += 1
             return None
@@ -174,8 +176,8 @@ class Collector:
         for picture in sent:
             if picture.node_id not in saving:
                 name = f"websocket_{len(pictures) + 1:05}.{picture.media_type.rpartition('/')[2]}"
-                held = _held(str(picture.node_id), Kind.IMAGE, name, picture.media_type, picture.content)
-                pictures.append(held)
+                about = {"kind": Kind.IMAGE, "media_type": picture.media_type}
+                pictures.append(self._held(str(picture.node_id), name, picture.content, **about))
         came = Counter(picture.node_id for picture in pictures)
         for node_id, count in self._sent.items():
             if came[node_id] < count:
@@ -217,19 +219,6 @@ class Collector:
 
     def _name(self, node_id: str) -> str:
         return located(node_id, self.graph) if node_id in self.graph else f"node {node_id}"
-
-
-def _held(node_id: str, kind: Kind, filename: str, media_type: str, content: bytes) -> Artifact:
-    """Return an artifact without a file."""
-    return Artifact(
-        node_id=node_id,
-        kind=kind,
-        filename=filename,
-        subfolder="",
-        media_type=media_type,
-        size=len(content),
-        content=content,
-    )
 
 
 def without(prefix: str, name: str) -> str:
