@@ -12,7 +12,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
@@ -32,49 +32,40 @@ LOST_AFTER_S = 3.0
 _RECONNECT_S = 1.0
 
 
-@dataclass
-class Report:
-    """The progress of a prompt; ``percent`` is over the whole graph and never falls."""
-
-    node_id: str | None = None
-    value: int | None = None
-    maximum: int | None = None
-    percent: float = 0.0
-
-
 class Meter:
-    """Turns events into percent of the graph: every node counts the same, the running one by its steps."""
+    """The progress of a prompt by its events: every node counts the same, the running one by its steps."""
 
     def __init__(self, workflow: Workflow) -> None:
         self._total = max(1, len(workflow))
         self._done: set[str] = set()
-        self.report = Report()
+        self.node_id: str | None = None
+        self.value: int | None = None
+        self.maximum: int | None = None
+        #: Of the whole graph; it never falls.
+        self.percent = 0.0
 
     def take(self, event: Event) -> bool:
         """Note an event of the prompt; True when there is something to report."""
-        report, data = self.report, event.data
+        data = event.data
         if event.type == "execution_cached":
             nodes = data.get("nodes")
             self._done.update(str(node) for node in (nodes if isinstance(nodes, list) else ()))
         elif event.type == "executing" and data.get("node") is not None:
-            self._finish_current()
-            report.node_id, report.value, report.maximum = str(data["node"]), None, None
+            if self.node_id is not None:
+                self._done.add(self.node_id)
+            self.node_id, self.value, self.maximum = str(data["node"]), None, None
         elif event.type == "progress" and (maximum := _count(data.get("max"))):
-            report.node_id = str(data["node"]) if data.get("node") is not None else report.node_id
-            report.value, report.maximum = _count(data.get("value")), maximum
+            self.node_id = str(data["node"]) if data.get("node") is not None else self.node_id
+            self.value, self.maximum = _count(data.get("value")), maximum
         elif event.type == "execution_success":
-            report.percent = 100.0
+            self.percent = 100.0
             return True
         else:
             return False
-        part = report.value / report.maximum if report.value and report.maximum else 0.0
+        part = self.value / self.maximum if self.value and self.maximum else 0.0
         percent = 100.0 * min(len(self._done) + min(part, 1.0), self._total) / self._total
-        report.percent = max(report.percent, round(percent, 1))
+        self.percent = max(self.percent, round(percent, 1))
         return True
-
-    def _finish_current(self) -> None:
-        if self.report.node_id is not None:
-            self._done.add(self.report.node_id)
 
 
 def _count(value: Any) -> int:
@@ -224,7 +215,7 @@ class Follower(ABC):
     def _take(self, event: Event | ImageEvent) -> None:
         if isinstance(event, ImageEvent):
             self._last_event = time.monotonic()
-            node_id = event.node_id or self.meter.report.node_id
+            node_id = event.node_id or self.meter.node_id
             # A node that another one expanded into is not in the graph.
             if not event.is_preview and (node_id in self._senders or node_id not in self.graph):
                 self.pictures.append(replace(event, node_id=node_id))

@@ -166,7 +166,7 @@ class Session:
             was_alone = len(known) == socket.peak == 1 and socket.pristine and socket.is_open
             ended.is_alone = lambda: server.is_ours or (was_alone and prompts.are_only(known | earlier))
         except ComfyDied as error:
-            error.node_id = watcher.meter.report.node_id
+            error.node_id = watcher.meter.node_id
             if not server.is_ours:
                 # It may only have been frozen: it must not go on with this when it wakes.
                 prompts.leftovers[prompt_id] = socket.client_id

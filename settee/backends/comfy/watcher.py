@@ -82,7 +82,7 @@ class Watcher(Follower):
             raise ComfyDied(message, needs_restart=True, is_fatal=not still_waits)
 
     def progressed(self) -> None:
-        now = self.meter.report
+        now = self.meter
         node_id = own_node(self.graph, now.node_id or "")
         class_type = self.graph[node_id]["class_type"] if node_id in self.graph else None
         node = {"node_id": node_id or None, "node_type": class_type, "value": now.value, "maximum": now.maximum}

@@ -20,7 +20,7 @@ from settee.client.targets.comfy_api import Wire
 from settee.client.targets.comfy_job import Asked, belongs_to, execution_ms, failed, output
 from settee.client.targets.json_http import awaited
 from settee.comfyui.event_socket import PICTURE_NODE, EventSocket, SocketLost
-from settee.comfyui.follower import Follower, Report, started
+from settee.comfyui.follower import Follower, Meter, started
 from settee.comfyui.history import Place, failure_of, mapping
 from settee.comfyui.http_api import Queue
 from settee.comfyui.node_registry import NodeRegistry
@@ -72,7 +72,7 @@ class Run(Follower):
         #: Set once anything is known about it.
         self._is_known = threading.Event()
         self._queue_position: int | None = None
-        self._report: Report | None = None
+        self._meter: Meter | None = None
         #: Since when, by time.monotonic(), it has run; and since when nothing has.
         self._runs_since: float | None = None
         self._idle_since: float | None = None
@@ -109,7 +109,7 @@ class Run(Follower):
             except NetworkError:
                 self._call = None
                 raise
-        report = self._report or Report()
+        meter = self._meter or Meter({})
         if self._runs_since is None:
             waits: dict[str, Any] = {}
             idle_s = time.monotonic() - (self._idle_since or math.inf)
@@ -117,9 +117,9 @@ class Run(Follower):
                 # An executor thread that died leaves a server that answers, and runs nothing (worker_death.json).
                 waits = {"message": f"ComfyUI has run nothing for {idle_s:.0f} s: see its log"}
             return Answer(self.id, Status.IN_QUEUE, queue_position=self._queue_position, progress=waits)
-        node_type = mapping(self.graph.get(report.node_id or "")).get("class_type")
-        steps = {"node": report.node_id, "node_type": node_type, "step": report.value, "max": report.maximum}
-        found = {"phase": "running", "percent": None if self._report is None else report.percent, **steps}
+        node_type = mapping(self.graph.get(meter.node_id or "")).get("class_type")
+        steps = {"node": meter.node_id, "node_type": node_type, "step": meter.value, "max": meter.maximum}
+        found = {"phase": "running", "percent": None if self._meter is None else meter.percent, **steps}
         progress = {key: value for key, value in found.items() if value is not None}
         return Answer(self.id, Status.IN_PROGRESS, progress=progress)
 
@@ -182,7 +182,7 @@ class Run(Follower):
     def progressed(self) -> None:
         self._runs_since = self._runs_since or time.monotonic()
         if self.prompt_id == self.id:
-            self._report = self.meter.report
+            self._meter = self.meter
         self._is_known.set()
 
     def queued(self, queue: Queue) -> None:
