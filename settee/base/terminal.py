@@ -104,13 +104,7 @@ class Rows:
         from rich.text import Text
 
         console = Console(
-            file=cast(IO[str], self._stream),
-            force_terminal=True,
-            force_interactive=True,
-            color_system=None,
-            markup=False,
-            emoji=False,
-            highlight=False,
+            file=cast(IO[str], self._stream), force_terminal=True, force_interactive=True, color_system=None
         )
 
         def frame() -> Text:
@@ -129,10 +123,10 @@ class Rows:
         )
 
 
-def bar(share: float, cells: int = 16) -> str:
+def bar(share: float) -> str:
     """Return a bar of which ``share`` (0 to 1) is full."""
-    filled = min(cells, int(cells * share))
-    return "█" * filled + "░" * (cells - filled)
+    filled = min(16, int(16 * share))
+    return "█" * filled + "░" * (16 - filled)
 
 
 def duration(seconds: float) -> str:

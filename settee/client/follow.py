@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from settee.client import client_errors
-from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError, UsageError
+from settee.client.client_errors import ClientError, JobFailed, JobStopped, NetworkError
 from settee.client.job_outputs import KINDS, outputs_of
 from settee.client.saving import Result
 from settee.client.targets import Answer, Status, Target
@@ -113,19 +113,11 @@ def result_of(
 
 
 def failure_of(answer: Answer) -> ClientError | None:
-    """Return the error for how a job ended: Rejected, JobFailed or JobStopped; None for one that succeeded.
-
-    UsageError for a result that is still sealed.
-    """
+    """Return the error for how a job ended: Rejected, JobFailed or JobStopped; None for one that succeeded."""
     assert answer.status.is_terminal, "the job has not ended"
     if answer.status is Status.COMPLETED:
         if answer.output is None:
             return JobFailed("the job ended without a result", job_id=answer.job_id)
-        if "encrypted_output" in answer.output:
-            return UsageError(
-                "the result is sealed: set ENCRYPTION_KEY (or give --key-file) and --resume the job",
-                job_id=answer.job_id,
-            )
         return None
     kind = client_errors.of_code(answer.code) if answer.status is Status.FAILED else JobStopped
     words = {

@@ -6,7 +6,6 @@ import argparse
 import collections
 import contextlib
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,9 +90,8 @@ class _Many:
         self.failures: list[ClientError] = []
         #: Why no more jobs are started: the target is gone, or requires another key, or the disk is full.
         self._dead: ClientError | None = None
-        self._mutex = threading.Lock()
-        #: Warnings before a job is sent, each reported once: repeated jobs have the same.
-        self._warned: set[str] = set()
+        #: Warnings before a job is sent, by the row that reported each first: repeated jobs have the same.
+        self._warned: dict[str, str] = {}
 
     def run(self, rows: Sequence[Row]) -> None:
         """Run the rows. Raises JobStopped after Ctrl-C."""
@@ -166,10 +164,7 @@ class _Many:
         if self._args.repeat and not ready.seeds and not row.args.keep_seed:
             warnings.append("this workflow has no seed to draw: every job makes the same result")
         for warning in warnings:
-            with self._mutex:
-                is_new = warning not in self._warned
-                self._warned.add(warning)
-            if is_new:
+            if self._warned.setdefault(warning, row.key) == row.key:
                 self._jobs.display.line(f"{row.name}: warning: {warning}")
         try:
             job = self._endpoint.send(ready, options_of(row.args), stop=self._jobs.stop)

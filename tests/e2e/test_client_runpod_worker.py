@@ -91,8 +91,12 @@ def test_a_sealed_job_and_a_sealed_failure(real: PublicApi) -> None:
         with pytest.raises(Rejected, match="did you mean 'EmptyImage'") as caught:
             run(target, sealed({"workflow": bad}))
         assert "EmptyImagee" in str(caught.value.details)
-    with target_of(real) as target:
-        with pytest.raises(UsageError, match="the result is sealed"):
+
+    def closed(output: Any) -> dict[str, Any]:
+        raise UsageError("there is no key")
+
+    with target_of(real, unseal=closed) as target:
+        with pytest.raises(UsageError, match="there is no key"):
             run(target, sealed({"workflow": empty()}))
         with pytest.raises(Rejected) as caught:
             run(target, sealed({"workflow": bad}))

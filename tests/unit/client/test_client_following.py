@@ -16,7 +16,6 @@ from settee.client.client_errors import (
     JobStopped,
     NetworkError,
     Rejected,
-    UsageError,
 )
 from settee.client.follow import failure_of, follow, result_of
 from settee.client.targets import Answer, Status
@@ -232,7 +231,6 @@ def test_warnings_of_the_official_worker() -> None:
         (Answer("j", Status.CANCELLED), JobStopped, "was canceled"),
         (Answer("j", Status.TIMED_OUT), JobStopped, "out of time"),
         (Answer("j", Status.COMPLETED), JobFailed, "without a result"),
-        (Answer("j", Status.COMPLETED, output={"encrypted_output": "x"}), UsageError, "ENCRYPTION_KEY"),
         (Answer("j", Status.COMPLETED, output={"answer": 42}), JobFailed, "settee worker"),
     ],
 )
