@@ -86,13 +86,9 @@ class Folders:
                 "**** ERROR: Saving image outside the output folder is not allowed."
                 f"\n full_output_folder: {absolute}\n         output_dir: {root}"
             )
-        try:
-            taken = os.listdir(folder)
-        except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
-            taken = []
+        os.makedirs(folder, exist_ok=True)
         # ComfyUI measures the prefix as typed: "dir/" has an empty last part, matches nothing, and starts at 1 again.
-        counter = _highest(taken, stem) + 1 if os.path.basename(prefix) == stem else 1
+        counter = _highest(os.listdir(folder), stem) + 1 if os.path.basename(prefix) == stem else 1
         return Slot(folder, stem, counter, subfolder, kind)
 
 

@@ -242,9 +242,9 @@ class Http:
         if proxy is None:
             maker = urllib3.PoolManager(**options)
         else:
-            name, _, password = urlsplit(proxy).netloc.rpartition("@")[0].partition(":")
-            secret = urllib3.util.make_headers(proxy_basic_auth=f"{name}:{password}") if name else None
-            maker = urllib3.ProxyManager(proxy, proxy_headers=secret, **options)
+            plain, login = split_login(proxy)
+            secret = {f"Proxy-{name}": value for name, value in login.items()}
+            maker = urllib3.ProxyManager(plain, proxy_headers=secret, **options)
         maker.pool_classes_by_scheme = _pools(self, self._public_only)
         return maker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 import ssl
@@ -123,12 +124,13 @@ class TestPublicOnly:
 class TestProxy:
     def test_is_used(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # A proxy for http is asked for whole URLs: this server answers them like any other.
-        monkeypatch.setenv("HTTP_PROXY", f"http://user:pass@127.0.0.1:{server.port}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://us%40er:pass@127.0.0.1:{server.port}")
         monkeypatch.setenv("NO_PROXY", "")
         fetch("http://models.invalid/file.bin?key=1", tmp_path / "m")
         assert (tmp_path / "m").read_bytes() == DATA
         assert {ask.path for ask in server.asked} == {"http://models.invalid/file.bin?key=1"}
-        assert all(ask.headers["proxy-authorization"].startswith("Basic ") for ask in server.asked)
+        login = f"Basic {base64.b64encode(b'us@er:pass').decode()}"
+        assert {ask.headers["proxy-authorization"] for ask in server.asked} == {login}
 
     def test_is_left_out(self, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NewType
 
-from settee.base.files import sha256_of
+from settee.base import files
 from settee.embedded.nodes.node import Env, decimal, integer, model_file, node, value
 
 #: Longest header that the safetensors library reads.
@@ -26,14 +25,11 @@ SafetensorError.__module__ = "safetensors._safetensors_rust"
 
 def digest_of(*parts: object) -> str:
     """Return one hash for plain values, in which their types and order count."""
-    return hashlib.sha256(json.dumps(parts, allow_nan=True).encode()).hexdigest()
+    return files.digest_of(json.dumps(parts))
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """A CONDITIONING: the hash of a text and of the CLIP that read it."""
-
-    digest: str
+Conditioning = NewType("Conditioning", str)
+"""A CONDITIONING: the hash of a text and of the CLIP that read it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def _read(env: Env, kind: str, name: str) -> str:
     path = env.folders.model_path(kind, name)
     if path.lower().endswith((".safetensors", ".sft")) and (problem := _header_problem(path)):
         raise SafetensorError(f"Error while deserializing header: {problem}")
-    return sha256_of(path, env.check_interrupted)
+    return files.sha256_of(path, env.check_interrupted)
 
 
 def _header_problem(path: str) -> str | None:

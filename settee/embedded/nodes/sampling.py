@@ -114,7 +114,7 @@ def ksampler(
     With denoise below 1 the start shines through. A step takes no time.
     """
     settings = [seed, steps, cfg, sampler_name, scheduler, denoise]
-    what = digest_of(model.digest, positive.digest, negative.digest, settings)
+    what = digest_of(model.digest, positive, negative, settings)
     numbered = [digest_of(what, number) for number in range(len(latent_image))]
     targets = [tinted(clouds(each, latent_image.size), model.digest, _MODEL_TINT_SHARE) for each in numbered]
     return sampled(env, latent_image, targets, steps, denoise)
