@@ -197,7 +197,7 @@ class JobRun:
             backend.end_job()
             with self._timed("wipe"):
                 self._wipe()
-        self._timings["total"] = _since(self._started)
+        self._timings["total"] = round((time.monotonic() - self._started) * 1000, 2)
         return replace(result, timings=dict(self._timings))
 
     def _work(self, order: Order, delivery: Delivery) -> Result:
@@ -267,9 +267,5 @@ class JobRun:
         try:
             yield
         finally:
-            self._timings[phase] = round(self._timings.get(phase, 0.0) + _since(begun), 2)
-
-
-def _since(begun: float) -> float:
-    """Return the milliseconds since a moment of time.monotonic()."""
-    return round((time.monotonic() - begun) * 1000, 2)
+            spent_s = time.monotonic() - begun
+            self._timings[phase] = round(self._timings.get(phase, 0.0) + spent_s * 1000, 2)

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from settee.doors.runpod import worker
+from settee.doors.runpod.worker import main
+from settee.engine import engine
 from tests.support.stub_engine import StubEngine
 
 if __name__ == "__main__":
-    make: Any = StubEngine
-    worker._engine = make
-    worker.main()
+    stub: Any = StubEngine
+    engine.Engine = stub
+    main()

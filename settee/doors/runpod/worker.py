@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from settee import __version__
 from settee.base import logs
@@ -31,9 +31,6 @@ from settee.base.job import Cancel
 from settee.base.settings import Settings, load
 from settee.doors.runpod import render, sdk
 from settee.doors.runpod.door import SHUTDOWN, Answer, Door, warmup
-
-if TYPE_CHECKING:
-    from settee.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +86,10 @@ class Worker:
     """One process's engine, door and signals."""
 
     def __init__(self, settings: Settings) -> None:
+        from settee.engine.engine import Engine
+
         self.settings = settings
-        self.door = Door(_engine(settings), settings)
+        self.door = Door(Engine(settings), settings)
         self._signals: Signals | None = None
         self._starting = Cancel()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -230,12 +229,6 @@ class Worker:
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self.door.shut_down)
         return self.door.is_busy
-
-
-def _engine(settings: Settings) -> Engine:
-    from settee.engine.engine import Engine
-
-    return Engine(settings)
 
 
 # --- the command line -------------------------------------------------------------------------------------------
