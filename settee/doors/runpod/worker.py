@@ -48,18 +48,13 @@ class Signals:
         self._inner: dict[int, Any] = {}
         self._is_held = False
 
-    def wrap(self) -> None:
-        """Put our handler around the one that is there now, unless it is ours. Main thread only."""
+    def wrap(self, *, alone: bool = False) -> None:
+        """Put our handler around the one that is there now, or in its place, unless it is ours. Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             current = signal.getsignal(number)
             if current != self._handle:
-                self._inner[number] = current
+                self._inner[number] = None if alone else current
                 signal.signal(number, self._handle)
-
-    def install(self) -> None:
-        """Handle both signals from now on, alone: the worker is starting."""
-        self.wrap()
-        self._inner.clear()
 
     def hold(self) -> None:
         """Only remember a signal, for the host's loop to find when it starts: it forks before, and an exception that
@@ -162,7 +157,7 @@ class Worker:
         if self.settings.warmup_workflow is not None:
             warmup(self.settings)  # so is a file that is missing
         self._signals = Signals(self._stop)
-        self._signals.install()
+        self._signals.wrap(alone=True)
         try:
             self.door.start()  # ComfyUI takes seconds to start: it need not wait for the SDK's import
             self._serve()
@@ -251,10 +246,9 @@ def _own_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _sdk_arguments() -> tuple[argparse.Namespace, list[str]]:
+def _sdk_arguments() -> Any:
     """Return the SDK's options, and arguments that are not among them."""
-    found: tuple[argparse.Namespace, list[str]] = sdk.load().serverless.parser.parse_known_args()
-    return found
+    return sdk.load().serverless.parser.parse_known_args()
 
 
 def _check_arguments() -> None:
