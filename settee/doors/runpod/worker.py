@@ -46,7 +46,9 @@ class Signals:
     def __init__(self, on_stop: Callable[[], bool]) -> None:
         self._on_stop, self._pid = on_stop, os.getpid()
         self._inner: dict[int, Any] = {}
-        self._is_held = False
+        #: A signal is only remembered, for the host's loop to find when it starts: it forks before, and an exception
+        #: that meets Python's fork hooks is printed and lost.
+        self.is_held = False
 
     def wrap(self, *, alone: bool = False) -> None:
         """Put our handler around the one that is there now, or in its place, unless it is ours. Main thread only."""
@@ -56,11 +58,6 @@ class Signals:
                 self._inner[number] = None if alone else current
                 signal.signal(number, self._handle)
 
-    def hold(self) -> None:
-        """Only remember a signal, for the host's loop to find when it starts: it forks before, and an exception that
-        meets Python's fork hooks is printed and lost."""
-        self._is_held = True
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # The SDK's ping process is forked from this one and inherits the handler; it has nothing to tidy up.
@@ -68,7 +65,7 @@ class Signals:
             os.kill(os.getpid(), number)
             return
         will_end = self._on_stop()
-        if self._is_held:
+        if self.is_held:
             return
         inner = self._inner.get(number)
         if callable(inner):
@@ -124,7 +121,7 @@ class Worker:
                 raise SystemExit(0) from error
             self._report(error)
             raise
-        self._signals.hold()
+        self._signals.is_held = True
 
     def _await_comfyui(self) -> None:
         self.door.engine.backend.wait_ready(self.settings.comfy_start_timeout_s, self._starting)
