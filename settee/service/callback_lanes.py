@@ -120,32 +120,27 @@ class Sending:
         except StoreError:
             return run.terminal
 
-    def failed(self, run: Run, answer: Answer) -> None:
-        """Note a try that was not the last."""
-        try:
-            self.write(run)
-            if run.terminal is not None and run.terminal.id:
-                self.store.failed(run.terminal.id, answer.why)
-        except StoreError as error:
-            log.debug("a try is not noted: %s", error.message)
-
-    def settle(self, run: Run, key: str, answer: Answer) -> None:
-        """Note that the callback is delivered, or refused for good."""
+    def note(self, run: Run, key: str, answer: Answer) -> bool:
+        """Note a try. Return True if it was the last: the callback is delivered, or refused for good."""
+        is_last = answer.is_delivered or answer.is_refused
         if answer.is_refused:
             advice = "settee agent callbacks retry sends it again"
             log.error("the callback %s is refused for good: %s; %s", key, answer.why, advice)
+        if answer.is_delivered and run.terminal is not None and not run.terminal.id:
+            run.terminal = None  # what is delivered need not be stored, but how the job ended
         try:
-            if answer.is_delivered and run.terminal is not None and not run.terminal.id:
-                run.terminal = None  # what is delivered need not be stored, but how the job ended
             self.write(run)
-            stored, run.terminal = run.terminal, None
-            if stored is not None and stored.id and answer.is_delivered:
-                self.store.remove([stored.id])
-            elif stored is not None and stored.id:
-                self.store.refuse(stored.id, answer.why)
+            if run.terminal is not None and answer.is_delivered:
+                self.store.remove([run.terminal.id])
+            elif run.terminal is not None:
+                self.store.failed(run.terminal.id, answer.why, is_refused=answer.is_refused)
         except StoreError as error:
             # After a restart it is sent again, under the same key.
-            log.error("the callback %s cannot be removed from the state folder: %s", key, error.message)
+            level = logging.ERROR if is_last else logging.DEBUG
+            log.log(level, "what became of the callback %s is not in the state folder: %s", key, error.message)
+        if is_last:
+            run.terminal = None
+        return is_last
 
 
 class Lane:
@@ -258,11 +253,9 @@ class Lane:
             with self._lock:
                 run.tries += 1
                 self._lock.notify_all()
-            if answer.is_delivered or answer.is_refused:
-                sending.settle(run, terminal.key, answer)
+            if sending.note(run, terminal.key, answer):
                 return
             pause_s = max(sending.pause_s(run.tries), answer.retry_after_s)
-            sending.failed(run, answer)
             log.warning("the callback %s is not delivered: %s; again in %.1f s", terminal.key, answer.why, pause_s)
             await self._wait(pause_s, lambda: run.is_due)
             run.is_due = False

@@ -264,17 +264,13 @@ class Store:
         rows = self._rows("SELECT * FROM callbacks WHERE id = ? AND refused_at IS NULL", callback_id)
         return Callback(**dict(rows[0])) if rows else None
 
-    def failed(self, callback_id: int, why: str) -> None:
-        """Note a failed try."""
-        with self._transaction() as db:
-            db.execute("UPDATE callbacks SET tries = tries + 1, last_error = ? WHERE id = ?", (why, callback_id))
-
-    def refuse(self, callback_id: int, why: str) -> None:
-        """Keep it, but do not send it again."""
+    def failed(self, callback_id: int, why: str, *, is_refused: bool = False) -> None:
+        """Note a failed try; what is refused is kept, but not sent again."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE callbacks SET tries = tries + 1, last_error = ?, refused_at = CURRENT_TIMESTAMP WHERE id = ?",
-                (why, callback_id),
+                "UPDATE callbacks SET tries = tries + 1, last_error = ?, "
+                "refused_at = CASE WHEN ? THEN CURRENT_TIMESTAMP END WHERE id = ?",
+                (why, is_refused, callback_id),
             )
             db.execute(
                 "DELETE FROM callbacks WHERE refused_at IS NOT NULL AND id NOT IN "

@@ -65,8 +65,24 @@ _UNKNOWN = _REFUSALS | _refusals(_404="This agent has not run such a job lately"
 def create_app(intake: Intake, auth: Auth, *, max_body_bytes: int, max_nodes: int) -> FastAPI:
     """Return the ASGI application."""
     app = FastAPI(title=SERVICE, version=__version__, docs_url=None, redoc_url=None)
-    _add_errors(app)
-    _add_open(app, intake)
+
+    @app.exception_handler(SetteeError)
+    async def _refused(_: Request, error: SetteeError) -> JSONResponse:
+        return problem(_status_of(error), reason(error), error.details.get("problems"))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        found = problems_of(error.errors())
+        return problem(422, f"{found[0]['path']}: {found[0]['problem']}", found)
+
+    @app.get("/", summary="Health")
+    async def _summary() -> Summary:
+        return Summary(service=SERVICE, busy=intake.slot.is_busy)
+
+    @app.get("/healthz", summary="Health")
+    async def _health() -> Health:
+        return Health(busy=intake.slot.is_busy)
+
     # The gate asks for the token; here is what the document states of it.
     bearer = [] if auth.is_open else [Depends(HTTPBearer(scheme_name="bearer", auto_error=False))]
     router = APIRouter(dependencies=bearer)
@@ -90,17 +106,6 @@ def create_app(intake: Intake, auth: Auth, *, max_body_bytes: int, max_nodes: in
     return app
 
 
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(SetteeError)
-    async def _refused(_: Request, error: SetteeError) -> JSONResponse:
-        return problem(_status_of(error), reason(error), error.details.get("problems"))
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = problems_of(error.errors())
-        return problem(422, f"{found[0]['path']}: {found[0]['problem']}", found)
-
-
 def _status_of(error: SetteeError) -> int:
     if isinstance(error, Busy):
         return 409
@@ -110,16 +115,6 @@ def _status_of(error: SetteeError) -> int:
 
 
 # --- routes -----------------------------------------------------------------------------------------------------
-
-
-def _add_open(app: FastAPI, intake: Intake) -> None:
-    @app.get("/", summary="Health")
-    async def _summary() -> Summary:
-        return Summary(service=SERVICE, busy=intake.slot.is_busy)
-
-    @app.get("/healthz", summary="Health")
-    async def _health() -> Health:
-        return Health(busy=intake.slot.is_busy)
 
 
 def _decoded(body: bytes) -> Any:

@@ -11,12 +11,12 @@ What else it has (jobs that have ended, callbacks that were refused for good) st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,24 +100,15 @@ def move_cache(folder: Path) -> int:
     if not cache.is_dir() or cache.is_symlink():
         return 0
     shown: dict[str, list[Path]] = {}
-    for path in _below(folder):
+    for path in sorted(folder.rglob("*")):
         if path.is_symlink() and cache not in path.parents:
             shown.setdefault(os.path.realpath(path), []).append(path)
-    files = [path for path in _below(cache) if not path.is_symlink()]
+    files = [path for path in sorted(cache.rglob("*")) if path.is_file() and not path.is_symlink()]
     moved = sum(_moved(path, shown.get(os.path.realpath(path), []), folder / path.relative_to(cache)) for path in files)
     for root, _, _ in os.walk(cache, topdown=False):
-        try:
+        with contextlib.suppress(OSError):  # something stays in it
             os.rmdir(root)
-        except OSError:
-            continue  # something stays in it
     return moved
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """Yield every file and link below a folder, in a fixed order."""
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(root, name) for name in sorted(names))
 
 
 def _moved(source: Path, links: list[Path], otherwise: Path) -> bool:

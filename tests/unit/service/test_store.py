@@ -115,7 +115,7 @@ class TestEnds:
             )
         stored = store.end("attempt 1", ending(), [callback("job-FAILED")])[0]
         assert stored.id is not None
-        store.refuse(stored.id, "HTTP 404")
+        store.failed(stored.id, "HTTP 404", is_refused=True)
         kept = store.callbacks(is_refused=True)
         assert (len(kept), kept[-1].last_error) == (MAX_REFUSED, "HTTP 404")
 
