@@ -36,6 +36,8 @@ _LONGEST_PAUSE_S = 300.0
 _MIN_PAUSE_S = 0.01
 #: How often the store is asked whether a command has changed it, seconds.
 _LOOK_S = 2.0
+#: How long lanes may take to stop, seconds.
+_STOP_S = 1.0
 
 
 class Outbox:
@@ -113,6 +115,13 @@ class Outbox:
                 log.warning("the state folder cannot be read: %s", error.message)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._look_s)
+        # Lanes alone, which stop what they wait for: anyio never awaits a task that is canceled before it runs.
+        with self._lock:
+            for task in [lane.task for lane in self._lanes.values()]:
+                if task is not None:
+                    task.cancel()
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left, timeout=_STOP_S)
 
     def _take(self, stored: Iterable[Callback]) -> None:
         """Have a run for every callback of the store; those that wait for another try are tried now."""
