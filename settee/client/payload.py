@@ -265,9 +265,7 @@ def _upright(image: Image) -> Image:
     turned = ImageOps.exif_transpose(image)
     if turned.mode == "1":
         return turned.convert("L")
-    if turned.mode in ("LA", "RGBA"):
-        return turned
-    if turned.mode in ("PA", "La", "RGBa") or "transparency" in turned.info:
+    if turned.mode not in ("LA", "RGBA") and turned.has_transparency_data:
         return turned.convert("RGBA")
     return turned if turned.mode in _PNG_MODES else turned.convert("RGB")
 
@@ -286,14 +284,14 @@ def _encoded(picture: Image, original: Image, path: Path, jpeg: int | None) -> b
     # Pixels that were converted are not in the profile's colours any more.
     if profile and original.mode not in ("CMYK", "YCbCr", "LAB", "HSV"):
         options["icc_profile"] = profile
-    format_name = "PNG"
+    format_name = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}.get(original.format or "", "PNG")
     if jpeg is not None:
-        format_name = "JPEG"
-        picture = picture.convert({"LA": "L", "RGBA": "RGB"}.get(picture.mode, picture.mode))
-    elif original.format in ("JPEG", "MPO") and picture.mode in _JPEG_MODES:
-        format_name = "JPEG"
-    elif original.format == "WEBP":
-        format_name = "WEBP"
+        format_name, picture = "JPEG", picture.convert({"LA": "L", "RGBA": "RGB"}.get(picture.mode, picture.mode))
+    elif format_name == "JPEG" and picture.mode not in _JPEG_MODES:
+        format_name = "PNG"
+    if format_name == "JPEG":
+        options |= {"quality": jpeg or _QUALITY, "optimize": True}
+    elif format_name == "WEBP":
         # Its pixels are in a VP8L chunk then (RFC 9649); a profile of more than 4 KiB before it hides it.
         with path.open("rb") as file:
             is_lossless = b"VP8L" in file.read(4096)
@@ -301,8 +299,6 @@ def _encoded(picture: Image, original: Image, path: Path, jpeg: int | None) -> b
         options |= {"quality": _QUALITY, "exact": True, "lossless": is_lossless}
     elif picture.mode == "I":
         picture = picture.convert("I;16")  # PNG's most
-    if format_name == "JPEG":
-        options |= {"quality": jpeg or _QUALITY, "optimize": True}
     buffer = io.BytesIO()
     picture.save(buffer, format_name, **options)
     return buffer.getvalue()
