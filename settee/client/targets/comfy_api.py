@@ -129,7 +129,12 @@ def read_registry(where: str | PathLike[str]) -> NodeRegistry:
         with closing(_wire(text)) as wire:
             known = wire.node_registry()
     else:
-        known = well_described(mapping(_from_file(Path(text))))
+        try:
+            known = well_described(mapping(json.loads(Path(text).read_bytes())))
+        except OSError as error:
+            raise UsageError(f"--registry {text}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"--registry {text}: it is not valid JSON") from error
     if not known:
         raise UsageError(f"--registry {text}: that is not a node registry: name a ComfyUI, or its saved /object_info")
     return known
@@ -148,15 +153,6 @@ def well_described(data: Mapping[str, Any]) -> NodeRegistry:
             and isinstance(entry.get("output") or [], list)
         }
     )
-
-
-def _from_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--registry {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--registry {path}: it is not valid JSON") from error
 
 
 def extensions_of(where: str | PathLike[str]) -> list[str] | None:
