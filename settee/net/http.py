@@ -74,6 +74,13 @@ class Answer:
     def length(self) -> int | None:
         return number(self.headers.get("Content-Length"))
 
+    @property
+    def span(self) -> tuple[int, int, int | None] | None:
+        """First byte, last byte and whole size by Content-Range; None when it is missing or unreadable."""
+        text = self.headers.get("Content-Range", "").strip()
+        found = re.fullmatch(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, re.IGNORECASE | re.ASCII)
+        return found and (int(found[1]), int(found[2]), number(found[3]))
+
     def receive(self, view: memoryview) -> int:
         with mapped():
             return self._body.receive(view)

@@ -281,11 +281,10 @@ def _end_of(part: Part, answer: Answer) -> int | None:
     """Return the size of the file once this answer has come whole; None when it is not stated. Raises Broken."""
     from settee.net.failures import Broken
 
-    headers = answer.headers
-    span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)", headers.get("Content-Range", "").strip())
+    headers, span = answer.headers, answer.span
     if answer.status != 206:
         part.start_over()
-    elif span is None or int(span[1]) != part.size:
+    elif span is None or span[0] != part.size:
         part.start_over()
         raise Broken("it sends another piece of the file than it was asked for")
     is_packed = headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")

@@ -23,7 +23,7 @@ from settee.models.folder.checks import Hashes, Hashing
 from settee.models.folder.place import of_disk
 from settee.models.transfer.address import Address, wrong_size
 from settee.models.transfer.part import Head, Journal, Part, load
-from settee.models.transfer.route import Reason, Route, StartOver, changed, failed, probe, span_of, validator_of
+from settee.models.transfer.route import Reason, Route, StartOver, changed, failed, probe, validator_of
 from settee.models.transfer.scheduler import Lane, Ticket
 from settee.models.transfer.stream import Ledger, Limits, Retries, Span, Stream
 from settee.net.failures import Broken, Refused
@@ -146,7 +146,7 @@ class Attempt:
             return expected
 
     def _of_range(self, answer: Answer, span: Span) -> int:
-        found = span_of(answer)
+        found = answer.span
         if self.plain or span.end is None:
             raise Broken("it answers with a part where all was asked for")
         if found is None or found[0] != span.position or not found[0] <= found[1] < span.end:

@@ -183,7 +183,7 @@ def probe(route: Route) -> Address:
             if refused.status == 416:  # an empty file
                 return route.address
             raise
-        span = span_of(answer)
+        span = answer.span
         size = (span[2] if span else None) if answer.status == 206 else answer.length
         answer.drop()
     linked_size = number(linked.get("x-linked-size"))
@@ -203,12 +203,3 @@ def validator_of(answer: Answer) -> str | None:
     """Return the mark of a file's state: its ETag, else its date of last change."""
     etag = answer.headers.get("ETag", "").removeprefix("W/").strip()
     return etag or answer.headers.get("Last-Modified") or None
-
-
-def span_of(answer: Answer) -> tuple[int, int, int | None] | None:
-    """Return first byte, last byte and whole size by Content-Range; None when it is missing or unreadable."""
-    text = answer.headers.get("Content-Range", "").strip()
-    match = re.fullmatch(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", text, re.IGNORECASE | re.ASCII)
-    if match is None:
-        return None
-    return int(match[1]), int(match[2]), None if match[3] == "*" else int(match[3])
