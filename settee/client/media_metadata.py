@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from settee.comfyui import media
-from settee.comfyui.media_parts import Head, Part, ReadAt, Unreadable, parts, png_chunks, riff_chunks
+from settee.comfyui.media import HEAD, Head, Part, ReadAt, Unreadable, parts, png_chunks, riff_chunks
+from settee.comfyui.media import format_of as picture_format
 
 #: Bytes of a prompt. Real ones are below a megabyte.
 MAX_TEXT = 64 * 1024 * 1024
@@ -34,7 +34,7 @@ def format_of(head: bytes) -> str | None:
     """Return the name of a file's format by its first bytes, where it is one that a workflow can be read from."""
     if head[4:8] == b"ftyp":
         return "MP4"
-    known = "WEBM" if head[:4] == b"\x1aE\xdf\xa3" else media.format_of(head)
+    known = "WEBM" if head[:4] == b"\x1aE\xdf\xa3" else picture_format(head)
     return known if known in _WALKS else None
 
 
@@ -47,7 +47,7 @@ def texts(file: BinaryIO) -> dict[str, str]:
         return file.read(size)
 
     found: dict[str, str] = {}
-    known = format_of(read_at(0, media.HEAD))
+    known = format_of(read_at(0, HEAD))
     if known is None:
         raise Unreadable("is not a picture or video that a workflow can be read from")
     try:

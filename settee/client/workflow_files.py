@@ -17,8 +17,7 @@ from settee.base.text import first_of
 from settee.client import media_metadata
 from settee.client.client_errors import UsageError
 from settee.comfyui.isolation import is_salt
-from settee.comfyui.media import HEAD
-from settee.comfyui.media_parts import Unreadable
+from settee.comfyui.media import HEAD, Unreadable
 from settee.comfyui.problems import near_matches
 from settee.comfyui.workflow import NODE_KEYS, link_problems, measure, shape_problems
 

@@ -18,8 +18,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from settee.comfyui.media import HEAD, format_of
-from settee.comfyui.media_parts import png_chunks, riff_chunks
+from settee.comfyui.media import HEAD, format_of, png_chunks, riff_chunks
 from settee.comfyui.node_registry import NodeRegistry
 from settee.comfyui.workflow import NODE_KEYS, Workflow, texts
 

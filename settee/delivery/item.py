@@ -123,7 +123,7 @@ class Item:
             return None
 
     def _strip(self, prepared: Prepared) -> None:
-        from settee.comfyui.media_parts import Unreadable
+        from settee.comfyui.media import Unreadable
         from settee.delivery.strip import strip
 
         name = prepared.filename

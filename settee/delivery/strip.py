@@ -11,8 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from settee.comfyui.media import HEAD, format_of
-from settee.comfyui.media_parts import MAX_PARTS, Unreadable, png_chunks, riff_chunks
+from settee.comfyui.media import HEAD, MAX_PARTS, Unreadable, format_of, png_chunks, riff_chunks
 from settee.delivery.blob import Blob, Span, Stream
 
 #: Chunks that say how to show the picture. A list of what may stay: ComfyUI's animated PNGs keep the workflow in a

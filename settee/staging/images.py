@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from settee.base.errors import InvalidRequest, PayloadTooLarge
-from settee.comfyui.media import HEAD, format_of
-from settee.comfyui.media_parts import Unreadable, png_chunks
+from settee.comfyui.media import HEAD, Unreadable, format_of, png_chunks
 
 #: Modules of Pillow that open a format: importing one takes a tenth of the time that Pillow's search of all takes.
 _PLUGINS = {"WEBP": "WebP", "TIFF": "Tiff", "AVIF": "Avif", "JPEG2000": "Jpeg2K"}

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from settee.base.errors import DeliveryError
-from settee.comfyui.media_parts import Unreadable
+from settee.comfyui.media import Unreadable
 from settee.delivery.blob import Blob, Span, image_size
 from settee.delivery.strip import strip
 from tests.support.delivering import only
