@@ -75,11 +75,18 @@ class Outbox:
     def start(self) -> None:
         """Begin to deliver what the store holds. Raises StoreError."""
         stored, is_running = self._store.callbacks(), threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._look(is_running)), name="settee-callbacks", daemon=True
-        )
+
+        def work() -> None:
+            try:
+                asyncio.run(self._look(is_running))
+            finally:
+                is_running.set()  # also where no loop can be made
+
+        self._thread = threading.Thread(target=work, name="settee-callbacks", daemon=True)
         self._thread.start()
         is_running.wait()
+        if self._loop is None:
+            raise StoreError("callbacks cannot be sent: see the log")
         self._take(stored)
 
     def close(self, grace_s: float = 0.0) -> None:

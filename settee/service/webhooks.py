@@ -100,12 +100,12 @@ class WebhookSender:
     def _connections(self, url: SplitResult) -> httpcore.AsyncConnectionPool:
         """Return connections to a URL, with the proxy and certificates of the environment as requests reads it.
 
-        This machine's own ports have no proxy. Raises ValueError for an address that cannot be a proxy's.
+        This machine's own ports have neither. Raises ValueError for an address that cannot be a proxy's.
         """
-        proxy, verify = environment_of(url.geturl())
+        proxy, verify = (None, None) if is_this_machine(url.hostname or "") else environment_of(url.geturl())
         context = tls(verify, is_checked=self._verify_tls)
         options: dict[str, Any] = {"ssl_context": context, "network_backend": self.lookups}
-        if proxy is None or is_this_machine(url.hostname or ""):
+        if proxy is None:
             return httpcore.AsyncConnectionPool(**options)
         plain, login = split_login(proxy)
         found = urlsplit(plain)
