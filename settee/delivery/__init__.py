@@ -23,7 +23,6 @@ from settee.delivery import plan
 from settee.delivery.blob import Digest, delivery_error
 from settee.delivery.item import Item, encode
 from settee.delivery.keys import Namer, prefix_problem, safe_id
-from settee.delivery.plan import Place
 from settee.s3.client import look
 from settee.s3.error_table import S3Error
 from settee.s3.target import Target, bucket_problem, callers_target, endpoint_problem, unreadable, workers_target
@@ -140,11 +139,11 @@ class Delivery:
         items = [Item(index, artifact, self) for index, artifact in enumerate(artifacts)]
         places, warnings = plan.choose(items, self)
         outputs: dict[int, Output] = {}
-        for place, send in ((Place.INLINE, _inline), (Place.S3, _to_s3), (Place.VOLUME, _to_volume)):
-            chosen = [item for item, at in zip(items, places, strict=True) if at is place]
+        for place, send in (("inline", _inline), ("s3", _to_s3), ("volume", _to_volume)):
+            chosen = [item for item, at in zip(items, places, strict=True) if at == place]
             if chosen:
                 outputs.update(zip((item.index for item in chosen), send(chosen, self), strict=True))
-                if self.job.sealer and place is not Place.INLINE:
+                if self.job.sealer and place != "inline":
                     warnings.append(_sealed_warning(len(chosen)))
         if self.wanted.quality and self.wanted.image_format not in ("jpeg", "webp"):
             warnings.append('quality has no effect without "image_format": "jpeg" or "webp"')

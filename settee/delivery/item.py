@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: Formats with no room for a prompt beside what they are for.
 _BARE = (".bmp", ".tga", ".hdr", ".txt", ".md", ".srt", ".vtt", ".csv", ".json", ".yaml", ".yml")
-_SAME = {"png": (".png",), "jpeg": (".jpg", ".jpeg", ".jfif"), "webp": (".webp",)}
 
 
 @dataclass
@@ -39,9 +38,8 @@ class Item:
     @property
     def is_converted(self) -> bool:
         """Return True if its bytes, and so their number, are known only after work."""
-        wanted = self.delivery.wanted.image_format
-        suffix = PurePosixPath(self.artifact.filename).suffix.lower()
-        return self.artifact.kind is Kind.IMAGE and wanted is not None and suffix not in _SAME[wanted]
+        wanted, artifact = self.delivery.wanted.image_format, self.artifact
+        return artifact.kind is Kind.IMAGE and wanted is not None and artifact.media_type != f"image/{wanted}"
 
     def prepare(self, *, keep: int = 0) -> Prepared:
         """Return the bytes to deliver. A converted image of up to ``keep`` bytes is remembered for the next call.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from settee.base.errors import OutputTooLarge
 from settee.base.job import Job
@@ -35,11 +34,8 @@ MAX_WARNINGS = 50
 #: Bytes for a warning's words about a file, beside the file's name.
 WARNING = 250
 
-
-class Place(Enum):
-    INLINE = "inline"
-    S3 = "s3"
-    VOLUME = "volume"
+#: Where an item goes: into the answer, into the bucket, on the network volume.
+Place = Literal["inline", "s3", "volume"]
 
 
 def text_size(text: str) -> int:
@@ -78,9 +74,9 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
     """Return a place for each item, and warnings about those that go elsewhere than asked. Raises OutputTooLarge."""
     job, settings = delivery.job, delivery.settings
     if job.options.destination is not None:
-        return [Place.S3] * len(items), []
+        return ["s3"] * len(items), []
     to_s3 = delivery.target is not None and (delivery.wanted.mode or settings.delivery) != "base64"
-    places = [Place.S3 if to_s3 and not item.is_text else Place.INLINE for item in items]
+    places: list[Place] = ["s3" if to_s3 and not item.is_text else "inline" for item in items]
     cap = job.max_result_bytes
     if cap is None:
         return places, []
@@ -89,7 +85,7 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
     total = BODY
     for item, place in zip(items, places, strict=True):
         delivery.check()  # measuring may be a conversion
-        is_inline = place is Place.INLINE
+        is_inline = place == "inline"
         sizes.append(item.measure(keep=max(0, cap - total)) if is_inline else max(0, item.artifact.size))
         total += _inline(item, sizes[-1]) if is_inline else _elsewhere(item)
         warned.append(_warned(item, measured=is_inline))
@@ -97,8 +93,8 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
     asked = _body(total, job)
     if asked <= cap:
         return places, []
-    spill = Place.S3 if delivery.target else Place.VOLUME if mounted(settings.result_volume_dir) else None
-    inline = [index for index, place in enumerate(places) if place is Place.INLINE]
+    spill: Place | None = "s3" if delivery.target else "volume" if mounted(settings.result_volume_dir) else None
+    inline = [index for index, place in enumerate(places) if place == "inline"]
     moved = 0
     for index in sorted(inline, key=lambda index: sizes[index], reverse=True):
         if spill is None or _body(total, job) <= cap:
@@ -109,7 +105,7 @@ def choose(items: Sequence[Item], delivery: Delivery) -> tuple[list[Place], list
         moved += 1
     if _body(total, job) > cap:
         raise _too_large(items, sizes, asked, cap, full=spill is not None)
-    where = "to S3" if spill is Place.S3 else "to the network volume (url is a path there)"
+    where = "to S3" if spill == "s3" else "to the network volume (url is a path there)"
     return places, [
         f"the result would have been {megabytes(asked)}, over the {megabytes(cap)} that fit into the answer: "
         f"{moved} of {len(items)} files went {where} instead"
