@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -230,12 +231,10 @@ def _beyond_types(request: JobRequest, settings: Settings) -> list[Problem]:
     if len(inputs) > settings.max_files:
         limit = f"{len(inputs)} files; MAX_FILES allows {settings.max_files}"
         problems.append({"path": "images", "type": "limit", "problem": limit})
-    seen: set[str] = set()
-    for file in inputs:
-        # Names that differ in case only would be one file on some file systems; the field's rule is "unique".
-        if file.name in seen:
-            problems.append({"path": "images", "problem": f"the name {file.name!r} is given twice"})
-        seen.add(file.name)
+    # Names that differ in case only would be one file on some file systems; the field's rule is "unique".
+    for name, count in Counter(file.name for file in inputs).items():
+        if count > 1:
+            problems.append({"path": "images", "problem": f"the name {name!r} is given twice"})
     if request.timeout_s is not None and request.timeout_s > settings.max_job_timeout_s:
         problems.append({"path": "timeout_s", "problem": f"over MAX_JOB_TIMEOUT_S ({settings.max_job_timeout_s:g} s)"})
     of_files = sum(len(file.data) for file in inputs)

@@ -190,10 +190,8 @@ class Door:
     def shut_down(self) -> None:
         """Give every job SHUTDOWN_GRACE_S more seconds; asked again, cancel them now. Event loop only."""
         loop = asyncio.get_running_loop()
-        if self._shutdown_at is not None:
-            self._shutdown_at = loop.time()
-        else:
-            self._shutdown_at = loop.time() + self.settings.shutdown_grace_s
+        grace_s = self.settings.shutdown_grace_s if self._shutdown_at is None else 0.0
+        self._shutdown_at = loop.time() + grace_s
         for cancel in self._running:
             loop.call_at(self._shutdown_at, cancel.set, SHUTDOWN)
 

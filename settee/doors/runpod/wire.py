@@ -113,17 +113,13 @@ class Pace:
     MIN_S, MAX_S, MAX_FAILING_S = 0.1, 1.0, 10.0
 
     def __init__(self) -> None:
-        self._delay = 0.0
-        self._next = 0.0
+        self._delay = self._next = 0.0
         self._asked = time.monotonic()
 
     def took(self, job: bool) -> None:
         """RunPod answered, with a job or without."""
-        held = time.monotonic() - self._asked
-        if job or held >= self.MAX_S:
-            self._delay = self._next = 0.0
-        else:
-            self._delay = self._next = min(self.MAX_S, max(self.MIN_S, self._delay * 2))
+        is_quick = not job and time.monotonic() - self._asked < self.MAX_S
+        self._delay = self._next = min(self.MAX_S, max(self.MIN_S, self._delay * 2)) if is_quick else 0.0
 
     def failed(self) -> None:
         self._delay = self._next = min(self.MAX_FAILING_S, max(self.MAX_S, self._delay * 2))
