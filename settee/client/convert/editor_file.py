@@ -41,7 +41,6 @@ class Slot:
     """One input of a node, as the file has it."""
 
     name: str
-    type: str
     link: int | None
     #: The file lists a widget for it.
     is_widget: bool
@@ -75,7 +74,6 @@ class Link:
     origin_slot: int
     target: str
     target_slot: int
-    type: str
 
 
 _Found = TypeVar("_Found", Node, Link)
@@ -171,7 +169,7 @@ def _node(entry: Mapping[str, Any], within: str) -> Node:
         link = slot.get("link")
         if not isinstance(slot.get("name"), str) or (link is not None and type(link) is not int):
             raise refused(where, "has an unreadable input")
-        slots.append(Slot(slot["name"], _type(slot.get("type")), link, isinstance(slot.get("widget"), Mapping)))
+        slots.append(Slot(slot["name"], link, isinstance(slot.get("widget"), Mapping)))
     if len({slot.name for slot in slots}) != len(slots):
         raise refused(where, "has two inputs of one name")
     outputs = _items(entry.get("outputs"), where)
@@ -191,12 +189,12 @@ def _node(entry: Mapping[str, Any], within: str) -> Node:
 
 def _link(entry: Any, within: str) -> Link:
     if isinstance(entry, Mapping):
-        entry = [entry.get(key) for key in ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")]
-    # Editors before subgraphs left a sixth out at times; its content is in the slots too.
+        entry = [entry.get(key) for key in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
+    # Its type is a sixth, where an editor has not left it out: that is in the slots too.
     if not isinstance(entry, list) or not 5 <= len(entry) <= 6 or any(type(part) is not int for part in entry[:5]):
         raise refused(f"a link{within}", "is not readable")
     identity, origin, origin_slot, target, target_slot = entry[:5]
-    return Link(identity, str(origin), origin_slot, str(target), target_slot, _type(entry[5] if entry[5:] else None))
+    return Link(identity, str(origin), origin_slot, str(target), target_slot)
 
 
 def _edges(raw: Any, within: str) -> tuple[Edge, ...]:

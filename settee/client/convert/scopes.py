@@ -52,7 +52,6 @@ class Scope:
     path: str = ""
     #: The node of which this is the inside.
     outer: At | None = None
-    depth: int = 0
     #: What was found out about its edges, which many inputs ask for.
     found: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -80,10 +79,10 @@ class At:
             if self.node.mode in (MUTED, BYPASSED):
                 state = "muted" if self.node.mode == MUTED else "bypassed"
                 raise self.refused(f"is a {state} subgraph, which editors export in different ways")
-            if self.scope.depth >= _MAX_DEPTH or len(known) >= MAX_NODES:
+            if path.count(":") > _MAX_DEPTH or len(known) >= MAX_NODES:
                 raise self.refused("is a subgraph nested too deep, or in itself")
             graph = self.scope.registry.file.subgraphs[self.node.type]
-            known[path] = Scope(self.scope.registry, graph, path, self, self.scope.depth + 1)
+            known[path] = Scope(self.scope.registry, graph, path, self)
         return known[path]
 
     @property
