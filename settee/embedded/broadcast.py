@@ -72,11 +72,6 @@ class Hub:
         """
         self._loop.call_soon_threadsafe(self._outbox.put_nowait, (event, data, client_id))
 
-    def supports(self, client_id: Any, feature: str) -> bool:
-        """Return True if that client declared the feature in its first message."""
-        client = self.clients.get(client_id)
-        return client is not None and bool(client.features.get(feature))
-
     async def publish(self) -> None:
         """Send queued messages until the process ends.
 
@@ -94,11 +89,10 @@ class Hub:
             clients = [self.clients[client_id]] if client_id in self.clients else []
         if not clients:
             return
-        text = json.dumps({"type": event, "data": data}) if isinstance(event, str) else None
-        binary = b"" if isinstance(event, str) else event.message(data)
+        sent = json.dumps({"type": event, "data": data}) if isinstance(event, str) else event.message(data)
         for client in clients:
             with contextlib.suppress(aiohttp.ClientError, ConnectionError):  # it is leaving; its handler removes it
-                await (client.socket.send_bytes(binary) if text is None else client.socket.send_str(text))
+                await (client.socket.send_str(sent) if isinstance(sent, str) else client.socket.send_bytes(sent))
 
 
 PROGRESS_SECONDS = 0.1
@@ -138,7 +132,8 @@ class Progress:
         self._sent[node_id] = value, now
         client_id = self._hub.client_id
         self.set(node_id, value, maximum, "running")
-        is_detailed = self._hub.supports(client_id, "supports_preview_metadata")
+        client = self._hub.clients.get(client_id)
+        is_detailed = client is not None and client.features.get("supports_preview_metadata")
         if preview and is_detailed:
             metadata = {"node_id": node_id, "prompt_id": self._prompt_id, **place(node_id)}
             self._hub.post(preview, metadata, client_id)

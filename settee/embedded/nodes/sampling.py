@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -30,22 +29,6 @@ def clouds(seed: int | str, size: tuple[int, int]) -> Image.Image:
     """Return smooth clouds: 16 x 16 random colours scaled up."""
     colours = random.Random(seed).randbytes(16 * 16 * 3)  # noqa: S311 (a picture, not a secret)
     return Image.frombytes("RGB", (16, 16), colours).resize(size, Image.Resampling.BICUBIC)
-
-
-def sampled(env: Env, start: ImageBatch, targets: Sequence[Image.Image], steps: int, share: float) -> ImageBatch:
-    """Turn pictures step by step into their targets, by ``share`` in the end.
-
-    Each step reports progress and a preview (if previews are on); an interrupt is noticed only after it, as in a real
-    one.
-    """
-
-    def blended(number: int, step: int) -> Image.Image:
-        return Image.blend(start[number].convert("RGB"), targets[number], share * step / steps)
-
-    for step in range(1, steps + 1):
-        size = env.options.preview_size
-        env.report(step, steps, None if size is None else PreviewImage("JPEG", blended(0, step), size))
-    return ImageBatch(blended(number, steps) for number in range(len(start)))
 
 
 @node("EmptyLatentImage", "model/latent", "Empty Latent Image", "LATENT")
@@ -109,12 +92,20 @@ def ksampler(
     latent_image: ImageBatch = value("LATENT"),
     denoise: float = decimal(1.0, 0.0, 1.0),
 ) -> ImageBatch:
-    """Make clouds of the colours that a hash of all inputs gives, tinted by the model.
+    """Turn pictures step by step into clouds of the colours that a hash of all inputs gives, tinted by the model.
 
-    With denoise below 1 the start shines through. A step takes no time.
+    With denoise below 1 the start shines through. Each step reports progress and a preview (if previews are on), and
+    takes no time; an interrupt is noticed only after it, as in a real one.
     """
     settings = [seed, steps, cfg, sampler_name, scheduler, denoise]
     what = digest_of(model.digest, positive, negative, settings)
     numbered = [digest_of(what, number) for number in range(len(latent_image))]
     targets = [tinted(clouds(each, latent_image.size), model.digest, _MODEL_TINT_SHARE) for each in numbered]
-    return sampled(env, latent_image, targets, steps, denoise)
+
+    def blended(number: int, step: int) -> Image.Image:
+        return Image.blend(latent_image[number].convert("RGB"), targets[number], denoise * step / steps)
+
+    for step in range(1, steps + 1):
+        size = env.options.preview_size
+        env.report(step, steps, None if size is None else PreviewImage("JPEG", blended(0, step), size))
+    return ImageBatch(blended(number, steps) for number in range(len(targets)))

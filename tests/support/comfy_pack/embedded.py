@@ -26,7 +26,7 @@ import faults
 from PIL import Image
 
 from settee.embedded.broadcast import PreviewImage
-from settee.embedded.nodes import image_files, sampling
+from settee.embedded.nodes import image_files
 from settee.embedded.nodes.image_files import PREFIX, save_pngs
 from settee.embedded.nodes.node import (
     IMAGE,
@@ -148,8 +148,16 @@ def settee_sampler(
     delay_ms: int = integer(50, 0, 60_000),
 ) -> ImageBatch:
     """Turn a picture into noise that depends on the seed only, as a sampler's output would; a step takes delay_ms."""
-    targets = [clouds(seed, image.size)] * len(image)
-    return sampling.sampled(env, image, targets, steps, 0.8, step_s=delay_ms / 1000)
+    noise = clouds(seed, image.size)
+
+    def blended(start: Image.Image, step: int) -> Image.Image:
+        return Image.blend(start.convert("RGB"), noise, 0.8 * step / steps)
+
+    for step in range(1, steps + 1):
+        time.sleep(delay_ms / 1000)
+        size = env.options.preview_size
+        env.report(step, steps, None if size is None else PreviewImage("JPEG", blended(image[0], step), size))
+    return image.each(lambda each: blended(each, steps))
 
 
 @node("SetteeCheckpointTint", "settee", "Settee Checkpoint Tint", "IMAGE", module=_MODULE)

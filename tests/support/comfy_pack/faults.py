@@ -23,8 +23,8 @@ from settee.embedded import executor, routes, server
 from settee.embedded.__main__ import main
 from settee.embedded.broadcast import Hub
 from settee.embedded.executor import Executor, Run
-from settee.embedded.nodes import image_files, sampling
-from settee.embedded.nodes.node import Env, ImageBatch
+from settee.embedded.nodes import NODES, image_files
+from settee.embedded.nodes.node import Env
 from settee.embedded.pending import Item, PromptQueue
 
 FAULTS = {
@@ -320,7 +320,7 @@ def install() -> None:
     """Put these parts in the place of the server's own."""
     routes.PromptQueue, routes.Hub, routes.Executor = FaultyQueue, FaultyHub, FaultyExecutor
     executor.Run = FaultyRun
-    app, write, sampled = server._app, image_files.write, sampling.sampled
+    app, write, ksampler = server._app, image_files.write, NODES["KSampler"]
 
     def spoiled_app(*args: Any) -> web.Application:
         made = app(*args)
@@ -336,17 +336,15 @@ def install() -> None:
             os.unlink(path)
         return entry
 
-    def slow_sampled(env: Env, *args: Any, step_s: float | None = None) -> ImageBatch:
-        """``step_s``: what a step takes, in place of the fault step_slow."""
-        wait_s = faults.seconds("step_slow") if step_s is None else step_s
-
+    def slow_ksampler(env: Env, **inputs: Any) -> Any:
         def report(*step: Any) -> None:
-            time.sleep(wait_s)
+            time.sleep(faults.seconds("step_slow"))
             env.report(*step)
 
-        return sampled(replace(env, report=report), *args)
+        return ksampler.function(replace(env, report=report), **inputs)
 
-    server._app, image_files.write, sampling.sampled = spoiled_app, spoiled_write, slow_sampled
+    server._app, image_files.write = spoiled_app, spoiled_write
+    NODES["KSampler"] = replace(ksampler, function=slow_ksampler)
 
 
 def run(argv: Sequence[str]) -> int:
