@@ -11,7 +11,7 @@ from typing import Any
 from settee.base.errors import InvalidRequest
 from settee.comfyui.graph import Computed, Graph, Place, reached, with_values
 from settee.comfyui.node_registry import NodeRegistry, choices_of
-from settee.comfyui.workflow import Workflow, link_problems, links, texts, title, unwrapped
+from settee.comfyui.workflow import Workflow, link_problems, links, texts, title
 
 PREFIX_INPUT = "filename_prefix"
 _PATTERN = re.compile("%([^%]+)%")
@@ -140,20 +140,16 @@ def _replacement(match: re.Match[str], workflow: Workflow, now: time.struct_time
     named += [i for i, node in workflow.items() if title(node) == name]
     if not named or rest[0] not in workflow[named[0]]["inputs"]:
         return match[0]
+    graph = Graph(workflow)
     try:
-        place = Graph(workflow).literal(Place(named[0], rest[0]))
+        value = graph.value(graph.literal(Place(named[0], rest[0])))
     except Computed:
         return match[0]
-    value = unwrapped(workflow[place.node_id]["inputs"][place.input])
-    if isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, float) and value.is_integer():
-        text = str(int(value))
-    elif isinstance(value, (str, int, float)):
-        text = str(value)
-    else:
+    if not isinstance(value, (str, int, float)):
         return match[0]
-    return _NOT_IN_NAMES.sub("_", text)
+    # As JavaScript writes it: true, and 1 for 1.0.
+    number = int(value) if isinstance(value, float) and value.is_integer() else value
+    return _NOT_IN_NAMES.sub("_", str(number).lower() if isinstance(value, bool) else str(number))
 
 
 def _date(form: str, now: time.struct_time) -> str:

@@ -164,18 +164,12 @@ def link_problems(workflow: Mapping[str, Any]) -> list[Problem]:
 
     ComfyUI looks at no node that leads to no output: see :func:`settee.comfyui.rewrite.linked`.
     """
-    problems = [
-        problem_at(
-            node_id,
-            node,
-            name,
-            value=[source[:100], slot],
-            problem=f"is linked to node {source[:100]!r}, which is not in the workflow",
-        )
-        for node_id, node in workflow.items()
-        for name, source, slot in links(node)
-        if source not in workflow
-    ]
+    problems = []
+    for node_id, node in workflow.items():
+        for name, source, slot in links(node):
+            if source not in workflow:
+                problem = f"is linked to node {source[:100]!r}, which is not in the workflow"
+                problems.append(problem_at(node_id, node, name, value=[source[:100], slot], problem=problem))
     if problems:
         return problems
     loop, longest = walk(workflow)
