@@ -21,7 +21,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from settee.base.job import Status
 from settee.net.retry import Backoff
@@ -175,25 +175,23 @@ class Outbox:
         self,
         attempt: Attempt,
         ending: Ending,
-        last: tuple[Status, Callback] | None = None,
-        terminal: Callback | None = None,
+        callbacks: Sequence[Callback] = (),
         *,
         on_stored: Callable[[], None] = lambda: None,
         forget_key: bool = False,
     ) -> None:
-        """Note how the job ended: ``last`` is its last status, ``terminal`` the callback that must arrive.
+        """Note how the job ended: the last of ``callbacks`` must arrive; one before it is the last status.
 
-        Never raises. Without ``terminal`` the last status is all that reports the end, so that must arrive.
-        ``on_stored`` is called when how it ended is on the disk, before anything of that is sent; if the disk refuses,
-        it is sent from memory.
+        Never raises. ``on_stored`` is called when how it ended is on the disk, before anything of that is sent; if the
+        disk refuses, it is sent from memory.
         """
         with self._lock:
             run = self._open_run(attempt)
             if run is None:
                 return
-            if last is not None and terminal is not None:
-                run.put(*last)
-            run.terminal = terminal or (last[1] if last else None)
+            for status in callbacks[:-1]:
+                run.put(ending.state, status)
+            run.terminal = callbacks[-1] if callbacks else None
             self._sending.end(run, ending)
         try:
             self._sending.write(run, forget_key=forget_key)

@@ -113,8 +113,8 @@ class ReportedJob:
         self._end(failure(error))
 
     def _end(self, step: Step) -> None:
-        last, terminal = self.callbacks.closing(step)
-        self.outbox.finish(self.attempt, self.log.ending(step), last, terminal)
+        callbacks = self.callbacks.closing(step)
+        self.outbox.finish(self.attempt, self.log.ending(step), callbacks)
         self.log(step)
 
 

@@ -28,7 +28,7 @@ from settee.doors.agent.config import AgentConfig
 from settee.doors.agent.contract import STATES, Job, JobResult
 from settee.doors.agent.engine_settings import model_places
 from settee.doors.agent.envelope import Envelope
-from settee.doors.agent.reporting import AgentRestarted, JobCallbacks, failure, interrupted
+from settee.doors.agent.reporting import INTERRUPTED_SEQ, AgentRestarted, JobCallbacks, failure
 from settee.engine.engine import Engine
 from settee.models.entry import ModelEntry
 from settee.models.folder.file_state import FileState
@@ -126,7 +126,7 @@ class JobRun:
         models = assets.resolve(self._envelope, config, intake.storage, engine.model_folder, targets, self._check)
         self._check()
         ready = self._planned(graph, models)
-        self._archive.prepared(self._envelope.shown(), ready.values, ready.workflow)
+        self._archive.prepared(self._envelope.shown(), ready.context.values, ready.workflow)
         self._check()
         intake.metrics.phases({"preparing": self._spent_s() * 1000})
         self._publish(Status.MATERIALIZING)
@@ -217,15 +217,14 @@ class JobRun:
 
     def _end(self, step: Step, *, forget_key: bool = False) -> None:
         """Store how it ended before anything of that is sent or shown; the slot is free before anything is sent."""
-        last, terminal = self._callbacks.closing(step)
+        callbacks = self._callbacks.closing(step)
 
         def on_stored() -> None:
             self.log(step)
             self._intake.slot.ended(self._slot_job)
 
-        self._intake.outbox.finish(
-            self._attempt, self.log.ending(step), last, terminal, on_stored=on_stored, forget_key=forget_key
-        )
+        ending = self.log.ending(step)
+        self._intake.outbox.finish(self._attempt, ending, callbacks, on_stored=on_stored, forget_key=forget_key)
         publish(step, *self._subscribers)
 
 
@@ -244,8 +243,8 @@ def report_interrupted(store: Store) -> list[Attempt]:
     found = store.running()
     for attempt in found:
         step = failure(AgentRestarted())
-        callback = interrupted(attempt, step)
-        store.end(attempt.id, event_log(attempt).ending(step), [callback] if callback else [])
+        callbacks = JobCallbacks(attempt, seq=INTERRUPTED_SEQ - 1).closing(step)
+        store.end(attempt.id, event_log(attempt).ending(step), callbacks[-1:])
         log.warning("job %s was interrupted by a restart; its dispatcher is notified", attempt.job_id)
     return found
 

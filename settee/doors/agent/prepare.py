@@ -45,10 +45,6 @@ class Plan:
     #: For the dispatcher.
     warnings: tuple[str, ...] = ()
 
-    @property
-    def values(self) -> dict[str, Any]:
-        return self.context.values
-
 
 def plan(
     envelope: Envelope,
@@ -98,7 +94,7 @@ def job_for(
 
     ``spent_s``: seconds of the job's time limit that are gone already.
     """
-    envelope, values, keys = ready.envelope, ready.values, dict[int, str]()
+    envelope, values, keys = ready.envelope, ready.context.values, dict[int, str]()
     prefix = envelope.output.prefix.strip("/") or f"comfy-outputs/{safe_id(envelope.job_id)}"
 
     def key(number: int, artifact: Artifact) -> str:
@@ -179,7 +175,7 @@ _INPUTS: dict[str, tuple[tuple[str, ...], tuple[type, ...]]] = {
 
 def params(ready: Plan) -> contract.Params:
     """Return the values it was made with, as far as the graph states them."""
-    values = {**ready.values, "baseModel": ready.values["base_model_name"]}
+    values = {**ready.context.values, "baseModel": ready.context.values["base_model_name"]}
     for name in ready.unplaced & _INPUTS.keys():
         values[name] = _literal(ready.workflow, *_INPUTS[name])
     return contract.Params(

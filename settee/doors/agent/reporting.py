@@ -2,7 +2,7 @@
 
     callbacks = JobCallbacks(attempt, note)                      # once the outbox has accepted the attempt
     events = JobEvents(callbacks, …)                             # every step is passed to it
-    outbox.finish(attempt, ending, *callbacks.closing(step))     # the last step is not: it is stored first
+    outbox.finish(attempt, ending, callbacks.closing(step))      # the last step is not: it is stored first
 
 Reasons are without paths of this host, and in the words of the agent's own configuration. Where callbacks go is
 service/callback_urls.py's, what they state contract.py's, how they get there service/callbacks.py's.
@@ -48,8 +48,6 @@ _MAX_PATH = 200
 _CALLERS = (errors.InvalidRequest, errors.WorkflowRejected, errors.ModelMissing)
 #: The heartbeat_seq of an interrupted job's last status: above that of any heartbeat before, which was not kept.
 INTERRUPTED_SEQ = 1_000_000_000
-
-Closing = tuple["tuple[Status, Callback] | None", "Callback | None"]
 
 
 class AgentRestarted(SetteeError):
@@ -201,8 +199,11 @@ class JobCallbacks:
                 self._note()
                 self._lock.notify_all()  # the heartbeat counts from here
 
-    def closing(self, step: Step) -> Closing:
-        """Return the last status, and the callback that must arrive. No heartbeat comes after it."""
+    def closing(self, step: Step) -> list[Callback]:
+        """Return what reports the end, in its order: the last of it must arrive. No heartbeat comes after it.
+
+        Without an address for a completion or a failure that is the last status.
+        """
         assert step.outcome is not None, "the step must be the last"
         with self._lock:
             self._has_ended = True
@@ -219,7 +220,7 @@ class JobCallbacks:
         about |= {"state": state, "timestamp": timestamps.stamp(step.moment)}
         about["timing"] = Timing.between(self._attempt.started_at, step.moment)
         terminal = None if url is None else self._callback(url, state, model.model_validate(about))
-        return None if last is None else (step.state, last), terminal
+        return [each for each in (last, terminal) if each is not None]
 
     def _note(self) -> None:
         assert self._state is not None
@@ -276,13 +277,6 @@ class JobCallbacks:
         except Exception as error:  # heartbeats go on, whatever ComfyUI makes of the question
             log.debug("no activity snapshot: %s", type(error).__name__)
             return None
-
-
-def interrupted(attempt: Attempt, step: Step) -> Callback | None:
-    """Return the report of a job that ended with its agent. It goes to the status address when there is none for
-    failures; None without either."""
-    last, terminal = JobCallbacks(attempt, seq=INTERRUPTED_SEQ - 1).closing(step)
-    return terminal or (last[1] if last else None)
 
 
 def as_json(body: Mapping[str, Any]) -> bytes:

@@ -43,8 +43,7 @@ def closed(step: Step, activity: Activity | None = None, prompt_id: str | None =
     attempt = Attempt(id="a", job_id="job-1", started_at=BEGUN, prompt_id=prompt_id, details=details)
     callbacks = JobCallbacks(attempt)
     callbacks._activity = activity
-    _, terminal = callbacks.closing(step)
-    assert terminal is not None
+    (terminal,) = callbacks.closing(step)
     found: dict[str, Any] = json.loads(terminal.body)
     return found
 

@@ -108,4 +108,4 @@ def test_a_key_takes_no_odd_character_from_a_files_name(name: str, suffix: str) 
     assert job.options.destination is not None
     made = Artifact(node_id="9", kind=Kind.FILE, filename=name, subfolder="", media_type="x/y", size=1)
     assert job.options.destination.key(0, made) == keys[0]
-    assert keys[0].endswith(f"/01_{plan.values['seed']}{suffix}")
+    assert keys[0].endswith(f"/01_{plan.context.values['seed']}{suffix}")

@@ -251,7 +251,7 @@ class TestStatuses:
         succeed(reporter)
         late, ending = Callback(url=receiver.url(), key="late", body=b"{}"), reporter.log.ending(failure(JobCanceled()))
         outbox.note(reporter.attempt, Status.RUNNING, late)
-        outbox.finish(reporter.attempt, ending, None, late)
+        outbox.finish(reporter.attempt, ending, [late])
         outbox.close(5)
         assert [call.key for call in receiver.calls] == ["job-SUCCESS-1", "job-SUCCESS"]
 
