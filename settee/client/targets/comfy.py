@@ -42,15 +42,13 @@ class Comfy:
         self.name = f"ComfyUI at {base_url.rstrip('/')}"
         self._api_key = api_key
         self._wire = Wire(base_url, name=self.name)
-        self._lock = threading.Lock()
+        self._info_lock = threading.Lock()
         self._registry: NodeRegistry | None = None
-        #: The jobs that this process follows.
+        #: The jobs that this process follows; each change is one atomic call.
         self._runs: dict[str, Run] = {}
 
     def close(self) -> None:
-        with self._lock:
-            runs = [*self._runs.values()]
-        for run in runs:
+        for run in list(self._runs.values()):
             run.close()
         self._wire.close()
 
@@ -65,7 +63,7 @@ class Comfy:
 
     def node_registry(self) -> NodeRegistry:
         """Return the node registry, asked for once."""
-        with self._lock:
+        with self._info_lock:
             if self._registry is None:
                 self._registry = self._wire.node_registry()
             return self._registry
@@ -84,8 +82,7 @@ class Comfy:
         asked = replace(asked, workflow=comfy_job.with_files(asked.workflow, places), files={})
         run = Run(self._wire, registry, str(uuid.uuid4()), asked, self.cancel)
         run.connect()
-        with self._lock:
-            self._runs[run.id] = run
+        self._runs[run.id] = run
         try:
             self._queue_prompt(run, asked)
         except BaseException as error:
@@ -157,8 +154,7 @@ class Comfy:
 
     def _forget(self, run: Run) -> None:
         run.close()
-        with self._lock:
-            self._runs.pop(run.id, None)
+        self._runs.pop(run.id, None)
 
     def _adopted(self, job_id: str) -> Run:
         """Follow a job that another process sent, or that has ended. Raises JobStopped."""
@@ -167,8 +163,7 @@ class Comfy:
             raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
         asked, client_id = comfy_job.read_back(item)
         run = Run(self._wire, self.node_registry(), job_id, asked, self.cancel, client_id)
-        with self._lock:
-            return self._runs.setdefault(job_id, run)
+        return self._runs.setdefault(job_id, run)
 
     # --- ending it ---------------------------------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ class Run(Follower):
         self._runs_since: float | None = None
         self._idle_since: float | None = None
         self._call: Call[Answer] | None = None
+        self._starting = threading.Lock()
 
     def connect(self) -> None:
         """Open its socket before it is sent, as ComfyUI does not repeat messages."""
@@ -101,7 +102,8 @@ class Run(Follower):
 
     def answer(self) -> Answer:
         """Return how it stands, or what came of it. Raises what following it raised; asked again, it is followed on."""
-        call = self._call or self.start()
+        with self._starting:
+            call = self._call or self.start()
         awaited(self._is_known, LOOK_S)
         if call.ended.is_set():
             try:
