@@ -6,11 +6,18 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from settee.comfyui.model_folders import KINDS
 
+#: The kinds of models that ComfyUI lists.
+MODEL_FOLDERS = [
+    *("checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision", "style_models"),
+    *("embeddings", "diffusers", "vae_approx", "controlnet", "gligen", "upscale_models", "latent_upscale_models"),
+    *("custom_nodes", "datasets", "hypernetworks", "photomaker", "classifiers", "model_patches", "audio_encoders"),
+    *("background_removal", "frame_interpolation", "geometry_estimation", "optical_flow", "detection"),
+]
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl", ".sft")
 
 
@@ -33,9 +40,8 @@ class Folders:
     input: str
     output: str
     temp: str
-    models: str
-    #: By kind of model, the folders in the order in which they are searched; without an entry models/<kind>.
-    model_folders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    #: By kind of model, the folders in the order in which they are searched.
+    models: Mapping[str, Sequence[str]]
 
     def create(self) -> None:
         """Make the directories that are missing."""
@@ -48,15 +54,12 @@ class Folders:
 
     def model_files(self, kind: str) -> list[str]:
         """Return the model files of one kind (``checkpoints``, ``loras``, …), as sorted paths below its folders."""
-        return sorted({name for top in self._folders_of(kind) for name in _models_below(top)})
+        return sorted({name for top in self.models[kind] for name in _models_below(top)})
 
     def model_path(self, kind: str, name: str) -> str:
         """Return the file of a name that :meth:`model_files` gave; the first folder that has it wins."""
-        paths = [os.path.join(top, name) for top in self._folders_of(kind)]
+        paths = [os.path.join(top, name) for top in self.models[kind]]
         return next((path for path in paths if os.path.isfile(path)), paths[0])
-
-    def _folders_of(self, kind: str) -> Sequence[str]:
-        return self.model_folders.get(kind) or [os.path.join(self.models, kind)]
 
     def split_annotation(self, name: str) -> tuple[str, str | None]:
         """Split ``"a.png [temp]"`` into name and directory; the directory is None without annotation."""
@@ -123,7 +126,7 @@ def model_folders(models: str, files: Iterable[str]) -> dict[str, list[str]]:
 
     What names no models (custom_nodes: this server runs no code of others) is left out.
     """
-    found = {kind: [os.path.join(models, name) for name in names] for kind, names in KINDS.items()}
+    found = {kind: [os.path.join(models, name) for name in KINDS.get(kind, (kind,))] for kind in MODEL_FOLDERS}
     for file in files:
         import yaml
 

@@ -287,13 +287,6 @@ async def upload_image(request: web.Request) -> web.Response:
 
 # --- the server itself ------------------------------------------------------------------------------------
 
-MODEL_FOLDERS = [
-    *("checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models", "clip_vision", "style_models"),
-    *("embeddings", "diffusers", "vae_approx", "controlnet", "gligen", "upscale_models", "latent_upscale_models"),
-    *("custom_nodes", "datasets", "hypernetworks", "photomaker", "classifiers", "model_patches", "audio_encoders"),
-    *("background_removal", "frame_interpolation", "geometry_estimation", "optical_flow", "detection"),
-]
-
 
 def _system_stats(state: State) -> dict[str, Any]:
     """Return memory, versions and arguments. ``settee_embedded`` marks that this is not the real one."""
@@ -330,7 +323,7 @@ ANSWERS: dict[str, Callable[[State], Any]] = {
     "/system_stats": _system_stats,
     "/object_info": lambda state: _object_info(state, [*NODES]),
     "/node_replacements": lambda _: REPLACEMENTS,
-    "/models": lambda _: MODEL_FOLDERS,
+    "/models": lambda state: [*state.options.folders.models],
     "/embeddings": lambda state: [
         os.path.splitext(name)[0] for name in state.options.folders.model_files("embeddings")
     ],
@@ -366,7 +359,5 @@ async def object_info_of(request: web.Request) -> web.Response:
 @routes.get("/models/{folder}")
 async def models(request: web.Request) -> web.Response:
     """Answer with the files of one kind, 404 for an unknown kind."""
-    folder = request.match_info["folder"]
-    if folder not in MODEL_FOLDERS:
-        return web.Response(status=404)
-    return web.json_response(request.app[STATE].options.folders.model_files(folder))
+    folder, folders = request.match_info["folder"], request.app[STATE].options.folders
+    return web.json_response(folders.model_files(folder)) if folder in folders.models else web.Response(status=404)

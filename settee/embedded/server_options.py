@@ -70,13 +70,13 @@ def options_from(argv: Sequence[str]) -> Options:
     base = os.path.abspath(given.base_directory or os.curdir)
     if ignored:
         log.debug("arguments without effect here: %s", " ".join(ignored))
-    models = os.path.join(base, "models")
     given.folders = Folders(
         input=os.path.abspath(given.input_directory or os.path.join(base, "input")),
         output=os.path.abspath(given.output_directory or os.path.join(base, "output")),
         temp=os.path.join(os.path.abspath(given.temp_directory or base), "temp"),
-        models=models,
-        model_folders=model_folders(models, itertools.chain.from_iterable(given.extra_model_paths_config)),
+        models=model_folders(
+            os.path.join(base, "models"), itertools.chain.from_iterable(given.extra_model_paths_config)
+        ),
     )
     given.max_upload_bytes = round(given.max_upload_size * 1024 * 1024)
     if given.preview_method == "none":
