@@ -74,6 +74,7 @@ class ClientError(Exception):
     ) -> None:
         if not _at_command_line:
             message = re.sub(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*", lambda found: _keyword(found[0]), message)
+            message = re.sub(r"(Endpoint\.\w+) ([\w.:-]+)", r"\1('\2')", message)
         self.message = message
         super().__init__(message)
         #: The worker's error code (docs/api.md), where it gave one.

@@ -157,7 +157,7 @@ def test_a_prompt_that_never_shows_up_is_not_sent_twice(
     # It runs and leaves no trace before it is looked for.
     monkeypatch.setattr(target._wire, "item", lambda job_id: None)
     before = server.stats()["prompts_queued"]
-    with pytest.raises(NetworkError, match=r"Endpoint\.job ") as error:
+    with pytest.raises(NetworkError, match=r"Endpoint\.job\('") as error:
         sent(target, empty(7))
     assert error.value.job_id
     assert server.stats()["prompts_queued"] == before + 1
@@ -170,7 +170,7 @@ def test_a_server_that_dies_of_the_prompt_is_told_of_soon(tmp_path: Path, monkey
         target = Comfy(server.url)
         monkeypatch.setattr(target._wire, "item", lambda job_id: target._wire.queue() and None)
         started = time.monotonic()
-        with pytest.raises(NetworkError, match=r"Endpoint\.job "):
+        with pytest.raises(NetworkError, match=r"Endpoint\.job\('"):
             sent(target, empty())
         assert time.monotonic() - started < 30
         target.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -38,6 +40,32 @@ def test_a_signal_ends_an_idle_worker_at_once(number: int) -> None:
         assert worker.wait() == 0
         assert time.monotonic() - begun < 15, "not after the 20 s for which the take is held"
         assert "Traceback" not in worker.log
+
+
+def test_a_signal_that_meets_a_callback_of_c_code_ends_the_worker_all_the_same() -> None:
+    """An exception that is raised in one is printed and lost: in an import, say."""
+    code = """
+import os, signal, time
+from settee.doors.runpod import worker
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+worker.AGAIN_S = 0.2
+signals = worker.Signals(lambda: False)
+signals.wrap(alone=True)
+try:
+    Freed()
+    time.sleep(30)
+finally:
+    signals.end()
+    time.sleep(0.5)
+    print("tidied up")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
+    assert "Exception ignored" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "tidied up\n")
 
 
 def test_sigterm_lets_a_job_finish_that_can() -> None:

@@ -34,6 +34,9 @@ from settee.doors.runpod.door import SHUTDOWN, Answer, Door, warmup
 
 log = logging.getLogger(__name__)
 
+#: After a SystemExit that did not arrive another is raised, seconds.
+AGAIN_S = 3.0
+
 
 class Signals:
     """SIGTERM and SIGINT around those who also handle them: the SDK's loop and the local API's server, which install
@@ -71,7 +74,17 @@ class Signals:
         if callable(inner):
             inner(number, frame)
         elif not will_end:
-            raise SystemExit(0)
+            self._leave(number, frame)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        # An exception that meets C code's call into Python is printed and lost, during imports for one.
+        signal.signal(signal.SIGALRM, self._leave)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+        raise SystemExit(0)
+
+    def end(self) -> None:
+        """The process is ending: SystemExit has arrived."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Worker:
@@ -163,6 +176,7 @@ class Worker:
                 raise SystemExit(1) from end
             raise
         finally:
+            self._signals.end()
             self._starting.set(SHUTDOWN)
             self.door.close()
             if self.door.is_stuck:
