@@ -211,15 +211,15 @@ class JobCallbacks:
             body = step.outcome.body
             error = body.get("error") or {}
             last = self._status(step.state, step.moment, reason=error.get("reason"))
-            state, url = STATES[step.state], self._urls.get("failure")
+            state, kind = STATES[step.state], "failure"
             model: type[Part] = FailureCallback
             about = {**self._about, **error, "last_activity": self._activity}
             if step.state is Status.SUCCEEDED:
-                model, url = CompletionCallback, self._urls.get("completion")
+                model, kind = CompletionCallback, "completion"
                 about = {**self._about, **body["result"], "warnings": body["result"]["warnings"] or None}
         about |= {"state": state, "timestamp": timestamps.stamp(step.moment)}
         about["timing"] = Timing.between(self._attempt.started_at, step.moment)
-        terminal = None if url is None else self._callback(url, state, model.model_validate(about))
+        terminal = self._callback(kind, state, model.model_validate(about))
         return [each for each in (last, terminal) if each is not None]
 
     def _note(self) -> None:
@@ -239,15 +239,14 @@ class JobCallbacks:
 
     def _status(self, state: Status, moment: datetime, **said: Any) -> Callback | None:
         """Return the next status; None when there is no address for it."""
-        url = self._urls.get("status")
-        if url is None:
-            return None
         self._seq += 1
         about = {**self._about, "state": STATES[state], "timestamp": timestamps.stamp(moment)}
         about |= {"heartbeat_seq": self._seq, "activity_snapshot": self._activity, **said}
-        return self._callback(url, f"{STATES[state]}-{self._seq}", StatusCallback.model_validate(about))
+        return self._callback("status", f"{STATES[state]}-{self._seq}", StatusCallback.model_validate(about))
 
-    def _callback(self, url: str, what: str, body: Part) -> Callback:
+    def _callback(self, kind: str, what: str, body: Part) -> Callback | None:
+        if (url := self._urls.get(kind)) is None:
+            return None
         attempt, content = self._attempt, as_json(body.shown())
         key = f"{attempt.job_id}-{what}"
         return Callback(attempt_id=attempt.id, job_id=attempt.job_id, url=url, key=key, body=content)
@@ -257,17 +256,15 @@ class JobCallbacks:
         with logs.job(self._attempt.job_id):
             while True:
                 with self._lock:
-                    state = self._state
-                    if self._lock.wait_for(lambda s=state: self._has_ended or self._state is not s, self._heartbeat_s):  # type: ignore[misc]
-                        if self._has_ended:
-                            return
-                        continue
-                activity = self._snapshot()
-                with self._lock:
                     if self._has_ended:
                         return
+                    if self._lock.wait(self._heartbeat_s):
+                        continue  # a new state, or the end
+                    state = self._state
+                activity = self._snapshot()
+                with self._lock:
                     self._activity = activity or self._activity
-                    if self._state is state:
+                    if self._state is state and not self._has_ended:
                         self._note()
 
     def _snapshot(self) -> Activity | None:
