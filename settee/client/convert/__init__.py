@@ -54,11 +54,8 @@ def converted(editor: Mapping[str, Any], classes: NodeRegistry, *, extensions: I
             inputs = _inputs(at)
         except Misfit as error:
             raise at.refused(str(error)) from error
-        workflow[at.id] = {
-            "class_type": at.node.type,
-            "inputs": inputs,
-            "_meta": {"title": at.node.title or at.definition.display_name},
-        }
+        title = at.node.title or at.definition.display_name
+        workflow[at.id] = {"class_type": at.node.type, "inputs": inputs, "_meta": {"title": title}}
         if len(workflow) > MAX_NODES:
             raise refused("it", f"has more than {MAX_NODES} nodes")
     if not workflow:

@@ -39,15 +39,14 @@ class LiveGraph(Graph):
         uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
         ComfyUI will refuse it itself.
         """
-        ends = [
-            node_id
-            for node_id in self.workflow
-            if (
-                self.registry.is_output(kind)
-                if (kind := self.class_of(node_id)) in self.registry
-                else not self.users[node_id] and kind not in NO_OUTPUT
-            )
-        ]
+
+        def is_end(node_id: str) -> bool:
+            kind = self.class_of(node_id)
+            if kind in self.registry:
+                return self.registry.is_output(kind)
+            return not self.users[node_id] and kind not in NO_OUTPUT
+
+        ends = filter(is_end, self.workflow)
         return {i: self.workflow[i] for i in sorted(self.needed(ends) or self.workflow, key=natural_key)}
 
     def shown(self, node_id: str) -> str:
