@@ -1,5 +1,4 @@
-"""A workflow as a graph: which inputs take an output, what an output needs, where a value is written. Pure; for worker
-and client."""
+"""A workflow as a graph: which inputs take an output, what an output needs, where a value is written. Pure."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ _T = TypeVar("_T")
 
 
 def reached(starts: Iterable[_T], beyond: Callable[[_T], Iterable[_T]]) -> list[_T]:
-    """Return these and all that is found behind them, each once; ``beyond`` is asked once for each, so that loops
-    end."""
+    """Return these and all that is found behind them; ``beyond`` is asked once for each, so that loops end."""
     found = dict.fromkeys(starts)
     waiting = list(found)
     while waiting:
@@ -107,8 +105,7 @@ class Graph:
     def live(self) -> Workflow:
         """Return the nodes that lead to an output: ComfyUI looks at no others.
 
-        A class that is not known may be an output too, where it is linked to others and none to it. Without a known
-        output all count.
+        An unknown class may be an output too, where it has links and none to it. Without a known output all count.
         """
         ends = self.registry.output_nodes(self.workflow)
         if not ends:
@@ -132,8 +129,7 @@ class Graph:
         return self.registry.spec(self.class_of(place.node_id), place.input)
 
     def literal(self, place: Place) -> Place:
-        """Return where the value of this input is written: there, or in the primitive that it is linked to, through
-        reroutes.
+        """Return where the value of this input is written: there, or in the primitive behind its link and reroutes.
 
         Raises Computed when the link comes from any other node.
         """
@@ -148,8 +144,7 @@ class Graph:
         return place
 
     def fed_by(self, place: Place) -> list[Place]:
-        """Return the inputs that get the value of a primitive, in natural order, through reroutes; for no primitive,
-        itself."""
+        """Return the inputs that get a primitive's value, in natural order, through reroutes; else the place itself."""
         if _value_input(self.workflow[place.node_id]) != place.input or not self.users[place.node_id]:
             return [place]
 

@@ -97,8 +97,7 @@ class NodeRegistry:
         return {i for i in self.output_nodes(workflow) if not self.is_core(workflow[i]["class_type"])}
 
     def stand_ins(self, workflow: Workflow) -> list[str]:
-        """Return the nodes, as ``4 (CheckpointLoaderSimple)``, that only stand in for a model, as in settee's embedded
-        server."""
+        """Return the nodes, as ``4 (CheckpointLoaderSimple)``, that only stand in for a model (settee.embedded)."""
         classes = {node_id: node["class_type"] for node_id, node in workflow.items()}
         return [f"{i} ({name})" for i, name in classes.items() if self.entry(name).get("settee_stand_in")]
 
@@ -148,12 +147,10 @@ def choices_of(spec: Any) -> list[Any] | None:
 
 
 def upload_kind(spec: Any) -> str | None:
-    """Return ``image``, ``video``, ``audio`` or ``file`` if an input names a file of ComfyUI's input folder, which
-    people upload to; else None."""
+    """Return ``image``, ``video``, ``audio`` or ``file`` if an input names a file of the input folder; else None."""
     return next((kind for name, kind in _UPLOADS.items() if options_of(spec).get(name)), None)
 
 
 def is_dynamic(spec: Any) -> bool:
-    """Return True for an input of newer nodes that stands for others (COMFY_AUTOGROW_V3 and similar), whose names are
-    made up later."""
+    """Return True for an input that stands for others (COMFY_AUTOGROW_V3 and similar), named later."""
     return isinstance(spec, list) and bool(spec) and isinstance(spec[0], str) and spec[0].startswith("COMFY_")

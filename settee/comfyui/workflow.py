@@ -212,8 +212,7 @@ def _malformed_links(workflow: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def walk(workflow: Mapping[str, Any]) -> tuple[list[str], int]:
-    """Return the ids along one loop of links, its first again at the end ([] without one), and the longest chain's
-    length."""
+    """Return the ids along one loop of links, its first again at the end (or []), and the longest chain's length."""
     sources = {i: [source for _, source, _ in links(node) if source in workflow] for i, node in workflow.items()}
     depth: dict[str, int] = {}
     try:

@@ -19,8 +19,7 @@ WAY_OUT = "open it in ComfyUI, use Workflow > Export (API) and send that file"
 
 
 def refused(where: str, why: str) -> UsageError:
-    """Return the error to raise. ``where`` names the node (or the link, or "the file"), and ``why`` continues the
-    sentence."""
+    """Return the error to raise. ``where`` names the node (or the link), and ``why`` continues the sentence."""
     return UsageError(f"the editor's file cannot be converted: {where} {why}; {WAY_OUT}")
 
 

@@ -16,8 +16,7 @@ _NEARLY = 1e-9
 
 
 def primitive_value(at: At, item: Input) -> Any:
-    """Return the value that the primitive puts into a widget that it feeds. Raises Misfit, or UsageError that names the
-    primitive."""
+    """Return the value that the primitive puts into a widget. Raises Misfit, or UsageError that names the primitive."""
     node = at.node
     fed = _fed(at)
     listed = node.values

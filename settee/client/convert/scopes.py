@@ -1,5 +1,4 @@
-"""Where a node is (in the file's own graph, or inside a subgraph's node, with its own ids and values), and what feeds
-its inputs."""
+"""Where a node is (in the file's own graph, or inside a subgraph's node, with ids of its own), and what feeds it."""
 
 from __future__ import annotations
 
@@ -105,8 +104,7 @@ class At:
 
 
 def types_meet(one: str, other: str) -> bool:
-    """Return True if LiteGraph lets an output of one type feed an input of the other: "INT,FLOAT" is either, "*"
-    any."""
+    """Return True if LiteGraph lets one type feed the other: "INT,FLOAT" is either, "*" any."""
     if "*" in (one, other):
         return True
     return not {part.lower() for part in one.split(",")}.isdisjoint(part.lower() for part in other.split(","))
@@ -122,8 +120,7 @@ class Source:
     #: The node: it runs, is muted or a primitive. None where the way ends unlinked.
     at: At | None = None
     slot: int = 0
-    #: Where the way ends at an unlinked input of a subgraph's node, whose own widget may feed it: the inside, and the
-    #: input.
+    #: Where it ends at an unlinked input of a subgraph's node, whose own widget may feed it: the inside, the input.
     inlet: tuple[Scope, Edge] | None = None
     #: It leads out of the subgraph of the input.
     is_outside: bool = False
@@ -133,8 +130,7 @@ class Source:
 
 
 def source(scope: Scope, link_id: int, wanted: str) -> Source:
-    """Return the source of the input that has this link and takes ``wanted``. Raises UsageError where editors
-    disagree."""
+    """Return the source of an input by its link; it takes ``wanted``. Raises UsageError where editors disagree."""
     seen = set()
     way = Source()
     following: int | None = link_id
@@ -169,8 +165,7 @@ def source(scope: Scope, link_id: int, wanted: str) -> Source:
 
 
 def _check_place(scope: Scope, link: Link) -> None:
-    """Refuse inputs in another order than the server's: the first editors with subgraphs look up what an edge feeds by
-    its place in the file."""
+    """Refuse inputs in another order than the server's: the first editors with subgraphs find them by their places."""
     target = scope.graph.nodes.get(link.target)
     if target is None or target.type == REROUTE or (at := At(scope, target)).subgraph:
         return

@@ -41,8 +41,7 @@ class PromptGraph(LiveGraph):
 
     @cached_property
     def sides(self) -> dict[str, dict[str, Side]]:
-        """For every node, its inputs for conditioning, and their sides: links, and texts in their stead (``positive: "a
-        cat"``)."""
+        """For every node, its inputs for conditioning and their sides: links, or texts (``positive: "a cat"``)."""
         found: dict[str, dict[str, Side]] = {}
         for node_id, inputs in self.inputs.items():
             sides = {name: self._side_of_input(node_id, name, value) for name, value in inputs.items()}
@@ -122,8 +121,7 @@ class PromptGraph(LiveGraph):
         return "positive" if is_only and not is_patch else "middle"
 
     def left_unused(self, node_id: str) -> list[str]:
-        """Return the inputs of a node of ComfyUI's own whose conditioning is unused: the node may serve for its latent
-        only."""
+        """Return the inputs of a node of ComfyUI's own whose conditioning is unused: it may serve for its latent."""
         kind = self.class_of(node_id)
         slots = {use.slot for use in self.live_uses(node_id) if not vocabulary.is_other_kind(use.input)}
         if kind in vocabulary.ONE_SIDED and 0 not in slots:

@@ -203,8 +203,7 @@ def _in_order(
 
 
 def unfed(workflow: Workflow, changes: Sequence[Change]) -> list[str]:
-    """Return a line for every live loader that names a file of the machine where the workflow was made and gets no
-    file."""
+    """Return a line for every live loader that gets no file, and names one of the machine that made the workflow."""
     changed = {Place(change.node_id, change.input) for change in changes}
     graph, lines = LiveGraph(workflow), []
     for loader in loaders(graph):
@@ -267,8 +266,7 @@ def _changes(workflow: Workflow, places: dict[Place, _Match]) -> tuple[list[Chan
 
 
 def _free_name(node_id: str, path: Path, kind: str, taken: set[str]) -> str:
-    """Return ``57_8_photo.png``: ASCII letters, digits, ``_``, ``-`` and dots, at most 120 of them; added to
-    ``taken``."""
+    """Return ``57_8_photo.png``, and add it to ``taken``: ASCII letters, digits and ``_-.``, at most 120."""
     stem, suffix = (_ascii(part) for part in os.path.splitext(path.name))
     if len(suffix) > 12:
         stem, suffix = stem + suffix, ""

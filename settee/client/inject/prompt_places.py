@@ -22,8 +22,7 @@ _WANTED: dict[Side, str] = {"positive": "prompt", "negative": "negative prompt"}
 def prompt_changes(
     workflow: Workflow, *, prompt: str | None, negative: str | None, registry: NodeRegistry = UNKNOWN
 ) -> list[Change]:
-    """Return the inputs that get the prompt, then those that get the negative one, each in natural order of their
-    nodes.
+    """Return the inputs that get the prompt, then those that get the negative one, each in natural order.
 
     Found by following what every sampler takes as positive and as negative back to its text encoders, through any
     conditioning nodes, and a text that comes by a link to where it is written; for nodes that take a prompt themselves
@@ -65,8 +64,7 @@ class _Search:
     def _add_own(self, node_id: str) -> None:
         """Add the prompts of a live node that no sampler's conditioning comes from.
 
-        The names of its inputs show that a node takes a prompt. A text encoder takes it for another node, which is
-        unknown here.
+        The names of its inputs show that a node takes a prompt. A text encoder takes it for a node unknown here.
         """
         graph, name = self._graph, self._graph.class_of(node_id)
         own = {side: self._prompt_inputs(node_id, side) for side in _OPTIONS}

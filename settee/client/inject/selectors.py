@@ -36,8 +36,7 @@ class LiveGraph(Graph):
         """Return the nodes that an output is made from, in natural order.
 
         A class that the registry does not know (API nodes; every class without one) counts as an output where nothing
-        uses it, unless it is one of ComfyUI's own that is not. Where there is no output at all, every node counts:
-        ComfyUI will refuse it itself.
+        uses it, unless it is one of ComfyUI's own that is not. Without any every node counts: ComfyUI will refuse it.
         """
 
         def is_end(node_id: str) -> bool:
@@ -79,8 +78,7 @@ class LiveGraph(Graph):
         raise UsageError(f"the workflow has no node {text!r}{hint}")
 
     def _near(self, text: str) -> list[str]:
-        """Return up to three nodes whose id or title is like ``text``; an id of a subgraph's node without its prefix
-        too."""
+        """Return up to three nodes whose id (in a subgraph also without its prefix) or title is like ``text``."""
         inside = [i for i in self.workflow if re.split(r"[:.]", i)[-1] == text]
         names: dict[str, str] = {}
         for node_id, node in self.workflow.items():
@@ -91,8 +89,7 @@ class LiveGraph(Graph):
     # --- the place behind a link --------------------------------------------------------------------------
 
     def place(self, node_id: str, name: str) -> Place:
-        """Return where the value of this input is written: there, or in the primitive that it is linked to, through
-        reroutes.
+        """Return where the value of this input is written: there, or in the primitive behind its link.
 
         Raises UsageError when the link comes from a node that computes it, naming that node.
         """

@@ -84,8 +84,7 @@ class Tracing:
         return found
 
     def strays(self, side: Side) -> list[Use]:
-        """Return the inputs that take this side's conditioning for an unknown purpose: they may belong to the other
-        side."""
+        """Return the inputs that take this side's conditioning for an unknown purpose, perhaps the other side's."""
         known = self.visited.union(self.graph.samplers)
         return [
             use

@@ -67,8 +67,7 @@ TWO_SIDED = _names(
     """
 )
 
-#: Classes that give conditioning, and take that of one side or none. Their texts are not prompts: GLIGEN's names the
-#: content of a box.
+#: Classes that give conditioning, and take one side's or none. Their texts are not prompts: GLIGEN's is of a box.
 ONE_SIDED = _names(
     """
     ConditioningAverage ConditioningCombine ConditioningConcat ConditioningSetArea ConditioningSetAreaPercentage
