@@ -187,6 +187,13 @@ def test_many_jobs_at_once_each_get_their_own(target: Comfy) -> None:
         assert all(rgb == (0, 0, number) for number, rgb in pool.map(job, range(20)))
 
 
+def test_callers_that_wait_for_one_job_get_the_same_result(target: Comfy) -> None:
+    answer = sent(target, slow(steps=20, delay_ms=5))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: images(end(target, answer)), range(8)))
+    assert found == [found[0]] * 8
+
+
 def test_keys_go_along_and_stay_nowhere(server: EmbeddedServer, target: Comfy) -> None:
     one = sent(target, slow(steps=200), comfy_org_api_key="of-this-job", extra_data={"extra_pnginfo": {"a": 1}})
     two = sent(target, empty())

@@ -82,7 +82,7 @@ class Server:
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until it answers; for a job only while something listens there. Raises ComfyUnavailable."""
         client = self.client
-        if self._answers(time.monotonic() + timeout_s, cancel, lambda: not (for_job and client.is_gone)):
+        if self._answers(timeout_s, cancel, lambda: not (for_job and client.is_gone)):
             return
         if client.is_gone:
             raise ComfyUnavailable(
@@ -91,11 +91,12 @@ class Server:
         raise ComfyUnavailable(f"no ComfyUI answers at COMFY_URL ({client.url}) within {timeout_s:g} s")
 
     def _answers(
-        self, deadline: float, cancel: Cancel | None, go_on: Callable[[], bool], *, is_logged: bool = True
+        self, timeout_s: float, cancel: Cancel | None, go_on: Callable[[], bool], *, is_logged: bool = True
     ) -> bool:
-        """Ask until it answers; False at the deadline, when canceled, or when ``go_on`` is False."""
+        """Ask until it answers; False at the timeout, when canceled, or when ``go_on`` is False."""
         pause = cancel if cancel is not None else threading.Event()
-        log_at = time.monotonic() + _LOG_AFTER_S
+        now = time.monotonic()
+        deadline, log_at = now + timeout_s, now + _LOG_AFTER_S
         while go_on():
             if is_logged and time.monotonic() > log_at:
                 log.info("still waiting for ComfyUI at %s", self.client.url)
@@ -190,12 +191,10 @@ class SupervisedServer(Server):
 
     def wait_ready(self, timeout_s: float, cancel: Cancel | None = None, *, for_job: bool = False) -> None:
         """Wait until ComfyUI answers. Raises ComfyUnavailable (with the end of its log) when it will not."""
-
-        def may_come_up() -> bool:
-            return not (self.unrecoverable or self._closing.is_set())
-
         # The supervisor waits too, and logs it.
-        if self._answers(time.monotonic() + timeout_s, cancel, may_come_up, is_logged=False):
+        if self._answers(
+            timeout_s, cancel, lambda: not (self.unrecoverable or self._closing.is_set()), is_logged=False
+        ):
             # Whoever looks first: it may be killed before the supervisor has seen it.
             self._note_answer()
             return
@@ -303,7 +302,7 @@ class SupervisedServer(Server):
     def _await_answer(self, process: subprocess.Popen[bytes]) -> None:
         """Note that this ComfyUI has come up, or end it when it takes longer than COMFY_START_TIMEOUT_S."""
         limit_s = self._settings.comfy_start_timeout_s
-        if self._answers(time.monotonic() + limit_s, None, lambda: process.poll() is None):
+        if self._answers(limit_s, None, lambda: process.poll() is None):
             self._note_answer()
         elif process.poll() is None and not self._closing.is_set():
             log.error("ComfyUI did not answer within COMFY_START_TIMEOUT_S=%g s of its start", limit_s)
