@@ -35,10 +35,6 @@ class Status(str, Enum):
     FAILED = "failed"
     CANCELED = "canceled"
 
-    @property
-    def is_terminal(self) -> bool:
-        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELED)
-
 
 class Kind(str, Enum):
     """The kind of an output; also the key it is reported under."""
@@ -158,8 +154,6 @@ class Output:
 class Result:
     """The end of a job that succeeded: Engine.run raises for failures."""
 
-    job_id: str
-    status: Status
     outputs: tuple[Output, ...] = ()
     #: Milliseconds by phase: wipe, ready (waiting for ComfyUI), staging, execution, delivery, total.
     timings: dict[str, float] = field(default_factory=dict)

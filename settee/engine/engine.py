@@ -226,13 +226,7 @@ class JobRun:
         warnings = list(dict.fromkeys((*checked.warnings, *made.warnings, *delivered.warnings)))
         if len(warnings) > MAX_WARNINGS:
             warnings[MAX_WARNINGS:] = [f"and {len(warnings) - MAX_WARNINGS} more warnings"]
-        return Result(
-            job_id=job.id,
-            status=Status.SUCCEEDED,
-            outputs=delivered.outputs,
-            seeds=checked.seeds,
-            warnings=tuple(warnings),
-        )
+        return Result(outputs=delivered.outputs, seeds=checked.seeds, warnings=tuple(warnings))
 
     # --- the hops -------------------------------------------------------------------------------------------
 

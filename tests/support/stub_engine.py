@@ -65,7 +65,7 @@ class StubEngine:
             on_progress(Progress(job_id=job.id, status=Status.PREPARING, percent=0.0))
             node: dict[str, Any] = next(iter(job.request.workflow.values()))
             outputs = self._play(job, node["class_type"], node["inputs"], on_progress, cancel or Cancel())
-            return Result(job_id=job.id, status=Status.SUCCEEDED, outputs=outputs, timings={"total": 1.0})
+            return Result(outputs=outputs, timings={"total": 1.0})
         finally:
             self.ended.append(job.id)
             self._slot.release()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from settee.base import logs
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest, JobCanceled, JobTimeout
-from settee.base.job import Cancel, Limits, Result, Status
+from settee.base.job import Cancel, Limits, Result
 from settee.delivery import check_request, convert, to_s3
 from settee.doors.runpod import render
 from settee.doors.runpod.door import ENVELOPE
@@ -265,7 +265,7 @@ def test_warnings_count_towards_the_cap(tmp_path: Path) -> None:
         except DeliveryError:
             high = middle
     assert best is not None
-    done = Result(job_id="j", status=Status.SUCCEEDED, outputs=best.outputs, warnings=best.warnings)
+    done = Result(outputs=best.outputs, warnings=best.warnings)
     assert len(render.Body(render.message(render.result(done)))) <= cap
 
 

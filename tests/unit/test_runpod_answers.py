@@ -42,7 +42,7 @@ def output(kind: Kind, **fields: Any) -> Output:
 
 def test_every_kind_has_its_list_and_images_is_always_there() -> None:
     for kind in Kind:
-        answer = render.result(Result(job_id="1", status=Status.SUCCEEDED, outputs=(output(kind),)))
+        answer = render.result(Result(outputs=(output(kind),)))
         assert answer["status"] == "success"
         assert {key: len(answer[key]) for key in ("images", "videos", "audio", "models_3d", "texts", "files")} == {
             other.value: int(other is kind) for other in Kind
@@ -55,7 +55,7 @@ def test_data_is_the_content_or_where_it_went() -> None:
         output(Kind.TEXT, type="text", data=""),
         output(Kind.FILE, type="path", data=None, url="/runpod-volume/x"),
     )
-    answer = render.result(Result(job_id="1", status=Status.SUCCEEDED, outputs=outputs))
+    answer = render.result(Result(outputs=outputs))
     image = answer["images"][0]
     assert (image["data"], image["type"], image["width"], image["height"]) == ("https://bucket/x.png", "s3_url", 3, 4)
     assert answer["texts"][0]["data"] == ""
@@ -64,14 +64,14 @@ def test_data_is_the_content_or_where_it_went() -> None:
 
 
 def test_seeds_that_were_drawn_are_shown() -> None:
-    assert render.result(Result(job_id="1", status=Status.SUCCEEDED, seeds={"3.seed": 5}))["seeds"] == {"3.seed": 5}
-    assert "seeds" not in render.result(Result(job_id="1", status=Status.SUCCEEDED))
+    assert render.result(Result(seeds={"3.seed": 5}))["seeds"] == {"3.seed": 5}
+    assert "seeds" not in render.result(Result())
 
 
 def test_warnings_are_also_errors_as_the_official_worker_calls_them() -> None:
-    done = Result(job_id="1", status=Status.SUCCEEDED, warnings=("node 9 was cached",))
+    done = Result(warnings=("node 9 was cached",))
     assert render.result(done)["errors"] == render.result(done)["warnings"] == ["node 9 was cached"]
-    assert "errors" not in render.result(Result(job_id="1", status=Status.SUCCEEDED))
+    assert "errors" not in render.result(Result())
 
 
 def test_an_error_is_one_line_that_ends_in_its_code() -> None:
