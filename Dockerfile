@@ -134,5 +134,5 @@ ENV COMFY_DIR=/comfyui \
 # ComfyUI's editor (MODE=interactive), the local API (MODE=serve-api), SSH (PUBLIC_KEY)
 EXPOSE 8188 8000 22
 HEALTHCHECK --interval=30s --timeout=15s --start-period=10m --retries=3 \
-    CMD ["/opt/settee/.venv/bin/python", "-m", "settee.health"]
+    CMD ["/opt/settee/.venv/bin/python", "-m", "settee", "health"]
 ENTRYPOINT ["/opt/settee/start.sh"]

@@ -167,7 +167,7 @@ run_mode() {
 		exec "$SETTEE_PYTHON" -u rp_handler.py "$@"
 		;;
 	interactive)
-		exec "$SETTEE_PYTHON" -u -m settee.interactive "$@"
+		exec "$SETTEE_PYTHON" -u -m settee interactive "$@"
 		;;
 	esac
 }

@@ -1,4 +1,4 @@
-"""`python -m settee.health`: exit code 0 when the container's ComfyUI answers and runs what it is given.
+"""`settee health`: exit code 0 when the container's ComfyUI answers and runs what it is given.
 
 For Docker's HEALTHCHECK. An open port says too little: when the thread that runs prompts has died, ComfyUI answers
 everything and runs nothing. So the queue is looked at, too: prompts that wait while none runs, twice in a row, are a
@@ -8,7 +8,6 @@ queue that stands still. That the worker itself lives needs no look: it is the c
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 from settee import __version__
@@ -47,9 +46,7 @@ def _stands_still(client: Client) -> bool:
 
 def main() -> int:
     """Print what is wrong, if anything; Docker keeps the line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m settee.health", description="Exit with 0 if ComfyUI answers and runs prompts."
-    )
+    parser = argparse.ArgumentParser(description="Exit with 0 if ComfyUI answers and runs prompts.")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.parse_args()
     try:
@@ -58,7 +55,3 @@ def main() -> int:
         wrong = error.message
     print(wrong or "healthy")  # noqa: T201 - a command's output
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

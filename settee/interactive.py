@@ -1,4 +1,4 @@
-"""`python -m settee.interactive`: ComfyUI with its editor, on every address, and no worker (MODE=interactive).
+"""`settee interactive`: ComfyUI with its editor, on every address, and no worker (MODE=interactive).
 
 For building workflows and for looking into a container by SSH. ComfyUI is the one that a worker would start: the same
 folders, further model folders and arguments; it is restarted when it ends. Models are placed meanwhile. Nothing is
@@ -24,7 +24,7 @@ from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings, load
 from settee.staging.workspace import Folders, Workspace
 
-log = logging.getLogger("settee.interactive")  # __name__ is __main__ here
+log = logging.getLogger(__name__)
 
 UTILS = Path(__file__).parents[1] / "utils.py"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by the one who runs it
@@ -69,9 +69,7 @@ def _placing(settings: Settings) -> Iterator[None]:
 
 def main() -> int:
     """Exits with a line that says what to set when a setting is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m settee.interactive", description="ComfyUI with its editor, on every address, and no worker."
-    )
+    parser = argparse.ArgumentParser(description="ComfyUI with its editor, on every address, and no worker.")
     parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.parse_args()
     stop = threading.Event()
@@ -89,7 +87,3 @@ def main() -> int:
             log.error("ComfyUI printed: %s", line)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

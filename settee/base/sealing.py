@@ -201,7 +201,3 @@ def keygen(argv: Sequence[str] | None, prog: str) -> str:
 def main() -> None:
     """Run ``python -m settee keygen``, the command that the errors above name."""
     print(keygen(None, "python -m settee keygen"))  # noqa: T201 - a command's output
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,6 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "worker": ([PYTHON, "rp_handler.py"], "--rp_api_port"),
     "agent": ([PYTHON, "-m", "settee", "agent"], "--check"),
     "keygen": ([PYTHON, "-m", "settee", "keygen"], "ENCRYPTION_KEY"),
-    "sealing": ([PYTHON, "-m", "settee.base.sealing"], "ENCRYPTION_KEY"),
     "embedded": ([PYTHON, "-m", "settee", "embedded"], "--port"),
     "interactive": ([PYTHON, "-m", "settee", "interactive"], "editor"),
     "health": ([PYTHON, "-m", "settee", "health"], "ComfyUI"),

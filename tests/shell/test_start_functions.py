@@ -63,7 +63,7 @@ def test_a_secret_that_cannot_be_read_is_one_clear_error(shell: Shell, env: dict
         ({}, "-u rp_handler.py --test_input {}"),
         ({"MODE": "serverless"}, "-u rp_handler.py --test_input {}"),
         ({"MODE": "serve-api"}, "-u rp_handler.py --test_input {}"),
-        ({"MODE": "interactive"}, "-u -m settee.interactive --test_input {}"),
+        ({"MODE": "interactive"}, "-u -m settee interactive --test_input {}"),
     ],
 )
 def test_each_mode_becomes_its_program(shell: Shell, env: dict[str, str], runs: str) -> None:
