@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from settee.comfyui.event_socket import Event, EventSocket, ImageEvent, SocketLost
 from settee.comfyui.history import mapping, saving_nodes
 from settee.comfyui.http_api import HttpApi, Queue
+from settee.comfyui.outputs import Ended
 from settee.comfyui.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ class Follower(ABC):
         self._senders, self._history_s = set(senders), history_s
         #: The job's prompts: its own first.
         self.known = [prompt_id]
-        #: What came over the socket, previews apart; and whether something that was sent may not have arrived.
-        self.pictures: list[ImageEvent] = []
-        self.lost_messages = False
+        #: What came of those that have ended.
+        self.ended = Ended()
         self._begin(prompt_id)
 
     def _begin(self, prompt_id: str) -> None:
@@ -162,16 +162,17 @@ class Follower(ABC):
         for prompt_id in self.known:  # which grows
             if prompt_id != self.prompt_id:
                 self._begin(prompt_id)
-            entry = self._ended()
+            entry = self._end()
+            self.ended.outputs.append(mapping(entry.get("outputs")))
             if self.gets_events:
                 is_whole = self.ended_by_event and self._socket.pristine and not self.socket_was_lost
-                self.lost_messages = not is_whole
+                self.ended.lost_messages = not is_whole
             yield entry
             # Unless the socket reported that nothing more waits or runs, once this prompt had ended.
             if not self.ended_by_event or self._socket.remaining != 0:
                 self.known += self.started()
 
-    def _ended(self) -> dict[str, Any]:
+    def _end(self) -> dict[str, Any]:
         """Return the history entry of the prompt once it has ended."""
         entry: dict[str, Any] | None = None
         while True:
@@ -218,7 +219,7 @@ class Follower(ABC):
             node_id = event.node_id or self.meter.node_id
             # A node that another one expanded into is not in the graph.
             if not event.is_preview and (node_id in self._senders or node_id not in self.graph):
-                self.pictures.append(replace(event, node_id=node_id))
+                self.ended.pictures.append(replace(event, node_id=node_id))
             return
         self.heard = True
         named = event.data.get("prompt_id")

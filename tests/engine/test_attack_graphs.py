@@ -251,7 +251,7 @@ def test_history_that_comes_before_the_pictures_does_not_end_the_wait(between: b
             senders={"2"},
         )
         assert len([*watcher.entries()]) == 1
-    assert len(watcher.pictures) == 8
+    assert len(watcher.ended.pictures) == 8
 
 
 def test_previews_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,11 +125,11 @@ class Session:
         if not server.is_ours or prompt_id != job.prompt_id:
             # An earlier attempt, or others, may have written there.
             self._workspace.wipe("output", "temp")
-        ended = Ended(folder_of(prompt_id))
+        prefix = folder_of(prompt_id)
         isolated = isolate(
             graph,
             self.registry,
-            ended.prefix,
+            prefix,
             salts,
             previews=request.delivery.include_temp,
             expanding=self._expanding,
@@ -141,6 +141,8 @@ class Session:
         socket = self._open_socket()
         senders = self.registry.picture_senders(isolated)
         watcher = Watcher(server, socket, prompt_id, isolated, self._settings, report, prompts, limits, senders=senders)
+        ended = watcher.ended
+        ended.prefix = prefix
         try:
             if socket.remaining:
                 prompts.stop_strays(socket.client_id)
@@ -155,14 +157,13 @@ class Session:
             )
             report(Status.SUBMITTED)
             for entry in watcher.entries():
-                ended.outputs.append(mapping(entry.get("outputs")))
                 # Classes whose nodes became others with outputs: the registry does not show them.
                 own = {own_node(isolated, node_id) for node_id in ended.outputs[-1].keys() - isolated.keys()}
                 self._expanding.update(isolated[node_id]["class_type"] for node_id in own & isolated.keys())
                 failure = failure_of(mapping(entry.get("status")), graph, self.registry, request.extra_data)
                 if failure is not None:
                     raise failure
-            ended.pictures, ended.lost_messages, known = watcher.pictures, watcher.lost_messages, {*watcher.known}
+            known = {*watcher.known}
             was_alone = len(known) == socket.peak == 1 and socket.pristine and socket.is_open
             ended.is_alone = lambda: server.is_ours or (was_alone and prompts.are_only(known | earlier))
         except ComfyDied as error:

@@ -24,7 +24,7 @@ from settee.comfyui.follower import Follower, Meter, started
 from settee.comfyui.history import Place, failure_of, mapping
 from settee.comfyui.http_api import Queue
 from settee.comfyui.node_registry import NodeRegistry
-from settee.comfyui.outputs import Collector, Ended
+from settee.comfyui.outputs import Collector
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ class Run(Follower):
         senders = registry.picture_senders(asked.workflow)
         super().__init__(wire, self.socket, job_id, asked.workflow, senders=senders, history_s=PICTURES_S)
         self.id, self.registry, self._wire, self._asked, self._cancel_job = job_id, registry, wire, asked, cancel_job
-        self.ended = Ended()
         self._is_late = False
         self._closed = threading.Event()
         #: Set once anything is known about it.
@@ -89,7 +88,7 @@ class Run(Follower):
     def start(self) -> Call[Answer]:
         self._next_look = 0.0
         self.ended.outputs.clear()
-        self._call = Call(self._end, name="settee-comfyui-job")
+        self._call = Call(self._follow, name="settee-comfyui-job")
         return self._call
 
     def close(self) -> None:
@@ -127,7 +126,7 @@ class Run(Follower):
 
     # --- in its thread ---------------------------------------------------------------------------------------
 
-    def _end(self) -> Answer:
+    def _follow(self) -> Answer:
         try:
             return Answer(self.id, Status.COMPLETED, output=self._result())
         except SetteeError as error:
@@ -142,7 +141,7 @@ class Run(Follower):
 
     def _result(self) -> dict[str, Any]:
         """Return what its prompts made, at their ends. Raises SetteeError, NetworkError."""
-        ended, took_ms = self.ended, None
+        took_ms: float | None = None
         for entry in self.entries():
             status = mapping(entry.get("status"))
             failure = failure_of(status, self.graph, self.registry, self._asked.extra_data, is_freed=False)
@@ -150,9 +149,7 @@ class Run(Follower):
                 raise JobCanceled("the job was interrupted in ComfyUI")
             if failure is not None:
                 raise failure
-            took_ms = execution_ms(status) if not ended.outputs else took_ms
-            ended.outputs.append(mapping(entry.get("outputs")))
-        ended.pictures, ended.lost_messages = self.pictures, self.lost_messages
+            took_ms = execution_ms(status) if self.prompt_id == self.id else took_ms
         file_at = functools.cache(self._wire.file_at)
 
         class Served(Collector):
@@ -163,7 +160,7 @@ class Run(Follower):
                 # A job that is resumed has lost messages: not each of its nodes that are silent fails it.
                 return bool(self.graph[node_id]["class_type"] == PICTURE_NODE)
 
-        artifacts, warnings = Served(ended, self.graph, self.registry).collect(self._asked.include_temp)
+        artifacts, warnings = Served(self.ended, self.graph, self.registry).collect(self._asked.include_temp)
         return output(artifacts, file_at, took_ms, warnings)
 
     def started(self) -> list[str]:
