@@ -15,7 +15,7 @@ from settee.embedded.broadcast import Hub, Progress
 from settee.embedded.caching import Cache, Prompt, execution_order, fingerprints
 from settee.embedded.nodes import NODES
 from settee.embedded.nodes.node import Env, Interrupted, Node, Outcome
-from settee.embedded.pending import PromptQueue
+from settee.embedded.pending import Item, PromptQueue
 from settee.embedded.validation import type_name
 
 log = logging.getLogger("settee.embedded")
@@ -164,15 +164,12 @@ class Executor:
         while True:
             self._queue.wait(_IDLE_WAIT_SECONDS)
             if taken := self._queue.take():
-                item, ticket = taken
-                self._work_on(ticket, *item)
+                self._work_on(*taken)
             if "free_memory" in self._queue.take_flags():
                 self._cache.clear()
 
-    def _work_on(
-        self, ticket: int, number: float, prompt_id: str, prompt: Prompt, extra_data: Any, outputs: list[str]
-    ) -> None:
-        started = time.perf_counter()
+    def _work_on(self, item: Item, ticket: int) -> None:
+        started, (_, prompt_id, prompt, extra_data, outputs) = time.perf_counter(), item
         self._interrupted.clear()
         self._hub.client_id = extra_data["client_id"] if "client_id" in extra_data else None  # noqa: SIM401
         self._messages = []
@@ -185,11 +182,8 @@ class Executor:
         run = Run(prompt, prompt_id, extra_data, self._cache, self._hub, self._env)
         succeeded = self._run_nodes(run, outputs)
         self._hub.last_node_id = None
-        status = {
-            "status_str": "success" if succeeded else "error",
-            "completed": succeeded,
-            "messages": self._messages,
-        }
+        end = "success" if succeeded else "error"
+        status = {"status_str": end, "completed": succeeded, "messages": self._messages}
         self._queue.done(ticket, run.shown(), status)
         if self._hub.client_id is not None:
             self._hub.post("executing", {"node": None, "prompt_id": prompt_id}, self._hub.client_id)

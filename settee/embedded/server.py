@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import shutil
@@ -83,19 +84,14 @@ async def _listen(state: State, client_id: str, client: Client) -> None:
     """Read until the client leaves; only a first message of feature_flags means anything."""
     first = True
     async for message in client.socket:
-        if message.type is WSMsgType.ERROR:
-            log.warning("ws connection closed with exception %s", client.socket.exception())
         if message.type is not WSMsgType.TEXT:
             continue
-        try:
-            sent = json.loads(message.data)
-        except json.JSONDecodeError:
-            log.warning("Invalid JSON received from client %s", client_id)
-            continue
-        if first and isinstance(sent, dict) and sent.get("type") == "feature_flags":
-            client.features = sent.get("data", {})
-            await state.hub.send("feature_flags", state.features(), client_id)
-        first = False
+        with contextlib.suppress(json.JSONDecodeError):
+            sent = message.json()
+            if first and isinstance(sent, dict) and sent.get("type") == "feature_flags":
+                client.features = sent.get("data", {})
+                await state.hub.send("feature_flags", state.features(), client_id)
+            first = False
 
 
 # --- middlewares ------------------------------------------------------------------------------------------

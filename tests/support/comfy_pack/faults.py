@@ -250,9 +250,9 @@ class FaultyExecutor(Executor):
         elif not faults.get("ignore_interrupt"):
             super().interrupt()
 
-    def _work_on(self, ticket: int, number: float, prompt_id: str, prompt: Any, extra: Any, outputs: list[str]) -> None:
-        self._item = (-ticket - 1.0, extra, outputs)
-        super()._work_on(ticket, number, prompt_id, prompt, extra, outputs)
+    def _work_on(self, item: Item, ticket: int) -> None:
+        self._item = (-ticket - 1.0, *item[3:])
+        super()._work_on(item, ticket)
 
     def enqueue(self, prompt: dict[str, Any], is_followed: bool) -> None:
         """Queue another prompt ahead of all others; ``is_followed``: its events go where those of the running one
