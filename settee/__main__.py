@@ -42,6 +42,9 @@ def worker() -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"settee {__version__}")
+        return 0
     module, extra, _ = COMMANDS[command]
     sys.argv = [f"settee {command}", *arguments]
     try:

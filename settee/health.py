@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import time
 
-from settee import __version__
 from settee.backends.comfy.comfy_client import Client
 from settee.base.errors import SetteeError
 from settee.base.settings import Settings, load
@@ -46,9 +45,7 @@ def _stands_still(client: Client) -> bool:
 
 def main() -> int:
     """Print what is wrong, if anything; Docker keeps the line."""
-    parser = argparse.ArgumentParser(description="Exit with 0 if ComfyUI answers and runs prompts.")
-    parser.add_argument("--version", action="version", version=f"settee {__version__}")
-    parser.parse_args()
+    argparse.ArgumentParser(description="Exit with 0 if ComfyUI answers and runs prompts.").parse_args()
     try:
         wrong = problem(load())
     except SetteeError as error:

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from settee import __version__
 from settee.backends.comfy.process import SupervisedServer, end
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
@@ -69,9 +68,7 @@ def _placing(settings: Settings) -> Iterator[None]:
 
 def main() -> int:
     """Exits with a line that says what to set when a setting is wrong."""
-    parser = argparse.ArgumentParser(description="ComfyUI with its editor, on every address, and no worker.")
-    parser.add_argument("--version", action="version", version=f"settee {__version__}")
-    parser.parse_args()
+    argparse.ArgumentParser(description="ComfyUI with its editor, on every address, and no worker.").parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from settee import __version__
 from settee.base.errors import ConfigError, SealBroken
 from settee.base.json_io import dumps, fast_base64, loads_strict
 from settee.base.text import join_ascii
@@ -183,7 +182,6 @@ def keygen(argv: Sequence[str] | None, prog: str) -> str:
     parser = argparse.ArgumentParser(
         prog=prog, description="Make a key for sealed jobs (docs/api.md): give it to the worker as ENCRYPTION_KEY."
     )
-    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     parser.add_argument("file", nargs="?", help="write it to this new file (default: standard output)")
     file: str | None = parser.parse_args(argv).file
     if file is None:

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from settee import __version__
 from settee.backends.comfy.comfy_client import Client
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
@@ -69,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="settee agent", description="The GPU agent: render jobs over HTTP.")
     parser.add_argument("--check", action="store_true", help="check the configuration and what it names, and stop")
-    parser.add_argument("--version", action="version", version=f"settee {__version__}")
     topics = parser.add_subparsers(dest="topic", metavar="[callbacks ...]")
     callbacks = topics.add_parser("callbacks", help="completions and failures that are not delivered")
     commands = callbacks.add_subparsers(dest="command", required=True, metavar="COMMAND")
