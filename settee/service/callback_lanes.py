@@ -96,13 +96,10 @@ class Sending:
         with self._storing:
             if run.unstored is None:
                 return
-            terminal = [run.terminal] if run.terminal else []
-            stored = self.store.end(run.attempt_id, run.unstored, terminal, forget_key=forget_key)
+            stored = self.store.end(run.attempt_id, run.unstored, run.terminal, forget_key=forget_key)
             with self.lock:
-                run.unstored = None
+                run.unstored, run.terminal = None, stored
                 self._unstored.remove(run)
-                if stored:
-                    run.terminal = stored[0]
 
     def write_all(self) -> None:
         """Have the disk take the ends of earlier jobs that it refused. Raises StoreError."""

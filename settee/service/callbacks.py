@@ -163,13 +163,13 @@ class Outbox:
         self._store.accept(attempt, key, digest)
         self._add(attempt.job_id, Run(attempt.id))
 
-    def note(self, attempt: Attempt, state: Status, callback: Callback) -> None:
+    def note(self, state: Status, callback: Callback) -> None:
         """Send a status when its turn comes. Nothing happens after :meth:`finish`. Never raises."""
         with self._lock:
-            run = self._open_run(attempt)
+            run = self._open_run(callback.job_id, callback.attempt_id)
             if run is not None:
                 run.put(state, callback)
-                self._wake(attempt.job_id)
+                self._wake(callback.job_id)
 
     def finish(
         self,
@@ -186,7 +186,7 @@ class Outbox:
         disk refuses, it is sent from memory.
         """
         with self._lock:
-            run = self._open_run(attempt)
+            run = self._open_run(attempt.job_id, attempt.id)
             if run is None:
                 return
             for status in callbacks[:-1]:
@@ -202,10 +202,9 @@ class Outbox:
             run.until = time.monotonic() + self._sending.timeout_s
             self._wake(attempt.job_id)
 
-    def _open_run(self, attempt: Attempt) -> Run | None:
-        lane = self._lanes.get(attempt.job_id)
-        runs = lane.runs if lane is not None else ()
-        return next((run for run in runs if run.attempt_id == attempt.id and run.is_open), None)
+    def _open_run(self, job_id: str, attempt_id: str) -> Run | None:
+        runs = self._lanes[job_id].runs if job_id in self._lanes else ()
+        return next((run for run in runs if run.attempt_id == attempt_id and run.is_open), None)
 
     def _add(self, job_id: str, run: Run) -> None:
         """Append a run to the lane of its job id."""

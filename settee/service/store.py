@@ -196,9 +196,9 @@ class Store:
                 )
 
     def end(
-        self, attempt_id: str, ending: Ending, callbacks: Sequence[Callback] = (), *, forget_key: bool = False
-    ) -> list[Callback]:
-        """Note how an attempt ended, and the callbacks that report it; these are returned with their numbers.
+        self, attempt_id: str, ending: Ending, terminal: Callback | None = None, *, forget_key: bool = False
+    ) -> Callback | None:
+        """Note how an attempt ended, and the callback that reports it, which is returned with its number.
 
         ``forget_key``: the attempt never began, and the same request is to begin another.
         """
@@ -213,28 +213,28 @@ class Store:
                 [(attempt_id, number, json.dumps(data, default=str)) for number, data in ending.events],
             )
             if forget_key:
-                job = "(SELECT job_id FROM attempts WHERE id = ?)"
-                last = f"(SELECT MAX(seq) FROM idempotency_keys WHERE job_id = {job})"  # noqa: S608 - no value in it
-                db.execute(f"DELETE FROM idempotency_keys WHERE seq = {last}", (attempt_id,))  # noqa: S608
+                db.execute(
+                    "DELETE FROM idempotency_keys WHERE seq = (SELECT MAX(seq) FROM idempotency_keys "
+                    "WHERE job_id = (SELECT job_id FROM attempts WHERE id = ?))",
+                    (attempt_id,),
+                )
             db.execute(
                 "DELETE FROM attempts WHERE state <> 'running' AND rowid NOT IN "
                 "(SELECT MAX(rowid) FROM attempts GROUP BY job_id ORDER BY MAX(rowid) DESC LIMIT ?)",
                 (MAX_JOBS,),
             )
-            return [replace(each, id=db.execute(_INSERT, vars(each)).fetchone()["id"]) for each in callbacks]
+            if terminal is None:
+                return None
+            return replace(terminal, id=db.execute(_INSERT, vars(terminal)).fetchone()["id"])
 
     def running(self) -> list[Attempt]:
         """Return the attempts that have not ended, oldest first: at a start, those that were interrupted."""
-        rows = self._rows("SELECT * FROM attempts WHERE state = 'running' ORDER BY rowid")
+        rows = self._rows(
+            "SELECT id, job_id, prompt_id, started_at, details FROM attempts WHERE state = 'running' ORDER BY rowid"
+        )
         return [
-            Attempt(
-                id=row["id"],
-                job_id=row["job_id"],
-                started_at=timestamps.parsed(row["started_at"]),
-                prompt_id=row["prompt_id"],
-                details=json.loads(row["details"]),
-            )
-            for row in rows
+            Attempt(id=i, job_id=job, prompt_id=prompt, started_at=timestamps.parsed(at), details=json.loads(details))
+            for i, job, prompt, at, details in rows
         ]
 
     def ended(self, job_id: str) -> list[tuple[int, dict[str, Any]]] | None:

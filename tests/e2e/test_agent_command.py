@@ -127,7 +127,8 @@ def with_callbacks(folder: Path) -> Store:
         url = f"http://me:a-password@receiver-{number}.example/secret-path"
         body = f'{{"number": {number}}}'.encode()
         callback = Callback(attempt_id=key, job_id=key.partition("-")[0], key=key, url=url, body=body)
-        (added,) = store.end(key, ending, [callback])
+        added = store.end(key, ending, callback)
+        assert added is not None
         assert added.id == number + 1
         if number:
             store.refuse(added.id, "HTTP 404")

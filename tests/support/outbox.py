@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ class ReportedJob:
         )
         self.outbox = outbox
         outbox.accept(self.attempt)
-        self.callbacks = JobCallbacks(self.attempt, partial(outbox.note, self.attempt), **given)
+        self.callbacks = JobCallbacks(self.attempt, outbox.note, **given)
         self.log = event_log(self.attempt)
 
     @property

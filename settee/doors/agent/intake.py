@@ -5,7 +5,6 @@ Each step of a job is published once (:mod:`settee.service.events`).
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import secrets
@@ -83,7 +82,7 @@ class JobRun:
         self.log = event_log(attempt, interval_s=intake.config.comfyui.poll_interval_seconds)
         self._callbacks = JobCallbacks(
             attempt,
-            functools.partial(intake.outbox.note, attempt),
+            intake.outbox.note,
             heartbeat_s=intake.config.callbacks.heartbeat_seconds,
             activity=intake.activity,
         )
@@ -244,7 +243,7 @@ def report_interrupted(store: Store) -> list[Attempt]:
     for attempt in found:
         step = failure(AgentRestarted())
         callbacks = JobCallbacks(attempt, seq=INTERRUPTED_SEQ - 1).closing(step)
-        store.end(attempt.id, event_log(attempt).ending(step), callbacks[-1:])
+        store.end(attempt.id, event_log(attempt).ending(step), callbacks[-1] if callbacks else None)
         log.warning("job %s was interrupted by a restart; its dispatcher is notified", attempt.job_id)
     return found
 

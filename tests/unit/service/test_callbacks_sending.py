@@ -16,11 +16,16 @@ from settee.doors.agent.reporting import failure
 from settee.service.store import Callback, Store
 from settee.service.webhooks import Answer
 from tests.support.http_double import Reply
-from tests.support.outbox import Make, begun, stored, succeed, tries
+from tests.support.outbox import Make, ReportedJob, begun, stored, succeed, tries
 from tests.support.receiver import CUT, OK, SILENT, Call, Receiver, then
 from tests.support.waiting import eventually
 
 ACTIVITY = {"running": 1, "pending": 0, "timestamp": "2026-05-04T03:02:53.622Z"}
+
+
+def late_of(job: ReportedJob, receiver: Receiver) -> Callback:
+    """A callback of a job that has ended, or is about to."""
+    return Callback(attempt_id=job.attempt.id, job_id=job.attempt.job_id, url=receiver.url(), key="late", body=b"{}")
 
 
 class TestTerminal:
@@ -249,8 +254,8 @@ class TestStatuses:
         outbox = make()
         reporter = begun(outbox, receiver.urls())
         succeed(reporter)
-        late, ending = Callback(url=receiver.url(), key="late", body=b"{}"), reporter.log.ending(failure(JobCanceled()))
-        outbox.note(reporter.attempt, Status.RUNNING, late)
+        late, ending = late_of(reporter, receiver), reporter.log.ending(failure(JobCanceled()))
+        outbox.note(Status.RUNNING, late)
         outbox.finish(reporter.attempt, ending, [late])
         outbox.close(5)
         assert [call.key for call in receiver.calls] == ["job-SUCCESS-1", "job-SUCCESS"]
@@ -260,10 +265,10 @@ class TestStatuses:
     ) -> None:
         outbox = make()
         reporter, store, end = begun(outbox, receiver.urls()), outbox._store, outbox._store.end
-        late = Callback(url=receiver.url(), key="late", body=b"{}")
+        late = late_of(reporter, receiver)
 
         def slow(*args: Any, **given: Any) -> Any:
-            outbox.note(reporter.attempt, Status.RUNNING, late)
+            outbox.note(Status.RUNNING, late)
             return end(*args, **given)
 
         monkeypatch.setattr(store, "end", slow)

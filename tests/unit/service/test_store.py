@@ -80,18 +80,20 @@ class TestEnds:
         assert store._db is not None
         store._db.execute("CREATE TRIGGER full BEFORE INSERT ON callbacks BEGIN SELECT RAISE(ABORT, 'full'); END")
         with pytest.raises(StoreError):
-            store.end("attempt 1", ending(), [callback("job-FAILED")])
+            store.end("attempt 1", ending(), callback("job-FAILED"))
         assert [each.id for each in store.running()] == ["attempt 1"]
         store._db.execute("DROP TRIGGER full")
-        (stored,) = store.end("attempt 1", ending(), [callback("job-FAILED")])
+        stored = store.end("attempt 1", ending(), callback("job-FAILED"))
+        assert stored is not None
         assert [each.id for each in store.callbacks()] == [stored.id]
         assert store.running() == []
 
     def test_the_same_callback_is_stored_once(self, store: Store) -> None:
         """The disk took it, and the answer was lost."""
         store.accept(attempt())
-        first, second = (store.end("attempt 1", ending(), [callback("job-FAILED")]) for _ in range(2))
-        assert first[0].id == second[0].id
+        first, second = (store.end("attempt 1", ending(), callback("job-FAILED")) for _ in range(2))
+        assert first is not None
+        assert first == second
 
     def test_a_job_id_that_comes_again_is_counted(self, store: Store) -> None:
         for number in range(3):
@@ -113,8 +115,8 @@ class TestEnds:
                 "VALUES (?, '', '', '', '', CURRENT_TIMESTAMP)",
                 [(str(number),) for number in range(MAX_REFUSED)],
             )
-        stored = store.end("attempt 1", ending(), [callback("job-FAILED")])[0]
-        assert stored.id is not None
+        stored = store.end("attempt 1", ending(), callback("job-FAILED"))
+        assert stored is not None
         store.failed(stored.id, "HTTP 404", is_refused=True)
         kept = store.callbacks(is_refused=True)
         assert (len(kept), kept[-1].last_error) == (MAX_REFUSED, "HTTP 404")
