@@ -131,7 +131,7 @@ def with_callbacks(folder: Path) -> Store:
         assert added is not None
         assert added.id == number + 1
         if number:
-            store.refuse(added.id, "HTTP 404")
+            store.failed(added.id, "HTTP 404", is_refused=True)
     return store
 
 
