@@ -21,6 +21,8 @@ _PNG_KEPT = frozenset(
 )
 _WEBP_KEPT = frozenset([b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"])
 _WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
+#: How application segments begin that a picture needs: JFIF's density, the colour profile, Adobe's colour transform.
+_JPEG_KEPT = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
@@ -64,7 +66,7 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
     for _ in range(MAX_PARTS):
         header = blob.read_at(position, 20)
         if len(header) < 4 or header[0] != 0xFF:
-            raise Unreadable("its segments do not follow each other")
+            raise Unreadable("has segments that do not follow each other")
         code, length = header[1], int.from_bytes(header[2:4], "big") + 2
         if code == 0xFF:  # a fill byte
             position += 1
@@ -80,11 +82,9 @@ def _jpeg(blob: Blob) -> list[bytes | Span]:
             if turned:
                 body = b"Exif\0\0" + _exif(turned)
                 parts.append(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body)
-        # APP0 is JFIF's density, APP2 the colour profile, APP14 Adobe's colour transform; other APPn and COM talk.
+        # Any other APPn, and COM, may hold text.
         elif not (0xE0 <= code <= 0xEF or code == 0xFE) or (
-            (code == 0xE0 and header[4:9] == b"JFIF\0")
-            or (code == 0xE2 and header[4:16] == b"ICC_PROFILE\0")
-            or (code == 0xEE and header[4:9] == b"Adobe")
+            code in _JPEG_KEPT and header.startswith(_JPEG_KEPT[code], 4)
         ):
             parts.append(Span(position, length))
         position += length
