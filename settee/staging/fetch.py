@@ -111,35 +111,11 @@ def s3(name: str, uri: str, settings: Settings, bucket: Bucket | None) -> Remote
     )
 
 
-def download_all(
-    remotes: Sequence[Remote],
-    sink: Sink,
-    settings: Settings,
-    *,
-    limits: Limits,
-    on_done: Callable[[Remote, str], None],
-) -> None:
-    """Download all, up to four at once; ``sink`` writes one, from a thread of its own; ``on_done`` gets what it
-    returned, in this thread.
-
-    The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched, PayloadTooLarge,
-    JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being written any more.
-    """
-    downloads = _Downloads(sink, settings, limits)
-    pool = Pool(_THREADS, downloads.check, name="settee-download")
-    try:
-        for remote in remotes:
-            pool.submit(partial(downloads.download, remote), then=partial(on_done, remote))
-        pool.settle()
-    finally:
-        downloads.stop()
-        pool.close()
-
-
-class _Downloads:
+class Downloads:
     """Downloads, each in a thread. One that waits for a name server is left alone at the end, and writes nothing."""
 
     def __init__(self, sink: Sink, settings: Settings, limits: Limits) -> None:
+        """``sink`` writes a file, from a thread of its own."""
         self._sink, self._limits, self._timeout_s = sink, limits, settings.download_timeout_s
         self._max_bytes = settings.max_file_bytes
         self._lock = threading.Condition()
@@ -151,7 +127,28 @@ class _Downloads:
         #: How many threads write a file.
         self._writing = 0
 
-    def check(self) -> None:
+    def run(self, remotes: Sequence[Remote], on_done: Callable[[Remote, str], None]) -> None:
+        """Download all, up to four at once; ``on_done`` gets what ``sink`` returned for each, in this thread.
+
+        The first failure ends them all: DownloadFailed, InvalidRequest for a URL that may not be fetched,
+        PayloadTooLarge, JobTimeout, JobCanceled, or what ``sink`` raised. When this returns or raises, nothing is being
+        written any more.
+        """
+        pool = Pool(_THREADS, self._check, name="settee-download")
+        try:
+            for remote in remotes:
+                pool.submit(partial(self._download, remote), then=partial(on_done, remote))
+            pool.settle()
+        finally:
+            self._stopped.set()
+            with self._lock:
+                for connections in self._connections.values():
+                    connections.cut()
+                    connections.close()
+                self._lock.wait_for(lambda: not self._writing, _END_S)
+            pool.close()
+
+    def _check(self) -> None:
         """Raise DownloadFailed for a download that takes too long, and what the job's limits do."""
         self._limits.check()
         with self._lock:
@@ -159,16 +156,7 @@ class _Downloads:
         if late:
             raise late[0].failed(f"it took longer than DOWNLOAD_TIMEOUT_S ({self._timeout_s:g} s)")
 
-    def stop(self) -> None:
-        """Give up what still runs, and wait until none of it writes."""
-        self._stopped.set()
-        with self._lock:
-            for connections in self._connections.values():
-                connections.cut()
-                connections.close()
-            self._lock.wait_for(lambda: not self._writing, _END_S)
-
-    def download(self, remote: Remote) -> str:
+    def _download(self, remote: Remote) -> str:
         with self._lock:
             self._until[remote] = time.monotonic() + self._timeout_s
         try:

@@ -135,7 +135,7 @@ class _Staging:
                 self._finish(remote.name, sha256)
 
         if self.remotes:
-            fetch.download_all(self.remotes, self._write, self.settings, limits=self.limits, on_done=arrived)
+            fetch.Downloads(self._write, self.settings, self.limits).run(self.remotes, arrived)
         self._raise()
 
     @contextmanager

@@ -299,13 +299,8 @@ def test_a_downloads_url_is_in_no_log(tmp_path: Path) -> None:
 
     with _odd_server() as port, Cancel() as cancel:
         remote = Remote("a.bin", f"http://127.0.0.1:{port}/p?signature=private", "here", public_only=False, redirects=0)
-        fetch.download_all(
-            [remote],
-            sink,
-            make_settings(),
-            limits=Limits(cancel=cancel, deadline=time.monotonic() + 10),
-            on_done=lambda *_: None,
-        )
+        limits = Limits(cancel=cancel, deadline=time.monotonic() + 10)
+        fetch.Downloads(sink, make_settings(), limits).run([remote], lambda *_: None)
     assert "private" not in stream.getvalue()
 
 

@@ -13,7 +13,7 @@ from settee.base.job import Cancel, Limits
 from settee.doors.agent.assets import Storage
 from settee.models.entry import ModelEntry, S3Object
 from settee.models.sources.s3_object import address
-from settee.staging.fetch import download_all
+from settee.staging.fetch import Downloads
 from settee.staging.fetch import s3 as s3_input
 from tests.support.certificates import own_certificate
 from tests.support.delivering import bucket_settings, file_artifact, make_job, run
@@ -65,7 +65,7 @@ def test_unless_the_operator_says_no(server: FaultyS3, tmp_path: Path) -> None:
 
     with Cancel() as cancel:
         deadline = Limits(cancel=cancel, deadline=time.monotonic() + 20)
-        download_all([remote], sink, settings, limits=deadline, on_done=lambda *_: None)
+        Downloads(sink, settings, deadline).run([remote], lambda *_: None)
     assert contents == [BODY]
     (tmp_path / "a.png").write_bytes(BODY)
     run([file_artifact(tmp_path / "a.png")], make_job({"mode": "s3"}), settings)
