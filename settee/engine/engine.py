@@ -27,7 +27,7 @@ from settee.models.entry import ModelEntry
 from settee.models.folder.model_folder import ModelFolder
 from settee.models.model_store import ModelStore
 from settee.models.orders import Order
-from settee.staging.inputs import Staged, stage
+from settee.staging.inputs import Staged, Staging
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ class JobRun:
             return ()
         self._report(Status.MATERIALIZING)
         counts = self._counts(Status.MATERIALIZING)
-        return stage(request, self._backend.workspace, self._settings, limits=self._limits, notify=counts)
+        return Staging(request, self._backend.workspace, self._settings, self._limits, counts).run()
 
     def _wipe(self) -> None:
         if self._job.request.debug and self._settings.allow_debug and not self._job.sealer:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
@@ -66,45 +66,38 @@ class Staged:
         return (now.st_size, now.st_mtime_ns) == (self.size, self.changed_ns)
 
 
-def stage(
-    request: JobRequest,
-    workspace: Workspace,
-    settings: Settings,
-    *,
-    limits: Limits,
-    notify: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Staged, ...]:
-    """Write a job's input files; returns them in order, ``files`` first.
-
-    ``notify(done, total)`` is called after each file. Raises InvalidRequest (UnsafePath or PayloadTooLarge when it is
-    all that) with every problem of a stage, DownloadFailed, NoSpace, JobTimeout, JobCanceled.
-    """
-    files = (*request.files, *request.images)
-    staging = _Staging(request, files, workspace, settings, limits, notify)
-    staging.check_names()
-    staging.write_inline()
-    staging.download()
-    return tuple(staging.done[file.name] for file in files)
-
-
 @dataclass
-class _Staging:
-    """One job's input files on their way."""
+class Staging:
+    """One job's input files on their way. ``notify(done, total)`` is called after each of them."""
 
     request: JobRequest
-    files: Sequence[InputFile]
     workspace: Workspace
     settings: Settings
     limits: Limits
-    notify: Callable[[int, int], None]
-    done: dict[str, Staged] = field(default_factory=dict)
-    remotes: list[Remote] = field(default_factory=list)
+    notify: Callable[[int, int], None] = lambda done, total: None
+    _done: dict[str, Staged] = field(default_factory=dict)
+    _remotes: list[Remote] = field(default_factory=list)
     _problems: list[tuple[Problem, type[InvalidRequest]]] = field(default_factory=list)
 
-    def check_names(self) -> None:
+    def run(self) -> tuple[Staged, ...]:
+        """Write the files; returns them in order, ``files`` first.
+
+        Raises InvalidRequest (UnsafePath or PayloadTooLarge when it is all that) with every problem of a stage,
+        DownloadFailed, NoSpace, JobTimeout, JobCanceled.
+        """
+        self._check_names()
+        self._write_inline()
+        self._download()
+        return tuple(self._done[file.name] for file in self._files)
+
+    @property
+    def _files(self) -> tuple[InputFile, ...]:
+        return (*self.request.files, *self.request.images)
+
+    def _check_names(self) -> None:
         """Raise for every name that breaks a rule, and where two want one place."""
         places: dict[PurePosixPath, str] = {}
-        for file in self.files:
+        for file in self._files:
             with self._noting(file.name):
                 # One name in two Unicode spellings is two files here and one on other systems.
                 place = PurePosixPath(unicodedata.normalize("NFC", str(safe_relative(file.name))))
@@ -117,9 +110,9 @@ class _Staging:
                 self._problems.append(({"path": shown(name), "problem": problem}, InvalidRequest))
         self._raise()
 
-    def write_inline(self) -> None:
+    def _write_inline(self) -> None:
         """Decode and write what came with the request; what must be fetched is only noted."""
-        for file in self.files:
+        for file in self._files:
             self.limits.check()
             with self._noting(file.name):
                 chunks = self._source(file)
@@ -127,15 +120,15 @@ class _Staging:
                     self._finish(file.name, self._write(file.name, chunks))
         self._raise()
 
-    def download(self) -> None:
+    def _download(self) -> None:
         """Fetch the rest, then check the images among it."""
 
         def arrived(remote: Remote, sha256: str) -> None:
             with self._noting(remote.name):
                 self._finish(remote.name, sha256)
 
-        if self.remotes:
-            fetch.Downloads(self._write, self.settings, self.limits).run(self.remotes, arrived)
+        if self._remotes:
+            fetch.Downloads(self._write, self.settings, self.limits).run(self._remotes, arrived)
         self._raise()
 
     @contextmanager
@@ -178,9 +171,9 @@ class _Staging:
             return self._from_volume(address[len("volume:/") :].removeprefix("/"))
         try:
             if kind in ("http", "https"):
-                self.remotes.append(fetch.web(file.name, address, self.settings))
+                self._remotes.append(fetch.web(file.name, address, self.settings))
             elif kind == "s3":
-                self.remotes.append(fetch.s3(file.name, address, self.settings, self.request.bucket))
+                self._remotes.append(fetch.s3(file.name, address, self.settings, self.request.bucket))
             else:
                 raise ValueError(
                     f"{kind}:// addresses are not fetched: give base64, data:, http(s)://, s3:// or volume://"
@@ -222,8 +215,8 @@ class _Staging:
         # LoadImage goes by the first bytes as well, whatever the name's suffix is.
         if looks_like_image(head) or any(image.name == name for image in self.request.images):
             check_image(path, self.settings.max_pixels)
-        self.done[name] = Staged(name, path, now.st_size, now.st_mtime_ns, sha256, unloadable(head))
-        self.notify(len(self.done), len(self.files))
+        self._done[name] = Staged(name, path, now.st_size, now.st_mtime_ns, sha256, unloadable(head))
+        self.notify(len(self._done), len(self._files))
 
 
 #: A FIFO would be waited for.

@@ -17,7 +17,7 @@ from settee.base.errors import InvalidRequest, SetteeError
 from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
 from settee.engine.request import Bucket, InputFile, JobRequest
-from settee.staging.inputs import Staged, stage
+from settee.staging.inputs import Staged, Staging
 from settee.staging.workspace import Folders, Workspace
 
 
@@ -53,14 +53,14 @@ class Stage:
         self.done: list[tuple[int, int]] = []
 
     def __call__(self, files: dict[str, str] | None = None, images: dict[str, str] | None = None) -> dict[str, Staged]:
-        staged = stage(
+        staging = Staging(
             request(files, images),
             self.workspace,
             Settings(**self.settings),
             limits=Limits(cancel=self.cancel, deadline=time.monotonic() + self.seconds),
             notify=lambda done, total: self.done.append((done, total)),
         )
-        return {file.name: file for file in staged}
+        return {file.name: file for file in staging.run()}
 
     def bytes_of(self, data: str, name: str = "file.bin") -> bytes:
         return self({name: data})[name].path.read_bytes()

@@ -29,7 +29,7 @@ from settee.s3.target import endpoint_problem
 from settee.staging import fetch
 from settee.staging.fetch import Remote
 from settee.staging.images import check_image
-from settee.staging.inputs import stage
+from settee.staging.inputs import Staging
 from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import WORKFLOW, bucket_settings, file_artifact, make_job, make_settings, run
 from tests.support.faulty_s3 import FaultyS3
@@ -216,7 +216,7 @@ def test_an_image_by_another_name_is_checked(kind: str, tmp_path: Path) -> None:
     workspace = Workspace(Folders(tmp_path / "input", tmp_path / "output", None))
     workspace.open()
     with Cancel() as cancel, pytest.raises(InvalidRequest, match=r"a\.bin"):
-        stage(files, workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
+        Staging(files, workspace, settings, Limits(cancel=cancel, deadline=time.monotonic() + 10)).run()
 
 
 def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_only_begins_like_a_bitmap_is_a_file(tmp_path: Path) -> None:
     workspace.open()
     files = request({"a.txt": base64.b64encode(b"BMW and others, a list of cars").decode()})
     with Cancel() as cancel:
-        (staged,) = stage(files, workspace, settings, limits=Limits(cancel=cancel, deadline=time.monotonic() + 10))
+        (staged,) = Staging(files, workspace, settings, Limits(cancel=cancel, deadline=time.monotonic() + 10)).run()
     assert staged.size == 30
 
 

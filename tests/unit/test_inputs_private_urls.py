@@ -9,7 +9,7 @@ import pytest
 from settee.base.errors import DownloadFailed, InvalidRequest, SetteeError
 from settee.base.job import Limits
 from settee.base.settings import Settings
-from settee.staging.inputs import stage
+from settee.staging.inputs import Staging
 from tests.support.staging import Stage, request
 from tests.support.web import Web
 
@@ -61,10 +61,10 @@ def test_the_callers_own_s3_endpoint_may_not_be_private_either(
     web.serve("/latest/meta-data", b"internal")
     bucket = Bucket(accessId="id", accessSecret="secret", bucketName="b", endpointUrl=web.url(""))
     with pytest.raises(InvalidRequest, match="not allowed"):
-        stage(
+        Staging(
             request({"a": "s3://latest/meta-data"}, bucket=bucket),
             put.workspace,
             Settings(),
             limits=Limits(cancel=put.cancel, deadline=time.monotonic() + 10),
-        )
+        ).run()
     assert web.asked == []

@@ -13,7 +13,7 @@ from settee.base.errors import DownloadFailed, InvalidRequest, PayloadTooLarge
 from settee.base.job import Cancel, Limits
 from settee.base.settings import Settings
 from settee.engine.request import Bucket
-from settee.staging.inputs import Staged, stage
+from settee.staging.inputs import Staged, Staging
 from settee.staging.workspace import Folders, Workspace
 from tests.support.delivering import bucket_settings
 from tests.support.s3 import S3Server
@@ -41,7 +41,7 @@ class Stage:
 
     def __call__(self, address: str, settings: Settings, own: Bucket | None = None) -> Staged:
         limits = Limits(cancel=self.cancel, deadline=time.monotonic() + 30)
-        (staged,) = stage(request({"file.bin": address}, bucket=own), self.workspace, settings, limits=limits)
+        (staged,) = Staging(request({"file.bin": address}, bucket=own), self.workspace, settings, limits).run()
         return staged
 
 
