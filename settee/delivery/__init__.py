@@ -76,10 +76,13 @@ def check_request(request: JobRequest, settings: Settings) -> None:
 def target_for(job: Job, settings: Settings) -> Target | None:
     """Return the door's bucket if it named one, the caller's if the job brought one, else the worker's, else None.
 
-    The request was checked (:func:`check_request`), and a door that names a bucket has the worker's endpoint.
+    A door that names a bucket has the worker's endpoint. Raises DeliveryError.
     """
     wanted, callers = job.request.delivery, job.request.bucket
-    target = workers_target(settings) if callers is None else callers_target(callers, settings)
+    try:
+        target = workers_target(settings) if callers is None else callers_target(callers, settings)
+    except ValueError as error:
+        raise DeliveryError(str(error)) from error
     prefix = wanted.prefix or (settings.bucket_prefix if callers is None else "{job_id}")
     target = target and replace(target, prefix=prefix, expires_s=wanted.expires_s or settings.bucket_expires_s)
     if (destination := job.options.destination) is not None:
