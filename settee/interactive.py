@@ -1,31 +1,27 @@
 """`settee interactive`: ComfyUI with its editor, on every address, and no worker (MODE=interactive).
 
 For building workflows and for looking into a container by SSH. ComfyUI is the one that a worker would start: the same
-folders, further model folders and arguments; it is restarted when it ends. Models are placed meanwhile. Nothing is
-wiped. ComfyUI asks for no password: publish its port only where that is meant.
+folders, further model folders and arguments; it is restarted when it ends. Models are placed meanwhile. What is drawn
+is not wiped. ComfyUI asks for no password: publish its port only where that is meant.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import signal
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
-from settee.backends.comfy.process import SupervisedServer, end
+from settee.backends.comfy.process import SupervisedServer
 from settee.base import logs
 from settee.base.errors import ConfigError, SetteeError
 from settee.base.settings import Settings, load
+from settee.models.model_store import ModelStore
 from settee.staging.workspace import Folders, Workspace
 
 log = logging.getLogger(__name__)
 
-UTILS = Path(__file__).parents[1] / "utils.py"
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - a container's port is published by the one who runs it
 _LOOK_S = 1.0
 
@@ -38,32 +34,25 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     folders = Folders(input=root / "input", output=root / "output", temp=root / "temp")
     workspace = Workspace(folders)
     workspace.claim()  # a worker beside this one would wipe what is drawn here
-    server = SupervisedServer(settings, folders, listen=_ANYWHERE)
+    server, models = SupervisedServer(settings, folders, listen=_ANYWHERE), ModelStore(settings)
     try:
         for _, folder in folders.named():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _placing(settings):
-            server.start()
-            log.info("ComfyUI's editor: port %s", settings.comfy_port)
-            while not stop.wait(_LOOK_S):  # the supervisor does not report that it gives up
-                if server.unrecoverable:
-                    server.wait_ready(0)  # raises, with the end of its log
+        try:
+            models.load()
+            models.start()
+        except ConfigError as error:  # ComfyUI can be looked at all the same
+            for line in error.lines():
+                log.error("%s", line)
+        server.start()
+        log.info("ComfyUI's editor: port %s", settings.comfy_port)
+        while not stop.wait(_LOOK_S):  # the supervisor does not report that it gives up
+            if server.unrecoverable:
+                server.wait_ready(0)  # raises, with the end of its log
     finally:
+        models.close()
         server.close()
         workspace.release()
-
-
-@contextlib.contextmanager
-def _placing(settings: Settings) -> Iterator[None]:
-    """Place the models of MODELS and MODELS_FILE beside ComfyUI, in a process that ends with this one's work."""
-    if not settings.models and settings.models_file is None:
-        yield
-        return
-    placing = subprocess.Popen([sys.executable, str(UTILS)])  # noqa: S603 - our own command
-    try:
-        yield
-    finally:
-        end(placing, 3)
 
 
 def main() -> int:
