@@ -131,12 +131,12 @@ class Sending:
                 self.store.remove([run.terminal.id])
             elif run.terminal is not None:
                 self.store.failed(run.terminal.id, answer.why, is_refused=answer.is_refused)
+            if is_last:
+                run.terminal = None
         except StoreError as error:
             # After a restart it is sent again, under the same key.
             level = logging.ERROR if is_last else logging.DEBUG
             log.log(level, "what became of the callback %s is not in the state folder: %s", key, error.message)
-        if is_last:
-            run.terminal = None
         return is_last
 
 
