@@ -45,19 +45,13 @@ def secret_values(shown: Mapping[str, Any]) -> set[str]:
     to such a path.
     """
     found = _texts(shown, is_secret=False)
-    for override in shown.get("workflowOverrides") or ():
-        if _is_secret_path(override["path"]) and _may_be_secret(override["value"]):
-            found |= _texts(override["value"])
     extra = shown["parameters"].get("extra") or {}
-    for binding in shown.get("workflowParameters") or ():
-        value = extra.get(binding["parameter"])
-        if _is_secret_path(binding["path"]) and _may_be_secret(value):
+    placed = [(each["path"], each["value"]) for each in shown.get("workflowOverrides") or ()]
+    placed += [(each["path"], extra.get(each["parameter"])) for each in shown.get("workflowParameters") or ()]
+    for path, value in placed:
+        if any(map(is_secret_name, path.split("."))) and _may_be_secret(value):
             found |= _texts(value)
     return found
-
-
-def _is_secret_path(path: str) -> bool:
-    return any(map(is_secret_name, path.split(".")))
 
 
 def _texts(value: Any, *, is_secret: bool = True) -> set[str]:

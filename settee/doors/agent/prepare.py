@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from settee.base.job import Artifact, Destination, Job, JobOptions, Result
 from settee.base.settings import Settings
@@ -28,8 +28,6 @@ from settee.doors.agent.graph.loras import chained
 from settee.doors.agent.graph.parameters import Context, context
 from settee.engine.request import Delivery, JobRequest
 from settee.models.required import names_of
-
-_Placed = TypeVar("_Placed", Binding, Override)
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,11 @@ def _renamed(envelope: Envelope, graph: Workflow, registry: NodeRegistry) -> Env
         if "old_id" in each
     }
 
-    def moved(parts: tuple[_Placed, ...]) -> tuple[_Placed, ...]:
-        return tuple(each.model_copy(update={"path": names.get((each.node, each.path), each.path)}) for each in parts)
+    def moved(part: Binding | Override) -> Binding | Override:
+        return part.model_copy(update={"path": names.get((part.node, part.path), part.path)})
 
     changed = {
-        "workflow_parameters": moved(envelope.workflow_parameters),
-        "workflow_overrides": moved(envelope.workflow_overrides),
+        name: tuple(map(moved, getattr(envelope, name))) for name in ("workflow_parameters", "workflow_overrides")
     }
     return envelope.model_copy(update=changed) if names else envelope
 
