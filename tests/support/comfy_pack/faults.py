@@ -127,8 +127,8 @@ class Stats:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         names = ("prompts_queued", "prompts_executed", "prompts_succeeded", "prompts_failed", "nodes_executed")
-        more = ("interrupts", "frees", "unloads", "memory_frees", "cache_drops", "uploads", "sockets_opened")
-        self.counts = dict.fromkeys((*names, *more), 0)
+        more = ("interrupts", "frees", "unloads", "memory_frees", "cache_drops", "uploads")
+        self.counts = dict.fromkeys((*names, *more, "sockets_opened", "sockets_closed"), 0)
 
     def add(self, name: str) -> None:
         """Count one more."""
@@ -308,7 +308,11 @@ async def spoil(request: web.Request, handler: Callable[[web.Request], Awaitable
         raise RuntimeError("the fault prompt_500 is on")
     if counted := {"POST /interrupt": "interrupts", "POST /upload/image": "uploads"}.get(asked):
         stats.add(counted)
-    response = await handler(request)
+    try:
+        response = await handler(request)
+    finally:
+        if asked == "GET /ws":
+            stats.add("sockets_closed")
     if asked == "POST /prompt" and response.status == 200:
         stats.add("prompts_queued")
         if faults.take("prompt_lost_response") and request.transport is not None:
