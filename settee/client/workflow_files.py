@@ -85,7 +85,7 @@ def _found(text: str) -> Path:
         if path.is_dir():
             raise UsageError(f"{text} is a folder: name a workflow in it")
     known = sorted({file.stem for folder in FOLDERS if folder.is_dir() for file in folder.glob("*.json")})
-    if near := near_matches(path.stem, known):
+    if near := near_matches(path.stem, known, are_files=False):
         hint = f"; did you mean {' or '.join(near)}?"
     else:
         hint = f"; there are {', '.join(known[:_SHOWN_NAMES])}" if known else ""

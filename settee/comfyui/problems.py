@@ -22,21 +22,22 @@ from settee.comfyui.workflow import Problem, Text, Workflow, is_link, links, nat
 MAX_NEAR = 10
 
 
-def near_matches(value: Any, choices: Iterable[Any], limit: int = 3) -> list[str]:
+def near_matches(value: Any, choices: Iterable[Any], limit: int = 3, *, are_files: bool = True) -> list[str]:
     """Return choices that look like ``value``, best first: by spelling, else by file name, whatever the case.
 
-    A suffix counts for nothing: by it alone every model would look like every other.
+    A file's suffix counts for nothing: by it alone every model would look like every other.
     """
+    stem = _stem if are_files else str.lower
     known = [str(choice) for choice in choices][:20_000]
     wanted = str(value)
     if len(wanted) > 300:
         return []
     lowered: dict[str, str] = {}
     for text in known:
-        lowered.setdefault(_stem(text), text)
-        lowered.setdefault(_stem(re.split(r"[\\/]", text)[-1]), text)
+        lowered.setdefault(stem(text), text)
+        lowered.setdefault(stem(re.split(r"[\\/]", text)[-1]), text)
     found: list[str] = []
-    for candidate in dict.fromkeys((_stem(wanted), _stem(re.split(r"[\\/]", wanted)[-1]))):
+    for candidate in dict.fromkeys((stem(wanted), stem(re.split(r"[\\/]", wanted)[-1]))):
         for match in difflib.get_close_matches(candidate, lowered, n=limit, cutoff=0.6):
             if lowered[match] not in found:
                 found.append(lowered[match])

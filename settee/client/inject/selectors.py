@@ -84,7 +84,8 @@ class LiveGraph(Graph):
         for node_id, node in self.workflow.items():
             for name in (node_id, title(node), str(node["class_type"])):
                 names.setdefault(name, node_id)
-        return (inside or list(dict.fromkeys(names[name] for name in near_matches(text, filter(None, names)))))[:3]
+        close = near_matches(text, filter(None, names), are_files=False)
+        return (inside or list(dict.fromkeys(names[name] for name in close)))[:3]
 
     # --- the place behind a link --------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class LiveGraph(Graph):
 def near(text: str, names: Iterable[str]) -> str:
     """Return ``did you mean 'a'`` for a message, or all the names when none is like it; "" without names."""
     known = sorted(names)
-    if close := near_matches(text, known, 2):
+    if close := near_matches(text, known, 2, are_files=False):
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"it has {', '.join(known[:20])}{', …' if len(known) > 20 else ''}" if known else ""
 

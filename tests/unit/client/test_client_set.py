@@ -150,6 +150,12 @@ def test_what_is_not_there(text: str, message: str) -> None:
         value_of(text)
 
 
+def test_the_inputs_of_a_choice_differ_behind_their_dot() -> None:
+    inputs = {"model": "a", "model.resolution": "1K", "model.seed": 1}
+    with pytest.raises(UsageError, match=r"no input 'model\.sed'; did you mean 'model\.seed' or"):
+        value_of("1.model.sed=5", {"1": node("ApiNode", **inputs)})
+
+
 def test_a_node_without_inputs() -> None:
     with pytest.raises(UsageError, match=r"has no input 'a'$"):
         value_of("1.a=5", {"1": node("Empty")})

@@ -111,7 +111,8 @@ def test_a_name_does_not_leave_the_folder(only: Path) -> None:
     ("text", "words"),
     [
         ("invrt", "no file 'invrt', and no workflow of that name; did you mean invert?"),
-        ("zzz", "there are blend, invert"),
+        ("flux.schnel.json", "did you mean flux.schnell"),
+        ("zzz", "there are blend, flux.dev, flux.schnell, invert"),
         ("", "name a workflow"),
         ("a/b.json", "no file 'a/b.json'"),
         ("x\0y", "no file 'x\\x00y'"),
@@ -119,7 +120,7 @@ def test_a_name_does_not_leave_the_folder(only: Path) -> None:
     ],
 )
 def test_what_is_not_there(only: Path, text: str, words: str) -> None:
-    for name in ("invert", "blend"):
+    for name in ("invert", "blend", "flux.dev", "flux.schnell"):
         written(only / f"{name}.json", "{}")
     assert words in refusal(text)
 
