@@ -30,11 +30,6 @@ from settee.base.job import Status
 from settee.service import timestamps
 from settee.service.store_schema import FILE, connected
 
-#: Returns the number of a callback, also of one that is there already.
-_INSERT = (
-    "INSERT INTO callbacks (attempt_id, job_id, key, url, body) VALUES (:attempt_id, :job_id, :key, :url, :body) "
-    "ON CONFLICT DO UPDATE SET key = key RETURNING id"
-)
 #: Idempotency keys, ended jobs and refused callbacks that are kept: the newest.
 MAX_KEYS, MAX_JOBS, MAX_REFUSED = 1000, 200, 500
 
@@ -225,7 +220,14 @@ class Store:
             )
             if terminal is None:
                 return None
-            return replace(terminal, id=db.execute(_INSERT, vars(terminal)).fetchone()["id"])
+            # It may be there already. RETURNING needs SQLite 3.35: Enterprise Linux 9 has 3.34.
+            db.execute(
+                "INSERT OR IGNORE INTO callbacks (attempt_id, job_id, key, url, body) "
+                "VALUES (:attempt_id, :job_id, :key, :url, :body)",
+                vars(terminal),
+            )
+            of_it = "SELECT id FROM callbacks WHERE attempt_id = :attempt_id AND key = :key"
+            return replace(terminal, id=db.execute(of_it, vars(terminal)).fetchone()["id"])
 
     def running(self) -> list[Attempt]:
         """Return the attempts that have not ended, oldest first: at a start, those that were interrupted."""

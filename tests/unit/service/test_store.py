@@ -95,6 +95,15 @@ class TestEnds:
         assert first is not None
         assert first == second
 
+    def test_an_old_sqlite_knows_every_word(self, store: Store) -> None:
+        said: list[str] = []
+        store.accept(attempt())
+        assert store._db is not None
+        store._db.set_trace_callback(said.append)
+        assert store.end("attempt 1", ending(), callback("job-FAILED"), forget_key=True)
+        assert said
+        assert not [each for each in said if "RETURNING" in each]  # 3.35
+
     def test_a_job_id_that_comes_again_is_counted(self, store: Store) -> None:
         for number in range(3):
             store.accept(attempt(number))
