@@ -19,7 +19,7 @@ GONE = "[removed]"
 _PARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z]+")
 #: In a name of lower-case words with _ between: a token at its end, or one of these anywhere.
 _SECRET = re.compile(
-    r"(?:^|_)(?:tokens?$|(?:secrets?|password|passwd|passphrase|pwd|credentials?|authorization|apikey|cookie|bearer"
+    r"(?:^|_)(?:tokens?_?$|(?:secrets?|password|passwd|passphrase|pwd|credentials?|authorization|apikey|cookie|bearer"
     r"|signature|sig|jwt|(?:api|access|private|signing|encryption|auth|account|master|service|session)_keys?)(?:_|$))"
 )
 _URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)([^\s\"'<>\\]+)")

@@ -194,6 +194,8 @@ class TestSecrets:
             "HF_TOKEN",
             "HFToken",
             "access-token",
+            "hf_token_",
+            "token.",
             "secret",
             "clientSecret",
             "secret_key",
