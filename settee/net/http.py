@@ -292,6 +292,7 @@ def tls(verify: str | None, *, is_checked: bool = True) -> ssl.SSLContext:
     """Certificates of ``verify``, or the system's (SSL_CERT_FILE) with certifi's, which a slim image has too."""
     import certifi
 
+    verify = verify if is_checked else None  # a file that is not needed may be missing
     folder = verify if verify and os.path.isdir(verify) else None
     context = ssl.create_default_context(cafile=None if folder else verify, capath=folder)
     if verify is None:

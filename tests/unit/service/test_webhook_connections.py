@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -54,6 +55,11 @@ def test_a_certificate_is_checked(tls: ssl.SSLContext) -> None:
 def test_unless_the_operator_says_no(tls: ssl.SSLContext) -> None:
     with Receiver(tls=tls) as receiver:
         assert ask(WebhookSender(verify_tls=False), post(receiver.url()), 5).is_delivered
+
+
+def test_what_is_not_checked_needs_no_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/a file that is missing.pem")
+    assert WebhookSender(verify_tls=False)._connections(urlsplit("https://receiver.example/"))
 
 
 @pytest.mark.parametrize(
