@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from settee.base.errors import ConfigError, DeliveryError, InvalidRequest
@@ -172,11 +172,13 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
     """Write the items on the network volume: the last resort. Their Outputs have type "path".
 
     Files are in ``RESULT_VOLUME_DIR/<job id>/``, readable by the worker's user only, on disk before the job ends. Only
-    their owner removes them. Raises DeliveryError; nothing of the job is there then.
+    their owner removes them. Raises DeliveryError; what is new is removed then, and nothing that was there before: a
+    platform may run a job twice, and an earlier attempt's files are a result.
     """
     job, sealer, root = delivery.job, delivery.job.sealer, delivery.settings.result_volume_dir
     folder = root / safe_id(job.id)
     namer = Namer("{job_id}", job)
+    made: list[Path] = []
     outputs = []
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -189,6 +191,8 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
                 digest = Digest(delivery.check)
                 chunks = digest.through(prepared.content.chunks())
                 # Whole or not at all, and over what an earlier attempt at this job left.
+                if not path.exists():
+                    made.append(path)
                 part = path.with_name(f".{path.name}.part")
                 write_whole(path, sealer.seal_chunks(chunks) if sealer else chunks, part=part)
                 outputs.append(item.output(prepared, digest, "path", url=str(path)))
@@ -196,7 +200,13 @@ def _to_volume(items: Sequence[Item], delivery: Delivery) -> list[Output]:
         for parent in (root, root.parent):
             sync_folder(parent)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        inner = {parent for path in made for parent in path.parents if folder in parent.parents}
+        for parent in (*sorted(inner, reverse=True), folder):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
         if isinstance(error, OSError):
             # Not the error itself: it names the file.
             log.warning("job %s: the result volume failed: %s (errno %s)", job.id, type(error).__name__, error.errno)

@@ -326,6 +326,19 @@ def test_a_failure_leaves_nothing_on_the_volume(tmp_path: Path, volume: Path) ->
     assert list(volume.rglob("*")) == []
 
 
+def test_a_second_attempt_that_fails_takes_nothing_of_the_first(tmp_path: Path, volume: Path) -> None:
+    """A platform runs a job twice now and then; the first run's answer leads to these files."""
+    artifacts = [file_artifact(write(tmp_path / name, bytes(50_000))) for name in ("a.bin", "b.bin", "c.bin")]
+    job, config = make_job(max_result_bytes=30_000), make_settings(result_volume_dir=volume)
+    paths = [Path(output.url or "") for output in run(artifacts, job, config).outputs]
+    new = file_artifact(write(tmp_path / "new.bin", bytes(50_000)))
+    gone = file_artifact(tmp_path / "b.bin", path=None)
+    with pytest.raises(DeliveryError, match="sent 1 of"):
+        run([new, artifacts[0], gone], job, config, fetch=lambda wanted: iter([b"x"]))
+    assert sorted(path for path in volume.rglob("*") if path.is_file()) == paths
+    assert [path.stat().st_size for path in paths] == [50_000] * 3
+
+
 def test_a_volume_that_is_full_fails_the_job_and_keeps_no_half(tmp_path: Path, volume: Path) -> None:
     artifact = file_artifact(write(tmp_path / "a.bin", bytes(500_000)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
