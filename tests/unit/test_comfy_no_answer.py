@@ -8,6 +8,13 @@ import pytest
 
 from settee.backends.comfy.comfy_client import Client, NoAnswer
 from settee.backends.comfy.process import free_port
+from settee.base.errors import ConfigError
+
+
+@pytest.mark.parametrize("url", ["http://", "ftp://x", "http://[::1", "http://h:99999", "h:port"])
+def test_an_address_that_cannot_be_read_is_a_line(url: str) -> None:
+    with pytest.raises(ConfigError, match="COMFY_URL: not an address"):
+        Client(url)
 
 
 def test_nobody_listens() -> None:

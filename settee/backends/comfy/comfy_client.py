@@ -56,19 +56,22 @@ class Client(HttpApi):
 
     def __init__(self, url: str, *, timeout_s: float = 10) -> None:
         """Raises ConfigError for an invalid address."""
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(url)
+            self._pool = urllib3.connectionpool.connection_from_url(
+                f"{parts.scheme}://{parts.netloc}", maxsize=4, block=False, retries=False
+            )
+        except ValueError as error:  # urllib3's for a port is one, too
             raise ConfigError(
                 f"COMFY_URL: not an address of a ComfyUI server: {url!r}; it looks like http://127.0.0.1:8188"
-            )
+            ) from error
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._base = parts.path.rstrip("/")
         self._timeout_s = timeout_s
         #: Since when (time.monotonic()) every connection has been refused; None when the last one was not.
         self.refused_since: float | None = None
-        self._pool = urllib3.connectionpool.connection_from_url(
-            f"{parts.scheme}://{parts.netloc}", maxsize=4, block=False, retries=False
-        )
 
     def node_registry(self) -> NodeRegistry:
         return NodeRegistry(self.object_info(), self.replacements())
