@@ -113,7 +113,7 @@ class LiveGraph(Graph):
         if others:
             named = ", ".join(f"{use.node_id}.{use.input}" for use in others[:10])
             raise UsageError(
-                f"it comes from node {self.shown(place.node_id)}, which feeds {named} too: "
+                f"{node_id}.{name} comes from node {self.shown(place.node_id)}, which feeds {named} too: "
                 f"if all of them are to change, --set {place.shown()}=…"
             )
         return place

@@ -242,7 +242,7 @@ def test_a_loader_fed_by_a_primitive(png: Path) -> None:
     )
     assert sent(media_changes(workflow, images=[Given(png)])[0]) == {"2.value": "2_photo.png"}
     workflow["3"]["inputs"]["filename_prefix"] = ["2", 0]
-    with pytest.raises(UsageError, match=r"--img .*feeds 3\.filename_prefix too"):
+    with pytest.raises(UsageError, match=r"--img .*: 1\.image comes from .*feeds 3\.filename_prefix too"):
         media_changes(workflow, images=[Given(png)])
     workflow["1"]["inputs"]["image"] = ["4", 0]
     workflow["4"] = {"class_type": "StringConcatenate", "inputs": {"string_a": "a", "string_b": "b", "delimiter": ""}}

@@ -33,7 +33,9 @@ def test_a_primitive_is_set_where_it_is() -> None:
 
 def test_a_primitive_that_is_width_and_height() -> None:
     workflow = fed(width="20", height="20") | {"20": node("PrimitiveInt", value=512)}
-    with pytest.raises(UsageError, match=r"--width: it comes from node 20 PrimitiveInt, which feeds 5\.height too"):
+    with pytest.raises(
+        UsageError, match=r"--width: 5\.width comes from node 20 PrimitiveInt, which feeds 5\.height too"
+    ):
         places(workflow, width=640)
     with pytest.raises(UsageError, match=r"--width and --height both come from node 20"):
         places(workflow, width=640, height=768)
