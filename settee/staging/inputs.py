@@ -98,16 +98,20 @@ class Staging:
         """Raise for every name that breaks a rule, and where two want one place."""
         places: dict[PurePosixPath, str] = {}
         for file in self._files:
-            with self._noting(file.name):
+            try:
                 # One name in two Unicode spellings is two files here and one on other systems.
                 place = PurePosixPath(unicodedata.normalize("NFC", str(safe_relative(file.name))))
-                if place in places:
-                    raise InvalidRequest(f"the file name {shown(file.name)} is given twice")
-                places[place] = file.name
+            except UnsafePath as error:
+                self._problems.append(({"path": "images", "problem": error.message, "code": error.code}, UnsafePath))
+                continue
+            if place in places:
+                twice = f"the file name {shown(file.name)} is given twice"
+                self._problems.append(({"path": "images", "problem": twice}, InvalidRequest))
+            places[place] = file.name
         for place, name in places.items():
             for folder in filter(places.__contains__, place.parents):
-                problem = f"the file {shown(places[folder])} cannot also be a folder, that of {shown(name)}"
-                self._problems.append(({"path": shown(name), "problem": problem}, InvalidRequest))
+                clash = f"the file {shown(places[folder])} cannot also be a folder, that of {shown(name)}"
+                self._problems.append(({"path": "images", "problem": clash}, InvalidRequest))
         self._raise()
 
     def _write_inline(self) -> None:

@@ -166,7 +166,8 @@ def test_no_files_at_all(put: Stage) -> None:
 def test_all_bad_names_at_once_and_nothing_written(put: Stage) -> None:
     error = put.refused({"../up": "QUJD", "fine": "QUJD"}, {"/abs.png": PNG64, "nul": "???"}, kind=UnsafePath)
     assert error.code == "unsafe_path"
-    assert len(error.details["problems"]) == 3
+    problems = error.details["problems"]
+    assert [(problem["path"], problem["code"]) for problem in problems] == [("images", "unsafe_path")] * 3
     assert "'../up'" in error.message
     assert list(put.workspace.folders.input.iterdir()) == []
 
