@@ -249,4 +249,4 @@ def measure(value: Any) -> tuple[int, str | None]:
         if not inside:
             return size, None
         level = inside
-    return size, f"nested more than {MAX_DEPTH} levels deep"
+    return size, f"is nested more than {MAX_DEPTH} levels deep"

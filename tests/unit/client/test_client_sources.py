@@ -168,6 +168,7 @@ def test_the_editors_format_is_passed_on_for_the_converter(tmp_path: Path) -> No
         (b'{"1": {"class_type": "A", "inputs": {"x": ["1", 0]}}}', "form a loop"),
         (b'{"1": {"class_type": "A", "inputs": {"x": NaN}}}', "1.x holds NaN"),
         (b'{"1": {"class_type": "A", "inputs": {"x": [[1e999]]}}}', "1.x holds NaN or an infinite"),
+        (b'{"1": {"class_type": "A", "inputs": {"x": %s1%s}}}' % (b"[" * 70, b"]" * 70), "1.x is nested more than 64"),
     ],
 )
 def test_what_is_no_workflow(tmp_path: Path, content: bytes, words: str) -> None:
