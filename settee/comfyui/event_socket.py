@@ -182,10 +182,10 @@ class EventSocket:
 
     def shut(self) -> None:
         """End the connection, from any thread; the one that reads gets SocketLost, and closes it."""
-        ws = self._ws
-        if ws is not None and ws.sock is not None:
+        sock: Any = getattr(self._ws, "sock", None)
+        if sock is not None:
             with contextlib.suppress(OSError):
-                ws.sock.shutdown(sockets.SHUT_RDWR)
+                sock.shutdown(sockets.SHUT_RDWR)
 
     def close(self) -> None:
         ws, self._ws = self._ws, None

@@ -81,7 +81,7 @@ class Follower(ABC):
     interval_s = 1.0
     #: Longest wait for one answer, seconds; None: as the API has it.
     answer_s: float | None = None
-    #: While the socket has reported within so many seconds that the prompt runs, the queue is not asked.
+    #: While a socket that was never lost has reported within so many seconds, the queue is not asked.
     fresh_s = 0.0
     #: No event is waited for beyond this (time.monotonic()), nor once the token is set.
     deadline: float = math.inf
@@ -238,7 +238,8 @@ class Follower(ABC):
         """Look at history and queue; return the history entry if it is there. Raises what requests raise."""
         self._next_look = time.monotonic() + self.interval_s
         entry = self._history()
-        if entry is None and not (self.begun and time.monotonic() - self._last_event < self.fresh_s):
+        is_whole = self.begun and not self.socket_was_lost
+        if entry is None and not (is_whole and time.monotonic() - self._last_event < self.fresh_s):
             self._look_at_queue()
         if entry is None and not self._socket.is_open:
             # For progress only: whatever it missed is in history.

@@ -8,6 +8,8 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import requests
@@ -260,6 +262,16 @@ def test_a_job_over_its_time_limit_is_ended(target: Comfy) -> None:
     assert "0.3 s" in (answer.error or "")
 
 
+def test_a_time_limit_outlives_a_cancel_that_found_no_answer(target: Comfy, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = sent(target, slow(steps=4000), timeout_s=0.3)
+    run = target._runs[answer.job_id]
+    cancel = Mock(wraps=run._cancel_job, side_effect=[NetworkError("no answer"), DEFAULT])
+    monkeypatch.setattr(run, "_cancel_job", cancel)
+    with pytest.raises(NetworkError, match="no answer"):
+        end(target, answer)
+    assert end(target, answer).status is Status.TIMED_OUT
+
+
 # --- cancel, resume -----------------------------------------------------------------------------------------------
 
 
@@ -297,6 +309,17 @@ def test_another_process_resumes_and_cancels(server: EmbeddedServer, target: Com
         target.status("00000000-0000-0000-0000-000000000000")
     with pytest.raises(JobStopped, match="does not know job"):
         target.cancel("../queue")
+
+
+def test_a_cancel_by_id_is_the_first_thing_asked_for(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = sent(target, slow(steps=4000))
+    running(target, answer)
+    with closing(Comfy(server.url)) as later:
+        monkeypatch.setattr(later._wire, "node_registry", None)  # megabytes, on a real one
+        later.cancel(answer.job_id)
+    assert end(target, answer).status is Status.CANCELLED
 
 
 def test_previews_are_asked_for_once(server: EmbeddedServer, target: Comfy) -> None:

@@ -227,7 +227,7 @@ def test_restarted_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         running(target, answer)
         server.stop()
         with EmbeddedServer(tmp_path, port=server.port):
-            assert end(target, answer).code == "prompt_lost"
+            assert end(target, answer, timeout_s=7).code == "prompt_lost", "however lately it was heard of"
         target.close()
 
 

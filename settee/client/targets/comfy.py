@@ -179,8 +179,8 @@ class Comfy:
             if run is None and self._wire.history(job_id) is None:
                 raise JobStopped(GONE.format(name=self.name, job_id=job_id), job_id=job_id)
             return
-        run = run or self._adopted(job_id)
-        run.is_canceled = True
+        if run is not None:
+            run.is_canceled = True
         for each in found:
             if each != job_id:
                 # At once: it may be about to start another.

@@ -108,7 +108,8 @@ class Run(Follower):
             try:
                 return call.result()
             except NetworkError:
-                self._call = None
+                if self._call is call:
+                    self._call = None
                 raise
         meter = self._meter or Meter({})
         if self._runs_since is None:
@@ -172,8 +173,8 @@ class Run(Follower):
         limit_s, since = self._asked.timeout_s, self._runs_since
         self.deadline = math.inf if limit_s is None or since is None or self._is_late else since + limit_s
         if time.monotonic() >= self.deadline:
-            self._is_late = True
             self._cancel_job(self.id)
+            self._is_late = True  # only then: one that cannot be asked for now is followed on later
 
     def pause(self, seconds: float) -> None:
         self._closed.wait(min(seconds, max(0.0, self.deadline - time.monotonic())))
