@@ -19,6 +19,9 @@ from settee.client.saving import make_folder
 from settee.client.targets import Status
 from settee.client.under_way import UnderWay
 
+#: A bare ComfyUI runs one job at a time, and each that waits there costs threads, sockets and questions: the most.
+COMFY_JOBS = 32
+
 
 def run(endpoint: Endpoint, args: argparse.Namespace) -> int:
     """Run many jobs. Returns the exit code: 0 when all outputs are saved, else that of the failures. Raises
@@ -102,7 +105,8 @@ class _Many:
                 while not self._jobs.stop.is_set():
                     self._one(left.popleft())
 
-        self._jobs.run(work, min(self._args.jobs, len(rows)))
+        most = COMFY_JOBS if self._endpoint.is_comfy else len(rows)
+        self._jobs.run(work, min(self._args.jobs, len(rows), most))
 
     def _one(self, row: Row) -> None:
         document = self.found[row.key] = _document(row, "failed")

@@ -83,6 +83,8 @@ class Follower(ABC):
     answer_s: float | None = None
     #: While a socket that was never lost has reported within so many seconds, the queue is not asked.
     fresh_s = 0.0
+    #: False while a socket that is not open is not missed.
+    needs_socket = True
     #: No event is waited for beyond this (time.monotonic()), nor once the token is set.
     deadline: float = math.inf
     cancel: Cancel | None = None
@@ -241,7 +243,7 @@ class Follower(ABC):
         is_whole = self.begun and not self.socket_was_lost
         if entry is None and not (is_whole and time.monotonic() - self._last_event < self.fresh_s):
             self._look_at_queue()
-        if entry is None and not self._socket.is_open:
+        if entry is None and self.needs_socket and not self._socket.is_open:
             # For progress only: whatever it missed is in history.
             try:
                 self._socket.reconnect(timeout_s=_RECONNECT_S)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from settee.client.client_errors import JobStopped, NetworkError, Rejected, UsageError
 from settee.client.follow import follow, result_of
-from settee.client.targets import Answer, Status
+from settee.client.targets import Answer, Status, comfy
 from settee.client.targets.comfy import Comfy
 from tests.support.bare_comfy import end, fetched, image, images, is_idle, loading, ran, running, sent
 from tests.support.embedded import EmbeddedServer
@@ -320,6 +320,20 @@ def test_a_cancel_by_id_is_the_first_thing_asked_for(
         monkeypatch.setattr(later._wire, "node_registry", None)  # megabytes, on a real one
         later.cancel(answer.job_id)
     assert end(target, answer).status is Status.CANCELLED
+
+
+def test_jobs_that_wait_for_long_have_no_socket_before_they_run(
+    server: EmbeddedServer, target: Comfy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfy, "SOCKETS", 1)
+    before = server.stats()["sockets_opened"]
+    first, second = sent(target, slow(steps=4000)), sent(target, slow(steps=200, delay_ms=15))
+    running(target, first)
+    assert target.status(second.job_id).queue_position == 1
+    assert server.stats()["sockets_opened"] == before + 1, "hundreds of them leave a process no descriptors"
+    target.cancel(first.job_id)
+    assert running(target, second).progress["node"] == "5"
+    assert images(end(target, second))
 
 
 def test_previews_are_asked_for_once(server: EmbeddedServer, target: Comfy) -> None:

@@ -28,6 +28,8 @@ from settee.comfyui.node_registry import NodeRegistry
 
 #: How long a prompt whose answer was lost is looked for, and how long it may take to take back one, seconds.
 SEARCH_S, WITHDRAW_S = 10.0, 5.0
+#: Beyond so many jobs, one that sends no pictures gets a socket when it runs.
+SOCKETS = 32
 
 GONE = "{name} does not know job {job_id} (any more): its history is lost when it is restarted or cleared"
 
@@ -81,7 +83,8 @@ class Comfy:
         places = {name: self._wire.put(name, base64.b64decode(data)) for name, data in asked.files.items()}
         asked = replace(asked, workflow=comfy_job.with_files(asked.workflow, places), files={})
         run = Run(self._wire, registry, str(uuid.uuid4()), asked, self.cancel)
-        run.connect()
+        if run.needs_socket or len(self._runs) < SOCKETS:
+            run.connect()
         self._runs[run.id] = run
         try:
             self._queue_prompt(run, asked)

@@ -66,6 +66,8 @@ class Run(Follower):
         senders = registry.picture_senders(asked.workflow)
         super().__init__(wire, self.socket, job_id, asked.workflow, senders=senders, history_s=PICTURES_S)
         self.id, self.registry, self._wire, self._asked, self._cancel_job = job_id, registry, wire, asked, cancel_job
+        # Until it runs, if it sends no pictures: with hundreds of jobs a process has no descriptors left.
+        self.needs_socket = bool(senders)
         self._is_late = False
         self._closed = threading.Event()
         #: Set once anything is known about it.
@@ -188,7 +190,7 @@ class Run(Follower):
     def queued(self, queue: Queue) -> None:
         now = time.monotonic()
         if self.prompt_id in queue.running:
-            self._runs_since = self._runs_since or now
+            self._runs_since, self.needs_socket = self._runs_since or now, True
         else:
             self._queue_position = len(queue.running) + queue.pending.index(self.prompt_id)
             self.interval_s = min(SLOWEST_S, self.interval_s * 1.5)
