@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -141,6 +142,8 @@ def test_the_command_says_it_by_its_exit_code(
     assert health.main() == 1
     monkeypatch.setenv("COMFY_PORT", "many")
     assert health.main() == 1
+    # As a HEALTHCHECK of an operator's own may name it.
+    assert subprocess.run([sys.executable, "-m", "settee.health"], stdout=subprocess.DEVNULL).returncode == 1
     healthy, gone, wrong = capsys.readouterr().out.splitlines()
     assert healthy == "healthy"
     assert "cannot be reached" in gone
