@@ -240,7 +240,7 @@ def _check_file(path: Path, *, is_picture: bool) -> None:
     if is_picture and path.suffix.lower() != ".tga":  # Targa has no first bytes of its own
         known = format_of(head)
         if known == "HEIC":
-            raise UsageError("HEIC pictures cannot be opened by ComfyUI: convert it to JPEG or PNG first")
+            raise UsageError("ComfyUI does not load HEIC pictures whole: convert it to JPEG or PNG first")
         if known in (None, "PostScript", "web page") and not _OTHER_PICTURES.match(head):
             raise UsageError("is not a picture (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, …)")
 

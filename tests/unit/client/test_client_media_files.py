@@ -40,7 +40,8 @@ def test_every_format_of_pictures_is_one(suffix: str, tmp_path: Path) -> None:
         (b"hello", "is not a picture"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "is not a picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC .* convert"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "does not load HEIC pictures whole: convert"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0miafheic", "HEIC .* convert"),
         (b"BMX is text that begins as a bitmap does", "is not a picture"),
     ],
 )
