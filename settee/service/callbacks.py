@@ -118,8 +118,8 @@ class Outbox:
                 if known is not None and changes != known:
                     self._take(self._store.callbacks())
                 known = changes
-            except StoreError as error:
-                log.warning("the state folder cannot be read: %s", error.message)
+            except Exception as error:  # lanes go on
+                log.warning("the state folder cannot be read: %s", str(error) or type(error).__name__)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._look_s)
         # Lanes alone, which stop what they wait for: anyio never awaits a task that is canceled before it runs.

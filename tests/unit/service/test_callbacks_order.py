@@ -117,6 +117,20 @@ class TestFaults:
         receiver.wait_for_key("job-SUCCESS")
         assert raised == ["job-RUNNING-1", "job-SUCCESS"]
 
+    def test_nor_does_a_store_that_raises(
+        self, make: Make, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outbox, asked = make(look_s=0.01), list[None]()
+
+        def changes() -> int:
+            asked.append(None)
+            raise MemoryError
+
+        monkeypatch.setattr(outbox._store, "changes", changes)
+        eventually(lambda: len(asked) > 1)
+        succeed(begun(outbox, receiver.urls()))
+        receiver.wait_for_key("job-SUCCESS")
+
     def test_nor_does_a_machine_without_another_thread_for_heartbeats(
         self, make: Make, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
