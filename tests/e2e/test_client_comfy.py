@@ -160,7 +160,7 @@ def test_prompts_that_a_job_starts_are_awaited_and_canceled_with_it(
 
 
 def test_progress_and_the_queue(target: Comfy) -> None:
-    first, second = sent(target, slow(steps=30, delay_ms=15)), sent(target, slow(steps=2))
+    first, second = sent(target, slow(steps=100, delay_ms=20)), sent(target, slow(steps=2))
     assert target.status(second.job_id).queue_position == 1
     answers: list[Answer] = []
     with ThreadPoolExecutor(1) as pool:
@@ -170,7 +170,7 @@ def test_progress_and_the_queue(target: Comfy) -> None:
         assert images(other.result())
     told = [answer.progress for answer in answers if answer.progress.get("step")]
     assert {(step["phase"], step["node"], step["node_type"], step["max"]) for step in told} == {
-        ("running", "5", "SetteeSampler", 30)
+        ("running", "5", "SetteeSampler", 100)
     }
     assert len({step["step"] for step in told}) > 2  # 0.33 tells no closer than 0.1 s apart
     percents = [step["percent"] for step in told]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def test_an_interrupt_before_anything(client: Command) -> None:
     process = client.start("pipe.json", "--json")
     # Opens when the command does.
     with (client.folder / "pipe.json").open("w"):
+        time.sleep(0.5)  # a signal just before it waits for the content would be heard of after that
         interrupt(process)
         found = ended(process)
     assert (found.code, found.document["error"]) == (5, "stopped: no job was sent"), found
