@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import requests
@@ -57,6 +58,14 @@ def test_one_that_never_came_up_is_beyond_repair_at_once(tmp_path: Path) -> None
         assert caught.value.details["log"][-1] == "ModuleNotFoundError: No module named 'torch'"
         comfy.new_job()
         assert comfy.log_tail(1) == ["ModuleNotFoundError: No module named 'torch'"], "a job that comes now is told why"
+
+
+def test_one_that_the_system_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with server(tmp_path) as comfy:
+        comfy.start()
+        with pytest.raises(ComfyUnavailable, match=r"ComfyUI cannot be started: .*: Permission denied"):
+            comfy.wait_ready(30)
 
 
 def test_one_that_came_up_before_is_tried_four_times(tmp_path: Path) -> None:

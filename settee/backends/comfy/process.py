@@ -141,6 +141,8 @@ class SupervisedServer(Server):
         #: True once a start was ended by us: what it would have come to is not known.
         self._was_killed = False
         self._exit_code: int | None = None
+        #: Why the last start was not possible.
+        self._refused = ""
         self._is_supervised = False
         self._lock = threading.Lock()
 
@@ -202,7 +204,8 @@ class SupervisedServer(Server):
             raise ComfyUnavailable("the worker is shutting down", retryable=True)
         if self.unrecoverable:
             times = "" if self._failed_starts == 1 else f" {self._failed_starts} times in a row"
-            message = f"ComfyUI does not start: it ended{times} with {exit_text(self._exit_code)} before it answered"
+            ended = f"ComfyUI does not start: it ended{times} with {exit_text(self._exit_code)} before it answered"
+            message = self._refused or ended
         else:
             message = f"ComfyUI did not answer within {timeout_s:g} s of waiting"
         tail = self.log_tail()
@@ -247,6 +250,7 @@ class SupervisedServer(Server):
                         return
                     process = self._launch(self._prepare())
             except ConfigError as error:
+                self._refused = neutral(error.message)
                 self._failed_starts += 1
                 log.error("ComfyUI cannot be started: %s", error)
             else:
@@ -293,7 +297,7 @@ class SupervisedServer(Server):
         except OSError as error:
             raise ConfigError(f"ComfyUI cannot be started: {command[0]}: {error.strerror}") from error
         self.generation += 1
-        self._process = process
+        self._process, self._refused = process, ""
         self.executor_died = False
         self.failed_imports = {}
         log.info("started ComfyUI (pid %s, port %s)", process.pid, self._port)
