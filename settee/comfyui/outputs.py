@@ -150,7 +150,7 @@ class Collector:
         self.heard_of.add(item.node_id)
         place = item.place or named_file(item.key, item.text)
         if item.text is not None and (place is None or not self.exists(place)):
-            content = item.text.encode("utf-8", "surrogatepass")
+            content = item.text.encode("utf-8", "replace")
             return self._held(item.node_id, text_name(item.node_id), content)
         if place is None:
             self._sent[item.node_id] += 1

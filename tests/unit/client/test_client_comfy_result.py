@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from typing import Any
 
@@ -96,6 +97,12 @@ def test_kinds_are_told_by_suffix_and_names_are_split() -> None:
         "models_3d": 1,
         "audio": 1,
     }
+
+
+def test_size_and_hash_of_a_text_are_those_of_what_is_returned() -> None:
+    [text] = result({"outputs": {"9": {"text": ["half a \ud800 pair"]}}})["texts"]
+    content = text["data"].encode()
+    assert (text["size"], text["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_files_that_are_not_there_are_told_of() -> None:
