@@ -94,15 +94,15 @@ class HttpApi(ABC):
         if reply.status == 200:
             return mapping(answer.get("node_errors"))
         if reply.status == 400:
-            raise WorkflowRejected(details={name: answer.get(name) or {} for name in ("error", "node_errors")})
+            raise WorkflowRejected(details={name: mapping(answer.get(name)) for name in ("error", "node_errors")})
         if reply.status == 413:
             raise PayloadTooLarge(f"the workflow is larger than {MAX_UPLOAD}, or send what it embeds under `files`")
         raise WorkflowRejected(f"ComfyUI failed while it checked the workflow (HTTP {reply.status}): see its log")
 
     def history(self, prompt_id: str, *, timeout_s: float | None = None) -> dict[str, Any] | None:
         """Return the stored end of a prompt (prompt, outputs, status, meta); None while there is none."""
-        entry = self._object(f"/history/{quote(prompt_id, safe='')}", timeout_s).get(prompt_id)
-        return entry if isinstance(entry, dict) else None
+        # An empty one, which ComfyUI has never had, would be neither an end nor an absence.
+        return mapping(self._object(f"/history/{quote(prompt_id, safe='')}", timeout_s).get(prompt_id)) or None
 
     def recent(self, count: int, *, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the newest entries of history, by prompt id."""

@@ -46,7 +46,7 @@ class Ended:
         self.refused = {
             own_node(graph, node_id)
             for at, error in node_errors.items()
-            for node_id in (at, *mapping(error).get("dependent_outputs", ()))
+            for node_id in (at, *(mapping(error).get("dependent_outputs") or ()))
         }
 
 

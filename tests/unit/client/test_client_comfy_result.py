@@ -17,6 +17,7 @@ from settee.client.job_outputs import outputs_of
 from settee.client.targets import Answer, Status, comfy_job
 from settee.client.targets.comfy_api import File
 from settee.comfyui.history import failure_of, mapping
+from settee.comfyui.http_api import HttpApi, Reply, Request
 from settee.comfyui.isolation import SALT_INPUT
 from settee.comfyui.node_registry import UNKNOWN, NodeRegistry
 from settee.comfyui.outputs import Collector, Ended
@@ -103,6 +104,23 @@ def test_size_and_hash_of_a_text_are_those_of_what_is_returned() -> None:
     [text] = result({"outputs": {"9": {"text": ["half a \ud800 pair"]}}})["texts"]
     content = text["data"].encode()
     assert (text["size"], text["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_answers_of_another_shape_are_waited_for_no_longer_than_none() -> None:
+    class Odd(HttpApi):
+        def ask(self, request: Request) -> Reply:
+            return Reply(400, {"error": "no", "node_errors": []}) if request.once else Reply(200, {"p": {}})
+
+        def misshapen(self) -> Exception:
+            return AssertionError()
+
+    assert Odd().history("p") is None, "it was neither an end nor an absence, for ever"
+    with pytest.raises(WorkflowRejected) as refused:
+        Odd().submit({}, "p", "c", {}, 1.0)
+    assert comfy_job.refusal(refused.value, {}, UNKNOWN).message == "ComfyUI refuses the workflow: refused by ComfyUI"
+    ended = Ended()
+    ended.refuse({"1": {"errors": None, "dependent_outputs": None}}, {}, UNKNOWN)
+    assert ended.refused == {"1"}
 
 
 def test_files_that_are_not_there_are_told_of() -> None:
