@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from settee.base.job import Artifact, Cancel, Job, Limits, Output
+from settee.base.job import Artifact, Cancel, Job, Kind, Limits, Output
 from settee.base.sealing import Sealer
 from settee.base.settings import Settings, load
 from settee.comfyui.media import kind_of
@@ -58,6 +59,25 @@ def file_artifact(path: Path, /, **changes: Any) -> Artifact:
         "path": path,
     }
     return Artifact(**{**fields, **changes})
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def text_artifact(text: str, **changes: object) -> Artifact:
+    content = text.encode("utf-8", "surrogatepass")
+    artifact = Artifact(
+        node_id="5",
+        kind=Kind.TEXT,
+        filename="5.txt",
+        subfolder="",
+        media_type="text/plain",
+        size=len(content),
+        content=content,
+    )
+    return dataclasses.replace(artifact, **changes)  # type: ignore[arg-type]
 
 
 def no_fetch(artifact: Artifact) -> Iterator[bytes]:
